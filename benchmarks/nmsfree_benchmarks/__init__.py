@@ -1,0 +1,1 @@
+"""Measure NMS-free detectors against NMS."""

@@ -1,0 +1,1 @@
+"""Checkpoint → certified NMS-free ONNX."""

@@ -1,0 +1,43 @@
+"""nmsfree: run FCOS detectors that need no non-maximum suppression. No torch inside.
+
+>>> from nmsfree import Detector
+>>> detections = Detector("model.onnx")("street.jpg")
+"""
+
+from nmsfree.backends import Backend, CallableBackend, RawDetections
+from nmsfree.detections import Detection, Detections
+from nmsfree.detector import Detector
+from nmsfree.errors import (
+    CheckpointError,
+    DataError,
+    EngineError,
+    GateError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    NmsfreeError,
+)
+from nmsfree.images import read_image
+from nmsfree.spec import ModelSpec, NmsSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "CallableBackend",
+    "CheckpointError",
+    "DataError",
+    "Detection",
+    "Detections",
+    "Detector",
+    "EngineError",
+    "GateError",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelSpec",
+    "NmsSpec",
+    "NmsfreeError",
+    "RawDetections",
+    "read_image",
+]

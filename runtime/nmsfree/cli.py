@@ -1,0 +1,66 @@
+"""The `nmsfree` command: sub-commands come from every installed distribution of the project."""
+
+import logging
+import sys
+from importlib.metadata import entry_points
+
+from nmsfree.errors import MissingExtraError, NmsfreeError
+
+try:
+    import typer
+except ImportError:
+    sys.exit(str(MissingExtraError("the nmsfree command", "nmsfree[cli]")))
+
+# What the project can do, and which distribution brings it.
+COMMANDS = {
+    "detect": ("nmsfree", "Draw detections on images, folders, videos or a camera."),
+    "eval": ("nmsfree", "COCO metrics of an ONNX file or a checkpoint."),
+    "data": ("nmsfree", "Make datasets."),
+    "export": ("nmsfree-export", "Checkpoint → NMS-free ONNX, certified and compared."),
+    "verify": ("nmsfree-export", "Compare the detections of two models."),
+    "train": ("nmsfree-training", "Train a detector."),
+    "weights": ("nmsfree-training", "List and download published weights."),
+    "bench": ("nmsfree-benchmarks", "Measure NMS-free against NMS."),
+}
+
+
+def build_app() -> typer.Typer:
+    """Collect the sub-commands of the installed distributions."""
+    app = typer.Typer(
+        name="nmsfree",
+        help="Train, export, run and measure FCOS detectors that need no NMS.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    installed = {entry.name: entry for entry in entry_points(group="nmsfree.commands")}
+    for name, (distribution, summary) in COMMANDS.items():
+        if name not in installed:
+            app.command(name, help=f"{summary} Needs {distribution}.")(_missing(name, distribution))
+            continue
+        command = installed[name].load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def _missing(name: str, distribution: str):  # type: ignore[no-untyped-def]
+    def command() -> None:
+        raise MissingExtraError(f"`nmsfree {name}`", distribution)
+
+    return command
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and the status of its error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        build_app()()
+    except NmsfreeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

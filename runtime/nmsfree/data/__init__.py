@@ -1,0 +1,1 @@
+"""Detection datasets: reading COCO folders, and the digits scenes that need no download."""

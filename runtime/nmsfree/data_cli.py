@@ -1,0 +1,65 @@
+"""`nmsfree data`: making datasets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nmsfree.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, help="Make datasets.")
+
+
+@app.callback()
+def data() -> None:
+    """Make datasets."""
+
+
+@app.command()
+def digits(
+    out: Annotated[Path | None, typer.Option(help="Folder to write the set to.")] = None,
+    train: Annotated[int, typer.Option(min=0, help="Images to train on; 0 leaves it out.")] = 2000,
+    val: Annotated[int, typer.Option(min=0, help="Images to validate on.")] = 300,
+    crowd: Annotated[
+        int, typer.Option(min=0, help="Images full of overlapping pairs of one class.")
+    ] = 150,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another set.")] = 0,
+    preview: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet with boxes to this picture.")
+    ] = None,
+) -> None:
+    """Handwritten digits on textures as a COCO-format detection set; needs no download.
+
+    A set that is already there and complete is left as it is.
+
+    Example: nmsfree data digits --out data/digits
+    """
+    if out is None and preview is None:
+        raise InputError("nothing to do: give --out DIR to write the set, --preview FILE to look")
+    if preview is not None:
+        from nmsfree.data.digits_preview import write_preview
+
+        write_preview(preview, seed)
+        typer.echo(f"preview: {preview}", err=True)
+    if out is not None:
+        _write(out, {"train": train, "val": val, "crowd": crowd}, seed)
+
+
+def _write(out: Path, counts: dict[str, int], seed: int) -> None:
+    from nmsfree.data.digits import write_digits
+    from nmsfree.progress import progress_bar
+
+    with progress_bar() as bar:
+        tasks = {
+            split: bar.add_task(split, total=count) for split, count in counts.items() if count
+        }
+        written = write_digits(
+            out,
+            **counts,
+            seed=seed,
+            progress=lambda split, done, _: bar.update(tasks[split], completed=done),
+        )
+        for split, task in tasks.items():
+            bar.update(task, completed=counts[split])
+    state = f"wrote {', '.join(written)}" if written else "complete already"
+    typer.echo(f"{out}: {state}", err=True)

@@ -1,0 +1,56 @@
+"""The result type: what was found in one image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Detection(NamedTuple):
+    """One detected object; `box` is (x1, y1, x2, y2) in source pixels."""
+
+    box: tuple[float, float, float, float]
+    confidence: float
+    class_id: int
+    class_name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Objects found in one image, best first.
+
+    Field names are those of the supervision library, so
+    `supervision.Detections(xyxy=d.xyxy, confidence=d.confidence, class_id=d.class_id)` works.
+
+    Attributes:
+        xyxy: float32 [n, 4], corners in pixels of the source image.
+        confidence: float32 [n], 0 … 1, descending.
+        class_id: int32 [n], 0 … number of classes − 1.
+        names: class names of the model, indexed by `class_id`.
+    """
+
+    xyxy: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    class_id: NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(
+            self.xyxy.tolist(), self.confidence.tolist(), self.class_id.tolist(), strict=True
+        )
+        for (x1, y1, x2, y2), confidence, class_id in rows:
+            yield Detection((x1, y1, x2, y2), confidence, class_id, self.names[class_id])
+
+    @property
+    def class_name(self) -> tuple[str, ...]:
+        """Class name of every detection."""
+        return tuple(self.names[i] for i in self.class_id.tolist())
+
+    def select(self, keep: NDArray[Any]) -> "Detections":
+        """Return the detections chosen by a boolean mask [n] or an index array."""
+        return Detections(self.xyxy[keep], self.confidence[keep], self.class_id[keep], self.names)

@@ -1,0 +1,175 @@
+"""Detector: images in, detections in source pixels out."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends import Backend, RawDetections, open_backend
+from nmsfree.detections import Detections
+from nmsfree.errors import InputError
+from nmsfree.images import Color, as_bgr
+from nmsfree.preprocess import Geometry, letterbox
+
+MAX_DYNAMIC_BATCH = 16  # images in one run where the file takes any number
+
+
+class Detector:
+    """Runs a model on images of any size. Safe to call from several threads.
+
+    Args:
+        model: path of an exported `.onnx` (or a checkpoint, with nmsfree-training installed),
+            or a backend.
+        device: where the model runs; never replaced by another one silently.
+        threads: processor threads of one run; None leaves it to the engine.
+
+    Example:
+        >>> with Detector("model.onnx") as detector:
+        ...     for box, confidence, class_id, name in detector(image):  # BGR uint8 [h, w, 3]
+        ...         print(name, confidence, box)
+    """
+
+    def __init__(
+        self, model: str | Path | Backend, *, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        self.backend = (
+            open_backend(model, device, threads) if isinstance(model, str | Path) else model
+        )
+        self.spec = self.backend.spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names; the index is the class id."""
+        return self.spec.class_names
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        threshold: float | None = None,
+        classes: Iterable[str | int] | None = None,
+        max_detections: int | None = None,
+        color: Color = "bgr",
+    ) -> Detections:
+        """Detect objects in one image.
+
+        Args:
+            image: BGR uint8 [h, w, 3]; a path; with color="rgb" an RGB array or a Pillow image.
+            threshold: keep scores above this; None takes the model's own.
+            classes: names or ids to keep; None keeps all.
+            max_detections: keep at most this many, the best ones.
+            color: channel order of an array, "bgr" (as OpenCV reads) or "rgb".
+
+        Raises:
+            InputError: the image or an argument cannot be used.
+        """
+        return self.batch(
+            [image],
+            threshold=threshold,
+            classes=classes,
+            max_detections=max_detections,
+            color=color,
+        )[0]
+
+    def batch(
+        self,
+        images: Sequence[Any],
+        *,
+        threshold: float | None = None,
+        classes: Iterable[str | int] | None = None,
+        max_detections: int | None = None,
+        color: Color = "bgr",
+    ) -> list[Detections]:
+        """Detect objects in several images of any sizes; arguments as for a single one."""
+        threshold = self._check_threshold(threshold)
+        keep = self._class_ids(classes)
+        if max_detections is not None and max_detections < 1:
+            raise InputError(f"max_detections is {max_detections}, expected 1 or more")
+        step = self.spec.batch or MAX_DYNAMIC_BATCH
+        results: list[Detections] = []
+        for start in range(0, len(images), step):
+            inputs, geometries = self.preprocess(images[start : start + step], color)
+            raw = self.backend.run(inputs)
+            results += [
+                self._finish(raw, i, geometry, threshold, keep, max_detections)
+                for i, geometry in enumerate(geometries)
+            ]
+        return results
+
+    def preprocess(
+        self, images: Sequence[Any], color: Color = "bgr"
+    ) -> tuple[NDArray[np.uint8], list[Geometry]]:
+        """Letterbox up to one batch of images: uint8 [N, H, W, 3] and the way back for each.
+
+        With a fixed batch size the rows without an image are left zero.
+        """
+        rows = self.spec.batch or len(images)
+        shape = (rows, self.spec.height, self.spec.width, 3)
+        inputs = np.empty(shape, np.uint8) if rows == len(images) else np.zeros(shape, np.uint8)
+        geometries = [
+            letterbox(as_bgr(image, color), row, self.spec.interpolation)
+            for image, row in zip(images, inputs, strict=False)
+        ]
+        return inputs, geometries
+
+    def _finish(
+        self,
+        raw: RawDetections,
+        index: int,
+        geometry: Geometry,
+        threshold: float,
+        classes: NDArray[np.int32] | None,
+        max_detections: int | None,
+    ) -> Detections:
+        count = int(raw.num_detections[index, 0])
+        scores = raw.detection_scores[index, :count]
+        class_ids = raw.detection_classes[index, :count]
+        keep = scores > threshold
+        if classes is not None:
+            keep &= np.isin(class_ids, classes)
+        rows = np.flatnonzero(keep)[:max_detections]
+        boxes = geometry.to_source(raw.detection_boxes[index, rows])
+        return Detections(boxes, scores[rows], class_ids[rows], self.names)
+
+    def _check_threshold(self, threshold: float | None) -> float:
+        if threshold is None:
+            return self.spec.threshold
+        if not self.spec.score_floor <= threshold <= 1:
+            raise InputError(
+                f"threshold is {threshold}, expected {self.spec.score_floor} … 1: scores below "
+                "the floor are not in this model's output (export with a lower --score-floor)"
+            )
+        return threshold
+
+    def _class_ids(self, classes: Iterable[str | int] | None) -> NDArray[np.int32] | None:
+        if classes is None:
+            return None
+        if isinstance(classes, str):
+            classes = [classes]
+        return np.array([self._class_id(c) for c in classes], dtype=np.int32)
+
+    def _class_id(self, wanted: str | int) -> int:
+        if isinstance(wanted, str) and wanted in self.names:
+            return self.names.index(wanted)
+        if not isinstance(wanted, str) and 0 <= wanted < len(self.names):
+            return int(wanted)
+        shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
+        raise InputError(f"class {wanted!r} is unknown; the model knows {len(self.names)}: {shown}")
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.backend.close()
+
+    def __enter__(self) -> "Detector":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+"""Every error a user can cause, as one tree.
+
+    NmsfreeError                 exit status 2
+    ├── InputError               an image, array or argument that cannot be used
+    ├── ModelError               a file that is not one of our models, or does not fit the request
+    ├── CheckpointError          a checkpoint that cannot be read or does not match the network
+    ├── DataError                a dataset that is missing, malformed or does not fit the model
+    ├── MissingExtraError        an optional dependency is not installed; names the one to install
+    ├── GateError                a check refused the result (parity, certificate): exit status 1
+    └── EngineError              an engine that does not fit this machine: exit status 3
+
+A message is one line: what was found, what was expected, what to do.
+Vendor exceptions are translated into this tree at one place per backend.
+"""
+
+
+class NmsfreeError(Exception):
+    """Base of all errors of this project; `exit_status` is what the command line ends with."""
+
+    exit_status = 2
+
+
+class InputError(NmsfreeError):
+    """An image, array or argument cannot be used."""
+
+
+class ModelError(NmsfreeError):
+    """A file is not one of our models, or the model does not fit the request."""
+
+
+class CheckpointError(NmsfreeError):
+    """A checkpoint cannot be read or does not match the network."""
+
+
+class DataError(NmsfreeError):
+    """A dataset is missing, malformed, or does not fit the model."""
+
+
+class MissingExtraError(NmsfreeError):
+    """An optional dependency is not installed.
+
+    Args:
+        feature: what the user wanted to do.
+        requirement: what to install, for example "nmsfree[cpu]".
+    """
+
+    def __init__(self, feature: str, requirement: str) -> None:
+        super().__init__(
+            f'{feature} needs a package that is not installed: pip install "{requirement}"'
+        )
+
+
+class GateError(NmsfreeError):
+    """A check (parity, certificate) refused the result; nothing was left behind."""
+
+    exit_status = 1
+
+
+class EngineError(NmsfreeError):
+    """An engine was built for something else and may not be rebuilt."""
+
+    exit_status = 3

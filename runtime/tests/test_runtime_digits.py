@@ -1,0 +1,260 @@
+"""Digits scenes: what is promised about every picture, and the set on disk."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree.data.coco import load_coco
+from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene, write_digits
+from nmsfree.data.digits_draw import draw_group
+from nmsfree.data.digits_glyphs import draw_glyph, instances, load_digits
+from nmsfree.data.digits_layout import lay_out
+from nmsfree.errors import DataError
+from nmsfree.images import read_image
+
+
+def iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    size = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = float(np.maximum(size, 0).prod())
+    return shared / (float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - shared)
+
+
+def overlaps(scene: Scene) -> list[tuple[float, bool]]:
+    """IoU and "same class" of every two objects."""
+    objects = list(zip(scene.boxes, scene.labels, strict=True))
+    return [(iou(a, b), p == q) for (a, p), (b, q) in itertools.combinations(objects, 2)]
+
+
+@pytest.fixture(scope="module")
+def train_scenes() -> list[Scene]:
+    return [make_scene("train", index) for index in range(200)]
+
+
+@pytest.fixture(scope="module")
+def crowd_scenes() -> list[Scene]:
+    return [make_scene("crowd", index) for index in range(150)]
+
+
+def test_scene_types(train_scenes: list[Scene]) -> None:
+    for scene in train_scenes[:5]:
+        assert scene.image.shape == (256, 256, 3)
+        assert scene.image.dtype == np.uint8
+        assert scene.boxes.shape == (len(scene.labels), 4)
+        assert scene.boxes.dtype == np.float32
+        assert scene.labels.dtype == np.int64
+
+
+def test_scene_depends_on_nothing_but_its_arguments() -> None:
+    first, again = make_scene("val", 7), make_scene("val", 7)
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.boxes, again.boxes)
+    for other in (make_scene("val", 8), make_scene("val", 7, seed=1), make_scene("train", 7)):
+        assert not np.array_equal(first.image, other.image)
+
+
+def test_recipe_is_unchanged() -> None:
+    """If this fails on purpose, raise RECIPE: sets on disk and results on them are outdated."""
+    scene = make_scene("crowd", 0)
+    assert scene.labels.tolist() == [2, 2, 3, 3, 3, 3]
+    expected = [
+        [95, 130, 146, 203],
+        [92, 149, 147, 214],
+        [194, 76, 229, 133],
+        [195, 62, 229, 122],
+        [47, 63, 81, 111],
+        [54, 61, 83, 106],
+    ]
+    assert np.abs(scene.boxes - np.array(expected)).max() <= 1  # resampling rounds per processor
+
+
+def test_unknown_split_names_the_known_ones() -> None:
+    with pytest.raises(DataError, match="train, val, crowd"):
+        make_scene("test", 0)
+
+
+def test_training_shares_no_handwritten_digit() -> None:
+    labels = load_digits().labels
+    for label, (train, held_out) in enumerate(zip(instances(False), instances(True), strict=True)):
+        assert not set(train) & set(held_out)
+        assert set(train) | set(held_out) == set(np.flatnonzero(labels == label))
+        assert 0.27 < len(held_out) / (len(train) + len(held_out)) < 0.33
+
+
+def test_layout_draws_from_its_pools_only() -> None:
+    allowed = set(np.concatenate(instances(held_out=True)).tolist())
+    for seed in range(20):
+        groups = lay_out(np.random.default_rng(seed), instances(held_out=True), 1, 4)
+        assert {digit.glyph.instance for group in groups for digit in group} <= allowed
+
+
+def test_counts_sizes_and_places(train_scenes: list[Scene], crowd_scenes: list[Scene]) -> None:
+    sides = []
+    for scene in train_scenes + crowd_scenes:
+        assert 3 <= len(scene.labels) <= 10
+        assert scene.boxes.min() >= 1
+        assert scene.boxes.max() <= 255
+        sides += (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1).tolist()
+    assert min(sides) >= 14
+    assert max(sides) <= 110
+    assert np.percentile(sides, 10) < 25
+    assert np.percentile(sides, 90) > 75
+
+
+def test_every_class_appears(train_scenes: list[Scene]) -> None:
+    counts = np.bincount(np.concatenate([scene.labels for scene in train_scenes]), minlength=10)
+    assert counts.min() > 0.06 * counts.sum()
+
+
+def test_crowd_scenes_hold_two_or_three_pairs(crowd_scenes: list[Scene]) -> None:
+    for scene in crowd_scenes:
+        pairs = [value for value, same in overlaps(scene) if value >= 0.3 and same]
+        assert len(pairs) in (2, 3)
+        assert all(0.5 <= value <= 0.75 for value in pairs)
+
+
+def test_a_third_of_train_scenes_holds_one_pair(train_scenes: list[Scene]) -> None:
+    pairs = [sum(value >= 0.5 for value, _ in overlaps(scene)) for scene in train_scenes]
+    assert set(pairs) == {0, 1}
+    assert 0.22 < np.mean(pairs) < 0.38
+
+
+def test_others_hardly_overlap(train_scenes: list[Scene], crowd_scenes: list[Scene]) -> None:
+    for scene in train_scenes + crowd_scenes:
+        for value, same in overlaps(scene):
+            assert value < 0.3 or (same and 0.5 <= value <= 0.75)
+
+
+@pytest.mark.parametrize("side", [15.5, 40.0, 108.5])
+def test_glyph_touches_all_sides_of_its_box(side: float) -> None:
+    rng = np.random.default_rng(3)
+    for instance in range(0, 1797, 60):
+        glyph = draw_glyph(rng, instance, side)
+        ink = glyph.alpha >= 0.5
+        inner = ink[1:-1, 1:-1]
+        assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any()
+        assert ink.sum() == inner.sum()  # nothing in the margin
+        assert abs(max(glyph.width, glyph.height) - side) <= 1.5
+
+
+def test_box_encloses_what_is_drawn() -> None:
+    """On an even ground, the pixels that became at least half ink span exactly the box."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        (group,) = lay_out(rng, instances(held_out=False), 0, 1)
+        canvas = np.full((256, 256, 3), 128, np.uint8)
+        draw_group(rng, canvas, group)
+        change = np.abs(canvas.astype(int) - 128).max(axis=2)
+        rows, columns = np.nonzero(change >= change.max() / 2)
+        drawn = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert np.abs(np.subtract(drawn, group[0].box)).max() <= 1  # colours are whole numbers
+
+
+def test_lower_digit_of_a_pair_stays_visible() -> None:
+    for seed in range(30):
+        (pair,) = lay_out(np.random.default_rng(seed), instances(held_out=True), 1, 0)
+        alone = np.full((256, 256, 3), 128, np.uint8)
+        both = alone.copy()
+        draw_group(np.random.default_rng(0), alone, pair[:1])
+        draw_group(np.random.default_rng(0), both, pair)  # the lower digit gets the same colour
+        ink = np.abs(alone.astype(int) - 128).max(axis=2) >= 25
+        visible = ink & (alone == both).all(axis=2)
+        assert visible.sum() >= 0.45 * ink.sum()
+
+
+def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
+    write_digits(tmp_path / "set", train=3, val=4, crowd=2)
+    for split, count in {"train": 3, "val": 4, "crowd": 2}.items():
+        dataset = load_coco(tmp_path / "set", split)
+        assert dataset.class_names == CLASS_NAMES
+        assert dataset.category_ids == tuple(range(1, 11))
+        assert len(dataset) == count
+        for index, sample in enumerate(dataset.samples):
+            scene = make_scene(split, index)
+            assert np.array_equal(sample.boxes, scene.boxes)
+            assert np.array_equal(sample.labels, scene.labels)
+            assert np.array_equal(read_image(sample.path), scene.image)
+
+
+def test_annotations_are_complete_coco(tmp_path: Path) -> None:
+    write_digits(tmp_path / "set", train=0, val=3, crowd=0)
+    text = (tmp_path / "set/annotations/instances_val.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    assert "10.24432/C50P49" in text  # the attribution that the licence asks for
+    assert content["licenses"][0]["name"] == "CC BY 4.0"
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    ids = [annotation["id"] for annotation in content["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+    for annotation in content["annotations"]:
+        _, _, width, height = annotation["bbox"]
+        assert annotation["area"] == width * height
+        assert annotation["iscrowd"] == 0
+
+
+def test_val_does_not_depend_on_the_number_of_train_images(tmp_path: Path) -> None:
+    write_digits(tmp_path / "a", train=1, val=2, crowd=0)
+    write_digits(tmp_path / "b", train=3, val=2, crowd=1)
+    assert contents(tmp_path / "a" / "val") == contents(tmp_path / "b" / "val")
+
+
+def test_split_of_zero_images_is_not_written(tmp_path: Path) -> None:
+    write_digits(tmp_path / "set", train=0, val=1, crowd=0)
+    assert not (tmp_path / "set" / "train").exists()
+    assert [path.name for path in (tmp_path / "set/annotations").iterdir()] == [
+        "instances_val.json"
+    ]
+
+
+def test_complete_set_is_left_as_it_is(tmp_path: Path) -> None:
+    assert write_digits(tmp_path, train=2, val=2, crowd=1) == ["train", "val", "crowd"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert write_digits(tmp_path, train=2, val=2, crowd=1) == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
+    write_digits(tmp_path, train=2, val=2, crowd=0)
+    whole = contents(tmp_path)
+    (tmp_path / "val/00001.png").unlink()
+    assert write_digits(tmp_path, train=2, val=2, crowd=0) == ["val"]
+    (tmp_path / "annotations/instances_train.json").unlink()
+    assert write_digits(tmp_path, train=2, val=2, crowd=0) == ["train"]
+    assert contents(tmp_path) == whole
+    assert write_digits(tmp_path, train=3, val=2, crowd=0) == ["train"]
+    assert len(load_coco(tmp_path, "train")) == 3
+
+
+def test_interrupted_set_is_completed(tmp_path: Path) -> None:
+    def interrupt(split: str, done: int, total: int) -> None:
+        if (split, done) == ("val", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_digits(tmp_path / "a", train=2, val=3, crowd=0, progress=interrupt)
+    assert not (tmp_path / "a/annotations/instances_val.json").exists()
+    assert write_digits(tmp_path / "a", train=2, val=3, crowd=0) == ["val"]
+    write_digits(tmp_path / "b", train=2, val=3, crowd=0)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_other_data_is_never_touched(tmp_path: Path) -> None:
+    write_digits(tmp_path / "set", train=1, val=0, crowd=0)
+    with pytest.raises(DataError, match="seed 0, asked for recipe 1 and seed 1"):
+        write_digits(tmp_path / "set", train=1, val=0, crowd=0, seed=1)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/mine.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="holds other data"):
+        write_digits(tmp_path / "photos", train=1)
+    with pytest.raises(DataError, match="is a file"):
+        write_digits(tmp_path / "photos/mine.jpg", train=1)
+    (tmp_path / "set/digits.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match="not a record"):
+        write_digits(tmp_path / "set", train=1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

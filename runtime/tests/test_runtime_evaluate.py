@@ -1,0 +1,203 @@
+"""COCO metrics against cases computed by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from nmsfree.backends import CallableBackend, RawDetections
+from nmsfree.data.coco import DetectionDataset, load_coco
+from nmsfree.data.digits import CLASS_NAMES, write_digits
+from nmsfree.detector import Detector
+from nmsfree.errors import DataError
+from nmsfree.evaluate import Metrics, Result, coco_metrics, evaluate, predict
+from nmsfree.images import read_image
+from nmsfree.spec import ModelSpec
+
+A = [10.0, 10.0, 100.0, 100.0]
+B = [150.0, 120.0, 100.0, 100.0]
+
+
+def dataset_of(folder: Path, *annotations: dict[str, Any], images: int = 1) -> DetectionDataset:
+    """Pictures of 300 × 250, classes 7 and 40; annotations need only what COCO readers need."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    content = {
+        "categories": [{"id": 7, "name": "cat"}, {"id": 40, "name": "dog"}],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 300, "height": 250} for i in range(images)
+        ],
+        "annotations": [{"image_id": 0, "category_id": 7} | a for a in annotations],
+    }
+    (folder / "annotations/instances_val.json").write_text(json.dumps(content), encoding="utf-8")
+    return load_coco(folder, "val")
+
+
+def result(box: list[float], score: float, category: int = 7, image: int = 0) -> Result:
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def test_perfect_predictions(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "category_id": 40})
+    metrics = coco_metrics(dataset, [result(A, 0.9), result(B, 0.8, 40)])
+    assert metrics.ap == metrics.ap50 == metrics.ap75 == metrics.ap_large == pytest.approx(1)
+    assert metrics.ar100 == pytest.approx(1)
+    assert (metrics.ap_small, metrics.ap_medium) == (None, None)  # there are none
+
+
+def test_no_predictions(tmp_path: Path) -> None:
+    metrics = coco_metrics(dataset_of(tmp_path, {"bbox": A}), [])
+    assert (metrics.ap, metrics.ap50, metrics.ar100) == (0, 0, 0)
+
+
+def test_shifted_box_passes_the_thresholds_below_its_iou(tmp_path: Path) -> None:
+    # Moved by 10 of 100 px: IoU 90 / 110 = 0.818, so 7 of the 10 thresholds 0.50 … 0.95 are met.
+    metrics = coco_metrics(dataset_of(tmp_path, {"bbox": A}), [result([20, 10, 100, 100], 0.9)])
+    assert metrics.ap50 == metrics.ap75 == pytest.approx(1)
+    assert metrics.ap == pytest.approx(0.7)
+
+
+def test_duplicate_costs_precision(tmp_path: Path) -> None:
+    # Hit, duplicate, hit: precision 1 at the 51 recalls 0 … 0.50, 2/3 at the 50 above.
+    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B})
+    metrics = coco_metrics(dataset, [result(A, 0.9), result(A, 0.8), result(B, 0.7)])
+    assert metrics.ap == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert metrics.ar100 == pytest.approx(1)
+
+
+def test_duplicate_below_all_hits_is_free(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B})
+    metrics = coco_metrics(dataset, [result(A, 0.9), result(B, 0.8), result(A, 0.7)])
+    assert metrics.ap == pytest.approx(1)
+
+
+def test_swapped_classes_score_nothing(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "category_id": 40})
+    metrics = coco_metrics(dataset, [result(A, 0.9, 40), result(B, 0.8, 7)])
+    assert (metrics.ap, metrics.ap50, metrics.ar100) == (0, 0, 0)
+
+
+def test_detections_in_a_crowd_region_do_not_count(tmp_path: Path) -> None:
+    crowd = {"bbox": B, "iscrowd": 1}
+    inside = [result([155, 130, 40, 40], 0.95), result([160, 140, 40, 40], 0.9)]
+    metrics = coco_metrics(
+        dataset_of(tmp_path / "a", {"bbox": A}, crowd), [*inside, result(A, 0.5)]
+    )
+    assert metrics.ap == pytest.approx(1)
+    # The same without the region: 1 hit after 2 misses.
+    metrics = coco_metrics(dataset_of(tmp_path / "b", {"bbox": A}), [*inside, result(A, 0.5)])
+    assert metrics.ap == pytest.approx(1 / 3)
+
+
+def test_size_classes_use_the_area_of_the_annotations(tmp_path: Path) -> None:
+    # The box of A has 100² px; its annotated (mask) area of 50² makes it a medium object.
+    dataset = dataset_of(tmp_path, {"bbox": A, "area": 2500.0})
+    metrics = coco_metrics(dataset, [result(A, 0.9)])
+    assert metrics.ap_medium == pytest.approx(1)
+    assert (metrics.ap_small, metrics.ap_large) == (None, None)
+
+
+def test_shortened_dataset_counts_its_images_only(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "image_id": 1}, images=2)
+    assert coco_metrics(dataset, [result(A, 0.9)]).ar100 == pytest.approx(0.5)
+    shortened = dataclasses.replace(dataset, samples=dataset.samples[:1])
+    assert coco_metrics(shortened, [result(A, 0.9)]).ap == pytest.approx(1)
+
+
+def test_dataset_without_objects_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no objects to find"):
+        coco_metrics(dataset_of(tmp_path, {"bbox": A, "iscrowd": 1}), [result(A, 0.9)])
+
+
+def test_results_are_left_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [result(A, 0.9)]
+    coco_metrics(dataset_of(tmp_path, {"bbox": A}), given)
+    assert given == [result(A, 0.9)]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_holds_the_metrics_under_their_coco_names() -> None:
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+    values = [0.1, 0.2, 0.3, None, 0.5, 0.6, 0.7]
+    metrics = Metrics(0.1, 0.2, 0.3, None, 0.5, 0.6, 0.7)
+    assert metrics.to_json() == dict(zip(names, values, strict=True))
+
+
+def oracle(dataset: DetectionDataset, names: tuple[str, ...]) -> Detector:
+    """A model that knows every picture of a digits set by its pixels."""
+    known = {read_image(sample.path).tobytes(): sample for sample in dataset.samples}
+    label = np.array([names.index(name) for name in dataset.class_names], dtype=np.int32)
+
+    def run(images: np.ndarray[Any, Any]) -> RawDetections:
+        n = len(images)
+        raw = RawDetections(
+            np.zeros((n, 1), np.int32),
+            np.zeros((n, 20, 4), np.float32),
+            np.zeros((n, 20), np.float32),
+            np.zeros((n, 20), np.int32),
+        )
+        for i, image in enumerate(images):
+            sample = known[image.tobytes()]
+            count = len(sample.labels)
+            raw.num_detections[i] = count
+            raw.detection_boxes[i, :count] = sample.boxes
+            raw.detection_scores[i, :count] = np.linspace(0.9, 0.06, count)  # some are faint
+            raw.detection_classes[i, :count] = label[sample.labels]
+        return raw
+
+    spec = ModelSpec("oracle", "o2o", 256, 256, None, names, tuple(range(len(names))), top_k=20)
+    return Detector(CallableBackend(run, spec))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder, train=0, val=20, crowd=0)
+    return load_coco(folder, "val")
+
+
+@pytest.mark.parametrize("names", [CLASS_NAMES, CLASS_NAMES[::-1]])
+def test_detector_that_knows_the_answers(digits: DetectionDataset, names: tuple[str, ...]) -> None:
+    calls: list[tuple[int, int]] = []
+    metrics = evaluate(
+        oracle(digits, names), digits, progress=lambda done, total: calls.append((done, total))
+    )
+    assert metrics.ap == pytest.approx(1)
+    assert metrics.ap_small == metrics.ap_medium == pytest.approx(1)
+    assert calls[-1] == (20, 20)
+
+
+def test_predictions_are_source_boxes_with_the_dataset_ids(digits: DetectionDataset) -> None:
+    results = predict(oracle(digits, CLASS_NAMES), digits)
+    assert len(results) == sum(len(sample.labels) for sample in digits.samples)
+    first, sample = results[0], digits.samples[0]
+    x1, y1, x2, y2 = sample.boxes[0].tolist()
+    assert first["image_id"] == sample.image_id
+    assert first["category_id"] == digits.category_ids[sample.labels[0]]
+    assert first["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+
+
+def test_other_classes_are_refused(digits: DetectionDataset) -> None:
+    names = (*CLASS_NAMES[:9], "ten")
+    with pytest.raises(DataError, match="only in the model: ten; only in the data: 9"):
+        evaluate(oracle_of_nothing(names), digits)
+
+
+def test_picture_of_another_size_is_refused(digits: DetectionDataset, tmp_path: Path) -> None:
+    path = tmp_path / "other.png"
+    cv2.imwrite(str(path), np.zeros((10, 20, 3), np.uint8))
+    sample = dataclasses.replace(digits.samples[0], path=path)
+    with pytest.raises(DataError, match="is 20 × 10 pixels, its annotations say 256 × 256"):
+        predict(oracle_of_nothing(CLASS_NAMES), dataclasses.replace(digits, samples=(sample,)))
+
+
+def oracle_of_nothing(names: tuple[str, ...]) -> Detector:
+    def run(images: np.ndarray[Any, Any]) -> RawDetections:
+        raise AssertionError("refused before the model runs")
+
+    spec = ModelSpec("none", "o2o", 256, 256, None, names, tuple(range(len(names))))
+    return Detector(CallableBackend(run, spec))

@@ -1,0 +1,1 @@
+"""Train FCOS detectors that need no non-maximum suppression."""

@@ -1,0 +1,186 @@
+"""Frozen settings, and presets: functions that return them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from nmsfree.errors import InputError
+
+HeadName = Literal["o2m", "o2o"]
+HeadNorm = Literal["group", "batch", "batch_per_level"]
+
+STRIDES = (8, 16, 32)  # of the three pyramid levels P3, P4, P5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        depth: ResNet-18, 34 or 50.
+        width: channels of the ResNet's stem; 64 is the standard network.
+        frozen_norm: backbone batch norm uses fixed statistics and weights.
+        frozen_stages: leading parts that are not trained; 1 = stem, 2 = stem and layer1.
+        channels: of the FPN and of the head.
+        head_convs: 3×3 convolutions before the prediction, in each of the two branches.
+        head_norm: "group" (32 groups), "batch" (one for all levels), "batch_per_level".
+        heads: which heads exist; at deployment one is kept, "o2o" if there is one.
+        detach_o2o: with two heads, the o2o head's gradient stops at the FPN's output.
+    """
+
+    name: str
+    num_classes: int
+    heads: tuple[HeadName, ...]
+    depth: int = 18
+    width: int = 64
+    frozen_norm: bool = True
+    frozen_stages: int = 2
+    channels: int = 256
+    head_convs: int = 4
+    head_norm: HeadNorm = "group"
+    detach_o2o: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe.
+
+    Attributes:
+        learning_rate: for a batch of 16 images; scaled linearly with the batch (SGD only).
+        schedule: "step" multiplies by 0.1 after each of `milestones` (epochs); "cosine" to zero.
+        warmup_iterations, warmup_factor: linear warm-up from learning_rate × factor.
+        short_sides, long_side: multi-scale resize, in pixels; empty = fit the model's input.
+        crop: side of a random crop as a share of the model's input; None = whole image.
+        flip: probability of a horizontal flip.
+        clip_norm: gradients of a larger norm are scaled down to it; None = off.
+        color_jitter: strength of random brightness, contrast, saturation and hue; 0 = off.
+    """
+
+    epochs: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    weight_decay: float
+    schedule: Literal["step", "cosine"]
+    milestones: tuple[int, ...] = ()
+    momentum: float = 0.9
+    warmup_iterations: int = 500
+    warmup_factor: float = 0.00066667
+    clip_norm: float | None = None
+    batch_size: int = 16
+    short_sides: tuple[int, ...] = ()
+    long_side: int = 0
+    crop: float | None = None
+    flip: float = 0.0
+    color_jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network, its recipe, and the size (height, width) of its deployed input in pixels."""
+
+    model: ModelConfig
+    train: TrainConfig
+    input_size: tuple[int, int]
+
+
+def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+    """The published recipe: SGD, 36 epochs, frozen batch norm, stem and layer1 not trained."""
+    return Preset(
+        model=ModelConfig(name=name, num_classes=num_classes, heads=heads),
+        train=TrainConfig(
+            epochs=36,
+            optimizer="sgd",
+            learning_rate=0.01,
+            weight_decay=1e-4,
+            schedule="step",
+            milestones=(24, 33),
+            short_sides=tuple(range(256, 609, 32)),
+            long_side=900,
+            flip=0.5,
+        ),
+        input_size=(512, 736),
+    )
+
+
+def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+    """For CPUs and the edge: a quarter of ResNet-18's width, 64 channels, 2 + 2 convs."""
+    return Preset(
+        model=ModelConfig(
+            name=name,
+            num_classes=num_classes,
+            heads=heads,
+            width=16,
+            frozen_norm=False,
+            frozen_stages=0,
+            channels=64,
+            head_convs=2,
+            head_norm="batch_per_level",
+        ),
+        train=TrainConfig(
+            epochs=40,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            weight_decay=0.05,
+            schedule="cosine",
+            warmup_iterations=100,
+            warmup_factor=0.01,
+            clip_norm=10.0,
+            crop=0.875,
+            color_jitter=0.3,
+        ),
+        input_size=(256, 256),
+    )
+
+
+def fcos_rt_r18_3x(num_classes: int = 80) -> Preset:
+    """Published one-to-many detector; needs NMS."""
+    return _r18_3x("fcos_rt_r18_3x", ("o2m",), num_classes)
+
+
+def fcos_o2o_r18_3x(num_classes: int = 80) -> Preset:
+    """Published detector of the same network, trained one-to-one; no NMS."""
+    return _r18_3x("fcos_o2o_r18_3x", ("o2o",), num_classes)
+
+
+def fcos_e2e_r18_3x(num_classes: int = 80) -> Preset:
+    """Published two-headed detector; the o2o head reads detached features and is deployed."""
+    return _r18_3x("fcos_e2e_r18_3x", ("o2m", "o2o"), num_classes)
+
+
+def fcos_rt_nano(num_classes: int = 80) -> Preset:
+    """Small one-to-many detector; needs NMS."""
+    return _nano("fcos_rt_nano", ("o2m",), num_classes)
+
+
+def fcos_o2o_nano(num_classes: int = 80) -> Preset:
+    """Small detector trained one-to-one; no NMS."""
+    return _nano("fcos_o2o_nano", ("o2o",), num_classes)
+
+
+def fcos_e2e_nano(num_classes: int = 80) -> Preset:
+    """Small two-headed detector; no NMS."""
+    return _nano("fcos_e2e_nano", ("o2m", "o2o"), num_classes)
+
+
+PRESETS: dict[str, Callable[..., Preset]] = {
+    f.__name__: f
+    for f in (
+        fcos_rt_r18_3x,
+        fcos_o2o_r18_3x,
+        fcos_e2e_r18_3x,
+        fcos_rt_nano,
+        fcos_o2o_nano,
+        fcos_e2e_nano,
+    )
+}
+
+
+def preset(name: str, num_classes: int = 80) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        InputError: no preset has this name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"model {name!r} is unknown, expected one of: {', '.join(PRESETS)}")
+    return PRESETS[name](num_classes)

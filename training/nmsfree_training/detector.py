@@ -1,0 +1,91 @@
+"""FCOS: the three published models are this class with one or two heads."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nmsfree_training.backbone import ResNet
+from nmsfree_training.boxes import anchor_points, decode
+from nmsfree_training.config import STRIDES, HeadName, ModelConfig
+from nmsfree_training.fpn import Fpn
+from nmsfree_training.head import Head
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one head says of a batch; M cells = those of P3, P4, P5 concatenated.
+
+    Attributes:
+        logits: float [N, M, C].
+        boxes: float [N, M, 4], xyxy in input pixels.
+        points, strides: float [M, 2] and [M], see `boxes.anchor_points`.
+        shapes: (h, w) of every level.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    points: Tensor
+    strides: Tensor
+    shapes: list[tuple[int, int]]
+
+
+class Fcos(nn.Module):
+    """Backbone, FPN and the heads named in the configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.depth, config.width, config.frozen_norm, config.frozen_stages)
+        self.fpn = Fpn(self.backbone.channels, config.channels)
+        self.heads = nn.ModuleDict({name: self._make_head() for name in config.heads})
+        if len(self.heads) == 2:  # the published o2o head starts as a copy of the o2m head
+            self.heads["o2o"].load_state_dict(self.heads["o2m"].state_dict())
+
+    def _make_head(self) -> Head:
+        c = self.config
+        return Head(c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
+
+    @property
+    def deployed_head(self) -> HeadName:
+        """The head that is kept for inference."""
+        return "o2o" if "o2o" in self.config.heads else "o2m"
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised RGB float [N, 3, H, W] → P3, P4, P5."""
+        pyramid: tuple[Tensor, ...] = self.fpn(self.backbone(images))
+        return pyramid
+
+    def forward(
+        self, images: Tensor, heads: tuple[HeadName, ...] | None = None
+    ) -> dict[str, Prediction]:
+        """Run the network.
+
+        Args:
+            images: float [N, 3, H, W], RGB, normalised (see `normalize.py`).
+            heads: which heads to run; all by default.
+
+        Returns:
+            One `Prediction` per head.
+        """
+        features = self.features(images)
+        detached = tuple(f.detach() for f in features) if self._detaches() else features
+        return {
+            name: self._predict(name, detached if name == "o2o" else features)
+            for name in heads or self.config.heads
+        }
+
+    def _detaches(self) -> bool:
+        return self.config.detach_o2o and len(self.heads) == 2
+
+    def _predict(self, name: str, features: tuple[Tensor, ...]) -> Prediction:
+        levels = self.heads[name](features)
+        shapes = [(logits.shape[2], logits.shape[3]) for logits, _ in levels]
+        points, strides = anchor_points(shapes, STRIDES, features[0].device)
+        logits, deltas = (_flatten([level[i] for level in levels]) for i in (0, 1))
+        return Prediction(logits, decode(deltas.float(), points, strides), points, strides, shapes)
+
+
+def _flatten(maps: list[Tensor]) -> Tensor:
+    """Per level [N, C, h, w] → [N, M, C]."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)

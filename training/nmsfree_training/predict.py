@@ -1,0 +1,129 @@
+"""A checkpoint as a backend of `nmsfree.Detector`: eager PyTorch, published post-processing."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nmsfree.backends.base import RawDetections
+from nmsfree.errors import InputError
+from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.config import HeadName
+from nmsfree_training.detector import Fcos, Prediction
+from nmsfree_training.normalize import normalize
+from nmsfree_training.postprocess import PostprocessConfig, postprocess
+
+TOP_K = 100
+
+
+def make_spec(
+    checkpoint: Checkpoint,
+    head: HeadName,
+    *,
+    input_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    top_k: int = TOP_K,
+    score_floor: float = 0.05,
+) -> ModelSpec:
+    """Describe one head of a checkpoint as a deployed model."""
+    height, width = input_size or checkpoint.input_size
+    return ModelSpec(
+        name=checkpoint.model.name,
+        head=head,
+        height=height,
+        width=width,
+        batch=batch,
+        class_names=checkpoint.class_names,
+        category_ids=checkpoint.category_ids,
+        top_k=top_k,
+        score_floor=score_floor,
+        nms=NmsSpec() if head == "o2m" else None,
+        provenance=dict(checkpoint.provenance),
+    )
+
+
+class TorchBackend:
+    """Runs one head of a network eagerly, with the published post-processing and settings.
+
+    Args:
+        network: on the device where it is to run.
+        spec: what the head is deployed as; its floor, top-k and NMS are applied.
+    """
+
+    def __init__(self, network: Fcos, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._network = network
+        self._device = next(network.parameters()).device
+        self.description = f"PyTorch {torch.__version__} {self._device.type}, eager"
+
+    def run(self, images: NDArray[np.uint8]) -> RawDetections:
+        predictions = self.predict(images)
+        found = postprocess(predictions, self._config())
+        return self._pack(found, len(images))
+
+    @torch.inference_mode()
+    def predict(self, images: NDArray[np.uint8]) -> Prediction:
+        """Run the network on uint8 [N, H, W, 3] BGR and return the head's `Prediction`."""
+        head: HeadName = self.spec.head
+        inputs = normalize(torch.from_numpy(images).to(self._device))
+        predictions: dict[str, Prediction] = self._network(inputs, heads=(head,))
+        return predictions[head]
+
+    def _config(self) -> PostprocessConfig:
+        nms = self.spec.nms
+        if nms is None:
+            # No floor: rows below it are part of the output contract.
+            return PostprocessConfig(self.spec.top_k, score_floor=-1.0, cap_at_cells=False)
+        return PostprocessConfig(
+            nms.candidates_per_level, self.spec.score_floor, nms.iou, nms.class_aware
+        )
+
+    def _pack(
+        self,
+        found: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]],
+        count: int,
+    ) -> RawDetections:
+        k = self.spec.top_k
+        limit = np.array([self.spec.width, self.spec.height] * 2, np.float32)
+        raw = RawDetections(
+            np.zeros((count, 1), np.int32),
+            np.zeros((count, k, 4), np.float32),
+            np.zeros((count, k), np.float32),
+            np.zeros((count, k), np.int32),
+        )
+        for i, (boxes, scores, labels) in enumerate(found):
+            order = np.argsort(-scores, kind="stable")[:k]
+            raw.num_detections[i] = np.count_nonzero(scores[order] > self.spec.score_floor)
+            raw.detection_boxes[i, : len(order)] = np.clip(boxes[order], 0, limit)
+            raw.detection_scores[i, : len(order)] = scores[order]
+            raw.detection_classes[i, : len(order)] = labels[order]
+        return raw
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device, or say clearly that it is not there.
+
+    Raises:
+        InputError: an unknown device, or a GPU that PyTorch does not see.
+    """
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}, a checkpoint runs on: cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but PyTorch sees no GPU: use --device cpu")
+    return torch.device(name)
+
+
+def open_checkpoint(
+    path: Path, *, device: str = "cpu", threads: int | None = None, head: HeadName | None = None
+) -> TorchBackend:
+    """Open a checkpoint as a backend; `head` defaults to the one that is deployed."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = load_checkpoint(path)
+    network = checkpoint.build().to(torch_device(device))
+    return TorchBackend(network, make_spec(checkpoint, head or network.deployed_head))
