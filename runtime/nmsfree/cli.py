@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
@@ -36,7 +37,10 @@ def build_app() -> typer.Typer:
     installed = {entry.name: entry for entry in entry_points(group="nmsfree.commands")}
     for name, (distribution, summary) in COMMANDS.items():
         if name not in installed:
-            app.command(name, help=f"{summary} Needs {distribution}.")(_missing(name, distribution))
+            # Whatever options follow, the answer is what to install.
+            anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+            summary = f"{summary} Needs {distribution}."
+            app.command(name, help=summary, context_settings=anything)(_missing(name, distribution))
             continue
         command = installed[name].load()
         if isinstance(command, typer.Typer):
@@ -46,7 +50,7 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _missing(name: str, distribution: str):  # type: ignore[no-untyped-def]
+def _missing(name: str, distribution: str) -> Callable[[], None]:
     def command() -> None:
         raise MissingExtraError(f"`nmsfree {name}`", distribution)
 

@@ -83,7 +83,17 @@ class Detector:
         max_detections: int | None = None,
         color: Color = "bgr",
     ) -> list[Detections]:
-        """Detect objects in several images of any sizes; arguments as for a single one."""
+        """Detect objects in several images of any sizes; arguments as for a single one.
+
+        Raises:
+            InputError: an image or an argument cannot be used, or `images` is a single image.
+        """
+        single = isinstance(images, np.ndarray) and images.ndim != 4
+        if single or isinstance(images, str) or not hasattr(images, "__len__"):
+            raise InputError(
+                f"batch takes a list of images, found one {type(images).__name__}: "
+                "call the detector itself for a single image"
+            )
         threshold = self._check_threshold(threshold)
         keep = self._class_ids(classes)
         if max_detections is not None and max_detections < 1:

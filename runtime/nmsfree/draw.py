@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.detections import Detection, Detections
+from nmsfree.errors import InputError
+from nmsfree.images import as_bgr
 
 Bgr = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the drawn picture
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+INK: Bgr = (0, 0, 0)  # text: black has a contrast above 4.5 on every colour of the palette
 HALO: Bgr = (16, 16, 16)  # dark rim outside a box line, so that it stands out on its own colour
 COMFORTABLE_SIDE = 640  # pictures smaller than this are shown enlarged, see `zoom_for`
 GAP = "  "  # between name and confidence; OpenCV 5's font has a narrow space
@@ -112,7 +115,13 @@ def draw(
 
     Returns:
         uint8 [h·zoom, w·zoom, 3], BGR.
+
+    Raises:
+        InputError: `image` is not such an array, or zoom is below 1.
     """
+    if zoom < 1:
+        raise InputError(f"zoom is {zoom}, expected 1 or more")
+    image = as_bgr(image)
     height, width = image.shape[0] * zoom, image.shape[1] * zoom
     picture = _enlarge(image, height, width)
     style = style or Style.for_size(height, width)
@@ -234,22 +243,5 @@ def _draw_label(
     back = color_of(class_id)
     scale, thickness = _font(style)
     cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), back, cv2.FILLED)
-    ink = text_color(back)
     origin = (x + style.pad, y + style.pad + style.text)
-    cv2.putText(picture, text, origin, FONT, scale, ink, thickness, cv2.LINE_AA)
-
-
-def text_color(background: Bgr) -> Bgr:
-    """Return black or white, whichever has the higher contrast on a BGR colour (WCAG 2.1)."""
-    luminance = _luminance(background)
-    on_black, on_white = (luminance + 0.05) / 0.05, 1.05 / (luminance + 0.05)
-    return (0, 0, 0) if on_black >= on_white else (255, 255, 255)
-
-
-def _luminance(color: Bgr) -> float:
-    """Relative luminance 0 … 1 of an sRGB colour given as BGR (WCAG 2.1)."""
-    linear = [
-        v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-        for v in (c / 255 for c in color)
-    ]
-    return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    cv2.putText(picture, text, origin, FONT, scale, INK, thickness, cv2.LINE_AA)

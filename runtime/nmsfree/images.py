@@ -26,12 +26,31 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     if data.size == 0:
         raise InputError(f"{path}: empty file, expected an image")
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = None if _is_cut_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:
         image = None
     if image is None:
-        raise InputError(f"{path}: not an image that can be decoded (corrupt or unknown format)")
+        raise InputError(f"{path}: not an image that can be decoded (corrupt, cut or unknown)")
     return np.asarray(image, dtype=np.uint8)
+
+
+def _is_cut_jpeg(data: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG lacks its end marker: OpenCV 4 gives such a file back half grey.
+
+    Segments before the scan are skipped by their lengths (a thumbnail among them ends with the
+    marker too); inside the scan the marker's bytes cannot occur.
+    """
+    if data[:2].tobytes() != b"\xff\xd8":
+        return False
+    position = 2
+    while position + 4 <= data.size and data[position] == 0xFF:
+        if data[position + 1] == 0xFF:  # fill byte
+            position += 1
+            continue
+        if data[position + 1] == 0xDA:  # start of scan
+            return data[position:].tobytes().rfind(b"\xff\xd9") < 0
+        position += 2 + 256 * int(data[position + 2]) + int(data[position + 3])
+    return False  # not a plain sequence of segments: the decoder decides
 
 
 def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
@@ -62,7 +81,10 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
 def _from_pillow(image: Any, color: Color) -> NDArray[np.uint8]:
     if color != "rgb":
         raise InputError("a Pillow image is RGB, but color is 'bgr': pass color='rgb'")
-    rgb = np.asarray(image.convert("RGB"), dtype=np.uint8)
+    try:
+        rgb = np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except (OSError, ValueError) as error:  # Pillow reads the file only now
+        raise InputError(f"Pillow image cannot be read ({error})") from None
     if rgb.size == 0:
         raise InputError(f"image is empty ({image.height} × {image.width})")
     return np.ascontiguousarray(rgb[:, :, ::-1])

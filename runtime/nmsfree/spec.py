@@ -7,7 +7,7 @@ It travels as JSON under the metadata key ``nmsfree`` of an ONNX file. The JSON 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from nmsfree.errors import ModelError
@@ -96,13 +96,17 @@ class ModelSpec:
         if not isinstance(values, dict):
             raise ModelError("model description is not a JSON object: export the model again")
         _check_version(values.get("format_version"))
-        known = {f.name for f in fields(cls)}
+        known = {f.name: f for f in fields(cls)}
+        required = [n for n, f in known.items() if f.default is f.default_factory is MISSING]
+        missing = [name for name in required if name not in values]
+        if missing:
+            raise ModelError(
+                f"model description lacks {', '.join(missing)}: export the model again"
+            )
         try:
             return cls(**{k: _read(k, v) for k, v in values.items() if k in known})
-        except (TypeError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"model description is incomplete ({error}): export the model again"
-            ) from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"model description is wrong ({error}): export it again") from None
 
 
 def _check_version(version: Any) -> None:
@@ -125,10 +129,16 @@ def _read(key: str, value: Any) -> Any:
         case "nms":
             known = {f.name for f in fields(NmsSpec)}
             return value and NmsSpec(**{k: v for k, v in value.items() if k in known})
+        case "provenance":
+            return {str(k): str(v) for k, v in value.items()}
         case "head" if value not in ("o2o", "o2m"):
             raise ValueError(f"head is {value!r}, expected o2o or o2m")
         case "interpolation" if value not in ("linear", "area"):
             raise ValueError(f"interpolation is {value!r}, expected linear or area")
-        case "height" | "width" | "top_k" if not isinstance(value, int) or value < 1:
+        case "batch" if value is None:
+            return None
+        case "height" | "width" | "top_k" | "batch" if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}, expected a positive whole number")
+        case "score_floor" | "threshold" if not 0 <= value <= 1:
+            raise ValueError(f"{key} is {value!r}, expected a number from 0 to 1")
     return value

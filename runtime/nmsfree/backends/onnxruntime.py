@@ -22,7 +22,7 @@ class OnnxRuntimeBackend:
         threads: threads of one run; None lets ONNX Runtime take one per physical core.
 
     Raises:
-        InputError: the device is not supported.
+        InputError: the device is not supported, or threads is below 1.
         MissingExtraError: onnxruntime is not installed.
         ModelError: the file is missing, not ONNX, or not written by this project.
     """
@@ -33,47 +33,70 @@ class OnnxRuntimeBackend:
             raise InputError(
                 f"device is {device!r}, ONNX Runtime here runs on: {', '.join(PROVIDERS)}"
             )
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
-        self._session = _open_session(path, PROVIDERS[device], threads)
+        self._vendor_errors = _vendor_errors()
+        self._session = _open_session(path, PROVIDERS[device], threads, self._vendor_errors)
         self.spec = _read_spec(self._session, path)
         self.description = _describe(self._session, threads)
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
-        if self._session is None:
+        """Run the model on uint8 [N, H, W, 3], BGR.
+
+        Raises:
+            ModelError: the detector is closed, or the model refuses these images.
+        """
+        session = self._session  # another thread may close it meanwhile
+        if session is None:
             raise ModelError("the detector is closed: open it again")
-        return RawDetections(*self._session.run(list(RawDetections._fields), {"images": images}))
+        try:
+            outputs = session.run(list(RawDetections._fields), {"images": images})
+        except self._vendor_errors as error:
+            shape = " × ".join(map(str, images.shape))
+            raise ModelError(
+                f"the model refused images of {shape}, {images.dtype} ({_reason(error)})"
+            ) from None
+        return RawDetections(*outputs)
 
     def close(self) -> None:
         self._session = None
 
 
-def _open_session(path: Path, provider: str, threads: int | None) -> Any:
+def _vendor_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of ONNX Runtime: they share no base class, and versions differ in their set."""
     try:
-        import onnxruntime as ort
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError:
         raise MissingExtraError("running an ONNX file", "nmsfree[cpu]") from None
+    found = vars(state).values()
+    return tuple(v for v in found if isinstance(v, type) and issubclass(v, Exception))
+
+
+def _open_session(
+    path: Path, provider: str, threads: int | None, vendor_errors: tuple[type[Exception], ...]
+) -> Any:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal only: errors are raised, and told in our own words
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = ort.InferenceSession(str(path), options, providers=[provider])
-    except (
-        state.Fail,
-        state.InvalidProtobuf,
-        state.InvalidGraph,
-        state.InvalidArgument,
-        state.NotImplemented,
-        state.RuntimeException,
-        state.NoSuchFile,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not an ONNX model that can be loaded ({reason})") from None
+    except vendor_errors as error:
+        raise ModelError(
+            f"{path}: not an ONNX model that can be loaded ({_reason(error)})"
+        ) from None
     if session.get_providers()[0] != provider:
         raise ModelError(f"{path}: runs on {session.get_providers()[0]}, asked for {provider}")
     return session
+
+
+def _reason(error: Exception) -> str:
+    """The vendor's message as one short line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _read_spec(session: Any, path: Path) -> ModelSpec:
@@ -89,7 +112,25 @@ def _read_spec(session: Any, path: Path) -> ModelSpec:
         raise ModelError(
             f"{path}: outputs {', '.join(missing)} are missing, found {', '.join(names)}"
         )
-    return ModelSpec.from_json(text)
+    try:
+        spec = ModelSpec.from_json(text)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    _check_input(session, spec, path)
+    return spec
+
+
+def _check_input(session: Any, spec: ModelSpec, path: Path) -> None:
+    """Compare the graph's input with the description; names stand for sizes left open."""
+    inputs = session.get_inputs()
+    found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
+    expected = ("images", "tensor(uint8)", [spec.batch, spec.height, spec.width, 3])
+    if found != [expected]:
+        shown = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise ModelError(
+            f"{path}: input is {shown}, but its description says images tensor(uint8) "
+            f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
+        )
 
 
 def _describe(session: Any, threads: int | None) -> str:

@@ -1,0 +1,107 @@
+"""The NMS baseline's last part: candidates → NonMaxSuppression → the outputs of the contract."""
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from nmsfree.spec import ModelSpec
+
+CANDIDATES = ("candidate_boxes", "candidate_scores", "candidate_classes")
+
+
+def append_nms(model: ModelProto, spec: ModelSpec) -> None:
+    """Add NMS to a graph whose outputs are `CANDIDATES` (see `CandidatesModule`), in place.
+
+    Class-aware NMS spreads the scores over a class axis, exactly; shifting boxes per class, the
+    usual trick, would cost precision. Rows that NMS removed get score 0.
+    """
+    assert spec.nms is not None
+    k = min(spec.top_k, _candidate_count(model))
+    constants = {
+        "nms_classes": np.arange(len(spec.class_names), dtype=np.int64)[None, :, None],
+        "nms_removed": np.float32(-1),
+        "nms_iou": np.array([spec.nms.iou], np.float32),
+        "nms_floor": np.array([spec.score_floor], np.float32),
+        "nms_most": np.array([np.iinfo(np.int32).max], np.int64),
+        "nms_axis1": np.array([1], np.int64),
+        "nms_axis2": np.array([2], np.int64),
+        "nms_image_and_row": np.array([0, 2], np.int64),
+        "nms_zero": np.float32(0),
+        "nms_first": np.array([0], np.int64),
+        "nms_k": np.array([k], np.int64),
+        "nms_limit": np.array([spec.width, spec.height] * 2, np.float32),
+    }
+    for name, value in constants.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    model.graph.node.extend(_scores_by_class(spec.nms.class_aware) + _suppress() + _best_rows())
+    del model.graph.output[:]
+    model.graph.output.extend(_outputs(spec, k))
+    onnx.checker.check_model(model, full_check=True)
+
+
+def _candidate_count(model: ModelProto) -> int:
+    shape = next(o for o in model.graph.output if o.name == "candidate_scores").type.tensor_type
+    return int(shape.shape.dim[1].dim_value)
+
+
+def _node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto:
+    return helper.make_node(kind, inputs.split(), [output], name=f"nms/{output}", **attributes)
+
+
+def _scores_by_class(class_aware: bool) -> list[NodeProto]:
+    """Scores [N, T] → [N, C, T], −1 where a candidate is of another class; or [N, 1, T]."""
+    if not class_aware:
+        return [_node("Unsqueeze", "candidate_scores nms_axis1", "nms_scores")]
+    return [
+        _node("Unsqueeze", "candidate_scores nms_axis1", "nms_scores_1"),
+        _node("Unsqueeze", "candidate_classes nms_axis1", "nms_classes_1"),
+        _node("Equal", "nms_classes_1 nms_classes", "nms_own_class"),
+        _node("Where", "nms_own_class nms_scores_1 nms_removed", "nms_scores"),
+    ]
+
+
+def _suppress() -> list[NodeProto]:
+    """Scores of the removed candidates become 0: [N, T]."""
+    boxes_and_rules = "candidate_boxes nms_scores nms_most nms_iou nms_floor"
+    one = helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0])
+    return [
+        _node("NonMaxSuppression", boxes_and_rules, "nms_selected"),
+        _node("Gather", "nms_selected nms_image_and_row", "nms_rows", axis=1),
+        _node("Shape", "nms_rows", "nms_row_count", start=0, end=1),
+        _node("ConstantOfShape", "nms_row_count", "nms_ones", value=one),
+        _node("Mul", "candidate_scores nms_zero", "nms_none_kept"),
+        _node("ScatterND", "nms_none_kept nms_rows nms_ones", "nms_kept"),
+        _node("Mul", "candidate_scores nms_kept", "nms_kept_scores"),
+    ]
+
+
+def _best_rows() -> list[NodeProto]:
+    """The best k of what is left, as the contract's four outputs."""
+    top = helper.make_node(
+        "TopK", ["nms_kept_scores", "nms_k"], ["detection_scores", "nms_best"], name="nms/top"
+    )
+    limited = "nms_best_boxes_low nms_limit"
+    return [
+        top,
+        _node("GatherElements", "candidate_classes nms_best", "nms_best_classes", axis=1),
+        _node("Cast", "nms_best_classes", "detection_classes", to=TensorProto.INT32),
+        _node("Unsqueeze", "nms_best nms_axis2", "nms_best_1"),
+        _node("Concat", "nms_best_1 nms_best_1 nms_best_1 nms_best_1", "nms_best_4", axis=2),
+        _node("GatherElements", "candidate_boxes nms_best_4", "nms_best_boxes", axis=1),
+        _node("Max", "nms_best_boxes nms_zero", "nms_best_boxes_low"),
+        _node("Min", limited, "detection_boxes"),
+        _node("Greater", "detection_scores nms_floor", "nms_above"),
+        _node("Cast", "nms_above", "nms_above_int", to=TensorProto.INT32),
+        _node("ReduceSum", "nms_above_int nms_axis1", "num_detections", keepdims=1),
+    ]
+
+
+def _outputs(spec: ModelSpec, k: int) -> list[onnx.ValueInfoProto]:
+    n = "batch" if spec.batch is None else spec.batch
+    info = helper.make_tensor_value_info
+    return [
+        info("num_detections", TensorProto.INT32, [n, 1]),
+        info("detection_boxes", TensorProto.FLOAT, [n, k, 4]),
+        info("detection_scores", TensorProto.FLOAT, [n, k]),
+        info("detection_classes", TensorProto.INT32, [n, k]),
+    ]

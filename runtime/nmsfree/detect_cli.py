@@ -1,0 +1,115 @@
+"""`nmsfree detect`: draw detections on images, folders, videos or a camera."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nmsfree.errors import InputError
+
+if TYPE_CHECKING:
+    from nmsfree.detect_run import Totals
+    from nmsfree.detections import Detections
+
+RUNS = Path("runs/detect")
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
+
+
+def detect(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders, patterns, videos, or a camera's index."),
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="An exported .onnx.")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep scores above this; the model's own if not given.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Keep these classes, names or ids.")
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, help="Keep at most this many in an image, the best.")
+    ] = None,
+    save_dir: Annotated[
+        Path | None, typer.Option(help="Where to write; a new runs/detect/N if not given.")
+    ] = None,
+    save: Annotated[
+        bool, typer.Option("--save/--no-save", help="Write pictures and detections.jsonl.")
+    ] = True,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Write annotated pictures, videos.")
+    ] = True,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help='Write the lines here too; "-" is stdout.'),
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Stop each video or camera after this many.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads; the engine's choice if not given.")
+    ] = None,
+) -> None:
+    """Draw detections on images, folders, videos or a camera.
+
+    Writes annotated pictures (small ones enlarged) and detections.jsonl, one line for each
+    object. Inputs that cannot be read are named at the end, the exit status is 1 then.
+    Ctrl-C ends a camera and keeps what is done.
+
+    Example: nmsfree detect street.jpg holiday/ "clips/*.mp4" --model model.onnx
+    """
+    _quiet_opencv()
+    from nmsfree.detect_output import Output, new_run_folder, picture_names
+    from nmsfree.detect_run import Run
+    from nmsfree.detector import Detector
+    from nmsfree.sources import expand
+
+    found, problems = expand(sources)
+    if not found:
+        raise InputError("no source found: " + "; ".join(problems))
+    with Detector(model, device=device, threads=threads) as detector:
+        wanted = _split_classes(classes, detector.names)
+
+        def look(images: list[Any]) -> "list[Detections]":
+            return detector.batch(
+                images, threshold=threshold, classes=wanted, max_detections=max_detections
+            )
+
+        look([])  # refuses wrong options before anything is written
+        names = picture_names(found)
+        folder = (save_dir or new_run_folder(RUNS)) if save else None
+        with Output(names, folder, pictures=pictures, json_target=json_file) as output:
+            run = Run(look, output, detector.spec.batch or 1, max_frames)
+            totals = run.over(found)
+    totals.problems[:0] = problems
+    _report(totals, folder, to_stderr=json_file == "-")
+
+
+def _quiet_opencv() -> None:
+    """Keep OpenCV's own chatter about unreadable files off the terminal: we name those files."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video opens
+    from cv2.utils import logging
+
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+
+
+def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | int] | None:
+    """Split "car,dog,3"; a number is a class id unless a class has that name."""
+    if classes is None:
+        return None
+    parts = [part.strip() for part in classes.split(",")]
+    return [int(p) if p.isdecimal() and p not in names else p for p in parts if p]
+
+
+def _report(totals: "Totals", folder: Path | None, *, to_stderr: bool) -> None:
+    """Print the summary, name what failed, and end with the exit status that says so."""
+    place = "nothing saved" if folder is None else f"saved in {folder}"
+    typer.echo(f"{totals}, {place}", err=to_stderr)
+    for problem in totals.problems:
+        typer.echo(f"error: {problem}", err=True)
+    if totals.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if totals.problems:
+        raise typer.Exit(1)

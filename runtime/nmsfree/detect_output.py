@@ -1,0 +1,184 @@
+"""What `nmsfree detect` leaves behind; a file gets its final name only when it is complete."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.detections import Detections
+from nmsfree.draw import draw, zoom_for
+from nmsfree.errors import InputError
+from nmsfree.finished_files import LinesFile, VideoFile, cannot_write, write_picture
+from nmsfree.sources import IMAGE_SUFFIXES, Source
+
+LINES_NAME = "detections.jsonl"
+
+
+def lines_of(source: Source, frame: int | None, detections: Detections) -> Iterator[str]:
+    """Yield one JSON object for each detection: image, (frame,) box xyxy, class, id, score."""
+    head: dict[str, Any] = {"image": source.name}
+    if frame is not None:
+        head["frame"] = frame
+    for box, confidence, class_id, class_name in detections:
+        yield json.dumps(
+            {
+                **head,
+                "box": [round(v, 3) for v in box],
+                "class": class_name,
+                "class_id": class_id,
+                "score": round(confidence, 6),
+            }
+        )
+
+
+def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
+    """Give every source a relative path of its own, which mirrors the folders they lie in."""
+    roots = {source.root for source in sources if source.root is not None}
+    base = _common_folder(roots)
+    names: dict[Source, Path] = {}
+    taken: set[str] = set()
+    for source in sources:
+        wanted = _picture_name(source, base)
+        name, number = wanted, 1
+        while str(name).lower() in taken:  # a.avi and a.avi.mp4, or a file system without case
+            number += 1
+            name = wanted.with_stem(f"{wanted.stem}-{number}")
+        taken.add(str(name).lower())
+        names[source] = name
+    return names
+
+
+def _common_folder(roots: set[Path]) -> str:
+    try:
+        return os.path.commonpath([root.absolute() for root in roots]) if roots else ""
+    except ValueError:  # several drives
+        return ""
+
+
+def _picture_name(source: Source, base: str) -> Path:
+    if source.kind == "camera":
+        return Path(f"camera-{source.name}.mp4")
+    path = Path(os.path.abspath(source.name))  # noqa: PTH100 (resolve would follow links)
+    relative = path.relative_to(os.path.abspath(base)) if base else Path(*path.parts[1:])  # noqa: PTH100
+    suffix = path.suffix.lower()
+    if source.kind == "video":
+        return relative if suffix == ".mp4" else relative.with_name(relative.name + ".mp4")
+    return relative if suffix in IMAGE_SUFFIXES else relative.with_name(relative.name + ".png")
+
+
+def new_run_folder(parent: Path) -> Path:
+    """Make and return the next free numbered folder: parent/1, parent/2, …"""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=0)
+        while True:
+            number += 1
+            try:
+                (parent / str(number)).mkdir()
+            except FileExistsError:  # another run was quicker
+                continue
+            return parent / str(number)
+    except OSError as error:
+        raise cannot_write(parent, error) from None
+
+
+class Output:
+    """Takes results in the order of the sources and writes lines, pictures and videos.
+
+    Leaving the `with` block without an error finishes every file; after an error the files that
+    were being written keep their provisional names.
+
+    Args:
+        names: path of every source's picture or video below `folder`, see `picture_names`.
+        folder: where to write; None writes nothing there.
+        pictures: write annotated pictures and videos too.
+        json_target: one more place for the lines: a path, "-" for stdout, or None.
+
+    Raises:
+        InputError: a picture would replace its source, or a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        names: dict[Source, Path],
+        folder: Path | None,
+        *,
+        pictures: bool = True,
+        json_target: str | None = None,
+    ) -> None:
+        self._paths = (
+            {source: folder / name for source, name in names.items()}
+            if folder is not None and pictures
+            else {}
+        )
+        _check_sources_stay(self._paths)
+        self._stdout: TextIO | None = sys.stdout if json_target == "-" else None
+        targets = [folder / LINES_NAME] if folder is not None else []
+        if json_target is not None and json_target != "-":
+            targets.append(Path(json_target))
+        self._lines = [LinesFile(path) for path in targets]
+        self._video: tuple[Source, VideoFile] | None = None
+
+    def add(
+        self,
+        source: Source,
+        frame: int | None,
+        image: NDArray[np.uint8],
+        detections: Detections,
+        fps: float = 0.0,
+    ) -> None:
+        """Write what was found in one image, or in one frame of a video of `fps`."""
+        for line in lines_of(source, frame, detections):
+            for file in self._lines:
+                file.write(line)
+            if self._stdout is not None:
+                self._stdout.write(line + "\n")
+        if self._stdout is not None:
+            self._stdout.flush()
+        if source in self._paths:
+            picture = draw(image, detections, zoom=zoom_for(*image.shape[:2]))
+            if source.kind == "image":
+                write_picture(self._paths[source], picture)
+            else:
+                self._add_frame(source, picture, fps)
+
+    def _add_frame(self, source: Source, picture: NDArray[np.uint8], fps: float) -> None:
+        if self._video is None or self._video[0] != source:
+            self._finish_video()
+            video = VideoFile(self._paths[source], fps, *picture.shape[:2])
+            self._video = (source, video)
+        self._video[1].write(picture)
+
+    def _finish_video(self) -> None:
+        if self._video is not None:
+            self._video[1].finish()
+            self._video = None
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._finish_video()
+            for file in self._lines:
+                file.finish()
+
+
+def _check_sources_stay(paths: dict[Source, Path]) -> None:
+    originals = {os.path.realpath(s.name) for s in paths if s.kind != "camera"}
+    for path in paths.values():
+        if os.path.realpath(path) in originals:
+            raise InputError(
+                f"{path}: the annotated picture would replace a source, give another --save-dir"
+            )
