@@ -102,6 +102,8 @@ class _Deployed(nn.Module):
 class NmsFreeModule(_Deployed):
     """The whole NMS-free model; outputs as in `nmsfree.backends.base.RawDetections`."""
 
+    limit: Tensor
+
     def __init__(self, network: Fcos, spec: ModelSpec) -> None:
         super().__init__(network, spec)
         self.k, self.floor = min(spec.top_k, len(self.cells)), spec.score_floor

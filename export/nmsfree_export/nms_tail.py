@@ -1,5 +1,7 @@
 """The NMS baseline's last part: candidates → NonMaxSuppression → the outputs of the contract."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -44,7 +46,7 @@ def _candidate_count(model: ModelProto) -> int:
     return int(shape.shape.dim[1].dim_value)
 
 
-def _node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto:
+def _node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(kind, inputs.split(), [output], name=f"nms/{output}", **attributes)
 
 

@@ -19,7 +19,9 @@ INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 def detect(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Image files, folders, patterns, videos, or a camera's index."),
+        typer.Argument(
+            metavar="SOURCE", help="Image files, folders, patterns, videos, a camera's index."
+        ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="An exported .onnx.")],
     threshold: Annotated[
@@ -54,9 +56,11 @@ def detect(
 ) -> None:
     """Draw detections on images, folders, videos or a camera.
 
-    Writes annotated pictures (small ones enlarged) and detections.jsonl, one line for each
-    object. Inputs that cannot be read are named at the end, the exit status is 1 then.
-    Ctrl-C ends a camera and keeps what is done.
+    Writes annotated pictures (small ones enlarged) and detections.jsonl, a line per object.
+
+    Inputs that cannot be read are named at the end; the exit status is 1 then.
+
+    Ctrl-C ends a camera, or anything else, and keeps what is done.
 
     Example: nmsfree detect street.jpg holiday/ "clips/*.mp4" --model model.onnx
     """
@@ -90,9 +94,12 @@ def detect(
 def _quiet_opencv() -> None:
     """Keep OpenCV's own chatter about unreadable files off the terminal: we name those files."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video opens
-    from cv2.utils import logging
+    import cv2
 
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | int] | None:

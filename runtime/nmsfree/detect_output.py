@@ -56,16 +56,21 @@ def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
 
 def _common_folder(roots: set[Path]) -> str:
     try:
-        return os.path.commonpath([root.absolute() for root in roots]) if roots else ""
+        return os.path.commonpath([_absolute(root) for root in roots]) if roots else ""
     except ValueError:  # several drives
         return ""
+
+
+def _absolute(path: str | Path) -> Path:
+    """Absolute path without `..`; links are kept, `Path.resolve` would follow them."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _picture_name(source: Source, base: str) -> Path:
     if source.kind == "camera":
         return Path(f"camera-{source.name}.mp4")
-    path = Path(os.path.abspath(source.name))  # noqa: PTH100 (resolve would follow links)
-    relative = path.relative_to(os.path.abspath(base)) if base else Path(*path.parts[1:])  # noqa: PTH100
+    path = _absolute(source.name)
+    relative = path.relative_to(base) if base else Path(*path.parts[1:])
     suffix = path.suffix.lower()
     if source.kind == "video":
         return relative if suffix == ".mp4" else relative.with_name(relative.name + ".mp4")

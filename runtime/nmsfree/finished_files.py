@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
 
 
@@ -84,10 +85,6 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         height, width = picture.shape[:2]
         raise InputError(f"{path}: {height} × {width} pixels cannot be encoded as {path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _part(path).write_bytes(data.tobytes())
-        _part(path).replace(path)
+        write_atomic(path, data.tobytes())
     except OSError as error:
         raise cannot_write(path, error) from None
-    finally:
-        _part(path).unlink(missing_ok=True)  # interrupted

@@ -36,7 +36,8 @@ class Geometry:
         """Map boxes float32 [n, 4], xyxy input pixels, to source pixels, clipped."""
         scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
         limit = np.array([self.width, self.height] * 2, dtype=np.float32)
-        return np.clip(boxes / scale, np.float32(0), limit).astype(np.float32, copy=False)
+        inside: NDArray[np.float32] = np.clip(boxes / scale, np.float32(0), limit)
+        return inside
 
     def to_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy in source pixels, to input pixels."""

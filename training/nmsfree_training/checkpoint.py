@@ -6,13 +6,9 @@ header. Published `.pth` files are read by `load_published`. Nothing that is unp
 
 import argparse
 import json
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from nmsfree.atomic import write_atomic
 from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.errors import CheckpointError
 from nmsfree_training.config import ModelConfig, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.published import from_published_keys, has_two_heads, looks_published
+from nmsfree_training.torch_file import describe_bytes, read_torch_file
 
 HEADER_KEY = "nmsfree"
 FORMAT_VERSION = "1.0"
@@ -71,23 +69,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     write_atomic(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that is never seen half-written, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # noqa: PTH101
-        os.replace(name, path)  # noqa: PTH105
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)  # noqa: PTH108
-        raise
-
-
 def load_checkpoint(
     path: str | Path, model: str | None = None, num_classes: int | None = None
 ) -> Checkpoint:
@@ -120,29 +101,43 @@ def _load_safetensors(path: Path) -> Checkpoint:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: {_describe_bytes(path)}, expected a whole .safetensors file ({error})"
+            f"{path}: {describe_bytes(path)}, expected a whole .safetensors file ({error})"
         ) from None
     if HEADER_KEY not in metadata:
         raise CheckpointError(
             f"{path}: no '{HEADER_KEY}' entry in the header, so this file was not written by "
             "nmsfree: train with `nmsfree train`, or load a published .pth"
         )
-    header = json.loads(metadata[HEADER_KEY])
-    if header["format_version"].split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise CheckpointError(
-            f"{path}: checkpoint format {header['format_version']}, this version reads "
-            f"{FORMAT_VERSION}: update nmsfree-training"
+    checkpoint = _from_header(path, metadata[HEADER_KEY], state)
+    _check_keys(path, checkpoint.model, state)
+    return checkpoint
+
+
+def _from_header(path: Path, text: str, state: Mapping[str, Tensor]) -> Checkpoint:
+    """Fields that this version does not know come from a newer minor version: ignored."""
+    try:
+        header = json.loads(text)
+        found = str(header["format_version"])
+        if found.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+            raise CheckpointError(
+                f"{path}: checkpoint format {found}, this version reads {FORMAT_VERSION}: "
+                "update nmsfree-training"
+            )
+        known = {f.name for f in fields(ModelConfig)}
+        model = {k: v for k, v in header["model"].items() if k in known}
+        return Checkpoint(
+            ModelConfig(**model | {"heads": tuple(model["heads"])}),
+            (header["input_size"][0], header["input_size"][1]),
+            tuple(header["class_names"]),
+            tuple(header["category_ids"]),
+            state,
+            header["provenance"],
         )
-    config = ModelConfig(**header["model"] | {"heads": tuple(header["model"]["heads"])})
-    _check_keys(path, config, state)
-    return Checkpoint(
-        config,
-        (header["input_size"][0], header["input_size"][1]),
-        tuple(header["class_names"]),
-        tuple(header["category_ids"]),
-        state,
-        header["provenance"],
-    )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: the '{HEADER_KEY}' entry of the header cannot be read ({error!r}): "
+            "train or copy the checkpoint again"
+        ) from None
 
 
 def load_published(path: Path, model: str | None = None) -> Checkpoint:
@@ -178,22 +173,17 @@ def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         np._core.multiarray.scalar,  # type: ignore[attr-defined]
         (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     ]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{path}: {_describe_bytes(path)}, expected a whole PyTorch checkpoint; "
-            f"download it again ({reason})"
-        ) from None
+    content = read_torch_file(path, allowed)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict")
     state = content.get("model", content)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise CheckpointError(f"{path}: no 'model' entry with tensors, found {list(content)[:6]}")
     extra = {"source": path.name}
-    extra |= {k: str(float(content[k])) for k in ("mAP", "epoch") if k in content}
+    figures = {k: content.get(k) for k in ("mAP", "epoch")}
+    extra |= {k: str(float(v)) for k, v in figures.items() if isinstance(v, int | float)}
     return state, extra
 
 
@@ -205,7 +195,7 @@ def _published_model(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def _count_classes(path: Path, state: Mapping[str, Tensor]) -> int:
-    counts = {t.shape[0] for k, t in state.items() if k.endswith("cls_pred.weight")}
+    counts = {t.shape[0] for k, t in state.items() if k.endswith("cls_pred.weight") and t.ndim}
     if len(counts) != 1:
         raise CheckpointError(f"{path}: class counts {sorted(counts)} in 'cls_pred', expected one")
     return int(counts.pop())
@@ -232,14 +222,3 @@ def _check_keys(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) ->
 
 def _first(keys: list[str]) -> str:
     return f" (first: {keys[0]})" if keys else ""
-
-
-def _describe_bytes(path: Path) -> str:
-    """What a file that cannot be read looks like."""
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        return "empty file"
-    if b"<html" in start.lower() or b"<!doctype" in start.lower():
-        return "an HTML page, probably an error page saved under this name"
-    return f"{path.stat().st_size:,} bytes that cannot be read (truncated or another format)"

@@ -1,7 +1,6 @@
 """Optimizer and learning-rate schedule of a recipe."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -37,9 +36,3 @@ def rate_factor(config: TrainConfig, iteration: int, per_epoch: int) -> float:
         progress = iteration / config.warmup_iterations
         factor *= config.warmup_factor + (1 - config.warmup_factor) * progress
     return factor
-
-
-def set_rate(groups: Iterable[dict[str, object]], base: float, factor: float) -> None:
-    """Write the learning rate into the optimizer's groups."""
-    for group in groups:
-        group["lr"] = base * factor

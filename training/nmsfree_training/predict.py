@@ -1,5 +1,6 @@
 """A checkpoint as a backend of `nmsfree.Detector`: eager PyTorch, published post-processing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.errors import InputError
+from nmsfree.errors import CheckpointError, InputError
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.config import HeadName
@@ -119,11 +120,28 @@ def torch_device(name: str) -> torch.device:
 
 
 def open_checkpoint(
-    path: Path, *, device: str = "cpu", threads: int | None = None, head: HeadName | None = None
+    path: Path, *, device: str = "cpu", threads: int | None = None, like: ModelSpec | None = None
 ) -> TorchBackend:
-    """Open a checkpoint as a backend; `head` defaults to the one that is deployed."""
+    """Open a checkpoint as a backend.
+
+    Args:
+        like: run it as this deployed model (head, input size, floor, NMS) for a comparison;
+            None takes the deployed head and the checkpoint's own input size.
+
+    Raises:
+        CheckpointError: it cannot be read, or has not the head that is asked for.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
     network = checkpoint.build().to(torch_device(device))
-    return TorchBackend(network, make_spec(checkpoint, head or network.deployed_head))
+    if like is None:
+        return TorchBackend(network, make_spec(checkpoint, network.deployed_head))
+    if like.head not in checkpoint.model.heads:
+        raise CheckpointError(
+            f"{path}: has the heads {', '.join(checkpoint.model.heads)}, expected {like.head}"
+        )
+    spec = replace(
+        like, class_names=checkpoint.class_names, category_ids=checkpoint.category_ids, batch=None
+    )
+    return TorchBackend(network, spec)

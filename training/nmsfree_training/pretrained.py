@@ -1,14 +1,14 @@
 """ImageNet weights for the backbone, from a file with torchvision's parameter names."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nmsfree.errors import CheckpointError
 from nmsfree_training.detector import Fcos
+from nmsfree_training.torch_file import describe_bytes, read_torch_file
 
 
 def load_imagenet(network: Fcos, path: Path) -> None:
@@ -38,13 +38,17 @@ def load_imagenet(network: Fcos, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file, expected ResNet weights (.pth, .safetensors)")
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: cannot be read as weights ({reason})") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a state dict")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: {describe_bytes(path)} ({error})") from None
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(
+            f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
+            "state dict with torchvision's names"
+        )
     return state

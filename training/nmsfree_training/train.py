@@ -13,7 +13,7 @@ import torch
 
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.errors import DataError, NmsfreeError
+from nmsfree.errors import CheckpointError, DataError, NmsfreeError
 from nmsfree.evaluate import evaluate
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import HeadName, Preset
@@ -113,25 +113,28 @@ class Trainer:
             started = time.monotonic()
             record: dict[str, float] = {"epoch": epoch + 1} | self._run_epoch(epoch)
             record["seconds"] = round(time.monotonic() - started, 1)
-            every = self.run.evaluate_every
-            if epoch + 1 == epochs or (every and (epoch + 1) % every == 0):
-                metrics = self._evaluate()
-                record |= metrics
-            score = metrics.get("AP", 0.0)
+            metrics = self._evaluate() if self._is_due(epoch) else {}
+            record |= metrics
             self._save(self.run.out / "last.safetensors", epoch, metrics)
-            if score > best:
-                best = score
+            # Until an AP is measured, the latest weights are the best known.
+            if metrics.get("AP", -1.0) > best or (best < 0 and not metrics):
+                best = metrics.get("AP", -1.0)
                 self._save(self.run.out / "best.safetensors", epoch, metrics)
             self._save_state(epoch, best)
             self._log(record)
             self.on_epoch(record)
         return metrics
 
+    def _is_due(self, epoch: int) -> bool:
+        every = self.run.evaluate_every
+        last = epoch + 1 == self.preset.train.epochs
+        return self.val_set is not None and (last or (every > 0 and (epoch + 1) % every == 0))
+
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         self.network.train()
         loader = epoch_loader(self.train_set, self.preset, self.run.seed, epoch, self.run.workers)
         steps, sums, rate = len(loader), dict[str, float](), 0.0
-        batches: Iterator[Batch] = iter(loader)  # type: ignore[arg-type]
+        batches: Iterator[Batch] = iter(loader)
         for step, batch in enumerate(batches):
             rate = self._set_rate(steps)
             losses = self._step(batch)
@@ -186,8 +189,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        if self.val_set is None:
-            return {}
+        assert self.val_set is not None
         self.network.eval()
         head: HeadName = self.network.deployed_head
         detector = Detector(TorchBackend(self.network, make_spec(self.checkpoint(), head)))
@@ -206,9 +208,21 @@ class Trainer:
         save_state(state, self.run.out / "last.state.pt")
 
     def _resume(self) -> tuple[int, float]:
-        checkpoint = load_checkpoint(self.run.out / "last.safetensors")
-        self.network.load_state_dict(checkpoint.state)
+        path = self.run.out / "last.safetensors"
+        checkpoint = load_checkpoint(path)
+        if checkpoint.model != self.preset.model:
+            raise CheckpointError(
+                f"{path}: {checkpoint.model.name} of {checkpoint.model.num_classes} classes with "
+                "other settings than this run: give the options it was started with"
+            )
         state = load_state(self.run.out / "last.state.pt")
+        if checkpoint.provenance.get("epoch") != str(state.epoch):
+            raise CheckpointError(
+                f"{path}: weights after epoch {checkpoint.provenance.get('epoch')} beside a "
+                f"training state after epoch {state.epoch}, the run was cut between the two "
+                "writes: start again without --resume"
+            )
+        self.network.load_state_dict(checkpoint.state)
         self.optimizer.load_state_dict(state.optimizer)
         self.iteration = state.iteration
         logger.info("resumed after epoch %d", state.epoch)

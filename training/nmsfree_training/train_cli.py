@@ -1,5 +1,6 @@
 """What `nmsfree train` does once its options are read."""
 
+import math
 import platform
 import shlex
 import sys
@@ -85,6 +86,9 @@ def choose_preset(options: TrainOptions, train_set: DetectionDataset) -> Preset:
         raise InputError(
             f"head norm is {options.head_norm!r}, expected group, batch or batch_per_level"
         )
+    rate = options.learning_rate
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"learning rate is {rate}, expected a number above 0")
     chosen = preset(options.model, len(train_set.class_names))
     recipe = {
         "epochs": options.epochs,

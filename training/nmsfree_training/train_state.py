@@ -5,15 +5,15 @@ the network draws nothing at random.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError
-from nmsfree_training.checkpoint import write_atomic
+from nmsfree_training.torch_file import read_torch_file
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def load_state(path: Path) -> TrainState:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    try:
-        return TrainState(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, UnpicklingError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({str(error)[:100]}): start again without --resume"
-        ) from None
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file: start again without --resume")
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or content.keys() != {f.name for f in fields(TrainState)}:
+        raise CheckpointError(f"{path}: not a training state: start again without --resume")
+    return TrainState(**content)

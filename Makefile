@@ -1,0 +1,60 @@
+# nmsfree: every target installs what it needs first; `make help` lists them.
+PYTHON  ?= python3
+MODEL   ?= fcos_e2e_nano
+WEIGHTS ?= weights/$(MODEL).safetensors
+DATA    ?= data/digits
+DEVICE  ?= cpu
+SOURCE  ?= $(DATA)/crowd
+ARGS    ?=
+
+BIN  := .venv/bin
+ONNX := runs/export/$(MODEL).onnx
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train eval export bench detect weights test lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  variables: MODEL=$(MODEL) WEIGHTS=$(WEIGHTS) DATA=$(DATA) DEVICE=$(DEVICE)'
+	@echo '             SOURCE=$(SOURCE) (detect), QUICK=1 (bench), ARGS="…" (further options)'
+
+setup:  ## create .venv and install everything; quick when up to date
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python %d.%d found, 3.11 or newer expected: make PYTHON=python3.11" % sys.version_info[:2])'
+	@want=$$(cat constraints.txt requirements.txt */pyproject.toml | cksum); \
+	if [ "$$want" != "$$(cat .venv/installed 2>/dev/null)" ]; then \
+		echo 'setup: installing into .venv (a few minutes the first time)'; \
+		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+		&& echo "$$want" > .venv/installed; \
+	fi
+
+data: setup  ## make the digits dataset
+	@if [ '$(DATA)' = data/digits ]; then $(BIN)/nmsfree data digits --out $(DATA); fi
+
+train: data  ## train MODEL on DATA
+	$(BIN)/nmsfree train --data $(DATA) --model $(MODEL) --device $(DEVICE) $(ARGS)
+
+eval: data  ## AP of WEIGHTS on DATA
+	$(BIN)/nmsfree eval $(WEIGHTS) --data $(DATA) --device $(DEVICE) $(ARGS)
+
+export: setup  ## WEIGHTS → certified NMS-free ONNX
+	$(BIN)/nmsfree export $(WEIGHTS) -o $(ONNX) $(ARGS)
+
+bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
+	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
+
+detect: data export  ## draw detections of MODEL on SOURCE
+	$(BIN)/nmsfree detect $(SOURCE) --model $(ONNX) --device $(DEVICE) --save-dir runs/detect/$(MODEL)
+
+weights: setup  ## download the published COCO checkpoints
+	$(BIN)/nmsfree weights download $(ARGS)
+
+test: setup  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove what the other targets made, .venv included
+	rm -rf .venv runs data build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""The benchmark command; the measurement follows."""
+
+
+def bench() -> None:
+    """Bench."""

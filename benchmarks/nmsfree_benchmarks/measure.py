@@ -1,0 +1,186 @@
+"""The measurement: calls timed in turn, one round after another, and what the times say.
+
+All calls of a group are timed in one run. A round gives every call the same image once, in an
+order that is shuffled anew (with a fixed seed), so that a change of the machine's speed meets all
+calls alike and none always follows the same other one. Raw times are kept.
+
+Inside a timer: from the decoded picture in memory to detections in its pixels, on the host.
+Outside: reading files, loading models, warm-up. Garbage collection is off while times are taken.
+Before each timed call there is a pause, because the idle worker threads of PyTorch and ONNX Runtime
+spin for a moment and would take a core from the next engine; then the same call runs once untimed,
+so that it finds caches and threads as it would when nothing else ran in between.
+"""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+STAGES = ("preprocess", "network", "postprocess")
+WIDE_SPREAD = 0.10  # interquartile range / median above which a measurement distrusts itself
+
+Image = NDArray[np.uint8]  # [h, w, 3], BGR
+Call = Callable[[Image], Sequence[int]]  # runs on an image; nanoseconds of each of its parts
+Times = NDArray[np.int64]  # [rounds, parts], nanoseconds
+
+
+class Stopwatch:
+    """Marks between the stages of one call; the parts sum to the whole by construction."""
+
+    def __init__(self) -> None:
+        self._marks: list[int] = []
+
+    def start(self) -> None:
+        self._marks = [time.perf_counter_ns()]
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter_ns())
+
+    def laps(self) -> list[int]:
+        """Nanoseconds between the marks since `start`."""
+        return [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often.
+
+    Attributes:
+        seconds: rounds are added while another one fits into this time.
+        min_rounds, max_rounds: bounds whatever the time.
+        warmup_rounds: untimed rounds at the start.
+        pause: seconds of idling before each call.
+        lead_in: untimed runs of a call directly before its timed one.
+    """
+
+    seconds: float
+    min_rounds: int = 10
+    max_rounds: int = 400
+    warmup_rounds: int = 2
+    pause: float = 0.005
+    lead_in: int = 1
+
+
+def take_turns(
+    calls: Mapping[str, Call],
+    images: Sequence[Image],
+    plan: Plan,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Times]:
+    """Time all calls, interleaved.
+
+    Args:
+        calls: by name.
+        images: distinct pictures; round r uses image r modulo their number.
+        progress: called as (rounds done, rounds expected) after each round.
+
+    Returns:
+        Per call its raw times; row r is round r for every call.
+    """
+    order = random.Random(0)
+    names = list(calls)
+    for index in range(plan.warmup_rounds):
+        for name in names:
+            calls[name](images[index % len(images)])
+    times: dict[str, list[Sequence[int]]] = {name: [] for name in names}
+    start = time.monotonic()
+    rounds = 0
+    with collector_off():
+        while rounds < plan.min_rounds or _fits(rounds, time.monotonic() - start, plan):
+            order.shuffle(names)
+            for name in names:
+                image = images[rounds % len(images)]
+                times[name].append(_timed(calls[name], image, plan))
+            rounds += 1
+            progress(rounds, _expected(rounds, time.monotonic() - start, plan))
+    return {name: np.array(times[name], dtype=np.int64) for name in calls}
+
+
+def _timed(call: Call, image: Image, plan: Plan) -> Sequence[int]:
+    time.sleep(plan.pause)
+    for _ in range(plan.lead_in):
+        call(image)
+    return call(image)
+
+
+def _fits(rounds: int, elapsed: float, plan: Plan) -> bool:
+    """Whether one more round ends within the time."""
+    return rounds < plan.max_rounds and elapsed * (rounds + 1) / rounds <= plan.seconds
+
+
+def _expected(rounds: int, elapsed: float, plan: Plan) -> int:
+    in_time = int(plan.seconds * rounds / elapsed)
+    return max(rounds, plan.min_rounds, min(in_time, plan.max_rounds))
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Switch garbage collection off, and back on if it was."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the totals of one call say.
+
+    Attributes:
+        p50, p90, p99: percentiles in milliseconds, linear between neighbours.
+        spread: interquartile range / median.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    spread: float
+
+    @property
+    def fps(self) -> float:
+        """Images in a second, one after another: 1 / median."""
+        return 1000 / self.p50
+
+    @property
+    def trusted(self) -> bool:
+        return self.spread <= WIDE_SPREAD
+
+
+def summarize(times: Times) -> Summary:
+    """Summarise the totals of raw times [rounds, parts]."""
+    totals = times.sum(axis=1) / 1e6
+    p25, p50, p75, p90, p99 = np.percentile(totals, (25, 50, 75, 90, 99)).tolist()
+    return Summary(p50, p90, p99, (p75 - p25) / p50)
+
+
+def shares(times: Times, network_only: Times | None = None) -> dict[str, float]:
+    """Share of each stage, 0 … 1, summing to 1; from the medians of the stages.
+
+    Args:
+        times: [rounds, 3]. Eager: preprocess, network, post-processing. ONNX Runtime:
+            preprocess, the whole graph, mapping to source pixels.
+        network_only: times [rounds, 1] of the same graph cut at its raw maps, taken in the same
+            rounds. The graph's post-processing cannot be timed by itself, so it is the median of
+            the whole graph minus the median of the cut one, never below 0.
+    """
+    preprocess, network, postprocess = np.median(times, axis=0).tolist()
+    if network_only is not None:
+        graph, network = network, min(network, float(np.median(network_only)))
+        postprocess += graph - network
+    total = preprocess + network + postprocess
+    parts = (preprocess, network, postprocess)
+    return {stage: part / total for stage, part in zip(STAGES, parts, strict=True)}
+
+
+def ratio(times: Times, reference: Times) -> float:
+    """Median total of `times` by that of `reference`."""
+    return float(np.median(times.sum(axis=1)) / np.median(reference.sum(axis=1)))

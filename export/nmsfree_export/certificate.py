@@ -1,0 +1,176 @@
+"""The certificate: what an exported file is, and is not, read from the file itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from nmsfree.errors import GateError
+from nmsfree.spec import ModelSpec
+
+# Operators whose output has as many rows as the data decide, or that run as often as they decide.
+FORBIDDEN = frozenset(
+    {"NonMaxSuppression", "Loop", "If", "Scan", "NonZero", "Unique", "Compress", "SequenceAt"}
+)
+# Inputs (by position) that decide an output's shape; every input of Range does.
+SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
+    "Reshape": (1,),
+    "Expand": (1,),
+    "ConstantOfShape": (0,),
+    "Range": (0, 1, 2),
+    "Slice": (1, 2, 3, 4),
+    "TopK": (1,),
+    "Tile": (1,),
+    "Resize": (1, 2, 3),
+    "Pad": (1,),
+    "Split": (1,),
+    "OneHot": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+}
+SMALL = 64  # elements; smaller initialisers are shapes, axes and scalars the exporter wrote
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked and found; every line passed.
+
+    Attributes:
+        lines: (check, what was found) for the reader.
+        weight_bytes: bytes of the initialisers by part: backbone, fpn, head, tables, constants.
+    """
+
+    lines: tuple[tuple[str, str], ...]
+    weight_bytes: Mapping[str, int]
+
+    def to_json(self) -> dict[str, object]:
+        return {"checks": dict(self.lines), "weight_bytes": dict(self.weight_bytes)}
+
+
+def certify(
+    model: ModelProto, spec: ModelSpec, deployed: Mapping[str, NDArray[np.float32]], opset: int
+) -> Certificate:
+    """Check a file against the contract, and, for the o2o head, that no NMS hides in it.
+
+    Args:
+        deployed: every tensor of the deploy module by its key, batch norm folded: what the file
+            may hold, and all it must hold.
+        opset: what was asked for.
+
+    Raises:
+        GateError: a check failed; says which node or tensor.
+    """
+    lines = [_check_opset(model, opset), _check_interface(model, spec)]
+    if spec.nms is None:
+        lines += [_check_operators(model), _check_shapes(model)]
+    weights = _inventory(model, deployed)
+    text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
+    lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
+    return Certificate(tuple(lines), weights)
+
+
+def _check_opset(model: ModelProto, opset: int) -> tuple[str, str]:
+    found = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    foreign = sorted({node.domain for node in model.graph.node if node.domain})
+    if found != {"ai.onnx": opset} or foreign or model.functions:
+        raise GateError(
+            f"certificate: opsets {found}, node domains {foreign or 'standard'}, "
+            f"{len(model.functions)} functions; expected ai.onnx {opset} and nothing else"
+        )
+    return "standard operators only", f"ai.onnx opset {opset}, {len(model.graph.node)} nodes"
+
+
+def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
+    n = spec.batch or "N"
+    cells = next(o for o in model.graph.output if o.name == "detection_scores")
+    k = cells.type.tensor_type.shape.dim[1].dim_value
+    expected = {
+        "images": (TensorProto.UINT8, (n, spec.height, spec.width, 3)),
+        "num_detections": (TensorProto.INT32, (n, 1)),
+        "detection_boxes": (TensorProto.FLOAT, (n, k, 4)),
+        "detection_scores": (TensorProto.FLOAT, (n, k)),
+        "detection_classes": (TensorProto.INT32, (n, k)),
+    }
+    found = {}
+    for value in [*model.graph.input, *model.graph.output]:
+        kind = value.type.tensor_type
+        dims = tuple(d.dim_value if d.HasField("dim_value") else "N" for d in kind.shape.dim)
+        found[value.name] = (kind.elem_type, dims)
+    if found != expected or k > spec.top_k:
+        raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
+    return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
+
+
+def _check_operators(model: ModelProto) -> tuple[str, str]:
+    bad = [f"{n.op_type} '{n.name}'" for n in model.graph.node if n.op_type in FORBIDDEN]
+    if bad:
+        raise GateError(f"certificate: an NMS-free file may not contain {', '.join(bad)}")
+    return "no NMS, loop or branch", "no " + ", ".join(sorted(FORBIDDEN))
+
+
+def _check_shapes(model: ModelProto) -> tuple[str, str]:
+    """Follow what depends on pixel values through the graph; it may not decide a shape."""
+    from_data = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type in ("Shape", "Size"):
+            continue  # depends on the input's shape, not on its values
+        for position in _shape_positions(node):
+            if position < len(node.input) and node.input[position] in from_data:
+                raise GateError(
+                    f"certificate: the shape of {node.op_type} '{node.name}' depends on data"
+                )
+        if any(name in from_data for name in node.input):
+            from_data.update(node.output)
+    return "no shape depends on data", "every shape is known before an image is seen"
+
+
+def _shape_positions(node: NodeProto) -> tuple[int, ...]:
+    if node.op_type.startswith("Reduce"):
+        return (1,)
+    return SHAPE_INPUTS.get(node.op_type, ())
+
+
+def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.float32]]) -> dict[str, int]:
+    """Account for every initialiser by its bytes; returns bytes by part.
+
+    Raises:
+        GateError: a tensor that is none of the deploy module's, stored twice, or missing.
+    """
+    owner = {value.tobytes(): _part(key) for key, value in deployed.items()}
+    sizes = dict.fromkeys(("backbone", "fpn", "head", "tables", "constants"), 0)
+    seen = set()
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        content = value.tobytes()
+        if content not in owner:
+            if value.size >= SMALL and not _is_index_table(value):
+                raise GateError(
+                    f"certificate: initialiser '{tensor.name}' {list(value.shape)} belongs to "
+                    "no part of the deployed network"
+                )
+            sizes["constants"] += len(content)
+            continue
+        if content in seen and value.size >= SMALL:
+            raise GateError(f"certificate: initialiser '{tensor.name}' is stored twice")
+        seen.add(content)
+        sizes[owner[content]] += len(content)
+    # The exporter leaves out a bias of zeros, rightly.
+    needed = {key: value.tobytes() for key, value in deployed.items() if value.any()}
+    lost = [key for key, content in needed.items() if content not in seen]
+    if lost:
+        raise GateError(f"certificate: {len(lost)} tensors are missing, first '{lost[0]}'")
+    return sizes
+
+
+def _part(key: str) -> str:
+    for prefix, part in (("network.backbone.", "backbone"), ("network.fpn.", "fpn")):
+        if key.startswith(prefix):
+            return part
+    return "head" if key.startswith("network.heads.") else "tables"
+
+
+def _is_index_table(value: NDArray[np.generic]) -> bool:
+    """0, 1, 2, …: the class axis of the NMS baseline."""
+    return value.dtype == np.int64 and np.array_equal(value.ravel(), np.arange(value.size))

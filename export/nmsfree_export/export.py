@@ -1,0 +1,149 @@
+"""Checkpoint → ONNX file that has proved itself: certificate, then parity, then its name."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.errors import InputError
+from nmsfree.spec import Interpolation, ModelSpec
+from nmsfree_export.certificate import Certificate, certify
+from nmsfree_export.parity import Parity, Tolerance, compare, load_images
+from nmsfree_export.write import OPSET, build_onnx, deploy_module
+from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.config import STRIDES, HeadName
+from nmsfree_training.predict import TorchBackend, make_spec
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Attributes:
+        head: "o2o" or "o2m"; None takes the one-to-one head if there is one.
+        input_size: (height, width) in pixels, multiples of 32; None takes the checkpoint's.
+        batch: fixed batch size, or None for any.
+        top_k: rows of the output.
+        score_floor: scores that `num_detections` counts are above this.
+        threshold: what the runtime shows unless asked otherwise.
+        interpolation: how the runtime resizes.
+        images: folder of pictures for the parity gate; None takes the bundled scenes.
+        tolerance: of the parity gate.
+    """
+
+    head: HeadName | None = None
+    input_size: tuple[int, int] | None = None
+    batch: int | None = 1
+    top_k: int = 100
+    score_floor: float = 0.05
+    threshold: float = 0.3
+    interpolation: Interpolation = "linear"
+    images: Path | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and its proofs."""
+
+    path: Path
+    sha256: str
+    size: int  # bytes
+    spec: ModelSpec
+    certificate: Certificate
+    parity: Parity
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "file": str(self.path),
+            "sha256": self.sha256,
+            "bytes": self.size,
+            "certificate": self.certificate.to_json(),
+            "parity": self.parity.to_json(),
+        }
+
+
+def export_onnx(
+    checkpoint: Checkpoint,
+    out: Path,
+    options: ExportOptions = ExportOptions(),
+    progress: Callable[[str], None] = lambda _: None,
+) -> ExportReport:
+    """Export, certify and compare; the file appears under its name only if all passed.
+
+    Args:
+        progress: told what is being done.
+
+    Raises:
+        GateError: the certificate or the parity gate refused; no file is left behind.
+        InputError: an option that does not fit the checkpoint.
+    """
+    spec = _make_spec(checkpoint, options)
+    pictures = load_images(options.images)
+    network = checkpoint.build()
+    progress("tracing the deployed graph")
+    module = deploy_module(network, spec)
+    model = build_onnx(module, spec)
+    progress("checking the certificate")
+    deployed = {
+        k: np.ascontiguousarray(t.numpy(force=True)) for k, t in module.state_dict().items()
+    }
+    certificate = certify(model, spec, deployed, OPSET)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        part = Path(folder) / out.name
+        part.write_bytes(model.SerializeToString())
+        reference = TorchBackend(network, replace(spec, batch=None))
+        deployed_file = OnnxRuntimeBackend(part)
+        parity = compare(
+            reference,
+            deployed_file,
+            pictures,
+            options.tolerance,
+            lambda done, total: progress(f"comparing with PyTorch: image {done} of {total}"),
+        )
+        parity.enforce()
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        size = part.stat().st_size
+        deployed_file.close()
+        part.replace(out)
+    return ExportReport(out, digest, size, spec, certificate, parity)
+
+
+def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
+    heads = checkpoint.model.heads
+    head: HeadName = options.head or ("o2o" if "o2o" in heads else "o2m")
+    if head not in heads:
+        raise InputError(
+            f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
+        )
+    height, width = options.input_size or checkpoint.input_size
+    if height < 32 or width < 32 or height % STRIDES[-1] or width % STRIDES[-1]:
+        raise InputError(
+            f"size is {height} × {width}, expected multiples of {STRIDES[-1]} from 32 up: "
+            f"for example {_nearest(height)} × {_nearest(width)}"
+        )
+    if not 0 <= options.score_floor < 1:
+        raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
+    cells = sum((height // s) * (width // s) for s in STRIDES)
+    spec = make_spec(
+        checkpoint,
+        head,
+        input_size=(height, width),
+        batch=options.batch,
+        top_k=min(options.top_k, cells),
+        score_floor=options.score_floor,
+    )
+    return replace(
+        spec,
+        threshold=max(options.threshold, options.score_floor),
+        interpolation=options.interpolation,
+    )
+
+
+def _nearest(side: int) -> int:
+    return max(1, round(side / STRIDES[-1])) * STRIDES[-1]

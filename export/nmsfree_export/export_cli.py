@@ -1,0 +1,78 @@
+"""What `nmsfree export` does once its options are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from nmsfree.errors import InputError
+from nmsfree_export.cli import write_json
+from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
+from nmsfree_training.checkpoint import load_checkpoint
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of `nmsfree export`, see there."""
+
+    checkpoint: Path
+    out: Path
+    head: str | None
+    size: tuple[int, int] | None
+    batch: int | None
+    top_k: int
+    score_floor: float
+    threshold: float
+    interpolation: str
+    images: Path | None
+    model: str | None
+    json_out: str | None
+
+    def options(self) -> ExportOptions:
+        """Check what typer cannot."""
+        if self.head not in (None, "o2o", "o2m"):
+            raise InputError(f"head is {self.head!r}, expected o2o or o2m")
+        if self.interpolation not in ("linear", "area"):
+            raise InputError(f"interpolation is {self.interpolation!r}, expected linear or area")
+        if self.out.suffix != ".onnx":
+            raise InputError(f"output is {self.out}, expected a name that ends in .onnx")
+        return ExportOptions(
+            head=self.head,  # type: ignore[arg-type]
+            input_size=self.size,
+            batch=self.batch,
+            top_k=self.top_k,
+            score_floor=self.score_floor,
+            threshold=self.threshold,
+            interpolation=self.interpolation,  # type: ignore[arg-type]
+            images=self.images,
+        )
+
+
+def run_export(request: ExportRequest) -> None:
+    """Export and show the proofs."""
+    console = Console(stderr=True)
+    options = request.options()
+    checkpoint = load_checkpoint(request.checkpoint, request.model)
+    with console.status("exporting") as status:
+        report = export_onnx(
+            checkpoint, request.out, options, lambda step: status.update(f"{step} …")
+        )
+    write_json(request.json_out, report.to_json())
+    _show(report, console)
+
+
+def _show(report: ExportReport, console: Console) -> None:
+    spec = report.spec
+    title = "NMS-free: certificate" if spec.nms is None else "NMS baseline: contract"
+    table = Table(title=title, show_header=False)
+    for check, found in report.certificate.lines:
+        table.add_row("✓", check, found)
+    table.add_row("✓", "same detections as PyTorch", str(report.parity))
+    console.print(table)
+    console.print(
+        f"{report.path}: {spec.name}, {spec.head} head, {spec.height} × {spec.width}, "
+        f"batch {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, "
+        f"sha256 {report.sha256[:12]}",
+        highlight=False,
+    )

@@ -1,0 +1,221 @@
+"""Parity: do two models say the same about the same pictures?
+
+Rows are matched by class and nearest box, since rows of nearly equal score may swap. A row may
+stay without a partner only where the list is cut: its score is within the tolerance of the cut
+(the floor, or the last row).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.base import Backend, RawDetections
+from nmsfree.data.digits import make_scene
+from nmsfree.detector import MAX_DYNAMIC_BATCH, Detector
+from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.images import read_image
+from nmsfree.spec import ModelSpec
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MAX_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences allowed: of scores (0-1) and of box corners (input pixels)."""
+
+    score: float = 1e-4
+    box: float = 0.05
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Outcome of a comparison.
+
+    Attributes:
+        images, rows: what was compared.
+        unmatched: rows of either model without a partner, those at the cut left out.
+        score_difference, box_difference: the largest of matched rows.
+        worst_image: name of the image with the largest box difference.
+    """
+
+    images: int
+    rows: int
+    unmatched: int
+    score_difference: float
+    box_difference: float
+    worst_image: str
+    tolerance: Tolerance
+
+    @property
+    def passed(self) -> bool:
+        return (
+            self.rows > 0
+            and self.unmatched == 0
+            and self.score_difference <= self.tolerance.score
+            and self.box_difference <= self.tolerance.box
+        )
+
+    def __str__(self) -> str:
+        if self.rows == 0:
+            return (
+                f"{self.images} images, no detection above the floor, so nothing was compared: "
+                "give pictures the model finds something in with --images DIR"
+            )
+        return (
+            f"{self.images} images, {self.rows} rows, {self.unmatched} unmatched, "
+            f"largest difference: score {self.score_difference:.1e} "
+            f"(allowed {self.tolerance.score:.0e}), box {self.box_difference:.1e} px "
+            f"(allowed {self.tolerance.box:g}; {self.worst_image})"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self) | {"passed": self.passed}
+
+    def enforce(self) -> None:
+        """Raise GateError unless the comparison passed."""
+        if not self.passed:
+            raise GateError(f"parity: {self}")
+
+
+def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return named BGR images: a folder's first 64, or the bundled scenes.
+
+    Raises:
+        InputError: the folder is missing, holds no image, or one that cannot be read.
+    """
+    if folder is None:
+        return [
+            (f"bundled {split} scene {i}", make_scene(split, i).image)
+            for split, i in (("val", 0), ("val", 1), ("val", 2), ("crowd", 0), ("crowd", 1))
+        ]
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one with images")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder}: no images in it ({', '.join(IMAGE_SUFFIXES)})")
+    return [(p.name, read_image(p)) for p in files[:MAX_IMAGES]]
+
+
+def compare(
+    a: Backend,
+    b: Backend,
+    images: Sequence[tuple[str, NDArray[np.uint8]]],
+    tolerance: Tolerance = Tolerance(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Parity:
+    """Run both models on the same letterboxed pixels and compare all rows.
+
+    Every row counts for the NMS-free head, also those below the floor; those above it for NMS.
+
+    Raises:
+        ModelError: the models differ in input size or number of classes.
+    """
+    _check_comparable(a.spec, b.spec)
+    detector = Detector(a)
+    rows = unmatched = 0
+    score, box, worst = 0.0, 0.0, "–"
+    step = min(s.batch or MAX_DYNAMIC_BATCH for s in (a.spec, b.spec))
+    for start in range(0, len(images), step):
+        chunk = images[start : start + step]
+        pixels = np.concatenate([detector.preprocess([image])[0][:1] for _, image in chunk])
+        raw_a, raw_b = run_any_batch(a, pixels), run_any_batch(b, pixels)
+        for i, (name, _) in enumerate(chunk):
+            outcome = _compare_image(
+                _rows(raw_a, i, a.spec), _rows(raw_b, i, b.spec), a.spec, tolerance
+            )
+            rows += outcome.rows
+            unmatched += outcome.unmatched
+            score = max(score, outcome.score)
+            if outcome.box >= box:
+                box, worst = outcome.box, name
+        progress(start + len(chunk), len(images))
+    return Parity(len(images), rows, unmatched, score, box, worst, tolerance)
+
+
+def _check_comparable(a: ModelSpec, b: ModelSpec) -> None:
+    for name in ("height", "width"):
+        if getattr(a, name) != getattr(b, name):
+            raise ModelError(
+                f"the models cannot be compared: {name} {getattr(a, name)} and {getattr(b, name)}"
+            )
+    if len(a.class_names) != len(b.class_names):
+        raise ModelError(
+            f"the models cannot be compared: {len(a.class_names)} and {len(b.class_names)} classes"
+        )
+
+
+def run_any_batch(backend: Backend, pixels: NDArray[np.uint8]) -> RawDetections:
+    """Run uint8 [N, H, W, 3] whatever the model's own batch: a last chunk is filled up."""
+    step = backend.spec.batch or len(pixels)
+    parts = []
+    for start in range(0, len(pixels), step):
+        chunk = pixels[start : start + step]
+        filled = np.zeros((step, *pixels.shape[1:]), np.uint8)
+        filled[: len(chunk)] = chunk
+        parts.append([output[: len(chunk)] for output in backend.run(filled)])
+    return RawDetections(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int32]
+    cut: float  # rows near this score may be missing
+
+
+def _rows(raw: RawDetections, i: int, spec: ModelSpec) -> _Rows:
+    scores = raw.detection_scores[i]
+    count = int(raw.num_detections[i, 0]) if spec.nms is not None else len(scores)
+    full = count == len(scores)
+    cut = float(scores[-1]) if full else spec.score_floor
+    return _Rows(
+        raw.detection_boxes[i, :count], scores[:count], raw.detection_classes[i, :count], cut
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    rows: int
+    unmatched: int
+    score: float
+    box: float
+
+
+def _compare_image(a: _Rows, b: _Rows, spec: ModelSpec, tolerance: Tolerance) -> _Outcome:
+    partner = _match(a, b, spec)
+    found = np.flatnonzero(partner >= 0)
+    other = partner[found]
+    cut = max(a.cut, b.cut) + tolerance.score
+    alone_a = a.scores[partner < 0]
+    alone_b = b.scores[np.setdiff1d(np.arange(len(b.scores)), other)]
+    score = np.abs(a.scores[found] - b.scores[other]).max(initial=0)
+    box = np.abs(a.boxes[found] - b.boxes[other]).max(initial=0)
+    unmatched = int((alone_a > cut).sum() + (alone_b > cut).sum())
+    return _Outcome(len(found) + unmatched, unmatched, float(score), float(box))
+
+
+def _match(a: _Rows, b: _Rows, spec: ModelSpec) -> NDArray[np.int64]:
+    """Partner in `b` of every row of `a`, −1 for none; closest pairs first.
+
+    Closeness counts score and box together, so that of two equal boxes (two classes' worth of one
+    cell, or twins) the one with the right score is taken. Farther than this is no partner.
+    """
+    limit = 0.05  # of the score, and of the input's longer side
+    side = max(spec.height, spec.width)
+    distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1) / side
+    distance = np.maximum(distance, np.abs(a.scores[:, None] - b.scores[None]))
+    distance[a.classes[:, None] != b.classes[None]] = np.inf
+    partner = np.full(len(a.scores), -1, np.int64)
+    taken = np.zeros(len(b.scores), bool)
+    for flat in np.argsort(distance, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(b.scores))
+        if distance[i, j] > limit:
+            break
+        if partner[i] < 0 and not taken[j]:
+            partner[i], taken[j] = j, True
+    return partner

@@ -1,0 +1,293 @@
+"""Certificate and parity gate: they pass what is right and refuse what is wrong."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
+from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree_export import export as export_module
+from nmsfree_export.certificate import Certificate, certify
+from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
+from nmsfree_export.write import OPSET, build_onnx, deploy_module
+from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.predict import TorchBackend, make_spec
+
+Built = tuple[ModelProto, ModelSpec, dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Checkpoint) -> Built:
+    spec = make_spec(checkpoint, "o2o", batch=1)
+    module = deploy_module(checkpoint.build(), spec)
+    return build_onnx(module, spec), spec, {k: t.numpy() for k, t in module.state_dict().items()}
+
+
+def copy_of(built: Built) -> ModelProto:
+    model = ModelProto()
+    model.CopyFrom(built[0])
+    return model
+
+
+def check(model: ModelProto, built: Built) -> Certificate:
+    return certify(model, built[1], built[2], OPSET)
+
+
+def test_certificate_of_a_good_file(built: Built) -> None:
+    certificate = check(built[0], built)
+    head = sum(
+        {v.tobytes(): v.nbytes for k, v in built[2].items() if ".heads." in k and v.any()}.values()
+    )
+    assert certificate.weight_bytes["head"] == head
+    assert certificate.weight_bytes["constants"] < 1024
+    assert sum(certificate.weight_bytes.values()) == sum(
+        numpy_helper.to_array(t).nbytes for t in built[0].graph.initializer
+    )
+
+
+def add_nms(model: ModelProto) -> None:
+    model.graph.node.append(
+        helper.make_node("NonMaxSuppression", ["detection_boxes", "x"], ["y"], name="hidden")
+    )
+
+
+def add_nonzero(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("NonZero", ["detection_scores"], ["y"], name="z"))
+
+
+def add_data_shape(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Cast", ["num_detections"], ["n"], to=7))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["n"], ["y"], name="grows"))
+
+
+def add_custom_domain(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("EfficientNMS", [], ["y"], domain="trt.plugins"))
+
+
+def add_weights(model: ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "o2m"))
+
+
+def drop_weights(model: ModelProto) -> None:
+    big = max(model.graph.initializer, key=lambda t: t.ByteSize())
+    model.graph.initializer.remove(big)
+
+
+def store_twice(model: ModelProto) -> None:
+    big = max(model.graph.initializer, key=lambda t: t.ByteSize())
+    again = model.graph.initializer.add()
+    again.CopyFrom(big)
+    again.name = "again"
+
+
+def other_opset(model: ModelProto) -> None:
+    model.opset_import[0].version = 18
+
+
+def other_output(model: ModelProto) -> None:
+    model.graph.output[3].type.tensor_type.elem_type = TensorProto.INT64
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (add_nms, "may not contain NonMaxSuppression 'hidden'"),
+        (add_nonzero, "may not contain NonZero"),
+        (add_data_shape, "shape of ConstantOfShape 'grows' depends on data"),
+        (add_custom_domain, "trt.plugins"),
+        (add_weights, "'o2m'"),
+        (drop_weights, "tensors are missing"),
+        (store_twice, "stored twice"),
+        (other_opset, "18"),
+        (other_output, "expected"),
+    ],
+)
+def test_certificate_refuses(built: Built, spoil: Callable[[ModelProto], None], words: str) -> None:
+    model = copy_of(built)
+    spoil(model)
+    with pytest.raises(GateError, match=words):
+        check(model, built)
+
+
+def test_certificate_refuses_the_other_head(checkpoint: Checkpoint, built: Built) -> None:
+    """A file of the o2m head's weights is not certified as the o2o head's."""
+    network = checkpoint.build()
+    network.heads["o2o"].load_state_dict(network.heads["o2m"].state_dict())
+    wrong = build_onnx(deploy_module(network, built[1]), built[1])
+    with pytest.raises(GateError, match="belongs to no part"):
+        check(wrong, built)
+
+
+@pytest.mark.parametrize("head", ["o2o", "o2m"])
+@pytest.mark.parametrize("batch", [1, 3, None])
+def test_exported_file_agrees_with_the_network(
+    checkpoint: Checkpoint, tmp_path: Path, head: str, batch: int | None
+) -> None:
+    out = tmp_path / "model.onnx"
+    report = export_onnx(checkpoint, out, ExportOptions(head=head, batch=batch))
+    assert report.parity.passed
+    assert report.parity.rows > 100
+    assert report.parity.score_difference < 1e-5
+    assert report.parity.box_difference < 1e-2
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    model = onnx.load(out)
+    kinds = {node.op_type for node in model.graph.node}
+    assert ("NonMaxSuppression" in kinds) == (head == "o2m")
+    text = next(p.value for p in model.metadata_props if p.key == METADATA_KEY)
+    spec = ModelSpec.from_json(text)
+    assert spec == report.spec
+    assert (spec.class_names, spec.category_ids) == (
+        checkpoint.class_names,
+        checkpoint.category_ids,
+    )
+    assert str(Path.cwd()).encode() not in out.read_bytes()  # no path of this machine
+
+
+def test_batch_of_distinct_images_equals_singles(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for head in ("o2o", "o2m"):
+        out = tmp_path / f"{head}.onnx"
+        export_onnx(checkpoint, out, ExportOptions(head=head, batch=None))
+        backend = OnnxRuntimeBackend(out)
+        images = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
+        together = backend.run(images)
+        for i in range(4):
+            alone = backend.run(images[i : i + 1])
+            for a, b in zip(together, alone, strict=True):
+                assert np.allclose(a[i], b[0], atol=1e-4)
+
+
+def test_rows_below_the_count_are_candidates_below_the_floor(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
+    for head in ("o2o", "o2m"):
+        out = tmp_path / f"{head}.onnx"
+        options = ExportOptions(head=head, score_floor=0.9, threshold=0.9)
+        try:
+            export_onnx(checkpoint, out, options)
+        except GateError:
+            pytest.fail("nothing above the floor: the fixture no longer fits")
+        raw = OnnxRuntimeBackend(out).run(images)
+        count = int(raw.num_detections[0, 0])
+        assert count < 100
+        assert (raw.detection_scores[0, :count] > 0.9).all()
+        assert (raw.detection_scores[0, count:] <= 0.9).all()
+
+
+def test_nms_of_the_file_is_the_specified_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Same class, IoU above 0.6: none left; and without NMS there were some."""
+    from nmsfree_training.postprocess import greedy_nms
+
+    out = tmp_path / "o2m.onnx"
+    export_onnx(checkpoint, out, ExportOptions(head="o2m"))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
+    raw = OnnxRuntimeBackend(out).run(pixels)
+    count = int(raw.num_detections[0, 0])
+    boxes, classes = raw.detection_boxes[0, :count], raw.detection_classes[0, :count]
+    for c in np.unique(classes):
+        own = classes == c
+        kept = greedy_nms(boxes[own], raw.detection_scores[0, :count][own], 0.6 + 1e-4)
+        assert len(kept) == own.sum()
+
+
+def test_failed_parity_leaves_no_file(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose boxes are a pixel off is refused, and an older file stays."""
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"older")
+
+    def shifted(module: torch.nn.Module, spec: ModelSpec) -> ModelProto:
+        state = {k: v.clone() for k, v in module.state_dict().items()}
+        module.cells[:, 0] += 1.0
+        model = build_onnx(module, spec)
+        module.load_state_dict(state)
+        return model
+
+    monkeypatch.setattr(export_module, "build_onnx", shifted)
+    monkeypatch.setattr(export_module, "certify", lambda *_: None)
+    with pytest.raises(GateError, match=r"parity: .*box 1\.0e\+00 px"):
+        export_onnx(checkpoint, out, ExportOptions())
+    assert out.read_bytes() == b"older"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_parity_that_compares_nothing_fails(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="nothing was compared"):
+        export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(head="o2m", score_floor=0.9999))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"input_size": (100, 128)}, "multiples of 32"),
+        ({"input_size": (0, 128)}, "multiples of 32"),
+        ({"score_floor": 1.0}, "score floor"),
+    ],
+)
+def test_options_that_do_not_fit(
+    checkpoint: Checkpoint, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(**options))
+
+
+def _constant(spec: ModelSpec, boxes: np.ndarray, scores: np.ndarray) -> CallableBackend:
+    def run(images: np.ndarray) -> RawDetections:
+        n = len(images)
+        above = int((scores > spec.score_floor).sum())
+        return RawDetections(
+            np.full((n, 1), above, np.int32),
+            np.repeat(boxes[None].astype(np.float32), n, 0),
+            np.repeat(scores[None].astype(np.float32), n, 0),
+            np.zeros((n, len(scores)), np.int32),
+        )
+
+    return CallableBackend(run, spec)
+
+
+def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> None:
+    spec = make_spec(checkpoint, "o2o", top_k=3)
+    images = load_images(None)[:2]
+    boxes = np.array([[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]], float)
+    scores = np.array([0.9, 0.5, 0.01])
+    base = _constant(spec, boxes, scores)
+    same = compare(base, base, images)
+    assert same.passed
+    assert same.rows == 6
+    shifted = compare(base, _constant(spec, boxes + np.array([[0.04], [0], [0]]), scores), images)
+    assert shifted.passed
+    assert shifted.box_difference == pytest.approx(0.04, abs=1e-5)
+    assert not compare(base, _constant(spec, boxes + 0.1, scores), images).passed
+    assert not compare(base, _constant(spec, boxes, scores - 0.001), images).passed
+    gone = compare(base, _constant(spec, boxes + np.array([[0], [60], [0]]), scores), images)
+    assert gone.unmatched == 4  # per image: one row of each has lost its partner
+    swapped = compare(base, _constant(spec, boxes[[0, 2, 1]], scores[[0, 2, 1]]), images)
+    assert swapped.passed
+    assert compare(base, _constant(spec, boxes + 0.1, scores), images, Tolerance(box=0.2)).passed
+
+
+def test_models_of_other_sizes_are_not_compared(checkpoint: Checkpoint) -> None:
+    spec = make_spec(checkpoint, "o2o", top_k=1)
+    other = dataclasses.replace(spec, width=160)
+    one = np.zeros((1, 4)), np.ones(1)
+    with pytest.raises(ModelError, match="width 128 and 160"):
+        compare(_constant(spec, *one), _constant(other, *one), load_images(None))
+
+
+def test_run_any_batch_fills_up(checkpoint: Checkpoint) -> None:
+    network = checkpoint.build()
+    spec = make_spec(checkpoint, "o2o")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 96, 128, 3), dtype=np.uint8)
+    whole = TorchBackend(network, spec).run(pixels)
+    chunked = run_any_batch(TorchBackend(network, dataclasses.replace(spec, batch=2)), pixels)
+    for a, b in zip(whole, chunked, strict=True):
+        assert np.allclose(a, b, atol=1e-3)

@@ -1,0 +1,141 @@
+"""A tiny model that follows the ONNX contract: it finds cells of 8 × 8 pixels of a pure colour.
+
+Its score is the brightest channel's mean over the cell, its class that channel, its box the cell.
+Written twice, as an ONNX graph and in numpy, so that one can be held against the other.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from nmsfree import ModelSpec, RawDetections
+from nmsfree.spec import METADATA_KEY
+
+CELL = 8
+
+
+def _cells(spec: ModelSpec) -> NDArray[np.float32]:
+    """Boxes of the cells, row by row: float32 [cells, 4]."""
+    y, x = np.mgrid[0 : spec.height : CELL, 0 : spec.width : CELL].reshape(2, -1)
+    return np.stack([x, y, x + CELL, y + CELL], axis=1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def make_spec() -> Callable[..., ModelSpec]:
+    """Return a function giving the tiny model's description, fields replaced as asked."""
+
+    def make(**fields: object) -> ModelSpec:
+        values = {
+            "name": "tiny",
+            "head": "o2o",
+            "height": 64,
+            "width": 96,
+            "batch": None,
+            "class_names": ("blue", "green", "red"),
+            "category_ids": (1, 2, 4),
+            "top_k": 10,
+            "score_floor": 0.5,  # the padding's brightest channel has 124/255 = 0.486
+            "threshold": 0.6,
+        }
+        return ModelSpec(**(values | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bright_cells() -> Callable[[NDArray[np.uint8], ModelSpec], RawDetections]:
+    """Return the tiny model in numpy."""
+
+    def run(images: NDArray[np.uint8], spec: ModelSpec) -> RawDetections:
+        n, h, w, _ = images.shape
+        cells = images.reshape(n, h // CELL, CELL, w // CELL, CELL, 3).mean(axis=(2, 4))
+        means = cells.reshape(n, -1, 3).astype(np.float32) / 255  # [N, cells, 3]
+        order = np.argsort(-means.max(axis=2), axis=1, kind="stable")[:, : spec.top_k]
+        scores = np.take_along_axis(means.max(axis=2), order, axis=1)
+        return RawDetections(
+            (scores > spec.score_floor).sum(axis=1, keepdims=True, dtype=np.int32),
+            _cells(spec)[order],
+            scores,
+            np.take_along_axis(means.argmax(axis=2), order, axis=1).astype(np.int32),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_onnx() -> Callable[..., Path]:
+    """Return a function writing the tiny model; `metadata` None leaves the description out."""
+
+    def make(path: Path, spec: ModelSpec, metadata: str | None = "", drop: str = "") -> Path:
+        model = _model(spec)
+        for output in [o for o in model.graph.output if o.name == drop]:
+            model.graph.output.remove(output)
+        if metadata is not None:
+            entry = model.metadata_props.add()
+            entry.key, entry.value = METADATA_KEY, metadata or spec.to_json()
+        onnx.checker.check_model(model)
+        onnx.save(model, path)
+        return path
+
+    return make
+
+
+def _model(spec: ModelSpec) -> onnx.ModelProto:
+    node = helper.make_node
+    batch, rows = spec.batch or "N", spec.top_k
+    constants = {
+        "cells": _cells(spec),
+        "flat": np.array([0, 3, -1], dtype=np.int64),
+        "white": np.float32(255),
+        "floor": np.float32(spec.score_floor),
+        "k": np.array([spec.top_k], dtype=np.int64),
+        "channels": np.array([1], dtype=np.int64),
+    }
+    nodes = [
+        node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        node("AveragePool", ["nchw"], ["grid"], kernel_shape=[CELL] * 2, strides=[CELL] * 2),
+        node("Reshape", ["grid", "flat"], ["bytes"]),
+        node("Div", ["bytes", "white"], ["means"]),
+        node("ReduceMax", ["means", "channels"], ["best"], keepdims=0),
+        node("ArgMax", ["means"], ["channel"], axis=1, keepdims=0),
+        node("TopK", ["best", "k"], ["detection_scores", "order"], axis=1),
+        node("Gather", ["cells", "order"], ["detection_boxes"], axis=0),
+        node("GatherElements", ["channel", "order"], ["class64"], axis=1),
+        node("Cast", ["class64"], ["detection_classes"], to=TensorProto.INT32),
+        node("Greater", ["detection_scores", "floor"], ["above"]),
+        node("Cast", ["above"], ["ones"], to=TensorProto.INT32),
+        node("ReduceSum", ["ones", "channels"], ["num_detections"], keepdims=1),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [info("images", TensorProto.UINT8, [batch, spec.height, spec.width, 3])],
+        [
+            info("num_detections", TensorProto.INT32, [batch, 1]),
+            info("detection_boxes", TensorProto.FLOAT, [batch, rows, 4]),
+            info("detection_scores", TensorProto.FLOAT, [batch, rows]),
+            info("detection_classes", TensorProto.INT32, [batch, rows]),
+        ],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    opset = helper.make_opsetid("", 20)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
+@pytest.fixture
+def noise() -> Callable[..., NDArray[np.uint8]]:
+    """Return a function giving a coloured picture, uint8 [h, w, 3], different for every seed."""
+
+    def make(seed: int, height: int = 64, width: int = 96) -> NDArray[np.uint8]:
+        coarse = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+        rows = np.arange(height) * 9 // height
+        return np.ascontiguousarray(coarse[rows][:, np.arange(width) * 13 // width])
+
+    return make

@@ -1,0 +1,313 @@
+"""`nmsfree detect` as a user runs it, on a tiny model that finds pure colours."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree import Detector, InputError, cli, read_image
+from nmsfree.detect_output import Output, picture_names
+from nmsfree.detect_run import Run
+from nmsfree.finished_files import VideoFile, write_picture
+from nmsfree.sources import IMAGE_SUFFIXES, Source, Video, expand
+
+Noise = Callable[..., NDArray[np.uint8]]
+Detect = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_spec: Any, make_onnx: Any) -> Path:
+    """An empty current folder with the tiny model in it."""
+    make_onnx(tmp_path / "tiny.onnx", make_spec())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def detect(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Detect:
+    """Run the command as the console script does: exit status, stdout, stderr."""
+
+    def run(*arguments: str, model: str = "tiny.onnx") -> tuple[int, str, str]:
+        command = ["nmsfree", "detect", *arguments, "--model", model]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def photos(place: Path, noise: Noise) -> Path:
+    """A folder with pictures of one name in different folders."""
+    for seed, name in enumerate(["photos/a.png", "photos/b.jpg", "photos/sub/a.png"]):
+        (place / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(place / name), noise(seed, 120, 180))
+    return place / "photos"
+
+
+@pytest.fixture
+def clip(place: Path, noise: Noise) -> Path:
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter.fourcc(*"MJPG"), 12, (96, 62))
+    for seed in range(9):
+        writer.write(noise(seed, 62, 96))
+    writer.release()
+    return place / "clip.avi"
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def written(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files too."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder(detect: Detect, photos: Path, place: Path) -> None:
+    status, out, _ = detect("photos")
+    folder = place / "runs/detect/1"
+    assert status == 0
+    assert written(folder) == ["a.png", "b.jpg", "detections.jsonl", "sub/a.png"]
+    found = lines((folder / "detections.jsonl").read_text("utf-8"))
+    assert f"3 images, {len(found)} objects" in out
+    assert "ms/image" in out
+    assert "runs/detect/1" in out
+    assert list(dict.fromkeys(row["image"] for row in found)) == [
+        str(Path("photos/a.png")),
+        str(Path("photos/b.jpg")),
+        str(Path("photos/sub/a.png")),
+    ]
+    with Detector("tiny.onnx") as detector:
+        for name in ("photos/a.png", "photos/sub/a.png"):
+            expected = [
+                {
+                    "image": str(Path(name)),
+                    "box": pytest.approx(box, abs=5e-4),
+                    "class": class_name,
+                    "class_id": class_id,
+                    "score": pytest.approx(confidence, abs=1e-6),
+                }
+                for box, confidence, class_id, class_name in detector(name)
+            ]
+            assert [row for row in found if row["image"] == str(Path(name))] == expected != []
+    for name in ("a.png", "sub/a.png"):
+        source, picture = read_image(photos / name), read_image(folder / name)
+        assert picture.shape == (480, 720, 3), "enlarged four times"
+        back = cv2.resize(picture, (180, 120), interpolation=cv2.INTER_AREA)
+        same = np.abs(back.astype(int) - source).max(axis=2) < 12
+        assert 0.3 < same.mean() < 0.99, "the photo, with something drawn on it"
+
+
+def test_unreadable_files_are_named_and_the_rest_is_done(
+    detect: Detect, photos: Path, place: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (photos / "empty.png").touch()
+    (place / "broken.mp4").write_text("no video")
+    status, out, err = detect("photos", "absent.jpg", "broken.mp4", "--save-dir", "out")
+    assert status == 1
+    assert "3 images" in out
+    named = [line.split(": ")[1] for line in err.splitlines() if line.startswith("error: ")]
+    assert sorted(named) == sorted(
+        ["absent.jpg", str(Path("photos/broken.jpg")), str(Path("photos/empty.png")), "broken.mp4"]
+    )
+    pictures = ["photos/a.png", "photos/b.jpg", "photos/sub/a.png"]
+    assert written(place / "out") == ["detections.jsonl", *pictures]
+
+
+def test_json_on_stdout_is_all_there_is(detect: Detect, photos: Path, place: Path) -> None:
+    (photos / "broken.jpg").touch()
+    status, out, err = detect("photos", "--json", "-", "--save-dir", "out")
+    assert status == 1
+    assert out == (place / "out/detections.jsonl").read_text("utf-8") != ""
+    assert "3 images" in err
+
+
+def test_nothing_is_saved_when_not_wanted(detect: Detect, photos: Path, place: Path) -> None:
+    before = written(place)
+    status, out, _ = detect("photos", "--no-save", "--json", "-")
+    assert status == 0
+    assert {row["class"] for row in lines(out)} <= {"blue", "green", "red"}
+    assert written(place) == before
+    detect("photos", "--no-pictures", "--save-dir", "out", "--json", "elsewhere/lines.jsonl")
+    assert written(place / "out") == ["detections.jsonl"]
+    assert (place / "elsewhere/lines.jsonl").read_bytes() == (
+        place / "out/detections.jsonl"
+    ).read_bytes()
+
+
+def test_options_reach_the_detector(detect: Detect, photos: Path) -> None:
+    everything = lines(detect("photos", "--no-save", "--json", "-", "--threshold", "0.5")[1])
+    middle = str(np.median([row["score"] for row in everything]))
+    strict = lines(detect("photos", "--no-save", "--json", "-", "--threshold", middle)[1])
+    assert strict == [row for row in everything if row["score"] > float(middle)]
+    assert 0 < len(strict) < len(everything)
+    some = ("photos", "--no-save", "--json", "-", "--threshold", "0.5", "--classes")
+    chosen = [row for row in everything if row["class"] in ("red", "blue")]
+    assert lines(detect(*some, "red, blue")[1]) == lines(detect(*some, "2,blue")[1]) == chosen
+    assert 0 < len(chosen) < len(everything)
+    one = lines(detect("photos", "--no-save", "--json", "-", "--max-detections", "1")[1])
+    assert len(one) == 3
+    assert len({row["image"] for row in one}) == 3
+
+
+def test_a_pattern_the_shell_left_alone(detect: Detect, photos: Path, place: Path) -> None:
+    assert detect("photos/*.png", "--save-dir", "out")[0] == 0
+    assert written(place / "out") == ["a.png", "detections.jsonl"]
+
+
+def test_a_video(detect: Detect, clip: Path, place: Path) -> None:
+    status, out, _ = detect("clip.avi", "--save-dir", "out")
+    assert status == 0
+    assert "9 images" in out
+    assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl"]
+    found = lines((place / "out/detections.jsonl").read_text("utf-8"))
+    assert sorted({row["frame"] for row in found}) == list(range(9))
+    with Video(Source("video", str(place / "out/clip.avi.mp4"))) as video:
+        frames = list(video)
+        assert (len(frames), video.fps) == (9, 12)
+    assert frames[0].shape[:2] == (62 * 7, 96 * 7), "enlarged like pictures"
+    detect("clip.avi", "--save-dir", "short", "--max-frames", "4")
+    found = lines((place / "short/detections.jsonl").read_text("utf-8"))
+    assert {row["frame"] for row in found} == {0, 1, 2, 3}
+
+
+def test_pictures_and_videos_together_with_a_fixed_batch(
+    detect: Detect, photos: Path, clip: Path, place: Path, make_spec: Any, make_onnx: Any
+) -> None:
+    """A batch that spans sources gives what single images give."""
+    arguments = ("photos", "clip.avi", "--no-save", "--json", "-")
+    single = detect(*arguments)[1]
+    make_onnx(place / "tiny.onnx", make_spec(batch=5))
+    assert detect(*arguments)[1] == single != ""
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_every_image_suffix_can_be_written(
+    detect: Detect, place: Path, noise: Noise, suffix: str
+) -> None:
+    cv2.imencode(suffix, noise(0))[1].tofile(place / f"a{suffix}")
+    assert detect(f"a{suffix}", "--save-dir", "out")[0] == 0
+    assert read_image(place / "out" / f"a{suffix}").shape == (64 * 7, 96 * 7, 3)
+
+
+def test_sources_are_never_overwritten(detect: Detect, photos: Path) -> None:
+    before = (photos / "a.png").read_bytes()
+    status, _, err = detect("photos", "--save-dir", "photos")
+    assert status == 2
+    assert "would replace a source" in err
+    assert (photos / "a.png").read_bytes() == before
+    assert "detections.jsonl" not in written(photos)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent.jpg", "nothing/*.png"], "no source found"),
+        (["photos", "--classes", "cat"], "class 'cat' is unknown"),
+        (["photos", "--threshold", "0.1"], "threshold is 0.1"),
+        (["photos", "--device", "tpu"], "device is 'tpu'"),
+        (["photos", "--save-dir", "tiny.onnx"], "cannot be written"),
+        (["photos", "--max-detections", "0"], "--max-detections"),
+        ([], "SOURCE"),
+    ],
+)
+def test_wrong_use_ends_with_status_2_before_anything_is_written(
+    detect: Detect, photos: Path, place: Path, arguments: list[str], words: str
+) -> None:
+    before = written(place)
+    status, out, err = detect(*arguments)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert written(place) == before
+
+
+@pytest.mark.parametrize("model", ["absent.onnx", "photos", "photos/a.png", "text.onnx"])
+def test_a_wrong_model_is_one_line(detect: Detect, photos: Path, place: Path, model: str) -> None:
+    (place / "text.onnx").write_text("not a model")
+    status, out, err = detect("photos", model=model)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {model}: ")
+    assert err.count("\n") == 1
+
+
+def test_an_absent_camera_is_a_failed_input(detect: Detect) -> None:
+    status, _, err = detect("99", "--no-save")
+    assert status == 1
+    assert "camera 99" in err
+
+
+def interrupted_run(place: Path, error: type[BaseException]) -> str:
+    """Look at a video and fail at its fifth frame; return what the totals say."""
+    sources, _ = expand(["photos/a.png", "clip.avi", "photos/b.jpg"])
+    with Detector("tiny.onnx") as detector:
+        calls = iter(range(100))
+
+        def look(images: list[NDArray[np.uint8]]) -> Any:
+            if next(calls) == 6:
+                raise error
+            return detector.batch(images)
+
+        with Output(picture_names(sources), place / "out") as output:
+            return str(Run(look, output, batch=1, max_frames=None).over(sources))
+
+
+def test_ctrl_c_finishes_what_is_there(photos: Path, clip: Path, place: Path) -> None:
+    assert "interrupted after 6 images" in interrupted_run(place, KeyboardInterrupt)
+    assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl", "photos/a.png"]
+    with Video(Source("video", str(place / "out/clip.avi.mp4"))) as video:
+        assert len(list(video)) == 5
+    found = lines((place / "out/detections.jsonl").read_text("utf-8"))
+    assert {row.get("frame") for row in found} == {None, 0, 1, 2, 3, 4}
+
+
+def test_a_run_that_dies_leaves_no_half_file(photos: Path, clip: Path, place: Path) -> None:
+    with pytest.raises(MemoryError):
+        interrupted_run(place, MemoryError)
+    final = [name for name in written(place / "out") if not Path(name).name.startswith(".")]
+    assert final == ["photos/a.png"]
+
+
+def test_a_video_of_odd_size_can_be_written(place: Path, noise: Noise) -> None:
+    video = VideoFile(place / "odd.mp4", 10, 63, 97)
+    video.write(noise(0, 63, 97))
+    assert written(place) == [".odd.part.mp4", "tiny.onnx"]
+    video.finish()
+    assert written(place) == ["odd.mp4", "tiny.onnx"]
+    with Video(Source("video", "odd.mp4")) as read:
+        frame = next(iter(read))
+    assert 62 <= frame.shape[0] <= 64
+    assert 96 <= frame.shape[1] <= 98
+
+
+def test_pictures_that_cannot_be_encoded_are_said(place: Path, noise: Noise) -> None:
+    with pytest.raises(InputError, match="cannot be encoded"):
+        write_picture(place / "a.webp", np.zeros((1, 20_000, 3), np.uint8))
+    assert written(place) == ["tiny.onnx"]
+
+
+def test_the_console_script(place: Path, photos: Path) -> None:
+    """Once as a process of its own: exit status, and nothing but JSON on stdout."""
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    code = "from nmsfree.cli import main; main()"
+    arguments = ["detect", "photos", "-m", "tiny.onnx", "--json", "-"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert len(lines(done.stdout)) > 3
+    assert f"error: {Path('photos/broken.png')}: not an image" in done.stderr
+    assert "global" not in done.stderr, "OpenCV's own messages"

@@ -1,0 +1,241 @@
+"""Detector on a callable backend: batches, filters, and boxes in the pixels of the source."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from nmsfree import CallableBackend, Detections, Detector, InputError, ModelSpec, RawDetections
+from nmsfree.detector import MAX_DYNAMIC_BATCH
+
+Noise = Callable[..., NDArray[np.uint8]]
+SIZES = [(64, 96), (480, 640), (333, 21), (1, 1), (60, 400)]
+
+
+class Recorder:
+    """Runs the tiny model in numpy and remembers how large the batches were."""
+
+    def __init__(self, run: Callable[..., RawDetections], spec: ModelSpec) -> None:
+        self.batches: list[int] = []
+        self.last: NDArray[np.uint8] | None = None
+        self._run, self._spec = run, spec
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawDetections:
+        self.batches.append(len(images))
+        self.last = images
+        return self._run(images, self._spec)
+
+
+@pytest.fixture
+def open_tiny(make_spec: Callable[..., ModelSpec], bright_cells: Callable[..., RawDetections]):
+    def make(**fields: object) -> tuple[Detector, Recorder]:
+        spec = make_spec(**fields)
+        recorder = Recorder(bright_cells, spec)
+        return Detector(CallableBackend(recorder, spec)), recorder
+
+    return make
+
+
+@pytest.fixture
+def pictures(noise: Noise) -> list[NDArray[np.uint8]]:
+    return [noise(seed, *size) for seed, size in enumerate(SIZES)]
+
+
+def assert_same(a: Detections, b: Detections) -> None:
+    np.testing.assert_array_equal(a.xyxy, b.xyxy)
+    np.testing.assert_array_equal(a.confidence, b.confidence)
+    np.testing.assert_array_equal(a.class_id, b.class_id)
+
+
+def refused(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as info:
+        action()
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+def test_batched_equals_single(open_tiny: Any, pictures: Any) -> None:
+    detector, recorder = open_tiny()
+    batched = detector.batch(pictures)
+    assert recorder.batches == [len(pictures)]
+    assert len({d.xyxy.tobytes() for d in batched}) == len(batched), "the pictures differ"
+    for picture, found in zip(pictures, batched, strict=True):
+        assert_same(detector(picture), found)
+
+
+def test_a_fixed_batch_is_padded_and_changes_nothing(open_tiny: Any, pictures: Any) -> None:
+    fixed, recorder = open_tiny(batch=3)
+    free, _ = open_tiny()
+    for a, b in zip(fixed.batch(pictures), free.batch(pictures), strict=True):
+        assert_same(a, b)
+    assert recorder.batches == [3, 3]
+    assert not recorder.last[2].any(), "the row without a picture is zero"
+
+
+def test_long_lists_are_run_in_parts(open_tiny: Any, noise: Noise) -> None:
+    detector, recorder = open_tiny()
+    found = detector.batch([noise(seed) for seed in range(MAX_DYNAMIC_BATCH + 3)])
+    assert recorder.batches == [MAX_DYNAMIC_BATCH, 3]
+    assert_same(found[-1], detector(noise(MAX_DYNAMIC_BATCH + 2)))
+
+
+def test_no_images_give_no_results(open_tiny: Any) -> None:
+    detector, recorder = open_tiny()
+    assert detector.batch([]) == []
+    assert recorder.batches == []
+
+
+@pytest.mark.parametrize("size", [(64, 96), (640, 960), (320, 240), (1080, 1920), (32, 30)])
+def test_boxes_are_in_source_pixels(open_tiny: Any, size: tuple[int, int]) -> None:
+    """A red patch that fills cells of the input exactly is found exactly, in its own pixels."""
+    detector, _ = open_tiny()
+    height, width = size
+    scale = min(64 / height, 96 / width)
+    patch = np.array([8, 16, 16, 32]) / scale  # two cells of the input
+    x1, y1, x2, y2 = np.round(patch).astype(int)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y1:y2, x1:x2] = (0, 0, 255)
+    found = detector(image)
+    assert found.class_name == ("red", "red")
+    union = np.concatenate([found.xyxy[:, :2].min(axis=0), found.xyxy[:, 2:].max(axis=0)])
+    np.testing.assert_allclose(union, patch, atol=0.02 / scale)
+
+
+def test_threshold_keeps_the_scores_above(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    everything = detector(noise(0), threshold=0.5)
+    scores = everything.confidence
+    assert (np.diff(scores) <= 0).all()
+    assert len(np.unique(scores)) >= 3, "there is something to separate"
+    middle = float(scores[len(scores) // 2])
+    assert_same(detector(noise(0), threshold=middle), everything.select(scores > middle))
+    assert_same(detector(noise(0)), everything.select(scores > 0.6))
+    assert len(detector(noise(0), threshold=1)) == 0
+
+
+@pytest.mark.parametrize("threshold", [-1, 0, 0.499, 1.01, float("nan")])
+def test_thresholds_the_model_cannot_serve_are_refused(open_tiny: Any, threshold: float) -> None:
+    detector, recorder = open_tiny()
+    assert "0.5 … 1" in refused(lambda: detector.batch([], threshold=threshold))
+    assert recorder.batches == []
+
+
+def test_classes_by_name_and_id(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    everything = detector(noise(0))
+    assert set(everything.class_name) == {"blue", "green", "red"}
+    for wanted, ids in [
+        ("red", [2]),
+        (["red"], [2]),
+        ([2], [2]),
+        ([0, "green"], [0, 1]),
+        (("blue", "green", "red"), [0, 1, 2]),
+        ([np.int64(1)], [1]),
+        ([], []),
+    ]:
+        expected = everything.select(np.isin(everything.class_id, ids))
+        assert_same(detector(noise(0), classes=wanted), expected)
+
+
+@pytest.mark.parametrize("wanted", ["cat", ["red", "cat"], [3], [-1], ["2"]])
+def test_unknown_classes_are_refused(open_tiny: Any, wanted: Any) -> None:
+    detector, _ = open_tiny()
+    message = refused(lambda: detector.batch([], classes=wanted))
+    assert "blue, green, red" in message
+
+
+def test_max_detections_keeps_the_best(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    everything = detector(noise(0))
+    assert len(everything) > 4
+    assert_same(detector(noise(0), max_detections=4), everything.select(np.arange(4)))
+    assert_same(detector(noise(0), max_detections=1000), everything)
+    greens = detector(noise(0), classes="green", max_detections=1)
+    assert greens.class_name == ("green",), "other classes do not use up the places"
+    assert "1 or more" in refused(lambda: detector(noise(0), max_detections=0))
+
+
+def test_rows_beyond_num_detections_are_not_results(make_spec: Any, bright_cells: Any) -> None:
+    """The files hold real candidates there; a backend decides by its count alone."""
+    spec = make_spec()
+
+    def two(images: NDArray[np.uint8]) -> RawDetections:
+        raw = bright_cells(images, spec)
+        return raw._replace(num_detections=np.full_like(raw.num_detections, 2))
+
+    detector = Detector(CallableBackend(two, spec))
+    assert len(detector(np.full((64, 96, 3), 255, np.uint8))) == 2
+
+
+def test_every_kind_of_picture_gives_the_same(open_tiny: Any, noise: Noise, tmp_path: Path) -> None:
+    detector, _ = open_tiny()
+    bgr = noise(7, 100, 150)
+    rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), bgr)
+    expected = detector(bgr)
+    assert len(expected) > 3
+    for found in (
+        detector(path),
+        detector(str(path)),
+        detector(rgb, color="rgb"),
+        detector(Image.fromarray(rgb), color="rgb"),
+        detector.batch(np.stack([bgr, bgr]))[1],
+    ):
+        assert_same(found, expected)
+    swapped = detector(rgb)
+    assert swapped.class_name != expected.class_name, "the order of the channels matters"
+
+
+def test_a_single_image_given_to_batch_is_refused(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    for single in (noise(0), noise(0)[:, :, 0], "a.jpg", Path("a.jpg"), Image.new("RGB", (2, 2))):
+        assert "list of images" in refused(lambda image=single: detector.batch(image))
+
+
+def test_the_picture_is_left_as_it_was(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    image = noise(0)
+    image.flags.writeable = False
+    detector(image)
+    detector(image, color="rgb")
+    np.testing.assert_array_equal(image, noise(0))
+
+
+def test_detections_iterate_as_rows(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    found = detector(noise(0))
+    assert len(list(found)) == len(found) > 0
+    for row, (box, confidence, class_id, name) in enumerate(found):
+        assert box == tuple(found.xyxy[row])
+        assert confidence == found.confidence[row]
+        assert class_id == found.class_id[row]
+        assert name == detector.names[class_id] == found.class_name[row]
+    assert (found.xyxy.dtype, found.confidence.dtype) == (np.float32, np.float32)
+    assert found.class_id.dtype == np.int32
+
+
+def test_nothing_found_has_the_right_shapes(open_tiny: Any) -> None:
+    detector, _ = open_tiny()
+    found = detector(np.zeros((50, 50, 3), np.uint8))
+    assert (len(found), found.xyxy.shape, found.class_name) == (0, (0, 4), ())
+    assert list(found) == []
+
+
+def test_with_closes_the_backend(make_spec: Any) -> None:
+    class Closing(CallableBackend):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    backend = Closing(lambda images: None, make_spec())  # type: ignore[arg-type, return-value]
+    with Detector(backend) as detector:
+        assert detector.spec is backend.spec
+        assert not backend.closed
+    assert backend.closed

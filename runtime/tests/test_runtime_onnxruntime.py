@@ -1,0 +1,160 @@
+"""The ONNX Runtime backend: the contract, files that are not ours, threads."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from nmsfree import Detector, InputError, ModelError, ModelSpec, NmsfreeError
+from nmsfree.backends import OnnxRuntimeBackend, open_backend
+
+Noise = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
+    return make_onnx(tmp_path / "tiny.onnx", make_spec())
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError] = ModelError) -> str:
+    with pytest.raises(kind) as info:
+        action()
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_the_graph_equals_its_definition(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, bright_cells: Any, noise: Noise, batch: Any
+) -> None:
+    spec = make_spec(batch=batch)
+    backend = OnnxRuntimeBackend(make_onnx(tmp_path / "tiny.onnx", spec))
+    assert backend.spec == spec
+    images = np.stack([noise(seed) for seed in range(batch or 3)])
+    found, expected = backend.run(images), bright_cells(images, spec)
+    for name, value in expected._asdict().items():
+        assert getattr(found, name).dtype == value.dtype, name
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
+
+
+def test_batched_equals_single(tiny: Path, noise: Noise) -> None:
+    images = [noise(0), noise(1, 480, 640), noise(2, 33, 21), noise(3, 60, 400)]
+    with Detector(tiny) as detector:
+        for image, batched in zip(images, detector.batch(images), strict=True):
+            single = detector(image)
+            assert len(single) > 0
+            np.testing.assert_array_equal(single.xyxy, batched.xyxy)
+            np.testing.assert_array_equal(single.confidence, batched.confidence)
+            np.testing.assert_array_equal(single.class_id, batched.class_id)
+
+
+def test_four_threads_get_bit_identical_results(tiny: Path, noise: Noise) -> None:
+    images = [noise(seed, 60 + seed, 90) for seed in range(8)]
+    with Detector(tiny, threads=2) as detector:
+        expected = [d.xyxy.tobytes() + d.confidence.tobytes() for d in map(detector, images)]
+        assert len(set(expected)) == len(images)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(detector, images * 25))
+    assert [d.xyxy.tobytes() + d.confidence.tobytes() for d in found] == expected * 25
+
+
+def test_the_description_says_what_runs(tiny: Path) -> None:
+    text = OnnxRuntimeBackend(tiny, threads=2).description
+    assert "ONNX Runtime" in text
+    assert "CPU" in text
+    assert "threads 2" in text
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"<html>404</html>"])
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "no.onnx"
+    path.write_bytes(content)
+    assert str(path) in refused(lambda: Detector(path))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
+    data = tiny.read_bytes()
+    tiny.write_bytes(data[: int(len(data) * share)])
+    assert str(tiny) in refused(lambda: Detector(tiny))
+
+
+def test_a_missing_file_or_folder_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in refused(lambda: Detector(tmp_path / "absent.onnx"))
+    (tmp_path / "folder.onnx").mkdir()
+    assert "no such file" in refused(lambda: Detector(str(tmp_path / "folder.onnx")))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.engine"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
+    assert "expected .onnx" in refused(lambda: open_backend(tmp_path / name))
+
+
+def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = helper.make_node("Relu", ["x"], ["y"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([node], "other", [value], [out])
+    opset = helper.make_opsetid("", 20)
+    path = tmp_path / "other.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    assert "not a model exported by nmsfree" in refused(lambda: Detector(path))
+
+
+def test_missing_or_broken_metadata_is_refused(
+    tmp_path: Path, make_spec: Any, make_onnx: Any
+) -> None:
+    path = tmp_path / "tiny.onnx"
+    make_onnx(path, make_spec(), metadata=None)
+    assert "metadata" in refused(lambda: Detector(path))
+    for text in ("{", '{"format_version": "1.0"}', '{"format_version": "9.0"}'):
+        make_onnx(path, make_spec(), metadata=text)
+        assert str(path) in refused(lambda: Detector(path))
+
+
+def test_a_missing_output_is_named(tmp_path: Path, make_spec: Any, make_onnx: Any) -> None:
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(), drop="detection_classes")
+    assert "detection_classes" in refused(lambda: Detector(path))
+
+
+@pytest.mark.parametrize("fields", [{"height": 32}, {"width": 200}, {"batch": None}])
+def test_a_description_of_another_input_is_refused(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, fields: dict[str, Any]
+) -> None:
+    """Preprocessing for the wrong size would give wrong boxes, silently."""
+    graph = make_spec(batch=2)
+    other: ModelSpec = make_spec(**({"batch": 2} | fields))
+    path = make_onnx(tmp_path / "tiny.onnx", graph, metadata=other.to_json())
+    assert "[2, 64, 96, 3]" in refused(lambda: Detector(path))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 32, 96, 3), np.uint8),
+        np.zeros((64, 96, 3), np.uint8),
+        np.zeros((1, 64, 96, 3), np.float32),
+    ],
+)
+def test_a_wrong_input_is_refused_in_our_words(tiny: Path, images: NDArray[Any]) -> None:
+    message = refused(lambda: OnnxRuntimeBackend(tiny).run(images))
+    assert " × ".join(map(str, images.shape)) in message
+    assert str(images.dtype) in message
+
+
+def test_a_closed_detector_says_so(tiny: Path, noise: Noise) -> None:
+    with Detector(tiny) as detector:
+        detector(noise(0))
+    assert "closed" in refused(lambda: detector(noise(0)))
+    detector.close()  # closing again is harmless
+
+
+def test_devices_and_threads_are_checked(tiny: Path) -> None:
+    assert "'tpu'" in refused(lambda: Detector(tiny, device="tpu"), InputError)
+    assert "threads is 0" in refused(lambda: Detector(tiny, threads=0), InputError)

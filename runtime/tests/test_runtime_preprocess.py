@@ -1,0 +1,123 @@
+"""Letterbox: nothing is lost or moved, whatever the size of the picture."""
+
+import numpy as np
+import pytest
+
+from nmsfree.preprocess import PAD_BGR, Geometry, fit, letterbox
+
+INPUT = (64, 96)
+SIZES = [
+    (1, 1),
+    (1, 500),
+    (500, 1),
+    (2, 40_000),
+    (40_000, 2),
+    (64, 96),
+    (65, 97),
+    (31, 97),
+    (640, 480),
+    (1080, 1920),
+]
+
+
+def place(image: np.ndarray, interpolation: str = "linear") -> tuple[np.ndarray, Geometry]:
+    out = np.full((*INPUT, 3), 77, dtype=np.uint8)
+    return out, letterbox(image, out, interpolation)
+
+
+def random_boxes(height: float, width: float, seed: int = 0) -> np.ndarray:
+    points = np.sort(np.random.default_rng(seed).uniform(0, 1, (100, 2, 2)), axis=1)
+    return (points.reshape(100, 4) * [width, height, width, height]).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_boxes_come_back(size: tuple[int, int]) -> None:
+    _, geometry = place(np.zeros((*size, 3), np.uint8))
+    boxes = random_boxes(*size)
+    np.testing.assert_allclose(
+        geometry.to_source(geometry.to_input(boxes)), boxes, rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_boxes_never_leave_the_source(size: tuple[int, int]) -> None:
+    _, geometry = place(np.zeros((*size, 3), np.uint8))
+    wild = np.random.default_rng(1).uniform(-300, 300, (200, 4)).astype(np.float32)
+    boxes = geometry.to_source(wild)
+    assert boxes.dtype == np.float32
+    assert boxes.min() >= 0
+    assert (boxes <= np.array([size[1], size[0]] * 2)).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("interpolation", ["linear", "area"])
+def test_picture_and_padding_fill_the_input(size: tuple[int, int], interpolation: str) -> None:
+    """A uniform picture stays uniform, ends where the geometry says, and the rest is padding."""
+    out, geometry = place(np.full((*size, 3), (10, 200, 30), np.uint8), interpolation)
+    right, bottom = geometry.to_input(np.array([[0, 0, size[1], size[0]]], np.float32))[0, 2:]
+    height, width = round(float(bottom)), round(float(right))
+    assert 1 <= height <= INPUT[0]
+    assert 1 <= width <= INPUT[1]
+    assert height == INPUT[0] or width == INPUT[1], "the picture touches two sides at least"
+    assert (out[:height, :width] == (10, 200, 30)).all()
+    assert (out[height:] == PAD_BGR).all()
+    assert (out[:, width:] == PAD_BGR).all()
+
+
+@pytest.mark.parametrize("size", [s for s in SIZES if min(s) > 30])
+def test_aspect_is_kept_within_rounding(size: tuple[int, int]) -> None:
+    height, width = fit(*size, *INPUT)
+    scale = min(INPUT[0] / size[0], INPUT[1] / size[1])
+    assert abs(height - size[0] * scale) <= 0.5
+    assert abs(width - size[1] * scale) <= 0.5
+
+
+def test_a_fitting_picture_is_copied_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*INPUT, 3), dtype=np.uint8)
+    out, geometry = place(image)
+    np.testing.assert_array_equal(out, image)
+    assert (geometry.scale_x, geometry.scale_y) == (1, 1)
+
+
+def test_things_are_where_their_mapped_box_says() -> None:
+    image = np.zeros((480, 360, 3), np.uint8)
+    box = np.array([[90, 120, 210, 330]], np.float32)
+    image[120:330, 90:210] = 255
+    out, geometry = place(image)
+    x1, y1, x2, y2 = np.round(geometry.to_input(box)[0]).astype(int)
+    width = round(360 * geometry.scale_x)
+    assert out[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].min() > 250
+    around = np.ones(INPUT, bool)
+    around[y1 - 1 : y2 + 1, x1 - 1 : x2 + 1] = False
+    assert out[:, :width][around[:, :width]].max() < 5
+
+
+def test_area_averages_where_linear_samples() -> None:
+    """One white column in eight: its share of the light survives only with antialiasing."""
+    image = np.zeros((640, 960, 3), np.uint8)
+    image[:, ::8] = 240
+    area, linear = place(image, "area")[0], place(image, "linear")[0]
+    assert abs(area.mean() - 30) < 1
+    assert linear.std() > 2 * area.std()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda image: image[::-1],
+        lambda image: image[:, ::-1],
+        lambda image: image[::2, 1::3],
+        lambda image: image.transpose(1, 0, 2),
+        lambda image: image[:, :, ::-1],
+    ],
+)
+def test_views_give_what_their_copy_gives(view) -> None:
+    image = view(np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    copy = np.ascontiguousarray(image)
+    image.flags.writeable = False
+    np.testing.assert_array_equal(place(image)[0], place(copy)[0])
+
+
+def test_padding_is_the_mean_of_training() -> None:
+    rgb_mean = np.array([0.485, 0.456, 0.406])
+    assert np.abs(np.array(PAD_BGR[::-1]) / 255 - rgb_mean).max() <= 0.5 / 255

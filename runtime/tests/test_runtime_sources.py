@@ -1,0 +1,169 @@
+"""Finding pictures: files, folders, patterns, videos; and the names of what is written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree import InputError
+from nmsfree.detect_output import new_run_folder, picture_names
+from nmsfree.sources import Source, Video, expand
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures and other things in it, the current one."""
+    for name in ["b.png", "a.JPG", "sub/a.jpg", "sub/deep/c.webp", "clip.mp4", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in [".hidden.png", ".cache/d.png", "odd[1].png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*arguments: str) -> list[str]:
+    found, problems = expand(arguments)
+    assert problems == []
+    return [Path(source.name).as_posix() for source in found]
+
+
+@pytest.fixture
+def make_video(noise: Callable[..., NDArray[np.uint8]]) -> Callable[..., Path]:
+    def make(path: Path, frames: int = 12, height: int = 64, width: int = 96) -> Path:
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        writer = cv2.VideoWriter(str(path), codec, 10, (width, height))
+        for seed in range(frames):
+            writer.write(noise(seed, height, width))
+        writer.release()
+        return path
+
+    return make
+
+
+def test_a_folder_gives_its_images_sorted(tree: Path) -> None:
+    everything = ["a.JPG", "b.png", "odd[1].png", "sub/a.jpg", "sub/deep/c.webp"]
+    assert names(".") == everything
+    assert names(str(tree)) == [(tree / name).as_posix() for name in everything]
+
+
+def test_files_keep_their_order_and_appear_once(tree: Path) -> None:
+    assert names("sub/a.jpg", "b.png") == ["sub/a.jpg", "b.png"]
+    (tree / "link.png").symlink_to(tree / "b.png")
+    assert names("b.png", "./b.png", str(tree / "b.png"), "link.png", "sub", "sub/a.jpg") == [
+        "b.png",
+        "sub/a.jpg",
+        "sub/deep/c.webp",
+    ]
+
+
+def test_patterns_are_expanded(tree: Path) -> None:
+    assert names("*.png") == ["b.png", "odd[1].png"]
+    assert names("*") == ["a.JPG", "b.png", "clip.mp4", "odd[1].png"]
+    assert names("**/*.jpg") == ["sub/a.jpg"]
+    assert names("sub/**") == ["sub/a.jpg", "sub/deep/c.webp"]
+    assert names("[ab].*") == ["a.JPG", "b.png"]
+    assert names("odd[1].png") == ["odd[1].png"], "a file of that name comes first"
+
+
+def test_kinds(tree: Path) -> None:
+    (tree / "7").touch()
+    found, problems = expand(["clip.mp4", "a.JPG", "notes.txt", "0", "7"])
+    assert [s.kind for s in found] == ["video", "image", "image", "camera", "image"]
+    assert problems == []
+
+
+def test_what_leads_nowhere_is_said(tree: Path) -> None:
+    found, problems = expand(["absent.jpg", "empty", "*.gif", "b.png"])
+    assert [source.name for source in found] == ["b.png"]
+    assert [problem.split(":")[0] for problem in problems] == ["absent.jpg", "empty", "*.gif"]
+    assert not any("\n" in problem for problem in problems)
+
+
+def relative_names(*arguments: str) -> list[str]:
+    found, _ = expand(arguments)
+    given = picture_names(found)
+    assert len({str(path).lower() for path in given.values()}) == len(found)
+    assert not any(path.is_absolute() or ".." in path.parts for path in given.values())
+    return [given[source].as_posix() for source in found]
+
+
+def test_written_names_mirror_the_folders(tree: Path) -> None:
+    assert relative_names("sub/deep/c.webp") == ["c.webp"]
+    assert relative_names("sub") == ["a.jpg", "deep/c.webp"]
+    assert relative_names("a.JPG", "sub/a.jpg") == ["a.JPG", "sub/a.jpg"]
+    assert relative_names("sub/../sub/a.jpg") == ["a.jpg"]
+    (tree / "other").mkdir()
+    (tree / "other/a.jpg").touch()
+    assert relative_names("sub", "other") == ["sub/a.jpg", "sub/deep/c.webp", "other/a.jpg"]
+    os.chdir(tree / "sub")
+    assert relative_names("../other", "a.jpg") == ["other/a.jpg", "sub/a.jpg"]
+
+
+def test_written_names_have_a_format_that_can_be_written(tree: Path) -> None:
+    (tree / "clip.AVI").touch()
+    (tree / "clip.avi.mp4").touch()
+    assert relative_names("notes.txt", "clip.mp4", "clip.AVI", "clip.avi.mp4", "0") == [
+        "notes.txt.png",
+        "clip.mp4",
+        "clip.AVI.mp4",
+        "clip.avi-2.mp4",
+        "camera-0.mp4",
+    ]
+
+
+def test_run_folders_are_numbered(tmp_path: Path) -> None:
+    parent = tmp_path / "runs" / "detect"
+    assert [new_run_folder(parent).name for _ in range(3)] == ["1", "2", "3"]
+    (parent / "10").mkdir()
+    (parent / "mine").mkdir()
+    assert new_run_folder(parent) == parent / "11"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        new_run_folder(tmp_path / "file" / "detect")
+
+
+def test_a_video_gives_its_frames(
+    tmp_path: Path, make_video: Callable[..., Path], noise: Callable[..., NDArray[np.uint8]]
+) -> None:
+    path = make_video(tmp_path / "clip.mp4")
+    with Video(Source("video", str(path))) as video:
+        frames = list(video)
+        assert (video.fps, video.frame_count, len(frames)) == (10, 12, 12)
+    for seed, frame in enumerate(frames):
+        assert frame.shape == (64, 96, 3)
+        errors = [np.abs(frame.astype(int) - noise(other)).mean() for other in range(12)]
+        assert int(np.argmin(errors)) == seed, "in order, and none twice"
+
+
+def test_a_video_that_is_none_is_refused(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    path = make_video(tmp_path / "clip.mp4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (tmp_path / "text.mp4").write_text("hello")
+    for name in ("clip.mp4", "text.mp4", "absent.mp4"):
+        with pytest.raises(InputError, match="not a video"):
+            Video(Source("video", str(tmp_path / name)))
+
+
+def test_a_video_that_ends_early_is_noticed(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    path = make_video(tmp_path / "clip.avi", frames=40)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    seen = 0
+    with Video(Source("video", str(path))) as video, pytest.raises(InputError, match="ends after"):
+        for _ in video:
+            seen += 1
+    assert 0 < seen < 38, "what could be read was given"
+
+
+def test_a_camera_that_is_absent_is_refused() -> None:
+    with pytest.raises(InputError, match="camera 99"):
+        Video(Source("camera", "99"))
