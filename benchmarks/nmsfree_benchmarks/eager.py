@@ -5,7 +5,7 @@ published post-processing in both of its settings, and this project's top-k for 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.spec import NmsSpec
+from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.measure import Stopwatch
 from nmsfree_export.deploy import top_pairs
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.config import preset
+from nmsfree_training.config import HeadName, preset
 from nmsfree_training.detector import Fcos, Prediction
 from nmsfree_training.postprocess import (
     EVALUATE_O2M,
@@ -60,7 +60,9 @@ def two_stage(prediction: Prediction, config: PostprocessConfig) -> Found:
     sizes = [h * w for h, w in prediction.shapes]
     levels = sizes if config.nms_iou is not None else [sum(sizes)]
     start, parts = 0, []
-    for size, logits in zip(levels, prediction.logits.transpose(1, 2).split(levels, 2), strict=True):
+    for size, logits in zip(
+        levels, torch.split(prediction.logits.transpose(1, 2), levels, dim=2), strict=True
+    ):
         best, cells, labels = top_pairs(logits, min(config.per_level, size))
         parts.append((best.sigmoid(), cells + start, labels))
         start += size
@@ -101,22 +103,18 @@ class EagerBackend(TorchBackend):
         head = network.deployed_head
         self.config = setting.o2m if head == "o2m" else setting.o2o
         self._select = setting.select
-        super().__init__(network, replace(make_spec(checkpoint, head, batch=1), **self._rules()))
-
-    def _rules(self) -> dict[str, object]:
-        config = self.config
-        rules: dict[str, object] = {"score_floor": config.score_floor, "threshold": 0.3}
-        if config.nms_iou is not None:
-            rules["nms"] = NmsSpec(config.nms_iou, config.class_aware, config.per_level)
-        return rules
+        super().__init__(network, _spec(checkpoint, head, self.config))
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         return self._pack(self._select(self.predict(images), self.config), len(images))
 
-    def candidates(self, images: NDArray[np.uint8]) -> int:
-        """Return how many (cell, class) pairs above the floor enter NMS or the output."""
-        found = select_levels(self.predict(images), self.config)
-        return sum(len(scores) for _, scores, _ in found)
+
+def _spec(checkpoint: Checkpoint, head: HeadName, config: PostprocessConfig) -> ModelSpec:
+    """Describe the head with the floor and NMS of this post-processing."""
+    spec = make_spec(checkpoint, head, batch=1, score_floor=config.score_floor)
+    if config.nms_iou is None:
+        return spec
+    return replace(spec, nms=NmsSpec(config.nms_iou, config.class_aware, config.per_level))
 
 
 @dataclass(frozen=True)
@@ -168,8 +166,8 @@ def standin_source(name: str, folder: Path) -> Source:
     return open_source(path, "untrained")
 
 
-def eager_backends(source: Source, watch: Stopwatch, keys: Iterable[str]) -> dict[str, EagerBackend]:
-    """Build one network and the backends of the settings asked for around it.
+def eager_backends(source: Source, watch: Stopwatch) -> dict[str, EagerBackend]:
+    """Build one network and, around it, a backend for each of the `SETTINGS`, by key.
 
     The stopwatch is marked when the normalised tensor enters the network and when the head returns
     its raw maps: flattening and decoding belong to the post-processing.
@@ -177,9 +175,24 @@ def eager_backends(source: Source, watch: Stopwatch, keys: Iterable[str]) -> dic
     network = source.checkpoint.build()
     network.register_forward_pre_hook(lambda *_: watch.mark())
     network.heads[network.deployed_head].register_forward_hook(lambda *_: watch.mark())
-    return {
-        s.key: EagerBackend(network, source.checkpoint, s) for s in SETTINGS if s.key in keys
-    }
+    return {s.key: EagerBackend(network, source.checkpoint, s) for s in SETTINGS}
+
+
+def nms_load(
+    backends: Mapping[str, EagerBackend], inputs: list[NDArray[np.uint8]]
+) -> dict[str, float]:
+    """Return how many (cell, class) pairs above the floor enter NMS, mean over the images.
+
+    Args:
+        backends: around one network.
+        inputs: letterboxed, uint8 [1, H, W, 3].
+    """
+    counts: dict[str, list[int]] = {key: [] for key in backends}
+    for pixels in inputs:
+        prediction = next(iter(backends.values())).predict(pixels)
+        for key, backend in backends.items():
+            counts[key].append(len(select_levels(prediction, backend.config)[0][1]))
+    return {key: float(np.mean(found)) for key, found in counts.items()}
 
 
 def use_threads(threads: int) -> None:

@@ -3,13 +3,12 @@
 import os
 import platform
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = (
     "nmsfree",
-    "nmsfree-training",
-    "nmsfree-export",
     "torch",
     "onnxruntime",
     "onnx",
@@ -59,14 +58,30 @@ def describe(threads: int) -> dict[str, object]:
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "load_before": busy_cores(),
+        "busy_cores_before": busy_cores(),
         "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def busy_cores() -> float | None:
-    """Return how many cores other work kept busy in the last minute; None where unknown."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """Return how many cores other work keeps busy while this process sleeps; None if unknown."""
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    if before is None or after is None or before == after:
+        return None
+    idle, total = (b - a for a, b in zip(before, after, strict=True))
+    return round((1 - idle / total) * (os.cpu_count() or 1), 2)
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Return the processors' idle time and all time since the start, in ticks."""
+    path = Path("/proc/stat")
+    if not path.is_file():
+        return None
+    # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)
+    values = [int(v) for v in path.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    return values[3] + values[4], sum(values)
 
 
 def _processor() -> str:

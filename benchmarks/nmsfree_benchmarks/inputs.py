@@ -29,7 +29,11 @@ def digits_val(
         return load_coco(data, SPLIT)
     made = work / "digits"
     write_digits(
-        made, train=0, val=VAL_IMAGES, crowd=0, progress=lambda _, done, total: progress(done, total)
+        made,
+        train=0,
+        val=VAL_IMAGES,
+        crowd=0,
+        progress=lambda _, done, total: progress(done, total),
     )
     return load_coco(made, SPLIT)
 

@@ -7,8 +7,8 @@ calls alike and none always follows the same other one. Raw times are kept.
 Inside a timer: from the decoded picture in memory to detections in its pixels, on the host.
 Outside: reading files, loading models, warm-up. Garbage collection is off while times are taken.
 Before each timed call there is a pause, because the idle worker threads of PyTorch and ONNX Runtime
-spin for a moment and would take a core from the next engine; then the same call runs once untimed,
-so that it finds caches and threads as it would when nothing else ran in between.
+spin for a moment and would take a core from the next engine. A small network may then run once
+untimed (`Plan.lead_in`), so that it finds its caches as if nothing else had run in between.
 """
 
 import gc
@@ -149,6 +149,10 @@ class Summary:
     def fps(self) -> float:
         """Images in a second, one after another: 1 / median."""
         return 1000 / self.p50
+
+    @property
+    def percentiles(self) -> tuple[float, float, float]:
+        return self.p50, self.p90, self.p99
 
     @property
     def trusted(self) -> bool:

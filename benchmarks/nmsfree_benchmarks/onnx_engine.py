@@ -65,8 +65,9 @@ def raw_maps(model: ModelProto) -> list[str]:
 def cut_at_raw_maps(path: Path) -> bytes:
     """Return the model up to and including its last convolutions, as ONNX bytes."""
     model = onnx.load(path)
-    cut: ModelProto = Extractor(model).extract_model(["images"], raw_maps(model))
-    return cut.SerializeToString()
+    cut = Extractor(model).extract_model(["images"], raw_maps(model))
+    content: bytes = cut.SerializeToString()
+    return content
 
 
 def bare_call(path: Path, threads: int, prepare: Prepare) -> Callable[[Image], Sequence[int]]:

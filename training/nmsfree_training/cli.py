@@ -11,7 +11,9 @@ def train(
     model: Annotated[
         str, typer.Option(help="Preset, for example fcos_e2e_nano.")
     ] = "fcos_e2e_nano",
-    out: Annotated[Path | None, typer.Option(help="Run folder [runs/train/MODEL].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/train/MODEL if not given.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     val: Annotated[str, typer.Option(help="Split for AP; '' = none.")] = "val",
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,

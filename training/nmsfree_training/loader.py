@@ -93,5 +93,4 @@ def epoch_loader(
         num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        pin_memory=torch.cuda.is_available(),
     )

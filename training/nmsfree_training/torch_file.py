@@ -47,7 +47,7 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
 def _reason(path: Path, error: Exception) -> str:
     """One line: PyTorch's own text spans several and advises to load the file unsafely."""
     # torch names the offender as "GLOBAL module.name"; everything else is damage.
-    refused = re.search(r"GLOBAL (\S+)", str(error))
+    refused = re.search(r"GLOBAL (\S+\w)(?=\s|$)", str(error))
     if isinstance(error, UnpicklingError) and refused:
         return (
             f"holds the Python object {refused[1]}, expected tensors and plain values: "

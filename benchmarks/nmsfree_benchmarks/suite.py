@@ -1,0 +1,240 @@
+"""The suite: which models run in which engines on which pictures."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.detector import Detector
+from nmsfree.evaluate import Metrics, evaluate
+from nmsfree_benchmarks import inputs
+from nmsfree_benchmarks.eager import (
+    Source,
+    eager_backends,
+    nms_load,
+    use_threads,
+)
+from nmsfree_benchmarks.environment import describe
+from nmsfree_benchmarks.measure import Call, Image, Plan, Stopwatch, take_turns
+from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, network_call
+from nmsfree_benchmarks.results import BASELINE, DEPLOYED, ENGINES, Report, Row
+from nmsfree_benchmarks.sources import published_sources, trained_sources
+from nmsfree_export.export import export_onnx
+
+QUICK_AP_IMAGES = 60
+NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 2
+SIZES = ("nano", "large")
+SECONDS = {  # of rounds: by size, quick
+    ("nano", False): 60.0,
+    ("nano", True): 12.0,
+    ("large", False): 150.0,
+    ("large", True): 20.0,
+}
+# Untimed runs before each timed one: a small network's weights must come back into the caches; a
+# large one never fits them.
+LEAD_IN = {"nano": 1, "large": 0}
+
+Progress = Callable[[str, int, int], None]  # what, done, in all
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        weights: folder of trained checkpoints, published ones in its `published/`.
+        data: folder of a digits set that is used if its `val` split is there.
+        work: folder for what is made on the way: ONNX files, stand-in weights, digits.
+        threads: processor threads of every engine.
+        quick: fewer rounds and images, and of the large models only the rows that the ratios need.
+        seconds: time for the rounds of each size; None takes `SECONDS`.
+        min_rounds: rounds of each size however long they take.
+        sizes: which of `SIZES` to measure.
+    """
+
+    weights: Path
+    data: Path
+    work: Path
+    threads: int
+    quick: bool = False
+    seconds: float | None = None
+    min_rounds: int = 10
+    sizes: tuple[str, ...] = SIZES
+
+    def plan(self, size: str) -> Plan:
+        """Return how long the models of a size are timed."""
+        seconds = SECONDS[size, self.quick] if self.seconds is None else self.seconds
+        return Plan(seconds, min_rounds=self.min_rounds, lead_in=LEAD_IN[size])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Models of one size, whose rows take turns.
+
+    Attributes:
+        size: one of `SIZES`.
+        pictures: BGR uint8, what the times are measured on.
+        judged: images for AP; None where the weights mean nothing on them.
+        engines: keys of `ENGINES` to time.
+    """
+
+    size: str
+    sources: Sequence[Source]
+    pictures: list[Image]
+    judged: DetectionDataset | None
+    engines: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A model in an engine, ready to run."""
+
+    engine: str
+    source: Source
+    detector: Detector
+    sha256: str
+    nms_candidates: float | None
+    network_only: Call | None = None
+    bare: Call | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name} {self.engine}"
+
+
+def run_suite(options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+    """Measure everything.
+
+    Raises:
+        CheckpointError, DataError: weights or pictures cannot be read, or do not fit each other.
+        GateError: an exported file differs from its checkpoint.
+    """
+    started = time.monotonic()
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    use_threads(options.threads)
+    environment = describe(options.threads)
+    dataset = inputs.digits_val(
+        options.data, options.work, lambda done, total: progress("digits scenes", done, total)
+    )
+    pictures = inputs.pictures(dataset, NANO_PICTURES)
+    judged = inputs.first(dataset, QUICK_AP_IMAGES if options.quick else None)
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    if "nano" in options.sizes:
+        sources, skipped = trained_sources(options.weights)
+        rows += run_group(
+            Group("nano", sources, pictures, judged, tuple(ENGINES)), options, progress
+        )
+    if "large" in options.sizes:
+        sources = published_sources(
+            options.weights, options.work, lambda done, total: progress("weights", done, total)
+        )
+        engines = (BASELINE, DEPLOYED) if options.quick else tuple(ENGINES)
+        full_hd = inputs.full_hd(pictures, HD_PICTURES)
+        rows += run_group(Group("large", sources, full_hd, None, engines), options, progress)
+    seconds = time.monotonic() - started
+    return Report(stamp, environment, options.quick, tuple(rows), skipped, seconds)
+
+
+def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
+    """Export, evaluate and time the models of one size."""
+    watch = Stopwatch()
+    entries: list[Entry] = []
+    for done, source in enumerate(group.sources, start=1):
+        made = make_entries(source, group.pictures, watch, options)
+        entries += [entry for entry in made if entry.engine in group.engines]
+        progress(f"export {group.size}", done, len(group.sources))
+    if not entries:
+        return []
+    metrics = evaluate_all(entries, group, progress)
+    times = take_turns(
+        all_calls(entries, watch),
+        group.pictures,
+        options.plan(group.size),
+        lambda done, total: progress(f"rounds {group.size}", done, total),
+    )
+    for entry in entries:
+        entry.detector.close()
+    return [
+        Row(
+            engine=entry.engine,
+            training=entry.source.training,
+            spec=entry.detector.spec,
+            sha256=entry.sha256,
+            times=times[entry.name],
+            network_only=times.get(f"{entry.name} network"),
+            bare=times.get(f"{entry.name} bare"),
+            nms_candidates=entry.nms_candidates,
+            metrics=metrics.get(entry.name),
+            ap_images=len(group.judged) if group.judged is not None else 0,
+        )
+        for entry in entries
+    ]
+
+
+def evaluate_all(entries: list[Entry], group: Group, progress: Progress) -> dict[str, Metrics]:
+    """Measure AP with the very detectors that are timed."""
+    if group.judged is None:
+        return {}
+    metrics = {}
+    for done, entry in enumerate(entries, start=1):
+        metrics[entry.name] = evaluate(entry.detector, group.judged)
+        progress(f"AP {group.size}", done, len(entries))
+    return metrics
+
+
+def make_entries(
+    source: Source, pictures: list[Image], watch: Stopwatch, options: Options
+) -> list[Entry]:
+    """Build a model in every engine: eagerly, and as a freshly exported ONNX file."""
+    backends = eager_backends(source, watch)
+    path = options.work / f"{source.name}.onnx"
+    digest = export_onnx(source.checkpoint, path).sha256
+    onnx = Detector(TimedBackend(OnnxRuntimeBackend(path, threads=options.threads), watch))
+
+    def prepare(image: Image) -> Image:
+        return onnx.preprocess([image])[0]
+
+    load = {}
+    if onnx.spec.nms is not None:
+        load = nms_load(backends, [prepare(image) for image in pictures[:LOAD_PICTURES]])
+        load[DEPLOYED] = load["eager_evaluation"]  # the same floor and selection
+    eager = [
+        Entry(key, source, Detector(backend), source.sha256, load.get(key))
+        for key, backend in backends.items()
+    ]
+    deployed = Entry(
+        DEPLOYED,
+        source,
+        onnx,
+        digest,
+        load.get(DEPLOYED),
+        network_call(path, options.threads, prepare),
+        bare_call(path, options.threads, prepare),
+    )
+    return [*eager, deployed]
+
+
+def all_calls(entries: Sequence[Entry], watch: Stopwatch) -> dict[str, Call]:
+    """Name what takes turns: every entry, and of ONNX Runtime also the cut and the bare graph."""
+    calls: dict[str, Call] = {}
+    for entry in entries:
+        calls[entry.name] = timed_call(entry.detector, watch)
+        parts = (("network", entry.network_only), ("bare", entry.bare))
+        calls |= {f"{entry.name} {part}": call for part, call in parts if call is not None}
+    return calls
+
+
+def timed_call(detector: Detector, watch: Stopwatch) -> Call:
+    """Return a call that runs a detector as its users do; its backend marks the stages."""
+
+    def call(image: Image) -> Sequence[int]:
+        watch.start()
+        detector(image, threshold=detector.spec.score_floor)
+        watch.mark()
+        return watch.laps()
+
+    return call

@@ -1,0 +1,137 @@
+"""Statistics and turns."""
+
+import gc
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from nmsfree_benchmarks.measure import (
+    STAGES,
+    Image,
+    Plan,
+    Stopwatch,
+    Times,
+    ratio,
+    shares,
+    summarize,
+    take_turns,
+)
+
+MS = 1_000_000  # nanoseconds
+AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0, lead_in=0)
+IMAGES = [np.full((1, 1, 3), i, np.uint8) for i in range(4)]
+
+
+def times_of(*totals: float) -> Times:
+    """Times [rounds, 3] in which half of each total is network, a quarter each of the others."""
+    return (np.array([[t / 4, t / 2, t / 4] for t in totals]) * MS).astype(np.int64)
+
+
+def test_percentiles_are_those_of_the_totals() -> None:
+    summary = summarize(times_of(*range(1, 102)))  # 1 … 101 ms: percentile p is 1 + p ms
+    assert (summary.p50, summary.p90, summary.p99) == pytest.approx((51, 91, 100))
+    assert summary.fps == pytest.approx(1000 / 51)
+    assert summary.spread == pytest.approx(50 / 51)
+
+
+def test_equal_times_are_trusted_and_scattered_ones_are_not() -> None:
+    assert summarize(times_of(5, 5, 5, 5)).spread == 0
+    assert summarize(times_of(100, 101, 102, 103)).trusted
+    assert not summarize(times_of(100, 100, 120, 120)).trusted
+
+
+def test_order_of_the_rounds_does_not_matter() -> None:
+    assert summarize(times_of(3, 1, 2, 9)) == summarize(times_of(9, 3, 2, 1))
+
+
+def test_shares_sum_to_one_and_follow_the_stages() -> None:
+    found = shares(times_of(8, 4, 12))
+    assert found == pytest.approx({"preprocess": 0.25, "network": 0.5, "postprocess": 0.25})
+    assert tuple(found) == STAGES
+
+
+def test_what_the_cut_graph_lacks_is_post_processing() -> None:
+    whole = np.array([[1, 10, 1]] * 3) * MS
+    found = shares(whole, np.array([[8]] * 3) * MS)
+    assert found == pytest.approx({"preprocess": 1 / 12, "network": 8 / 12, "postprocess": 3 / 12})
+
+
+def test_post_processing_is_never_negative() -> None:
+    whole = np.array([[1, 10, 1]] * 3) * MS
+    found = shares(whole, np.array([[11]] * 3) * MS)  # noise: the part took longer than the whole
+    assert found == pytest.approx({"preprocess": 1 / 12, "network": 10 / 12, "postprocess": 1 / 12})
+
+
+def test_ratio_of_medians() -> None:
+    assert ratio(times_of(8, 9, 100), times_of(3, 1, 4)) == pytest.approx(3)
+
+
+def test_laps_sum_to_the_whole() -> None:
+    watch = Stopwatch()
+    for _ in range(3):
+        watch.start()
+        for _ in STAGES:
+            watch.mark()
+        laps = watch.laps()
+        assert len(laps) == len(STAGES)
+        assert sum(laps) == watch._marks[-1] - watch._marks[0]
+        assert min(laps) >= 0
+
+
+def recorded(plan: Plan) -> tuple[list[tuple[str, int]], dict[str, Times]]:
+    """Turns of three calls: (name, image) in the order they ran, and the times."""
+    log: list[tuple[str, int]] = []
+
+    def call(name: str, image: Image) -> Sequence[int]:
+        log.append((name, int(image[0, 0, 0])))
+        return (len(log),)
+
+    calls = {n: lambda image, n=n: call(n, image) for n in "abc"}
+    return log, take_turns(calls, IMAGES, plan)
+
+
+def test_each_round_runs_every_call_once_on_the_same_image() -> None:
+    log, times = recorded(AT_ONCE)
+    warm, log = log[:3], log[3:]
+    assert warm == [("a", 0), ("b", 0), ("c", 0)]
+    rounds = [log[i : i + 3] for i in range(0, len(log), 3)]
+    assert len(rounds) == 6
+    for index, turn in enumerate(rounds):
+        assert sorted(name for name, _ in turn) == ["a", "b", "c"]
+        assert {image for _, image in turn} == {index % len(IMAGES)}
+    assert len({tuple(name for name, _ in turn) for turn in rounds}) > 1  # the order varies
+    assert {name: t.shape for name, t in times.items()} == dict.fromkeys("abc", (6, 1))
+
+
+def test_same_order_in_every_run() -> None:
+    assert recorded(AT_ONCE)[0] == recorded(AT_ONCE)[0]
+
+
+def test_lead_in_is_not_recorded() -> None:
+    plan = Plan(seconds=0, min_rounds=1, warmup_rounds=0, pause=0, lead_in=2)
+    log, times = recorded(plan)
+    assert len(log) == 9
+    # A call returns how many calls there were: the recorded one is the third of its own.
+    assert sorted(int(t[0, 0]) for t in times.values()) == [3, 6, 9]
+
+
+def test_rounds_stop_at_the_most() -> None:
+    plan = Plan(seconds=60, min_rounds=1, max_rounds=5, warmup_rounds=0, pause=0, lead_in=0)
+    assert len(recorded(plan)[1]["a"]) == 5
+
+
+def test_collector_is_off_while_timing_and_on_again_after_an_error() -> None:
+    seen = []
+
+    def call(image: Image) -> Sequence[int]:
+        seen.append(gc.isenabled())
+        if len(seen) == 3:
+            raise RuntimeError
+        return (1,)
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError):
+        take_turns({"a": call}, IMAGES, AT_ONCE)
+    assert seen == [True, False, False]  # one warm-up round, two timed ones
+    assert gc.isenabled()

@@ -1,0 +1,211 @@
+"""The whole benchmark on tiny networks, and the exported file whole, bare and cut."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import typer
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.data.digits import write_digits
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError, ModelError
+from nmsfree.images import read_image
+from nmsfree_benchmarks.cli import bench
+from nmsfree_benchmarks.inputs import digits_val, full_hd
+from nmsfree_benchmarks.measure import Stopwatch
+from nmsfree_benchmarks.onnx_engine import (
+    TimedBackend,
+    bare_call,
+    cut_at_raw_maps,
+    network_call,
+    raw_maps,
+)
+from nmsfree_benchmarks.results import ENGINES
+from nmsfree_benchmarks.sources import trained_sources
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.config import preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.normalize import normalize
+from nmsfree_training.published import from_published_keys
+from nmsfree_training.standin import standin_state_dict
+
+MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
+IMAGES = 3
+
+app = typer.Typer()
+app.command()(bench)
+
+
+def write_weights(folder: Path, name: str) -> None:
+    """Save a nano network for 64 × 64 pixels with stand-in weights."""
+    chosen = preset(name, 10)
+    network = Fcos(chosen.model)
+    standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
+    names, ids = tuple("0123456789"), tuple(range(1, 11))
+    state = network.state_dict() | standin
+    save_checkpoint(
+        Checkpoint(chosen.model, (64, 64), names, ids, state), folder / f"{name}.safetensors"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of `nmsfree bench` on the small models; threads are given back afterwards."""
+    threads = torch.get_num_threads()
+    root = tmp_path_factory.mktemp("bench")
+    for name in MODELS:
+        write_weights(root / "weights", name)
+    write_digits(root / "data", train=0, val=IMAGES, crowd=0)
+    options = [f"--{name}={root / name}" for name in ("weights", "data", "work", "out")]
+    options += ["--quick", "--size=nano", "--seconds=0", "--threads=1", "--json=-"]
+    result = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (root / "stdout").write_text(result.stdout, encoding="utf-8")
+    yield root
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def content(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "stdout").read_text(encoding="utf-8"))
+    return report
+
+
+def test_every_engine_runs_every_model(content: dict[str, Any]) -> None:
+    found = [(row["model"], row["engine"]) for row in content["rows"]]
+    assert found == [(model, engine) for model in MODELS for engine in ENGINES]
+    assert {row["rounds"] for row in content["rows"]} == {10}
+    assert {tuple(row["size"]) for row in content["rows"]} == {(64, 64)}
+    assert list(content["skipped"]) == ["fcos_o2o_nano"]
+    assert content["environment"]["threads"] == 1
+
+
+def test_every_stage_takes_time(content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        raw = {name: np.array(values) for name, values in row["raw_us"].items()}
+        assert all((values >= 0).all() for values in raw.values())
+        assert min(row["share"].values()) >= 0
+        assert row["share"]["network"] > 0.2
+        assert row["share"]["postprocess"] > 0
+
+
+def test_ap_is_that_of_the_same_weights_in_every_engine(content: dict[str, Any]) -> None:
+    for model in MODELS:
+        ap = {r["engine"]: r["AP"] for r in content["rows"] if r["model"] == model}
+        assert ap["onnxruntime"] == pytest.approx(ap["eager_two_stage"], abs=1e-3)
+    assert {row["ap_images"] for row in content["rows"]} == {IMAGES}
+
+
+def test_hashes_are_those_of_the_files(folder: Path, content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        onnx_file = folder / "work" / f"{row['model']}.onnx"
+        checkpoint = folder / "weights" / f"{row['model']}.safetensors"
+        path = onnx_file if row["engine"] == "onnxruntime" else checkpoint
+        assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(row["file_hash"])
+
+
+def test_only_nms_models_have_a_load(content: dict[str, Any]) -> None:
+    for row in content["rows"]:
+        assert (row["nms"] is None) == (row["model"] == "fcos_e2e_nano")
+        assert (row["nms_candidates"] is None) == (row["nms"] is None)
+
+
+def test_the_report_is_in_its_folder(folder: Path, content: dict[str, Any]) -> None:
+    written = sorted(path.name for path in (folder / "out").iterdir())
+    assert written == [f"{content['stamp']}.{kind}" for kind in ("json", "md", "png")]
+    assert json.loads((folder / "out" / written[0]).read_text(encoding="utf-8")) == content
+    assert str(folder) not in (folder / "stdout").read_text(encoding="utf-8")
+    assert str(folder) not in (folder / "out" / written[1]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_cut_graph_gives_the_networks_raw_maps(folder: Path, model: str) -> None:
+    path = folder / "work" / f"{model}.onnx"
+    cut = onnx.load_from_string(cut_at_raw_maps(path))
+    kinds = {node.op_type for node in cut.graph.node}
+    assert not kinds & {"TopK", "NonMaxSuppression", "ReduceMax", "Sigmoid", "Concat"}
+    network = load_checkpoint(folder / "weights" / f"{model}.safetensors").build()
+    seen: list[torch.Tensor] = []
+    head = network.heads[network.deployed_head]
+    head.register_forward_hook(lambda *a: seen.extend(m for level in a[2] for m in level))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        network(normalize(torch.from_numpy(pixels)), heads=(network.deployed_head,))
+    session = ort.InferenceSession(cut.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": pixels})
+    assert sorted(m.shape for m in found) == sorted(tuple(m.shape) for m in seen)
+    for expected in seen:
+        same = [m for m in found if m.shape == tuple(expected.shape)]
+        assert any(np.allclose(m, expected.numpy(), atol=1e-3) for m in same)
+
+
+def test_last_convolutions_are_found() -> None:
+    """a → conv → b → relu → c → conv → d → sigmoid; b → conv → e: the maps are d and e."""
+    nodes = [
+        helper.make_node("Conv", ["a", "w"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "w"], ["d"]),
+        helper.make_node("Conv", ["b", "w"], ["e"]),
+        helper.make_node("Sigmoid", ["d"], ["f"]),
+    ]
+    info = helper.make_tensor_value_info
+    values = [info(n, TensorProto.FLOAT, None) for n in ("a", "f", "e")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    assert raw_maps(helper.make_model(graph)) == ["d", "e"]
+    del graph.node[:4]
+    with pytest.raises(ModelError, match="no convolution"):
+        raw_maps(helper.make_model(graph))
+
+
+def test_bare_and_cut_calls_time_one_part(folder: Path) -> None:
+    path = folder / "work" / "fcos_rt_nano.onnx"
+    watch = Stopwatch()
+    with Detector(TimedBackend(OnnxRuntimeBackend(path, threads=1), watch)) as detector:
+        picture = np.zeros((100, 80, 3), np.uint8)
+        for make in (bare_call, network_call):
+            (elapsed,) = make(path, 1, lambda image: detector.preprocess([image])[0])(picture)
+            assert elapsed > 0
+        watch.start()
+        detector(picture)
+        watch.mark()
+        assert len(watch.laps()) == 3
+
+
+def test_a_digits_set_is_used_and_never_written_to(folder: Path, tmp_path: Path) -> None:
+    before = sorted((folder / "data").rglob("*"))
+    assert len(digits_val(folder / "data", tmp_path / "work")) == IMAGES
+    assert sorted((folder / "data").rglob("*")) == before
+    assert not (tmp_path / "work").exists()
+
+
+def test_large_pictures_are_full_hd_and_distinct(folder: Path) -> None:
+    scenes = [read_image(path) for path in sorted((folder / "data" / "val").glob("*.png"))]
+    made = full_hd(scenes, 2)
+    assert [picture.shape for picture in made] == [(1080, 1920, 3)] * 2
+    assert (made[0] != made[1]).any()
+    np.testing.assert_array_equal(full_hd(scenes, 2)[1], made[1])
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a folder"):
+        trained_sources(tmp_path / "none")
+    sources, skipped = trained_sources(tmp_path)
+    assert not sources
+    assert all(f"{name}.safetensors" in reason for name, reason in skipped.items())
+    assert len(skipped) == 3
+
+
+@pytest.mark.parametrize("option", ["--device=cuda", "--size=huge"])
+def test_wrong_options_are_told(option: str) -> None:
+    with pytest.raises(InputError, match=option.split("=")[1]):
+        CliRunner().invoke(app, [option], catch_exceptions=False)

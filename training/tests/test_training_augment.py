@@ -1,0 +1,187 @@
+"""Augmentation: what it must keep, what it must not touch."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree.preprocess import PAD_BGR
+from nmsfree_training.augment import (
+    MIN_VISIBLE,
+    Example,
+    augment,
+    flip,
+    jitter,
+    random_crop,
+    resize,
+    short_side_size,
+)
+from nmsfree_training.config import preset
+
+
+def make_example(height: int = 90, width: int = 120, objects: int = 8, seed: int = 0) -> Example:
+    random = np.random.default_rng(seed)
+    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    corner = random.uniform(0, 0.6, (objects, 2)) * (width, height)
+    size = random.uniform(8, 40, (objects, 2))
+    far = np.minimum(corner + size, (width, height))
+    boxes = np.hstack([corner, far]).astype(np.float32)
+    return Example(image, boxes, random.integers(0, 5, objects))
+
+
+def areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+
+
+def assert_equal(a: Example, b: Example) -> None:
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_flip_twice_is_identity() -> None:
+    example = make_example()
+    twice = flip(flip(example))
+    np.testing.assert_array_equal(twice.image, example.image)
+    np.testing.assert_allclose(twice.boxes, example.boxes, atol=1e-4)
+
+
+def test_flip_moves_boxes_with_their_pixels() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[4:9, 3:7] = 200
+    box = np.array([[3, 4, 7, 9]], np.float32)
+    flipped = flip(Example(image, box, np.array([2])))
+    assert flipped.boxes.tolist() == [[23, 4, 27, 9]]
+    assert (flipped.image[4:9, 23:27] == 200).all() and flipped.image.sum() == image.sum()
+    assert image[4, 3, 0] == 200 and box[0, 0] == 3  # the input is left alone
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_crop_keeps_boxes_inside_and_visible(seed: int) -> None:
+    example = make_example(seed=seed)
+    cropped = random_crop(example, (60, 70), np.random.default_rng(seed))
+    assert cropped.image.shape == (60, 70, 3)
+    assert len(cropped.boxes) == len(cropped.labels)
+    assert (cropped.boxes[:, :2] >= 0).all()
+    assert (cropped.boxes[:, 2:] <= (70, 60)).all()
+    # Find the window by its pixels, and the boxes it should hold by hand.
+    top, left = next(
+        (y, x)
+        for y in range(31)
+        for x in range(51)
+        if (example.image[y : y + 60, x : x + 70] == cropped.image).all()
+    )
+    shifted = example.boxes - np.array([left, top, left, top], np.float32)
+    clipped = np.clip(shifted, 0, np.array([70, 60, 70, 60], np.float32))
+    keep = areas(clipped) >= MIN_VISIBLE * areas(shifted)
+    np.testing.assert_allclose(cropped.boxes, clipped[keep], atol=1e-4)
+    np.testing.assert_array_equal(cropped.labels, example.labels[keep])
+
+
+def test_crops_reach_every_corner_and_drop_objects() -> None:
+    example = make_example()
+    random = np.random.default_rng(0)
+    crops = [random_crop(example, (60, 70), random) for _ in range(40)]
+    assert min(len(c.boxes) for c in crops) < len(example.boxes)
+    assert len({c.image.tobytes() for c in crops}) > 30
+
+
+def test_crop_larger_than_the_image_pads_with_the_mean_colour() -> None:
+    example = make_example(50, 40)
+    cropped = random_crop(example, (60, 70), np.random.default_rng(0))
+    np.testing.assert_array_equal(cropped.image[:50, :40], example.image)
+    assert (cropped.image[50:] == PAD_BGR).all() and (cropped.image[:, 40:] == PAD_BGR).all()
+    np.testing.assert_array_equal(cropped.boxes, example.boxes)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_jitter_keeps_dtype_and_shape(strength: float) -> None:
+    image = make_example().image
+    before = image.copy()
+    changed = [jitter(image, strength, np.random.default_rng(seed)) for seed in range(5)]
+    for one in changed:
+        assert one.dtype == np.uint8 and one.shape == image.shape
+        assert (one != image).any()
+    assert len({c.tobytes() for c in changed}) == 5
+    np.testing.assert_array_equal(image, before)
+
+
+def test_jitter_without_strength_is_identity() -> None:
+    image = make_example().image
+    np.testing.assert_array_equal(jitter(image, 0.0, np.random.default_rng(0)), image)
+
+
+def test_stronger_jitter_changes_more() -> None:
+    image = make_example().image.astype(int)
+    change = [
+        np.mean(
+            [
+                np.abs(jitter(image.astype(np.uint8), s, np.random.default_rng(i)) - image).mean()
+                for i in range(10)
+            ]
+        )
+        for s in (0.05, 0.2, 0.6)
+    ]
+    assert change == sorted(change) and change[0] > 0
+
+
+def test_resize_scales_boxes_with_the_image() -> None:
+    example = make_example(90, 120)
+    bigger = resize(example, 180, 360)
+    assert bigger.image.shape == (180, 360, 3)
+    np.testing.assert_allclose(bigger.boxes, example.boxes * (3, 2, 3, 2), rtol=1e-6)
+    assert resize(example, 90, 120) is example
+
+
+def published_rule(height: int, width: int, s: int, limit: int) -> tuple[int, int]:
+    """The rule of the published evaluation, in its own words."""
+    small, large = min(height, width), max(height, width)
+    if large / small * s > limit:
+        s = round(limit * small / large)
+    if width < height:
+        return int(s * height / width), s
+    return s, int(s * width / height)
+
+
+@pytest.mark.parametrize("limit", [736, 900])
+def test_short_side_rule(limit: int) -> None:
+    assert short_side_size(480, 640, 512, 736) == (512, 682)
+    assert short_side_size(640, 480, 512, 736) == (682, 512)
+    assert short_side_size(427, 640, 512, 736) == (491, 735)  # the long side decides
+    assert short_side_size(500, 500, 512, 736) == (512, 512)
+    random = np.random.default_rng(0)
+    for height, width in random.integers(60, 2000, (300, 2)).tolist():
+        for s in (256, 512, 608):
+            found = short_side_size(height, width, s, limit)
+            assert found == published_rule(height, width, s, limit)
+            # The short side is rounded first, so the long one may pass by half an aspect ratio.
+            assert max(found) <= limit + max(height, width) / min(height, width) / 2
+
+
+@pytest.mark.parametrize("name", ["fcos_e2e_nano", "fcos_e2e_r18_3x"])
+def test_recipes_are_deterministic_and_vary(name: str) -> None:
+    chosen, example = preset(name), make_example(200, 300)
+    made = [
+        augment(example, chosen.train, chosen.input_size, np.random.default_rng(seed))
+        for seed in (0, 0, 1, 2, 3, 4, 5)
+    ]
+    assert_equal(made[0], made[1])
+    assert len({m.image.tobytes() for m in made}) >= 4
+    for m in made:
+        height, width = m.image.shape[:2]
+        assert m.boxes.dtype == np.float32 and m.labels.dtype == np.int64
+        assert (m.boxes[:, :2] >= -1e-3).all()
+        assert (m.boxes[:, 2:] <= np.array([width, height]) + 1e-3).all()
+        if name.endswith("nano"):
+            assert (height, width) == (224, 224)
+        else:
+            assert min(height, width) in chosen.train.short_sides and max(height, width) <= 900
+
+
+def test_flip_happens_half_of_the_time_where_the_recipe_says_so() -> None:
+    image = np.zeros((256, 256, 3), np.uint8)
+    example = Example(image, np.array([[0, 0, 100, 256]], np.float32), np.array([0]))
+    for name, share in (("fcos_rt_r18_3x", 0.5), ("fcos_rt_nano", 0.0)):
+        chosen, flipped = preset(name), 0
+        for seed in range(60):
+            made = augment(example, chosen.train, (256, 256), np.random.default_rng(seed))
+            flipped += made.boxes[0, 0::2].mean() > made.image.shape[1] / 2
+        assert flipped / 60 == pytest.approx(share, abs=0.2 * share)

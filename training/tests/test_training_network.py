@@ -1,0 +1,201 @@
+"""The network: presets run, gradients go where they should, norms do what they say."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from nmsfree.errors import InputError
+from nmsfree_training.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.config import PRESETS, HeadName, HeadNorm, ModelConfig, preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.head import ConvNorm, LevelBatchNorm2d
+
+
+def nano(*heads: HeadName, detach: bool = True, norm: HeadNorm = "batch_per_level") -> Fcos:
+    config = preset("fcos_e2e_nano", 3).model
+    return Fcos(replace(config, heads=heads, detach_o2o=detach, head_norm=norm))
+
+
+def has_gradient(module: nn.Module) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_run(name: str) -> None:
+    chosen = preset(name, 7)
+    assert chosen.model.name == name == PRESETS[name].__name__
+    network = Fcos(chosen.model).eval()
+    with torch.inference_mode():
+        predictions = network(torch.randn(2, 3, 64, 96))
+    assert tuple(predictions) == chosen.model.heads
+    for prediction in predictions.values():
+        assert prediction.shapes == [(8, 12), (4, 6), (2, 3)]
+        assert prediction.logits.shape == (2, 126, 7)
+        assert prediction.boxes.shape == (2, 126, 4)
+        assert bool((prediction.boxes[..., 2:] > prediction.boxes[..., :2]).all())
+    # Only the head that is asked for runs.
+    assert list(network(torch.randn(1, 3, 64, 64), heads=(network.deployed_head,))) == [
+        network.deployed_head
+    ]
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(InputError, match="'fcos' is unknown, expected one of: fcos_rt_r18_3x"):
+        preset("fcos")
+
+
+def test_input_sizes_that_are_no_multiple_of_the_stride() -> None:
+    with torch.inference_mode():
+        prediction = nano("o2o").eval()(torch.randn(1, 3, 75, 101))["o2o"]
+    assert prediction.shapes == [(10, 13), (5, 7), (3, 4)]
+
+
+def test_batch_equals_each_image_alone() -> None:
+    network = nano("o2m", "o2o").eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        together = network(images)
+        for i in range(3):
+            for head, alone in network(images[i : i + 1]).items():
+                torch.testing.assert_close(together[head].logits[i], alone.logits[0])
+                torch.testing.assert_close(together[head].boxes[i], alone.boxes[0])
+
+
+@pytest.mark.parametrize(
+    ("heads", "detach", "reaches"),
+    [(("o2m", "o2o"), True, False), (("o2m", "o2o"), False, True), (("o2o",), True, True)],
+)
+def test_where_the_o2o_gradient_goes(
+    heads: tuple[HeadName, ...], detach: bool, reaches: bool
+) -> None:
+    network = nano(*heads, detach=detach)
+    prediction = network(torch.randn(2, 3, 64, 64))["o2o"]
+    (prediction.logits.sum() + prediction.boxes.sum()).backward()
+    assert has_gradient(network.heads["o2o"])
+    assert has_gradient(network.backbone) == has_gradient(network.fpn) == reaches
+    if len(heads) == 2:
+        assert not has_gradient(network.heads["o2m"])
+
+
+def test_the_o2m_gradient_always_reaches_the_backbone() -> None:
+    network = nano("o2m", "o2o")
+    network(torch.randn(2, 3, 64, 64))["o2m"].logits.sum().backward()
+    assert has_gradient(network.backbone) and has_gradient(network.fpn)
+    assert not has_gradient(network.heads["o2o"])
+
+
+def test_the_o2o_head_starts_as_a_copy() -> None:
+    network = nano("o2m", "o2o")
+    o2m, o2o = network.heads["o2m"].state_dict(), network.heads["o2o"].state_dict()
+    assert list(o2m) == list(o2o)
+    for key, tensor in o2m.items():
+        assert torch.equal(tensor, o2o[key])
+        assert tensor.data_ptr() != o2o[key].data_ptr()
+
+
+def test_initial_values() -> None:
+    network = Fcos(preset("fcos_rt_r18_3x", 80).model)
+    head = network.heads["o2m"]
+    assert head.cls_pred.bias.unique().item() == pytest.approx(-math.log(99))
+    assert not head.reg_pred.bias.any()
+    assert head.cls_heads[0].conv.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not any(conv.bias.any() for conv in network.fpn.smooth_layers)
+    # kaiming_uniform_(a=1) is uniform within √(3 / fan-in).
+    weight = network.fpn.smooth_layers[0].weight
+    bound = math.sqrt(3 / (256 * 9))
+    assert bound * 0.99 < weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize(("stages", "trained"), [(0, 5), (1, 4), (2, 3), (3, 2), (5, 0)])
+def test_frozen_stages(stages: int, trained: int) -> None:
+    resnet = ResNet(18, 8, frozen_norm=False, frozen_stages=stages)
+    parts = [[resnet.conv1, resnet.bn1], *([getattr(resnet, f"layer{i}")] for i in range(1, 5))]
+    outputs = resnet(torch.randn(2, 3, 64, 64))
+    if trained:
+        sum(o.square().sum() for o in outputs).backward()
+    for number, part in enumerate(parts):
+        frozen = number < 5 - trained
+        for module in part:
+            assert all(p.requires_grad != frozen for p in module.parameters())
+            assert has_gradient(module) != frozen
+
+
+def test_published_backbone_keeps_its_statistics_in_training() -> None:
+    network = Fcos(preset("fcos_rt_r18_3x", 3).model).train()
+    before = {k: v.clone() for k, v in network.state_dict().items() if "running" in k}
+    network(torch.randn(1, 3, 64, 64))
+    assert before
+    assert all(torch.equal(network.state_dict()[k], v) for k, v in before.items())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation() -> None:
+    norm, frozen = nn.BatchNorm2d(6), FrozenBatchNorm2d(6)
+    state = {key: torch.rand(6) + 0.5 for key in ("weight", "bias", "running_mean", "running_var")}
+    norm.load_state_dict(state, strict=False)
+    frozen.load_state_dict(state)
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(frozen(x), norm.eval()(x))
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_resnet_depths(depth: int) -> None:
+    resnet = ResNet(depth, 8, frozen_norm=True, frozen_stages=0).eval()
+    with torch.inference_mode():
+        outputs = resnet(torch.randn(1, 3, 64, 64))
+    assert tuple(o.shape[1] for o in outputs) == resnet.channels
+    assert [o.shape[2] for o in outputs] == [8, 4, 2]
+    # Layers with weights, by which the depths are named: convolutions and a classifier.
+    convs = [n for n, m in resnet.named_modules() if isinstance(m, nn.Conv2d)]
+    assert sum("downsample" not in name for name in convs) + 1 == depth
+
+
+@pytest.fixture
+def maps() -> list[torch.Tensor]:
+    """Three levels of 32 channels whose spread differs."""
+    return [torch.randn(2, 32, size, size) * scale for size, scale in ((8, 1), (4, 2), (2, 3))]
+
+
+def test_joint_batch_norm_sees_all_levels_at_once(maps: list[torch.Tensor]) -> None:
+    block = ConvNorm(32, "batch", 3).train()
+    plain = nn.BatchNorm2d(32).train()
+    outputs = block(maps)
+    convolved = [block.conv(x).flatten(2) for x in maps]
+    want = plain(torch.cat(convolved, dim=2)[..., None])[..., 0].relu()
+    torch.testing.assert_close(torch.cat([o.flatten(2) for o in outputs], dim=2), want)
+    torch.testing.assert_close(block.norm.running_mean, plain.running_mean)
+    torch.testing.assert_close(block.norm.running_var, plain.running_var)
+    assert block.norm.num_batches_tracked == 1
+
+
+def test_batch_norm_per_level_keeps_levels_apart(maps: list[torch.Tensor]) -> None:
+    block = ConvNorm(32, "batch_per_level", 3).train()
+    assert isinstance(block.norm, LevelBatchNorm2d)
+    for x, norm, output in zip(maps, block.norm, block(maps), strict=True):
+        torch.testing.assert_close(output, nn.BatchNorm2d(32)(block.conv(x)).relu())
+        assert norm.num_batches_tracked == 1
+    assert not torch.equal(block.norm[0].running_var, block.norm[2].running_var)
+
+
+def test_group_norm_treats_every_image_and_level_alone(maps: list[torch.Tensor]) -> None:
+    block = ConvNorm(32, "group", 3).train()
+    for x, output in zip(maps, block(maps), strict=True):
+        torch.testing.assert_close(output[1:], block([x[1:]])[0])
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "batch_per_level"])
+def test_head_norms_train_and_evaluate(norm: HeadNorm) -> None:
+    network = nano("o2o", norm=norm)
+    network(torch.randn(2, 3, 64, 64))["o2o"].logits.sum().backward()
+    assert has_gradient(network.heads["o2o"].cls_heads[0].norm)
+    with torch.inference_mode():
+        network.eval()(torch.randn(1, 3, 64, 64))
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        preset("fcos_rt_nano").model.num_classes = 3  # type: ignore[misc]
+    assert ModelConfig("x", 3, ("o2o",)) == ModelConfig("x", 3, ("o2o",))

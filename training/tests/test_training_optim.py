@@ -1,0 +1,70 @@
+"""Optimizers and schedules of the recipes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nmsfree_training.config import preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.optim import make_optimizer, rate_factor
+
+STEP = preset("fcos_rt_r18_3x").train
+COSINE = preset("fcos_rt_nano").train
+PER_EPOCH = 1000
+
+
+@pytest.mark.parametrize(
+    ("iteration", "factor"),
+    [
+        (0, 0.00066667),
+        (250, 0.00066667 + (1 - 0.00066667) / 2),
+        (500, 1.0),
+        (24 * PER_EPOCH - 1, 1.0),
+        (24 * PER_EPOCH, 0.1),
+        (33 * PER_EPOCH - 1, 0.1),
+        (33 * PER_EPOCH, 0.01),
+        (36 * PER_EPOCH, 0.01),
+    ],
+)
+def test_published_schedule(iteration: int, factor: float) -> None:
+    assert rate_factor(STEP, iteration, PER_EPOCH) == pytest.approx(factor, rel=1e-9)
+
+
+def test_cosine_schedule() -> None:
+    def at(iteration: int) -> float:
+        return rate_factor(COSINE, iteration, PER_EPOCH)
+
+    total = COSINE.epochs * PER_EPOCH
+    assert at(0) == pytest.approx(COSINE.warmup_factor)
+    assert at(total // 2) == pytest.approx(0.5)
+    assert at(total) == pytest.approx(0, abs=1e-12)
+    values = [at(i) for i in range(0, total, 500)]
+    peak = values.index(max(values))
+    assert values[peak:] == sorted(values[peak:], reverse=True)
+    assert max(values) <= 1
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(16, 0.01), (8, 0.005), (64, 0.04)])
+def test_sgd_scales_with_the_batch_and_skips_what_is_frozen(batch: int, rate: float) -> None:
+    network = Fcos(preset("fcos_rt_r18_3x", 3).model)
+    optimizer = make_optimizer(network, replace(STEP, batch_size=batch))
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (rate, 0.9, 1e-4)
+    trained = {id(p) for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        frozen = name.startswith(("backbone.conv1", "backbone.layer1"))
+        assert (id(parameter) in trained) != frozen, name
+
+
+def test_adamw_decays_weights_only() -> None:
+    network = Fcos(preset("fcos_rt_nano", 3).model)
+    optimizer = make_optimizer(network, COSINE)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decayed, plain = optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    assert decayed["lr"] == plain["lr"] == COSINE.learning_rate
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(network.parameters()))

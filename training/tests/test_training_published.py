@@ -1,0 +1,284 @@
+"""Published `.pth` files: they load as they are, run nothing, and bad ones get one clear line."""
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
+from nmsfree.errors import CheckpointError, NmsfreeError
+from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_training.detector import Fcos
+from nmsfree_training.published import to_published_keys
+from nmsfree_training.torch_file import read_torch_file
+
+State = dict[str, Tensor]
+ThinState = Callable[..., State]
+FILES = {
+    "fcos_rt_r18_3x": "fcos_rt_r18_3x_coco.pth",
+    "fcos_o2o_r18_3x": "fcos_rt_r18_3x_top1_coco.pth",
+    "fcos_e2e_r18_3x": "fcos_e2e_r18_3x_coco.pth",
+}
+
+
+def published_content(state: State) -> dict[str, Any]:
+    """What the authors' training script saves, optimizer and all."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([parameter], lr=0.01, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [24, 33])
+    return {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "mAP": np.float64(0.3583),
+        "epoch": 35,
+        "args": argparse.Namespace(model="fcos", lr=0.01, pretrained=True, root=None),
+    }
+
+
+@pytest.fixture
+def pth(tmp_path: Path, thin_state: ThinState) -> Callable[..., Path]:
+    """Return a function writing a small file with the layout of a published one."""
+
+    def write(name: str = "fcos_rt_r18_3x", num_classes: int = 80, **changes: Any) -> Path:
+        state = thin_state(name, num_classes)
+        for key, value in changes.items():
+            state[key] = value
+        path = tmp_path / FILES[name]
+        torch.save(published_content({k: v for k, v in state.items() if v is not None}), path)
+        return path
+
+    return write
+
+
+def refusal(path: Path, **arguments: Any) -> str:
+    """Load a bad file and return the message, which must be one line and name the file."""
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_full_file_loads_as_it_is(
+    name: str, standin: Callable[[str], Fcos], tmp_path: Path
+) -> None:
+    network = standin(name)
+    state = to_published_keys(network.config.heads, network.state_dict())
+    path = tmp_path / FILES[name]
+    torch.save(published_content(state), path)
+    loaded = load_checkpoint(path)
+    assert loaded.model == network.config
+    assert loaded.input_size == (512, 736)
+    assert (loaded.class_names, loaded.category_ids) == (COCO_NAMES, COCO_CATEGORY_IDS)
+    assert loaded.provenance == {"source": path.name, "mAP": "0.3583", "epoch": "35.0"}
+    built = loaded.build()
+    assert not built.training
+    own = network.state_dict()
+    assert all(torch.equal(t, own[key]) for key, t in built.state_dict().items())
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_both_formats_of_torch_save(
+    thin_state: ThinState, tmp_path: Path, old_format: bool
+) -> None:
+    path = tmp_path / "model.pth"
+    content = published_content(thin_state())
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    assert zipfile.is_zipfile(path) != old_format
+    assert load_checkpoint(path).model.name == "fcos_rt_r18_3x"
+
+
+def test_a_bare_state_dict_loads(thin_state: ThinState, tmp_path: Path) -> None:
+    torch.save(thin_state("fcos_e2e_r18_3x"), tmp_path / "bare.pth")
+    assert load_checkpoint(tmp_path / "bare.pth").model.name == "fcos_e2e_r18_3x"
+
+
+def rewrite_pickle(path: Path, old: bytes, new: bytes) -> int:
+    """Replace bytes of the pickle inside a checkpoint; returns how often they were there."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in members if name.endswith("data.pkl"))
+    count = members[name].count(old)
+    members[name] = members[name].replace(old, new)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    return count
+
+
+def test_files_written_with_numpy_1(pth: Callable[..., Path]) -> None:
+    path = pth()
+    # The pickle names modules by lines of text, so the older name is a plain replacement.
+    assert rewrite_pickle(path, b"numpy._core.multiarray", b"numpy.core.multiarray") == 1
+    assert load_checkpoint(path).provenance["mAP"] == "0.3583"
+
+
+def test_other_class_counts(pth: Callable[..., Path]) -> None:
+    path = pth("fcos_e2e_r18_3x", 3)
+    loaded = load_checkpoint(path)
+    assert loaded.model.num_classes == 3
+    assert loaded.class_names == ("class 0", "class 1", "class 2")
+    message = refusal(path, num_classes=80)
+    assert "trained for 3 classes, expected 80" in message
+
+
+def test_the_model_can_be_named(pth: Callable[..., Path]) -> None:
+    path = pth("fcos_rt_r18_3x")
+    assert load_checkpoint(path, "fcos_o2o_r18_3x").model.heads == ("o2o",)
+    for wrong in ("fcos_e2e_r18_3x", "fcos_rt_nano"):
+        assert "choose the right --model" in refusal(path, model=wrong)
+    assert "choose the right --model" in refusal(pth("fcos_e2e_r18_3x"), model="fcos_rt_r18_3x")
+    with pytest.raises(NmsfreeError, match="'nonsense' is unknown"):
+        load_checkpoint(path, "nonsense")
+
+
+def test_wrong_keys_and_shapes(pth: Callable[..., Path]) -> None:
+    assert "1 keys missing (first: fpn.input_projs.0.bias), 0 too many" in refusal(
+        pth(**{"fpn.input_projs.0.bias": None})
+    )
+    assert "0 keys missing, 1 too many (first: fpn.extra.weight)" in refusal(
+        pth(**{"fpn.extra.weight": torch.zeros(3)})
+    )
+    assert "backbone.conv1.weight has shape (64, 3, 3, 3), expected (64, 3, 7, 7)" in refusal(
+        pth(**{"backbone.body.conv1.weight": torch.zeros(64, 3, 3, 3)})
+    )
+    assert "class counts [], expected one" in refusal(
+        pth(**{"head.cls_pred.weight": None})
+    ).replace(" in 'cls_pred'", "")
+    assert "class counts [3, 80]" in refusal(
+        pth("fcos_e2e_r18_3x", **{"detection_head_o2m.cls_pred.weight": torch.zeros(3, 256, 3, 3)})
+    )
+
+
+def test_other_contents(tmp_path: Path, thin_state: ThinState) -> None:
+    path = tmp_path / "other.pth"
+    contents: list[tuple[Any, str]] = [
+        ([1, 2], "holds a list, expected a dict"),
+        ({"model": 3}, "no 'model' entry with tensors"),
+        ({"model": {1: torch.zeros(1)}}, "no 'model' entry with tensors"),
+        ({"epoch": 3}, "no 'model' entry with tensors, found ['epoch']"),
+        ({"model": {"layer.weight": torch.zeros(1)}}, "expected a published FCOS checkpoint"),
+        ({"model": {}}, "keys such as 'none'"),
+        ({"model": thin_state()["head.cls_pred.bias"]}, "no 'model' entry"),
+    ]
+    for content, complaint in contents:
+        torch.save(content, path)
+        assert complaint in refusal(path)
+
+
+def test_odd_figures_are_left_out(tmp_path: Path, thin_state: ThinState) -> None:
+    torch.save({"model": thin_state(), "mAP": None, "epoch": [1]}, tmp_path / "odd.pth")
+    assert load_checkpoint(tmp_path / "odd.pth").provenance == {"source": "odd.pth"}
+
+
+class MakeFolder:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f'mkdir "{self.victim}"',))
+
+
+class Harmless:
+    """Some class of the user's own."""
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_nothing_that_is_pickled_runs(
+    thin_state: ThinState, tmp_path: Path, old_format: bool
+) -> None:
+    path, victim = tmp_path / "evil.pth", tmp_path / "made"
+    for place in ("model", "args", "optimizer"):
+        content = published_content(thin_state()) | {place: MakeFolder(victim)}
+        torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+        message = refusal(path)
+        assert f"holds the Python object {os.name}.system" in message
+        assert "refused" in message and "weights_only" not in message
+    path.write_bytes(pickle.dumps(MakeFolder(victim), protocol=2))
+    refusal(path)
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(MakeFolder(victim)))
+    assert victim.exists()  # it would have
+
+
+def test_other_classes_are_refused(thin_state: ThinState, tmp_path: Path) -> None:
+    path = tmp_path / "own.pth"
+    torch.save(published_content(thin_state()) | {"args": Harmless()}, path)
+    assert "Harmless, expected tensors and plain values" in refusal(path)
+    torch.save(published_content(thin_state()) | {"mAP": np.arange(3)}, path)
+    assert "holds the Python object numpy" in refusal(path)
+
+
+def test_the_allowance_ends_with_the_call(pth: Callable[..., Path]) -> None:
+    before = torch.serialization.get_safe_globals()
+    path = pth()
+    load_checkpoint(path)
+    assert torch.serialization.get_safe_globals() == before
+    with pytest.raises(CheckpointError, match=r"argparse\.Namespace|numpy"):
+        read_torch_file(path)
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    assert "no such file" in refusal(path)
+    assert "no such file" in refusal(tmp_path)
+    path.write_bytes(b"")
+    assert "empty file" in refusal(path)
+    path.write_text("<!DOCTYPE html>\n<html><body>Not Found</body></html>")
+    assert "an HTML page, probably an error page" in refusal(path)
+    path.write_bytes(b"\x00\x01garbage" * 50)
+    assert "450 bytes that cannot be read" in refusal(path)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_truncated_files(thin_state: ThinState, tmp_path: Path, old_format: bool) -> None:
+    buffer = io.BytesIO()
+    torch.save(
+        published_content(thin_state()), buffer, _use_new_zipfile_serialization=not old_format
+    )
+    data, path = buffer.getvalue(), tmp_path / "cut.pth"
+    for length in [1, 10, *range(100, len(data) - 8, len(data) // 40)]:
+        path.write_bytes(data[:length])
+        message = refusal(path)
+        # A cut inside the name of a class leaves another name, which is not admitted.
+        assert "truncated or another format" in message or "refused" in message
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("old_format", [False, True])
+def test_damaged_files_load_or_are_refused(
+    thin_state: ThinState, tmp_path: Path, old_format: bool
+) -> None:
+    """Whatever PyTorch raises on overwritten bytes, the user sees our error."""
+    buffer = io.BytesIO()
+    torch.save(
+        published_content(thin_state()), buffer, _use_new_zipfile_serialization=not old_format
+    )
+    path, random, refused = tmp_path / "damaged.pth", np.random.default_rng(0), 0
+    for _ in range(60):
+        data = bytearray(buffer.getvalue())
+        for position in random.integers(0, min(len(data), 15_000), 3):
+            data[position] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 30

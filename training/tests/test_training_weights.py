@@ -1,0 +1,179 @@
+"""The manifest, the list of weights, and model cards."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from nmsfree.errors import CheckpointError, DataError, InputError
+from nmsfree_training.card import minutes_of_run, write_card
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.config import preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.weights import SUMS, load_manifest, sha256
+from nmsfree_training.weights_cli import app
+from nmsfree_training.weights_status import statuses
+
+runner = CliRunner()
+PROVENANCE = {"command": "nmsfree train --data d", "seed": "7", "machine": "a test"}
+MANIFEST = """
+[[published]]
+name = "fcos_rt_r18_3x"
+file = "rt.pth"
+url = "https://example.org/rt.pth"
+ap = 0.358
+ap50 = 0.533
+
+[[bundled]]
+name = "fcos_o2o_nano"
+file = "small.safetensors"
+card = "small.json"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "manifest.toml").write_text(MANIFEST)
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def save_small(path: Path, provenance: dict[str, str] = PROVENANCE) -> Path:
+    chosen = preset("fcos_o2o_nano", 10)
+    state = Fcos(chosen.model).state_dict()
+    names, ids = tuple("0123456789"), tuple(range(1, 11))
+    save_checkpoint(Checkpoint(chosen.model, (256, 256), names, ids, state, provenance), path)
+    return path
+
+
+def test_list_before_and_after_files_are_there(folder: Path) -> None:
+    manifest = load_manifest(folder / "manifest.toml")
+    small, published = statuses(manifest)
+    assert (small.name, small.kind, small.size, small.sha) == (
+        "fcos_o2o_nano",
+        "bundled",
+        None,
+        None,
+    )
+    assert (published.kind, published.ap, published.sha) == ("published", {"COCO": 0.358}, None)
+    save_small(folder / "small.safetensors")
+    (folder / "published").mkdir()
+    file = folder / "published" / "rt.pth"
+    file.write_bytes(b"1234")
+    assert [s.sha for s in statuses(manifest)] == ["unknown", "unknown"]
+    ap = {"val": 0.7, "crowd": 0.6}
+    write_card(folder / "small.safetensors", folder / "small.json", ap=ap, minutes=3)
+    (folder / "published" / SUMS).write_text(f"{sha256(file)}  rt.pth\n")
+    small, published = statuses(manifest)
+    assert (small.sha, published.sha) == ("ok", "ok")
+    assert small.ap == ap and small.size == (folder / "small.safetensors").stat().st_size
+    save_small(folder / "small.safetensors", PROVENANCE | {"seed": "8"})
+    file.write_bytes(b"12345")
+    assert [s.sha for s in statuses(manifest)] == ["differs", "differs"]
+
+
+def test_list_command(folder: Path) -> None:
+    result = run("list", "--manifest", folder / "manifest.toml")
+    assert result.exit_code == 0
+    for text in ("fcos_o2o_nano", "35.8 COCO", "rt.pth", "missing"):
+        assert text in result.stdout
+    result = run("list", "--manifest", folder / "manifest.toml", "--json", "-")
+    rows = json.loads(result.stdout)
+    manifest = load_manifest(folder / "manifest.toml")
+    assert rows == [asdict(s) | {"file": str(s.file)} for s in statuses(manifest)]
+    target = folder / "list.json"
+    result = run("list", "--manifest", folder / "manifest.toml", "--json", target)
+    assert "fcos_o2o_nano" in result.stdout and json.loads(target.read_text()) == rows
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[[published]]", "[[published", "cannot be read"),
+        ("ap = 0.358\n", "", "cannot be read"),
+        ("ap = 0.358", "ap = 0.358\nextra = 1", "cannot be read"),
+        ('"fcos_rt_r18_3x"', '"fcos"', "'fcos' is unknown"),
+        ("https://", "file:///", "expected https://"),
+        ('"small.safetensors"', '"../small.safetensors"', "expected a name without folders"),
+    ],
+)
+def test_wrong_manifests(folder: Path, old: str, new: str, complaint: str) -> None:
+    path = folder / "manifest.toml"
+    assert old in MANIFEST
+    path.write_text(MANIFEST.replace(old, new))
+    with pytest.raises(InputError, match=complaint):
+        load_manifest(path)
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    error = run("list", "--manifest", tmp_path / "none.toml").exception
+    assert isinstance(error, InputError)
+    assert "no such file: run in the project's folder" in str(error)
+
+
+def test_card_holds_what_it_must(tmp_path: Path) -> None:
+    path = save_small(tmp_path / "small.safetensors")
+    card = write_card(path, tmp_path / "card.json", ap={"val": 0.71234567}, minutes=12.345)
+    assert json.loads((tmp_path / "card.json").read_text()) == card
+    assert card == {
+        "command": "nmsfree train --data d",
+        "seed": 7,
+        "minutes": 12.3,
+        "machine": "a test",
+        "AP": {"val": 0.7123},
+        "gmac": pytest.approx(0.4392, abs=1e-4),
+        "sha256": sha256(path),
+    }
+    other = write_card(path, tmp_path / "card.json", ap={}, minutes=0, machine="2 × Zen 5")
+    assert other["machine"] == "2 × Zen 5"
+
+
+def test_card_needs_a_checkpoint_that_says_how_it_was_made(tmp_path: Path) -> None:
+    path = save_small(tmp_path / "small.safetensors", {"seed": "1"})
+    with pytest.raises(CheckpointError, match="does not say its command, machine"):
+        write_card(path, tmp_path / "card.json", ap={}, minutes=1)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not written by nmsfree"):
+        write_card(path, tmp_path / "card.json", ap={}, minutes=1)
+    assert not (tmp_path / "card.json").exists()
+
+
+def test_minutes_of_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "best.safetensors"
+    with pytest.raises(InputError, match="give --minutes"):
+        minutes_of_run(file)
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 90}\n{"seconds": 30.0}\n')
+    assert minutes_of_run(file) == 2
+    (tmp_path / "metrics.jsonl").write_text('{"second": 90}\n')
+    with pytest.raises(InputError, match="give --minutes"):
+        minutes_of_run(file)
+
+
+def test_card_command_measures_both_splits(digits: Path, tmp_path: Path) -> None:
+    path = save_small(tmp_path / "small.safetensors")
+    result = run("card", path, "--data", digits, "--minutes", 2, "--machine", "here")
+    assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "small.json").read_text())
+    assert set(card["AP"]) == {"val", "crowd"}
+    assert all(0 <= value <= 1 for value in card["AP"].values())
+    assert (card["minutes"], card["machine"], card["sha256"]) == (2.0, "here", sha256(path))
+    assert "AP val" in result.stderr
+
+
+def test_card_command_fails_early(digits: Path, tmp_path: Path) -> None:
+    path = save_small(tmp_path / "small.safetensors")
+    assert isinstance(run("card", path, "--data", digits).exception, InputError)
+    missing = run("card", path, "--data", tmp_path / "none", "--minutes", 1).exception
+    assert isinstance(missing, DataError)
+    loaded = load_checkpoint(path)
+    save_checkpoint(replace(loaded, class_names=tuple("abcdefghij")), path)
+    other = run("card", path, "--data", digits, "--minutes", 1).exception
+    assert isinstance(other, DataError) and "classes differ" in str(other)
+    assert not (tmp_path / "small.json").exists()
