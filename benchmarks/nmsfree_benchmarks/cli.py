@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nmsfree_benchmarks.suite import Options
 
 
+MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
+
+
 def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Under two minutes: fewer rounds, rows and images.")
@@ -97,6 +100,7 @@ def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     files = write(report, out)
     to_stdout = json_file == "-"
     console = Console(stderr=to_stdout)
+    console.width = max(console.width, MIN_WIDTH)
     show(report, console)
     console.print(f"{report.seconds:.0f} s; written: {', '.join(map(str, files))}", soft_wrap=True)
     if to_stdout:

@@ -7,8 +7,7 @@ calls alike and none always follows the same other one. Raw times are kept.
 Inside a timer: from the decoded picture in memory to detections in its pixels, on the host.
 Outside: reading files, loading models, warm-up. Garbage collection is off while times are taken.
 Before each timed call there is a pause, because the idle worker threads of PyTorch and ONNX Runtime
-spin for a moment and would take a core from the next engine. A small network may then run once
-untimed (`Plan.lead_in`), so that it finds its caches as if nothing else had run in between.
+spin for a moment and would take a core from the next engine.
 """
 
 import gc
@@ -55,7 +54,6 @@ class Plan:
         min_rounds, max_rounds: bounds whatever the time.
         warmup_rounds: untimed rounds at the start.
         pause: seconds of idling before each call.
-        lead_in: untimed runs of a call directly before its timed one.
     """
 
     seconds: float
@@ -63,7 +61,6 @@ class Plan:
     max_rounds: int = 400
     warmup_rounds: int = 2
     pause: float = 0.005
-    lead_in: int = 1
 
 
 def take_turns(
@@ -94,18 +91,11 @@ def take_turns(
         while rounds < plan.min_rounds or _fits(rounds, time.monotonic() - start, plan):
             order.shuffle(names)
             for name in names:
-                image = images[rounds % len(images)]
-                times[name].append(_timed(calls[name], image, plan))
+                time.sleep(plan.pause)
+                times[name].append(calls[name](images[rounds % len(images)]))
             rounds += 1
             progress(rounds, _expected(rounds, time.monotonic() - start, plan))
     return {name: np.array(times[name], dtype=np.int64) for name in calls}
-
-
-def _timed(call: Call, image: Image, plan: Plan) -> Sequence[int]:
-    time.sleep(plan.pause)
-    for _ in range(plan.lead_in):
-        call(image)
-    return call(image)
 
 
 def _fits(rounds: int, elapsed: float, plan: Plan) -> bool:

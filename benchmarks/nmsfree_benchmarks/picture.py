@@ -34,7 +34,7 @@ def draw(report: Report, path: Path) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(STAGES), frameon=False)
     e = report.environment
     figure.supxlabel(
-        f"milliseconds, one image after another · {e['processor']}, {e['threads']} threads",
+        f"milliseconds, one image after another · {e['processor']}, threads: {e['threads']}",
         fontsize=9,
         color=INK,
     )

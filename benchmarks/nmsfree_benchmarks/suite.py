@@ -25,7 +25,7 @@ from nmsfree_benchmarks.sources import published_sources, trained_sources
 from nmsfree_export.export import export_onnx
 
 QUICK_AP_IMAGES = 60
-NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 2
+NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
 SIZES = ("nano", "large")
 SECONDS = {  # of rounds: by size, quick
     ("nano", False): 60.0,
@@ -33,9 +33,6 @@ SECONDS = {  # of rounds: by size, quick
     ("large", False): 150.0,
     ("large", True): 20.0,
 }
-# Untimed runs before each timed one: a small network's weights must come back into the caches; a
-# large one never fits them.
-LEAD_IN = {"nano": 1, "large": 0}
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
 
@@ -67,7 +64,7 @@ class Options:
     def plan(self, size: str) -> Plan:
         """Return how long the models of a size are timed."""
         seconds = SECONDS[size, self.quick] if self.seconds is None else self.seconds
-        return Plan(seconds, min_rounds=self.min_rounds, lead_in=LEAD_IN[size])
+        return Plan(seconds, min_rounds=self.min_rounds)
 
 
 @dataclass(frozen=True, eq=False)

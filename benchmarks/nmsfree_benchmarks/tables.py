@@ -120,8 +120,8 @@ def environment_lines(report: Report) -> list[str]:
     e = report.environment
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     return [
-        f"{e['processor']} ({e['device']}), {e['threads']} threads for every engine on "
-        f"{e['cores']} cores, {e['system']}, Python {e['python']}",
+        f"{e['processor']} ({e['device']}), threads per engine: {e['threads']}, cores: "
+        f"{e['cores']}, {e['system']}, Python {e['python']}",
         versions,
         f"{report.stamp}{', quick' if report.quick else ''}: one image after another, all rows of "
         "a size in turn; from the decoded image to boxes in its pixels, top-k and NMS included; "

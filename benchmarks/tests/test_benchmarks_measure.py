@@ -19,7 +19,7 @@ from nmsfree_benchmarks.measure import (
 )
 
 MS = 1_000_000  # nanoseconds
-AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0, lead_in=0)
+AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0)
 IMAGES = [np.full((1, 1, 3), i, np.uint8) for i in range(4)]
 
 
@@ -108,16 +108,8 @@ def test_same_order_in_every_run() -> None:
     assert recorded(AT_ONCE)[0] == recorded(AT_ONCE)[0]
 
 
-def test_lead_in_is_not_recorded() -> None:
-    plan = Plan(seconds=0, min_rounds=1, warmup_rounds=0, pause=0, lead_in=2)
-    log, times = recorded(plan)
-    assert len(log) == 9
-    # A call returns how many calls there were: the recorded one is the third of its own.
-    assert sorted(int(t[0, 0]) for t in times.values()) == [3, 6, 9]
-
-
 def test_rounds_stop_at_the_most() -> None:
-    plan = Plan(seconds=60, min_rounds=1, max_rounds=5, warmup_rounds=0, pause=0, lead_in=0)
+    plan = Plan(seconds=60, min_rounds=1, max_rounds=5, warmup_rounds=0, pause=0)
     assert len(recorded(plan)[1]["a"]) == 5
 
 

@@ -26,8 +26,7 @@ def gmac(network: Fcos, input_size: tuple[int, int], head: HeadName | None = Non
     def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
         assert isinstance(module, nn.Conv2d)
-        height, width = module.kernel_size
-        total += output.numel() * (module.in_channels // module.groups) * height * width
+        total += output.numel() * module.weight[0].numel()  # one kernel for every output value
 
     for module in shapes_only.modules():
         if isinstance(module, nn.Conv2d):

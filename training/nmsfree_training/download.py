@@ -82,13 +82,14 @@ def _refuse_page(url: str, response: HTTPResponse) -> None:
 
 def _extent(response: HTTPResponse, have: int) -> tuple[int, int | None]:
     """Return where the body belongs in the file, and the length of the whole file."""
-    content_range = re.fullmatch(
-        r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")
-    )
-    if response.status == 206 and content_range and int(content_range[1]) == have:
-        return have, int(content_range[2])
     length = response.headers.get("Content-Length")
-    return 0, int(length) if length else None
+    if response.status != 206:  # the server ignores the Range header
+        return 0, int(length) if length else None
+    answered = response.headers.get("Content-Range", "")
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answered)
+    if span is None or int(span[1]) != have:
+        raise ConnectionError(f"asked for the bytes from {have:,}, the server sent {answered!r}")
+    return have, int(span[2])
 
 
 def _write(

@@ -130,10 +130,12 @@ def test_batch_equals_each_image_alone(topk: int) -> None:
 def test_more_padding_changes_nothing(topk: int) -> None:
     case = make_case(8, (3, 6))
     t = case.targets()
+    # What the empty rows hold must not matter: here the objects again, and the whole image.
+    whole = torch.tensor([[[0.0, 0, 96, 64]]]).expand(2, -1, -1)
     padded = Targets(
-        torch.cat([t.boxes, torch.full((2, 5, 4), 30.0)], dim=1),
-        torch.cat([t.labels, torch.ones(2, 5, dtype=torch.int64)], dim=1),
-        torch.cat([t.valid, torch.zeros(2, 5, dtype=torch.bool)], dim=1),
+        torch.cat([t.boxes, t.boxes + 1, whole], dim=1),
+        torch.cat([t.labels, t.labels, t.labels[:, :1]], dim=1),
+        torch.cat([t.valid, torch.zeros_like(t.valid), torch.zeros_like(t.valid[:, :1])], dim=1),
     )
     assert_equal(case.assign(topk), case.assign(topk, padded))
 
@@ -171,6 +173,23 @@ def test_one_to_one_gives_every_apart_object_one_cell() -> None:
     apart = Case(case.logits, case.boxes, [(boxes, torch.tensor([0, 1, 2]))])
     labels = apart.assign(1).labels
     assert sorted(labels[labels < NUM_CLASSES].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_cells_outside_all_objects_come_last(unused: bool) -> None:
+    """Perfect predictions from cells outside lose to a useless one from a cell inside."""
+    box = torch.tensor([40.0, 24, 56, 40])
+    inside = torch.cat([POINTS - box[:2], box[2:] - POINTS], dim=1).min(dim=1).values > 0
+    logits = torch.where(inside[:, None], -5.0, 5.0).expand(-1, NUM_CLASSES)[None]
+    far = torch.tensor([0.0, 0, 9, 9])
+    boxes = torch.where(inside[:, None], far, box)[None]
+    objects, labels, valid = [box], [2], [True]
+    if unused:  # an object that is not to be assigned makes no cell an inner one
+        objects, labels, valid = [*objects, torch.tensor([0.0, 0, 96, 64])], [2, 2], [True, False]
+    targets = Targets(torch.stack(objects)[None], torch.tensor([labels]), torch.tensor([valid]))
+    found = assign(logits, boxes, POINTS, CELL_STRIDES, targets, 1)
+    (cell,) = (found.labels[0] < NUM_CLASSES).nonzero()[:, 0].tolist()
+    assert inside[cell]
 
 
 def test_pad_targets_shapes() -> None:

@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         ranges: whether it understands the Range header.
+        wrong_range: answer a Range with bytes from elsewhere.
         cut_after: bytes after which it drops the connection; None sends everything.
         page: send this web page with status 200 instead of a file.
         hide_length: leave out Content-Length.
@@ -36,6 +37,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.ranges = True
+        self.wrong_range = False
         self.cut_after: int | None = None
         self.page: bytes | None = None
         self.hide_length = False
@@ -64,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         if wanted is None:
             self._answer(200, data, {})
             return
-        start = int(wanted[1])
+        start = int(wanted[1]) - 100 * self.server.wrong_range
         if start >= len(data):
             self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
@@ -172,6 +174,19 @@ def test_server_that_ignores_ranges_starts_over(
     obtain(weight, tmp_path, quiet)
     assert server.asked[-1] == (FILE, "bytes=70000-")
     assert (tmp_path / FILE).read_bytes() == server.files[FILE]
+
+
+def test_server_that_sends_other_bytes_than_asked_for(
+    weight: PublishedWeight, server: Server, tmp_path: Path
+) -> None:
+    server.cut_after = 70_000
+    refusal(weight, tmp_path)
+    server.cut_after, server.wrong_range = None, True
+    assert "asked for the bytes from 70,000, the server sent 'bytes 69900-" in refusal(
+        weight, tmp_path
+    )
+    server.wrong_range = False
+    assert obtain(weight, tmp_path, quiet)
 
 
 def test_server_that_tells_no_length(

@@ -35,6 +35,11 @@ def test_cosine_schedule() -> None:
     def at(iteration: int) -> float:
         return rate_factor(COSINE, iteration, PER_EPOCH)
 
+    warm = COSINE.warmup_factor + (1 - COSINE.warmup_factor) / 2
+    # Half-way through the warm-up and a quarter through the run, both factors count.
+    quarter = replace(COSINE, epochs=2 * COSINE.warmup_iterations)
+    both = rate_factor(quarter, COSINE.warmup_iterations // 2, per_epoch=1)
+    assert both == pytest.approx(warm * (1 + 2**-0.5) / 2)
     total = COSINE.epochs * PER_EPOCH
     assert at(0) == pytest.approx(COSINE.warmup_factor)
     assert at(total // 2) == pytest.approx(0.5)

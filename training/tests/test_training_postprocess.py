@@ -140,10 +140,12 @@ def test_backend_rows_keep_the_contract(checkpoint: Checkpoint, head: str) -> No
 
 
 def test_o2o_rows_below_the_floor_are_candidates(checkpoint: Checkpoint) -> None:
-    spec = make_spec(checkpoint, "o2o", score_floor=0.9999)
-    raw = TorchBackend(checkpoint.build(), spec).run(np.zeros((1, 128, 128, 3), np.uint8))
-    assert raw.num_detections[0, 0] < 100
-    assert (raw.detection_scores > 0).all()
+    """An untrained network gives 0.01 everywhere: nothing detected, all rows filled."""
+    raw = TorchBackend(Fcos(checkpoint.model).eval(), make_spec(checkpoint, "o2o")).run(
+        np.zeros((1, 128, 128, 3), np.uint8)
+    )
+    assert raw.num_detections.tolist() == [[0]]
+    assert (raw.detection_scores > 0.005).all() and (raw.detection_scores < 0.05).all()
 
 
 def test_open_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -229,6 +229,22 @@ def test_bfloat16_trains(tmp_path: Path, train_set: DetectionDataset) -> None:
     assert not same(trainer.network.state_dict(), full.network.state_dict())
 
 
+@pytest.mark.parametrize("norm", [None, 1e-3])
+def test_gradients_are_clipped(
+    norm: float | None, tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    few = replace(train_set, samples=train_set.samples[:4])
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_iterations": 0}
+    chosen = tiny("fcos_rt_nano", **plain, learning_rate=16.0, epochs=1, clip_norm=norm)
+    network = train(tmp_path, few, chosen).network
+    torch.manual_seed(0)
+    start = dict(Fcos(chosen.model).named_parameters())
+    change = [(p - start[name]).detach().norm() for name, p in network.named_parameters()]
+    # One step of plain descent at a rate of 16 · 4/16 moves the weights by 4 × the gradient.
+    moved = float(torch.stack(change).norm()) / 4
+    assert moved == pytest.approx(norm, rel=1e-3) if norm else moved > 1e-2
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, train_set: DetectionDataset
 ) -> None:
