@@ -156,20 +156,22 @@ def summarize(times: Times) -> Summary:
     return Summary(p50, p90, p99, (p75 - p25) / p50)
 
 
-def shares(times: Times, network_only: Times | None = None) -> dict[str, float]:
+def shares(times: Times, in_graph: Times | None = None) -> dict[str, float]:
     """Share of each stage, 0 … 1, summing to 1; from the medians of the stages.
 
     Args:
         times: [rounds, 3]. Eager: preprocess, network, post-processing. ONNX Runtime:
             preprocess, the whole graph, mapping to source pixels.
-        network_only: times [rounds, 1] of the same graph cut at its raw maps, taken in the same
-            rounds. The graph's post-processing cannot be timed by itself, so it is the median of
-            the whole graph minus the median of the cut one, never below 0.
+        in_graph: times [rounds, 1] of the part of that graph behind the head's raw maps, run by
+            itself in the same rounds. It is taken off the graph's time and counted as
+            post-processing; the rest is the network. (The other way round, timing the network's
+            part alone and taking the difference, would drown a millisecond in the noise of
+            hundreds.)
     """
     preprocess, network, postprocess = np.median(times, axis=0).tolist()
-    if network_only is not None:
-        graph, network = network, min(network, float(np.median(network_only)))
-        postprocess += graph - network
+    if in_graph is not None:
+        part = min(network, float(np.median(in_graph)))
+        network, postprocess = network - part, postprocess + part
     total = preprocess + network + postprocess
     parts = (preprocess, network, postprocess)
     return {stage: part / total for stage, part in zip(STAGES, parts, strict=True)}

@@ -31,7 +31,7 @@ class Row:
         sha256: of the file that was timed and evaluated: checkpoint or ONNX.
         times: [rounds, 3] ns: preprocess, network, post-processing; of ONNX Runtime preprocess,
             the whole graph, mapping to source pixels.
-        network_only: [rounds, 1] ns of the graph cut at its raw maps (ONNX Runtime).
+        in_graph: [rounds, 1] ns of the graph's part behind the raw maps (ONNX Runtime).
         bare: [rounds, 1] ns of `session.run` alone (ONNX Runtime).
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         metrics: None where there is nothing to compare with.
@@ -43,7 +43,7 @@ class Row:
     spec: ModelSpec
     sha256: str
     times: Times
-    network_only: Times | None = None
+    in_graph: Times | None = None
     bare: Times | None = None
     nms_candidates: float | None = None
     metrics: Metrics | None = None
@@ -55,7 +55,7 @@ class Row:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        return shares(self.times, self.network_only)
+        return shares(self.times, self.in_graph)
 
     def stage_ms(self, stage: str) -> float:
         """Milliseconds of one stage; the stages sum to the median."""
@@ -98,7 +98,7 @@ class Row:
     def _raw(self) -> dict[str, list[int]]:
         names = ("preprocess", "graph", "to_source") if self.engine == DEPLOYED else STAGES
         raw = dict(zip(names, self.times.T, strict=True))
-        for name, times in (("graph_cut_at_raw_maps", self.network_only), ("bare_run", self.bare)):
+        for name, times in (("graph_after_raw_maps", self.in_graph), ("bare_run", self.bare)):
             if times is not None:
                 raw[name] = times[:, 0]
         return {name: ((values + 500) // 1000).tolist() for name, values in raw.items()}

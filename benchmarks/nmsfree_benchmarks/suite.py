@@ -19,7 +19,7 @@ from nmsfree_benchmarks.eager import (
 )
 from nmsfree_benchmarks.environment import describe
 from nmsfree_benchmarks.measure import Call, Image, Plan, Stopwatch, take_turns
-from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, network_call
+from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, postprocess_call
 from nmsfree_benchmarks.results import BASELINE, DEPLOYED, ENGINES, Report, Row
 from nmsfree_benchmarks.sources import published_sources, trained_sources
 from nmsfree_export.export import export_onnx
@@ -94,7 +94,7 @@ class Entry:
     detector: Detector
     sha256: str
     nms_candidates: float | None
-    network_only: Call | None = None
+    in_graph: Call | None = None
     bare: Call | None = None
 
     @property
@@ -162,7 +162,7 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
             spec=entry.detector.spec,
             sha256=entry.sha256,
             times=times[entry.name],
-            network_only=times.get(f"{entry.name} network"),
+            in_graph=times.get(f"{entry.name} in graph"),
             bare=times.get(f"{entry.name} bare"),
             nms_candidates=entry.nms_candidates,
             metrics=metrics.get(entry.name),
@@ -209,18 +209,18 @@ def make_entries(
         onnx,
         digest,
         load.get(DEPLOYED),
-        network_call(path, options.threads, prepare),
+        postprocess_call(path, options.threads, prepare, pictures),
         bare_call(path, options.threads, prepare),
     )
     return [*eager, deployed]
 
 
 def all_calls(entries: Sequence[Entry], watch: Stopwatch) -> dict[str, Call]:
-    """Name what takes turns: every entry, and of ONNX Runtime also the cut and the bare graph."""
+    """Name what takes turns: every entry, and of ONNX Runtime also the graph bare and in part."""
     calls: dict[str, Call] = {}
     for entry in entries:
         calls[entry.name] = timed_call(entry.detector, watch)
-        parts = (("network", entry.network_only), ("bare", entry.bare))
+        parts = (("in graph", entry.in_graph), ("bare", entry.bare))
         calls |= {f"{entry.name} {part}": call for part, call in parts if call is not None}
     return calls
 

@@ -137,8 +137,9 @@ def notes(report: Report) -> Iterator[str]:
         "sort all scores of a level. Two-stage: evaluation settings with this project's top-k."
     )
     yield (
-        "ONNX Runtime: the network's share is the same graph cut after its last convolutions, "
-        "timed in the same rounds; post-processing + NMS is the difference of the medians."
+        "ONNX Runtime: post-processing + NMS is the part of the graph behind its last "
+        "convolutions, run by itself in the same rounds; the network is the rest of the graph's "
+        "median."
     )
     yield from _facts(report)
     yield from _loads(report)

@@ -53,7 +53,7 @@ def make_row(name: str, engine: str, head: str, scale: float, *, trained: bool =
         ),
         sha256=hashlib.sha256(f"{name} {engine}".encode()).hexdigest(),
         times=times_of(scale, 8 * scale, 2 * scale),
-        network_only=times_of(7 * scale) if onnx else None,
+        in_graph=times_of(scale) if onnx else None,
         bare=times_of(8 * scale) if onnx else None,
         nms_candidates=1234.0 if head == "o2m" else None,
         metrics=Metrics(0.7123, 0.9456, 0.8, 0.5, 0.6, None, 0.75) if trained else None,

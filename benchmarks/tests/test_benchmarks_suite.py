@@ -1,4 +1,4 @@
-"""The whole benchmark on tiny networks, and the exported file whole, bare and cut."""
+"""The whole benchmark on tiny networks, and the exported file whole, bare and in parts."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from nmsfree.errors import InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import bench
 from nmsfree_benchmarks.inputs import digits_val, full_hd
-from nmsfree_benchmarks.measure import Stopwatch
+from nmsfree_benchmarks.measure import Image, Stopwatch
 from nmsfree_benchmarks.onnx_engine import (
     TimedBackend,
     bare_call,
-    cut_at_raw_maps,
-    network_call,
+    postprocess_call,
     raw_maps,
+    split_at_raw_maps,
 )
 from nmsfree_benchmarks.results import ENGINES
 from nmsfree_benchmarks.sources import trained_sources
@@ -41,6 +41,7 @@ from nmsfree_training.standin import standin_state_dict
 
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
 IMAGES = 3
+PIXELS = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 
 app = typer.Typer()
 app.command()(bench)
@@ -128,25 +129,42 @@ def test_the_report_is_in_its_folder(folder: Path, content: dict[str, Any]) -> N
     assert str(folder) not in (folder / "out" / written[1]).read_text(encoding="utf-8")
 
 
+def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[Any]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs: list[Any] = session.run(None, inputs)
+    return outputs
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_the_cut_graph_gives_the_networks_raw_maps(folder: Path, model: str) -> None:
-    path = folder / "work" / f"{model}.onnx"
-    cut = onnx.load_from_string(cut_at_raw_maps(path))
-    kinds = {node.op_type for node in cut.graph.node}
+def test_the_graph_is_split_at_the_networks_raw_maps(folder: Path, model: str) -> None:
+    first, rest = split_at_raw_maps(folder / "work" / f"{model}.onnx")
+    kinds = {node.op_type for node in first.graph.node}
     assert not kinds & {"TopK", "NonMaxSuppression", "ReduceMax", "Sigmoid", "Concat"}
+    assert not {node.op_type for node in rest.graph.node} & {"Conv", "Relu", "Resize"}
     network = load_checkpoint(folder / "weights" / f"{model}.safetensors").build()
     seen: list[torch.Tensor] = []
     head = network.heads[network.deployed_head]
     head.register_forward_hook(lambda *a: seen.extend(m for level in a[2] for m in level))
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
-        network(normalize(torch.from_numpy(pixels)), heads=(network.deployed_head,))
-    session = ort.InferenceSession(cut.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"images": pixels})
+        network(normalize(torch.from_numpy(PIXELS)), heads=(network.deployed_head,))
+    found = run(first, {"images": PIXELS})
     assert sorted(m.shape for m in found) == sorted(tuple(m.shape) for m in seen)
     for expected in seen:
         same = [m for m in found if m.shape == tuple(expected.shape)]
         assert any(np.allclose(m, expected.numpy(), atol=1e-3) for m in same)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_both_parts_together_are_the_whole_graph(folder: Path, model: str) -> None:
+    path = folder / "work" / f"{model}.onnx"
+    first, rest = split_at_raw_maps(path)
+    maps = run(first, {"images": PIXELS})
+    names = [output.name for output in first.graph.output]
+    found = run(rest, dict(zip(names, maps, strict=True)))
+    whole = OnnxRuntimeBackend(path).run(PIXELS)
+    assert whole.num_detections.item() > 0
+    for a, b in zip(found, whole, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_last_convolutions_are_found() -> None:
@@ -167,13 +185,17 @@ def test_last_convolutions_are_found() -> None:
         raw_maps(helper.make_model(graph))
 
 
-def test_bare_and_cut_calls_time_one_part(folder: Path) -> None:
+def test_bare_and_partial_calls_time_one_part(folder: Path) -> None:
     path = folder / "work" / "fcos_rt_nano.onnx"
     watch = Stopwatch()
     with Detector(TimedBackend(OnnxRuntimeBackend(path, threads=1), watch)) as detector:
         picture = np.zeros((100, 80, 3), np.uint8)
-        for make in (bare_call, network_call):
-            (elapsed,) = make(path, 1, lambda image: detector.preprocess([image])[0])(picture)
+
+        def prepare(image: Image) -> Image:
+            return detector.preprocess([image])[0]
+
+        for call in (bare_call(path, 1, prepare), postprocess_call(path, 1, prepare, [picture])):
+            (elapsed,) = call(picture)
             assert elapsed > 0
         watch.start()
         detector(picture)
