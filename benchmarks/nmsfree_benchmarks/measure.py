@@ -59,7 +59,7 @@ class Plan:
     seconds: float
     min_rounds: int = 10
     max_rounds: int = 400
-    warmup_rounds: int = 2
+    warmup_rounds: int = 1
     pause: float = 0.005
 
 

@@ -29,7 +29,7 @@ NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
 SIZES = ("nano", "large")
 SECONDS = {  # of rounds: by size, quick
     ("nano", False): 60.0,
-    ("nano", True): 12.0,
+    ("nano", True): 8.0,
     ("large", False): 150.0,
     ("large", True): 20.0,
 }
@@ -140,6 +140,7 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
     """Export, evaluate and time the models of one size."""
     watch = Stopwatch()
     entries: list[Entry] = []
+    progress(f"export {group.size}", 0, len(group.sources))
     for done, source in enumerate(group.sources, start=1):
         made = make_entries(source, group.pictures, watch, options)
         entries += [entry for entry in made if entry.engine in group.engines]
@@ -147,6 +148,7 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
     if not entries:
         return []
     metrics = evaluate_all(entries, group, progress)
+    progress(f"rounds {group.size}", 0, options.min_rounds)
     times = take_turns(
         all_calls(entries, watch),
         group.pictures,
@@ -177,6 +179,7 @@ def evaluate_all(entries: list[Entry], group: Group, progress: Progress) -> dict
     if group.judged is None:
         return {}
     metrics = {}
+    progress(f"AP {group.size}", 0, len(entries))
     for done, entry in enumerate(entries, start=1):
         metrics[entry.name] = evaluate(entry.detector, group.judged)
         progress(f"AP {group.size}", done, len(entries))

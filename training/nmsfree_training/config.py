@@ -103,7 +103,14 @@ def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
 
 
 def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
-    """For CPUs and the edge: a quarter of ResNet-18's width, 64 channels, 2 + 2 convs."""
+    """For CPUs and the edge: a quarter of ResNet-18's width, 64 channels, 2 + 2 convs; 0.44 GMAC.
+
+    One batch norm per level rather than one for all: AP on digits val after 6 epochs, shared →
+    per level, was 46.4 → 47.3 and 41.2 → 46.6 with two heads (seeds 0, 1) and 49.4 → 48.9 for o2m +
+    NMS (seed 0). The price is three folded copies of the head's convolutions, 1.2 MB; the
+    multiply-adds are the same. `nmsfree train --head-norm batch --epochs 6 --precision bf16`
+    gives the other column.
+    """
     return Preset(
         model=ModelConfig(
             name=name,
