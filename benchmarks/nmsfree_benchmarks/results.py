@@ -29,10 +29,10 @@ class Row:
         training: what the weights were trained on; "untrained" for stand-ins.
         spec: what was run, with the floor and NMS of this row.
         sha256: of the file that was timed and evaluated: checkpoint or ONNX.
-        times: [rounds, 3] ns: preprocess, network, post-processing; of ONNX Runtime preprocess,
-            the whole graph, mapping to source pixels.
-        in_graph: [rounds, 1] ns of the graph's part behind the raw maps (ONNX Runtime).
-        bare: [rounds, 1] ns of `session.run` alone (ONNX Runtime).
+        times: [timed calls, 3] ns: preprocess, network, post-processing; of ONNX Runtime
+            preprocess, the whole graph, mapping to source pixels.
+        in_graph: [timed calls, 1] ns of the graph's part behind the raw maps (ONNX Runtime).
+        bare: [timed calls, 1] ns of `session.run` alone (ONNX Runtime).
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         metrics: None where there is nothing to compare with.
         ap_images: images behind `metrics`.
@@ -91,7 +91,7 @@ class Row:
             "AP50": None if self.metrics is None else round(self.metrics.ap50, 5),
             "ap_images": self.ap_images,
             "file_hash": self.file_hash,
-            "rounds": len(self.times),
+            "timed_calls": len(self.times),
             "raw_us": self._raw(),
         }
 

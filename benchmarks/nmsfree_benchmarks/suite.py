@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from nmsfree_export.export import export_onnx
 QUICK_AP_IMAGES = 60
 NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
 SIZES = ("nano", "large")
-SECONDS = {  # of rounds: by size, quick
-    ("nano", False): 60.0,
-    ("nano", True): 8.0,
-    ("large", False): 150.0,
-    ("large", True): 20.0,
+PLANS = {  # by size, quick; seconds are aimed at, min_rounds are kept
+    ("nano", False): Plan(seconds=60, min_rounds=10, lead_in=3, burst=5),
+    ("nano", True): Plan(seconds=8, min_rounds=5, lead_in=3, burst=5),
+    ("large", False): Plan(seconds=180, min_rounds=10, lead_in=1, burst=2),
+    ("large", True): Plan(seconds=25, min_rounds=3, lead_in=1, burst=3),
 }
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
@@ -47,8 +47,8 @@ class Options:
         work: folder for what is made on the way: ONNX files, stand-in weights, digits.
         threads: processor threads of every engine.
         quick: fewer rounds and images, and of the large models only the rows that the ratios need.
-        seconds: time for the rounds of each size; None takes `SECONDS`.
-        min_rounds: rounds of each size however long they take.
+        seconds: time for the rounds of each size; None takes that of `PLANS`.
+        min_rounds: rounds of each size however long they take; None takes that of `PLANS`.
         sizes: which of `SIZES` to measure.
     """
 
@@ -58,13 +58,15 @@ class Options:
     threads: int
     quick: bool = False
     seconds: float | None = None
-    min_rounds: int = 10
+    min_rounds: int | None = None
     sizes: tuple[str, ...] = SIZES
 
     def plan(self, size: str) -> Plan:
         """Return how long the models of a size are timed."""
-        seconds = SECONDS[size, self.quick] if self.seconds is None else self.seconds
-        return Plan(seconds, min_rounds=self.min_rounds)
+        plan = PLANS[size, self.quick]
+        if self.seconds is not None:
+            plan = replace(plan, seconds=self.seconds)
+        return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
     if not entries:
         return []
     metrics = evaluate_all(entries, group, progress)
-    progress(f"rounds {group.size}", 0, options.min_rounds)
+    progress(f"rounds {group.size}", 0, options.plan(group.size).min_rounds)
     times = take_turns(
         all_calls(entries, watch),
         group.pictures,

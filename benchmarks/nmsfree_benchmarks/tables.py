@@ -39,7 +39,7 @@ def show(report: Report, console: Console) -> None:
 def _table(rows: list[Row]) -> Table:
     spec = rows[0].spec
     title = f"{spec.height} × {spec.width}, {len(spec.class_names)} classes, batch 1, "
-    title += f"{spec.precision}, {len(rows[0].times)} rounds; times in ms, stages in %"
+    title += f"{spec.precision}, {len(rows[0].times)} timed calls; times in ms, stages in %"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", no_wrap=True)
     table.add_column("engine", no_wrap=True)

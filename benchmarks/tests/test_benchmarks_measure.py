@@ -104,6 +104,20 @@ def test_each_round_runs_every_call_once_on_the_same_image() -> None:
     assert {name: t.shape for name, t in times.items()} == dict.fromkeys("abc", (6, 1))
 
 
+def test_a_turn_is_untimed_calls_then_a_burst_over_the_images() -> None:
+    plan = Plan(seconds=0, min_rounds=3, warmup_rounds=0, pause=0, lead_in=2, burst=3)
+    log, times = recorded(plan)
+    turns = [log[i : i + 5] for i in range(0, len(log), 5)]
+    assert len(turns) == 3 * 3
+    for index, turn in enumerate(turns):
+        first = index // 3 * 3
+        assert len({name for name, _ in turn}) == 1
+        expected = [first, first, first, first + 1, first + 2]
+        assert [image for _, image in turn] == [i % len(IMAGES) for i in expected]
+    timed = sorted(int(t) for rows in times.values() for t in rows.ravel())
+    assert timed == [i + 1 for i in range(45) if i % 5 >= 2]  # the calls after each lead-in
+
+
 def test_same_order_in_every_run() -> None:
     assert recorded(AT_ONCE)[0] == recorded(AT_ONCE)[0]
 
