@@ -1,4 +1,4 @@
-"""The eager PyTorch baselines; the only file of this package that touches nmsfree_training.
+"""The eager PyTorch baselines; only this file and `exporting.py` touch nmsfree_training.
 
 The network is the trained one, nothing folded, as the published code runs it. Around it are the
 published post-processing in both of its settings, and this project's top-k for comparison.
@@ -122,11 +122,12 @@ class Source:
     """A checkpoint to measure.
 
     Attributes:
-        checkpoint: what is exported.
-        sha256: of the checkpoint's file.
+        file, checkpoint: what is exported, and its content.
+        sha256: of the file.
         training: "digits", "published", or "untrained" for stand-in weights.
     """
 
+    file: Path
     checkpoint: Checkpoint
     sha256: str
     training: str
@@ -143,7 +144,7 @@ def open_source(path: Path, training: str, model: str | None = None) -> Source:
         CheckpointError: it is missing or cannot be read.
     """
     checkpoint = load_checkpoint(path, model)
-    return Source(checkpoint, hashlib.sha256(path.read_bytes()).hexdigest(), training)
+    return Source(path, checkpoint, hashlib.sha256(path.read_bytes()).hexdigest(), training)
 
 
 def standin_source(name: str, folder: Path) -> Source:

@@ -18,11 +18,11 @@ from nmsfree_benchmarks.eager import (
     use_threads,
 )
 from nmsfree_benchmarks.environment import describe
+from nmsfree_benchmarks.exporting import exporter
 from nmsfree_benchmarks.measure import Call, Image, Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, postprocess_call
 from nmsfree_benchmarks.results import BASELINE, DEPLOYED, ENGINES, Report, Row
 from nmsfree_benchmarks.sources import published_sources, trained_sources
-from nmsfree_export.export import export_onnx
 
 QUICK_AP_IMAGES = 60
 NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
@@ -60,6 +60,10 @@ class Options:
     seconds: float | None = None
     min_rounds: int | None = None
     sizes: tuple[str, ...] = SIZES
+
+    def onnx(self, source: Source) -> Path:
+        """Return where a model's exported file is."""
+        return self.work / f"{source.name}.onnx"
 
     def plan(self, size: str) -> Plan:
         """Return how long the models of a size are timed."""
@@ -143,10 +147,14 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
     watch = Stopwatch()
     entries: list[Entry] = []
     progress(f"export {group.size}", 0, len(group.sources))
-    for done, source in enumerate(group.sources, start=1):
-        made = make_entries(source, group.pictures, watch, options)
+    digests: list[str] = []
+    with exporter() as other:
+        for done, source in enumerate(group.sources, start=1):
+            digests.append(other.export(source.file, source.name, options.onnx(source)))
+            progress(f"export {group.size}", done, len(group.sources))
+    for source, digest in zip(group.sources, digests, strict=True):
+        made = make_entries(source, digest, group.pictures, watch, options)
         entries += [entry for entry in made if entry.engine in group.engines]
-        progress(f"export {group.size}", done, len(group.sources))
     if not entries:
         return []
     metrics = evaluate_all(entries, group, progress)
@@ -189,12 +197,11 @@ def evaluate_all(entries: list[Entry], group: Group, progress: Progress) -> dict
 
 
 def make_entries(
-    source: Source, pictures: list[Image], watch: Stopwatch, options: Options
+    source: Source, digest: str, pictures: list[Image], watch: Stopwatch, options: Options
 ) -> list[Entry]:
-    """Build a model in every engine: eagerly, and as a freshly exported ONNX file."""
+    """Build a model in every engine: eagerly, and its exported file, whose SHA-256 is `digest`."""
     backends = eager_backends(source, watch)
-    path = options.work / f"{source.name}.onnx"
-    digest = export_onnx(source.checkpoint, path).sha256
+    path = options.onnx(source)
     onnx = Detector(TimedBackend(OnnxRuntimeBackend(path, threads=options.threads), watch))
 
     def prepare(image: Image) -> Image:

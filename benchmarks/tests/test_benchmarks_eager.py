@@ -1,6 +1,7 @@
 """The eager baselines: two-stage top-k against the full sort, published settings, stages."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,10 @@ def make_source(name: str) -> Source:
     standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
     state = network.state_dict() | standin
-    return Source(Checkpoint(chosen.model, (64, 64), names, ids, state), "0" * 64, "digits")
+    checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
+    return Source(Path("unused"), checkpoint, "0" * 64, "digits")
+        Path("unused"), Checkpoint(chosen.model, (64, 64), names, ids, state), "0" * 64, "digits"
+    )
 
 
 @pytest.fixture
