@@ -88,8 +88,6 @@ def make_source(name: str) -> Source:
     state = network.state_dict() | standin
     checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
     return Source(Path("unused"), checkpoint, "0" * 64, "digits")
-        Path("unused"), Checkpoint(chosen.model, (64, 64), names, ids, state), "0" * 64, "digits"
-    )
 
 
 @pytest.fixture
