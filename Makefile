@@ -28,22 +28,22 @@ setup:  ## create .venv and install everything; quick when up to date
 	fi
 
 data: setup  ## make the digits dataset
-	@if [ '$(DATA)' = data/digits ]; then $(BIN)/nmsfree data digits --out $(DATA); fi
+	@if [ '$(DATA)' = data/digits ]; then $(BIN)/nmsfree data digits --out '$(DATA)'; fi
 
 train: data  ## train MODEL on DATA
-	$(BIN)/nmsfree train --data $(DATA) --model $(MODEL) --device $(DEVICE) $(ARGS)
+	$(BIN)/nmsfree train --data '$(DATA)' --model $(MODEL) --device $(DEVICE) $(ARGS)
 
 eval: data  ## AP of WEIGHTS on DATA
-	$(BIN)/nmsfree eval $(WEIGHTS) --data $(DATA) --device $(DEVICE) $(ARGS)
+	$(BIN)/nmsfree eval '$(WEIGHTS)' --data '$(DATA)' --device $(DEVICE) $(ARGS)
 
 export: setup  ## WEIGHTS → certified NMS-free ONNX
-	$(BIN)/nmsfree export $(WEIGHTS) -o $(ONNX) $(ARGS)
+	$(BIN)/nmsfree export '$(WEIGHTS)' -o '$(ONNX)' $(ARGS)
 
 bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
 
 detect: data export  ## draw detections of MODEL on SOURCE
-	$(BIN)/nmsfree detect $(SOURCE) --model $(ONNX) --device $(DEVICE) --save-dir runs/detect/$(MODEL)
+	$(BIN)/nmsfree detect '$(SOURCE)' --model '$(ONNX)' --device $(DEVICE) --save-dir runs/detect/$(MODEL)
 
 weights: setup  ## download the published COCO checkpoints
 	$(BIN)/nmsfree weights download $(ARGS)
@@ -56,5 +56,5 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean:  ## remove what the other targets made, .venv included
-	rm -rf .venv runs data build dist .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, caches and what is made again by itself; keeps runs/train and your data
+	rm -rf .venv runs/bench runs/export runs/detect data/digits .pytest_cache .mypy_cache .ruff_cache

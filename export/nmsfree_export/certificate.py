@@ -1,11 +1,12 @@
 """The certificate: what an exported file is, and is not, read from the file itself."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
@@ -66,6 +67,7 @@ def certify(
     if spec.nms is None:
         lines += [_check_operators(model), _check_shapes(model)]
     weights = _inventory(model, deployed)
+    _check_nothing_hidden(model)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
@@ -98,9 +100,32 @@ def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
         kind = value.type.tensor_type
         dims = tuple(d.dim_value if d.HasField("dim_value") else "N" for d in kind.shape.dim)
         found[value.name] = (kind.elem_type, dims)
-    if found != expected or k > spec.top_k:
+    if found != expected or k != spec.top_k:
         raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
     return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
+
+
+def _check_nothing_hidden(model: ModelProto) -> None:
+    """Every value is an initialiser or computed on the way to an output, in one flat graph."""
+    graph = model.graph
+    if graph.sparse_initializer:
+        raise GateError("certificate: sparse initialisers are not looked into")
+    needed = {value.name for value in graph.output}
+    for node in reversed(graph.node):  # sorted topologically, by ONNX's rules
+        for attribute in node.attribute:
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                raise GateError(f"certificate: {node.op_type} '{node.name}' holds a graph inside")
+            if attribute.type == AttributeProto.TENSOR and np.prod(attribute.t.dims) >= SMALL:
+                raise GateError(
+                    f"certificate: {node.op_type} '{node.name}' holds weights that are no "
+                    f"initialiser, {list(attribute.t.dims)}"
+                )
+        if not needed.intersection(node.output):
+            raise GateError(f"certificate: no output needs {node.op_type} '{node.name}'")
+        needed.update(node.input)
+    unused = [t.name for t in graph.initializer if t.name not in needed]
+    if unused:
+        raise GateError(f"certificate: no output needs the initialiser '{unused[0]}'")
 
 
 def _check_operators(model: ModelProto) -> tuple[str, str]:
@@ -136,11 +161,12 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.float32]]) -
     """Account for every initialiser by its bytes; returns bytes by part.
 
     Raises:
-        GateError: a tensor that is none of the deploy module's, stored twice, or missing.
+        GateError: a tensor that is none of the deploy module's, stored too often, or missing.
     """
     owner = {value.tobytes(): _part(key) for key, value in deployed.items()}
+    copies = Counter(value.tobytes() for value in deployed.values())  # equal tensors are legal
     sizes = dict.fromkeys(("backbone", "fpn", "head", "tables", "constants"), 0)
-    seen = set()
+    seen: Counter[bytes] = Counter()
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
         content = value.tobytes()
@@ -152,9 +178,9 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.float32]]) -
                 )
             sizes["constants"] += len(content)
             continue
-        if content in seen and value.size >= SMALL:
+        seen[content] += 1
+        if seen[content] > copies[content] and value.size >= SMALL:
             raise GateError(f"certificate: initialiser '{tensor.name}' is stored twice")
-        seen.add(content)
         sizes[owner[content]] += len(content)
     # The exporter leaves out a bias of zeros, rightly.
     needed = {key: value.tobytes() for key, value in deployed.items() if value.any()}

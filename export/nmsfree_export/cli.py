@@ -9,7 +9,9 @@ import typer
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors or published .pth file.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="[runs/export/NAME.onnx]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: runs/export/NAME.onnx.")
+    ] = None,
     head: Annotated[
         str | None, typer.Option(help="o2o (NMS-free) or o2m (the NMS baseline).")
     ] = None,
@@ -19,10 +21,12 @@ def export(
     batch: Annotated[str, typer.Option(help="A number, or 'dynamic'.")] = "1",
     top_k: Annotated[int, typer.Option(min=1, help="Rows of the output.")] = 100,
     score_floor: Annotated[float, typer.Option(help="Lowest score that is counted.")] = 0.05,
-    threshold: Annotated[float, typer.Option(help="Score shown by default.")] = 0.3,
+    threshold: Annotated[
+        float | None, typer.Option(help="Score that is shown unless asked otherwise; 0.3.")
+    ] = None,
     interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures for the comparison [bundled scenes].")
+        Path | None, typer.Option(help="Folder of pictures for the comparison; else bundled ones.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Preset of a published .pth.")] = None,
     json_out: Annotated[
@@ -67,7 +71,7 @@ def verify(
     a: Annotated[Path, typer.Argument(help="A checkpoint or an ONNX file.")],
     b: Annotated[Path, typer.Argument(help="Another one of the same detector.")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to compare on [bundled scenes].")
+        Path | None, typer.Option(help="Folder of pictures to compare on; else bundled ones.")
     ] = None,
     score_tolerance: Annotated[float, typer.Option(help="Largest score difference.")] = 1e-4,
     box_tolerance: Annotated[float, typer.Option(help="Largest box difference, pixels.")] = 0.05,

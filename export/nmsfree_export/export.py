@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
+from nmsfree.atomic import write_atomic
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import InputError
-from nmsfree.spec import Interpolation, ModelSpec
+from nmsfree.spec import Interpolation, ModelSpec, NmsSpec
 from nmsfree_export.certificate import Certificate, certify
 from nmsfree_export.parity import Parity, Tolerance, compare, load_images
 from nmsfree_export.write import OPSET, build_onnx, deploy_module
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.predict import TorchBackend, make_spec
+
+DEFAULT_THRESHOLD = 0.3
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ExportOptions:
         batch: fixed batch size, or None for any.
         top_k: rows of the output.
         score_floor: scores that `num_detections` counts are above this.
-        threshold: what the runtime shows unless asked otherwise.
+        threshold: what the runtime shows unless asked otherwise; None takes 0.3, or the floor.
         interpolation: how the runtime resizes.
         images: folder of pictures for the parity gate; None takes the bundled scenes.
         tolerance: of the parity gate.
@@ -40,7 +43,7 @@ class ExportOptions:
     batch: int | None = 1
     top_k: int = 100
     score_floor: float = 0.05
-    threshold: float = 0.3
+    threshold: float | None = None
     interpolation: Interpolation = "linear"
     images: Path | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -82,6 +85,8 @@ def export_onnx(
         GateError: the certificate or the parity gate refused; no file is left behind.
         InputError: an option that does not fit the checkpoint.
     """
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, expected the name of a file to write")
     spec = _make_spec(checkpoint, options)
     pictures = load_images(options.images)
     network = checkpoint.build()
@@ -93,10 +98,10 @@ def export_onnx(
         k: np.ascontiguousarray(t.numpy(force=True)) for k, t in module.state_dict().items()
     }
     certificate = certify(model, spec, deployed, OPSET)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        part = Path(folder) / out.name
-        part.write_bytes(model.SerializeToString())
+    content = model.SerializeToString()
+    with tempfile.TemporaryDirectory(prefix="nmsfree-export-") as folder:
+        part = Path(folder) / "candidate.part"  # no model by its name, should this be killed
+        part.write_bytes(content)
         reference = TorchBackend(network, replace(spec, batch=None))
         deployed_file = OnnxRuntimeBackend(part)
         parity = compare(
@@ -107,11 +112,10 @@ def export_onnx(
             lambda done, total: progress(f"comparing with PyTorch: image {done} of {total}"),
         )
         parity.enforce()
-        digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        size = part.stat().st_size
         deployed_file.close()
-        part.replace(out)
-    return ExportReport(out, digest, size, spec, certificate, parity)
+    write_atomic(out, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return ExportReport(out, digest, len(content), spec, certificate, parity)
 
 
 def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
@@ -129,18 +133,27 @@ def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
         )
     if not 0 <= options.score_floor < 1:
         raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
-    cells = sum((height // s) * (width // s) for s in STRIDES)
+    threshold = options.threshold
+    if threshold is None:
+        threshold = max(DEFAULT_THRESHOLD, options.score_floor)
+    if not options.score_floor <= threshold <= 1:
+        raise InputError(
+            f"threshold is {threshold}, expected the score floor ({options.score_floor}) … 1"
+        )
+    cells = [(height // s) * (width // s) for s in STRIDES]
+    if head == "o2m":  # candidates of NMS
+        cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
     spec = make_spec(
         checkpoint,
         head,
         input_size=(height, width),
         batch=options.batch,
-        top_k=min(options.top_k, cells),
+        top_k=min(options.top_k, sum(cells)),
         score_floor=options.score_floor,
     )
     return replace(
         spec,
-        threshold=max(options.threshold, options.score_floor),
+        threshold=threshold,
         interpolation=options.interpolation,
     )
 

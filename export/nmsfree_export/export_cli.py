@@ -23,7 +23,7 @@ class ExportRequest:
     batch: int | None
     top_k: int
     score_floor: float
-    threshold: float
+    threshold: float | None
     interpolation: str
     images: Path | None
     model: str | None

@@ -29,7 +29,6 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
         "nms_axis2": np.array([2], np.int64),
         "nms_image_and_row": np.array([0, 2], np.int64),
         "nms_zero": np.float32(0),
-        "nms_first": np.array([0], np.int64),
         "nms_k": np.array([k], np.int64),
         "nms_limit": np.array([spec.width, spec.height] * 2, np.float32),
     }

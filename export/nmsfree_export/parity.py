@@ -21,6 +21,7 @@ from nmsfree.spec import ModelSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_IMAGES = 64
+ROUNDING = 1e-6  # rows are sorted by logit; sigmoids of equal ones may differ in the last bit
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Parity:
         if self.rows == 0:
             return (
                 f"{self.images} images, no detection above the floor, so nothing was compared: "
-                "give pictures the model finds something in with --images DIR"
+                "give pictures the model finds something in with --images DIR, or a lower "
+                "--score-floor"
             )
         return (
             f"{self.images} images, {self.rows} rows, {self.unmatched} unmatched, "
@@ -111,18 +113,24 @@ def compare(
 
     Every row counts for the NMS-free head, also those below the floor; those above it for NMS.
 
+    The first picture runs alone and the others together, so that both batch sizes are seen.
+
     Raises:
-        ModelError: the models differ in input size or number of classes.
+        ModelError: the models differ in input size, classes, rows or floor.
+        GateError: one of them breaks the output contract.
     """
     _check_comparable(a.spec, b.spec)
     detector = Detector(a)
     rows = unmatched = 0
     score, box, worst = 0.0, 0.0, "–"
     step = min(s.batch or MAX_DYNAMIC_BATCH for s in (a.spec, b.spec))
-    for start in range(0, len(images), step):
-        chunk = images[start : start + step]
+    starts = [0, *range(1, len(images), step)]
+    for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
+        chunk = images[start:end]
         pixels = np.concatenate([detector.preprocess([image])[0][:1] for _, image in chunk])
         raw_a, raw_b = run_any_batch(a, pixels), run_any_batch(b, pixels)
+        for backend, raw in ((a, raw_a), (b, raw_b)):
+            _check_contract(raw, backend, tolerance)
         for i, (name, _) in enumerate(chunk):
             outcome = _compare_image(
                 _rows(raw_a, i, a.spec), _rows(raw_b, i, b.spec), a.spec, tolerance
@@ -132,20 +140,44 @@ def compare(
             score = max(score, outcome.score)
             if outcome.box >= box:
                 box, worst = outcome.box, name
-        progress(start + len(chunk), len(images))
+        progress(end, len(images))
     return Parity(len(images), rows, unmatched, score, box, worst, tolerance)
 
 
 def _check_comparable(a: ModelSpec, b: ModelSpec) -> None:
-    for name in ("height", "width"):
+    for name in ("height", "width", "top_k", "score_floor", "class_names", "category_ids"):
         if getattr(a, name) != getattr(b, name):
             raise ModelError(
                 f"the models cannot be compared: {name} {getattr(a, name)} and {getattr(b, name)}"
             )
-    if len(a.class_names) != len(b.class_names):
-        raise ModelError(
-            f"the models cannot be compared: {len(a.class_names)} and {len(b.class_names)} classes"
-        )
+
+
+def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) -> None:
+    """Refuse an output that a runtime would misread, however well its rows match.
+
+    Raises:
+        GateError: says what is wrong with which engine's output.
+    """
+    spec, scores, boxes = backend.spec, raw.detection_scores, raw.detection_boxes
+    limit = np.array([spec.width, spec.height] * 2)
+    low = (scores > spec.score_floor + tolerance.score).sum(axis=1)
+    high = (scores > spec.score_floor - tolerance.score).sum(axis=1)
+    counts = raw.num_detections[:, 0]
+    faults = {
+        f"{scores.shape[1]} rows, expected {spec.top_k}": scores.shape[1] != spec.top_k,
+        "values that are not finite": not (np.isfinite(scores).all() and np.isfinite(boxes).all()),
+        "scores that do not descend": (np.diff(scores, axis=1) > ROUNDING).any(),
+        "boxes outside the input": (boxes < 0).any() or (boxes > limit).any(),
+        "class ids out of range": not np.isin(
+            raw.detection_classes, np.arange(len(spec.class_names))
+        ).all(),
+        "num_detections that is not the count of scores above the floor": (
+            (counts < low) | (counts > high)
+        ).any(),
+    }
+    found = [fault for fault, present in faults.items() if present]
+    if found:
+        raise GateError(f"parity: {backend.description} gives {', '.join(found)}")
 
 
 def run_any_batch(backend: Backend, pixels: NDArray[np.uint8]) -> RawDetections:
@@ -190,12 +222,13 @@ def _compare_image(a: _Rows, b: _Rows, spec: ModelSpec, tolerance: Tolerance) ->
     partner = _match(a, b, spec)
     found = np.flatnonzero(partner >= 0)
     other = partner[found]
-    cut = max(a.cut, b.cut) + tolerance.score
     alone_a = a.scores[partner < 0]
     alone_b = b.scores[np.setdiff1d(np.arange(len(b.scores)), other)]
     score = np.abs(a.scores[found] - b.scores[other]).max(initial=0)
     box = np.abs(a.boxes[found] - b.boxes[other]).max(initial=0)
-    unmatched = int((alone_a > cut).sum() + (alone_b > cut).sum())
+    # A row may be alone only where the other list is cut.
+    unmatched = int((alone_a > b.cut + tolerance.score).sum())
+    unmatched += int((alone_b > a.cut + tolerance.score).sum())
     return _Outcome(len(found) + unmatched, unmatched, float(score), float(box))
 
 

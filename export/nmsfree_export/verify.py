@@ -20,7 +20,7 @@ def open_pair(a: Path, b: Path) -> tuple[Backend, Backend]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return path.suffix in CHECKPOINT_SUFFIXES
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def _open_like(path: Path, spec: ModelSpec) -> Backend:

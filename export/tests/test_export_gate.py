@@ -19,6 +19,8 @@ from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
 from nmsfree_export.write import OPSET, build_onnx, deploy_module
 from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.detector import Fcos
 from nmsfree_training.predict import TorchBackend, make_spec
 
 Built = tuple[ModelProto, ModelSpec, dict[str, np.ndarray]]
@@ -96,9 +98,34 @@ def other_output(model: ModelProto) -> None:
     model.graph.output[3].type.tensor_type.elem_type = TensorProto.INT64
 
 
+def hide_weights(model: ModelProto) -> None:
+    """Weights as the attribute of a Constant that an output needs."""
+    value = numpy_helper.from_array(np.ones((64, 64), np.float32))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="hidden", value=value))
+    _touch(model, "w")
+
+
+def hide_a_graph(model: ModelProto) -> None:
+    body = helper.make_graph([], "body", [], [])
+    model.graph.node.insert(0, helper.make_node("SequenceMap", [], ["w"], name="map", body=body))
+    _touch(model, "w")
+
+
+def _touch(model: ModelProto, name: str) -> None:
+    last = next(n for n in model.graph.node if "num_detections" in n.output)
+    last.input.append(name)
+
+
+def leave_a_dead_node(model: ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Relu", ["detection_scores"], ["y"], name="dead"))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (hide_weights, "'hidden' holds weights"),
+        (hide_a_graph, "'map' holds a graph inside"),
+        (leave_a_dead_node, "no output needs Relu 'dead'"),
         (add_nms, "may not contain NonMaxSuppression 'hidden'"),
         (add_nonzero, "may not contain NonZero"),
         (add_data_shape, "shape of ConstantOfShape 'grows' depends on data"),
@@ -231,6 +258,8 @@ def test_parity_that_compares_nothing_fails(checkpoint: Checkpoint, tmp_path: Pa
         ({"input_size": (100, 128)}, "multiples of 32"),
         ({"input_size": (0, 128)}, "multiples of 32"),
         ({"score_floor": 1.0}, "score floor"),
+        ({"threshold": 2.0}, "threshold is 2.0"),
+        ({"threshold": 0.01}, "threshold is 0.01"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -268,11 +297,87 @@ def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> Non
     assert shifted.box_difference == pytest.approx(0.04, abs=1e-5)
     assert not compare(base, _constant(spec, boxes + 0.1, scores), images).passed
     assert not compare(base, _constant(spec, boxes, scores - 0.001), images).passed
-    gone = compare(base, _constant(spec, boxes + np.array([[0], [60], [0]]), scores), images)
+    gone = compare(base, _constant(spec, boxes + np.array([[0], [-18], [0]]), scores), images)
     assert gone.unmatched == 4  # per image: one row of each has lost its partner
-    swapped = compare(base, _constant(spec, boxes[[0, 2, 1]], scores[[0, 2, 1]]), images)
-    assert swapped.passed
     assert compare(base, _constant(spec, boxes + 0.1, scores), images, Tolerance(box=0.2)).passed
+
+
+def _without_count(raw: RawDetections) -> RawDetections:
+    return raw._replace(num_detections=raw.num_detections * 0)
+
+
+def _reversed(raw: RawDetections) -> RawDetections:
+    return raw._replace(
+        detection_boxes=raw.detection_boxes[:, ::-1],
+        detection_scores=raw.detection_scores[:, ::-1],
+        detection_classes=raw.detection_classes[:, ::-1],
+    )
+
+
+def _cut_short(raw: RawDetections) -> RawDetections:
+    return RawDetections(raw.num_detections, *(np.asarray(output)[:, :1] for output in raw[1:]))
+
+
+def _not_a_number(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_boxes=raw.detection_boxes * np.float32("nan"))
+
+
+def _outside(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_boxes=raw.detection_boxes + np.float32(1000))
+
+
+def _other_class(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_classes=raw.detection_classes + 100)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_without_count, "not the count"),
+        (_reversed, "do not descend"),
+        (_cut_short, "1 rows, expected 100"),
+        (_not_a_number, "not finite"),
+        (_outside, "outside the input"),
+        (_other_class, "class ids out of range"),
+    ],
+)
+def test_output_that_a_runtime_would_misread_is_refused(
+    checkpoint: Checkpoint, spoil: Callable[[RawDetections], RawDetections], words: str
+) -> None:
+    spec = make_spec(checkpoint, "o2o")
+    good = TorchBackend(checkpoint.build(), spec)
+    wrong = CallableBackend(lambda images: spoil(good.run(images)), spec)
+    images = load_images(None)[:2]
+    assert compare(good, good, images).passed
+    with pytest.raises(GateError, match=words):
+        compare(good, wrong, images)
+
+
+def test_saturated_scores_excuse_nothing(checkpoint: Checkpoint) -> None:
+    spec = make_spec(checkpoint, "o2o")
+    good = TorchBackend(checkpoint.build(), spec)
+
+    def saturated(images: np.ndarray) -> RawDetections:
+        raw = good.run(images)
+        return raw._replace(
+            num_detections=raw.num_detections * 0 + spec.top_k,
+            detection_boxes=raw.detection_boxes * 0,
+            detection_scores=raw.detection_scores * 0 + np.float32(0.9999),
+        )
+
+    parity = compare(good, CallableBackend(saturated, spec), load_images(None)[:2])
+    assert not parity.passed
+    assert parity.unmatched >= 2 * spec.top_k
+
+
+@pytest.mark.parametrize("classes", [1, 10])
+def test_untouched_network_exports(tmp_path: Path, classes: int) -> None:
+    """Levels of equal statistics fold to equal weights, which are then stored for each."""
+    preset = fcos_e2e_nano(classes)
+    names, ids = tuple(map(str, range(classes))), tuple(range(classes))
+    network = Fcos(preset.model)
+    fresh = Checkpoint(preset.model, (64, 64), names, ids, network.state_dict())
+    assert export_onnx(fresh, tmp_path / "fresh.onnx").parity.passed
 
 
 def test_models_of_other_sizes_are_not_compared(checkpoint: Checkpoint) -> None:
@@ -281,6 +386,9 @@ def test_models_of_other_sizes_are_not_compared(checkpoint: Checkpoint) -> None:
     one = np.zeros((1, 4)), np.ones(1)
     with pytest.raises(ModelError, match="width 128 and 160"):
         compare(_constant(spec, *one), _constant(other, *one), load_images(None))
+    renamed = dataclasses.replace(spec, class_names=spec.class_names[::-1])
+    with pytest.raises(ModelError, match="class_names"):
+        compare(_constant(spec, *one), _constant(renamed, *one), load_images(None))
 
 
 def test_run_any_batch_fills_up(checkpoint: Checkpoint) -> None:

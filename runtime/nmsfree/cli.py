@@ -1,6 +1,8 @@
 """The `nmsfree` command: sub-commands come from every installed distribution of the project."""
 
+import io
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -10,7 +12,8 @@ from nmsfree.errors import MissingExtraError, NmsfreeError
 try:
     import typer
 except ImportError:
-    sys.exit(str(MissingExtraError("the nmsfree command", "nmsfree[cli]")))
+    print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 # What the project can do, and which distribution brings it.
 COMMANDS = {
@@ -59,12 +62,20 @@ def _missing(name: str, distribution: str) -> Callable[[], None]:
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and the status of its error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Windows code page has no → or ×
+    # What must be tidied up is tidied up when a container or a scheduler ends the process, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         build_app()()
     except NmsfreeError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_status)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

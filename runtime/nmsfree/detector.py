@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, RawDetections, open_backend
 from nmsfree.detections import Detections
-from nmsfree.errors import InputError
+from nmsfree.errors import InputError, ModelError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, letterbox
 
@@ -96,8 +96,12 @@ class Detector:
             )
         threshold = self._check_threshold(threshold)
         keep = self._class_ids(classes)
-        if max_detections is not None and max_detections < 1:
-            raise InputError(f"max_detections is {max_detections}, expected 1 or more")
+        if max_detections is not None and (
+            not isinstance(max_detections, int | np.integer) or max_detections < 1
+        ):
+            raise InputError(
+                f"max_detections is {max_detections!r}, expected a whole number, 1 or more"
+            )
         step = self.spec.batch or MAX_DYNAMIC_BATCH
         results: list[Detections] = []
         for start in range(0, len(images), step):
@@ -141,12 +145,19 @@ class Detector:
         if classes is not None:
             keep &= np.isin(class_ids, classes)
         rows = np.flatnonzero(keep)[:max_detections]
+        if class_ids[rows].size and not 0 <= class_ids[rows].max() < len(self.names):
+            raise ModelError(
+                f"the model answers class {class_ids[rows].max()}, its description names "
+                f"{len(self.names)}: export the model again"
+            )
         boxes = geometry.to_source(raw.detection_boxes[index, rows])
         return Detections(boxes, scores[rows], class_ids[rows], self.names)
 
     def _check_threshold(self, threshold: float | None) -> float:
         if threshold is None:
             return self.spec.threshold
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
+            raise InputError(f"threshold is {threshold!r}, expected a number")
         if not self.spec.score_floor <= threshold <= 1:
             raise InputError(
                 f"threshold is {threshold}, expected {self.spec.score_floor} … 1: scores below "
@@ -157,14 +168,15 @@ class Detector:
     def _class_ids(self, classes: Iterable[str | int] | None) -> NDArray[np.int32] | None:
         if classes is None:
             return None
-        if isinstance(classes, str):
+        if isinstance(classes, str | int):
             classes = [classes]
         return np.array([self._class_id(c) for c in classes], dtype=np.int32)
 
     def _class_id(self, wanted: str | int) -> int:
         if isinstance(wanted, str) and wanted in self.names:
             return self.names.index(wanted)
-        if not isinstance(wanted, str) and 0 <= wanted < len(self.names):
+        whole = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
+        if whole and 0 <= int(wanted) < len(self.names):
             return int(wanted)
         shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
         raise InputError(f"class {wanted!r} is unknown; the model knows {len(self.names)}: {shown}")

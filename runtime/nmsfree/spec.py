@@ -77,6 +77,9 @@ class ModelSpec:
                 f"{len(self.category_ids)} category ids for {len(self.class_names)} class names: "
                 "give one id per name"
             )
+        if len(set(self.class_names)) != len(self.class_names):
+            twice = next(n for n in self.class_names if self.class_names.count(n) > 1)
+            raise ModelError(f"class name {twice!r} occurs twice: give every class its own name")
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""
@@ -122,6 +125,8 @@ def _check_version(version: Any) -> None:
 def _read(key: str, value: Any) -> Any:
     """Turn one JSON value into the field's type."""
     match key:
+        case "class_names" | "category_ids" if not isinstance(value, list | tuple):
+            raise ValueError(f"{key} is {value!r}, expected a list")
         case "class_names":
             return tuple(str(v) for v in value)
         case "category_ids":

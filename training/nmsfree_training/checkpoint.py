@@ -84,7 +84,11 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file, expected a .safetensors or .pth checkpoint")
-    checkpoint = load_published(path, model) if path.suffix == ".pth" else _load_safetensors(path)
+    checkpoint = (
+        load_published(path, model) if path.suffix.lower() == ".pth" else _load_safetensors(path)
+    )
+    if model is not None and checkpoint.model.name != model:
+        raise CheckpointError(f"{path}: holds {checkpoint.model.name}, --model says {model}")
     found = checkpoint.model.num_classes
     if num_classes is not None and found != num_classes:
         raise CheckpointError(

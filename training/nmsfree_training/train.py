@@ -85,6 +85,12 @@ class Trainer:
     ) -> None:
         if not train_set.samples:
             raise DataError(f"{train_set.annotation_file}: no images to train on")
+        if val_set is not None and set(val_set.class_names) != set(train_set.class_names):
+            other = set(val_set.class_names) ^ set(train_set.class_names)
+            raise DataError(
+                f"{val_set.annotation_file}: its classes differ from those of "
+                f"{train_set.annotation_file} ({', '.join(sorted(other)[:5])}): use one list"
+            )
         self.preset, self.run = preset, run
         self.train_set, self.val_set = train_set, val_set
         self.on_step, self.on_epoch = on_step, on_epoch
@@ -113,7 +119,12 @@ class Trainer:
             started = time.monotonic()
             record: dict[str, float] = {"epoch": epoch + 1} | self._run_epoch(epoch)
             record["seconds"] = round(time.monotonic() - started, 1)
-            metrics = self._evaluate() if self._is_due(epoch) else {}
+            metrics = {}
+            if self._is_due(epoch):
+                # First what took long to get: an evaluation can fail on a picture.
+                self._save(self.run.out / "last.safetensors", epoch, metrics)
+                self._save_state(epoch, best)
+                metrics = self._evaluate()
             record |= metrics
             self._save(self.run.out / "last.safetensors", epoch, metrics)
             # Until an AP is measured, the latest weights are the best known.
@@ -162,7 +173,8 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             raise NmsfreeError(
                 f"the loss is {values['loss']} at iteration {self.iteration}: the weights before "
-                "this epoch are in last.safetensors; lower --learning-rate or check the boxes"
+                "this epoch are in last.safetensors, after the first epoch; lower "
+                "--learning-rate or check the boxes"
             )
         return values
 

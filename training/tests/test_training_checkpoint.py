@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nmsfree.errors import CheckpointError
+from nmsfree.errors import CheckpointError, InputError
 from nmsfree_training.checkpoint import (
     FORMAT_VERSION,
     HEADER_KEY,
@@ -200,7 +200,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(InputError, match="cannot be written"):
             save_checkpoint(make_checkpoint(), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -21,9 +21,9 @@ def open_backend(path: str | Path, device: str = "cpu", threads: int | None = No
         MissingExtraError: what runs such a file is not installed.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return OnnxRuntimeBackend(path, device, threads)
-    if path.suffix not in CHECKPOINT_SUFFIXES:
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise ModelError(
             f"{path}: unknown kind of model '{path.suffix}', expected .onnx"
             f" or a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)})"

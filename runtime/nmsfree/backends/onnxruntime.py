@@ -117,7 +117,19 @@ def _read_spec(session: Any, path: Path) -> ModelSpec:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     _check_input(session, spec, path)
+    _check_outputs(session, spec, path)
     return spec
+
+
+def _check_outputs(session: Any, spec: ModelSpec, path: Path) -> None:
+    """Compare the number of rows and box corners with the description."""
+    shapes = {output.name: output.shape for output in session.get_outputs()}
+    found = shapes["detection_boxes"][1:], shapes["detection_scores"][1:]
+    if found != ([spec.top_k, 4], [spec.top_k]):
+        raise ModelError(
+            f"{path}: outputs are {shapes}, but its description says {spec.top_k} rows: "
+            "export the model again"
+        )
 
 
 def _check_input(session: Any, spec: ModelSpec, path: Path) -> None:
