@@ -24,14 +24,14 @@ from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, postprocess_
 from nmsfree_benchmarks.results import BASELINE, DEPLOYED, ENGINES, Report, Row
 from nmsfree_benchmarks.sources import published_sources, trained_sources
 
-QUICK_AP_IMAGES = 60
+QUICK_AP_IMAGES = 40
 NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
 SIZES = ("nano", "large")
 PLANS = {  # by size, quick; seconds are aimed at, min_rounds are kept
     ("nano", False): Plan(seconds=60, min_rounds=10, lead_in=3, burst=5),
-    ("nano", True): Plan(seconds=8, min_rounds=5, lead_in=3, burst=5),
+    ("nano", True): Plan(seconds=6, min_rounds=5, lead_in=2, burst=4),
     ("large", False): Plan(seconds=180, min_rounds=10, lead_in=1, burst=2),
-    ("large", True): Plan(seconds=25, min_rounds=3, lead_in=1, burst=3),
+    ("large", True): Plan(seconds=8, min_rounds=3, warmup_rounds=1, lead_in=0, burst=2),
 }
 
 Progress = Callable[[str, int, int], None]  # what, done, in all

@@ -85,7 +85,7 @@ def content(folder: Path) -> dict[str, Any]:
 def test_every_engine_runs_every_model(content: dict[str, Any]) -> None:
     found = [(row["model"], row["engine"]) for row in content["rows"]]
     assert found == [(model, engine) for model in MODELS for engine in ENGINES]
-    assert {row["timed_calls"] for row in content["rows"]} == {25}
+    assert {row["timed_calls"] for row in content["rows"]} == {20}
     assert {tuple(row["size"]) for row in content["rows"]} == {(64, 64)}
     assert list(content["skipped"]) == ["fcos_o2o_nano"]
     assert content["environment"]["threads"] == 1
