@@ -17,9 +17,9 @@ from nmsfree.data.digits import make_scene
 from nmsfree.detector import MAX_DYNAMIC_BATCH, Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.images import read_image
+from nmsfree.sources import IMAGE_SUFFIXES
 from nmsfree.spec import ModelSpec
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MAX_IMAGES = 64
 ROUNDING = 1e-6  # rows are sorted by logit; sigmoids of equal ones may differ in the last bit
 

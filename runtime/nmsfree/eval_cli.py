@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmsfree.atomic import write_atomic
+
 if TYPE_CHECKING:
     from nmsfree.data.coco import DetectionDataset
     from nmsfree.evaluate import Metrics
@@ -73,9 +75,7 @@ def _write_json(target: str, report: dict[str, Any]) -> None:
     if target == "-":
         typer.echo(text)
         return
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_atomic(Path(target), (text + "\n").encode())
 
 
 def _print_table(file: Path, dataset: "DetectionDataset", metrics: "Metrics") -> None:
