@@ -19,6 +19,7 @@ from nmsfree.errors import (
 )
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree.thresholds import Thresholds
 
 __version__ = "0.1.0"
 
@@ -39,5 +40,6 @@ __all__ = [
     "NmsSpec",
     "NmsfreeError",
     "RawDetections",
+    "Thresholds",
     "read_image",
 ]

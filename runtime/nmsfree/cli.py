@@ -18,11 +18,11 @@ except ImportError:
 # What the project can do, and which distribution brings it.
 COMMANDS = {
     "detect": ("nmsfree", "Draw detections on images, folders, videos or a camera."),
-    "eval": ("nmsfree", "COCO metrics of an ONNX file or a checkpoint."),
-    "data": ("nmsfree", "Make datasets."),
+    "eval": ("nmsfree", "AP, thresholds and pictures of an ONNX file or a checkpoint."),
+    "data": ("nmsfree", "Make and check datasets."),
     "export": ("nmsfree-export", "Checkpoint → NMS-free ONNX, certified and compared."),
     "verify": ("nmsfree-export", "Compare the detections of two models."),
-    "train": ("nmsfree-training", "Train a detector."),
+    "train": ("nmsfree-training", "Train a detector, or retrofit one that needs NMS."),
     "weights": ("nmsfree-training", "List and download published weights."),
     "bench": ("nmsfree-benchmarks", "Measure NMS-free against NMS."),
 }
@@ -79,3 +79,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except SystemExit as end:
+        # Within a command typer has turned the interrupt into an exit without a word.
+        if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)  # noqa: T201
+        raise

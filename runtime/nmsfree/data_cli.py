@@ -1,18 +1,22 @@
-"""`nmsfree data`: making datasets."""
+"""`nmsfree data`: making and checking datasets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nmsfree.data_check_cli import check
 from nmsfree.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Make datasets.")
+app = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
+
+
+app.command()(check)
 
 
 @app.callback()
 def data() -> None:
-    """Make datasets."""
+    """Make and check datasets."""
 
 
 @app.command()

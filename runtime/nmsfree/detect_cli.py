@@ -11,6 +11,7 @@ from nmsfree.errors import InputError
 if TYPE_CHECKING:
     from nmsfree.detect_run import Totals
     from nmsfree.detections import Detections
+    from nmsfree.detector import Threshold
 
 RUNS = Path("runs/detect")
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
@@ -25,7 +26,13 @@ def detect(
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="An exported .onnx.")],
     threshold: Annotated[
-        float | None, typer.Option(help="Keep scores above this; the model's own if not given.")
+        str | None,
+        typer.Option(
+            metavar="NUMBER|per-class|precision",
+            help="Keep scores above this; the model's own if not given. per-class: the best-F1 "
+            "threshold of each class; precision: the lowest that reaches the target precision, "
+            "both as `nmsfree eval` measured them for the file.",
+        ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="Keep these classes, names or ids.")
@@ -75,10 +82,11 @@ def detect(
         raise InputError("no source found: " + "; ".join(problems))
     with Detector(model, device=device, threads=threads) as detector:
         wanted = _split_classes(classes, detector.names)
+        above = _threshold(threshold)
 
         def look(images: list[Any]) -> "list[Detections]":
             return detector.batch(
-                images, threshold=threshold, classes=wanted, max_detections=max_detections
+                images, threshold=above, classes=wanted, max_detections=max_detections
             )
 
         look([])  # refuses wrong options before anything is written
@@ -100,6 +108,22 @@ def _quiet_opencv() -> None:
         cv2.setLogLevel(0)
     else:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _threshold(text: str | None) -> "Threshold | None":
+    """Read a number or one of the words that `Detector` takes."""
+    if text is None:
+        return None
+    if text == "per-class":
+        return "per-class"
+    if text == "precision":
+        return "precision"
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            f"threshold is {text!r}, expected a number, 'per-class' or 'precision'"
+        ) from None
 
 
 def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | int] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from nmsfree.detections import Detections
 from nmsfree.errors import InputError, ModelError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, letterbox
+
+Threshold = float | Literal["per-class", "precision"]
 
 MAX_DYNAMIC_BATCH = 16  # images in one run where the file takes any number
 
@@ -49,7 +51,7 @@ class Detector:
         self,
         image: Any,
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         classes: Iterable[str | int] | None = None,
         max_detections: int | None = None,
         color: Color = "bgr",
@@ -58,7 +60,11 @@ class Detector:
 
         Args:
             image: BGR uint8 [h, w, 3]; a path; with color="rgb" an RGB array or a Pillow image.
-            threshold: keep scores above this; None takes the model's own.
+            threshold: keep scores above this; None takes the model's own. "per-class" takes the
+                best-F1 threshold of every class, "precision" the lowest that reached the target
+                precision; both are in files whose thresholds were measured by `nmsfree eval`.
+                A class that was not measured takes the overall threshold; with "precision", one
+                that never reached the target is not shown.
             classes: names or ids to keep; None keeps all.
             max_detections: keep at most this many, the best ones.
             color: channel order of an array, "bgr" (as OpenCV reads) or "rgb".
@@ -78,7 +84,7 @@ class Detector:
         self,
         images: Sequence[Any],
         *,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         classes: Iterable[str | int] | None = None,
         max_detections: int | None = None,
         color: Color = "bgr",
@@ -94,7 +100,7 @@ class Detector:
                 f"batch takes a list of images, found one {type(images).__name__}: "
                 "call the detector itself for a single image"
             )
-        threshold = self._check_threshold(threshold)
+        thresholds = self._thresholds(threshold)
         keep = self._class_ids(classes)
         if max_detections is not None and (
             not isinstance(max_detections, int | np.integer) or max_detections < 1
@@ -108,7 +114,7 @@ class Detector:
             inputs, geometries = self.preprocess(images[start : start + step], color)
             raw = self.backend.run(inputs)
             results += [
-                self._finish(raw, i, geometry, threshold, keep, max_detections)
+                self._finish(raw, i, geometry, thresholds, keep, max_detections)
                 for i, geometry in enumerate(geometries)
             ]
         return results
@@ -134,28 +140,47 @@ class Detector:
         raw: RawDetections,
         index: int,
         geometry: Geometry,
-        threshold: float,
+        thresholds: NDArray[np.float32],
         classes: NDArray[np.int32] | None,
         max_detections: int | None,
     ) -> Detections:
         count = int(raw.num_detections[index, 0])
         scores = raw.detection_scores[index, :count]
         class_ids = raw.detection_classes[index, :count]
-        keep = scores > threshold
+        if count and not 0 <= class_ids.min() <= class_ids.max() < len(self.names):
+            wrong = class_ids[(class_ids < 0) | (class_ids >= len(self.names))][0]
+            raise ModelError(
+                f"the model answers class {wrong}, its description names "
+                f"{len(self.names)}: export the model again"
+            )
+        keep = scores > thresholds[class_ids]
         if classes is not None:
             keep &= np.isin(class_ids, classes)
         rows = np.flatnonzero(keep)[:max_detections]
-        if class_ids[rows].size and not 0 <= class_ids[rows].max() < len(self.names):
-            raise ModelError(
-                f"the model answers class {class_ids[rows].max()}, its description names "
-                f"{len(self.names)}: export the model again"
-            )
         boxes = geometry.to_source(raw.detection_boxes[index, rows])
         return Detections(boxes, scores[rows], class_ids[rows], self.names)
 
-    def _check_threshold(self, threshold: float | None) -> float:
-        if threshold is None:
-            return self.spec.threshold
+    def _thresholds(self, threshold: Threshold | None) -> NDArray[np.float32]:
+        """Return the threshold of every class, float32 [classes]."""
+        if isinstance(threshold, str):
+            return np.array(self._measured(threshold), np.float32)
+        value = self.spec.threshold if threshold is None else self._check_threshold(threshold)
+        return np.full(len(self.names), value, np.float32)
+
+    def _measured(self, kind: str) -> tuple[float, ...]:
+        if kind not in ("per-class", "precision"):
+            raise InputError(
+                f"threshold is {kind!r}, expected a number, 'per-class' or 'precision'"
+            )
+        measured = self.spec.thresholds
+        if measured is None:
+            raise InputError(
+                f"threshold is {kind!r}, but this model holds no measured thresholds: export it "
+                "with `--thresholds` and what `nmsfree eval --json` wrote, or give a number"
+            )
+        return measured.for_best_f1() if kind == "per-class" else measured.for_precision()
+
+    def _check_threshold(self, threshold: float) -> float:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
             raise InputError(f"threshold is {threshold!r}, expected a number")
         if not self.spec.score_floor <= threshold <= 1:
@@ -163,7 +188,7 @@ class Detector:
                 f"threshold is {threshold}, expected {self.spec.score_floor} … 1: scores below "
                 "the floor are not in this model's output (export with a lower --score-floor)"
             )
-        return threshold
+        return float(threshold)
 
     def _class_ids(self, classes: Iterable[str | int] | None) -> NDArray[np.int32] | None:
         if classes is None:

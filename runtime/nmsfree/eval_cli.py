@@ -1,90 +1,190 @@
-"""`nmsfree eval`: COCO metrics of a model file."""
+"""`nmsfree eval`: what a model file finds, and how to use it."""
 
 import hashlib
 import json
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nmsfree.atomic import write_atomic
+from nmsfree.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from nmsfree.data.coco import DetectionDataset
-    from nmsfree.evaluate import Metrics
+    from nmsfree.data.dataset import DetectionDataset
+    from nmsfree.evaluate import Progress, Result
+    from nmsfree.evaluation.analysis import Analysis
+    from nmsfree.spec import ModelSpec
+
+PROTOCOLS = ("deployed", "published")
+RUNS = Path("runs/eval")
 
 
 def eval_command(
     file: Annotated[Path, typer.Argument(help="Model: an exported .onnx or a checkpoint.")],
-    data: Annotated[
-        Path, typer.Option(help="Dataset: DIR/annotations/instances_SPLIT.json, DIR/SPLIT/.")
-    ],
+    data: Annotated[Path, typer.Option(help="Folder of a COCO, YOLO or VOC dataset.")],
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "val",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="deployed: the model's fixed input. published: the authors' evaluation, "
+            "inputs of varying size; checkpoints only."
+        ),
+    ] = "deployed",
     device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads; the engine's choice if not given.")
     ] = None,
+    precision: Annotated[
+        float, typer.Option(min=0, max=1, help="Recommend thresholds that reach this precision.")
+    ] = 0.9,
+    all_classes: Annotated[
+        bool, typer.Option("--all-classes", help="List every class, not the worst 20 only.")
+    ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Pictures and a summary go here; if not given, to "
+            "runs/eval/FOLDER-FILE-SUFFIX-DATA-SPLIT, as in runs/eval/run-best-onnx-digits-val.",
+        ),
+    ] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="Write no pictures and no summary.")
+    ] = False,
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE", help='Write the metrics as JSON; "-" is stdout.'),
+        typer.Option("--json", metavar="FILE", help='Write the figures as JSON; "-" is stdout.'),
     ] = None,
 ) -> None:
-    """COCO metrics of an ONNX file or a checkpoint.
+    """COCO metrics, duplicates, calibration and the thresholds to use, of one model file.
+
+    The file of --json also hands the thresholds to `nmsfree export --thresholds`.
 
     Example: nmsfree eval model.onnx --data data/digits --split val
     """
-    from nmsfree.data.coco import load_coco
+    from rich.console import Console
+
+    from nmsfree.data.load import load_dataset
+    from nmsfree.evaluation.analysis import analyse, folder_name
+    from nmsfree.evaluation.coco_scores import import_coco
+    from nmsfree.evaluation.plot_style import import_figure
+    from nmsfree.evaluation.plots import write_plots
+    from nmsfree.evaluation.report import markdown, print_report
+
+    _check_request(file, protocol, plots, no_plots)
+    import_coco()  # what is not installed is told before the work
+    if not no_plots:
+        import_figure()
+    dataset = load_dataset(data, split)
+    start = time.perf_counter()
+    spec, results = _run(file, dataset, protocol, device, threads)
+    capped = protocol == "deployed"
+    analysis = analyse(dataset, results, spec, target_precision=precision, capped=capped)
+    seconds = time.perf_counter() - start
+    report = _report(file, dataset, protocol, analysis, seconds)
+    title = _title(file, dataset, protocol, analysis)
+    if json_file is not None:
+        _write_json(json_file, report)
+    if not no_plots:
+        folder = plots or RUNS / _run_name(file, folder_name(dataset), split, protocol)
+        pictures = [path.name for path in write_plots(analysis, folder)]
+        write_atomic(folder / "summary.md", markdown(analysis, title, pictures).encode())
+        _write_json(str(folder / "summary.json"), report)
+        typer.echo(f"pictures and summary: {folder}", err=True)
+    if json_file != "-":  # last: a pager that closes early takes nothing away
+        print_report(analysis, title, Console(), all_classes)
+
+
+def _check_request(file: Path, protocol: str, plots: Path | None, no_plots: bool) -> None:
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
+    if protocol == "published" and file.suffix.lower() == ".onnx":
+        raise InputError(
+            f"{file}: an ONNX file has one input size, the published protocol feeds every image "
+            "at its own: give the checkpoint, or use --protocol deployed"
+        )
+    if plots is not None and no_plots:
+        raise InputError("--plots and --no-plots exclude one another: give one of them")
+
+
+def _run(
+    file: Path, dataset: "DetectionDataset", protocol: str, device: str, threads: int | None
+) -> "tuple[ModelSpec, list[Result]]":
+    """Run the model over the dataset, with a progress bar."""
     from nmsfree.detector import Detector
-    from nmsfree.evaluate import evaluate
+    from nmsfree.evaluate import predict
     from nmsfree.progress import progress_bar
 
-    dataset = load_coco(data, split)
-    with Detector(file, device=device, threads=threads) as detector:
-        start = time.perf_counter()
-        with progress_bar() as bar:
-            task = bar.add_task(f"{file.name} on {split}", total=len(dataset))
-            metrics = evaluate(
-                detector, dataset, progress=lambda done, _: bar.update(task, completed=done)
-            )
-        seconds = time.perf_counter() - start
-    if json_file != "-":
-        _print_table(file, dataset, metrics)
-    if json_file is not None:
-        _write_json(json_file, _report(file, dataset, metrics, seconds))
+    with progress_bar() as bar:
+        task = bar.add_task(f"{file.name} on {dataset.name}", total=len(dataset))
+
+        def advance(done: int, _: int) -> None:
+            bar.update(task, completed=done)
+
+        if protocol == "published":
+            return _predict_published(file, dataset, device, threads, advance)
+        with Detector(file, device=device, threads=threads) as detector:
+            return detector.spec, predict(detector, dataset, advance)
+
+
+def _predict_published(
+    file: Path,
+    dataset: "DetectionDataset",
+    device: str,
+    threads: int | None,
+    progress: "Progress",
+) -> "tuple[ModelSpec, list[Result]]":
+    found = entry_points(group="nmsfree.backends", name="published")
+    if not found:
+        raise MissingExtraError("the published protocol", "nmsfree-training")
+    predict_published = next(iter(found)).load()
+    outcome: tuple[ModelSpec, list[Result]] = predict_published(
+        file, dataset, device=device, threads=threads, progress=progress
+    )
+    return outcome
 
 
 def _report(
-    file: Path, dataset: "DetectionDataset", metrics: "Metrics", seconds: float
+    file: Path, dataset: "DetectionDataset", protocol: str, analysis: "Analysis", seconds: float
 ) -> dict[str, Any]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "file": str(file),
         "sha256": digest,
+        "model": analysis.spec.name,
+        "head": analysis.spec.head,
         "data": str(dataset.annotation_file),
         "split": dataset.name,
-        "images": len(dataset),
+        "protocol": protocol,
         "seconds": round(seconds, 3),
-        **metrics.to_json(),
+        **analysis.to_json(),
     }
 
 
+def _title(file: Path, dataset: "DetectionDataset", protocol: str, analysis: "Analysis") -> str:
+    what = "" if protocol == "deployed" else f", {protocol} protocol"
+    counts = f"{analysis.images} images, {analysis.objects} objects"
+    return f"{file.name} on {dataset.name}{what}: {counts}"
+
+
+def _run_name(file: Path, data: str, split: str, protocol: str) -> str:
+    """FOLDER-FILE-SUFFIX-DATA-SPLIT, and the protocol if it is not the deployed one.
+
+    The folder belongs to it because every training calls its file `best.safetensors`.
+    """
+    parts = [file.resolve().parent.name, file.stem, file.suffix.lstrip("."), data, split]
+    if protocol != "deployed":
+        parts.append(protocol)
+    return "-".join(part for part in parts if part)
+
+
 def _write_json(target: str, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2)
+    text = json.dumps(report, indent=2, ensure_ascii=False)
     if target == "-":
         typer.echo(text)
         return
     write_atomic(Path(target), (text + "\n").encode())
-
-
-def _print_table(file: Path, dataset: "DetectionDataset", metrics: "Metrics") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    values = metrics.to_json()
-    table = Table(title=f"{file.name} on {dataset.name}, {len(dataset)} images, × 100")
-    for name in values:
-        table.add_column(name, justify="right")
-    table.add_row(*("–" if value is None else f"{value * 100:.1f}" for value in values.values()))
-    Console().print(table)

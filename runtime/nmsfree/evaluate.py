@@ -1,48 +1,31 @@
 """COCO metrics of a detector, measured on the pixels and the file that are deployed."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.data.coco import DetectionDataset, Sample
 from nmsfree.detector import Detector
-from nmsfree.errors import DataError, MissingExtraError
+from nmsfree.errors import DataError
+from nmsfree.evaluation.coco_scores import CocoScorer, Metrics, Result, import_coco
 from nmsfree.images import read_image
+
+__all__ = [
+    "Metrics",
+    "Progress",
+    "Result",
+    "category_ids_of",
+    "check_size",
+    "coco_metrics",
+    "coco_results",
+    "evaluate",
+    "predict",
+]
 
 CHUNK = 16  # images held in memory at a time
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Result = dict[str, Any]  # image_id, category_id, bbox xywh in source pixels, score
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """COCO box metrics, 0 … 1, over at most 100 detections an image.
-
-    Attributes:
-        ap: average precision, mean over the IoU thresholds 0.50, 0.55 … 0.95 and the classes.
-        ap50, ap75: at one IoU threshold.
-        ap_small, ap_medium, ap_large: of objects with an area below 32², up to 96², above;
-            None where the split has no such object.
-        ar100: average recall with 100 detections an image.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar100: float
-
-    def to_json(self) -> dict[str, float | None]:
-        """Return the metrics under the names that COCO uses, ready for `json.dumps`."""
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-        return dict(zip(names, asdict(self).values(), strict=True))
 
 
 def evaluate(
@@ -56,7 +39,7 @@ def evaluate(
         InputError: a picture cannot be read.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    _import_coco()  # fail before the work, not after it
+    import_coco()  # fail before the work, not after it
     return coco_metrics(dataset, predict(detector, dataset, progress))
 
 
@@ -70,7 +53,7 @@ def predict(
         dataset: images to run on.
         progress: called as (done, total) while it runs.
     """
-    category_ids = _category_ids(detector.spec.class_names, dataset)
+    category_ids = category_ids_of(detector.spec.class_names, dataset)
     results: list[Result] = []
     for start in range(0, len(dataset.samples), CHUNK):
         samples = dataset.samples[start : start + CHUNK]
@@ -78,7 +61,7 @@ def predict(
         found = detector.batch(images, threshold=detector.spec.score_floor)
         for sample, detections in zip(samples, found, strict=True):
             categories = category_ids[detections.class_id]
-            results += _to_results(
+            results += coco_results(
                 sample.image_id, detections.xyxy, categories, detections.confidence
             )
         if progress is not None:
@@ -91,56 +74,16 @@ def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
 
     Only the images in `dataset.samples` count, so a shortened dataset gives its own metrics.
     Areas and crowd regions are those of the annotation file, as in the official evaluation.
+    The order of the results does not matter: those of several processes may be joined.
 
     Raises:
-        DataError: the dataset has no object to find.
+        DataError: the dataset has no object to find, or a result is of an unknown image.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    coco_class, evaluation_class = _import_coco()
-    image_ids = [sample.image_id for sample in dataset.samples]
-    if not any((~sample.iscrowd).any() for sample in dataset.samples):
-        raise DataError(f"{dataset.annotation_file} has no objects to find: AP is undefined")
-    truth = coco_class(_ground_truth(dataset), print_function=_silent)
-    evaluation = evaluation_class(
-        truth, truth.loadRes([dict(r) for r in results]), "bbox", print_function=_silent
-    )
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    ap, ap50, ap75, small, medium, large, _, _, ar100 = (float(v) for v in evaluation.stats[:9])
-    return Metrics(ap, ap50, ap75, _defined(small), _defined(medium), _defined(large), ar100)
+    return CocoScorer(dataset).score(results).metrics
 
 
-def _import_coco() -> tuple[Any, Any]:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingExtraError("computing AP", "nmsfree[eval]") from None
-    return COCO, COCOeval_faster
-
-
-def _silent(*_: object) -> None:
-    """Take what faster-coco-eval would print."""
-
-
-def _defined(value: float) -> float | None:
-    """Return None for −1, COCO's mark of an average over nothing."""
-    return None if value < 0 else value
-
-
-def _ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
-    """Read the annotation file again and fill in what the evaluation needs but COCO readers
-    tolerate missing: area, iscrowd, and ids from 1 (0 reads as "unmatched")."""
-    content: dict[str, Any] = json.loads(dataset.annotation_file.read_text(encoding="utf-8"))
-    for number, annotation in enumerate(content["annotations"], start=1):
-        annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    return content
-
-
-def _category_ids(model_names: tuple[str, ...], dataset: DetectionDataset) -> NDArray[np.int64]:
+def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> NDArray[np.int64]:
     """Return the dataset's category id of every class id of the model."""
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     if sorted(model_names) != sorted(dataset.class_names):
@@ -159,21 +102,37 @@ def _shown(names: list[str]) -> str:
 
 def _read(sample: Sample) -> NDArray[np.uint8]:
     image = read_image(sample.path)
-    height, width = image.shape[:2]
+    check_size(sample, *image.shape[:2])
+    return image
+
+
+def check_size(sample: Sample, height: int, width: int) -> None:
+    """Refuse a picture of another size than its annotations say.
+
+    Raises:
+        DataError: the sizes differ.
+    """
     if (height, width) != (sample.height, sample.width):
         raise DataError(
             f"{sample.path} is {width} × {height} pixels, its annotations say "
             f"{sample.width} × {sample.height}: boxes would not fit"
         )
-    return image
 
 
-def _to_results(
+def coco_results(
     image_id: int,
     xyxy: NDArray[np.float32],
     categories: NDArray[np.int64],
     confidence: NDArray[np.float32],
 ) -> list[Result]:
+    """Return the detections of one image as COCO results.
+
+    Args:
+        image_id: the dataset's own.
+        xyxy: float32 [n, 4], in source pixels.
+        categories: int64 [n], the dataset's category ids.
+        confidence: float32 [n].
+    """
     boxes = xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     rows = zip(boxes.tolist(), categories.tolist(), confidence.tolist(), strict=True)

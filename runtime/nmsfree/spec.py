@@ -11,9 +11,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from nmsfree.errors import ModelError
+from nmsfree.thresholds import Thresholds
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"  # 1.1: thresholds
 
 Head = Literal["o2o", "o2m"]
 Interpolation = Literal["linear", "area"]
@@ -51,6 +52,7 @@ class ModelSpec:
         interpolation: "linear" (fast) or "area" (antialiased when shrinking, about 10 × slower).
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
+        thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
     """
@@ -68,6 +70,7 @@ class ModelSpec:
     interpolation: Interpolation = "linear"
     nms: NmsSpec | None = None
     precision: str = "fp32"
+    thresholds: Thresholds | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
 
@@ -76,6 +79,12 @@ class ModelSpec:
             raise ModelError(
                 f"{len(self.category_ids)} category ids for {len(self.class_names)} class names: "
                 "give one id per name"
+            )
+        measured = self.thresholds and len(self.thresholds.best_f1_per_class)
+        if measured is not None and measured != len(self.class_names):
+            raise ModelError(
+                f"thresholds of {measured} classes for {len(self.class_names)} class names: "
+                "measure them again with `nmsfree eval`"
             )
         if len(set(self.class_names)) != len(self.class_names):
             twice = next(n for n in self.class_names if self.class_names.count(n) > 1)
@@ -134,6 +143,8 @@ def _read(key: str, value: Any) -> Any:
         case "nms":
             known = {f.name for f in fields(NmsSpec)}
             return value and NmsSpec(**{k: v for k, v in value.items() if k in known})
+        case "thresholds":
+            return None if value is None else Thresholds.from_json(value)
         case "provenance":
             return {str(k): str(v) for k, v in value.items()}
         case "head" if value not in ("o2o", "o2m"):

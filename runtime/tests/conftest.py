@@ -4,8 +4,10 @@ Its score is the brightest channel's mean over the cell, its class that channel,
 Written twice, as an ONNX graph and in numpy, so that one can be held against the other.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
+from nmsfree.data.coco import DetectionDataset, load_coco
 from nmsfree.spec import METADATA_KEY
 
 CELL = 8
@@ -137,5 +140,34 @@ def noise() -> Callable[..., NDArray[np.uint8]]:
         coarse = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
         rows = np.arange(height) * 9 // height
         return np.ascontiguousarray(coarse[rows][:, np.arange(width) * 13 // width])
+
+    return make
+
+
+@pytest.fixture
+def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DetectionDataset]:
+    """Return a function giving a COCO dataset of annotations alone, without pictures.
+
+    Its classes are cat (id 7) and dog (40) unless told otherwise; annotations need a bbox only.
+    """
+
+    def make(
+        *annotations: dict[str, Any],
+        images: int = 1,
+        classes: dict[str, int] | None = None,
+    ) -> DetectionDataset:
+        folder = tmp_path_factory.mktemp("data") / "toys"
+        (folder / "annotations").mkdir(parents=True)
+        (folder / "val").mkdir()
+        classes = classes or {"cat": 7, "dog": 40}
+        first = next(iter(classes.values()))
+        size = {"width": 300, "height": 250}
+        content = {
+            "categories": [{"id": i, "name": name} for name, i in classes.items()],
+            "images": [{"id": i, "file_name": f"{i}.png", **size} for i in range(images)],
+            "annotations": [{"image_id": 0, "category_id": first} | a for a in annotations],
+        }
+        (folder / "annotations/instances_val.json").write_text(json.dumps(content), "utf-8")
+        return load_coco(folder, "val")
 
     return make

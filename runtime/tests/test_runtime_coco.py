@@ -107,7 +107,7 @@ def broken(change: str) -> Any:
     [
         ("json", "not readable JSON"),
         ("list", "a JSON list, expected COCO"),
-        ("categories", "has no 'categories': expected COCO"),
+        ("categories", "has no 'categories' list: expected COCO"),
         ("images", "has no 'images'"),
         ("annotations", "has no 'annotations'"),
         ("bbox", "has no 'bbox'"),
@@ -138,3 +138,71 @@ def test_missing_folders_and_splits(tmp_path: Path) -> None:
     (tmp_path / "train").rmdir()
     with pytest.raises(DataError, match="the images of split 'train' belong there"):
         load_coco(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[float("nan"), 1, 5, 5], [1, float("inf"), 5, 5], [1, 1, float("inf"), 5], [500, 1, 1e-9, 5]],
+)
+def test_boxes_that_float32_cannot_hold_are_dropped(tmp_path: Path, box: list[float]) -> None:
+    data = content()
+    data["annotations"][0]["bbox"] = box
+    dataset = load(tmp_path, data)
+    assert dataset.samples[0].labels.tolist() == [0]
+    assert np.isfinite(dataset.samples[0].boxes).all()
+
+
+@pytest.mark.parametrize("folder", ["val", "images/val", "images"])
+@pytest.mark.parametrize("name", ["b.jpg", "deep/er/b.jpg", "deep\\b.jpg"])
+def test_images_are_found_in_the_usual_folders(tmp_path: Path, folder: str, name: str) -> None:
+    path = tmp_path / folder / name.replace("\\", "/")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    data = content()
+    data["images"][0]["file_name"] = name
+    assert load(tmp_path, data).samples[0].path == path
+
+
+@pytest.mark.parametrize("name", ["../val/b.jpg", "/b.jpg", "a/../../b.jpg", "..\\b.jpg", "", "."])
+def test_no_file_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    data = content()
+    data["images"][0]["file_name"] = name
+    with pytest.raises(DataError, match=r"image entry 1 is malformed \(file name .* leads out of"):
+        load(tmp_path, data)
+
+
+@pytest.mark.parametrize("folder", ["elsewhere/photos", "../photos", "/absolute"])
+def test_a_file_may_name_its_image_folder(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "set"
+    named = folder.replace("/absolute", str(tmp_path / "absolute"))
+    (root / named).mkdir(parents=True)
+    data = content() | {"info": {"nmsfree": {"image_folder": named}}}
+    assert load(root, data).samples[0].path == root / named / "b.jpg"
+
+
+@pytest.mark.parametrize("info", [None, "text", [], {"nmsfree": 3}, {"nmsfree": {}}])
+def test_any_other_header_is_ignored(tmp_path: Path, info: Any) -> None:
+    assert load(tmp_path, content() | {"info": info}).samples[0].path == tmp_path / "val" / "b.jpg"
+
+
+@pytest.mark.parametrize("size", [0, -1, None, "wide", float("nan"), float("inf")])
+def test_sizes_must_make_sense(tmp_path: Path, size: Any) -> None:
+    data = content()
+    data["images"][0]["width"] = size
+    with pytest.raises(DataError, match=r"instances_val\.json: image entry 1 is malformed"):
+        load(tmp_path, data)
+
+
+def test_class_names_tell_classes_apart(tmp_path: Path) -> None:
+    data = content()
+    data["categories"][0]["name"] = "car"
+    with pytest.raises(DataError, match=r"gives several classes one name \(car\): rename them"):
+        load(tmp_path, data)
+
+
+def test_ids_may_be_text(tmp_path: Path) -> None:
+    data = content()
+    for image in data["images"]:
+        image["id"] = f"{image['id']:06d}"
+    data["annotations"][0]["image_id"] = "000012"
+    assert load(tmp_path, data).samples[0].image_id == 12

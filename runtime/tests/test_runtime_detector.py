@@ -10,8 +10,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from nmsfree import CallableBackend, Detections, Detector, InputError, ModelSpec, RawDetections
+from nmsfree import (
+    CallableBackend,
+    Detections,
+    Detector,
+    InputError,
+    ModelError,
+    ModelSpec,
+    RawDetections,
+)
 from nmsfree.detector import MAX_DYNAMIC_BATCH
+from nmsfree.thresholds import Thresholds
 
 Noise = Callable[..., NDArray[np.uint8]]
 SIZES = [(64, 96), (480, 640), (333, 21), (1, 1), (60, 400)]
@@ -123,6 +132,69 @@ def test_thresholds_the_model_cannot_serve_are_refused(open_tiny: Any, threshold
     detector, recorder = open_tiny()
     assert "0.5 … 1" in refused(lambda: detector.batch([], threshold=threshold))
     assert recorder.batches == []
+
+
+MEASURED = Thresholds(
+    best_f1=0.7,
+    best_f1_per_class=(0.8, None, 0.1),
+    at_precision=0.75,
+    at_precision_per_class=(None, None, 0.9),
+    recall_at_precision=0.5,
+    recall_at_precision_per_class=(None, None, 0.1),
+    measured_on="toys",
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lowest"),
+    [
+        ("per-class", (0.8, 0.7, 0.5)),  # green was not measured; red's lies below the floor
+        ("precision", (1.0, 0.75, 0.9)),  # blue never reached the precision: not shown
+    ],
+)
+def test_measured_thresholds_hold_for_their_class(
+    open_tiny: Any, noise: Noise, kind: str, lowest: tuple[float, ...]
+) -> None:
+    detector, _ = open_tiny(thresholds=MEASURED, top_k=96)
+    pictures = [noise(seed) for seed in range(4)]
+    for everything, found in zip(
+        detector.batch(pictures, threshold=0.5),
+        detector.batch(pictures, threshold=kind),
+        strict=True,
+    ):
+        above = everything.confidence > np.array(lowest, np.float32)[everything.class_id]
+        assert_same(found, everything.select(above))
+        assert 0 < len(found) < len(everything)
+        assert set(everything.class_id) == {0, 1, 2}
+
+
+def test_thresholds_that_were_not_measured_are_refused(open_tiny: Any) -> None:
+    detector, recorder = open_tiny()
+    for kind in ("per-class", "precision"):
+        message = refused(lambda kind=kind: detector.batch([], threshold=kind))
+        assert "holds no measured thresholds" in message
+        assert "--thresholds" in message
+    assert "'per-class' or 'precision'" in refused(lambda: detector.batch([], threshold="best"))
+    assert recorder.batches == []
+
+
+def test_the_models_own_threshold_is_the_default(open_tiny: Any, noise: Noise) -> None:
+    """Measured ones are used when asked for; export makes the best F1 the file's own."""
+    detector, _ = open_tiny(thresholds=MEASURED, threshold=0.65)
+    assert_same(detector(noise(0)), detector(noise(0), threshold=0.65))
+
+
+def test_a_class_the_description_does_not_name_is_refused(
+    make_spec: Any, bright_cells: Any, noise: Noise
+) -> None:
+    spec = make_spec()
+
+    def beyond(images: NDArray[np.uint8]) -> RawDetections:
+        raw = bright_cells(images, spec)
+        return raw._replace(detection_classes=raw.detection_classes + 2)
+
+    with pytest.raises(ModelError, match="its description names 3: export"):
+        Detector(CallableBackend(beyond, spec))(noise(0))
 
 
 def test_classes_by_name_and_id(open_tiny: Any, noise: Noise) -> None:

@@ -1,7 +1,8 @@
 """COCO metrics against cases computed by hand."""
 
 import dataclasses
-import json
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,113 +19,115 @@ from nmsfree.evaluate import Metrics, Result, coco_metrics, evaluate, predict
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 
+Make = Callable[..., DetectionDataset]
+
 A = [10.0, 10.0, 100.0, 100.0]
 B = [150.0, 120.0, 100.0, 100.0]
-
-
-def dataset_of(folder: Path, *annotations: dict[str, Any], images: int = 1) -> DetectionDataset:
-    """Pictures of 300 × 250, classes 7 and 40; annotations need only what COCO readers need."""
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "val").mkdir()
-    content = {
-        "categories": [{"id": 7, "name": "cat"}, {"id": 40, "name": "dog"}],
-        "images": [
-            {"id": i, "file_name": f"{i}.png", "width": 300, "height": 250} for i in range(images)
-        ],
-        "annotations": [{"image_id": 0, "category_id": 7} | a for a in annotations],
-    }
-    (folder / "annotations/instances_val.json").write_text(json.dumps(content), encoding="utf-8")
-    return load_coco(folder, "val")
 
 
 def result(box: list[float], score: float, category: int = 7, image: int = 0) -> Result:
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
 
-def test_perfect_predictions(tmp_path: Path) -> None:
-    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "category_id": 40})
+def test_perfect_predictions(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B, "category_id": 40})
     metrics = coco_metrics(dataset, [result(A, 0.9), result(B, 0.8, 40)])
     assert metrics.ap == metrics.ap50 == metrics.ap75 == metrics.ap_large == pytest.approx(1)
     assert metrics.ar100 == pytest.approx(1)
     assert (metrics.ap_small, metrics.ap_medium) == (None, None)  # there are none
 
 
-def test_no_predictions(tmp_path: Path) -> None:
-    metrics = coco_metrics(dataset_of(tmp_path, {"bbox": A}), [])
+def test_no_predictions(make_dataset: Make) -> None:
+    metrics = coco_metrics(make_dataset({"bbox": A}), [])
     assert (metrics.ap, metrics.ap50, metrics.ar100) == (0, 0, 0)
 
 
-def test_shifted_box_passes_the_thresholds_below_its_iou(tmp_path: Path) -> None:
+def test_shifted_box_passes_the_thresholds_below_its_iou(make_dataset: Make) -> None:
     # Moved by 10 of 100 px: IoU 90 / 110 = 0.818, so 7 of the 10 thresholds 0.50 … 0.95 are met.
-    metrics = coco_metrics(dataset_of(tmp_path, {"bbox": A}), [result([20, 10, 100, 100], 0.9)])
+    metrics = coco_metrics(make_dataset({"bbox": A}), [result([20, 10, 100, 100], 0.9)])
     assert metrics.ap50 == metrics.ap75 == pytest.approx(1)
     assert metrics.ap == pytest.approx(0.7)
 
 
-def test_duplicate_costs_precision(tmp_path: Path) -> None:
+def test_duplicate_costs_precision(make_dataset: Make) -> None:
     # Hit, duplicate, hit: precision 1 at the 51 recalls 0 … 0.50, 2/3 at the 50 above.
-    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B})
+    dataset = make_dataset({"bbox": A}, {"bbox": B})
     metrics = coco_metrics(dataset, [result(A, 0.9), result(A, 0.8), result(B, 0.7)])
     assert metrics.ap == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert metrics.ar100 == pytest.approx(1)
 
 
-def test_duplicate_below_all_hits_is_free(tmp_path: Path) -> None:
-    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B})
+def test_duplicate_below_all_hits_is_free(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B})
     metrics = coco_metrics(dataset, [result(A, 0.9), result(B, 0.8), result(A, 0.7)])
     assert metrics.ap == pytest.approx(1)
 
 
-def test_swapped_classes_score_nothing(tmp_path: Path) -> None:
-    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "category_id": 40})
+def test_swapped_classes_score_nothing(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B, "category_id": 40})
     metrics = coco_metrics(dataset, [result(A, 0.9, 40), result(B, 0.8, 7)])
     assert (metrics.ap, metrics.ap50, metrics.ar100) == (0, 0, 0)
 
 
-def test_detections_in_a_crowd_region_do_not_count(tmp_path: Path) -> None:
+def test_detections_in_a_crowd_region_do_not_count(make_dataset: Make) -> None:
     crowd = {"bbox": B, "iscrowd": 1}
     inside = [result([155, 130, 40, 40], 0.95), result([160, 140, 40, 40], 0.9)]
-    metrics = coco_metrics(
-        dataset_of(tmp_path / "a", {"bbox": A}, crowd), [*inside, result(A, 0.5)]
-    )
+    metrics = coco_metrics(make_dataset({"bbox": A}, crowd), [*inside, result(A, 0.5)])
     assert metrics.ap == pytest.approx(1)
     # The same without the region: 1 hit after 2 misses.
-    metrics = coco_metrics(dataset_of(tmp_path / "b", {"bbox": A}), [*inside, result(A, 0.5)])
+    metrics = coco_metrics(make_dataset({"bbox": A}), [*inside, result(A, 0.5)])
     assert metrics.ap == pytest.approx(1 / 3)
 
 
-def test_size_classes_use_the_area_of_the_annotations(tmp_path: Path) -> None:
+def test_size_classes_use_the_area_of_the_annotations(make_dataset: Make) -> None:
     # The box of A has 100² px; its annotated (mask) area of 50² makes it a medium object.
-    dataset = dataset_of(tmp_path, {"bbox": A, "area": 2500.0})
+    dataset = make_dataset({"bbox": A, "area": 2500.0})
     metrics = coco_metrics(dataset, [result(A, 0.9)])
     assert metrics.ap_medium == pytest.approx(1)
     assert (metrics.ap_small, metrics.ap_large) == (None, None)
 
 
-def test_shortened_dataset_counts_its_images_only(tmp_path: Path) -> None:
-    dataset = dataset_of(tmp_path, {"bbox": A}, {"bbox": B, "image_id": 1}, images=2)
+def test_shortened_dataset_counts_its_images_only(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B, "image_id": 1}, images=2)
     assert coco_metrics(dataset, [result(A, 0.9)]).ar100 == pytest.approx(0.5)
     shortened = dataclasses.replace(dataset, samples=dataset.samples[:1])
     assert coco_metrics(shortened, [result(A, 0.9)]).ap == pytest.approx(1)
 
 
-def test_dataset_without_objects_is_refused(tmp_path: Path) -> None:
+def test_dataset_without_objects_is_refused(make_dataset: Make) -> None:
     with pytest.raises(DataError, match="no objects to find"):
-        coco_metrics(dataset_of(tmp_path, {"bbox": A, "iscrowd": 1}), [result(A, 0.9)])
+        coco_metrics(make_dataset({"bbox": A, "iscrowd": 1}), [result(A, 0.9)])
 
 
-def test_results_are_left_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_left_as_they_are(
+    make_dataset: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [result(A, 0.9)]
-    coco_metrics(dataset_of(tmp_path, {"bbox": A}), given)
+    coco_metrics(make_dataset({"bbox": A}), given)
     assert given == [result(A, 0.9)]
     assert capsys.readouterr() == ("", "")
 
 
 def test_json_holds_the_metrics_under_their_coco_names() -> None:
-    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
-    values = [0.1, 0.2, 0.3, None, 0.5, 0.6, 0.7]
-    metrics = Metrics(0.1, 0.2, 0.3, None, 0.5, 0.6, 0.7)
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1", "AR10"]
+    names += ["ARs", "ARm", "ARl"]
+    values = [0.1, 0.2, 0.3, None, 0.5, 0.6, 0.7, 0.8, 0.9, None, 0.11, 0.12]
+    metrics = Metrics(*values)
     assert metrics.to_json() == dict(zip(names, values, strict=True))
+
+
+def test_order_of_the_results_does_not_matter(make_dataset: Make) -> None:
+    """Not even among equal scores, of which COCO takes the first."""
+    dataset = make_dataset({"bbox": A}, {"bbox": B}, {"bbox": A, "image_id": 1}, images=2)
+    near = [20.0, 10.0, 100.0, 100.0]
+    results = [result(A, 0.5), result(near, 0.5), result(B, 0.5), result(near, 0.5, image=1)]
+    outcomes = {coco_metrics(dataset, list(order)) for order in itertools.permutations(results)}
+    assert len(outcomes) == 1
+
+
+def test_results_of_another_dataset_are_refused(make_dataset: Make) -> None:
+    with pytest.raises(DataError, match="a result names image 3, which"):
+        coco_metrics(make_dataset({"bbox": A}), [result(A, 0.9, image=3)])
 
 
 def oracle(dataset: DetectionDataset, names: tuple[str, ...]) -> Detector:

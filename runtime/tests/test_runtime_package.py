@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 import nmsfree
 from nmsfree import backends, errors
 from nmsfree.cli import COMMANDS, build_app
+from nmsfree.thresholds import Thresholds
 
 # Blocks packages the runtime may not need, then imports all of it: prints the modules.
 IMPORT_EVERYTHING = """
@@ -74,6 +76,15 @@ def test_public_names_equal_all() -> None:
     assert nmsfree.__all__ == sorted(nmsfree.__all__)
 
 
+def test_what_a_model_description_holds_is_public() -> None:
+    assert nmsfree.Thresholds is Thresholds
+    for kind in (nmsfree.ModelSpec, nmsfree.NmsSpec):
+        for hint in get_type_hints(kind).values():
+            for part in (hint, *get_args(hint)):
+                if getattr(part, "__module__", "").startswith("nmsfree"):
+                    assert part.__name__ in nmsfree.__all__
+
+
 def test_every_error_is_public_and_drawn() -> None:
     kinds = {
         name: value
@@ -114,3 +125,17 @@ def test_a_command_that_is_not_installed_names_its_distribution() -> None:
     assert done.returncode == 2
     assert 'pip install "nmsfree-benchmarks"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_within_a_command_is_said() -> None:
+    code = (
+        "import typer, nmsfree.cli as cli\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def work() -> None:\n"
+        "    raise KeyboardInterrupt\n"
+        "cli.build_app = lambda: app\n"
+        "cli.main()"
+    )
+    done = run_python(code)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")

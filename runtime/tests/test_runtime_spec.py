@@ -9,13 +9,24 @@ import pytest
 
 from nmsfree import ModelError, ModelSpec, NmsSpec
 from nmsfree.spec import FORMAT_VERSION
+from nmsfree.thresholds import Thresholds
 
 MakeSpec = Callable[..., ModelSpec]
+MEASURED = Thresholds(
+    best_f1=0.6,
+    best_f1_per_class=(0.7, None, 0.5),
+    at_precision=None,
+    at_precision_per_class=(0.9, None, None),
+    recall_at_precision=None,
+    recall_at_precision_per_class=(0.25, None, None),
+    measured_on="digits val, 300 images, IoU 0.5",
+)
 VARIANTS = [
     {},
     {"batch": 8, "interpolation": "area", "precision": "fp16"},
     {"head": "o2m", "nms": NmsSpec(iou=0.45, class_aware=False, candidates_per_level=100)},
     {"class_names": ("Fußgänger", 'a "b"\n'), "category_ids": (0, 90)},
+    {"thresholds": MEASURED, "threshold": 0.6},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
@@ -45,7 +56,8 @@ def test_json_follows_the_schema(make_spec: MakeSpec, fields: dict[str, object])
     jsonschema.Draft202012Validator.check_schema(schema)
     written = json.loads(make_spec(**fields).to_json())
     jsonschema.validate(written, schema)
-    assert set(written) == set(schema["properties"]) == set(schema["required"])
+    assert set(written) == set(schema["properties"])
+    assert set(schema["required"]) == set(written) - {"thresholds"}, "which 1.0 did not have"
     assert FORMAT_VERSION.startswith("1."), "a new major version needs a new schema"
 
 
@@ -56,6 +68,34 @@ def test_a_newer_minor_version_loads(make_spec: MakeSpec) -> None:
     loaded = ModelSpec.from_json(text)
     assert loaded.format_version == "1.99"
     assert (loaded.name, loaded.class_names, loaded.nms) == (spec.name, spec.class_names, spec.nms)
+
+
+def test_a_file_of_the_first_version_loads(make_spec: MakeSpec) -> None:
+    values = json.loads(changed(make_spec(), format_version="1.0"))
+    del values["thresholds"]
+    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
+    jsonschema.validate(values, schema)
+    loaded = ModelSpec.from_json(json.dumps(values))
+    assert loaded == make_spec(format_version="1.0")
+    assert loaded.thresholds is None
+
+
+def test_the_schema_knows_thresholds(make_spec: MakeSpec) -> None:
+    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
+    written = json.loads(make_spec(thresholds=MEASURED).to_json())
+    properties = schema["properties"]["thresholds"]["oneOf"][1]
+    assert set(written["thresholds"]) == set(properties["properties"])
+    for wrong in ({}, MEASURED.to_json() | {"best_f1": 2}, [0.5]):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(written | {"thresholds": wrong}, schema)
+
+
+def test_thresholds_of_other_classes_are_refused(make_spec: MakeSpec) -> None:
+    text = changed(make_spec(), thresholds=MEASURED.to_json())
+    assert ModelSpec.from_json(text).thresholds == MEASURED
+    two = {"class_names": ["a", "b"], "category_ids": [1, 2]}
+    message = refused(json.dumps(json.loads(text) | two))
+    assert "thresholds of 3 classes for 2 class names" in message
 
 
 @pytest.mark.parametrize("version", ["2.0", "17.3"])
@@ -96,11 +136,14 @@ def test_a_missing_field_is_named(make_spec: MakeSpec, name: str) -> None:
         ("class_names", 3),
         ("category_ids", ["a", "b", "c"]),
         ("nms", [0.6]),
+        ("thresholds", 0.6),
+        ("thresholds", {}),
         ("provenance", "me"),
     ],
 )
 def test_a_wrong_value_is_refused(make_spec: MakeSpec, name: str, value: object) -> None:
-    assert "model description" in refused(changed(make_spec(), **{name: value}))
+    message = refused(changed(make_spec(), **{name: value}))
+    assert "model description" in message or "thresholds" in message
 
 
 def test_every_class_needs_its_id(make_spec: MakeSpec) -> None:

@@ -1,1 +1,1 @@
-"""Detection datasets: reading COCO folders, and the digits scenes that need no download."""
+"""Detection datasets: COCO, YOLO and Pascal VOC folders, checking them, and the digits scenes."""

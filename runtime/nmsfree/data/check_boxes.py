@@ -1,0 +1,149 @@
+"""Judging the boxes of a split: which have no area, lie outside, or are there twice."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.data.check_images import ImageFact
+from nmsfree.data.dataset import boxes_of, to_corners, with_area
+from nmsfree.data.faults import Fault, Kind, Xywh
+from nmsfree.data.image_size import Size
+from nmsfree.data.rows import ImageRow, SplitRows
+
+OVERHANG = 1.0  # pixels by which a box may reach out of its image unreported: rounding
+SAME_CORNERS = 1.0  # pixels by which the corners of duplicates may differ
+SMALL_SIDE = 8.0  # pixels: the finest stride of the detectors
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The boxes of a split and the verdict on each.
+
+    Attributes:
+        xyxy: float64 [n, 4], as annotated, in source pixels.
+        clipped: float64 [n, 4], cut to the image where its size is known.
+        without_area: bool [n], no width or height, or not finite.
+        outside: bool [n], nothing of it lies in the image.
+        partly_outside: bool [n], reaches out by more than `OVERHANG`.
+        duplicate_of: int64 [n], row of the earlier box that it repeats; −1 for none.
+        crowd: bool [n], regions to ignore.
+    """
+
+    xyxy: NDArray[np.float64]
+    clipped: NDArray[np.float64]
+    without_area: NDArray[np.bool_]
+    outside: NDArray[np.bool_]
+    partly_outside: NDArray[np.bool_]
+    duplicate_of: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Boxes worth keeping, bool [n]."""
+        return ~self.without_area & ~self.outside & (self.duplicate_of < 0)
+
+
+def judge(rows: SplitRows, sizes: Mapping[int, Size | None]) -> Boxes:
+    """Judge every box of a split.
+
+    Args:
+        rows: the split.
+        sizes: width, height of each image id; None (unknown) lets a box reach anywhere.
+    """
+    limits = {i: size or (np.inf, np.inf) for i, size in sizes.items()}
+    limit = np.array([limits[row.image_id] for row in rows.objects]).reshape(-1, 2)
+    crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
+    xywh = boxes_of(rows)
+    area = with_area(xywh)
+    xyxy = to_corners(np.where(area[:, None], xywh, 0.0))
+    clipped = np.clip(xyxy, 0.0, np.tile(limit, 2))
+    outside = area & ~with_area(np.hstack([clipped[:, :2], clipped[:, 2:] - clipped[:, :2]]))
+    reach = np.abs(clipped - xyxy).max(axis=1, initial=0.0)
+    partly = area & ~outside & (reach > OVERHANG)
+    countable = np.flatnonzero(area & ~outside & ~crowd)
+    duplicates = _duplicates(rows, clipped, countable)
+    return Boxes(xyxy, clipped, ~area, outside, partly, duplicates, crowd)
+
+
+def _duplicates(
+    rows: SplitRows, boxes: NDArray[np.float64], countable: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return for every box the earlier one of its image and class that it repeats, or −1."""
+    duplicate_of = np.full(len(boxes), -1, dtype=np.int64)
+    names = {category.id: category.name for category in rows.categories}  # one name, one class
+    groups: dict[tuple[int, str], list[int]] = {}
+    for index in countable.tolist():
+        row = rows.objects[index]
+        groups.setdefault((row.image_id, names[row.category_id]), []).append(index)
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        corners = boxes[group]
+        same = np.abs(corners[:, None] - corners[None]).max(axis=2) <= SAME_CORNERS
+        if np.count_nonzero(same) == len(group):
+            continue  # nothing but the diagonal
+        kept: list[int] = []
+        for position, index in enumerate(group):
+            first = next((k for k in kept if same[position, k]), None)
+            if first is None:
+                kept.append(position)
+            else:
+                duplicate_of[index] = group[first]
+    return duplicate_of
+
+
+def box_faults(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) -> Iterator[Fault]:
+    """Yield a fault for every box that is not right."""
+    images = {image.id: image for image in rows.images}
+    verdicts = (
+        (Kind.BOX_WITHOUT_AREA, boxes.without_area),
+        (Kind.BOX_OUTSIDE, boxes.outside),
+        (Kind.BOX_PARTLY_OUTSIDE, boxes.partly_outside),
+        (Kind.BOX_DUPLICATE, boxes.duplicate_of >= 0),
+    )
+    for kind, mask in verdicts:
+        for index in np.flatnonzero(mask).tolist():
+            row = rows.objects[index]
+            image = images[row.image_id]
+            detail = f"{rows.place(row)}: {_words(rows, boxes, kind, index, sizes[row.image_id])}"
+            yield Fault(kind, image.source, detail, image.path, (row.bbox,))
+
+
+def _words(rows: SplitRows, boxes: Boxes, kind: Kind, index: int, size: Size | None) -> str:
+    """Say what is wrong with a box."""
+    row = rows.objects[index]
+    if kind is Kind.BOX_DUPLICATE:
+        return f"repeats {rows.place(rows.objects[boxes.duplicate_of[index]])}"
+    if row.note:
+        return row.note
+    x, y, width, height = row.bbox
+    if kind is Kind.BOX_WITHOUT_AREA:
+        return f"{width:g} × {height:g} pixels at ({x:g}, {y:g})"
+    corners = f"{x:.6g}, {y:.6g} to {x + width:.6g}, {y + height:.6g}"
+    return f"{corners} of {size[0]} × {size[1]}" if size else corners
+
+
+def small_boxes(rows: SplitRows, boxes: Boxes) -> Iterator[Fault]:
+    """Yield one fault for every image with boxes below 8 pixels a side."""
+    sides = (boxes.clipped[:, 2:] - boxes.clipped[:, :2]).min(axis=1, initial=np.inf)
+    small: dict[int, list[Xywh]] = {}
+    for index in np.flatnonzero(boxes.good & ~boxes.crowd & (sides < SMALL_SIDE)).tolist():
+        row = rows.objects[index]
+        small.setdefault(row.image_id, []).append(row.bbox)
+    images: dict[int, ImageRow] = {image.id: image for image in rows.images}
+    for image_id, found in small.items():
+        image = images[image_id]
+        detail = f"{len(found)} boxes" if len(found) > 1 else "1 box"
+        yield Fault(Kind.BOX_SMALL, image.source, detail, image.path, tuple(found))
+
+
+def empty_images(rows: SplitRows, boxes: Boxes, facts: Mapping[Path, ImageFact]) -> Iterator[Fault]:
+    """Yield the readable images without any object to learn."""
+    usable = np.flatnonzero(boxes.good & ~boxes.crowd).tolist()
+    filled = {rows.objects[index].image_id for index in usable}
+    for image in rows.images:
+        if image.id not in filled and facts[image.path].problem is None:
+            yield Fault(Kind.IMAGE_WITHOUT_OBJECTS, image.source, "no object", image.path)

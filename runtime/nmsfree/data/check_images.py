@@ -1,0 +1,88 @@
+"""Reading every image of a dataset once: does it decode, how large is it, which bytes is it."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from nmsfree.data.faults import Fault, Kind
+from nmsfree.data.image_size import Size, header_size
+from nmsfree.data.rows import ImageRow
+from nmsfree.errors import InputError
+from nmsfree.images import read_image
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(frozen=True)
+class ImageFact:
+    """What reading an image file gave.
+
+    Attributes:
+        size: width, height in pixels after Exif rotation; None if it cannot be decoded.
+        digest: of its bytes; empty if it cannot be read.
+        problem: what is wrong, None if nothing is.
+        detail: in words.
+    """
+
+    size: Size | None
+    digest: str
+    problem: Kind | None = None
+    detail: str = ""
+
+
+def read_images(
+    paths: Sequence[Path], progress: Progress | None = None, threads: int | None = None
+) -> dict[Path, ImageFact]:
+    """Decode images on all cores (OpenCV frees the interpreter meanwhile).
+
+    Args:
+        paths: image files, each once.
+        progress: called as (done, total) after every image.
+        threads: how many at a time; one per core if not given.
+    """
+    facts: dict[Path, ImageFact] = {}
+    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
+    try:
+        for path, fact in zip(paths, pool.map(read_fact, paths), strict=True):
+            facts[path] = fact
+            if progress is not None:
+                progress(len(facts), len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, too
+    return facts
+
+
+def read_fact(path: Path) -> ImageFact:
+    """Read and decode one image."""
+    if not path.is_file():
+        return ImageFact(None, "", Kind.IMAGE_MISSING, "no such file")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        height, width = read_image(path).shape[:2]
+    except (OSError, InputError) as error:
+        header = header_size(path)
+        if header is None:
+            detail = str(error).removeprefix(f"{path}: ")
+            return ImageFact(None, "", Kind.IMAGE_UNREADABLE, detail)
+        detail = f"its header says {header[0]} × {header[1]} pixels, but they do not decode"
+        return ImageFact(None, "", Kind.IMAGE_TRUNCATED, detail)
+    return ImageFact((width, height), digest)
+
+
+def image_faults(images: Iterable[ImageRow], facts: dict[Path, ImageFact]) -> Iterator[Fault]:
+    """Yield a fault for every image that cannot be used or is not what its annotations say."""
+    for image in images:
+        fact = facts[image.path]
+        if fact.problem is not None:
+            yield Fault(fact.problem, image.path, fact.detail, image.path)
+        elif image.size is not None and fact.size is not None and image.size != fact.size:
+            yield Fault(Kind.IMAGE_SIZE, image.path, _sizes(image.size, fact.size), image.path)
+
+
+def _sizes(annotated: Size, found: Size) -> str:
+    turned = ", as if its Exif rotation had been ignored" if annotated == found[::-1] else ""
+    return f"{found[0]} × {found[1]} pixels, annotated {annotated[0]} × {annotated[1]}{turned}"

@@ -1,0 +1,143 @@
+"""The pictures of a check: a labelled batch of every split, and the faults that can be seen."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.data.check_report import Check, SplitCheck
+from nmsfree.data.faults import Fault, Level
+from nmsfree.data.rows import ImageRow, relative_name
+from nmsfree.data.sheet import Tile, make_sheet
+from nmsfree.data.sheet_marks import Mark
+from nmsfree.draw import color_of
+from nmsfree.errors import InputError
+from nmsfree.finished_files import write_picture
+from nmsfree.images import read_image
+
+COLUMNS, BATCH, MOST_FAULTS = 4, 12, 24  # tiles
+RED, PALE = (60, 60, 245), (190, 190, 190)
+MOST_NAMES = 40  # boxes of an image that get their names
+# Kinds worth a picture; the others speak of files or lists.
+_SHOWN = (Level.ERROR, Level.WARNING)
+
+
+def write_sheets(check: Check, folder: Path) -> list[Path]:
+    """Write SPLIT_labels.jpg for every split, and problems.jpg if there is anything to show.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    written: list[Path] = []
+    for name, split in check.splits.items():
+        tiles = [_labelled(check, split, image) for image in choose(check, split)]
+        if tiles:
+            written.append(folder / f"{name}_labels.jpg")
+            write_picture(written[-1], make_sheet(tiles, COLUMNS))
+    faulty = [_faulty(check, *found) for found in choose_faults(check)]
+    path = folder / "problems.jpg"
+    if faulty:
+        written.append(path)
+        write_picture(path, make_sheet(faulty, COLUMNS))
+    else:
+        path.unlink(missing_ok=True)  # of an earlier check
+    return written
+
+
+def choose(check: Check, split: SplitCheck) -> list[ImageRow]:
+    """Return the images of the labelled batch: readable, with objects, evenly over the split."""
+    usable = np.flatnonzero(split.boxes.good).tolist()
+    filled = {split.rows.objects[index].image_id for index in usable}
+    images = [
+        image
+        for image in split.rows.images
+        if image.id in filled and check.facts[image.path].problem is None
+    ]
+    places = np.linspace(0, len(images) - 1, min(BATCH, len(images))).round().astype(int)
+    return [images[place] for place in places.tolist()]
+
+
+def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
+    """Return what the sheet of problems shows: split and the faults of one image and kind.
+
+    Every kind gets its turn before any gets a second one, errors first.
+    """
+    queues: list[list[tuple[str, list[Fault]]]] = []
+    for finding in check.findings():
+        if finding.level not in _SHOWN:
+            continue
+        by_image: dict[Path, list[Fault]] = {}
+        for fault in finding.faults:
+            if fault.image is not None:
+                by_image.setdefault(fault.image, []).append(fault)
+        queues.append([(finding.split, faults) for faults in by_image.values()])
+    chosen: list[tuple[str, list[Fault]]] = []
+    turn = 0
+    while len(chosen) < MOST_FAULTS and any(turn < len(queue) for queue in queues):
+        chosen += [queue[turn] for queue in queues if turn < len(queue)]
+        turn += 1
+    return chosen[:MOST_FAULTS]
+
+
+def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
+    own = np.flatnonzero(split.boxes.good & (_image_ids(split) == image.id)).tolist()
+    marks = _class_marks(split, own, named=len(own) <= MOST_NAMES)
+    picture = read_image(image.path)
+    height, width = picture.shape[:2]
+    note = f"{width} x {height}, {len(own)} object{'s' * (len(own) != 1)}"
+    return Tile(picture, marks, relative_name(image.path, split.rows.root), note)
+
+
+def _image_ids(split: SplitCheck) -> NDArray[np.int64]:
+    return np.array([row.image_id for row in split.rows.objects], dtype=np.int64)
+
+
+def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> tuple[Mark, ...]:
+    """Return the boxes of objects in the colours of their classes."""
+    label_of = {c.id: (label, c.name) for label, c in enumerate(split.rows.categories)}
+    marks = []
+    for index in indices:
+        row = split.rows.objects[index]
+        label, name = label_of[row.category_id]
+        x1, y1, x2, y2 = split.boxes.clipped[index].tolist()
+        shown = f"{name} (crowd)" if row.iscrowd else name
+        marks.append(Mark((x1, y1, x2, y2), shown if named else "", color_of(label)))
+    return tuple(marks)
+
+
+def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
+    """Return the tile of one image and kind: what is wrong in red, the rest pale."""
+    kind, path = faults[0].kind, faults[0].image
+    assert path is not None  # chosen so
+    marks = [*_others(check, split, path), *(m for fault in faults for m in _red(fault))]
+    title = f"{kind.value.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    note = faults[0].detail.replace("×", "x") + more  # OpenCV 4 writes ASCII only
+    try:
+        return Tile(read_image(path), tuple(marks), title, note)
+    except InputError:
+        return Tile(
+            None, (), title, note, "no such file" if not path.exists() else "does not decode"
+        )
+
+
+def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
+    """Return the usable boxes of an image, to show the fault among them."""
+    names = [split] if split else list(check.splits)
+    for name in names:
+        found = check.splits[name]
+        ids = [image.id for image in found.rows.images if image.path == path]
+        own = np.flatnonzero(found.boxes.good & np.isin(_image_ids(found), ids)).tolist()
+        if own:
+            marks = _class_marks(found, own, named=False)
+            return tuple(replace(mark, color=PALE, line=1) for mark in marks)
+    return ()
+
+
+def _red(fault: Fault) -> Iterator[Mark]:
+    for x, y, width, height in fault.boxes:
+        if all(map(math.isfinite, (x, y, width, height))):
+            yield Mark((x, y, x + width, y + height), "", RED)

@@ -1,0 +1,99 @@
+"""What a split holds: objects by class and by size."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.data.check_boxes import SMALL_SIDE, Boxes
+from nmsfree.data.rows import SplitRows
+
+# COCO's classes of area: below 32², up to 96², above; its own evaluation may use mask areas.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
+# Edges of the bins of √area in pixels, about √2 apart; 32 and 96 are among them.
+EDGES = (0, 4, 6, 8, 11, 16, 23, 32, 45, 64, 96, 128, 181, 256, 362, 512, 724, 1024, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitStats:
+    """Counts of one split; boxes that are of no use (no area, outside, repeated) do not count.
+
+    Attributes:
+        images: all images.
+        images_without_objects: those without any usable box that is not a crowd region.
+        objects: usable boxes.
+        crowd: regions to ignore.
+        by_class: objects of each category id, also those without any.
+        images_by_class: images that show each category id.
+        sides: float64 [objects], √area in source pixels.
+        below_8px: objects with a width or height below 8 pixels.
+    """
+
+    images: int
+    images_without_objects: int
+    objects: int
+    crowd: int
+    by_class: dict[int, int]
+    images_by_class: dict[int, int]
+    sides: NDArray[np.float64]
+    below_8px: int
+
+    def by_area(self) -> dict[str, int]:
+        """Return the number of small, medium and large objects as COCO divides them."""
+        area = self.sides**2
+        small, large = int((area < SMALL_AREA).sum()), int((area > LARGE_AREA).sum())
+        return {"small": small, "medium": len(area) - small - large, "large": large}
+
+    def bins(self) -> list[int]:
+        """Return the number of objects in every bin of √area."""
+        return [int(count) for count in np.histogram(self.sides, EDGES)[0]]
+
+    def to_json(self, rows: SplitRows) -> dict[str, Any]:
+        """Return everything, classes by name."""
+        bins = zip(pairwise(EDGES), self.bins(), strict=True)
+        return {
+            "images": self.images,
+            "images_without_objects": self.images_without_objects,
+            "objects": self.objects,
+            "crowd": self.crowd,
+            "classes": [
+                {
+                    "id": c.id,
+                    "name": c.name,
+                    "objects": self.by_class[c.id],
+                    "images": self.images_by_class[c.id],
+                }
+                for c in rows.categories
+            ],
+            "box_sizes": {
+                **self.by_area(),
+                "below_8px": self.below_8px,
+                "sqrt_area_bins": [
+                    {"from": low, "to": high if np.isfinite(high) else None, "objects": count}
+                    for (low, high), count in bins
+                ],
+            },
+        }
+
+
+def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
+    """Count the usable boxes of a split."""
+    usable = boxes.good & ~boxes.crowd
+    sides = boxes.clipped[usable, 2:] - boxes.clipped[usable, :2]
+    objects = [rows.objects[index] for index in np.flatnonzero(usable).tolist()]
+    by_class = Counter(row.category_id for row in objects)
+    shown = Counter(c for _, c in {(row.image_id, row.category_id) for row in objects})
+    filled = {row.image_id for row in objects}
+    return SplitStats(
+        images=len(rows.images),
+        images_without_objects=len(rows.images) - len(filled),
+        objects=len(objects),
+        crowd=int(boxes.crowd.sum()),
+        by_class={category.id: by_class[category.id] for category in rows.categories},
+        images_by_class={category.id: shown[category.id] for category in rows.categories},
+        sides=np.sqrt(sides.prod(axis=1)),
+        below_8px=int((sides.min(axis=1, initial=np.inf) < SMALL_SIDE).sum()),
+    )

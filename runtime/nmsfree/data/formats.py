@@ -1,0 +1,113 @@
+"""Which format a dataset's folder has, and its splits in the common form."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nmsfree.data.coco import coco_splits, read_coco
+from nmsfree.data.faults import Report
+from nmsfree.data.image_size import image_size
+from nmsfree.data.rows import Format, SplitRows
+from nmsfree.data.voc import read_voc, voc_splits
+from nmsfree.data.yolo import ReadSize, read_yolo
+from nmsfree.data.yolo_config import find_configs, read_config
+from nmsfree.errors import DataError
+
+YAML_SUFFIXES = (".yaml", ".yml")
+LOOKED_FOR = (
+    "COCO (annotations/instances_SPLIT.json), YOLO (data.yaml with names and train) or Pascal VOC "
+    "(Annotations/ and ImageSets/Main/SPLIT.txt)"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dataset on disk whose format is known.
+
+    Attributes:
+        format: how it is read.
+        root: its folder.
+        config: the data.yaml of YOLO, None for the others.
+    """
+
+    format: Format
+    root: Path
+    config: Path | None = None
+
+    def splits(self) -> list[str]:
+        """Return the names of all splits: those that train first, then those that validate.
+
+        Raises:
+            DataError: a data.yaml that cannot be used, or no split.
+        """
+        if self.config is not None:
+            found = sorted(read_config(self.config).splits)
+        else:
+            found = coco_splits(self.root) if self.format == "COCO" else voc_splits(self.root)
+        if not found:
+            raise DataError(
+                f"{self.root} has no split: write ImageSets/Main/train.txt, one image name a line"
+            )
+        return sorted(found, key=_purpose)
+
+    def read(self, split: str, report: Report, read_size: ReadSize = image_size) -> SplitRows:
+        """Read one split; faults are reported.
+
+        Raises:
+            DataError: there is no such split, or its files are no such dataset.
+        """
+        if self.config is not None:
+            return read_yolo(self.config, split, report, read_size)
+        if self.format == "COCO":
+            return read_coco(self.root, split, report)
+        return read_voc(self.root, split, report)
+
+
+def _purpose(split: str) -> tuple[int, str]:
+    rank = next((i for i, start in enumerate(("train", "val")) if split.startswith(start)), 2)
+    return rank, split
+
+
+def find_layout(path: Path) -> Layout:
+    """Find out the format of a dataset by what is in its folder.
+
+    Args:
+        path: the folder, or the data.yaml of a YOLO dataset.
+
+    Raises:
+        DataError: no format fits, or more than one.
+    """
+    if path.suffix.lower() in YAML_SUFFIXES and path.is_file():
+        return Layout("YOLO", path.parent, path)
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder: give the folder of a dataset, {LOOKED_FOR}")
+    layouts = _layouts(path)
+    if not layouts:
+        below = [child.name for child in sorted(path.iterdir()) if child.is_dir()]
+        inner = [name for name in below if _layouts(path / name)]
+        hint = f"; did you mean {path / inner[0]}?" if inner else ""
+        raise DataError(f"{path} holds no dataset: looked for {LOOKED_FOR}{hint}")
+    if len(layouts) > 1:
+        found = ", ".join(f"{o.format} ({_evidence(o)})" for o in layouts)
+        raise DataError(
+            f"{path} fits more than one format: {found}; give the .yaml file itself to read it as "
+            "YOLO, or rename what is not meant"
+        )
+    return layouts[0]
+
+
+def _layouts(path: Path) -> list[Layout]:
+    """Return every reading that the files of a folder allow."""
+    layouts = [Layout("YOLO", path, config) for config in find_configs(path)]
+    if coco_splits(path):
+        layouts.insert(0, Layout("COCO", path))
+    elif (path / "Annotations").is_dir() and (
+        (path / "ImageSets" / "Main").is_dir() or (path / "JPEGImages").is_dir()
+    ):
+        layouts.append(Layout("VOC", path))
+    return layouts
+
+
+def _evidence(layout: Layout) -> str:
+    if layout.config is not None:
+        return layout.config.name
+    return "annotations/" if layout.format == "COCO" else "Annotations/"

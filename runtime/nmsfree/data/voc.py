@@ -1,0 +1,182 @@
+"""Reading Pascal VOC datasets: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/*.txt.
+
+- A split is a list ImageSets/Main/SPLIT.txt with an image name a line, which may hold spaces. Lists
+  with a column of 1, 0 and -1 behind the names (`aeroplane_train.txt`, one class's presence) are
+  no splits, unless they have the name of one (train, val, trainval, test).
+- Classes are the sorted names in the annotations of all splits, the same whatever split is read;
+  a file DIR/classes.txt, one name a line, takes their place. Category ids count from 1.
+- Boxes are whole pixels from 1, the last one included: xmin, ymin, xmax, ymax become the corners
+  (xmin − 1, ymin − 1) and (xmax, ymax) of continuous coordinates.
+- Objects marked `difficult` are regions to ignore, as in VOC's own evaluation: they become
+  `iscrowd`, so they are neither trained on nor asked for nor counted as false positives.
+- Images are numbered from 1 in the order of their names.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from nmsfree.data.faults import Fault, Kind, Report
+from nmsfree.data.image_files import images_in
+from nmsfree.data.image_size import image_size
+from nmsfree.data.rows import Category, ImageRow, ObjectRow, SplitRows, inside
+from nmsfree.data.voc_xml import VocAnnotation, read_xml
+from nmsfree.errors import DataError, InputError
+
+USUAL = frozenset(("train", "val", "trainval", "test"))
+PROBED = 20  # lines that tell whether a list has a second column
+_PRESENCE = re.compile(r"(.*\S)\s+(?:-1|0|1)")
+
+
+def voc_splits(directory: Path) -> list[str]:
+    """Return the names of the splits of a VOC folder, sorted."""
+    files = sorted((directory / "ImageSets" / "Main").glob("*.txt"))
+    return [file.stem for file in files if _is_split(file)]
+
+
+def _is_split(file: Path) -> bool:
+    if file.stem in USUAL:
+        return True
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        found = [line.strip() for line in islice(lines, PROBED) if line.strip()]
+    return not found or any(_name(line, _annotation_folder(file)) == line for line in found)
+
+
+def _annotation_folder(file: Path) -> Path:
+    return file.parents[2] / "Annotations"  # of DIR/ImageSets/Main/SPLIT.txt
+
+
+def _name(line: str, annotations: Path) -> str:
+    """Return the image name in a stripped line; "photo 1" is one if it is annotated."""
+    column = _PRESENCE.fullmatch(line)
+    if column is None or (annotations / f"{line}.xml").is_file():
+        return line
+    return column[1]
+
+
+def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
+    """Read one split as it stands; what cannot be used is reported and left out.
+
+    Raises:
+        DataError: a folder or list is missing or empty, or no class is named anywhere.
+    """
+    file = directory / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        found = ", ".join(voc_splits(directory)) or "none"
+        raise DataError(
+            f"{file} is missing: write one image name a line; splits found in {directory}: {found}"
+        )
+    names = read_names(file)
+    if not names:
+        raise DataError(f"{file} is empty: write one image name a line")
+    annotations = dict(_annotations(directory, names, report))
+    categories = _categories(directory, annotations)
+    ids = {category.name: category.id for category in categories}
+    pictures = _Pictures(directory / "JPEGImages")
+    images: list[ImageRow] = []
+    objects: list[ObjectRow] = []
+    for number, (name, annotation) in enumerate(annotations.items(), start=1):
+        path = pictures.find(name, annotation.filename)
+        images.append(ImageRow(number, path, annotation.file, _size(path, annotation)))
+        objects += _objects(images[-1], annotation, ids, report)
+    return SplitRows("VOC", split, directory, file, categories, tuple(images), tuple(objects))
+
+
+def read_names(file: Path) -> list[str]:
+    """Return the image names in a list, sorted and each once.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is no text ({error}): write one image name a line") from error
+    folder = _annotation_folder(file)
+    return sorted({_name(line.strip(), folder) for line in lines if line.strip()})
+
+
+def _annotations(
+    directory: Path, names: list[str], report: Report
+) -> Iterator[tuple[str, VocAnnotation]]:
+    """Yield what can be read for each image name."""
+    for name in names:
+        try:
+            file = inside(directory / "Annotations", f"{name}.xml")
+        except ValueError as error:
+            report(Fault(Kind.IMAGE_ENTRY, directory / "ImageSets", str(error)))
+            continue
+        if not file.is_file():
+            detail = "is missing: an image without objects needs a file without <object>, too"
+            report(Fault(Kind.ANNOTATION_FILE_MISSING, file, detail))
+            continue
+        try:
+            yield name, read_xml(file, report)
+        except DataError as error:
+            detail = str(error).removeprefix(f"{file}: ")
+            report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
+
+
+def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Category, ...]:
+    """Return all classes of the dataset; `read` are the annotations that are at hand already."""
+    listed = directory / "classes.txt"
+    if listed.is_file():
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+        found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    else:
+        lists = [directory / "ImageSets" / "Main" / f"{s}.txt" for s in voc_splits(directory)]
+        others = sorted({name for file in lists for name in read_names(file)} - read.keys())
+        every = [*read.values(), *(a for _, a in _annotations(directory, others, _ignore))]
+        found = sorted({item.name for annotation in every for item in annotation.objects})
+    if not found:
+        raise DataError(
+            f"{directory}: no annotation names a class: write the names into {listed}, one a line"
+        )
+    return tuple(Category(number, name) for number, name in enumerate(found, start=1))
+
+
+def _ignore(fault: Fault) -> None:
+    """Take a fault of a split that was not asked for; reading that one will tell."""
+
+
+class _Pictures:
+    """The image files of a folder, by name without suffix."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is missing: the images belong there")
+        self._folder = folder
+        self._files: dict[str, list[str]] = {}
+        for file in images_in(folder):
+            self._files.setdefault(file.stem, []).append(file.name)
+
+    def find(self, name: str, wanted: str) -> Path:
+        """Return the image of a name: the one its annotation names, else the first there is."""
+        files = sorted(self._files.get(name, []))
+        chosen = wanted if wanted in files else next(iter(files), f"{name}.jpg")
+        return self._folder / chosen
+
+
+def _size(path: Path, annotation: VocAnnotation) -> tuple[int, int] | None:
+    """Return the size that the annotation states, or that of the file if it states none.
+
+    None if neither tells; reading the picture then says what is wrong with it.
+    """
+    if annotation.size is not None:
+        return annotation.size
+    try:
+        return image_size(path)
+    except InputError:
+        return None
+
+
+def _objects(
+    image: ImageRow, annotation: VocAnnotation, ids: dict[str, int], report: Report
+) -> Iterator[ObjectRow]:
+    for item in annotation.objects:
+        if item.name not in ids:
+            detail = f"object {item.number} is {item.name!r}, which classes.txt does not name"
+            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (item.bbox,)))
+            continue
+        yield ObjectRow(image.id, ids[item.name], item.bbox, item.difficult, item.number)

@@ -1,0 +1,1 @@
+"""What results of a detector say: AP, thresholds, duplicates, calibration, and their pictures."""

@@ -1,0 +1,202 @@
+"""Everything `nmsfree eval` tells, from one set of COCO results."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.evaluate import category_ids_of
+from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes, to_results
+from nmsfree.evaluation.calibration import Calibration, calibrate
+from nmsfree.evaluation.class_report import ClassReport, class_report
+from nmsfree.evaluation.coco_scores import CocoScorer, Metrics, Result
+from nmsfree.evaluation.confusion import confusion_matrix
+from nmsfree.evaluation.curves import Curve, Point
+from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, survivors
+from nmsfree.evaluation.recommend import recommend
+from nmsfree.spec import ModelSpec
+from nmsfree.thresholds import TARGET_PRECISION, Thresholds
+
+# Folders of the COCO and VOC formats between the dataset's own folder and the annotations.
+_LAYOUT_FOLDERS = ("annotations", "Main", "ImageSets")
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What was measured of one model on one split.
+
+    Attributes:
+        spec: the model.
+        split: name of the split.
+        images, objects: how many; crowd regions are left out.
+        metrics: COCO metrics.
+        ap_with_nms: AP after class-aware NMS (IoU 0.6) on top of the model's output.
+        thresholds: recommended ones.
+        best: precision and recall at `thresholds.best_f1`.
+        best_f1_with_nms: the largest F1 of all classes together after the same NMS. AP hardly
+            notices wrong detections below the right ones; who shows what is above a threshold does.
+        duplicates_per_image: detections that overlap a better one of their class by IoU > 0.7,
+            per image, among those above `thresholds.best_f1`.
+        wrong_duplicates_per_image: those of them that hit no object of their own; the others are
+            true objects that overlap.
+        duplicates_at_floor: duplicates per image among all detections.
+        cap_hits: images whose detections above the floor fill all rows of the output; None where
+            the lists were not cut to those rows.
+        calibration: scores against precision at IoU 0.5, crowd regions left out.
+        per_class: by class id.
+        curves: detections by score at IoU 0.5, by class id.
+        overall: the same of all classes together.
+        confusion: int64 [classes + 1, classes + 1] at `thresholds.best_f1`; rows are the truth,
+            columns the prediction, the last of each is background.
+    """
+
+    spec: ModelSpec
+    split: str
+    images: int
+    objects: int
+    metrics: Metrics
+    ap_with_nms: float
+    thresholds: Thresholds
+    best: Point
+    best_f1_with_nms: float
+    duplicates_per_image: float
+    wrong_duplicates_per_image: float
+    duplicates_at_floor: float
+    cap_hits: int | None
+    calibration: Calibration
+    per_class: tuple[ClassReport, ...]
+    curves: tuple[Curve, ...]
+    overall: Curve
+    confusion: NDArray[np.int64]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures under flat names, ready for `json.dumps`."""
+        return {
+            **self.metrics.to_json(),
+            "AP_with_nms": self.ap_with_nms,
+            "duplicates_per_image": self.duplicates_per_image,
+            "wrong_duplicates_per_image": self.wrong_duplicates_per_image,
+            "duplicates_per_image_at_floor": self.duplicates_at_floor,
+            "cap_hits": self.cap_hits,
+            "calibration_error": self.calibration.error,
+            "F1": self.best.f1,
+            "F1_with_nms": self.best_f1_with_nms,
+            "precision": self.best.precision,
+            "recall": self.best.recall,
+            "images": self.images,
+            "objects": self.objects,
+            "class_names": list(self.spec.class_names),
+            "thresholds": self.thresholds.to_json(),
+            "per_class": [report.to_json() for report in self.per_class],
+            "calibration": [asdict(b) for b in self.calibration.bins],
+        }
+
+
+def analyse(
+    dataset: DetectionDataset,
+    results: Sequence[Result],
+    spec: ModelSpec,
+    *,
+    target_precision: float = TARGET_PRECISION,
+    capped: bool = True,
+) -> Analysis:
+    """Measure a model by its results; no inference happens here.
+
+    Args:
+        dataset: what the results are compared with.
+        results: everything above the model's score floor, in any order; see `predict`.
+        spec: the model's description: classes, floor and rows of the output.
+        target_precision: precision that `Thresholds.at_precision` must reach.
+        capped: whether the results of an image are at most the `top_k` rows of the model's output;
+            the published protocol keeps all of them.
+
+    Raises:
+        DataError: no objects, other classes, or results of another dataset.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    category_ids = [int(i) for i in category_ids_of(spec.class_names, dataset)]
+    image_ids = [sample.image_id for sample in dataset.samples]
+    labels = {category_id: label for label, category_id in enumerate(category_ids)}
+    scorer = CocoScorer(dataset)
+    scores = scorer.score(results)
+    truth = read_boxes(scorer.truth["annotations"], image_ids, labels)
+    found = best_first(read_boxes(results, image_ids, labels))
+    matches = match(found, truth)
+    curves, overall = _curves(found, matches, truth, spec)
+    thresholds, best = recommend(
+        curves,
+        overall,
+        fallback=spec.threshold,
+        target_precision=target_precision,
+        measured_on=_describe(dataset),
+    )
+    kept = found.select(survivors(found))
+    _, overall_kept = _curves(kept, match(kept, truth), truth, spec)
+    best_kept = overall_kept.best_f1()
+    shown = found.score > best.threshold
+    double = duplicates(found)
+    counted = ~matches.ignored
+    return Analysis(
+        spec=spec,
+        split=dataset.name,
+        images=len(dataset),
+        objects=overall.objects,
+        metrics=scores.metrics,
+        ap_with_nms=scores.metrics.ap
+        if len(kept) == len(found)
+        else scorer.ap(to_results(kept, image_ids, category_ids)),
+        thresholds=thresholds,
+        best=best,
+        best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
+        duplicates_per_image=_per_image(double & shown, dataset),
+        wrong_duplicates_per_image=_per_image(double & shown & counted & ~matches.hit, dataset),
+        duplicates_at_floor=_per_image(double, dataset),
+        cap_hits=int((np.bincount(found.image) >= spec.top_k).sum()) if capped else None,
+        calibration=calibrate(found.score[counted], matches.hit[counted]),
+        per_class=tuple(
+            class_report(name, category_id, curve, threshold, scores)
+            for name, category_id, curve, threshold in zip(
+                spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
+            )
+        ),
+        curves=curves,
+        overall=overall,
+        confusion=confusion_matrix(found.select(shown), truth, len(spec.class_names)),
+    )
+
+
+def _per_image(flags: NDArray[np.bool_], dataset: DetectionDataset) -> float:
+    """Flagged detections per image."""
+    return int(flags.sum()) / len(dataset)
+
+
+def _curves(
+    found: Boxes, matches: Matches, truth: Boxes, spec: ModelSpec
+) -> tuple[tuple[Curve, ...], Curve]:
+    """Return the curve of each class, and that of all together."""
+    counted, hit = ~matches.ignored, matches.hit
+    labels = range(len(spec.class_names))
+    objects = np.bincount(truth.label[~truth.crowd], minlength=len(labels))
+    masks = [counted & (found.label == label) for label in labels]
+    curves = tuple(
+        Curve.of(found.score[mask], hit[mask], int(count), spec.score_floor)
+        for mask, count in zip(masks, objects, strict=True)
+    )
+    overall = Curve.of(found.score[counted], hit[counted], int(objects.sum()), spec.score_floor)
+    return curves, overall
+
+
+def _describe(dataset: DetectionDataset) -> str:
+    """What was measured on: "digits val, 300 images, IoU 0.5"."""
+    return f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images, IoU {HIT_IOU}"
+
+
+def folder_name(dataset: DetectionDataset) -> str:
+    """Return the name of the dataset's own folder: "digits"."""
+    folder = dataset.annotation_file.resolve().parent
+    while folder.name in _LAYOUT_FOLDERS:
+        folder = folder.parent
+    return folder.name

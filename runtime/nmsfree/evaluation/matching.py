@@ -1,0 +1,94 @@
+"""Which detections hit which objects, as COCO decides it, for whole datasets at once.
+
+Overlapping pairs are found with arrays; only those above the wanted IoU, a few for each object,
+are then walked one by one in the order of the scores.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.evaluation.boxes import Boxes, Indices, pairs_between, pairs_within
+
+HIT_IOU = 0.5  # overlap from which a detection counts as right
+DUPLICATE_IOU = 0.7  # overlap above which two detections of a class show the same object
+NMS_IOU = 0.6  # of the published evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What became of every detection.
+
+    Attributes:
+        truth: int64 [n], row of the object that was hit, −1 for none.
+        ignored: bool [n], neither right nor wrong: it lies in a crowd region.
+    """
+
+    truth: Indices
+    ignored: NDArray[np.bool_]
+
+    @property
+    def hit(self) -> NDArray[np.bool_]:
+        """bool [n], whether an object was hit."""
+        return self.truth >= 0
+
+
+def match(found: Boxes, truth: Boxes, *, iou: float = HIT_IOU, by_class: bool = True) -> Matches:
+    """Match detections to objects by COCO's rule.
+
+    In the order of the scores a detection takes the object of its image (and class) that it
+    overlaps most, if that IoU is at least `iou` and no better detection has it. One that gets
+    none, but lies in a crowd region (intersection / area of the detection at least `iou`), is
+    ignored; such a region takes any number.
+
+    Args:
+        found: from `best_first`.
+        by_class: only boxes of one class match; otherwise the class does not matter.
+    """
+    i, j = pairs_between(found, truth, iou, by_class)
+    crowd = truth.crowd[j]
+    hit = _take(i[~crowd], j[~crowd], len(found), len(truth))
+    ignored = np.zeros(len(found), np.bool_)
+    ignored[i[crowd]] = True
+    return Matches(hit, ignored & (hit < 0))
+
+
+def _take(i: Indices, j: Indices, detections: int, objects: int) -> Indices:
+    """Give every detection the first of its objects that is still free."""
+    taken, free = [-1] * detections, [True] * objects
+    for detection, thing in zip(i.tolist(), j.tolist(), strict=True):
+        if free[thing] and taken[detection] < 0:
+            taken[detection] = thing
+            free[thing] = False
+    return np.array(taken, np.int64)
+
+
+def duplicates(found: Boxes, iou: float = DUPLICATE_IOU) -> NDArray[np.bool_]:
+    """Return bool [n]: overlaps a better detection of its image and class by more than `iou`.
+
+    A threshold keeps the better one of such a pair whenever it keeps the other, so the
+    duplicates that remain above a threshold are the flagged detections above it.
+
+    Args:
+        found: from `best_first`.
+    """
+    flags = np.zeros(len(found), np.bool_)
+    flags[pairs_within(found, iou)[1]] = True
+    return flags
+
+
+def survivors(found: Boxes, iou: float = NMS_IOU) -> NDArray[np.bool_]:
+    """Return bool [n]: what greedy, class-aware NMS leaves, as `nmsfree.nms.suppress` does.
+
+    All images are taken at once: half a million detections of 5000 images take a third of a
+    second so, and five seconds image by image.
+
+    Args:
+        found: from `best_first`.
+    """
+    alive = [True] * len(found)
+    for better, worse in zip(*(p.tolist() for p in pairs_within(found, iou)), strict=True):
+        if alive[better]:
+            alive[worse] = False
+    return np.array(alive, np.bool_)

@@ -1,0 +1,427 @@
+"""`nmsfree data check` as a user runs it, on COCO, YOLO and Pascal VOC folders."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nmsfree.data.check import check_dataset
+from nmsfree.data.check_sheets import choose, choose_faults
+from nmsfree.data.digits import write_digits
+from nmsfree.data.faults import Level
+from nmsfree.data.fix import write_fixed
+from nmsfree.data.load import load_dataset
+from nmsfree.data.sheet import CAPTION, GAP, HEIGHT, WIDTH, Tile, make_sheet
+from nmsfree.data.sheet_marks import Mark
+from nmsfree.data_cli import app
+from nmsfree.errors import DataError
+from nmsfree.images import read_image
+
+runner = CliRunner()
+
+
+def run(*arguments: object) -> Any:
+    return runner.invoke(app, ["check", *map(str, arguments)])
+
+
+def found(root: Path) -> dict[str, int]:
+    """Number of errors and warnings by kind."""
+    levels = (Level.ERROR, Level.WARNING)
+    findings = [f for f in check_dataset(root).findings() if f.level in levels]
+    return {finding.kind.value: len(finding.faults) for finding in findings}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("check") / "digits"
+    write_digits(root, train=12, val=3, crowd=2)
+    return root
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def yolo(root: Path) -> Path:
+    for number, split in enumerate(("train", "train", "train", "val")):
+        picture(root / f"images/{split}/{number}.png", number)
+        label = root / f"labels/{split}/{number}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.25 0.25\n")
+    text = "path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: '$x_1$ [b]'}\n"
+    (root / "data.yaml").write_text(text)
+    return root
+
+
+def voc(root: Path) -> Path:
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    box = "<xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax>"
+    thing = f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
+    size = "<size><width>64</width><height>48</height></size>"
+    for number in range(4):
+        picture(root / f"JPEGImages/{number}.jpg", number)
+        xml = f"<annotation>{size}{thing}</annotation>"
+        (root / f"Annotations/{number}.xml").write_text(xml)
+    for split, names in {"train": "0\n1", "val": "2\n3", "trainval": "0\n1\n2\n3"}.items():
+        (root / f"ImageSets/Main/{split}.txt").write_text(names)
+    return root
+
+
+def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
+    outcome = run(digits, "--out", tmp_path / "new", "--json", tmp_path / "report.json")
+    assert outcome.exit_code == 0, outcome.output
+    assert "no errors, " in outcome.stdout
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (report["format"], report["errors"]) == ("COCO", 0)
+    assert {f["kind"] for f in report["findings"]} <= {"class-empty", "box-small"}  # few images
+    assert {name: split["images"] for name, split in report["splits"].items()} == {
+        "train": 12,
+        "val": 3,
+        "crowd": 2,
+    }
+    assert report["fixed"] is None
+    for name, split in report["splits"].items():
+        dataset = load_dataset(digits, name)
+        counts = np.bincount(np.concatenate([s.labels for s in dataset.samples]), minlength=10)
+        assert [row["objects"] for row in split["classes"]] == counts.tolist()
+        sizes = split["box_sizes"]
+        total = sizes["small"] + sizes["medium"] + sizes["large"]
+        bins = sum(each["objects"] for each in sizes["sqrt_area_bins"])
+        assert split["objects"] == total == bins == counts.sum()
+    names = ["train_labels.jpg", "val_labels.jpg", "crowd_labels.jpg", "histograms.png"]
+    assert [Path(path).name for path in report["pictures"]] == names
+    for path in map(Path, report["pictures"]):
+        assert str(path) in outcome.stdout
+        assert read_image(path).std() > 20
+
+
+def test_json_alone_on_stdout_and_chosen_splits(digits: Path, tmp_path: Path) -> None:
+    arguments = (digits, "--split", "val", "--split", "crowd", "--out", tmp_path, "--json", "-")
+    report = json.loads(run(*arguments).stdout)
+    assert list(report["splits"]) == ["val", "crowd"]
+    assert not (tmp_path / "train_labels.jpg").exists()
+
+
+def test_pictures_are_the_same_every_time(digits: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert run(digits, "--out", tmp_path / name).exit_code == 0
+    first = sorted((tmp_path / "one").iterdir())
+    assert len(first) == 4
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_wrong_usage(digits: Path, tmp_path: Path) -> None:
+    assert isinstance(run(tmp_path).exception, DataError)
+    assert "holds no dataset: looked for COCO" in str(run(tmp_path).exception)
+    outcome = run(digits, "--split", "test", "--out", tmp_path)
+    assert isinstance(outcome.exception, DataError)
+    assert "splits found" in str(outcome.exception)
+    assert run().exit_code == 2
+
+
+def test_help_has_an_example() -> None:
+    outcome = run("--help")
+    assert "Example: nmsfree data check data/digits" in outcome.stdout
+    assert "Exit status: 0 no errors" in outcome.stdout
+
+
+def test_a_broken_set_fails_and_its_fixed_copy_passes(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "my digits"
+    shutil.copytree(digits, root)
+    (root / "train/00003.png").write_bytes((root / "train/00003.png").read_bytes()[:500])
+    (root / "val/00001.png").unlink()
+    outcome = run(root, "--out", tmp_path / "pictures")
+    assert outcome.exit_code == 1
+    assert "2 errors, " in outcome.stdout
+    assert "train/00003.png: its header says 256 × 256 pixels" in outcome.stdout
+    assert (tmp_path / "pictures/problems.jpg").is_file()
+    assert not (tmp_path / "my digits-clean").exists()
+
+    outcome = run(root, "--out", tmp_path / "pictures", "--fix", "--json", tmp_path / "r.json")
+    assert outcome.exit_code == 0
+    assert f"nmsfree train --data '{root}-clean'" in outcome.stdout
+    assert "1 missing images: left out" in outcome.stdout
+    fixed = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["fixed"]
+    assert fixed["splits"]["train"]["changes"] == {"image-truncated": 1}
+    assert fixed["splits"]["val"]["images"] == 2
+    assert len(load_dataset(tmp_path / "my digits-clean", "train")) == 11
+
+    outcome = run(tmp_path / "my digits-clean", "--out", tmp_path / "pictures", "--fix")
+    assert outcome.exit_code == 0
+    assert "nothing to fix" in outcome.stdout
+    assert not (tmp_path / "pictures/problems.jpg").exists()  # an old one would mislead
+
+
+def test_the_command_names_splits_that_train_does_not_expect(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set")
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("train: ", "fit: ").replace("val: ", "test: "))
+    (root / "labels/train/1.txt").write_text("0 0.5 0.5 0 0.5")
+    outcome = run(root, "--out", tmp_path / "p", "--fix", "--out-fixed", tmp_path / "clean")
+    assert outcome.exit_code == 0, outcome.output
+    assert f"train --data {tmp_path / 'clean'} --split fit --val test" in outcome.stdout
+
+
+def test_a_split_that_cannot_be_read_is_not_for_fixing(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(digits, root)
+    (root / "annotations/instances_crowd.json").write_text("{")
+    outcome = run(root, "--out", tmp_path, "--fix")
+    assert outcome.exit_code == 1
+    assert "nothing that --fix can mend" in outcome.stdout
+    assert not (tmp_path / "set-clean").exists()
+
+
+def test_opencv_does_not_chatter(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(digits, root)
+    (root / "train/00003.png").write_bytes((root / "train/00003.png").read_bytes()[:500])
+    command = [sys.executable, "-c", "from nmsfree.data_cli import app; app()", "check", str(root)]
+    outcome = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, check=False, encoding="utf-8",
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert outcome.returncode == 1
+    assert [line for line in outcome.stderr.splitlines() if "reading" not in line] == []
+
+
+YOLO: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
+    "nothing": (lambda r: None, {}),
+    "columns": (
+        lambda r: (r / "labels/train/1.txt").write_text("0 1 2"),
+        {"annotation-malformed": 1},
+    ),
+    "pixels": (
+        lambda r: (r / "labels/train/1.txt").write_text("0 20 20 9 9\n1 .5 .5 .1 .1"),
+        {"box-outside": 1},
+    ),
+    "binary": (
+        lambda r: (r / "labels/train/1.txt").write_bytes(b"\xff\xfe\x80"),
+        {"annotation-malformed": 1},
+    ),
+    "class": (
+        lambda r: (r / "labels/train/1.txt").write_text("2 .5 .5 .1 .1"),
+        {"dangling-category": 1},
+    ),
+    "flat": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 0 .1"),
+        {"box-without-area": 1},
+    ),
+    "nan": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 nan .5 .1 .1"),
+        {"box-without-area": 1},
+    ),
+    "out": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 .9 .5 .4 .1"),
+        {"box-partly-outside": 1},
+    ),
+    "far out": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 2 .1"),
+        {"box-partly-outside": 1},
+    ),
+    "twice": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 .4 .4\n1 .505 .5 .4 .4"),
+        {"box-duplicate": 1},
+    ),
+    "stray label": (
+        lambda r: [(r / f"labels/train/{n}.txt").write_text("") for n in ("x", "classes")],
+        {"label-without-image": 1},
+    ),
+    "no label": (lambda r: (r / "labels/train/1.txt").unlink(), {}),
+    "image": (lambda r: (r / "images/train/1.png").write_bytes(b"no"), {"image-unreadable": 1}),
+    "leak": (
+        lambda r: shutil.copy(r / "images/train/1.png", r / "images/val/3.png"),
+        {"leakage": 1},
+    ),
+    "listed but gone": (
+        lambda r: (
+            (r / "list.txt").write_text("images/train/0.png\nimages/train/gone.png"),
+            (r / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]"),
+        ),
+        {"image-missing": 1},
+    ),
+    "no folder": (
+        lambda r: shutil.rmtree(r / "images/val"),
+        {"split-unreadable": 1, "label-without-image": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", YOLO)
+def test_faults_of_yolo_sets(tmp_path: Path, name: str) -> None:
+    plant, expected = YOLO[name]
+    root = yolo(tmp_path / "set")
+    plant(root)
+    assert found(root) == {kind: count for kind, count in expected.items() if count}
+    fixed = write_fixed(check_dataset(root), tmp_path / "clean")
+    assert len(fixed.unfixed) == expected.get("split-unreadable", 0)
+    assert found(tmp_path / "clean") == {}
+
+
+VOC: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
+    "nothing": (lambda r: None, {}),
+    "no xml": (lambda r: (r / "Annotations/1.xml").unlink(), {"annotation-file-missing": 1}),
+    "broken xml": (
+        lambda r: (r / "Annotations/1.xml").write_text("<annotation>"),
+        {"annotation-malformed": 1},
+    ),
+    "no box": (
+        lambda r: (r / "Annotations/1.xml").write_text(
+            "<annotation><object><name>cat</name></object></annotation>"
+        ),
+        {"annotation-malformed": 1},
+    ),
+    "class": (
+        lambda r: (
+            (r / "classes.txt").write_text("cat"),
+            rewrite(r / "Annotations/1.xml", "cat", "dog"),
+        ),
+        {"dangling-category": 1},
+    ),
+    "size": (
+        lambda r: rewrite(r / "Annotations/1.xml", "<width>64", "<width>65"),
+        {"image-size": 1},
+    ),
+    "outside": (
+        lambda r: (
+            rewrite(r / "Annotations/1.xml", "<xmin>9", "<xmin>70"),
+            rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>90"),
+        ),
+        {"box-outside": 1},
+    ),
+    "from zero": (lambda r: rewrite(r / "Annotations/1.xml", "<xmin>9", "<xmin>0"), {}),
+    "one pixel": (lambda r: rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>9"), {}),
+    "backwards": (
+        lambda r: rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>8"),
+        {"box-without-area": 1},
+    ),
+    "stray": (lambda r: picture(r / "JPEGImages/9.jpg", 9), {"image-unannotated": 1}),
+    "gone": (lambda r: (r / "JPEGImages/1.jpg").unlink(), {"image-missing": 1}),
+    "name": (
+        lambda r: rewrite(r / "ImageSets/Main/train.txt", "0", "../0"),
+        {"image-entry": 1, "image-unannotated": 1},
+    ),
+    "leak": (lambda r: shutil.copy(r / "JPEGImages/1.jpg", r / "JPEGImages/2.jpg"), {"leakage": 1}),
+}
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("name", VOC)
+def test_faults_of_voc_sets(tmp_path: Path, name: str) -> None:
+    plant, expected = VOC[name]
+    root = voc(tmp_path / "set")
+    for split in ("val", "trainval"):  # the other splits have their own tests
+        if name != "leak" or split == "trainval":
+            (root / f"ImageSets/Main/{split}.txt").unlink()
+    if name != "leak":
+        for number in (2, 3):
+            (root / f"JPEGImages/{number}.jpg").unlink()
+    plant(root)
+    assert found(root) == expected
+    assert write_fixed(check_dataset(root), tmp_path / "clean").unfixed == ()
+    assert found(tmp_path / "clean") == {}
+
+
+def test_a_split_that_joins_others_shares_their_images(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set")
+    check = check_dataset(root)
+    unions = [f.detail for f in check.faults if f.kind.value == "split-union"]
+    assert (found(root), unions) == ({}, ["trainval is train and val together"])
+    shutil.copy(root / "JPEGImages/0.jpg", root / "JPEGImages/2.jpg")
+    (root / "Annotations/1.xml").write_text("no")
+    assert found(root).keys() == {"leakage", "annotation-malformed", "image-duplicate"}
+    outcome = run(root, "--out", tmp_path / "p", "--fix", "--out-fixed", tmp_path / "clean")
+    assert outcome.exit_code == 1  # nothing is left to train on
+    assert "not fixed: train: all its images are in val" in " ".join(outcome.stdout.split())
+
+
+def test_a_joined_split_is_fixed_like_its_parts(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set")
+    shutil.copy(root / "JPEGImages/0.jpg", root / "JPEGImages/2.jpg")
+    assert run(root, "--out", tmp_path / "p", "--fix").exit_code == 0
+    clean = tmp_path / "set-clean"
+    assert found(clean) == {}
+    names = {
+        split: [sample.path.stem for sample in load_dataset(clean, split).samples]
+        for split in ("train", "val", "trainval")
+    }
+    assert names == {"train": ["1"], "val": ["2", "3"], "trainval": ["1", "2", "3"]}
+
+
+def test_chosen_pictures(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set")
+    (root / "labels/train/0.txt").write_text("")
+    (root / "labels/train/1.txt").write_text("0 .5 .5 .1 .1\n1 .5 .5 0 .1\n1 .5 .2 0 .1")
+    (root / "images/train/2.png").write_bytes(b"no")
+    check = check_dataset(root)
+    # One to look at: the first has no object, the last is unreadable.
+    assert [image.path.stem for image in choose(check, check.splits["train"])] == ["1"]
+    problems = choose_faults(check)
+    assert [(s, faults[0].kind.value, len(faults)) for s, faults in problems] == [
+        ("train", "image-unreadable", 1),
+        ("train", "box-without-area", 2),
+    ]
+
+
+def test_sheets_have_a_tile_for_each_picture() -> None:
+    white: Any = np.full((30, 50, 3), 255, np.uint8)
+    for count, columns, rows in ((1, 1, 1), (3, 3, 1), (5, 4, 2)):
+        sheet = make_sheet([Tile(white, (), "name", "note")] * count, 4)
+        wide, high = columns * (WIDTH + GAP) + GAP, rows * (HEIGHT + CAPTION + GAP) + GAP
+        assert sheet.shape == (high, wide, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (3000, 2), (340, 420)])
+def test_pictures_of_any_shape_fit_a_tile(size: tuple[int, int]) -> None:
+    green: Any = np.full((*size, 3), (0, 255, 0), np.uint8)
+    tile = make_sheet([Tile(green, (), "", "")], 1)[GAP : GAP + HEIGHT, GAP : GAP + WIDTH]
+    shown = (tile == (0, 255, 0)).all(axis=2)
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    assert len(rows) == HEIGHT or len(columns) == WIDTH  # as large as it can be
+    assert shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize(
+    "xyxy",
+    [(10, 10, 20, 20), (5, 5, 5, 9), (-20, 5, 10, 9), (900, 5, 990, 9), (-1e9, -1e9, 1e9, 1e9)],
+)
+def test_every_mark_shows(xyxy: tuple[float, float, float, float]) -> None:
+    grey: Any = np.full((40, 60, 3), 128, np.uint8)
+    red = (60, 60, 245)
+    plain = make_sheet([Tile(grey, (), "", "")], 1)
+    marked = make_sheet([Tile(grey, (Mark(xyxy, "", red),), "", "")], 1)
+    assert not (plain == red).all(axis=2).any()
+    assert (marked == red).all(axis=2).sum() > 8
+
+
+def test_long_names_are_cut_in_their_middle() -> None:
+    white: Any = np.full((30, 50, 3), 255, np.uint8)
+    long = make_sheet([Tile(white, (), "a/" * 200 + "end.png", "x" * 900)], 1)
+    assert (long[:, -GAP:] == 250).all()  # nothing reaches into the margin
+
+
+def test_many_classes_give_one_page(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "set")
+    heights = []
+    for count in (2, 80, 600):
+        names = ", ".join(f"'class {i} $'" for i in range(count))
+        (root / "data.yaml").write_text(f"train: images/train\nnames: [{names}]")
+        assert run(root, "--out", tmp_path / str(count)).exit_code == 0
+        heights.append(read_image(tmp_path / str(count) / "histograms.png").shape[0])
+    assert heights[0] < heights[1] < heights[2] < 2600

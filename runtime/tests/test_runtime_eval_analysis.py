@@ -1,0 +1,220 @@
+"""`analyse` as a whole: what is planted in the results is found in the figures."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmsfree import ModelSpec, NmsSpec
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.errors import DataError
+from nmsfree.evaluate import coco_metrics
+from nmsfree.evaluation.analysis import Analysis, analyse
+from nmsfree.evaluation.coco_scores import Result
+from nmsfree.evaluation.report import sentences
+
+Make = Callable[..., DetectionDataset]
+A = [10.0, 10.0, 100.0, 100.0]
+B = [150.0, 120.0, 100.0, 100.0]
+NAMES, IDS = ("cat", "dog"), (7, 40)
+
+
+def spec(**fields: Any) -> ModelSpec:
+    return dataclasses.replace(ModelSpec("toy", "o2o", 64, 64, 1, NAMES, IDS), **fields)
+
+
+def result(box: list[float], score: float, category: int = 7, image: int = 0) -> Result:
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def two_objects(make_dataset: Make, **fields: Any) -> DetectionDataset:
+    return make_dataset({"bbox": A}, {"bbox": B, "category_id": 40}, **fields)
+
+
+def test_a_perfect_model(make_dataset: Make) -> None:
+    analysis = analyse(two_objects(make_dataset), [result(A, 0.9), result(B, 0.6, 40)], spec())
+    assert analysis.metrics.ap == pytest.approx(1)
+    assert (analysis.images, analysis.objects) == (1, 2)
+    assert (analysis.best.precision, analysis.best.recall) == (1, 1)
+    assert analysis.duplicates_per_image == analysis.duplicates_at_floor == 0
+    assert analysis.cap_hits == 0
+    assert analysis.confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert analysis.calibration.error == pytest.approx((0.1 + 0.4) / 2)
+    assert [r.name for r in analysis.per_class] == ["cat", "dog"]
+    assert [(r.objects, r.ap, r.precision, r.recall) for r in analysis.per_class] == [
+        (1, pytest.approx(1), 1, 1)
+    ] * 2
+    assert analysis.thresholds.best_f1_per_class == pytest.approx((0.475, 0.325))
+
+
+def test_planted_duplicates_are_counted_and_nms_would_help(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B}, {"bbox": A, "image_id": 1}, images=2)
+    near = [12.0, 10.0, 100.0, 100.0]
+    hits = [result(A, 0.9), result(B, 0.5), result(A, 0.4, image=1)]
+    clean = analyse(dataset, hits, spec())
+    planted = analyse(dataset, [*hits, result(near, 0.8), result(near, 0.06)], spec())
+    assert clean.ap_with_nms == clean.metrics.ap == pytest.approx(1)
+    # Hit, duplicate, hit, hit, duplicate: precision 1, 2/3, 3/4 at recall 1/3, 2/3, 1; the best
+    # beyond counts: 34 points of 1, 67 of 3/4. With NMS all is well.
+    assert planted.metrics.ap == pytest.approx((34 + 67 * 0.75) / 101)
+    assert planted.ap_with_nms == pytest.approx(1)
+    assert planted.best.f1 == pytest.approx(6 / 7)
+    assert planted.best_f1_with_nms == pytest.approx(1)
+    assert planted.duplicates_at_floor == 1
+    assert planted.duplicates_per_image == planted.wrong_duplicates_per_image == 0.5
+    assert clean.duplicates_at_floor == 0
+
+
+def test_true_objects_that_overlap_are_no_wrong_duplicates(make_dataset: Make) -> None:
+    """Here NMS would take a right detection away."""
+    near = [20.0, 10.0, 100.0, 100.0]  # IoU 90 / 110 = 0.82
+    dataset = make_dataset({"bbox": A}, {"bbox": near})
+    analysis = analyse(dataset, [result(A, 0.9), result(near, 0.8)], spec())
+    assert analysis.duplicates_per_image == 1
+    assert analysis.wrong_duplicates_per_image == 0
+    assert analysis.metrics.ap == pytest.approx(1)
+    assert analysis.ap_with_nms == pytest.approx(51 / 101)
+    assert analysis.best_f1_with_nms == pytest.approx(2 / 3)
+
+
+def test_ap_with_nms_is_the_ap_of_the_suppressed_results(make_dataset: Make) -> None:
+    boxes = [[5.0 * i, 10.0, 100.0, 100.0] for i in range(12)]
+    dataset = make_dataset({"bbox": A}, {"bbox": boxes[9]}, {"bbox": B, "category_id": 40})
+    results = [result(box, 0.9 - 0.05 * i, 40 if i % 4 == 0 else 7) for i, box in enumerate(boxes)]
+    results.append(result(B, 0.3, 40))
+    analysis = analyse(dataset, results, spec())
+    left: list[Result] = []
+    for r in results:  # best first already
+        if all(overlap(r, better) <= 0.6 for better in left):
+            left.append(r)
+    assert 2 < len(left) < len(results)
+    assert analysis.ap_with_nms == pytest.approx(coco_metrics(dataset, left).ap)
+    assert analysis.ap_with_nms != pytest.approx(analysis.metrics.ap)
+
+
+def overlap(a: Result, b: Result) -> float:
+    """IoU of two boxes of 100 × 100 in one row; 0 for two classes."""
+    if a["category_id"] != b["category_id"] or a["bbox"][1] != b["bbox"][1]:
+        return 0.0
+    shared = max(0.0, 100 - abs(a["bbox"][0] - b["bbox"][0]))
+    return shared / (200 - shared)
+
+
+def test_cap_hits_are_images_that_fill_every_row(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, images=4)
+    results = [
+        result([10.0 * i, 5.0, 8.0, 8.0], 0.1 + 0.01 * i, image=image)
+        for image, count in enumerate((3, 2, 4))  # and none in the last image
+        for i in range(count)
+    ]
+    assert [analyse(dataset, results, spec(top_k=k)).cap_hits for k in (2, 3, 4, 5)] == [3, 2, 1, 0]
+    uncut = analyse(dataset, results, spec(top_k=2), capped=False)  # there are no rows to fill
+    assert uncut.cap_hits is None
+    assert uncut.to_json()["cap_hits"] is None
+    assert "Rows" not in dict(sentences(uncut))
+
+
+def test_what_lies_in_a_crowd_region_counts_nowhere(make_dataset: Make) -> None:
+    crowd = {"bbox": B, "iscrowd": 1}
+    inside = [result([155.0 + i, 130.0, 40.0, 40.0], 0.95 - 0.01 * i) for i in range(3)]
+    analysis = analyse(make_dataset({"bbox": A}, crowd), [*inside, result(A, 0.5)], spec())
+    assert analysis.objects == 1
+    assert analysis.best.f1 == 1
+    assert analysis.calibration.error == pytest.approx(0.5)
+    assert analysis.confusion.sum() == 1
+    assert analysis.duplicates_per_image == 2
+    assert analysis.wrong_duplicates_per_image == 0
+
+
+def test_classes_follow_the_model_and_not_the_dataset(make_dataset: Make) -> None:
+    dataset = two_objects(make_dataset)
+    results = [result(A, 0.9), result(B, 0.6, 40), result([0.0, 0.0, 9.0, 9.0], 0.7, 40)]
+    analysis = analyse(dataset, results, spec())
+    turned = analyse(dataset, results, spec(class_names=NAMES[::-1], category_ids=(0, 1)))
+    assert turned.metrics == analysis.metrics
+    assert turned.per_class == analysis.per_class[::-1]
+    assert [r.category_id for r in turned.per_class] == [40, 7]
+    assert turned.thresholds.best_f1_per_class == analysis.thresholds.best_f1_per_class[::-1]
+    swap = [1, 0, 2]
+    assert np.array_equal(turned.confusion, analysis.confusion[np.ix_(swap, swap)])
+
+
+def test_a_class_without_objects_is_left_open(make_dataset: Make) -> None:
+    analysis = analyse(make_dataset({"bbox": A}), [result(A, 0.9), result(B, 0.8, 40)], spec())
+    dog = analysis.per_class[1]
+    assert (dog.objects, dog.ap, dog.ap50, dog.threshold) == (0, None, None, None)
+    assert (dog.precision, dog.recall) == (None, None)
+    assert analysis.thresholds.best_f1_per_class[1] is None
+    assert analysis.metrics.ap == pytest.approx(1)
+
+
+def test_no_detections(make_dataset: Make) -> None:
+    analysis = analyse(two_objects(make_dataset), [], spec(threshold=0.42))
+    assert (analysis.metrics.ap, analysis.ap_with_nms, analysis.best.f1) == (0, 0, 0)
+    assert analysis.thresholds.best_f1 == 0.42
+    assert (analysis.calibration.error, analysis.cap_hits) == (None, 0)
+    assert analysis.confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
+    assert [(r.precision, r.recall) for r in analysis.per_class] == [(None, 0.0)] * 2
+
+
+def test_order_of_the_results_does_not_matter(make_dataset: Make) -> None:
+    dataset = two_objects(make_dataset, images=2)
+    rng = np.random.default_rng(0)
+    results = [
+        result([*rng.uniform(0, 150, 2), 100.0, 100.0], float(rng.integers(1, 5) / 5), category, i)
+        for i in range(2)
+        for category in IDS
+        for _ in range(20)
+    ]
+    first = figures(analyse(dataset, results, spec()))
+    for _ in range(3):
+        shuffled = [results[i] for i in rng.permutation(len(results))]
+        assert figures(analyse(dataset, shuffled, spec())) == first
+
+
+def figures(analysis: Analysis) -> str:
+    return json.dumps([analysis.to_json(), analysis.confusion.tolist()])
+
+
+def test_target_precision_is_the_callers(make_dataset: Make) -> None:
+    dataset = two_objects(make_dataset)
+    results = [result(A, 0.9), result([0.0, 0.0, 9.0, 9.0], 0.7), result(B, 0.6, 40)]
+    strict, loose = (
+        analyse(dataset, results, spec(), target_precision=p).thresholds for p in (0.9, 0.6)
+    )
+    assert (strict.at_precision, strict.recall_at_precision) == (0.7, 0.5)
+    assert (loose.at_precision, loose.recall_at_precision) == (0.05, 1)
+    assert (strict.target_precision, loose.target_precision) == (0.9, 0.6)
+
+
+def test_thresholds_say_what_they_were_measured_on(make_dataset: Make) -> None:
+    analysis = analyse(two_objects(make_dataset, images=3), [result(A, 0.9)], spec())
+    assert analysis.thresholds.measured_on == "toys val, 3 images, IoU 0.5"
+
+
+def test_other_classes_and_other_results_are_refused(make_dataset: Make) -> None:
+    dataset = two_objects(make_dataset)
+    with pytest.raises(DataError, match="only in the model: cow; only in the data: dog"):
+        analyse(dataset, [], spec(class_names=("cat", "cow")))
+    with pytest.raises(DataError, match="category 3 is none of the model's 2 classes"):
+        analyse(dataset, [result(A, 0.9, 3)], spec())
+
+
+def test_json_is_flat_and_complete(make_dataset: Make) -> None:
+    analysis = analyse(make_dataset({"bbox": A}), [result(A, 0.9)], spec(nms=NmsSpec(), head="o2m"))
+    report = json.loads(json.dumps(analysis.to_json(), allow_nan=False))
+    assert report["AP"] == report["AP50"] == report["AP_with_nms"] == pytest.approx(1)
+    flat = ["duplicates_per_image", "wrong_duplicates_per_image", "duplicates_per_image_at_floor"]
+    assert [report[name] for name in flat] == [0, 0, 0]
+    assert (report["cap_hits"], report["F1"], report["F1_with_nms"]) == (0, 1, 1)
+    assert report["calibration_error"] == pytest.approx(0.1)
+    assert report["thresholds"] == analysis.thresholds.to_json()
+    assert report["class_names"] == ["cat", "dog"]
+    assert [(c["name"], c["objects"], c["AP"]) for c in report["per_class"]] == [
+        ("cat", 1, pytest.approx(1)),
+        ("dog", 0, None),
+    ]
+    assert sum(b["count"] for b in report["calibration"]) == 1

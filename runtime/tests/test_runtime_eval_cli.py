@@ -1,0 +1,247 @@
+"""`nmsfree eval` as a user runs it, on an ONNX file and without torch."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner, Result
+
+from nmsfree.data.coco import load_coco
+from nmsfree.data.digits import CLASS_NAMES, write_digits
+from nmsfree.errors import DataError, InputError, MissingExtraError
+from nmsfree.eval_cli import _run_name, eval_command
+from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree.thresholds import Thresholds
+
+app = typer.Typer()
+app.command()(eval_command)
+
+# Runs the command where nothing of ours but the runtime, and no torch, can be imported.
+WITHOUT_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "nmsfree_training", "nmsfree_export"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import typer
+from nmsfree.eval_cli import eval_command
+app = typer.Typer()
+app.command()(eval_command)
+app(standalone_mode=False)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder, train=0, val=1, crowd=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def constant_model(digits: Path) -> Path:
+    """An ONNX file that always gives the right answer for the only picture of `val`."""
+    sample = load_coco(digits, "val").samples[0]
+    count = len(sample.labels)
+    outputs = {
+        "num_detections": np.array([[count]], np.int32),
+        "detection_boxes": sample.boxes[None],
+        "detection_scores": np.linspace(0.9, 0.5, count, dtype=np.float32)[None],
+        "detection_classes": sample.labels[None].astype(np.int32),
+    }
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in outputs.items()
+    ]
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in outputs.items()
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 256, 256, 3])
+    graph = helper.make_graph(nodes, "constant", [images], infos)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    spec = ModelSpec("constant", "o2o", 256, 256, 1, CLASS_NAMES, tuple(range(10)), top_k=count)
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    path = digits.parent / "constant.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write to runs/eval of the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def run(model: Path, digits: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, [str(model), "--data", str(digits), *options])
+
+
+def refused(model: Path, digits: Path, *options: str) -> Exception:
+    outcome = run(model, digits, *options)
+    assert isinstance(outcome.exception, Exception)
+    assert outcome.exit_code != 0
+    assert "\n" not in str(outcome.exception)
+    return outcome.exception
+
+
+def test_tables_and_sentences_are_printed(digits: Path, constant_model: Path) -> None:
+    outcome = run(constant_model, digits, "--no-plots")
+    assert outcome.exit_code == 0, outcome.output
+    lines = outcome.stdout.splitlines()
+    objects = len(load_coco(digits, "val").samples[0].labels)
+    assert lines[0] == f"constant.onnx on val: 1 images, {objects} objects"
+    assert "100.0   100.0   100.0" in outcome.stdout
+    subjects = [line.split("  ")[0] for line in lines[-12:]]
+    wanted = ["NMS", "Duplicates", "Threshold", "Calibration", "Rows"]
+    assert [subject for subject in subjects if subject in wanted] == wanted
+    assert not Path("runs").exists()
+
+
+def test_pictures_and_summary_land_in_a_folder_of_their_own(
+    digits: Path, constant_model: Path
+) -> None:
+    outcome = run(constant_model, digits, "--split", "crowd", "--json", "report.json")
+    folder = Path(f"runs/eval/{constant_model.parent.name}-constant-onnx-digits-crowd")
+    assert f"pictures and summary: {folder}" in outcome.stderr
+    names = {"confusion_matrix.png", "pr_curve.png", "f1_curve.png", "calibration.png"}
+    assert {p.name for p in folder.iterdir()} == names | {"summary.md", "summary.json"}
+    assert (folder / "summary.json").read_bytes() == Path("report.json").read_bytes()
+    assert "constant.onnx on crowd" in (folder / "summary.md").read_text("utf-8")
+
+
+def test_another_folder_can_be_chosen(digits: Path, constant_model: Path) -> None:
+    assert run(constant_model, digits, "--plots", "here/it is").exit_code == 0
+    assert (Path("here/it is") / "summary.md").is_file()
+    assert not Path("runs").exists()
+
+
+def test_json_alone_goes_to_stdout(digits: Path, constant_model: Path) -> None:
+    outcome = run(constant_model, digits, "--split", "val", "--json", "-", "--no-plots")
+    report = json.loads(outcome.stdout)
+    assert report["AP"] == report["AP_with_nms"] == pytest.approx(1)
+    assert (report["split"], report["images"], report["protocol"]) == ("val", 1, "deployed")
+    assert (report["model"], report["head"]) == ("constant", "o2o")
+    assert report["cap_hits"] == 1
+    assert report["sha256"] == hashlib.sha256(constant_model.read_bytes()).hexdigest()
+    assert report["seconds"] > 0
+    thresholds = Thresholds.from_json(report["thresholds"])
+    assert thresholds.measured_on == "digits val, 1 images, IoU 0.5"
+    assert len(thresholds.best_f1_per_class) == len(report["class_names"]) == 10
+
+
+def test_json_file_is_written_beside_the_tables(digits: Path, constant_model: Path) -> None:
+    target = Path("new/report.json")
+    options = ["--split", "crowd", "--json", str(target), "--no-plots", "--precision", "0.25"]
+    outcome = run(constant_model, digits, *options)
+    assert "on crowd" in outcome.stdout
+    report = json.loads(target.read_text(encoding="utf-8"))
+    assert report["images"] == 2
+    assert report["AP"] < 0.5  # the answers to another picture
+    assert report["thresholds"]["target_precision"] == 0.25
+
+
+def test_an_onnx_file_needs_no_torch(digits: Path, constant_model: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(constant_model), "--data", str(digits)]
+    done = subprocess.run(
+        [*command, "--json", "r.json"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("r.json").read_text("utf-8"))["AP"] == pytest.approx(1)
+    name = f"{constant_model.parent.name}-constant-onnx-digits-val"
+    assert Path(f"runs/eval/{name}/pr_curve.png").is_file()
+
+
+def test_splits_there_are_are_named(digits: Path, constant_model: Path) -> None:
+    error = refused(constant_model, digits, "--split", "train")
+    assert isinstance(error, DataError)
+    assert "crowd, val" in str(error)
+
+
+def test_model_of_other_classes_is_refused(
+    digits: Path, constant_model: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(constant_model)
+    spec = ModelSpec.from_json(model.metadata_props[0].value)
+    other = dataclasses.replace(spec, class_names=tuple("abcdefghij"))
+    model.metadata_props[0].value = other.to_json()
+    onnx.save(model, tmp_path / "other.onnx")
+    error = refused(tmp_path / "other.onnx", digits)
+    assert isinstance(error, DataError)
+    assert "only in the model: a, b, c, d, e, …" in str(error)
+
+
+def test_published_protocol_needs_a_checkpoint(digits: Path, constant_model: Path) -> None:
+    error = refused(constant_model, digits, "--protocol", "published")
+    assert isinstance(error, InputError)
+    assert "an ONNX file has one input size" in str(error)
+    assert "--protocol deployed" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "mine"], "protocol is 'mine', expected deployed or published"),
+        (["--plots", "a", "--no-plots"], "exclude one another"),
+    ],
+)
+def test_wrong_options(
+    digits: Path, constant_model: Path, options: list[str], message: str
+) -> None:
+    error = refused(constant_model, digits, *options)
+    assert isinstance(error, InputError)
+    assert message in str(error)
+
+
+def test_what_is_not_installed_is_told_before_the_work(
+    digits: Path, constant_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    error = refused(constant_model, digits)
+    assert isinstance(error, MissingExtraError)
+    assert 'pip install "nmsfree[eval]"' in str(error)
+    assert run(constant_model, digits, "--no-plots").exit_code == 0
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert isinstance(refused(constant_model, digits, "--no-plots"), MissingExtraError)
+
+
+def test_no_run_writes_over_another(
+    digits: Path, constant_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one name in two folders, named from anywhere; two datasets, splits, protocols."""
+    for folder in ("runs/first", "runs/second"):
+        Path(folder).mkdir(parents=True)
+        shutil.copy(constant_model, f"{folder}/best.onnx")
+    shutil.copytree(digits, "copy")
+    for model, data in (
+        ("runs/first/best.onnx", digits),
+        ("runs/second/best.onnx", digits),
+        ("runs/first/best.onnx", Path("copy")),
+    ):
+        assert run(Path(model), data).exit_code == 0
+    names = [
+        "first-best-onnx-copy-val",
+        "first-best-onnx-digits-val",
+        "second-best-onnx-digits-val",
+    ]
+    assert sorted(p.name for p in Path("runs/eval").iterdir()) == names
+    for name in names:
+        report = json.loads(Path(f"runs/eval/{name}/summary.json").read_text("utf-8"))
+        assert report["file"] == f"runs/{name.split('-')[0]}/best.onnx"
+    monkeypatch.chdir("runs/first")
+    assert _run_name(Path("best.onnx"), "digits", "val", "deployed") == names[1]
+    assert _run_name(Path("best.onnx"), "digits", "val", "published") == f"{names[1]}-published"
+    assert _run_name(Path("best.pth"), "digits", "val", "deployed") == "first-best-pth-digits-val"

@@ -1,0 +1,226 @@
+"""The same scenes as COCO, YOLO and Pascal VOC are the same dataset; and telling them apart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree.data.dataset import DetectionDataset
+from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene
+from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.errors import DataError
+from nmsfree.evaluate import Result, coco_metrics
+from nmsfree.finished_files import write_picture
+
+SIDE, SCENES = 256, 6
+FORMATS = ("COCO", "YOLO", "VOC")
+
+
+def scenes() -> list[Scene]:
+    """Scenes with boxes at whole pixels, which VOC needs; the last has no object."""
+    made = [make_scene("crowd", index) for index in range(SCENES)]
+    whole = [Scene(s.image, np.round(s.boxes), s.labels) for s in made]
+    return [*whole[:-1], Scene(made[-1].image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))]
+
+
+def write_coco(root: Path) -> None:
+    images, rows = [], []
+    for number, scene in enumerate(scenes(), start=1):
+        write_picture(root / "val" / f"{number}.png", scene.image)
+        images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
+        for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            rows.append({"image_id": number, "category_id": int(label) + 1, "bbox": bbox})
+    names = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
+    (root / "annotations").mkdir()
+    content = {"images": images, "annotations": rows, "categories": names}
+    (root / "annotations/instances_val.json").write_text(json.dumps(content))
+
+
+def write_yolo(root: Path) -> None:
+    (root / "labels").mkdir(parents=True)
+    for number, scene in enumerate(scenes(), start=1):
+        write_picture(root / "images" / f"{number}.png", scene.image)
+        lines = []
+        for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
+            values = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+            lines.append(" ".join([str(label), *(repr(value / SIDE) for value in values)]))
+        (root / f"labels/{number}.txt").write_text("\n".join(lines))
+    names = ", ".join(f"'{name}'" for name in CLASS_NAMES)
+    (root / "data.yaml").write_text(f"val: images\nnames: [{names}]\n")
+
+
+def write_voc(root: Path) -> None:
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for number, scene in enumerate(scenes(), start=1):
+        write_picture(root / "JPEGImages" / f"{number}.png", scene.image)
+        things = ""
+        for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
+            corners = (
+                f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+            )
+            things += (
+                f"<object><name>{CLASS_NAMES[label]}</name><bndbox>{corners}</bndbox></object>"
+            )
+        size = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>"
+        xml = f"<annotation>{size}{things}</annotation>"
+        (root / f"Annotations/{number}.xml").write_text(xml)
+    (root / "ImageSets/Main/val.txt").write_text("\n".join(map(str, range(1, SCENES + 1))))
+    (root / "classes.txt").write_text("\n".join(CLASS_NAMES))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("formats")
+    for name, write in zip(FORMATS, (write_coco, write_yolo, write_voc), strict=True):
+        write(root / name)
+    return {name: root / name for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def datasets(folders: dict[str, Path]) -> dict[str, DetectionDataset]:
+    return {name: load_dataset(folder, "val") for name, folder in folders.items()}
+
+
+def guesses(dataset: DetectionDataset) -> list[Result]:
+    """The true boxes, moved and scored at random, some of them twice."""
+    rng = np.random.default_rng(5)
+    results: list[Result] = []
+    for sample in dataset.samples:
+        for box, label in zip(sample.boxes.astype(float), sample.labels, strict=True):
+            for _ in range(int(rng.integers(1, 3))):
+                moved: NDArray[Any] = box + rng.normal(0, 2, 4)
+                results.append(
+                    {
+                        "image_id": sample.image_id,
+                        "category_id": dataset.category_ids[label],
+                        "bbox": [*moved[:2].tolist(), *(moved[2:] - moved[:2]).tolist()],
+                        "score": float(rng.random()),
+                    }
+                )
+    return results
+
+
+@pytest.mark.parametrize("name", ["YOLO", "VOC"])
+def test_the_same_scenes_are_the_same_samples(
+    datasets: dict[str, DetectionDataset], name: str
+) -> None:
+    coco, other = datasets["COCO"], datasets[name]
+    assert other.class_names == coco.class_names == CLASS_NAMES
+    assert len(other) == len(coco) == SCENES
+    for ours, theirs in zip(coco.samples, other.samples, strict=True):
+        assert (ours.image_id, ours.path.name) == (theirs.image_id, theirs.path.name)
+        assert (ours.width, ours.height) == (theirs.width, theirs.height) == (SIDE, SIDE)
+        assert np.array_equal(ours.boxes, theirs.boxes)
+        assert np.array_equal(ours.labels, theirs.labels)
+        assert np.array_equal(ours.iscrowd, theirs.iscrowd)
+        assert (ours.boxes.dtype, ours.labels.dtype) == (theirs.boxes.dtype, theirs.labels.dtype)
+
+
+@pytest.mark.parametrize("name", ["YOLO", "VOC"])
+def test_the_same_detections_have_the_same_ap(
+    datasets: dict[str, DetectionDataset], name: str
+) -> None:
+    coco = coco_metrics(datasets["COCO"], guesses(datasets["COCO"]))
+    other = coco_metrics(datasets[name], guesses(datasets[name]))
+    assert 0.1 < coco.ap < 0.9
+    assert other == coco
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_ground_truth_is_what_was_loaded(datasets: dict[str, DetectionDataset], name: str) -> None:
+    dataset = datasets[name]
+    truth = ground_truth(dataset)
+    assert [row["id"] for row in truth["annotations"]] == list(
+        range(1, len(truth["annotations"]) + 1)
+    )
+    assert [c["id"] for c in truth["categories"]] == list(dataset.category_ids)
+    assert [c["name"] for c in truth["categories"]] == list(dataset.class_names)
+    for sample in dataset.samples:
+        rows = [row for row in truth["annotations"] if row["image_id"] == sample.image_id]
+        xywh = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+        assert np.array_equal(xywh[:, :2], sample.boxes[:, :2])
+        assert np.array_equal(xywh[:, 2:], sample.boxes[:, 2:] - sample.boxes[:, :2])
+        assert [row["area"] for row in rows] == xywh[:, 2:].prod(axis=1).tolist()
+        assert not any(row["iscrowd"] for row in rows)
+
+
+def test_ground_truth_of_coco_keeps_what_the_file_says(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0] |= {"id": 77, "area": 5.25, "iscrowd": 1, "image_id": "2"}
+    content["annotations"][1]["bbox"] = [0.1, 0.2, 0.30000000000000004, 7.1]
+    file.write_text(json.dumps(content))
+    first, second, *_ = ground_truth(load_dataset(tmp_path, "val"))["annotations"]
+    assert (first["id"], first["area"], first["iscrowd"], first["image_id"]) == (1, 5.25, 1, 2)
+    assert second["bbox"] == [0.1, 0.2, 0.30000000000000004, 7.1]
+    assert second["area"] == 0.30000000000000004 * 7.1
+
+
+def test_ground_truth_of_coco_takes_numbers_written_as_text(tmp_path: Path) -> None:
+    """Reading accepts them, so measuring must too, and find the same."""
+    write_coco(tmp_path)
+    file = tmp_path / "annotations/instances_val.json"
+    dataset = load_dataset(tmp_path, "val")
+    plain = ground_truth(dataset)
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        row["bbox"] = [str(value) for value in row["bbox"]]
+        row["area"] = str(row["area"]) if "area" in row else None
+    file.write_text(json.dumps(content))
+    dataset = load_dataset(tmp_path, "val")
+    assert ground_truth(dataset)["annotations"] == plain["annotations"]
+    found: list[Result] = [row | {"score": 0.5} for row in plain["annotations"]]
+    assert coco_metrics(dataset, found).ap == pytest.approx(1)
+
+
+@pytest.mark.parametrize("area", ["large", [4], {}])
+def test_an_area_that_is_no_number_is_refused_in_one_line(tmp_path: Path, area: Any) -> None:
+    write_coco(tmp_path)
+    file = tmp_path / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1] |= {"id": 88, "area": area}
+    file.write_text(json.dumps(content))
+    dataset = load_dataset(tmp_path, "val")
+    with pytest.raises(DataError, match=r"annotation 88 has the area .*, expected square") as error:
+        ground_truth(dataset)
+    assert "\n" not in str(error.value)
+
+
+def test_paths_may_be_relative(
+    folders: dict[str, Path], datasets: dict[str, DetectionDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, folder in folders.items():
+        monkeypatch.chdir(folder)
+        dataset = load_dataset(Path(), "val")
+        assert all(sample.path.is_file() for sample in dataset.samples)
+        assert ground_truth(dataset)["annotations"] == ground_truth(datasets[name])["annotations"]
+
+
+def test_what_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is not a folder: give .*COCO .*YOLO .*VOC"):
+        load_dataset(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError, match=r"holds no dataset: looked for COCO \(annotations/inst"):
+        load_dataset(tmp_path, "train")
+    (tmp_path / "notes.yaml").write_text("training: maybe")
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(DataError, match="holds no dataset"):
+        load_dataset(tmp_path, "train")
+    write_voc(tmp_path / "VOC2012")
+    with pytest.raises(DataError, match=r"did you mean .*VOC2012\?"):
+        load_dataset(tmp_path, "train")
+
+
+def test_two_formats_in_one_folder_are_ambiguous(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_yolo(tmp_path)
+    with pytest.raises(DataError, match=r"COCO \(annotations/\), YOLO \(data\.yaml\); give the"):
+        load_dataset(tmp_path, "val")
+    assert load_dataset(tmp_path / "data.yaml", "val").category_ids[0] == 0
+    (tmp_path / "data.yaml").rename(tmp_path / "data.yaml.old")
+    assert load_dataset(tmp_path, "val").category_ids[0] == 1

@@ -1,0 +1,224 @@
+"""Reading Pascal VOC folders."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
+from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.data.voc import voc_splits
+from nmsfree.errors import DataError
+
+WIDTH, HEIGHT = 64, 32
+SIZE = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+
+
+def thing(name: str, box: str = "11 6 20 15", more: str = "") -> str:
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box.split(), strict=True))
+    return f"<object><name>{name}</name>{more}<bndbox>{corners}</bndbox></object>"
+
+
+def image(root: Path, name: str, *things: str, size: str = SIZE, suffix: str = ".jpg") -> None:
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    assert cv2.imwrite(str(root / "JPEGImages" / f"{name}{suffix}"), pixels)
+    text = f"<annotation><filename>{name}{suffix}</filename>{size}{''.join(things)}</annotation>"
+    (root / "Annotations" / f"{name}.xml").write_text(text, encoding="utf-8")
+
+
+def split(root: Path, name: str, *lines: str) -> None:
+    (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+    (root / f"ImageSets/Main/{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make(root: Path) -> Path:
+    image(root, "b", thing("dog"), thing("cat", "1 1 64 32", "<difficult>1</difficult>"))
+    image(root, "a")
+    image(root, "c", thing("bird"), thing("dog"))
+    split(root, "train", "b", "a", "", "b")
+    split(root, "val", "c ")
+    split(root, "dog_train", "b  1", "a -1")
+    return root
+
+
+def load_one(root: Path, *things: str) -> DetectionDataset:
+    """A set of one image."""
+    image(root, "a", *things)
+    split(root, "train", "a")
+    return load_dataset(root, "train")
+
+
+def test_everything_is_read(tmp_path: Path) -> None:
+    dataset = load_dataset(make(tmp_path), "train")
+    assert dataset.annotation_file == tmp_path / "ImageSets/Main/train.txt"
+    assert dataset.class_names == ("bird", "cat", "dog")  # `bird` is only in val
+    assert dataset.category_ids == (1, 2, 3)
+    first, second = dataset.samples
+    assert (first.path, first.image_id) == (tmp_path / "JPEGImages/a.jpg", 1)
+    assert first.boxes.shape == (0, 4)
+    assert second.boxes.tolist() == [[10, 5, 20, 15], [0, 0, 64, 32]]  # whole pixels from 1
+    assert (second.labels.tolist(), second.iscrowd.tolist()) == ([2, 1], [False, True])
+    assert (second.width, second.height) == (WIDTH, HEIGHT)
+
+
+def test_every_split_has_the_same_classes(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    assert load_dataset(root, "val").class_names == load_dataset(root, "train").class_names
+    assert load_dataset(root, "val").samples[0].labels.tolist() == [0, 2]
+
+
+def test_a_list_of_classes_takes_their_place(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (root / "classes.txt").write_text("\ufeffdog\n cat \n\nfish\n", encoding="utf-8")
+    assert load_dataset(root, "train").class_names == ("dog", "cat", "fish")
+    with pytest.raises(DataError, match=r"c\.xml: object 1 is 'bird', which classes\.txt does not"):
+        load_dataset(root, "val")
+
+
+def test_an_unreadable_file_of_another_split_does_not_matter(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (root / "Annotations/c.xml").write_text("<")
+    assert load_dataset(root, "train").class_names == ("cat", "dog")
+
+
+def test_boxes_of_parts_and_fractions(tmp_path: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+    dataset = load_one(tmp_path, thing("dog", "11.5 6 20.25 15", part))
+    assert dataset.samples[0].boxes.tolist() == [[10.5, 5, 20.25, 15]]
+    assert dataset.class_names == ("dog",)
+
+
+def test_pictures_of_any_kind(tmp_path: Path) -> None:
+    image(tmp_path, "a.v1", thing("dog"), suffix=".PNG")
+    image(tmp_path, "b", thing("dog"), suffix=".webp")
+    image(tmp_path, "b", thing("dog"), suffix=".png")  # what the annotation names
+    split(tmp_path, "train", "a.v1", "b")
+    names = [sample.path.name for sample in load_dataset(tmp_path, "train").samples]
+    assert names == ["a.v1.PNG", "b.png"]
+
+
+@pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>"])
+def test_a_size_that_is_not_stated_is_that_of_the_file(tmp_path: Path, size: str) -> None:
+    image(tmp_path, "a", thing("dog"), size=size)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 40)).save(tmp_path / "JPEGImages/a.jpg", exif=exif)
+    split(tmp_path, "train", "a")
+    sample = load_dataset(tmp_path, "train").samples[0]
+    assert (sample.width, sample.height) == (40, 80)
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        ("<annotation>", "is not readable XML"),
+        ("<html/>", "its root is <html>, expected <annotation>"),
+        ("<annotation><object/></annotation>", "object 1 has no <name>"),
+        ("<annotation><object><name>a</name></object></annotation>", "object 1 has no <bndbox>"),
+        (f"<annotation>{thing('a', '1 2 3 x')}</annotation>", "object 1 is malformed"),
+        (
+            '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotation>&d;</annotation>',
+            "has a DOCTYPE, which no VOC annotation needs: delete it",
+        ),
+        (
+            '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>',
+            "has a DOCTYPE",
+        ),
+    ],
+)
+def test_unusable_xml_is_one_clear_line(tmp_path: Path, xml: str, message: str) -> None:
+    root = make(tmp_path)
+    (root / "Annotations/b.xml").write_text(xml)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(root, "train")
+    assert str(root / "Annotations/b.xml") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_encodings_and_hidden_doctypes(tmp_path: Path, encoding: str) -> None:
+    load_one(tmp_path, thing("straße"))
+    file = tmp_path / "Annotations/a.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + file.read_text(encoding="utf-8")
+    file.write_bytes(text.encode(encoding))
+    assert load_dataset(tmp_path, "train").class_names == ("straße",)
+    file.write_bytes(text.replace("?>", "?><!DOCTYPE a>").encode(encoding))
+    with pytest.raises(DataError, match="has a DOCTYPE"):
+        load_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", r"missing\.xml: is missing: an image without objects needs a file"),
+        ("../../etc/passwd", "leads out of"),
+    ],
+)
+def test_unusable_image_names(tmp_path: Path, name: str, message: str) -> None:
+    root = make(tmp_path)
+    split(root, "train", "a", name)
+    with pytest.raises(DataError, match=message):
+        load_dataset(root, "train")
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    with pytest.raises(DataError, match=r"test\.txt is missing: .* found in .*: train, val$"):
+        load_dataset(root, "test")
+    split(root, "test")
+    with pytest.raises(DataError, match=r"test\.txt is empty: write one image name a line"):
+        load_dataset(root, "test")
+    split(root, "test", "a")
+    for name in ("train", "val"):
+        (root / f"ImageSets/Main/{name}.txt").unlink()
+    with pytest.raises(DataError, match="no annotation names a class: write the names into"):
+        load_dataset(root, "test")
+
+
+def test_ground_truth_of_a_difficult_object_is_to_be_ignored(tmp_path: Path) -> None:
+    truth = ground_truth(load_dataset(make(tmp_path), "train"))
+    assert [row["bbox"] for row in truth["annotations"]] == [[10, 5, 10, 10], [0, 0, 64, 32]]
+    assert [row["iscrowd"] for row in truth["annotations"]] == [0, 1]
+    assert [row["category_id"] for row in truth["annotations"]] == [3, 2]
+    assert [row["id"] for row in truth["annotations"]] == [1, 2]
+    assert [image["file_name"] for image in truth["images"]] == [
+        "JPEGImages/a.jpg",
+        "JPEGImages/b.jpg",
+    ]
+
+
+def test_names_with_spaces(tmp_path: Path) -> None:
+    """A last column of 1, 0 or -1 is none of the name, unless an image of that name is there."""
+    for name in ("voc 1 ß", "photo 1", "photo 0", "plain"):
+        image(tmp_path, name, thing("dog"))
+    split(tmp_path, "train", "voc 1 ß", "photo 1")
+    split(tmp_path, "mine", "photo 1", "photo 0")
+    split(tmp_path, "dog_train", "voc 1 ß  1", "photo 1 -1", "plain 0")
+    assert voc_splits(tmp_path) == ["mine", "train"]
+    names = [[s.path.stem for s in load_dataset(tmp_path, n).samples] for n in ("train", "mine")]
+    assert names == [["photo 1", "voc 1 ß"], ["photo 0", "photo 1"]]
+    asked = load_dataset(tmp_path, "dog_train")
+    assert [s.path.stem for s in asked.samples] == ["photo 1", "plain", "voc 1 ß"]
+
+
+def test_a_list_called_train_is_a_split_whatever_its_columns(tmp_path: Path) -> None:
+    image(tmp_path, "a", thing("dog"))
+    split(tmp_path, "train", "a 1")
+    assert voc_splits(tmp_path) == ["train"]
+    assert [s.path.stem for s in load_dataset(tmp_path, "train").samples] == ["a"]
+
+
+def test_an_image_without_size_that_cannot_be_read_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image(tmp_path, "a", thing("dog"), size="")
+    split(tmp_path, "train", "a")
+    (tmp_path / "JPEGImages/a.jpg").write_bytes(b"")
+    (sample,) = load_dataset(tmp_path, "train").samples
+    assert (sample.width, sample.height) == UNKNOWN_SIZE
+    assert "1 image cannot be read" in caplog.text and "a.jpg" in caplog.text

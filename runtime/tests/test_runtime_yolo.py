@@ -1,0 +1,278 @@
+"""Reading YOLO datasets: the many ways to write a data.yaml, and rows of labels."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
+from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.data.yolo import label_file
+from nmsfree.data.yolo_labels import parse_row
+from nmsfree.errors import DataError
+
+WIDTH, HEIGHT = 64, 32
+YAML = "train: images/train\nval: images/val\nnames: [car, bus]\n"
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    return path
+
+
+def label(path: Path, *rows: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def make(root: Path, yaml: str = YAML, name: str = "data.yaml") -> Path:
+    """The usual layout: two images to train on, one without label file, one to validate."""
+    image(root / "images/train/b.png")
+    image(root / "images/train/a.png")
+    image(root / "images/val/c.png")
+    label(root / "labels/train/b.txt", "1 0.5 0.5 0.25 0.5", "", "0 0.25 0.5 0.5 1")
+    label(root / "labels/val/c.txt", "0 0.5 0.5 1 1")
+    (root / name).write_text(yaml, encoding="utf-8")
+    return root
+
+
+def boxes(dataset: DetectionDataset) -> list[list[list[float]]]:
+    return [sample.boxes.tolist() for sample in dataset.samples]
+
+
+EXPECTED = [[], [[24, 8, 40, 24], [0, 0, 32, 32]]]  # of a.png and b.png
+
+
+def test_everything_is_read(tmp_path: Path) -> None:
+    dataset = load_dataset(make(tmp_path), "train")
+    assert (dataset.name, dataset.class_names) == ("train", ("car", "bus"))
+    assert (dataset.category_ids, dataset.annotation_file) == ((0, 1), tmp_path / "data.yaml")
+    assert [(s.image_id, s.path) for s in dataset.samples] == [
+        (1, tmp_path / "images/train/a.png"),
+        (2, tmp_path / "images/train/b.png"),
+    ]
+    assert {(s.width, s.height) for s in dataset.samples} == {(WIDTH, HEIGHT)}
+    assert boxes(dataset) == EXPECTED
+    assert [s.labels.tolist() for s in dataset.samples] == [[], [1, 0]]
+    assert not any(s.iscrowd.any() for s in dataset.samples)
+    assert dataset.samples[0].boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        "path: .\n" + YAML,
+        "path: ''\n" + YAML,
+        "path: /nowhere/this/machine/has\n" + YAML,
+        "path: ../{name}\n" + YAML,
+        "path: images\ntrain: train\nval: val\nnames: [car, bus]",
+        "train: [images/train]\nval: images/val\nnames:\n  0: car\n  1: bus",
+        "train: ../images/train\nval: ../images/val\nnames: [car, bus]\nnc: 2",
+        "train: images\\train\nnames: [car, bus]\ntest:\nval: ~",
+        "train: list.txt\nnames: {{1: bus, 0: car}}",
+        "\ufefftrain: images/train  # with a byte order mark\nnames: ['car', \"bus\"]",
+    ],
+)
+def test_ways_to_write_the_same(tmp_path: Path, yaml: str) -> None:
+    root = make(tmp_path / "set", yaml.format(name="set"))
+    (root / "list.txt").write_text("./images/train/b.png\nimages/train/a.png\n\n")
+    dataset = load_dataset(root, "train")
+    assert dataset.class_names == ("car", "bus")
+    assert boxes(dataset) == EXPECTED
+
+
+def test_several_folders_and_lists_make_one_split(tmp_path: Path) -> None:
+    root = make(tmp_path, "train: [images/val, images/train, list.txt]\nnames: [car, bus]")
+    (root / "list.txt").write_text(str(image(tmp_path / "elsewhere/images/d.png")))
+    label(tmp_path / "elsewhere/labels/d.txt", "0 .5 .5 .5 .5")
+    dataset = load_dataset(root, "train")
+    assert [s.path.stem for s in dataset.samples] == ["d", "a", "b", "c"]  # by path
+    assert [len(s.boxes) for s in dataset.samples] == [1, 0, 2, 1]
+
+
+def test_any_other_name_of_the_yaml_and_the_file_itself(tmp_path: Path) -> None:
+    make(tmp_path, name="coco8.yaml")
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    assert boxes(load_dataset(tmp_path, "train")) == EXPECTED
+    assert boxes(load_dataset(tmp_path / "coco8.yaml", "train")) == EXPECTED
+    (tmp_path / "mine.yml").write_text(YAML)
+    with pytest.raises(DataError, match=r"more than one format: YOLO \(coco8\.yaml\), YOLO \(mine"):
+        load_dataset(tmp_path, "train")
+    (tmp_path / "data.yaml").write_text(YAML)  # this name comes before all others
+    assert boxes(load_dataset(tmp_path, "train")) == EXPECTED
+
+
+def test_names_are_taken_as_written(tmp_path: Path) -> None:
+    names = "no, 010, 'off: 1', 1.0, straße, null"
+    dataset = load_dataset(make(tmp_path, f"train: images/train\nnames: [{names}]"), "train")
+    assert dataset.class_names == ("no", "010", "off: 1", "1.0", "straße", "null")
+
+
+def test_sparse_class_indices(tmp_path: Path) -> None:
+    yaml = "train: images/train\nval: images/val\nnames: {7: bus, 3: car}"
+    root = make(tmp_path, yaml)
+    label(root / "labels/train/b.txt", "7 0.5 0.5 0.25 0.5", "3 0.25 0.5 0.5 1")
+    dataset = load_dataset(root, "train")
+    assert (dataset.category_ids, dataset.class_names) == ((3, 7), ("car", "bus"))
+    assert dataset.samples[1].labels.tolist() == [1, 0]
+
+
+def test_labels_beside_images_without_a_folder_images(tmp_path: Path) -> None:
+    image(tmp_path / "train/a.png")
+    label(tmp_path / "train/a.txt", "0 .5 .5 .5 .5")
+    (tmp_path / "data.yaml").write_text("train: train\nnames: [car]")
+    assert boxes(load_dataset(tmp_path, "train")) == [[[16, 8, 48, 24]]]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("set/images/a.jpg", "set/labels/a.txt"),
+        ("set/images/x/images/y/a.b.jpg", "set/images/x/labels/y/a.b.txt"),
+        ("set/train/images.jpg", "set/train/images.txt"),
+        ("images/a.jpg", "labels/a.txt"),
+    ],
+)
+def test_label_file_replaces_the_last_folder_images(path: str, expected: str) -> None:
+    root = Path("/images/root")  # what lies above the dataset is not replaced
+    assert label_file(root / path, root) == root / expected
+    assert label_file(Path("/other") / path, root) == Path("/other") / expected
+
+
+def test_rotated_photographs_have_the_size_that_is_shown(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 40)).save(tmp_path / "images/a.jpg", exif=exif)
+    label(tmp_path / "labels/a.txt", "0 0.5 0.5 1 0.5")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [car]")
+    sample = load_dataset(tmp_path, "train").samples[0]
+    assert (sample.width, sample.height, sample.boxes.tolist()) == (40, 80, [[0, 20, 40, 60]])
+
+
+@pytest.mark.parametrize(
+    ("row", "keypoints", "expected"),
+    [
+        ("3 0.5 0.5 0.5 0.25", False, (3, (16, 12, 32, 8))),
+        ("3.0 0.5 0.5 0.5 0.25", False, (3, (16, 12, 32, 8))),
+        ("0 0.25 0.5 0.75 0.25 0.5 1", False, (0, (16, 8, 32, 24))),  # a triangle
+        ("0 0 0 1 0 1 1 0 1", False, (0, (0, 0, 64, 32))),  # four corners
+        ("0 0.5 0.5 0.5 0.25 0.1 0.1 2", True, (0, (16, 12, 32, 8))),
+        ("0 1.005 0.5 0.5 0.25", False, (0, (48.32, 12, 32, 8))),
+    ],
+)
+def test_rows(row: str, keypoints: bool, expected: tuple[int, tuple[float, ...]]) -> None:
+    index, box, odd = parse_row(row.split(), (WIDTH, HEIGHT), keypoints)
+    assert (index, odd) == (expected[0], "")
+    assert box == pytest.approx(expected[1])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0 0.5 0.5 0.5", "line 2 has 4 columns, expected class"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "line 2 has 6 columns"),
+        ("car 0.5 0.5 0.5 0.5", "line 2 is not made of numbers"),
+        ("0.5 0.5 0.5 0.5 0.5", r"line 2 has class 0\.5, expected a whole number"),
+        ("nan 0.5 0.5 0.5 0.5", "line 2 has class nan"),
+        ("0 32 16 1 10", "line 2: cx is 32, cy is 16, h is 10, expected fractions"),
+        ("0 0.5 0.5 inf 0.5", "line 2: w is inf, expected fractions"),
+        ("0 0.5 0.5 -0.5 0.5", r"line 2: w is -0\.5, expected fractions"),
+        ("0 1.1 1.2 1.5 1.5 1.3 1.4", r"line 2: x1 is 1\.1, expected fractions"),
+        ("2 0.5 0.5 0.5 0.5", r"line 2 has class 2, which data\.yaml does not name"),
+        ("-1 0.5 0.5 0.5 0.5", "line 2 has class -1"),
+    ],
+)
+def test_unusable_rows_are_one_clear_line(tmp_path: Path, row: str, message: str) -> None:
+    root = make(tmp_path)
+    label(root / "labels/train/b.txt", "0 0.5 0.5 0.5 0.5", row)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(root, "train")
+    assert str(tmp_path / "labels/train/b.txt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("train: images/train\nval: images/val", "has no list of class names: add `names:"),
+        ("train: images/train\nnc: 2", "for its 2 classes: add `names:"),
+        ("train: images/train\nnames: []", "has no list of class names"),
+        ("train: images/train\nnames: classes.txt", "has no list of class names"),
+        ("train: images/train\nnames: [a, '']", "is no class name"),
+        ("train: images/train\nnames: [a, [b]]", "is no class name"),
+        ("train: images/train\nnames: {a: b}", "names is malformed"),
+        ("train: images/train\nnames: {-1: b}", "index -1, expected 0 or more"),
+        ("train: images/train\nnames: [a, a]", "gives several classes one name"),
+        ("train: images/train\nnames: [a]\nnc: 2", "nc is 2, but names has 1"),
+        ("names: [a]\ntrain:", "names no images: add `train"),
+        ("train: images/nowhere\nnames: [a]", "nowhere is neither a folder nor a list"),
+        ("train: labels/train\nnames: [a]", "train holds no image"),
+        ("val: images/val\nnames: [a]", "has no split 'train'; splits found: val"),
+        ("train: [a\nnames: b", "is not readable YAML"),
+        ("names", "holds no `key: value` lines"),
+    ],
+)
+def test_unusable_yaml_is_one_clear_line(tmp_path: Path, yaml: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(make(tmp_path, yaml), "train")
+    assert "data.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_any_label_file_are_a_mistake(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (root / "labels/train/b.txt").unlink()
+    with pytest.raises(DataError, match=r"none of the 2 images .* example .*labels/train/a\.txt"):
+        load_dataset(root, "train")
+    label(root / "labels/train/b.txt")  # an empty one says: no objects
+    assert boxes(load_dataset(root, "train")) == [[], []]
+
+
+def test_ground_truth_keeps_full_precision_and_the_numbering(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    label(root / "labels/train/b.txt", "1 0.123456789012 0.5 0.1 0.333333333333")
+    truth: dict[str, Any] = ground_truth(load_dataset(root, "train"))
+    assert truth["categories"] == [{"id": 0, "name": "car"}, {"id": 1, "name": "bus"}]
+    assert [(i["id"], i["file_name"]) for i in truth["images"]] == [
+        (1, "images/train/a.png"),
+        (2, "images/train/b.png"),
+    ]
+    (row,) = truth["annotations"]
+    width, height = 0.1 * WIDTH, 0.333333333333 * HEIGHT
+    assert row["bbox"] == [
+        (0.123456789012 - 0.05) * WIDTH,
+        (0.5 - 0.333333333333 / 2) * HEIGHT,
+        width,
+        height,
+    ]
+    assert (row["id"], row["image_id"], row["category_id"]) == (1, 2, 1)
+    assert (row["area"], row["iscrowd"]) == (width * height, 0)
+
+
+def test_boxes_that_reach_out_are_kept(tmp_path: Path) -> None:
+    """As in COCO: metrics need them whole, training clips them."""
+    root = make(tmp_path)
+    label(root / "labels/train/b.txt", "0 0.5 0.5 2 0.5")
+    assert boxes(load_dataset(root, "train")) == [[], [[-32, 8, 96, 24]]]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", None])
+def test_images_that_cannot_be_read_do_not_stop_loading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    """Who reads the pixels finds them in the set, and says what is wrong."""
+    root = make(tmp_path, YAML.replace("images/train", "list.txt"))
+    (root / "list.txt").write_text("images/train/a.png\nimages/train/b.png\n")
+    broken = root / "images/train/b.png"
+    broken.unlink()
+    if content is not None:
+        broken.write_bytes(content)
+    dataset = load_dataset(root, "train")
+    assert [s.path.name for s in dataset.samples] == ["a.png", "b.png"]
+    assert (dataset.samples[1].width, dataset.samples[1].height) == UNKNOWN_SIZE
+    assert caplog.messages == [f"{root / 'data.yaml'}: 1 image cannot be read: {broken}"]
