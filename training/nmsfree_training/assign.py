@@ -2,7 +2,9 @@
 
 One-to-many and one-to-one are two instances of the same dynamic soft-label assigner (the cost of
 RTMDet, arXiv:2212.07784, with SimOTA's dynamic k, arXiv:2107.08430): `topk` 13 and 1.
-Everything is batched: objects are padded to the largest count G of the batch.
+Everything is batched: objects are padded to the largest count G of the batch, and every object
+meets every cell in dense arrays [N, G, M]. Nothing depends on values in its shape, so the host
+never waits for a GPU. Where N · G · M passes `PAIRS_PER_BLOCK`, objects are taken in blocks.
 """
 
 from dataclasses import dataclass
@@ -11,12 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nmsfree_training.boxes import iou
+from nmsfree_training.boxes import iou, pairwise_iou
 
 OUTSIDE_COST = 1e9  # of a cell whose point lies inside no object at all
 IOU_COST_WEIGHT = 3.0
 CENTRE_RADIUS = 3.0  # strides; the centre cost is 10^(distance / stride − 3)
 MIN_SIDE = 8.0  # pixels; smaller objects are not assigned
+# Of an object and a cell: 64 MiB a float32 array, of which five live at once. At batch 16 and
+# 512 × 736 up to 135 objects in an image, more than any COCO image has, are one block.
+PAIRS_PER_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,30 @@ class Assignment:
     metrics: Tensor
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """What the network says of every cell, and where the cell is."""
+
+    logits: Tensor  # [N, M, C]
+    boxes: Tensor  # [N, M, 4]
+    points: Tensor  # [M, 2]
+    strides: Tensor  # [M]
+
+
+@dataclass(frozen=True)
+class _Claims:
+    """What a block of g objects wants: `cells` [N, g, k] where `wanted`; and per cell its cheapest.
+
+    `cost` and `cheapest` [N, M] are the least cost of a cell among the block's objects, and which
+    of them it is.
+    """
+
+    cells: Tensor
+    wanted: Tensor
+    cost: Tensor
+    cheapest: Tensor
+
+
 @torch.no_grad()
 def assign(
     logits: Tensor, boxes: Tensor, points: Tensor, strides: Tensor, targets: Targets, topk: int
@@ -81,50 +110,76 @@ def assign(
         points, strides: float32 [M, 2] and [M].
         topk: how many of the largest IoUs of an object are summed to k, its number of cells.
     """
-    num_classes = logits.shape[-1]
-    ious = iou(targets.boxes[:, :, None], boxes[:, None])  # [N, G, M]
-    cost = _cost(logits, points, strides, targets, ious)
-    claimed = _claims(cost, ious, targets.valid, topk)
-    # A cell claimed by several goes to the cheapest of all objects for that cell.
-    best = cost.argmin(dim=1)  # [N, M]
-    several = claimed.sum(dim=1) > 1
-    owner = torch.where(several, best, claimed.int().argmax(dim=1))
-    positive = claimed.any(dim=1)  # [N, M]
-    labels = targets.labels.gather(1, owner).masked_fill(~positive, num_classes)
-    metrics = ious.gather(1, owner[:, None])[:, 0].masked_fill(~positive, 0.0)
-    owner_boxes = targets.boxes.gather(1, owner[..., None].expand(-1, -1, 4))
-    return Assignment(labels, owner_boxes.masked_fill(~positive[..., None], 0.0), metrics)
+    cells = _Cells(logits, boxes, points, strides)
+    blocks = _blocks(targets, len(points))
+    inside = torch.stack([_inside_any(points, block) for block in blocks]).any(dim=0)
+    claims = [_claim(cells, block, inside, topk) for block in blocks]
+    owner, positive = _owners(claims)
+    labels = targets.labels.gather(1, owner).masked_fill(~positive, logits.shape[-1])
+    index = owner[..., None].expand(-1, -1, 4)
+    owner_boxes = targets.boxes.gather(1, index).masked_fill(~positive[..., None], 0.0)
+    metrics = iou(owner_boxes, boxes).masked_fill(~positive, 0.0)
+    return Assignment(labels, owner_boxes, metrics)
 
 
-def _cost(
-    logits: Tensor, points: Tensor, strides: Tensor, targets: Targets, ious: Tensor
-) -> Tensor:
-    """[N, G, M]: class cost + box cost + centre cost."""
-    index = targets.labels[..., None].expand(-1, -1, logits.shape[1])
-    own_logits = logits.transpose(1, 2).gather(1, index)  # logit of the object's class, [N, G, M]
-    class_cost = F.binary_cross_entropy_with_logits(own_logits, ious, reduction="none")
-    class_cost = class_cost * (ious - own_logits.sigmoid()).square()
-    box_cost = -(ious + 1e-8).log() * IOU_COST_WEIGHT
-    centres = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
-    distance = (points - centres[:, :, None]).square().sum(dim=-1).sqrt() / strides
-    cost = class_cost + box_cost + 10 ** (distance - CENTRE_RADIUS)
-    in_any = (_inside(points, targets.boxes) & targets.valid[..., None]).any(dim=1, keepdim=True)
-    cost = torch.where(in_any, cost, OUTSIDE_COST)
-    return cost.masked_fill(~targets.valid[..., None], float("inf"))
+def _blocks(targets: Targets, cells: int) -> list[Targets]:
+    """Split the objects so that a block makes at most `PAIRS_PER_BLOCK` pairs; usually one block.
+
+    What is not to be assigned becomes a box without an inside, whatever it held.
+    """
+    size = max(1, PAIRS_PER_BLOCK // max(1, len(targets.valid) * cells))
+    boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0.0)
+    parts = (torch.split(t, size, dim=1) for t in (boxes, targets.labels, targets.valid))
+    return [Targets(*part) for part in zip(*parts, strict=True)]
 
 
-def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """[N, G, M]: the cell's point lies strictly inside the box."""
-    low = points - boxes[:, :, None, :2]
-    high = boxes[:, :, None, 2:] - points
-    return torch.minimum(low, high).min(dim=-1).values > 0
+def _inside_any(points: Tensor, block: Targets) -> Tensor:
+    """bool [N, M]: the cell's point lies strictly inside an object."""
+    x, y = points.T.contiguous().unbind()  # [M]
+    x1, y1, x2, y2 = block.boxes[..., None].unbind(dim=2)  # [N, g, 1]
+    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1)
 
 
-def _claims(cost: Tensor, ious: Tensor, valid: Tensor, topk: int) -> Tensor:
-    """bool [N, G, M]: the k cheapest cells of every object."""
-    most = min(topk, cost.shape[-1])
-    k = ious.topk(most, dim=-1).values.sum(dim=-1).int().clamp(min=1)  # [N, G]
-    cheapest = cost.topk(most, dim=-1, largest=False).indices  # [N, G, most]
+def _claim(cells: _Cells, block: Targets, inside: Tensor, topk: int) -> _Claims:
+    """Every object claims its k cheapest cells."""
+    ious = pairwise_iou(block.boxes, cells.boxes)  # [N, g, M]
+    most = min(topk, ious.shape[-1])
+    k = ious.topk(most, dim=-1).values.sum(dim=-1).int().clamp(min=1)  # [N, g]
+    cost = _cost(cells, block, ious)
+    cost.masked_fill_(~inside[:, None], OUTSIDE_COST)
+    cost.masked_fill_(~block.valid[..., None], float("inf"))
+    claimed = cost.topk(most, dim=-1, largest=False).indices  # [N, g, most]
     wanted = torch.arange(most, device=cost.device) < k[..., None]
-    claimed = torch.zeros_like(cost, dtype=torch.bool).scatter(-1, cheapest, wanted)
-    return claimed & valid[..., None]
+    least, cheapest = cost.min(dim=1)
+    return _Claims(claimed, wanted & block.valid[..., None], least, cheapest)
+
+
+def _cost(cells: _Cells, block: Targets, ious: Tensor) -> Tensor:
+    """[N, g, M]: class cost + box cost + centre cost. Overwrites `ious`: these arrays are large."""
+    image = torch.arange(len(ious), device=ious.device)[:, None]
+    own_logits = cells.logits.transpose(1, 2)[image, block.labels]  # of the object's class
+    cost = F.binary_cross_entropy_with_logits(own_logits, ious, reduction="none")
+    cost *= own_logits.sigmoid_().sub_(ious).square_()
+    cost -= ious.add_(1e-8).log_().mul_(IOU_COST_WEIGHT)
+    x, y = cells.points.T.contiguous().unbind()  # [M]
+    x1, y1, x2, y2 = block.boxes[..., None].unbind(dim=2)  # [N, g, 1]
+    distance = torch.sub(x, (x1 + x2) / 2, out=ious).square_()
+    distance += torch.sub(y, (y1 + y2) / 2, out=own_logits).square_()
+    distance.sqrt_().div_(cells.strides)
+    return cost.add_(torch.pow(10.0, distance.sub_(CENTRE_RADIUS), out=distance))
+
+
+def _owners(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
+    """Per cell its object, int64 [N, M], and whether any object claims it, bool [N, M]."""
+    first = claims[0]
+    cells = torch.cat([c.cells for c in claims], dim=1)  # [N, G, k]
+    wanted = torch.cat([c.wanted for c in claims], dim=1)
+    objects = torch.arange(cells.shape[1], device=cells.device)[:, None] * wanted
+    none = torch.zeros_like(first.cheapest)
+    count = none.scatter_add(1, cells.flatten(1), wanted.flatten(1).long())
+    only = none.scatter_add(1, cells.flatten(1), objects.flatten(1))  # right where count is 1
+    # A cell claimed by several goes to the cheapest of all objects for that cell.
+    block = torch.stack([c.cost for c in claims]).argmin(dim=0, keepdim=True)
+    size = first.cells.shape[1]
+    cheapest = torch.stack([c.cheapest + i * size for i, c in enumerate(claims)])
+    return torch.where(count > 1, cheapest.gather(0, block)[0], only), count > 0

@@ -56,6 +56,24 @@ def iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     return intersection / union.clamp(min=eps)
 
 
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every box in `a` [N, G, 4] with every box in `b` [N, M, 4], float [N, G, M].
+
+    The same values as `iou`, but worked out coordinate by coordinate in three arrays of that
+    shape, because they are large. Not differentiable.
+    """
+    ax1, ay1, ax2, ay2 = a[..., None].unbind(dim=2)  # [N, G, 1]
+    bx1, by1, bx2, by2 = b.permute(2, 0, 1).contiguous()[:, :, None]  # [N, 1, M]
+    shared = torch.minimum(ax2, bx2)
+    other = torch.maximum(ax1, bx1)
+    shared.sub_(other).clamp_(min=0)
+    height = torch.minimum(ay2, by2)
+    height.sub_(torch.maximum(ay1, by1, out=other)).clamp_(min=0)
+    shared.mul_(height)
+    union = torch.add(area(a)[..., None], area(b)[:, None], out=other).sub_(shared)
+    return shared.div_(union.clamp_(min=1e-7))
+
+
 def giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     """Generalised IoU (Rezatofighi et al., arXiv:1902.09630), −1 … 1."""
     intersection, union = overlap(a, b)

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from nmsfree.atomic import write_atomic
 from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.errors import CheckpointError
+from nmsfree.errors import CheckpointError, ModelError
+from nmsfree.thresholds import Thresholds
 from nmsfree_training.config import ModelConfig, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.published import from_published_keys, has_two_heads, looks_published
 from nmsfree_training.torch_file import describe_bytes, read_torch_file
 
 HEADER_KEY = "nmsfree"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"  # 1.1: thresholds
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Checkpoint:
         class_names, category_ids: one per class.
         state: tensors by this project's keys.
         provenance: free text: command, seed, source file, ….
+        thresholds: recommended scores, measured on a labelled split; None = not measured.
     """
 
     model: ModelConfig
@@ -47,6 +49,7 @@ class Checkpoint:
     category_ids: tuple[int, ...]
     state: Mapping[str, Tensor]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Thresholds | None = None
 
     def build(self) -> Fcos:
         """Return the network with these weights, in evaluation mode."""
@@ -64,6 +67,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "class_names": checkpoint.class_names,
         "category_ids": checkpoint.category_ids,
         "provenance": dict(checkpoint.provenance),
+        "thresholds": checkpoint.thresholds and checkpoint.thresholds.to_json(),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}
     write_atomic(path, save(tensors, metadata={HEADER_KEY: json.dumps(header)}))
@@ -136,12 +140,17 @@ def _from_header(path: Path, text: str, state: Mapping[str, Tensor]) -> Checkpoi
             tuple(header["category_ids"]),
             state,
             header["provenance"],
+            _read_thresholds(header.get("thresholds")),
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ModelError) as error:
         raise CheckpointError(
             f"{path}: the '{HEADER_KEY}' entry of the header cannot be read ({error!r}): "
             "train or copy the checkpoint again"
         ) from None
+
+
+def _read_thresholds(values: Any) -> Thresholds | None:
+    return None if values is None else Thresholds.from_json(values)
 
 
 def load_published(path: Path, model: str | None = None) -> Checkpoint:

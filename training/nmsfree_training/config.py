@@ -54,6 +54,14 @@ class TrainConfig:
         flip: probability of a horizontal flip.
         clip_norm: gradients of a larger norm are scaled down to it; None = off.
         color_jitter: strength of random brightness, contrast, saturation and hue; 0 = off.
+        scale: (low, high) of a random factor on the resize above; (1, 1) = off.
+        mosaic: probability that an example is made of four images.
+        mixup: probability that an example is blended with another one.
+        plain_epochs: mosaic and mixup are off in this many last epochs.
+        batch_size: images of one optimizer step, all processes and `accumulate` parts together.
+        accumulate: parts that a batch is cut into, one after the other, to save memory. Each part
+            divides its losses by its own objects, so the sum differs a little from the whole's.
+        ema: decay per step of the averaged weights that are evaluated and deployed; None = off.
     """
 
     epochs: int
@@ -72,6 +80,12 @@ class TrainConfig:
     crop: float | None = None
     flip: float = 0.0
     color_jitter: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    plain_epochs: int = 0
+    accumulate: int = 1
+    ema: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def rate_factor(config: TrainConfig, iteration: int, per_epoch: int) -> float:
-    """Return the learning rate at an iteration, as a share of the full one."""
+    """Return the learning rate at an iteration, as a share of the full one.
+
+    A run that is short for its warm-up spends a quarter of its steps on it.
+    """
     epoch = iteration / per_epoch
     if config.schedule == "step":
         factor = 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
     else:
         factor = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))
-    if iteration < config.warmup_iterations:
-        progress = iteration / config.warmup_iterations
+    warmup = min(config.warmup_iterations, config.epochs * per_epoch // 4)
+    if iteration < warmup:
+        progress = iteration / warmup
         factor *= config.warmup_factor + (1 - config.warmup_factor) * progress
     return factor

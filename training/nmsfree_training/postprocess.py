@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nmsfree.nms import suppress
 from nmsfree_training.detector import Prediction
 
 
@@ -65,43 +66,6 @@ def _select_level(
     above = ordered > config.score_floor
     ordered, index = ordered[above], index[above]
     return boxes[index // num_classes], ordered, index % num_classes
-
-
-def greedy_nms(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float
-) -> NDArray[np.int64]:
-    """Indices of the boxes that survive, best first. Boxes float32 [n, 4] xyxy."""
-    order = np.argsort(-scores, kind="stable")
-    x1, y1, x2, y2 = boxes.T
-    areas = (x2 - x1) * (y2 - y1)
-    kept = []
-    while order.size:
-        best, rest = order[0], order[1:]
-        kept.append(best)
-        w = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
-        h = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
-        overlap = np.maximum(w, 0) * np.maximum(h, 0)
-        union = areas[best] + areas[rest] - overlap
-        order = rest[overlap <= iou * np.maximum(union, 1e-12)]
-    return np.array(kept, dtype=np.int64)
-
-
-def suppress(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    iou: float,
-    class_aware: bool = True,
-) -> NDArray[np.int64]:
-    """Greedy NMS, class by class unless `class_aware` is False; indices, best score first."""
-    if not class_aware:
-        return greedy_nms(boxes, scores, iou)
-    kept = [np.zeros(0, np.int64)]
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        kept.append(own[greedy_nms(boxes[own], scores[own], iou)])
-    indices = np.concatenate(kept)
-    return indices[np.argsort(-scores[indices], kind="stable")]
 
 
 def postprocess(

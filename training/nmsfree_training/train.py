@@ -1,66 +1,30 @@
-"""The training loop: one process, any COCO-format dataset, CPU or CUDA."""
+"""The training loop: one process or several, CPU or CUDA; goes on exactly where it was cut."""
 
-import json
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import islice
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from nmsfree.data.coco import DetectionDataset
-from nmsfree.detector import Detector
-from nmsfree.errors import CheckpointError, DataError, NmsfreeError
-from nmsfree.evaluate import evaluate
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.detector import Fcos
-from nmsfree_training.loader import Batch, epoch_loader
-from nmsfree_training.losses import detector_losses
+from nmsfree_training.distributed import World
+from nmsfree_training.ema import Ema
+from nmsfree_training.events import EpochEvent, StepEvent
+from nmsfree_training.keeper import Keeper, describe_recipe
+from nmsfree_training.loader import Batch, epoch_loader, pad_batch, steps_per_epoch
 from nmsfree_training.optim import make_optimizer, rate_factor
-from nmsfree_training.predict import TorchBackend, make_spec
-from nmsfree_training.pretrained import load_imagenet
-from nmsfree_training.train_state import TrainState, load_state, save_state
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop tells after every step."""
-
-    epoch: int
-    step: int
-    steps: int
-    losses: dict[str, float]
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One run.
-
-    Attributes:
-        out: folder of checkpoints and `metrics.jsonl`.
-        workers: processes that load images; 0 = in this one.
-        precision: "fp32", or "bf16" autocast for the network (losses stay in float32).
-        evaluate_every: epochs between evaluations on the validation set; 0 = only after the last.
-        imagenet: torchvision-named backbone weights to start from.
-        provenance: written into the checkpoint.
-    """
-
-    out: Path
-    device: torch.device
-    seed: int = 0
-    workers: int = 0
-    precision: str = "fp32"
-    evaluate_every: int = 1
-    resume: bool = False
-    imagenet: Path | None = None
-    provenance: dict[str, str] = field(default_factory=dict)
+from nmsfree_training.outputs import Outputs
+from nmsfree_training.retrofit import freeze_statistics
+from nmsfree_training.run_config import Interrupted, RunConfig
+from nmsfree_training.start import check_data, fresh_network, place
+from nmsfree_training.step import StepLosses, Stepper
+from nmsfree_training.train_state import Position
+from nmsfree_training.validate import Validator
+from nmsfree_training.watch import Silent, Watcher
 
 
 class Trainer:
@@ -70,8 +34,10 @@ class Trainer:
         preset: network and recipe.
         train_set, val_set: datasets with the same classes; without `val_set` no AP is computed.
         run: where and how.
-        on_step: called after every step.
-        on_epoch: called after every epoch with the line written to `metrics.jsonl`.
+        network: with the weights to start from; None = random ones by the seed.
+        heads: those that are trained; None = all of the network's.
+        watcher: told after every step and epoch.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -80,167 +46,270 @@ class Trainer:
         train_set: DetectionDataset,
         val_set: DetectionDataset | None,
         run: RunConfig,
-        on_step: Callable[[Progress], None] = lambda _: None,
-        on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+        *,
+        network: Fcos | None = None,
+        heads: tuple[HeadName, ...] | None = None,
+        watcher: Watcher | None = None,
+        world: World | None = None,
     ) -> None:
-        if not train_set.samples:
-            raise DataError(f"{train_set.annotation_file}: no images to train on")
-        if val_set is not None and set(val_set.class_names) != set(train_set.class_names):
-            other = set(val_set.class_names) ^ set(train_set.class_names)
-            raise DataError(
-                f"{val_set.annotation_file}: its classes differ from those of "
-                f"{train_set.annotation_file} ({', '.join(sorted(other)[:5])}): use one list"
-            )
-        self.preset, self.run = preset, run
-        self.train_set, self.val_set = train_set, val_set
-        self.on_step, self.on_epoch = on_step, on_epoch
-        torch.manual_seed(run.seed)
-        self.network = Fcos(preset.model)
-        if run.imagenet is not None:
-            load_imagenet(self.network, run.imagenet)
-        # Channels last: the layout oneDNN and cuDNN convolve fastest in.
-        self.network = self.network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_data(train_set, val_set)
+        self.preset, self.run, self.train_set = preset, run, train_set
+        self.watcher, self.world = watcher or Silent(), world or World()
+        self.network = place(network or fresh_network(preset, run.seed), run.device)
+        assert self.network.config == preset.model, "checkpoints would not fit their description"
+        self.world.share(self.network)
         self.optimizer = make_optimizer(self.network, preset.train)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.iteration = 0
+        self.heads = heads or preset.model.heads
+        self.step = Stepper(
+            self.network, self.optimizer, preset.train, self.heads, run.precision, self.world
+        )
+        decay = preset.train.ema
+        self.ema = None if decay is None else Ema(self.network, decay)
+        self.keeper = Keeper(
+            run.out,
+            describe_recipe(preset, self.heads, run.seed, run.precision, train_set),
+            self.network,
+            self.optimizer,
+            self.step.scaler,
+            self.ema,
+            self.world,
+        )
+        self.outputs = Outputs(run.out, preset, train_set, run.provenance)
+        self.validator = (
+            Validator(self.outputs, val_set, self.world, self._progress) if val_set else None
+        )
+        self.position = Position()
+        self._saved = time.monotonic()
 
     def fit(self) -> dict[str, float]:
         """Train all epochs; returns the last evaluation (`AP`, `AP50`, …; 0–1).
 
-        Writes `last.safetensors` (+ `last.state.pt`), `best.safetensors` and `metrics.jsonl`.
+        Writes `last`, `best` and every n-th `.safetensors`, `last.state.pt`,
+        `previous.state.pt` and `metrics.jsonl`. Images that could not be read are named in
+        `position.failed`.
 
         Raises:
-            NmsfreeError: the loss is not finite.
+            Interrupted: it was asked to stop, and saved.
+            DivergedError: a loss or a gradient is not finite.
         """
-        first, best = self._resume() if self.run.resume else (0, -1.0)
+        if self.run.resume:
+            self._resume()
+        elif self.world.main:
+            self.outputs.start()
         metrics: dict[str, float] = {}
-        epochs = self.preset.train.epochs
-        for epoch in range(first, epochs):
-            started = time.monotonic()
-            record: dict[str, float] = {"epoch": epoch + 1} | self._run_epoch(epoch)
-            record["seconds"] = round(time.monotonic() - started, 1)
-            metrics = {}
-            if self._is_due(epoch):
-                # First what took long to get: an evaluation can fail on a picture.
-                self._save(self.run.out / "last.safetensors", epoch, metrics)
-                self._save_state(epoch, best)
-                metrics = self._evaluate()
-            record |= metrics
-            self._save(self.run.out / "last.safetensors", epoch, metrics)
-            # Until an AP is measured, the latest weights are the best known.
-            if metrics.get("AP", -1.0) > best or (best < 0 and not metrics):
-                best = metrics.get("AP", -1.0)
-                self._save(self.run.out / "best.safetensors", epoch, metrics)
-            self._save_state(epoch, best)
-            self._log(record)
-            self.on_epoch(record)
+        while self.position.epoch < self.preset.train.epochs:
+            self._train_epoch()
+            metrics = self._close_epoch()
         return metrics
 
-    def _is_due(self, epoch: int) -> bool:
-        every = self.run.evaluate_every
-        last = epoch + 1 == self.preset.train.epochs
-        return self.val_set is not None and (last or (every > 0 and (epoch + 1) % every == 0))
+    # One epoch
 
-    def _run_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self) -> None:
         self.network.train()
-        loader = epoch_loader(self.train_set, self.preset, self.run.seed, epoch, self.run.workers)
-        steps, sums, rate = len(loader), dict[str, float](), 0.0
-        batches: Iterator[Batch] = iter(loader)
-        for step, batch in enumerate(batches):
+        freeze_statistics(self.network)
+        position, recipe = self.position, self.preset.train
+        steps = steps_per_epoch(self.train_set, self.preset)
+        loader = epoch_loader(
+            self.train_set,
+            self.preset,
+            self.run.seed,
+            position.epoch,
+            self.run.workers,
+            start=position.step,
+            rank=self.world.rank,
+            world=self.world.size,
+            device=self.run.device,
+        )
+        batches = iter(loader)
+        started = time.monotonic()
+        while position.step < steps:
+            parts, error = _next_parts(batches, recipe.accumulate)
+            waited = time.monotonic()
+            parts = self._agree(parts, error)
             rate = self._set_rate(steps)
-            losses = self._step(batch)
-            self.iteration += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value / steps
-            self.on_step(Progress(epoch, step + 1, steps, losses, rate))
-        return {**{k: round(v, 5) for k, v in sums.items()}, "lr": rate}
+            position.iteration += 1
+            known = self.step(parts, position.iteration)
+            if self.ema is not None:
+                self.ema.update(self.network, position.iteration)
+            self._note_failures(parts)
+            position.step += 1
+            now = time.monotonic()
+            position.seconds += now - started
+            position.wait += waited - started
+            self._report(known, steps, rate, waited - started, now - started)
+            started = now
+        self._add(self.step.flush())
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.run.device)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            predictions = self.network(images)
-        losses = detector_losses(predictions, batch.targets, batch.padding)
-        total = sum((loss.total for loss in losses.values()), torch.zeros((), device=images.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if self.preset.train.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.preset.train.clip_norm)
-        self.optimizer.step()
-        values = {"loss": total.item()}
-        for head, loss in losses.items():
-            values |= {f"{head}_cls": loss.cls.item(), f"{head}_box": loss.box.item()}
-        if not math.isfinite(values["loss"]):
-            raise NmsfreeError(
-                f"the loss is {values['loss']} at iteration {self.iteration}: the weights before "
-                "this epoch are in last.safetensors, after the first epoch; lower "
-                "--learning-rate or check the boxes"
-            )
-        return values
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.run.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.run.device.type, dtype=torch.bfloat16)
+    def _agree(self, parts: list[Batch], error: NmsfreeError | None) -> list[Batch]:
+        """What all processes do together: bring images to one size, stop, save, or fail."""
+        sizes = [side for part in parts for side in part.images.shape[-2:]]
+        sizes += [0] * (2 * self.preset.train.accumulate - len(sizes))
+        flags = [self.run.stop(), self._is_save_due(), error is not None]
+        *sizes, stop, save, failed = self.world.maximum([*sizes, *map(int, flags)])
+        if failed:
+            self.world.check(error)
+        if stop:
+            self._interrupt()
+        if save:
+            self._add(self.step.flush())
+            self._save()
+        pairs = zip(sizes[::2], sizes[1::2], strict=True)
+        return [pad_batch(part, *size) for part, size in zip(parts, pairs, strict=True)]
 
     def _set_rate(self, steps: int) -> float:
-        factor = rate_factor(self.preset.train, self.iteration, steps)
+        factor = rate_factor(self.preset.train, self.position.iteration, steps)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def checkpoint(self) -> Checkpoint:
-        """Return the present weights as a checkpoint."""
-        return Checkpoint(
-            self.preset.model,
-            self.preset.input_size,
-            self.train_set.class_names,
-            self.train_set.category_ids,
-            self.network.state_dict(),
-            self.run.provenance,
+    def _add(self, known: list[StepLosses]) -> None:
+        for losses in known:
+            for name, value in losses.values.items():
+                self.position.sums[name] = self.position.sums.get(name, 0.0) + value
+
+    def _report(
+        self, known: list[StepLosses], steps: int, rate: float, wait: float, seconds: float
+    ) -> None:
+        self._add(known)
+        if not known:
+            return
+        epochs, images = self.preset.train.epochs, self._batch_size()
+        position, last = self.position, known[-1]
+        event = StepEvent(
+            epoch=position.epoch,
+            epochs=epochs,
+            step=position.step,
+            steps=steps,
+            iteration=position.iteration,
+            losses=last.values,
+            learning_rate=rate,
+            images=images,
+            wait=wait,
+            seconds=seconds,
+            grad_norm=last.grad_norm,
         )
+        self.watcher.on_step(event)
 
-    def _evaluate(self) -> dict[str, float]:
-        assert self.val_set is not None
-        self.network.eval()
-        head: HeadName = self.network.deployed_head
-        detector = Detector(TorchBackend(self.network, make_spec(self.checkpoint(), head)))
-        metrics = evaluate(detector, self.val_set).to_json()
-        return {name: value for name, value in metrics.items() if value is not None}
+    def _batch_size(self) -> int:
+        return min(self.preset.train.batch_size, len(self.train_set))
 
-    def _save(self, path: Path, epoch: int, metrics: dict[str, float]) -> None:
-        provenance = self.run.provenance | {"epoch": str(epoch + 1)}
-        if metrics:
-            provenance["AP"] = f"{metrics['AP']:.4f}"
-        checkpoint = self.checkpoint()
-        save_checkpoint(Checkpoint(**{**vars(checkpoint), "provenance": provenance}), path)
+    def _note_failures(self, parts: list[Batch]) -> None:
+        for path, reason in (failure for part in parts for failure in part.failed):
+            if path not in self.position.failed:
+                self.position.failed[path] = reason
+                self.watcher.message(f"left out: {path}: {reason}")
 
-    def _save_state(self, epoch: int, best: float) -> None:
-        state = TrainState(epoch + 1, self.iteration, best, self.optimizer.state_dict())
-        save_state(state, self.run.out / "last.state.pt")
+    # The end of an epoch
 
-    def _resume(self) -> tuple[int, float]:
-        path = self.run.out / "last.safetensors"
-        checkpoint = load_checkpoint(path)
-        if checkpoint.model != self.preset.model:
-            raise CheckpointError(
-                f"{path}: {checkpoint.model.name} of {checkpoint.model.num_classes} classes with "
-                "other settings than this run: give the options it was started with"
-            )
-        state = load_state(self.run.out / "last.state.pt")
-        if checkpoint.provenance.get("epoch") != str(state.epoch):
-            raise CheckpointError(
-                f"{path}: weights after epoch {checkpoint.provenance.get('epoch')} beside a "
-                f"training state after epoch {state.epoch}, the run was cut between the two "
-                "writes: start again without --resume"
-            )
-        self.network.load_state_dict(checkpoint.state)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.iteration = state.iteration
-        logger.info("resumed after epoch %d", state.epoch)
-        return state.epoch, state.best
+    def _close_epoch(self) -> dict[str, float]:
+        """Evaluate, write the checkpoints and the record, and go to the next epoch."""
+        position = self.position
+        record = self._record()
+        self._save()  # first what took long to get, and before any checkpoint can be seen
+        due = self.validator is not None and self._is_due()
+        metrics, pictures = self._evaluate() if due else ({}, ())
+        record |= metrics
+        # Until an AP is measured, the latest weights are the best known.
+        best = metrics.get("AP", -1.0) > position.best or (position.best < 0 and not metrics)
+        if best:
+            position.best = metrics.get("AP", -1.0)
+        state = self.network.state_dict() if self.ema is None else self.ema.state
+        keep = self.run.keep_every
+        self.world.on_main(lambda: self.outputs.write_epoch(state, record, metrics, best, keep))
+        self.position = Position(
+            epoch=position.epoch + 1,
+            iteration=position.iteration,
+            best=position.best,
+            failed=position.failed,
+        )
+        self._save()
+        self.watcher.on_epoch(EpochEvent(record, pictures, best))
+        return metrics
 
-    def _log(self, record: dict[str, float]) -> None:
-        self.run.out.mkdir(parents=True, exist_ok=True)
-        with (self.run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def _record(self) -> dict[str, float]:
+        position = self.position
+        names = self.step.loss_names()
+        steps = max(1, position.step)
+        images = steps * self._batch_size()
+        return {
+            "epoch": position.epoch + 1,
+            **{name: round(position.sums.get(name, 0.0) / steps, 5) for name in names},
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": round(position.seconds, 1),
+            "images_per_second": round(images / max(position.seconds, 1e-9), 1),
+            "wait_share": round(position.wait / max(position.seconds, 1e-9), 3),
+        }
+
+    def _is_due(self) -> bool:
+        every, epoch = self.run.evaluate_every, self.position.epoch + 1
+        return epoch == self.preset.train.epochs or (every > 0 and epoch % every == 0)
+
+    def _evaluate(
+        self,
+    ) -> tuple[dict[str, float], tuple[tuple[str, NDArray[np.uint8]], ...]]:
+        assert self.validator is not None
+        network = self.deployable()
+        network.eval()
+        metrics = self.validator.metrics(network)
+        return metrics, self.validator.pictures(network) if self._is_pictured() else ()
+
+    def _is_pictured(self) -> bool:
+        """Some 40 times in a run: a picture takes a third of a megabyte."""
+        epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
+        return self.run.pictures and (epoch == epochs or epoch % max(1, epochs // 40) == 0)
+
+    def deployable(self) -> Fcos:
+        """The network that is evaluated and written: with the averaged weights, if there are."""
+        if self.ema is None:
+            return self.network
+        averaged = place(Fcos(self.preset.model), self.run.device)
+        averaged.load_state_dict(self.ema.state)
+        return averaged
+
+    # Saving and going on
+
+    def _progress(self, done: int, total: int) -> None:
+        self.watcher.on_evaluate(done, total)
+        if self.world.size == 1 and self.run.stop():  # the state was saved before
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._add(self.step.flush())
+        self._save()
+        raise Interrupted(f"stopped and saved at {self.position}")
+
+    def _is_save_due(self) -> bool:
+        """Rank 0 decides; before the first step of an epoch there is nothing new."""
+        waited = time.monotonic() - self._saved
+        return self.world.main and self.position.step > 0 and waited >= 60 * self.run.save_minutes
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        self.keeper.save(self.position)
+
+    def _resume(self) -> None:
+        self.position, messages = self.keeper.load()
+        if self.world.main:
+            self.outputs.forget_after(self.position.epoch)
+        else:
+            self.position.failed = {}
+        for text in messages:
+            self.watcher.message(text)
+        epochs = self.preset.train.epochs
+        if self.position.epoch >= epochs:
+            self.watcher.message(f"all {epochs} epochs are done; for more, raise --epochs")
+        else:
+            self.watcher.message(f"going on at {self.position} of {epochs} epochs")
+
+    def close(self) -> None:
+        """Free what must go before the processes part."""
+        self.step.close()
+
+
+def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], NmsfreeError | None]:
+    """The parts of the next step; or none, and why."""
+    try:
+        return list(islice(batches, count)), None
+    except NmsfreeError as error:
+        return [], error

@@ -5,18 +5,35 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.errors import InputError
-from nmsfree_training import train
-from nmsfree_training.config import Preset, preset
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.data.load import load_dataset
+from nmsfree.errors import InputError, NmsfreeError
+from nmsfree_training.config import HeadName, Preset, preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.distributed import World, join_world
+from nmsfree_training.fine_tune import fine_tune
+from nmsfree_training.finish import draw_curves, finish
+from nmsfree_training.interrupt import StopRequest, stop_on_signals
+from nmsfree_training.loader import check_batch
 from nmsfree_training.predict import torch_device
+from nmsfree_training.pretrained import load_imagenet
+from nmsfree_training.recipe_options import RecipeOptions
+from nmsfree_training.retrofit import retrofit
+from nmsfree_training.run_config import Interrupted, RunConfig
+from nmsfree_training.start import fresh_network
+from nmsfree_training.step import PRECISIONS
+from nmsfree_training.train import Trainer
+from nmsfree_training.train_state import LAST, PREVIOUS
+from nmsfree_training.watch import Watcher
+from nmsfree_training.watching import watching
+
+DEFAULT_MODEL = "fcos_e2e_nano"
 
 
 @dataclass(frozen=True)
@@ -24,126 +41,242 @@ class TrainOptions:
     """The options of `nmsfree train`, see there."""
 
     data: Path
-    model: str
+    model: str | None
+    recipe: RecipeOptions
     out: Path | None
     split: str
     val: str
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    head_norm: str | None
     seed: int
     device: str
     precision: str
     threads: int | None
     workers: int
     eval_every: int
+    keep_every: int
+    save_minutes: float
     imagenet: Path | None
+    init: Path | None
+    retrofit: Path | None
+    unfreeze: bool
+    preview: Path | None
+    tensorboard: bool
     resume: bool
 
 
-def run_training(options: TrainOptions) -> None:
-    """Train, showing progress; writes checkpoints and metrics into the run's folder."""
-    console = Console(stderr=True)
+@dataclass(frozen=True)
+class Start:
+    """What is trained, and what the user is told about where it comes from."""
+
+    preset: Preset
+    network: Fcos
+    heads: tuple[HeadName, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, read and checked."""
+
+    train_set: DetectionDataset
+    val_set: DetectionDataset | None
+    start: Start
+
+
+def run_training(options: TrainOptions) -> int:
+    """Train, showing progress; returns the exit status: 1 = some images could not be read."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    train_set = load_coco(options.data, options.split)
-    val_set = load_coco(options.data, options.val) if options.val else None
-    chosen = choose_preset(options, train_set)
-    out = options.out or Path("runs/train") / options.model
-    if not options.resume and (out / "last.safetensors").exists():
-        raise InputError(
-            f"{out} holds a finished or interrupted run: go on with --resume, or choose --out"
+    torch_device(options.device)  # say first that there is no GPU
+    with join_world(options.device) as (world, device), stop_on_signals() as stop:
+        prepared = _prepare(options, world)
+        train_set, start = prepared.train_set, prepared.start
+        if options.preview is not None:
+            world.on_main(lambda: _write_preview(options, train_set, start.preset))
+            return 0
+        run = _run_config(options, start, device, stop)
+        world.on_main(lambda: _check_folder(run))
+        with watching(run, world) as watcher:
+            trainer = Trainer(
+                start.preset,
+                train_set,
+                prepared.val_set,
+                run,
+                network=start.network,
+                heads=start.heads,
+                watcher=watcher,
+                world=world,
+            )
+            try:
+                _announce(watcher, start, run, train_set, world)
+                title = f"{start.preset.model.name} on {options.data.name} {options.split}"
+                return _fit(trainer, watcher, stop, title)
+            finally:
+                trainer.close()
+
+
+def _prepare(options: TrainOptions, world: World) -> Prepared:
+    """Read everything on all processes; what is wrong is said once."""
+    prepared, error = None, None
+    try:
+        _check(options)
+        train_set = load_dataset(options.data, options.split)
+        val_set = load_dataset(options.data, options.val) if options.val else None
+        start = _start(options, train_set)
+        check_batch(train_set, start.preset, world.size)
+        prepared = Prepared(train_set, val_set, start)
+    except NmsfreeError as caught:
+        error = caught
+    world.check(error)
+    assert prepared is not None
+    return prepared
+
+
+def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: Preset) -> None:
+    from nmsfree_training.preview import write_preview
+
+    assert options.preview is not None
+    write_preview(train_set, chosen, options.seed, options.preview)
+    Console(stderr=True).print(f"preview: {options.preview}", soft_wrap=True)
+
+
+def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> int:
+    folder, started = trainer.run.out, time.monotonic()
+    try:
+        trainer.fit()
+        analysis = finish(trainer)
+    except Interrupted as interrupted:
+        if trainer.world.main:
+            draw_curves(folder, title)
+        watcher.message(f"{interrupted}; {_how_to_resume(trainer.world)}")
+        return stop.exit_status
+    world = trainer.world
+    failed = [item for part in world.gather(trainer.position.failed) for item in part.items()]
+    if trainer.world.main:
+        draw_curves(folder, title)
+        minutes = (time.monotonic() - started) / 60
+        score = f", AP {analysis.metrics.ap * 100:.1f}" if analysis else ""
+        watcher.message(f"done in {minutes:.1f} min{score}: {folder / 'best.safetensors'}")
+        for path, reason in failed:
+            watcher.message(f"left out: {path}: {reason}")
+    # A launcher of several processes takes any other status for a crash.
+    return 1 if failed and world.size == 1 else 0
+
+
+def _check(options: TrainOptions) -> None:
+    if options.precision not in PRECISIONS:
+        raise InputError(f"precision is {options.precision!r}, expected {', '.join(PRECISIONS)}")
+    sources = {"--imagenet": options.imagenet, "--init": options.init}
+    sources["--retrofit"] = options.retrofit
+    given = [name for name, path in sources.items() if path is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given, expected one origin of the weights")
+    if options.unfreeze and options.retrofit is None:
+        raise InputError("--unfreeze is given without --retrofit, which it belongs to")
+    if options.retrofit is not None:
+        decided = {"--model": options.model, "--head-norm": options.recipe.head_norm}
+        for name, value in decided.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is given with --retrofit, but the checkpoint decides it: leave it out"
+                )
+    if not 0 <= options.save_minutes < math.inf:
+        raise InputError(f"--save-minutes is {options.save_minutes}, expected 0 or more")
+
+
+def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
+    names = train_set.class_names
+    if options.retrofit is not None:
+        made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
+        chosen = options.recipe.apply(made.preset)
+        trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in made.network.parameters())
+        return Start(
+            chosen,
+            made.network,
+            made.heads,
+            f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained",
         )
-    run = train.RunConfig(
-        out=out,
-        device=torch_device(options.device),
+    model = DEFAULT_MODEL if options.model is None else options.model
+    chosen = options.recipe.apply(preset(model, len(names)))
+    network = fresh_network(chosen, options.seed)
+    message = "weights: random"
+    if options.imagenet is not None:
+        load_imagenet(network, options.imagenet)
+        message = f"backbone from {options.imagenet}"
+    if options.init is not None:
+        message = f"weights from {options.init}: {fine_tune(network, options.init, names)}"
+        if options.recipe.learning_rate is None:
+            rate = chosen.train.learning_rate
+            message += (
+                f" (learning rate {rate:g}, as from scratch; for a few epochs give "
+                f"--learning-rate {rate / 10:g})"
+            )
+    return Start(chosen, network, chosen.model.heads, message)
+
+
+def _run_config(
+    options: TrainOptions, start: Start, device: torch.device, stop: StopRequest
+) -> RunConfig:
+    origin = options.retrofit or options.init or options.imagenet
+    return RunConfig(
+        out=options.out or Path("runs/train") / _run_name(options, start),
+        device=device,
         seed=options.seed,
         workers=options.workers,
         precision=options.precision,
         evaluate_every=options.eval_every,
+        keep_every=options.keep_every,
+        save_minutes=options.save_minutes,
         resume=options.resume,
-        imagenet=options.imagenet,
-        provenance=_provenance(options),
+        provenance={
+            "command": shlex.join(["nmsfree", *sys.argv[1:]]),
+            "seed": str(options.seed),
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+            **({"origin": str(origin)} if origin else {}),
+        },
+        pictures=options.tensorboard,
+        stop=lambda: bool(stop),
     )
-    console.print(
-        f"{options.model}: {len(train_set.samples)} images, {len(train_set.class_names)} classes, "
-        f"{chosen.train.epochs} epochs of batch {chosen.train.batch_size} on {options.device}, "
-        f"{options.precision}, seed {options.seed} → {out}"
-    )
-    started = time.monotonic()
-    metrics = _fit(chosen, train_set, val_set, run, console)
-    minutes = (time.monotonic() - started) / 60
-    score = f", AP {metrics['AP'] * 100:.1f}" if metrics else ""
-    console.print(f"done in {minutes:.1f} min{score}: {out / 'best.safetensors'}")
 
 
-def choose_preset(options: TrainOptions, train_set: DetectionDataset) -> Preset:
-    """Return the preset with the options that replace its values."""
-    if options.precision not in ("fp32", "bf16"):
-        raise InputError(f"precision is {options.precision!r}, expected fp32 or bf16")
-    if options.head_norm not in (None, "group", "batch", "batch_per_level"):
+def _run_name(options: TrainOptions, start: Start) -> str:
+    return start.preset.model.name + ("_retrofit" if options.retrofit else "")
+
+
+def _check_folder(run: RunConfig) -> None:
+    if run.resume:
+        return
+    if any((run.out / name).exists() for name in (LAST, PREVIOUS)):
         raise InputError(
-            f"head norm is {options.head_norm!r}, expected group, batch or batch_per_level"
+            f"{run.out} holds a finished or interrupted run: go on with --resume, or choose --out"
         )
-    rate = options.learning_rate
-    if rate is not None and not 0 < rate < math.inf:
-        raise InputError(f"learning rate is {rate}, expected a number above 0")
-    chosen = preset(options.model, len(train_set.class_names))
-    recipe = {
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-    }
-    given = {k: v for k, v in recipe.items() if v is not None}
-    model = chosen.model
-    if options.head_norm is not None:
-        model = replace(model, head_norm=options.head_norm)  # type: ignore[arg-type]
-    return replace(chosen, train=replace(chosen.train, **given), model=model)  # type: ignore[arg-type]
+    if (run.out / "last.safetensors").exists():
+        raise InputError(
+            f"{run.out} holds the checkpoints of a run, and no state to go on from: choose --out"
+        )
 
 
-def _provenance(options: TrainOptions) -> dict[str, str]:
-    return {
-        "command": shlex.join(["nmsfree", *sys.argv[1:]]),
-        "seed": str(options.seed),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
-    }
-
-
-def _fit(
-    chosen: Preset,
+def _announce(
+    watcher: Watcher,
+    start: Start,
+    run: RunConfig,
     train_set: DetectionDataset,
-    val_set: DetectionDataset | None,
-    run: train.RunConfig,
-    console: Console,
-) -> dict[str, float]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
+    world: World,
+) -> None:
+    recipe = start.preset.train
+    processes = f" × {world.size} processes" if world.size > 1 else ""
+    watcher.message(
+        f"{start.preset.model.name}: {len(train_set)} images, {len(train_set.class_names)} "
+        f"classes, {recipe.epochs} epochs of batch {recipe.batch_size} on {run.device.type}"
+        f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("epoch 1", total=None, losses="")
+    if not run.resume:
+        watcher.message(start.message)
 
-        def on_step(step: train.Progress) -> None:
-            losses = " ".join(f"{k} {v:.3f}" for k, v in step.losses.items())
-            bar.update(
-                task,
-                description=f"epoch {step.epoch + 1}/{chosen.train.epochs}",
-                completed=step.epoch * step.steps + step.step,
-                total=chosen.train.epochs * step.steps,
-                losses=f"{losses} lr {step.learning_rate:.2g}",
-            )
 
-        def on_epoch(record: dict[str, float]) -> None:
-            score = f", AP {record['AP'] * 100:.1f}" if "AP" in record else ""
-            console.print(
-                f"epoch {record['epoch']}: loss {record['loss']:.3f}{score}, "
-                f"{record['seconds']:.0f} s"
-            )
-
-        trainer = train.Trainer(chosen, train_set, val_set, run, on_step, on_epoch)
-        return trainer.fit()
+def _how_to_resume(world: World) -> str:
+    if world.size > 1:
+        return "to go on, start it as before and add --resume"
+    words = ["nmsfree", *sys.argv[1:]]
+    return f"go on with: {shlex.join(words if '--resume' in words else [*words, '--resume'])}"

@@ -141,7 +141,7 @@ def card(
 
     Example: nmsfree weights card weights/fcos_e2e_nano.safetensors --data data/digits --minutes 23
     """
-    from nmsfree.data.coco import load_coco
+    from nmsfree.data.load import load_dataset
     from nmsfree.detector import Detector
     from nmsfree.evaluate import evaluate
     from nmsfree.progress import progress_bar
@@ -150,7 +150,7 @@ def card(
     took = minutes_of_run(file) if minutes is None else minutes
     ap = {}
     with Detector(file, threads=threads) as detector, progress_bar() as bar:
-        for dataset in [load_coco(data, split) for split in ("val", "crowd")]:
+        for dataset in [load_dataset(data, split) for split in ("val", "crowd")]:
             task = bar.add_task(f"{file.name} on {dataset.name}", total=len(dataset))
             advance = lambda done, _, task=task: bar.update(task, completed=done)  # noqa: E731
             ap[dataset.name] = evaluate(detector, dataset, progress=advance).ap

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points, decode, giou, iou
+from nmsfree_training.boxes import anchor_points, decode, giou, iou, pairwise_iou
 from nmsfree_training.config import STRIDES
 
 NUM_CLASSES = 5
@@ -192,6 +192,25 @@ def test_cells_outside_all_objects_come_last(unused: bool) -> None:
     assert inside[cell]
 
 
+def test_contested_cells_go_to_no_object_that_is_left_out() -> None:
+    """Not even where it would be the cheapest, or the first of equals (outside all objects)."""
+    logits = torch.full((1, len(POINTS), NUM_CLASSES), 3.0)
+    logits[..., 0] = -6.0  # the class of what is left out costs least
+    boxes = torch.tensor([200.0, 200, 220, 220]).expand(1, len(POINTS), 4)  # overlap nothing
+    for place in ([1.0, 1, 12, 12], [300.0, 300, 330, 330]):  # the second one is off the picture
+        objects = torch.tensor([[0.0, 0, 2, 2], place, place])
+        found = assign(
+            logits,
+            boxes,
+            POINTS,
+            CELL_STRIDES,
+            pad_targets([objects], [torch.tensor([0, 1, 2])]),
+            1,
+        )
+        labels = found.labels[found.labels < NUM_CLASSES]
+        assert labels.tolist() == [1]  # both claim one cell; of equals, the first
+
+
 def test_pad_targets_shapes() -> None:
     t = make_case(13, (2, 0, 5)).targets()
     assert t.boxes.shape == (3, 5, 4) and t.labels.shape == (3, 5)
@@ -217,6 +236,7 @@ def test_overlaps() -> None:
     torch.testing.assert_close(table.diagonal(), torch.ones(4))
     assert table[0, 1] == pytest.approx(8 / 24)
     assert table[0, 2] == 0
+    assert torch.equal(pairwise_iou(boxes[None], boxes[None])[0], table)
     generalised = giou(boxes[:, None], boxes)
     assert generalised[0, 3] == pytest.approx(1)
     assert generalised[0, 2] == pytest.approx(-(64 - 32) / 64)

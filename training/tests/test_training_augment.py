@@ -1,5 +1,9 @@
 """Augmentation: what it must keep, what it must not touch."""
 
+import hashlib
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,14 +12,25 @@ from nmsfree.preprocess import PAD_BGR
 from nmsfree_training.augment import (
     MIN_VISIBLE,
     Example,
-    augment,
+    finish,
     flip,
     jitter,
+    place,
     random_crop,
     resize,
+    resized_size,
     short_side_size,
 )
-from nmsfree_training.config import preset
+from nmsfree_training.config import TrainConfig, preset
+
+DIGESTS = ["a173abb1414a0ff5", "a4ebd6369276956c", "f96a2d0537c68281"]
+
+
+def augment(
+    example: Example, config: TrainConfig, input_size: tuple[int, int], rng: np.random.Generator
+) -> Example:
+    """All that happens to an example without mosaic and mixup."""
+    return finish(place(example, config, input_size, rng), config, rng)
 
 
 def make_example(height: int = 90, width: int = 120, objects: int = 8, seed: int = 0) -> Example:
@@ -131,6 +146,13 @@ def test_resize_scales_boxes_with_the_image() -> None:
     assert resize(example, 90, 120) is example
 
 
+def test_names_and_failures_go_along() -> None:
+    chosen = preset("fcos_rt_nano")
+    example = make_example()._replace(names=("a.png",), failed=(("b.png", "cut"),))
+    made = augment(example, chosen.train, (64, 64), np.random.default_rng(0))
+    assert made.names == ("a.png",) and made.failed == (("b.png", "cut"),)
+
+
 def published_rule(height: int, width: int, s: int, limit: int) -> tuple[int, int]:
     """The rule of the published evaluation, in its own words."""
     small, large = min(height, width), max(height, width)
@@ -152,8 +174,74 @@ def test_short_side_rule(limit: int) -> None:
         for s in (256, 512, 608):
             found = short_side_size(height, width, s, limit)
             assert found == published_rule(height, width, s, limit)
+            assert found == resized_size(height, width, s, limit)
             # The short side is rounded first, so the long one may pass by half an aspect ratio.
             assert max(found) <= limit + max(height, width) / min(height, width) / 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 8000), (8000, 1), (5, 8000), (1, 1), (1, 37)])
+def test_extreme_shapes_stay_bounded(height: int, width: int) -> None:
+    for name in ("fcos_rt_nano", "fcos_rt_r18_3x"):
+        chosen = preset(name)
+        box = np.array([[0, 0, width, height]], np.float32)
+        example = Example(np.full((height, width, 3), 9, np.uint8), box, np.array([1]))
+        for seed in range(4):
+            made = augment(example, chosen.train, chosen.input_size, np.random.default_rng(seed))
+            limit = max(*chosen.input_size, chosen.train.long_side * 9 // 8)
+            assert min(made.image.shape[:2]) >= 1 and max(made.image.shape[:2]) <= limit
+
+
+def test_scale_spreads_the_size_within_its_bounds() -> None:
+    image = np.zeros((256, 256, 3), np.uint8)
+    example = Example(image, np.array([[50, 50, 150, 150]], np.float32), np.array([0]))
+    wide = replace(preset("fcos_rt_nano").train, crop=None, color_jitter=0.0, scale=(0.5, 2.0))
+    sides = []
+    for seed in range(60):
+        made = augment(example, wide, (256, 256), np.random.default_rng(seed))
+        assert max(made.image.shape[:2]) <= 256  # what grew past the input was cut to it
+        sides += (made.boxes[:, 2] - made.boxes[:, 0]).tolist()
+    assert 50 <= min(sides) < 60 and 170 < max(sides) <= 200
+    off = replace(wide, scale=(1.0, 1.0))
+    made = augment(example, off, (256, 256), np.random.default_rng(0))
+    assert made.image.shape == image.shape and (made.boxes == example.boxes).all()
+
+
+def sha(example: Example) -> str:
+    parts = (example.image, example.boxes, example.labels)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
+
+
+def test_examples_of_the_bundled_recipe_are_what_they_were() -> None:
+    """The bundled weights were trained on such pixels: integer arithmetic, equal on any machine."""
+    chosen = preset("fcos_e2e_nano")
+    made = [
+        augment(
+            make_example(256, 256, seed=seed),
+            chosen.train,
+            chosen.input_size,
+            np.random.default_rng((0, 1, seed)),
+        )
+        for seed in range(3)
+    ]
+    assert [sha(example)[:16] for example in made] == DIGESTS
+
+
+def test_draws_of_the_published_recipe_are_what_they_were() -> None:
+    """Order of draws: short side, flip. Resampling is the machine's, so it is repeated here."""
+    chosen, example = preset("fcos_rt_r18_3x"), make_example(200, 300)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        short = int(rng.choice(np.arange(256, 609, 32)))
+        size = published_rule(200, 300, short, 900)
+        method = cv2.INTER_AREA if size[0] < 200 else cv2.INTER_LINEAR
+        image = cv2.resize(example.image, size[::-1], interpolation=method)
+        boxes = example.boxes * np.array([size[1] / 300, size[0] / 200] * 2, np.float32)
+        if rng.random() < 0.5:
+            image = image[:, ::-1]
+            boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (size[1], 0, size[1], 0)
+        made = augment(example, chosen.train, chosen.input_size, np.random.default_rng(seed))
+        np.testing.assert_array_equal(made.image, image)
+        np.testing.assert_allclose(made.boxes, boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["fcos_e2e_nano", "fcos_e2e_r18_3x"])

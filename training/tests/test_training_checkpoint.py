@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.thresholds import Thresholds
 from nmsfree_training.checkpoint import (
     FORMAT_VERSION,
     HEADER_KEY,
@@ -106,6 +107,25 @@ def test_header_is_readable_without_this_project(tmp_path: Path) -> None:
     assert described["provenance"] == {"seed": "3", "AP": "0.5"}
 
 
+def test_thresholds_travel_along(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    measured = Thresholds(
+        best_f1=0.4,
+        best_f1_per_class=(0.3, None),
+        at_precision=0.6,
+        at_precision_per_class=(0.7, None),
+        recall_at_precision=0.8,
+        recall_at_precision_per_class=(0.9, None),
+        measured_on="two images",
+    )
+    save_checkpoint(replace(make_checkpoint(), thresholds=measured), path)
+    assert load_checkpoint(path).thresholds == measured
+    save_checkpoint(make_checkpoint(), path)
+    assert load_checkpoint(path).thresholds is None
+    rewrite(path, format_version="1.0", thresholds={"best_f1": 2})
+    assert "thresholds" in refusal(path)
+
+
 def test_versions(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(make_checkpoint(), path)
@@ -117,7 +137,7 @@ def test_versions(tmp_path: Path) -> None:
     assert load_checkpoint(path).model == loaded.model
     rewrite(path, format_version="2.0")
     message = refusal(path)
-    assert "checkpoint format 2.0, this version reads 1.0: update nmsfree-training" in message
+    assert "checkpoint format 2.0, this version reads 1.1: update nmsfree-training" in message
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,32 @@
 """Batches: padding, determinism, and no influence of the number of workers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from nmsfree.data.coco import DetectionDataset
+from nmsfree.errors import DataError, InputError
 from nmsfree.images import read_image
+from nmsfree_training.assign import Targets
 from nmsfree_training.augment import Example
+from nmsfree_training.batch import pack, unpack
 from nmsfree_training.config import Preset, preset
-from nmsfree_training.loader import Batch, TrainingSet, collate, epoch_loader, epoch_order
-from nmsfree_training.normalize import normalize
+from nmsfree_training.loader import (
+    Batch,
+    TrainingSet,
+    collate,
+    epoch_loader,
+    epoch_order,
+    pad_batch,
+    steps_per_epoch,
+)
+from nmsfree_training.normalize import MEAN_RGB, STD_RGB, _constants, normalize
 
 
 @pytest.fixture
@@ -20,8 +35,49 @@ def chosen() -> Preset:
     return replace(nano, train=replace(nano.train, batch_size=4))
 
 
-def batches(data: DetectionDataset, p: Preset, workers: int = 0, epoch: int = 0) -> list[Batch]:
-    return list(epoch_loader(data, p, seed=5, epoch=epoch, workers=workers))  # type: ignore[arg-type]
+def batches(
+    data: DetectionDataset, p: Preset, workers: int = 0, epoch: int = 0, **part: Any
+) -> list[Batch]:
+    loader = epoch_loader(data, p, seed=5, epoch=epoch, workers=workers, **part)
+    made = list(loader)
+    assert len(made) == len(loader)
+    return made
+
+
+def with_recipe(p: Preset, **recipe: Any) -> Preset:
+    return replace(p, train=replace(p.train, **recipe))
+
+
+def _mask(batch: Batch) -> Tensor:
+    if batch.padding is not None:
+        return batch.padding
+    return torch.zeros_like(batch.images[:, 0], dtype=torch.bool)
+
+
+def concatenate(parts: Sequence[Batch]) -> Batch:
+    """One batch of several, padded to a common size."""
+    height, width = (max(b.images.shape[i] for b in parts) for i in (2, 3))
+    padded = [pad_batch(b, height, width) for b in parts]
+    masks = torch.cat([_mask(b) for b in padded])
+    boxes = [b for p in parts for b in p.targets.boxes]
+    count = max(len(b) for b in boxes)
+
+    def grow(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+    targets = Targets(
+        *(
+            torch.stack([grow(row) for p in parts for row in getattr(p.targets, name)])
+            for name in ("boxes", "labels", "valid")
+        )
+    )
+    return Batch(
+        torch.cat([b.images for b in padded]),
+        masks if bool(masks.any()) else None,
+        targets,
+        tuple(name for b in parts for name in b.names),
+        tuple(failure for b in parts for failure in b.failed),
+    )
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -29,6 +85,9 @@ def assert_equal(a: Batch, b: Batch) -> None:
     assert (a.padding is None) == (b.padding is None)
     for name in ("boxes", "labels", "valid"):
         assert torch.equal(getattr(a.targets, name), getattr(b.targets, name))
+    if a.padding is not None and b.padding is not None:
+        assert torch.equal(a.padding, b.padding)
+    assert a.names == b.names and a.failed == b.failed
 
 
 def test_examples_depend_on_seed_epoch_and_index_alone(
@@ -55,8 +114,15 @@ def test_crowd_regions_are_no_targets(train_set: DetectionDataset, chosen: Prese
     np.testing.assert_array_equal(example.boxes, sample.boxes[1:])
 
 
-def test_workers_do_not_change_the_batches(train_set: DetectionDataset, chosen: Preset) -> None:
-    alone, helped = batches(train_set, chosen, 0), batches(train_set, chosen, 2)
+MIXED: dict[str, Any] = {"mosaic": 0.5, "mixup": 0.5, "scale": (0.5, 1.5), "flip": 0.5}
+
+
+@pytest.mark.parametrize("recipe", [{}, MIXED])
+def test_workers_do_not_change_the_batches(
+    train_set: DetectionDataset, chosen: Preset, recipe: dict[str, Any]
+) -> None:
+    mixed = with_recipe(chosen, **recipe)
+    alone, helped = batches(train_set, mixed, 0), batches(train_set, mixed, 2)
     assert len(alone) == len(helped) == 3
     for one, other in zip(alone, helped, strict=True):
         assert_equal(one, other)
@@ -129,3 +195,249 @@ def test_without_augmentation_the_network_sees_the_file(
     sample = train_set.samples[1]
     np.testing.assert_array_equal(example.image, read_image(sample.path))
     np.testing.assert_array_equal(example.boxes, sample.boxes)
+
+
+# How an epoch is divided: steps, parts of a step, processes.
+
+
+@pytest.fixture
+def varied(chosen: Preset) -> Preset:
+    """Batches of 4 whose sizes vary, made of one or several images."""
+    return with_recipe(chosen, crop=None, short_sides=(96, 128, 160), long_side=200, **MIXED)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_parts_concatenate_to_the_batch(
+    train_set: DetectionDataset, varied: Preset, accumulate: int
+) -> None:
+    whole = batches(train_set, varied)
+    parts = batches(train_set, with_recipe(varied, accumulate=accumulate))
+    assert len(parts) == accumulate * len(whole)
+    for step, batch in enumerate(whole):
+        own = parts[step * accumulate : (step + 1) * accumulate]
+        assert_equal(concatenate(own), concatenate([batch]))
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 2), (1, 4), (2, 2)])
+def test_processes_together_load_what_one_loads(
+    train_set: DetectionDataset, varied: Preset, accumulate: int, world: int
+) -> None:
+    recipe = with_recipe(varied, accumulate=accumulate)
+    one = batches(train_set, recipe)
+    ranks = [batches(train_set, recipe, rank=rank, world=world) for rank in range(world)]
+    assert [len(r) for r in ranks] == [len(one)] * world
+    for number, batch in enumerate(one):
+        shares = [rank[number] for rank in ranks]
+        assert {len(share.images) for share in shares} == {4 // accumulate // world}
+        assert_equal(concatenate(shares), concatenate([batch]))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_start_drops_the_first_steps(
+    train_set: DetectionDataset, varied: Preset, start: int, workers: int
+) -> None:
+    recipe = with_recipe(varied, accumulate=2)
+    rest = batches(train_set, recipe, workers, start=start, rank=1, world=2)
+    expected = batches(train_set, recipe, rank=1, world=2)[2 * start :]
+    assert len(rest) == len(expected) == 2 * max(0, 3 - start)
+    for one, other in zip(rest, expected, strict=True):
+        assert_equal(one, other)
+
+
+def test_the_order_of_images_is_that_of_the_epoch(
+    train_set: DetectionDataset, chosen: Preset
+) -> None:
+    plain = with_recipe(chosen, accumulate=2)
+    files = [str(train_set.samples[i].path) for i in epoch_order(12, 5, 3)]
+    for rank in range(2):
+        made = batches(train_set, plain, epoch=3, rank=rank, world=2)
+        assert [b.names for b in made] == [(files[2 * n + rank],) for n in range(6)]
+
+
+@pytest.mark.parametrize(("size", "steps"), [(4, 3), (5, 2), (12, 1), (64, 1)])
+def test_steps_of_an_epoch(
+    train_set: DetectionDataset, chosen: Preset, size: int, steps: int
+) -> None:
+    assert steps_per_epoch(train_set, with_recipe(chosen, batch_size=size)) == steps
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulate", "world", "found"), [(4, 3, 1, 4), (6, 2, 2, 6), (64, 5, 1, 12)]
+)
+def test_batches_that_cannot_be_cut_are_refused(
+    train_set: DetectionDataset, chosen: Preset, size: int, accumulate: int, world: int, found: int
+) -> None:
+    recipe = with_recipe(chosen, batch_size=size, accumulate=accumulate)
+    with pytest.raises(InputError, match=f"a batch of {found} images .* multiple of") as error:
+        epoch_loader(train_set, recipe, 0, 0, 0, world=world)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_set_is_refused(train_set: DetectionDataset, chosen: Preset) -> None:
+    empty = replace(train_set, samples=())
+    for call in (
+        lambda: steps_per_epoch(empty, chosen),
+        lambda: epoch_loader(empty, chosen, 0, 0, 0),
+    ):
+        with pytest.raises(DataError, match="no images"):
+            call()
+
+
+def test_padding_a_batch_adds_zeros_right_and_below() -> None:
+    image = np.full((20, 30, 3), 200, np.uint8)
+    boxes, labels = np.array([[1, 2, 15, 18]], np.float32), np.array([1])
+    batch = collate([Example(image, boxes, labels, ("a",), (("b", "cut"),))] * 2)
+    padded = pad_batch(batch, 25, 37)
+    assert padded.images.shape == (2, 3, 25, 37)
+    assert torch.equal(padded.images[:, :, :20, :30], batch.images)
+    assert not padded.images[:, :, 20:].any() and not padded.images[:, :, :, 30:].any()
+    assert padded.padding is not None
+    assert not padded.padding[:, :20, :30].any()
+    assert padded.padding[:, 20:].all() and padded.padding[:, :, 30:].all()
+    assert padded.names == ("a", "a") and padded.failed == (("b", "cut"),) * 2
+    assert pad_batch(batch, 20, 30) is batch
+    assert_equal(pad_batch(pad_batch(batch, 22, 30), 25, 37), padded)
+    moved = padded.to(torch.device("cpu"))
+    assert_equal(moved, padded)
+
+
+def test_loading_leaves_the_global_random_numbers_alone(
+    train_set: DetectionDataset, varied: Preset
+) -> None:
+    torch.manual_seed(3)
+    before, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for workers in (0, 1):
+        batches(train_set, varied, workers)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == legacy).all()  # noqa: NPY002
+
+
+# Mosaic and blends.
+
+
+def test_names_tell_all_images_of_an_example(train_set: DetectionDataset, chosen: Preset) -> None:
+    known = [str(sample.path) for sample in train_set.samples]
+    for recipe, count in (({"mosaic": 1.0}, 4), ({"mixup": 1.0}, 2), (MIXED | {"mosaic": 1.0}, 5)):
+        examples = TrainingSet(train_set, with_recipe(chosen, **recipe), 0, 0)
+        most = max((examples[i] for i in range(12)), key=lambda e: len(e.names))
+        assert len(most.names) == count and set(most.names) <= set(known)
+    assert all(examples[i].names[0] == known[i] for i in range(12))
+
+
+def test_the_last_epochs_are_plain(train_set: DetectionDataset, chosen: Preset) -> None:
+    plain = with_recipe(chosen, epochs=10)
+    mixed = with_recipe(plain, mosaic=1.0, mixup=1.0, plain_epochs=3)
+    for epoch in (0, 6, 7, 9):
+        made, expected = (TrainingSet(train_set, p, 0, epoch)[2] for p in (mixed, plain))
+        assert len(made.names) == (5 if epoch < 7 else 1)
+        if epoch >= 7:
+            np.testing.assert_array_equal(made.image, expected.image)
+            np.testing.assert_array_equal(made.boxes, expected.boxes)
+
+
+# Images that cannot be used.
+
+
+def broken(train_set: DetectionDataset, count: int, folder: Path) -> DetectionDataset:
+    """The first `count` files are missing, cut or of another size, in turn."""
+    samples = list(train_set.samples)
+    for i in range(count):
+        sample = samples[i]
+        cut = folder / f"cut{i}.png"
+        cut.write_bytes(sample.path.read_bytes()[:1000])
+        samples[i] = (
+            replace(sample, path=folder / f"missing{i}.png"),
+            replace(sample, path=cut),
+            replace(sample, width=sample.width + 1),
+        )[i % 3]
+    return replace(train_set, samples=tuple(samples))
+
+
+@pytest.mark.parametrize("recipe", [{}, MIXED])
+def test_unusable_images_are_replaced_and_told(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    data, mixed = broken(train_set, 3, tmp_path), with_recipe(chosen, **recipe)
+    alone, helped = batches(data, mixed), batches(data, mixed, 2)
+    for one, other in zip(alone, helped, strict=True):
+        assert_equal(one, other)
+    failed = dict(failure for batch in alone for failure in batch.failed)
+    bad = [str(sample.path) for sample in data.samples[:3]]
+    assert set(failed) == set(bad)
+    assert "No such file" in failed[bad[0]]
+    assert "annotated as" in failed[bad[2]]
+    assert all("\n" not in reason and bad[0] not in reason for reason in failed.values())
+    assert not set(bad) & {name for batch in alone for name in batch.names}
+    assert [len(batch.images) for batch in alone] == [4, 4, 4]
+
+
+def test_good_examples_do_not_change_where_others_fail(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path
+) -> None:
+    data = broken(train_set, 3, tmp_path)
+    for index in range(3, 12):
+        one, other = (TrainingSet(d, chosen, 0, 0)[index] for d in (data, train_set))
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_set_of_unusable_images_is_refused_in_one_line(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, workers: int
+) -> None:
+    with pytest.raises(DataError, match="nmsfree data check") as error:
+        batches(broken(train_set, 12, tmp_path), chosen, workers)
+    assert "\n" not in str(error.value)
+
+
+def test_images_without_objects_make_batches(train_set: DetectionDataset, chosen: Preset) -> None:
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    samples = tuple(
+        replace(s, boxes=none[0], labels=none[1], iscrowd=none[2]) for s in train_set.samples
+    )
+    data = replace(train_set, samples=samples)
+    for recipe in ({}, MIXED):
+        for batch in batches(data, with_recipe(chosen, **recipe)):
+            assert not batch.targets.valid.any()
+
+
+def test_normalising_first_without_autograd_does_not_hinder_training() -> None:
+    """The constants are kept; those of inference mode could not be used in a graph."""
+    _constants.cache_clear()
+    pixels = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3)
+    with torch.inference_mode():
+        first = normalize(pixels)
+    again = normalize(pixels)
+    assert torch.equal(first, again)
+    (again * torch.ones(1, requires_grad=True)).sum().backward()
+    assert not any(constant.is_inference() for constant in _constants(pixels.device))
+    mean, std = torch.tensor(MEAN_RGB)[:, None, None], torch.tensor(STD_RGB)[:, None, None]
+    want = (pixels.permute(0, 3, 1, 2).flip(1).float() / 255 - mean) / std
+    assert torch.equal(again, want)
+    assert _constants(pixels.device)[0] is _constants(pixels.device)[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_sending_a_batch_to_a_gpu_never_waits_for_it() -> None:
+    device, random = torch.device("cuda", 0), np.random.default_rng(0)
+    examples = [
+        Example(
+            random.integers(0, 256, (h, w, 3), dtype=np.uint8),
+            np.array([[2, 3, 40, 50]], np.float32),
+            np.array([1]),
+        )
+        for h, w in ((64, 96), (96, 64))
+    ]
+    packed = pack(examples)
+    unpack(packed, device)  # fills what is kept
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sent = unpack(packed, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    here = unpack(packed)
+    torch.testing.assert_close(sent.images.cpu(), here.images)
+    assert sent.padding is not None and here.padding is not None
+    assert sent.padding.cpu().equal(here.padding)
+    assert sent.targets.boxes.cpu().equal(here.targets.boxes)
+    assert sent.targets.labels.cpu().equal(here.targets.labels)

@@ -1,5 +1,6 @@
 """Optimizers and schedules of the recipes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -31,15 +32,23 @@ def test_published_schedule(iteration: int, factor: float) -> None:
     assert rate_factor(STEP, iteration, PER_EPOCH) == pytest.approx(factor, rel=1e-9)
 
 
+def test_a_short_run_warms_up_for_a_quarter_of_it() -> None:
+    short = replace(STEP, epochs=6, milestones=(4,))  # of 10 steps: 60 instead of 500
+    factors = [rate_factor(short, i, per_epoch=10) for i in range(60)]
+    assert factors[14] < 1 and factors[15] == 1 and factors[39] == 1
+    assert factors[:16] == sorted(factors[:16])
+    assert rate_factor(replace(short, epochs=1), 0, per_epoch=1) == 1  # nothing to warm up
+
+
 def test_cosine_schedule() -> None:
     def at(iteration: int) -> float:
         return rate_factor(COSINE, iteration, PER_EPOCH)
 
     warm = COSINE.warmup_factor + (1 - COSINE.warmup_factor) / 2
-    # Half-way through the warm-up and a quarter through the run, both factors count.
-    quarter = replace(COSINE, epochs=2 * COSINE.warmup_iterations)
-    both = rate_factor(quarter, COSINE.warmup_iterations // 2, per_epoch=1)
-    assert both == pytest.approx(warm * (1 + 2**-0.5) / 2)
+    # Half-way through the warm-up and an eighth through the run, both factors count.
+    short = replace(COSINE, epochs=4 * COSINE.warmup_iterations)
+    both = rate_factor(short, COSINE.warmup_iterations // 2, per_epoch=1)
+    assert both == pytest.approx(warm * (1 + math.cos(math.pi / 8)) / 2)
     total = COSINE.epochs * PER_EPOCH
     assert at(0) == pytest.approx(COSINE.warmup_factor)
     assert at(total // 2) == pytest.approx(0.5)

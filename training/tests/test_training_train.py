@@ -14,10 +14,15 @@ from nmsfree.errors import CheckpointError, DataError, NmsfreeError
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.detector import Fcos
+from nmsfree_training.events import EpochEvent, StepEvent
+from nmsfree_training.finish import finish
 from nmsfree_training.loader import epoch_loader
 from nmsfree_training.losses import detector_losses
-from nmsfree_training.train import Progress, RunConfig, Trainer
+from nmsfree_training.outputs import Outputs
+from nmsfree_training.run_config import Interrupted, RunConfig
+from nmsfree_training.train import Trainer
 from nmsfree_training.train_state import load_state
+from nmsfree_training.watch import Silent
 
 EPOCHS = 2
 BATCH = 4
@@ -67,7 +72,14 @@ def finished(
 
 def test_a_run_writes_checkpoints_and_metrics(finished: Path) -> None:
     names = sorted(p.name for p in finished.iterdir())
-    assert names == ["best.safetensors", "last.safetensors", "last.state.pt", "metrics.jsonl"]
+    states = ["last.state.pt", "previous.state.pt"]
+    assert names == [
+        "best.safetensors",
+        "last.safetensors",
+        *states[:1],
+        "metrics.jsonl",
+        states[1],
+    ]
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records] == [1, 2]
     for record in records:
@@ -82,9 +94,9 @@ def test_a_run_writes_checkpoints_and_metrics(finished: Path) -> None:
     assert last.provenance["command"] == "nmsfree train …"
     assert last.provenance["AP"] == f"{records[1]['AP']:.4f}"
     assert last.class_names == tuple("0123456789") and last.category_ids == tuple(range(1, 11))
-    state = load_state(finished / "last.state.pt")
-    assert (state.epoch, state.iteration) == (2, 6)
-    assert state.best == max(r["AP"] for r in records)
+    position = load_state(finished)[0].position
+    assert (position["epoch"], position["step"], position["iteration"]) == (2, 0, 6)
+    assert position["best"] == max(r["AP"] for r in records)
 
 
 def test_training_changes_every_weight(finished: Path) -> None:
@@ -108,38 +120,67 @@ class Stop(Exception):
     """Power cut."""
 
 
-@pytest.mark.parametrize("name", ["fcos_e2e_nano", "fcos_rt_nano"])
-def test_resume_equals_an_uninterrupted_run(
-    name: str, tmp_path: Path, train_set: DetectionDataset
-) -> None:
-    recipe = {"optimizer": "sgd", "learning_rate": 0.02} if name == "fcos_rt_nano" else {}
-    chosen = tiny(name, epochs=3, **recipe)
-    train(tmp_path / "whole", train_set, chosen)
+class CutAt(Silent):
+    """Stops the run after a step."""
 
-    def cut(progress: Progress) -> None:
-        if (progress.epoch, progress.step) == (1, 2):
+    def __init__(self, epoch: int, step: int) -> None:
+        self.at = epoch, step
+
+    def on_step(self, event: StepEvent) -> None:
+        if (event.epoch, event.step) == self.at:
             raise Stop
 
-    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"))
+
+def records(out: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    timing = ("seconds", "images_per_second", "wait_share")
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines]
+
+
+@pytest.mark.parametrize("save_minutes", [0.0, 10.0], ids=["every step", "every epoch"])
+@pytest.mark.parametrize("name", ["fcos_e2e_nano", "fcos_rt_nano"])
+def test_resume_equals_an_uninterrupted_run(
+    name: str, save_minutes: float, tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    recipe = {"optimizer": "sgd", "learning_rate": 0.02} if name == "fcos_rt_nano" else {}
+    chosen = tiny(name, epochs=3, ema=0.9, **recipe)
+    train(tmp_path / "whole", train_set, chosen)
+    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), save_minutes=save_minutes)
     with pytest.raises(Stop):
-        Trainer(chosen, train_set, None, config, on_step=cut).fit()
+        Trainer(chosen, train_set, None, config, watcher=CutAt(1, 2)).fit()
+    at = load_state(tmp_path / "cut")[0].position
+    assert (at["epoch"], at["step"]) == (1, 1 if save_minutes == 0 else 0)
     train(tmp_path / "cut", train_set, chosen, resume=True)
     for file in ("last", "best"):
         whole = weights(tmp_path / "whole" / f"{file}.safetensors")
         assert same(weights(tmp_path / "cut" / f"{file}.safetensors"), whole)
-    states = [load_state(tmp_path / run / "last.state.pt") for run in ("whole", "cut")]
-    assert states[0].iteration == states[1].iteration == 9
-    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
-    records = [[json.loads(line) for line in text.splitlines()] for text in lines]
-    for one, other in zip(*records, strict=True):
-        assert one | {"seconds": 0} == other | {"seconds": 0}
+    states = [load_state(tmp_path / run)[0] for run in ("whole", "cut")]
+    assert states[0].position["iteration"] == states[1].position["iteration"] == 9
+    assert same(states[0].network, states[1].network)
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_a_request_to_stop_saves_within_the_epoch(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    chosen = tiny(epochs=2)
+    train(tmp_path / "whole", train_set, chosen)
+    asked = iter([False, False, True])
+    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), stop=lambda: next(asked))
+    with pytest.raises(Interrupted, match="stopped and saved at epoch 1, step 2"):
+        Trainer(chosen, train_set, None, config).fit()
+    train(tmp_path / "cut", train_set, chosen, resume=True)
+    whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert same(whole, cut)
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
 def test_resuming_a_finished_run_changes_nothing(
     finished: Path, train_set: DetectionDataset
 ) -> None:
     before = {p.name: p.read_bytes() for p in finished.iterdir()}
-    train(finished, train_set, resume=True)
+    train(finished, train_set, provenance={"command": "another"}, resume=True)
     assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
 
 
@@ -148,21 +189,142 @@ def test_resume_needs_a_whole_and_fitting_run(
 ) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         train(tmp_path / "nothing", train_set, resume=True)
-    with pytest.raises(CheckpointError, match="other settings than this run"):
+    with pytest.raises(CheckpointError, match=r"name = fcos_e2e_nano, this run has fcos_o2o_nano"):
         train(finished, train_set, tiny("fcos_o2o_nano"), resume=True)
-    out = tmp_path / "mixed"
-    train(out, train_set, tiny(epochs=1))
-    (out / "last.state.pt").write_bytes((finished / "last.state.pt").read_bytes())
-    with pytest.raises(
-        CheckpointError, match="after epoch 1 beside a training state after epoch 2"
-    ):
-        train(out, train_set, resume=True)
-    (out / "last.state.pt").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match="truncated or another format"):
-        train(out, train_set, resume=True)
-    torch.save({"epoch": 1}, out / "last.state.pt")
-    with pytest.raises(CheckpointError, match="not a training state"):
-        train(out, train_set, resume=True)
+    with pytest.raises(CheckpointError, match="seed = 0, this run has 1: give the options"):
+        train(finished, train_set, seed=1, resume=True)
+
+
+def test_a_damaged_state_goes_on_from_the_one_before(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    chosen = tiny(epochs=2)
+    train(tmp_path / "whole", train_set, chosen)
+    train(tmp_path / "cut", train_set, chosen)
+    (tmp_path / "cut" / "last.state.pt").write_bytes(b"damaged")
+    told: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), resume=True)
+    Trainer(chosen, train_set, None, config, watcher=Listener()).fit()
+    assert "last.state.pt: damaged" in told[0] and "going on from previous.state.pt" in told[0]
+    assert told[1] == "going on at epoch 2, step 3 of 2 epochs"
+    whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert same(whole, cut)
+
+
+def test_what_replaces_a_damaged_state_is_not_lost_to_it(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """Resumed from the state before, and killed before anything is saved: still two good tries."""
+    train(tmp_path, train_set, tiny(epochs=1))
+    (tmp_path / "last.state.pt").write_bytes(b"damaged")
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    trainer = Trainer(tiny(epochs=1), train_set, None, config)
+    position, messages = trainer.keeper.load()
+    assert len(messages) == 1
+    trainer.keeper.save(position)
+    (tmp_path / "last.state.pt").unlink()  # as between the two renames
+    assert load_state(tmp_path)[0].position == vars(position)
+
+
+class Killed(Exception):
+    """SIGKILL at the worst moment."""
+
+
+def test_killed_between_checkpoint_and_state(
+    tmp_path: Path, train_set: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tiny(epochs=2)
+    train(tmp_path / "whole", train_set, chosen)
+    written = Outputs.write
+
+    def write_and_die(self: Outputs, *arguments: Any) -> None:
+        written(self, *arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Outputs, "write", write_and_die)
+        train(tmp_path / "cut", train_set, chosen)
+    train(tmp_path / "cut", train_set, chosen, resume=True)
+    for name in ("last", "best"):
+        files = [tmp_path / run / f"{name}.safetensors" for run in ("whole", "cut")]
+        assert same(weights(files[0]), weights(files[1]))
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_an_interrupt_at_the_very_end_leaves_the_state_alone(
+    tmp_path: Path, train_set: DetectionDataset, val_set: DetectionDataset
+) -> None:
+    """The last analysis runs on the best weights; what is saved meanwhile are the last ones."""
+    asked: list[bool] = []
+    config = RunConfig(
+        out=tmp_path, device=torch.device("cpu"), stop=lambda: bool(asked), evaluate_every=1
+    )
+    trainer = Trainer(tiny(ema=0.9), train_set, val_set, config)
+    trainer.fit()
+    before = load_state(tmp_path)[0]
+    asked.append(True)
+    with pytest.raises(Interrupted):
+        finish(trainer)
+    after = load_state(tmp_path)[0]
+    assert same(before.network, after.network) and before.position == after.position
+    asked.clear()
+    analysis = finish(trainer)
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    assert analysis is not None and best.thresholds == analysis.thresholds
+    assert f"{analysis.metrics.ap:.4f}" == best.provenance["AP"]
+    assert {"confusion_matrix.png", "pr_curve.png"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_another_dataset_of_the_same_size_is_not_the_same_run(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    train(tmp_path, train_set, tiny(epochs=1))
+    moved = replace(train_set.samples[0], boxes=train_set.samples[0].boxes + 1)
+    other = replace(train_set, samples=(moved, *train_set.samples[1:]))
+    with pytest.raises(CheckpointError, match="was started with annotations = "):
+        train(tmp_path, other, tiny(epochs=1), resume=True)
+
+
+def test_a_validation_set_is_checked_before_training(
+    tmp_path: Path, train_set: DetectionDataset, val_set: DetectionDataset
+) -> None:
+    empty = val_set.samples[0]
+    empty = replace(
+        empty, boxes=empty.boxes[:0], labels=empty.labels[:0], iscrowd=empty.iscrowd[:0]
+    )
+    with pytest.raises(DataError, match="no objects to find in split 'val'"):
+        train(tmp_path, train_set, val=replace(val_set, samples=(empty,)))
+    gone = replace(val_set.samples[0], path=tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"gone\.png: no such file \(1 of 4 images"):
+        train(tmp_path, train_set, val=replace(val_set, samples=(*val_set.samples, gone)))
+    assert not (tmp_path / "last.state.pt").exists()
+
+
+def test_more_epochs_can_be_added(tmp_path: Path, train_set: DetectionDataset) -> None:
+    train(tmp_path, train_set, tiny(epochs=1))
+    told: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    Trainer(tiny(epochs=2), train_set, None, config, watcher=Listener()).fit()
+    assert "was started for 1 epochs, now it is 2" in told[0]
+    assert [r["epoch"] for r in records(tmp_path)] == [1, 2]
+
+
+def test_every_nth_checkpoint_is_kept(tmp_path: Path, train_set: DetectionDataset) -> None:
+    train(tmp_path, train_set, tiny("fcos_rt_nano", epochs=4), keep_every=2)
+    kept = sorted(p.name for p in tmp_path.glob("epoch_*"))
+    assert kept == ["epoch_0002.safetensors", "epoch_0004.safetensors"]
+    last = weights(tmp_path / "last.safetensors")
+    assert same(weights(tmp_path / kept[1]), last) and not same(weights(tmp_path / kept[0]), last)
 
 
 def test_without_validation_the_best_weights_are_the_last(
@@ -194,16 +356,26 @@ def test_when_ap_is_measured(
 
 
 def test_progress_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
-    steps: list[Progress] = []
-    epochs: list[dict[str, float]] = []
+    steps: list[StepEvent] = []
+    epochs: list[EpochEvent] = []
+
+    class Listener(Silent):
+        def on_step(self, event: StepEvent) -> None:
+            steps.append(event)
+
+        def on_epoch(self, event: EpochEvent) -> None:
+            epochs.append(event)
+
     config = RunConfig(out=tmp_path, device=torch.device("cpu"))
-    Trainer(tiny(), train_set, None, config, steps.append, epochs.append).fit()
-    assert [(s.epoch, s.step, s.steps) for s in steps] == [
-        (epoch, step, 3) for epoch in range(2) for step in (1, 2, 3)
+    Trainer(tiny(), train_set, None, config, watcher=Listener()).fit()
+    assert [(s.epoch, s.step, s.steps, s.iteration) for s in steps] == [
+        (epoch, step, 3, 3 * epoch + step) for epoch in range(2) for step in (1, 2, 3)
     ]
     assert list(steps[0].losses) == ["loss", "o2m_cls", "o2m_box", "o2o_cls", "o2o_box"]
     assert steps[0].learning_rate < steps[2].learning_rate > steps[-1].learning_rate
-    assert [e["epoch"] for e in epochs] == [1, 2]
+    assert all(s.images == BATCH and 0 < s.wait < s.seconds for s in steps)
+    assert all(s.grad_norm is not None and s.grad_norm > 0 for s in steps)
+    assert [e.record["epoch"] for e in epochs] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
@@ -213,17 +385,19 @@ def test_one_batch_can_be_learnt(name: str, tmp_path: Path, train_set: Detection
     trainer = Trainer(chosen, train_set, None, config)
     batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
     trainer.network.train()
-    losses = [trainer._step(batch)["loss"] for _ in range(25)]  # type: ignore[arg-type]
+    losses = [trainer.step([batch], i)[0].values["loss"] for i in range(25)]
     assert losses[-1] < 0.5 * losses[0]
     assert losses[-1] < losses[10] < losses[2]
-    predictions = trainer.network(batch.images)  # type: ignore[attr-defined]
-    found = detector_losses(predictions, batch.targets, batch.padding)  # type: ignore[attr-defined]
+    predictions = trainer.network(batch.images)
+    found = detector_losses(predictions, batch.targets, batch.padding)
     assert sum(loss.total.item() for loss in found.values()) < losses[0]
 
 
-def test_bfloat16_trains(tmp_path: Path, train_set: DetectionDataset) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(precision: str, tmp_path: Path, train_set: DetectionDataset) -> None:
     few = replace(train_set, samples=train_set.samples[:4])
-    trainer = train(tmp_path, few, precision="bf16")
+    trainer = train(tmp_path, few, precision=precision)
+    assert trainer.step.scaler.is_enabled() == (precision == "fp16")
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
     full = train(tmp_path / "full", few)
     assert not same(trainer.network.state_dict(), full.network.state_dict())
@@ -248,8 +422,58 @@ def test_gradients_are_clipped(
 def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, train_set: DetectionDataset
 ) -> None:
-    with pytest.raises(NmsfreeError, match=r"the loss is (nan|inf) at iteration \d"):
+    with pytest.raises(NmsfreeError, match=r"is (nan|inf) at iteration \d") as caught:
         train(tmp_path, train_set, tiny(learning_rate=1e25, warmup_iterations=0, epochs=5))
+    names = [s.path.name for s in train_set.samples if s.path.name in str(caught.value)]
+    assert len(names) == BATCH  # exactly the images of the batch are named
+    assert caught.value.exit_status == 1
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """A finite loss with an infinite gradient: the step is refused, the state before is kept."""
+    chosen = tiny(warmup_iterations=0, clip_norm=None)
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), save_minutes=0.0)
+    trainer = Trainer(chosen, train_set, None, config)
+
+    def explode(grad: Tensor) -> Tensor:
+        return grad * float("inf") if trainer.position.iteration == 3 else grad
+
+    trainer.network.backbone.conv1.weight.register_hook(explode)
+    with pytest.raises(NmsfreeError, match=r"the gradient's norm is (nan|inf) at iteration 3"):
+        trainer.fit()
+    state = load_state(tmp_path)[0]
+    assert state.position["iteration"] == 2
+    assert all(v.isfinite().all() for v in state.network.values())
+    with torch.no_grad():
+        trainer.network.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(NmsfreeError, match=r"backbone\.conv1\.weight holds values .* not finite"):
+        trainer.keeper.save(trainer.position)
+    assert load_state(tmp_path)[0].position["iteration"] == 2
+    train(tmp_path, train_set, chosen, resume=True)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_in_parts_descends_alike(
+    parts: int, tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """Group norm sees single images, so only the losses' normalisers differ between parts."""
+    few = replace(train_set, samples=train_set.samples[:4])
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "clip_norm": None}
+    chosen = tiny("fcos_rt_nano", **plain, learning_rate=0.1, warmup_iterations=0, epochs=1)
+    model = replace(chosen.model, head_norm="group", frozen_norm=True)
+    whole = train(tmp_path / "whole", few, replace(chosen, model=model)).network
+    cut = replace(chosen, model=model, train=replace(chosen.train, accumulate=parts))
+    pieces = train(tmp_path / "pieces", few, cut).network
+    torch.manual_seed(0)
+    start = Fcos(model).state_dict()
+    a, b = (
+        torch.cat([(n.state_dict()[k] - v).flatten() for k, v in start.items()])
+        for n in (whole, pieces)
+    )
+    assert torch.cosine_similarity(a, b, dim=0) > (0.9999 if parts == 1 else 0.9)
+    assert float(a.norm() / b.norm()) == pytest.approx(1, abs=1e-6 if parts == 1 else 0.3)
 
 
 def test_a_split_without_images(tmp_path: Path, train_set: DetectionDataset) -> None:

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from nmsfree.data.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cli import train
@@ -62,7 +63,9 @@ def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> Non
     assert more.exit_code == 0, more.output
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    assert "other settings" in complaint(CheckpointError, *options, "--resume")
+    assert "model.name = fcos_o2o_nano, this run has fcos_e2e_nano" in complaint(
+        CheckpointError, *options, "--resume"
+    )
 
 
 def test_wrong_options(digits: Path, tmp_path: Path) -> None:
@@ -73,8 +76,8 @@ def test_wrong_options(digits: Path, tmp_path: Path) -> None:
         return message
 
     assert "'yolo' is unknown, expected one of: fcos_rt_r18_3x" in refused("--model", "yolo")
-    assert "precision is 'fp8', expected fp32 or bf16" in refused("--precision", "fp8")
-    assert "expected group, batch or batch_per_level" in refused("--head-norm", "layer")
+    assert "precision is 'fp8', expected fp32, bf16, fp16" in refused("--precision", "fp8")
+    assert "expected group, batch, batch_per_level" in refused("--head-norm", "layer")
     assert "runs on: cpu, cuda" in refused("--device", "tpu")
     for rate in ("0", "-1", "nan", "inf"):
         assert "expected a number above 0" in refused("--learning-rate", rate)
@@ -106,5 +109,75 @@ def test_overrides_reach_the_run(digits: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert loaded.model.head_norm == "batch"
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert record["lr"] == pytest.approx(1e-4 * 0.01)  # first iteration of the warm-up
+    assert record["lr"] == pytest.approx(1e-4)  # one step: too short for a warm-up
     assert "AP" not in record
+
+
+def test_what_a_retrofit_decides_cannot_be_given(digits: Path) -> None:
+    weights = Path(__file__).parents[2] / "weights" / "fcos_rt_nano.safetensors"
+    retrofit = ("--data", digits, "--retrofit", weights)
+    for option in (("--head-norm", "group"), ("--model", "fcos_rt_nano")):
+        message = complaint(InputError, *retrofit, *option)
+        assert f"{option[0]} is given with --retrofit" in message
+    message = complaint(InputError, *retrofit, "--init", weights)
+    assert "--init and --retrofit are given" in message
+    assert "--unfreeze is given without" in complaint(InputError, "--data", digits, "--unfreeze")
+
+
+def test_a_retrofit_changes_nothing_but_the_new_head(digits: Path, tmp_path: Path) -> None:
+    weights = Path(__file__).parents[2] / "weights" / "fcos_rt_nano.safetensors"
+    options = ("--workers", 0, "--val", "", "--epochs", 1, "--batch-size", 6, "--no-tensorboard")
+    result = run("--data", digits, "--retrofit", weights, "--out", tmp_path / "run", *options)
+    assert result.exit_code == 0, result.output
+    assert "weights are trained" in result.stderr
+    before, after = load_checkpoint(weights), load_checkpoint(tmp_path / "run/last.safetensors")
+    assert after.model.name == "fcos_e2e_nano" and after.model.heads == ("o2m", "o2o")
+    assert all((after.state[key] == value).all() for key, value in before.state.items())
+    copied = [k.replace(".o2m.", ".o2o.") for k in before.state if ".o2m." in k]
+    assert any((after.state[k] != before.state[k.replace(".o2o.", ".o2m.")]).any() for k in copied)
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_done(
+    digits: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(digits, tmp_path / "digits")
+    bad = load_coco(data, "train").samples[3].path
+    bad.write_bytes(b"not a picture")
+    options = ("--workers", 0, "--val", "", "--epochs", 2, "--batch-size", 6, "--no-tensorboard")
+    result = run("--data", data, "--out", tmp_path / "run", *options)
+    assert result.exit_code == 1
+    assert result.stderr.count(bad.name) == 2  # when it happens, and at the end
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").provenance["epoch"] == "2"
+    again = run("--data", data, "--out", tmp_path / "run", *options, "--resume")
+    assert again.exit_code == 1 and "all 2 epochs are done" in again.stderr
+    assert bad.name in again.stderr  # not forgotten
+
+
+def test_a_picture_of_the_validation_set_can_be_mended(digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(digits, tmp_path / "digits")
+    bad = load_coco(data, "val").samples[0].path
+    content = bad.read_bytes()
+    bad.write_bytes(b"not a picture")
+    options = ("--data", data, "--out", tmp_path / "run", "--workers", 0, "--epochs", 1)
+    message = complaint(NmsfreeError, *options)
+    assert bad.name in message and "the epoch is saved: mend it, and go on with --resume" in message
+    bad.write_bytes(content)
+    assert run(*options, "--resume").exit_code == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_batch_that_cannot_be_cut(digits: Path, tmp_path: Path) -> None:
+    options = ("--data", digits, "--out", tmp_path / "run", "--batch-size", 3, "--accumulate", 5)
+    assert "cannot be cut into 5 (--accumulate) × 1" in complaint(InputError, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_tells_its_learning_rate(digits: Path, tmp_path: Path) -> None:
+    weights = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+    options = ("--data", digits, "--init", weights, "--val", "", "--epochs", 1, "--workers", 0)
+    plain = run(*options, "--out", tmp_path / "plain", "--no-tensorboard")
+    told = " ".join(plain.stderr.split())
+    assert "268 of 268 tensors loaded" in told and "give --learning-rate 0.0002" in told
+    given = run(*options, "--out", tmp_path / "given", "--learning-rate", 1e-4, "--no-tensorboard")
+    assert plain.exit_code == given.exit_code == 0
+    assert "as from scratch" not in " ".join(given.stderr.split())

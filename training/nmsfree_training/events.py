@@ -1,0 +1,69 @@
+"""What a training run tells those who watch it (see `watch`): frozen facts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# In a line of `metrics.jsonl`, what is neither a training loss nor a validation metric.
+BOOKKEEPING = frozenset({"epoch", "lr", "seconds", "images_per_second", "wait_share"})
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One optimizer step is done.
+
+    Attributes:
+        epoch: from 0.
+        epochs: of the whole run.
+        step: within the epoch, 1 … `steps`.
+        steps: of one epoch.
+        iteration: optimizer steps done in the whole run, those before a resume included.
+        losses: weighted means over the images of this step: "loss" (the total) and its parts
+            "o2m_cls", "o2m_box", "o2o_cls", "o2o_box", as far as the network has these heads.
+        learning_rate: of the first parameter group, as used in this step.
+        images: images of this step, all processes together.
+        wait: seconds of this step spent waiting for the loader.
+        seconds: duration of the whole step, `wait` included.
+        grad_norm: L2 norm of all gradients before clipping; None where it was not computed.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    iteration: int
+    losses: dict[str, float]
+    learning_rate: float
+    images: int
+    wait: float
+    seconds: float
+    grad_norm: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class EpochEvent:
+    """One epoch is done, and its evaluation where one was due.
+
+    Attributes:
+        record: the line written to `metrics.jsonl`: "epoch" (from 1), mean losses over the epoch
+            under the names of `StepEvent.losses`, "lr" (of the last step), "seconds",
+            "images_per_second", "wait_share" (0 … 1, of the training time), and after an
+            evaluation "AP", "AP50", … (0 … 1).
+        pictures: (name, uint8 [h, w, 3] BGR) validation images with predictions drawn.
+        best: this epoch's weights are the best so far.
+    """
+
+    record: dict[str, float]
+    pictures: tuple[tuple[str, NDArray[np.uint8]], ...]
+    best: bool
+
+
+def is_loss(name: str) -> bool:
+    """Whether a name in a line of `metrics.jsonl` is a training loss: the total or a part."""
+    return name == "loss" or name.endswith(("_cls", "_box"))
+
+
+def is_metric(name: str) -> bool:
+    """Whether a name in a line of `metrics.jsonl` is a validation metric ("AP", "AP50", …)."""
+    return name not in BOOKKEEPING and not is_loss(name)

@@ -1,0 +1,148 @@
+"""Saves a run and brings it back: weights, optimizer, scaler, average, and where it was."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.errors import CheckpointError, NmsfreeError
+from nmsfree_training.config import HeadName, Preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.distributed import World
+from nmsfree_training.ema import Ema
+from nmsfree_training.train_state import (
+    Position,
+    TrainState,
+    load_state,
+    put_damaged_aside,
+    save_state,
+)
+
+EPOCHS = "train.epochs"
+FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
+
+
+class Keeper:
+    """Keeps one run in its folder; what it holds is changed in place.
+
+    Args:
+        recipe: what must not change within a run, see `describe_recipe`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: dict[str, Any],
+        network: Fcos,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: Ema | None,
+        world: World,
+    ) -> None:
+        self.folder, self.recipe, self.world = folder, recipe, world
+        self.network, self.optimizer, self.scaler, self.ema = network, optimizer, scaler, ema
+
+    def save(self, position: Position) -> None:
+        """Write the state; all processes call it together.
+
+        Raises:
+            NmsfreeError: it cannot be written, or a weight is not finite.
+        """
+        self.world.on_main(lambda: self._write(position))
+
+    def _write(self, position: Position) -> None:
+        weights = self.network.state_dict()
+        _refuse_not_finite(weights)
+        state = TrainState(
+            recipe=self.recipe,
+            position=vars(position),
+            network=weights,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema=None if self.ema is None else self.ema.state,
+        )
+        save_state(state, self.folder)
+
+    def load(self) -> tuple[Position, list[str]]:
+        """Go on from the last state; returns where it was and what the user should know.
+
+        Raises:
+            CheckpointError: there is none, or the run was started with another recipe.
+        """
+        state, messages = self.world.on_main(self._read)
+        self.network.load_state_dict(state.network)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
+        if self.ema is not None and state.ema is not None:
+            self.ema.load(state.ema)
+        return Position(**state.position), messages
+
+    def _read(self) -> tuple[TrainState, list[str]]:
+        state, warning = load_state(self.folder)
+        changed = self._compare(state.recipe)
+        if warning is not None:
+            # The next save would put it in the place of the one that is good.
+            put_damaged_aside(self.folder)
+        return state, [text for text in (warning, changed) if text]
+
+    def _compare(self, before: dict[str, Any]) -> str | None:
+        """Refuse another recipe; a change of epochs is told."""
+        longer = before.get(EPOCHS) != self.recipe[EPOCHS]
+        for name, value in self.recipe.items():
+            if before.get(name) != value and not (longer and name in FOLLOW_EPOCHS):
+                raise CheckpointError(
+                    f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
+                    f"{value}: give the options it was started with, or choose another --out"
+                )
+        if not longer:
+            return None
+        return (
+            f"the run was started for {before.get(EPOCHS)} epochs, now it is "
+            f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
+        )
+
+
+def describe_recipe(
+    preset: Preset,
+    heads: tuple[HeadName, ...],
+    seed: int,
+    precision: str,
+    train_set: DetectionDataset,
+) -> dict[str, Any]:
+    """Everything that decides what a run computes, as JSON values by name."""
+    settings = {
+        **{f"model.{k}": v for k, v in dataclasses.asdict(preset.model).items()},
+        **{f"train.{k}": v for k, v in dataclasses.asdict(preset.train).items()},
+        "input_size": preset.input_size,
+        "heads": heads,
+        "seed": seed,
+        "precision": precision,
+        "classes": train_set.class_names,
+        "images": len(train_set),
+        "annotations": _digest(train_set),
+    }
+    recipe: dict[str, Any] = json.loads(json.dumps(settings))
+    return recipe
+
+
+def _digest(dataset: DetectionDataset) -> str:
+    """Changes with the images' names, order and objects; not with the folder they lie in."""
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        digest.update(sample.path.name.encode())
+        digest.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _refuse_not_finite(weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NmsfreeError(
+                f"{name} holds values that are not finite: nothing was saved, the state before "
+                "is kept; lower --learning-rate and go on with --resume"
+            )

@@ -1,0 +1,115 @@
+"""Options that replace a preset's values."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from nmsfree.errors import InputError
+from nmsfree_training.config import Preset
+
+CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("step", "cosine"),
+    "head_norm": ("group", "batch", "batch_per_level"),
+}
+SHARES = ("flip", "mosaic", "mixup", "color_jitter")
+MODEL_FIELDS = ("head_norm", "frozen_stages")
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Values given by the user; None leaves the preset's. Names are those of the settings."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    milestones: tuple[int, ...] | None = None
+    warmup_iterations: int | None = None
+    clip_norm: float | None = None
+    ema: float | None = None
+    head_norm: str | None = None
+    frozen_stages: int | None = None
+    flip: float | None = None
+    short_sides: tuple[int, ...] | None = None
+    long_side: int | None = None
+    scale: tuple[float, float] | None = None
+    crop: float | None = None
+    color_jitter: float | None = None
+    mosaic: float | None = None
+    mixup: float | None = None
+    plain_epochs: int | None = None
+
+    def apply(self, chosen: Preset) -> Preset:
+        """Return the preset with these values.
+
+        Raises:
+            InputError: a value that makes no sense.
+        """
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._check(given)
+        # 0 switches off what None switches off in a recipe.
+        given |= {name: None for name in ("clip_norm", "crop", "ema") if given.get(name) == 0}
+        model = {name: given.pop(name) for name in MODEL_FIELDS if name in given}
+        if "short_sides" in given and "long_side" not in given and not chosen.train.long_side:
+            given["long_side"] = 2 * max(given["short_sides"])
+        if given.get("schedule") == "step" and not (self.milestones or chosen.train.milestones):
+            epochs = given.get("epochs", chosen.train.epochs)
+            given["milestones"] = (epochs * 2 // 3, epochs * 11 // 12)  # as in the "3x" schedule
+        return replace(
+            chosen,
+            model=replace(chosen.model, **model),
+            train=replace(chosen.train, **given),
+        )
+
+    def _check(self, given: dict[str, object]) -> None:
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(f"learning rate is {rate}, expected a number above 0")
+        for name, value in given.items():
+            if name in CHOICES and value not in CHOICES[name]:
+                raise InputError(
+                    f"{_option(name)} is {value!r}, expected {', '.join(CHOICES[name])}"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{_option(name)} is {value}, expected a finite number")
+            if name in SHARES and not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+                raise InputError(f"{_option(name)} is {value}, expected 0 … 1")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"--ema is {self.ema}, expected 0 (off) … below 1, for example 0.999")
+        for name in ("weight_decay", "clip_norm", "crop"):
+            if name in given and float(given[name]) < 0:  # type: ignore[arg-type]
+                raise InputError(f"{_option(name)} is {given[name]}, expected 0 or more")
+        if self.crop is not None and self.crop > 4:
+            raise InputError(
+                f"--crop is {self.crop}, expected a share of the input's side, up to 4"
+            )
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 8:
+            raise InputError(
+                f"--scale is {self.scale[0]} {self.scale[1]}, expected LOW ≤ HIGH within 0 … 8"
+            )
+        if self.short_sides is not None and min(self.short_sides) < 32:
+            raise InputError(
+                f"--short-sides has {min(self.short_sides)}, expected 32 pixels or more"
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Read "24,33"; None stays None.
+
+    Raises:
+        InputError: something else than whole numbers between commas.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} is {text!r}, expected whole numbers as in 24,33") from None

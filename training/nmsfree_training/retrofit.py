@@ -1,0 +1,104 @@
+"""Retrofit: an NMS-based detector learns to do without, by training one new head."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from nmsfree.errors import CheckpointError
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.config import PRESETS, HeadName, ModelConfig, Preset, preset
+from nmsfree_training.detector import Fcos
+
+NANO_EPOCHS = 12  # other sizes take a third of their recipe's epochs
+
+
+@dataclass(frozen=True)
+class Retrofit:
+    """A network whose o2o head is to be trained on a finished o2m detector.
+
+    Attributes:
+        network: the finished detector with a new o2o head, a copy of the o2m head.
+        preset: its configuration and a recipe for the new head.
+        heads: those that are trained.
+    """
+
+    network: Fcos
+    preset: Preset
+    heads: tuple[HeadName, ...]
+
+
+def retrofit(
+    path: Path,
+    class_names: tuple[str, ...],
+    unfreeze: bool,
+    frozen_stages: int | None = None,
+) -> Retrofit:
+    """Give an NMS-based detector a second head that needs none.
+
+    Args:
+        path: checkpoint with an o2m head; an o2o head in it is replaced.
+        unfreeze: train everything, and let the gradient of the o2o head through to backbone and
+            neck; otherwise only the o2o head is trained.
+        frozen_stages: leading parts of the backbone that are not trained either way; None takes
+            the checkpoint's.
+
+    Raises:
+        CheckpointError: no o2m head, or other classes than the dataset's.
+    """
+    checkpoint = load_checkpoint(path)
+    _check_retrofit(path, checkpoint, class_names)
+    config = replace(
+        checkpoint.model,
+        name=_two_headed_name(checkpoint.model.name),
+        heads=("o2m", "o2o"),
+        detach_o2o=not unfreeze,
+        frozen_stages=(checkpoint.model.frozen_stages if frozen_stages is None else frozen_stages),
+    )
+    network = Fcos(config)
+    state = {
+        key: checkpoint.state[key.replace("heads.o2o.", "heads.o2m.")]
+        for key in network.state_dict()
+    }
+    network.load_state_dict(state)
+    if not unfreeze:
+        network.requires_grad_(False)
+        network.heads["o2o"].requires_grad_(True)
+    chosen = _recipe(config, checkpoint.input_size)
+    return Retrofit(network, chosen, ("o2m", "o2o") if unfreeze else ("o2o",))
+
+
+def _recipe(config: ModelConfig, input_size: tuple[int, int]) -> Preset:
+    """The recipe of the preset of this name, or the published one, shortened."""
+    name = config.name if config.name in PRESETS else "fcos_e2e_r18_3x"
+    recipe = preset(name, config.num_classes).train
+    epochs = NANO_EPOCHS if name.endswith("nano") else max(1, recipe.epochs // 3)
+    milestones = tuple(round(m * epochs / recipe.epochs) for m in recipe.milestones)
+    return Preset(config, replace(recipe, epochs=epochs, milestones=milestones), input_size)
+
+
+def _check_retrofit(path: Path, checkpoint: Checkpoint, class_names: tuple[str, ...]) -> None:
+    if "o2m" not in checkpoint.model.heads:
+        raise CheckpointError(
+            f"{path}: {checkpoint.model.name} has no one-to-many head: it needs no NMS already"
+        )
+    if checkpoint.class_names != class_names:
+        raise CheckpointError(
+            f"{path}: trained for {len(checkpoint.class_names)} classes "
+            f"({', '.join(checkpoint.class_names[:3])}, …), the dataset has {len(class_names)} "
+            f"({', '.join(class_names[:3])}, …): retrofit on the data it was trained on, or "
+            "fine-tune with --init"
+        )
+
+
+def _two_headed_name(name: str) -> str:
+    """fcos_rt_nano → fcos_e2e_nano, as the presets are called."""
+    return name.replace("_rt_", "_e2e_")
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Put every norm without trained weights into evaluation mode: its statistics stay, too."""
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own):
+            module.eval()

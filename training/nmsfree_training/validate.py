@@ -1,0 +1,103 @@
+"""Evaluation during training, shared among the processes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.data.coco import DetectionDataset
+from nmsfree.detector import Detector
+from nmsfree.errors import DataError, InputError, NmsfreeError
+from nmsfree.evaluate import Result, coco_metrics, predict
+from nmsfree.images import read_image
+from nmsfree_training.detector import Fcos
+from nmsfree_training.distributed import World
+from nmsfree_training.outputs import Outputs
+from nmsfree_training.predict import TorchBackend, make_spec
+
+PICTURES = 4  # of predictions, after each evaluation
+
+
+class Validator:
+    """Measures a network on a dataset; each process takes its share of the images.
+
+    Args:
+        outputs: describes the model.
+        dataset: with at least one object.
+        progress: called as (images done, images in all) of this process's share.
+
+    Raises:
+        DataError: nothing to find, or a picture is missing: said now, not after an epoch.
+    """
+
+    def __init__(
+        self,
+        outputs: Outputs,
+        dataset: DetectionDataset,
+        world: World,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        _check(dataset)
+        self.outputs, self.dataset, self.world = outputs, dataset, world
+        self._progress = progress
+        share = dataset.samples[world.rank :: world.size]
+        self._share = replace(dataset, samples=share)
+
+    def metrics(self, network: Fcos) -> dict[str, float]:
+        """COCO metrics, the same on every process; what is undefined is left out."""
+        results = self.results(network)
+        values = self.world.on_main(lambda: coco_metrics(self.dataset, results).to_json())
+        return {name: value for name, value in values.items() if value is not None}
+
+    def results(self, network: Fcos) -> list[Result]:
+        """COCO results of all images on rank 0; elsewhere an empty list."""
+        own: list[Result] = []
+        error: NmsfreeError | None = None
+        try:
+            own = predict(self.detector(network), self._share, self._progress)
+        except (DataError, InputError) as caught:  # a picture
+            error = DataError(f"{caught}; the epoch is saved: mend it, and go on with --resume")
+        except NmsfreeError as caught:
+            error = caught
+        self.world.check(error)
+        return [result for part in self.world.gather(own) for result in part]
+
+    def detector(self, network: Fcos) -> Detector:
+        """The network as it is deployed."""
+        checkpoint = self.outputs.checkpoint({})
+        return Detector(TorchBackend(network, make_spec(checkpoint, network.deployed_head)))
+
+    def pictures(self, network: Fcos) -> tuple[tuple[str, NDArray[np.uint8]], ...]:
+        """A few images with what was found and what is there, by name; rank 0 only."""
+        if not self.world.main:
+            return ()
+        from nmsfree_training.pictures import draw_predictions
+
+        detector, drawn = self.detector(network), []
+        for sample in self.dataset.samples[:PICTURES]:
+            image = read_image(sample.path)
+            objects = ~sample.iscrowd
+            picture = draw_predictions(
+                image,
+                detector(image),
+                sample.boxes[objects],
+                sample.labels[objects],
+                self.dataset.class_names,
+            )
+            drawn.append((sample.path.stem, picture))
+        return tuple(drawn)
+
+
+def _check(dataset: DetectionDataset) -> None:
+    if not any((~sample.iscrowd).any() for sample in dataset.samples):
+        raise DataError(
+            f"{dataset.annotation_file}: no objects to find in split {dataset.name!r}, AP is "
+            "undefined: choose another --val, or '' for none"
+        )
+    missing = [sample.path for sample in dataset.samples if not sample.path.is_file()]
+    if missing:
+        raise DataError(
+            f"{missing[0]}: no such file ({len(missing)} of {len(dataset)} images of split "
+            f"{dataset.name!r} are missing): `nmsfree data check` lists them"
+        )

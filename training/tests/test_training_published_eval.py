@@ -1,0 +1,254 @@
+"""The published evaluation: its resize, its lists, and its AP beside the deployed protocol's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from nmsfree.data.coco import DetectionDataset, load_coco
+from nmsfree.data.digits import write_digits
+from nmsfree.detector import Detector
+from nmsfree.errors import CheckpointError, DataError, InputError
+from nmsfree.eval_cli import eval_command
+from nmsfree.evaluate import coco_metrics, predict
+from nmsfree_training.augment import resized_size
+from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.config import preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.normalize import MEAN_RGB, STD_RGB
+from nmsfree_training.published_eval import detect, predict_published, prepare
+
+from .test_training_forward import CASES, Reference, expected, make_image
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+NANO = pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [
+        ((480, 640), (512, 682)),  # 512 · 640 / 480 = 682.67, rounded down
+        ((640, 480), (682, 512)),
+        ((512, 736), (512, 736)),
+        ((256, 368), (512, 736)),  # exactly at the limit
+        ((427, 640), (491, 735)),  # 736 · 427 / 640 = 491.05; 491 · 640 / 427 = 735.93
+        ((640, 427), (735, 491)),
+        ((500, 500), (512, 512)),
+        ((100, 1000), (74, 740)),  # 73.6 rounds up, and the long side passes 736 by that
+        ((1000, 100), (740, 74)),
+        ((1, 3000), (1, 3000)),  # no side vanishes
+    ],
+)
+def test_resize_rule(source: tuple[int, int], want: tuple[int, int]) -> None:
+    assert resized_size(*source, 512, 736) == want
+
+
+def random_picture(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_input_of_the_right_size_is_the_normalised_picture() -> None:
+    pixels = random_picture(64, 96)
+    found = prepare(Image.fromarray(pixels), (64, 96)).numpy()
+    assert found.shape == (1, 3, 64, 96) and found.dtype == np.float32
+    want = (pixels / 255 - np.array(MEAN_RGB)) / np.array(STD_RGB)
+    np.testing.assert_allclose(found[0], want.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_shrinking_is_antialiased_on_bytes() -> None:
+    """Half the size: weights 1 3 3 1 of 8 in each direction, rounded to bytes after each."""
+    pixels = random_picture(128, 128)
+    found = prepare(Image.fromarray(pixels), (64, 64))[0].numpy().transpose(1, 2, 0)
+    small = np.rint((found * np.array(STD_RGB) + np.array(MEAN_RGB)) * 255)
+
+    def halve(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        inner = rows[1:-1]  # the outermost rows lack a neighbour: compared without them
+        a, b, c, d = inner[0:-3:2], inner[1:-2:2], inner[2:-1:2], inner[3::2]
+        return np.floor((a + 3 * b + 3 * c + d) / 8 + 0.5)
+
+    across = halve(pixels.astype(float).transpose(1, 0, 2)).transpose(1, 0, 2)
+    want = halve(across)
+    assert want.shape == (62, 62, 3)
+    np.testing.assert_array_equal(small[1:-1, 1:-1], want)
+
+
+@CASES
+def test_detections_are_those_of_the_authors(
+    name: str, size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+) -> None:
+    """At the network's own size there is nothing to resize: all the rest, to their figures."""
+    want = expected(reference, name, size)
+    boxes, scores, labels = detect(standin(name), make_image(*size))
+    assert len(boxes) == len(want["final_boxes"]) > 0
+    free = np.ones(len(boxes), bool)
+    rows = (want["final_boxes"], want["final_scores"], want["final_labels"])
+    for box, score, label in zip(*rows, strict=True):  # rows of nearly equal score may swap
+        distance = np.abs(boxes - box).max(axis=1) + np.abs(scores - score)
+        distance[~free | (labels != label)] = np.inf
+        nearest = int(distance.argmin())
+        assert distance[nearest] < 1e-4
+        free[nearest] = False
+
+
+@pytest.mark.parametrize("size", [(96, 130), (491, 735), (33, 65), (8, 40), (1, 7)])
+def test_sizes_that_no_stride_divides(size: tuple[int, int]) -> None:
+    network = Fcos(preset("fcos_o2o_nano", 3).model).eval()
+    predictions = network(torch.zeros(1, 3, *size))["o2o"]
+    shapes = [(-(-size[0] // s), -(-size[1] // s)) for s in (8, 16, 32)]
+    assert predictions.shapes == shapes
+    boxes, scores, labels = detect(network, torch.zeros(1, 3, *size))
+    assert len(boxes) == len(scores) == len(labels)
+
+
+@pytest.fixture(scope="module")
+def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "digits"
+    write_digits(folder, train=0, val=16, crowd=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large_digits(small_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures at 1.75 times the size, so that both protocols must shrink them."""
+    folder, scale = tmp_path_factory.mktemp("published") / "large", 1.75
+    (folder / "val").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    content = json.loads((small_digits / "annotations/instances_val.json").read_text())
+    for image in content["images"]:
+        with Image.open(small_digits / "val" / image["file_name"]) as picture:
+            size = int(picture.width * scale), int(picture.height * scale)
+            picture.resize(size, Image.Resampling.BICUBIC).save(folder / "val" / image["file_name"])
+        image["width"], image["height"] = size
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [scale * v for v in annotation["bbox"]]
+        annotation["area"] *= scale**2
+    (folder / "annotations/instances_val.json").write_text(json.dumps(content))
+    return folder
+
+
+def both_protocols(name: str, dataset: DetectionDataset) -> tuple[float, float]:
+    path = WEIGHTS / f"{name}.safetensors"
+    _, published = predict_published(path, dataset)
+    with Detector(path) as detector:
+        deployed = predict(detector, dataset)
+    return coco_metrics(dataset, published).ap, coco_metrics(dataset, deployed).ap
+
+
+@NANO
+def test_ap_beside_the_deployed_protocol(name: str, small_digits: Path) -> None:
+    """The same pixels, since the pictures have the input's size: only the lists differ."""
+    published, deployed = both_protocols(name, load_coco(small_digits, "val"))
+    assert published > 0.6
+    assert published == pytest.approx(deployed, abs=0.005)
+
+
+@NANO
+def test_ap_of_resized_pictures(name: str, large_digits: Path) -> None:
+    published, deployed = both_protocols(name, load_coco(large_digits, "val"))
+    assert published > 0.6
+    assert published == pytest.approx(deployed, abs=0.03)
+
+
+def test_results_and_progress(small_digits: Path) -> None:
+    dataset = load_coco(small_digits, "val")
+    seen: list[tuple[int, int]] = []
+    path = WEIGHTS / "fcos_rt_nano.safetensors"
+    spec, results = predict_published(
+        path, dataset, threads=1, progress=lambda done, total: seen.append((done, total))
+    )
+    assert (spec.name, spec.head, spec.height) == ("fcos_rt_nano", "o2m", 256)
+    assert seen == [(i, 16) for i in range(1, 17)]
+    assert {r["image_id"] for r in results} <= {s.image_id for s in dataset.samples}
+    assert all(0.05 < r["score"] <= 1 for r in results)
+    boxes = np.array([r["bbox"] for r in results])
+    assert boxes.min() >= 0 and (boxes[:, :2] + boxes[:, 2:]).max() <= 256 + 1e-3
+    for sample in dataset.samples:  # every object has a detection of its class on it
+        own = [r for r in results if r["image_id"] == sample.image_id]
+        assert len(own) >= len(sample.boxes) // 2
+
+
+def test_the_command_tells_nothing_of_rows_that_are_not_there(
+    small_digits: Path, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    app.command()(eval_command)
+    report = tmp_path / "report.json"
+    model = [str(WEIGHTS / "fcos_e2e_nano.safetensors"), "--data", str(small_digits)]
+    options = ["--no-plots", "--threads", "1", "--json", str(report)]
+    for protocol in ("deployed", "published"):
+        outcome = CliRunner().invoke(app, [*model, "--protocol", protocol, *options])
+        assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+        hits = json.loads(report.read_text("utf-8"))["cap_hits"]
+        deployed = protocol == "deployed"
+        assert isinstance(hits, int) if deployed else hits is None
+        assert ("rows of the output" in outcome.output) == deployed
+
+
+def untrained(tmp_path: Path, names: tuple[str, ...]) -> Path:
+    chosen = preset("fcos_o2o_nano", len(names))
+    state = Fcos(chosen.model).state_dict()
+    ids = tuple(range(len(names)))
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(Checkpoint(chosen.model, (256, 256), names, ids, state), path)
+    return path
+
+
+def test_other_classes_are_refused(small_digits: Path, tmp_path: Path) -> None:
+    dataset = load_coco(small_digits, "val")
+    with pytest.raises(DataError, match="classes differ: the model has 3"):
+        predict_published(untrained(tmp_path, ("0", "1", "2")), dataset)
+    with pytest.raises(DataError, match="only in the model: x"):
+        predict_published(untrained(tmp_path, (*"012345678", "x")), dataset)
+    with pytest.raises(InputError, match="runs on: cpu, cuda"):
+        predict_published(untrained(tmp_path, tuple("0123456789")), dataset, device="tpu")
+    with pytest.raises(CheckpointError, match="no such file"):
+        predict_published(tmp_path / "nothing.safetensors", dataset)
+
+
+def one_picture(folder: Path, width: int, height: int) -> DetectionDataset:
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "width": width, "height": height}],
+        "categories": [{"id": 3, "name": "it"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 1, 20, 20], "area": 400,
+             "iscrowd": 0}
+        ],
+    }  # fmt: skip
+    (folder / "annotations/instances_val.json").write_text(json.dumps(content))
+    return load_coco(folder, "val")
+
+
+def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
+    dataset = one_picture(tmp_path / "set", 40, 30)
+    model, picture = untrained(tmp_path, ("it",)), tmp_path / "set/val/a.png"
+    with pytest.raises(InputError, match=r"a\.png: not an image"):
+        predict_published(model, dataset)
+    picture.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"a\.png: not an image that can be decoded"):
+        predict_published(model, dataset)
+    Image.new("RGB", (30, 40)).save(picture)
+    with pytest.raises(DataError, match="30 × 40 pixels, its annotations say 40 × 30"):
+        predict_published(model, dataset)
+    Image.new("I;16", (40, 30)).save(picture)
+    with pytest.raises(InputError, match="more than 8 bits"):
+        predict_published(model, dataset)
+    for mode in ("RGB", "L", "P", "RGBA", "1"):
+        Image.new(mode, (40, 30)).save(picture)
+        assert predict_published(model, dataset)[1] == []  # untrained: nothing above the floor
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    dataset = one_picture(tmp_path / "set", 40, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    Image.new("RGB", (30, 40)).save(tmp_path / "set/val/a.png", exif=exif)
+    assert predict_published(untrained(tmp_path, ("it",)), dataset)[1] == []
