@@ -22,7 +22,15 @@ def export(
     top_k: Annotated[int, typer.Option(min=1, help="Rows of the output.")] = 100,
     score_floor: Annotated[float, typer.Option(help="Lowest score that is counted.")] = 0.05,
     threshold: Annotated[
-        float | None, typer.Option(help="Score that is shown unless asked otherwise; 0.3.")
+        float | None,
+        typer.Option(help="Score that is shown unless asked otherwise; best F1, or 0.3."),
+    ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recommended thresholds from `nmsfree eval --json`; else the checkpoint's own.",
+        ),
     ] = None,
     interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
     images: Annotated[
@@ -59,6 +67,7 @@ def export(
         top_k=top_k,
         score_floor=score_floor,
         threshold=threshold,
+        thresholds=thresholds,
         interpolation=interpolation,
         images=images,
         model=model,

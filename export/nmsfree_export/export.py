@@ -12,7 +12,9 @@ from nmsfree.atomic import write_atomic
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import InputError
 from nmsfree.spec import Interpolation, ModelSpec, NmsSpec
+from nmsfree.thresholds import Thresholds
 from nmsfree_export.certificate import Certificate, certify
+from nmsfree_export.measured import default_head, measured_thresholds
 from nmsfree_export.parity import Parity, Tolerance, compare, load_images
 from nmsfree_export.write import OPSET, build_onnx, deploy_module
 from nmsfree_training.checkpoint import Checkpoint
@@ -32,7 +34,10 @@ class ExportOptions:
         batch: fixed batch size, or None for any.
         top_k: rows of the output.
         score_floor: scores that `num_detections` counts are above this.
-        threshold: what the runtime shows unless asked otherwise; None takes 0.3, or the floor.
+        threshold: what the runtime shows unless asked otherwise; None takes the measured one of
+            the best F1, else 0.3, and never less than the floor.
+        thresholds: file of `nmsfree eval --json` with recommended thresholds for this model;
+            None takes those of the checkpoint, if it has any.
         interpolation: how the runtime resizes.
         images: folder of pictures for the parity gate; None takes the bundled scenes.
         tolerance: of the parity gate.
@@ -44,6 +49,7 @@ class ExportOptions:
     top_k: int = 100
     score_floor: float = 0.05
     threshold: float | None = None
+    thresholds: Path | None = None
     interpolation: Interpolation = "linear"
     images: Path | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -65,6 +71,8 @@ class ExportReport:
             "file": str(self.path),
             "sha256": self.sha256,
             "bytes": self.size,
+            "threshold": self.spec.threshold,
+            "thresholds": self.spec.thresholds and self.spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
         }
@@ -87,7 +95,7 @@ def export_onnx(
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
-    spec = _make_spec(checkpoint, options)
+    spec = make_export_spec(checkpoint, options)
     pictures = load_images(options.images)
     network = checkpoint.build()
     progress("tracing the deployed graph")
@@ -118,9 +126,14 @@ def export_onnx(
     return ExportReport(out, digest, len(content), spec, certificate, parity)
 
 
-def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
+def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
+    """Describe the file that an export with these options makes.
+
+    Raises:
+        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+    """
     heads = checkpoint.model.heads
-    head: HeadName = options.head or ("o2o" if "o2o" in heads else "o2m")
+    head: HeadName = options.head or default_head(checkpoint)
     if head not in heads:
         raise InputError(
             f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
@@ -133,13 +146,7 @@ def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
         )
     if not 0 <= options.score_floor < 1:
         raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
-    threshold = options.threshold
-    if threshold is None:
-        threshold = max(DEFAULT_THRESHOLD, options.score_floor)
-    if not options.score_floor <= threshold <= 1:
-        raise InputError(
-            f"threshold is {threshold}, expected the score floor ({options.score_floor}) … 1"
-        )
+    thresholds = measured_thresholds(checkpoint, head, options.thresholds)
     cells = [(height // s) * (width // s) for s in STRIDES]
     if head == "o2m":  # candidates of NMS
         cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
@@ -153,9 +160,19 @@ def _make_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
     )
     return replace(
         spec,
-        threshold=threshold,
+        threshold=_default_threshold(options, thresholds),
+        thresholds=thresholds,
         interpolation=options.interpolation,
     )
+
+
+def _default_threshold(options: ExportOptions, measured: Thresholds | None) -> float:
+    floor, threshold = options.score_floor, options.threshold
+    if threshold is None:
+        return max(DEFAULT_THRESHOLD if measured is None else measured.best_f1, floor)
+    if not floor <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}, expected the score floor ({floor}) … 1")
+    return threshold
 
 
 def _nearest(side: int) -> int:

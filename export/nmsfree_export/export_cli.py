@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nmsfree.errors import InputError
+from nmsfree.spec import ModelSpec
 from nmsfree_export.cli import write_json
 from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
 from nmsfree_training.checkpoint import load_checkpoint
@@ -24,6 +25,7 @@ class ExportRequest:
     top_k: int
     score_floor: float
     threshold: float | None
+    thresholds: Path | None
     interpolation: str
     images: Path | None
     model: str | None
@@ -44,6 +46,7 @@ class ExportRequest:
             top_k=self.top_k,
             score_floor=self.score_floor,
             threshold=self.threshold,
+            thresholds=self.thresholds,
             interpolation=self.interpolation,  # type: ignore[arg-type]
             images=self.images,
         )
@@ -76,3 +79,13 @@ def _show(report: ExportReport, console: Console) -> None:
         f"sha256 {report.sha256[:12]}",
         highlight=False,
     )
+    console.print(_about_threshold(spec), highlight=False)
+
+
+def _about_threshold(spec: ModelSpec) -> str:
+    line, measured = f"threshold {spec.threshold:.3f}", spec.thresholds
+    if measured is None:
+        return f"{line}; none was measured, `nmsfree eval` recommends one"
+    if spec.threshold == measured.best_f1:
+        return f"{line}: best F1 on {measured.measured_on}"
+    return f"{line}; the best F1 is at {measured.best_f1:.3f} ({measured.measured_on})"

@@ -211,7 +211,7 @@ def test_rows_below_the_count_are_candidates_below_the_floor(
 
 def test_nms_of_the_file_is_the_specified_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Same class, IoU above 0.6: none left; and without NMS there were some."""
-    from nmsfree_training.postprocess import greedy_nms
+    from nmsfree.nms import greedy_nms
 
     out = tmp_path / "o2m.onnx"
     export_onnx(checkpoint, out, ExportOptions(head="o2m"))
