@@ -1,4 +1,4 @@
-"""`nmsfree bench`: measure NMS-free against NMS."""
+"""`nmsfree bench`: measure NMS-free against NMS; `nmsfree bench training`: a training step."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 def bench(
+    context: typer.Context,
     quick: Annotated[
         bool, typer.Option("--quick", help="Under two minutes: fewer rounds, rows and images.")
     ] = False,
@@ -54,6 +59,8 @@ def bench(
 
     Example: nmsfree bench --quick
     """
+    if context.invoked_subcommand is not None:
+        return
     if device != "cpu":
         raise InputError(f"device is {device!r}, the benchmark runs on: cpu")
     from nmsfree_benchmarks.environment import available_cores
@@ -74,6 +81,50 @@ def bench(
     if not report.rows:
         raise InputError("nothing to measure: " + "; ".join(report.skipped.values()))
     _publish(report, out, json_file)
+
+
+THREADS = typer.Option(min=1, help="Processor threads; PyTorch's choice if not given.")
+JSON = typer.Option("--json", metavar="FILE", help='Write the figures as JSON; "-" is stdout.')
+
+
+@app.command()
+def training(
+    data: Annotated[Path, typer.Option(help="Dataset that is loaded.")] = Path("data/digits"),
+    split: Annotated[str, typer.Option(help="Split of it.")] = "train",
+    model: Annotated[str, typer.Option(help="Preset that is trained.")] = "fcos_e2e_nano",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    threads: Annotated[int | None, THREADS] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    json_file: Annotated[str | None, JSON] = None,
+) -> None:
+    """Images a second: what one core loads, beside what training consumes.
+
+    Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
+    """
+    from nmsfree_benchmarks.training import measure
+
+    measure(data, split, model, device, precision, threads, seconds, json_file)
+
+
+@app.command()
+def criterion(
+    batch: Annotated[int, typer.Option(min=1, help="Images; 16 take about 10 GB.")] = 16,
+    size: Annotated[
+        tuple[int, int], typer.Option(metavar="H W", help="Size of the images in pixels.")
+    ] = (512, 736),
+    objects: Annotated[int, typer.Option(min=1, help="Objects in every image.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 3,
+    threads: Annotated[int | None, THREADS] = None,
+    json_file: Annotated[str | None, JSON] = None,
+) -> None:
+    """Assignment and losses as a share of the published networks' training step (CPU, minutes).
+
+    Example: nmsfree bench criterion --batch 4
+    """
+    from nmsfree_benchmarks.training import measure_criterion
+
+    measure_criterion(batch, size, objects, rounds, threads, json_file)
 
 
 def _run(options: "Options") -> "Report":

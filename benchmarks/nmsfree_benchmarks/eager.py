@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
+from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.measure import Stopwatch
 from nmsfree_export.deploy import top_pairs
@@ -27,7 +28,6 @@ from nmsfree_training.postprocess import (
     PostprocessConfig,
     postprocess,
     select_levels,
-    suppress,
 )
 from nmsfree_training.predict import TorchBackend, make_spec
 from nmsfree_training.published import from_published_keys

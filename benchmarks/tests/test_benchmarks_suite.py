@@ -11,7 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -20,7 +19,7 @@ from nmsfree.data.digits import write_digits
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, ModelError
 from nmsfree.images import read_image
-from nmsfree_benchmarks.cli import bench
+from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.inputs import digits_val, full_hd
 from nmsfree_benchmarks.measure import Image, Stopwatch
 from nmsfree_benchmarks.onnx_engine import (
@@ -42,9 +41,6 @@ from nmsfree_training.standin import standin_state_dict
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
 IMAGES = 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-
-app = typer.Typer()
-app.command()(bench)
 
 
 def write_weights(folder: Path, name: str) -> None:
