@@ -15,6 +15,7 @@ from nmsfree_export.fold import fold_backbone, fold_head
 from nmsfree_training.boxes import anchor_points, decode
 from nmsfree_training.config import STRIDES
 from nmsfree_training.detector import Fcos
+from nmsfree_training.head import Head
 from nmsfree_training.normalize import MEAN_RGB, STD_RGB
 
 
@@ -53,7 +54,11 @@ class DeployNetwork(nn.Module):
         # Cast before the transpose: TensorRT-RTX refuses to transpose uint8.
         x = images.float().permute(0, 3, 1, 2)
         features = self.fpn(self.backbone((x - self.mean) * self.scale))
-        levels = [head((f,))[0] for head, f in zip(self.heads, features, strict=True)]
+        heads: list[Head] = [*self.heads]
+        # Level by level as far as norms may differ; a max filter after that compares levels.
+        towers = [head.towers([f]) for head, f in zip(heads, features, strict=True)]
+        cls, reg = ([tower[i][0] for tower in towers] for i in (0, 1))
+        levels = heads[0].predict(cls, reg)
         logits, deltas = (torch.cat([m[i].flatten(2) for m in levels], dim=2) for i in (0, 1))
         return Maps(logits, deltas, tuple(m[0].shape[2] * m[0].shape[3] for m in levels))
 

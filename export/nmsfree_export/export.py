@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from nmsfree.atomic import write_atomic
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import InputError
@@ -16,7 +14,7 @@ from nmsfree.thresholds import Thresholds
 from nmsfree_export.certificate import Certificate, certify
 from nmsfree_export.measured import default_head, measured_thresholds
 from nmsfree_export.parity import Parity, Tolerance, compare, load_images
-from nmsfree_export.write import OPSET, build_onnx, deploy_module
+from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.predict import TorchBackend, make_spec
@@ -102,10 +100,7 @@ def export_onnx(
     module = deploy_module(network, spec)
     model = build_onnx(module, spec)
     progress("checking the certificate")
-    deployed = {
-        k: np.ascontiguousarray(t.numpy(force=True)) for k, t in module.state_dict().items()
-    }
-    certificate = certify(model, spec, deployed, OPSET)
+    certificate = certify(model, spec, deployed_tensors(module), OPSET)
     content = model.SerializeToString()
     with tempfile.TemporaryDirectory(prefix="nmsfree-export-") as folder:
         part = Path(folder) / "candidate.part"  # no model by its name, should this be killed

@@ -1,7 +1,8 @@
 """Fold batch norm into the convolution before it, so that none is left in the exported graph.
 
 conv(x)·a + b with a = weight / √(var + eps), b = bias − mean·a is a convolution with weights
-scaled per output channel. A head with one norm per level becomes one head per level.
+scaled per output channel. A head with one norm per level becomes one head per level, of which the
+branches differ and the rest is one.
 """
 
 import copy
@@ -51,7 +52,11 @@ def fold_backbone(backbone: ResNet) -> ResNet:
 
 
 def fold_head(head: Head) -> list[Head]:
-    """Return one head per level, without batch norm; the same object where nothing differs."""
+    """Return one head per level, without batch norm; the same object where nothing differs.
+
+    Predictions and max filter are those of the original in every one of them: `Head.predict` of
+    any makes the outputs of all levels from what `Head.towers` of each gives for its own.
+    """
     if not isinstance(head.cls_heads[0].norm, LevelBatchNorm2d):
         return [_fold_level(head, 0)] * len(STRIDES)
     return [_fold_level(head, level) for level in range(len(STRIDES))]
@@ -59,8 +64,9 @@ def fold_head(head: Head) -> list[Head]:
 
 def _fold_level(head: Head, level: int) -> Head:
     folded = copy.deepcopy(head)
-    # The predictions carry no norm: share them, so that they are stored once.
+    # Neither predictions nor filter carry a norm: share them, so that they are stored once.
     folded.cls_pred, folded.reg_pred = head.cls_pred, head.reg_pred
+    folded.feature_filter, folded.logit_filter = head.feature_filter, head.logit_filter
     for block in [*folded.cls_heads, *folded.reg_heads]:
         norm = block.norm[level] if isinstance(block.norm, LevelBatchNorm2d) else block.norm
         if not isinstance(norm, nn.GroupNorm):

@@ -2,9 +2,12 @@
 
 import logging
 import warnings
+from itertools import chain
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
@@ -22,6 +25,12 @@ def deploy_module(network: Fcos, spec: ModelSpec) -> nn.Module:
     """Return the module whose graph is exported for this head."""
     kind = NmsFreeModule if spec.head == "o2o" else CandidatesModule
     return kind(network, spec).eval()
+
+
+def deployed_tensors(module: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """Weights and tables of a deploy module by key; what several levels share comes once."""
+    tensors = chain(module.named_parameters(), module.named_buffers())
+    return {key: np.ascontiguousarray(t.numpy(force=True)) for key, t in tensors}
 
 
 def build_onnx(module: nn.Module, spec: ModelSpec) -> ModelProto:

@@ -1,12 +1,15 @@
 """A small checkpoint with weights that find something, shared by the tests of this folder."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from nmsfree_training.checkpoint import Checkpoint
-from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.config import ModelConfig, fcos_e2e_nano
 from nmsfree_training.detector import Fcos
+from nmsfree_training.head import Head
 from nmsfree_training.normalize import normalize
 
 CLASSES = tuple("abcdefg")
@@ -15,9 +18,18 @@ CLASSES = tuple("abcdefg")
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     """Two heads, random weights with spread-out scores, 7 classes, 96 × 128."""
+    return _make_checkpoint(fcos_e2e_nano(len(CLASSES)).model, (96, 128))
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[[ModelConfig, tuple[int, int]], Checkpoint]:
+    """Return a function that makes such a checkpoint of another network, and of another size."""
+    return _make_checkpoint
+
+
+def _make_checkpoint(config: ModelConfig, input_size: tuple[int, int]) -> Checkpoint:
     torch.manual_seed(5)
-    preset = fcos_e2e_nano(len(CLASSES))
-    network = Fcos(preset.model)
+    network = Fcos(config)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_(0, 0.1)
@@ -26,9 +38,27 @@ def checkpoint() -> Checkpoint:
         for block in [*head.cls_heads, *head.reg_heads]:
             nn.init.kaiming_normal_(block.conv.weight)
         nn.init.constant_(head.cls_pred.bias, -2.0)
+        _randomise_filter(head)
     _spread(network)
     ids = tuple(range(1, 2 * len(CLASSES), 2))
-    return Checkpoint(preset.model, (96, 128), CLASSES, ids, network.state_dict(), {"seed": "5"})
+    return Checkpoint(config, input_size, CLASSES, ids, network.state_dict(), {"seed": "5"})
+
+
+@torch.no_grad()
+def _randomise_filter(head: Head) -> None:
+    """Weights as after training: elements that no level uses stay zero."""
+    if head.feature_filter is not None:
+        nn.init.normal_(head.feature_filter.mix.weight, std=0.05)
+        nn.init.normal_(head.feature_filter.mix.bias, std=0.1)
+    if head.logit_filter is not None:
+        maps = [torch.randn(2, 3, s, s) for s in (8, 4, 2)]
+        for weight in head.logit_filter.parameters():
+            nn.init.uniform_(weight, 0.2, 0.9)
+        with torch.enable_grad():
+            sum(z.square().sum() for z in head.logit_filter(maps)).backward()
+        for weight in head.logit_filter.parameters():
+            weight *= weight.grad != 0
+            weight.grad = None
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from nmsfree_export import export as export_module
 from nmsfree_export.certificate import Certificate, certify
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
-from nmsfree_export.write import OPSET, build_onnx, deploy_module
+from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import fcos_e2e_nano
 from nmsfree_training.detector import Fcos
@@ -30,7 +30,7 @@ Built = tuple[ModelProto, ModelSpec, dict[str, np.ndarray]]
 def built(checkpoint: Checkpoint) -> Built:
     spec = make_spec(checkpoint, "o2o", batch=1)
     module = deploy_module(checkpoint.build(), spec)
-    return build_onnx(module, spec), spec, {k: t.numpy() for k, t in module.state_dict().items()}
+    return build_onnx(module, spec), spec, deployed_tensors(module)
 
 
 def copy_of(built: Built) -> ModelProto:

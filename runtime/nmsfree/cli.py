@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": ("nmsfree-export", "Compare the detections of two models."),
     "train": ("nmsfree-training", "Train a detector, or retrofit one that needs NMS."),
     "weights": ("nmsfree-training", "List and download published weights."),
+    "study": ("nmsfree-training", "Compare recipes: many runs, then a table and a picture."),
     "bench": ("nmsfree-benchmarks", "Measure NMS-free against NMS."),
 }
 

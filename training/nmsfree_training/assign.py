@@ -1,10 +1,12 @@
 """Label assignment: which cells are responsible for which objects.
 
-One-to-many and one-to-one are two instances of the same dynamic soft-label assigner (the cost of
-RTMDet, arXiv:2212.07784, with SimOTA's dynamic k, arXiv:2107.08430): `topk` 13 and 1.
+One-to-many and one-to-one are two instances of the same dynamic soft-label assigner (SimOTA's
+dynamic k, arXiv:2107.08430): `topk` 13 and 1. The cost is that of RTMDet (arXiv:2212.07784), as
+published, or the matching quality of POTO (arXiv:2012.03544).
 Everything is batched: objects are padded to the largest count G of the batch, and every object
 meets every cell in dense arrays [N, G, M]. Nothing depends on values in its shape, so the host
-never waits for a GPU. Where N · G · M passes `PAIRS_PER_BLOCK`, objects are taken in blocks.
+never waits for a GPU, except for a Hungarian matching, which it computes. Where N · G · M passes
+`PAIRS_PER_BLOCK`, objects are taken in blocks.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nmsfree_training.boxes import iou, pairwise_iou
+from nmsfree_training.config import Matching
+from nmsfree_training.hungarian import match
 
 OUTSIDE_COST = 1e9  # of a cell whose point lies inside no object at all
 IOU_COST_WEIGHT = 3.0
@@ -88,11 +92,12 @@ class _Cells:
 class _Claims:
     """What a block of g objects wants: `cells` [N, g, k] where `wanted`; and per cell its cheapest.
 
-    `cost` and `cheapest` [N, M] are the least cost of a cell among the block's objects, and which
-    of them it is.
+    `prices` [N, g, k] are the costs of `cells`. `cost` and `cheapest` [N, M] are the least cost of
+    a cell among the block's objects, and which of them it is.
     """
 
     cells: Tensor
+    prices: Tensor
     wanted: Tensor
     cost: Tensor
     cheapest: Tensor
@@ -100,7 +105,12 @@ class _Claims:
 
 @torch.no_grad()
 def assign(
-    logits: Tensor, boxes: Tensor, points: Tensor, strides: Tensor, targets: Targets, topk: int
+    logits: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    targets: Targets,
+    matching: Matching,
 ) -> Assignment:
     """Assign cells to objects.
 
@@ -108,13 +118,14 @@ def assign(
         logits: float32 [N, M, C].
         boxes: float32 [N, M, 4], decoded, xyxy in input pixels.
         points, strides: float32 [M, 2] and [M].
-        topk: how many of the largest IoUs of an object are summed to k, its number of cells.
+        matching: the cost, and how many cells an object gets.
     """
     cells = _Cells(logits, boxes, points, strides)
     blocks = _blocks(targets, len(points))
     inside = torch.stack([_inside_any(points, block) for block in blocks]).any(dim=0)
-    claims = [_claim(cells, block, inside, topk) for block in blocks]
-    owner, positive = _owners(claims)
+    count = min(targets.valid.shape[1], len(points)) if matching.hungarian else 1
+    claims = [_claim(cells, block, inside, matching, count) for block in blocks]
+    owner, positive = _matched(claims) if matching.hungarian else _owners(claims)
     labels = targets.labels.gather(1, owner).masked_fill(~positive, logits.shape[-1])
     index = owner[..., None].expand(-1, -1, 4)
     owner_boxes = targets.boxes.gather(1, index).masked_fill(~positive[..., None], 0.0)
@@ -133,40 +144,73 @@ def _blocks(targets: Targets, cells: int) -> list[Targets]:
     return [Targets(*part) for part in zip(*parts, strict=True)]
 
 
-def _inside_any(points: Tensor, block: Targets) -> Tensor:
-    """bool [N, M]: the cell's point lies strictly inside an object."""
+def _inside(points: Tensor, block: Targets) -> Tensor:
+    """bool [N, g, M]: the cell's point lies strictly inside the object."""
     x, y = points.T.contiguous().unbind()  # [M]
     x1, y1, x2, y2 = block.boxes[..., None].unbind(dim=2)  # [N, g, 1]
-    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
-def _claim(cells: _Cells, block: Targets, inside: Tensor, topk: int) -> _Claims:
-    """Every object claims its k cheapest cells."""
+def _inside_any(points: Tensor, block: Targets) -> Tensor:
+    """bool [N, M]: the cell's point lies strictly inside an object."""
+    return _inside(points, block).any(dim=1)
+
+
+def _claim(
+    cells: _Cells, block: Targets, inside: Tensor, matching: Matching, count: int
+) -> _Claims:
+    """Every object claims its k cheapest cells; of at least `count` the costs are kept."""
     ious = pairwise_iou(block.boxes, cells.boxes)  # [N, g, M]
-    most = min(topk, ious.shape[-1])
+    most = min(matching.topk, ious.shape[-1])
     k = ious.topk(most, dim=-1).values.sum(dim=-1).int().clamp(min=1)  # [N, g]
-    cost = _cost(cells, block, ious)
-    cost.masked_fill_(~inside[:, None], OUTSIDE_COST)
+    if matching.quality is None:
+        cost = _cost(cells, block, ious).masked_fill_(~inside[:, None], OUTSIDE_COST)
+    else:
+        cost = _quality_cost(cells, block, ious, *matching.quality)
     cost.masked_fill_(~block.valid[..., None], float("inf"))
-    claimed = cost.topk(most, dim=-1, largest=False).indices  # [N, g, most]
-    wanted = torch.arange(most, device=cost.device) < k[..., None]
+    claimed = cost.topk(max(most, count), dim=-1, largest=False)  # [N, g, most]
+    wanted = torch.arange(claimed.indices.shape[-1], device=cost.device) < k[..., None]
     least, cheapest = cost.min(dim=1)
-    return _Claims(claimed, wanted & block.valid[..., None], least, cheapest)
+    wanted &= block.valid[..., None]
+    return _Claims(claimed.indices, claimed.values, wanted, least, cheapest)
 
 
 def _cost(cells: _Cells, block: Targets, ious: Tensor) -> Tensor:
     """[N, g, M]: class cost + box cost + centre cost. Overwrites `ious`: these arrays are large."""
-    image = torch.arange(len(ious), device=ious.device)[:, None]
-    own_logits = cells.logits.transpose(1, 2)[image, block.labels]  # of the object's class
+    own_logits = _own_logits(cells, block)
     cost = F.binary_cross_entropy_with_logits(own_logits, ious, reduction="none")
     cost *= own_logits.sigmoid_().sub_(ious).square_()
     cost -= ious.add_(1e-8).log_().mul_(IOU_COST_WEIGHT)
+    distance = _distance(cells, block, out=ious, scratch=own_logits)
+    return cost.add_(torch.pow(10.0, distance.sub_(CENTRE_RADIUS), out=distance))
+
+
+def _quality_cost(
+    cells: _Cells, block: Targets, ious: Tensor, score_power: float, iou_power: float
+) -> Tensor:
+    """[N, g, M]: −(p^score_power · IoU^iou_power) in the object, more by the distance outside it.
+
+    POTO's quality has powers that sum to 1. Overwrites `ious`.
+    """
+    own_logits = _own_logits(cells, block)
+    quality = own_logits.sigmoid().pow_(score_power).mul_(ious.pow_(iou_power))
+    distance = _distance(cells, block, out=ious, scratch=own_logits)
+    return torch.where(_inside(cells.points, block), quality.neg_(), distance)
+
+
+def _own_logits(cells: _Cells, block: Targets) -> Tensor:
+    """[N, g, M]: of the object's class."""
+    image = torch.arange(len(cells.logits), device=cells.logits.device)[:, None]
+    return cells.logits.transpose(1, 2)[image, block.labels]
+
+
+def _distance(cells: _Cells, block: Targets, out: Tensor, scratch: Tensor) -> Tensor:
+    """[N, g, M]: from the cell's point to the object's centre, in strides; both are overwritten."""
     x, y = cells.points.T.contiguous().unbind()  # [M]
     x1, y1, x2, y2 = block.boxes[..., None].unbind(dim=2)  # [N, g, 1]
-    distance = torch.sub(x, (x1 + x2) / 2, out=ious).square_()
-    distance += torch.sub(y, (y1 + y2) / 2, out=own_logits).square_()
-    distance.sqrt_().div_(cells.strides)
-    return cost.add_(torch.pow(10.0, distance.sub_(CENTRE_RADIUS), out=distance))
+    distance = torch.sub(x, (x1 + x2) / 2, out=out).square_()
+    distance += torch.sub(y, (y1 + y2) / 2, out=scratch).square_()
+    return distance.sqrt_().div_(cells.strides)
 
 
 def _owners(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
@@ -183,3 +227,10 @@ def _owners(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
     size = first.cells.shape[1]
     cheapest = torch.stack([c.cheapest + i * size for i, c in enumerate(claims)])
     return torch.where(count > 1, cheapest.gather(0, block)[0], only), count > 0
+
+
+def _matched(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
+    """As `_owners`, but every object gets one cell of its own, at the least sum of costs."""
+    cells = torch.cat([c.cells for c in claims], dim=1)
+    prices = torch.cat([c.prices for c in claims], dim=1)
+    return match(cells, prices, claims[0].cost.shape[1])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 DATA, WEIGHTS = "Data and output", "Where the weights start"
+HEADS = "NMS-free head (instead of the preset's)"
 RECIPE, PICTURES = "Recipe (instead of the preset's)", "Augmentation (instead of the preset's)"
 MACHINE = "Machine"
 
@@ -23,6 +24,15 @@ def _picture(help: str, **kind: object) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
         help=help,
         rich_help_panel=PICTURES,
+        **kind,  # type: ignore[arg-type]
+    )
+    return option
+
+
+def _heads(help: str, **kind: object) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help,
+        rich_help_panel=HEADS,
         **kind,  # type: ignore[arg-type]
     )
     return option
@@ -138,6 +148,26 @@ def train(
     plain_epochs: Annotated[
         int | None, _picture("Last epochs without mosaic and mixup.", min=0)
     ] = None,
+    o2o_gradient: Annotated[
+        float | None, _heads("Share of its gradient that trains backbone and neck too, 0 … 1.")
+    ] = None,
+    o2o_matching: Annotated[str | None, _heads("argmin or hungarian.")] = None,
+    o2o_quality: Annotated[
+        tuple[float, float] | None,
+        _heads("Match by score^A · IoU^B; 0 0 = the published cost.", metavar="A B"),
+    ] = None,
+    o2m_quality: Annotated[
+        tuple[float, float] | None, _heads("The same for the one-to-many head.", metavar="A B")
+    ] = None,
+    o2m_weight_end: Annotated[
+        float | None, _heads("The one-to-many losses' weight falls from 1 to this.")
+    ] = None,
+    o2o_start: Annotated[
+        float | None, _heads("Share of the epochs that train the one-to-many head alone.")
+    ] = None,
+    max_filter: Annotated[
+        str | None, _heads("3-D max filter: none, or on logits or features.")
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Same seed, same run.", rich_help_panel=MACHINE)
     ] = 0,
@@ -187,6 +217,13 @@ def train(
         mosaic=mosaic,
         mixup=mixup,
         plain_epochs=plain_epochs,
+        o2o_gradient=o2o_gradient,
+        o2o_matching=o2o_matching,
+        o2o_quality=o2o_quality,
+        o2m_quality=o2m_quality,
+        o2m_weight_end=o2m_weight_end,
+        o2o_start=o2o_start,
+        max_filter=max_filter,
     )
     options = TrainOptions(
         data=data,

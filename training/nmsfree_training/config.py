@@ -8,6 +8,7 @@ from nmsfree.errors import InputError
 
 HeadName = Literal["o2m", "o2o"]
 HeadNorm = Literal["group", "batch", "batch_per_level"]
+MaxFilter = Literal["none", "logits", "features"]
 
 STRIDES = (8, 16, 32)  # of the three pyramid levels P3, P4, P5
 
@@ -25,7 +26,8 @@ class ModelConfig:
         head_convs: 3×3 convolutions before the prediction, in each of the two branches.
         head_norm: "group" (32 groups), "batch" (one for all levels), "batch_per_level".
         heads: which heads exist; at deployment one is kept, "o2o" if there is one.
-        detach_o2o: with two heads, the o2o head's gradient stops at the FPN's output.
+        max_filter: of the o2o head: a 3-D max filter on its class logits or on the features
+            before them, see `max_filter.py`.
     """
 
     name: str
@@ -38,7 +40,23 @@ class ModelConfig:
     channels: int = 256
     head_convs: int = 4
     head_norm: HeadNorm = "group"
-    detach_o2o: bool = True
+    max_filter: MaxFilter = "none"
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How cells are assigned to objects.
+
+    Attributes:
+        topk: how many of the largest IoUs of an object are summed to k, its number of cells.
+        quality: (powers of score and IoU) of POTO's matching quality; None = the published cost.
+        hungarian: every object gets one cell of its own, at the least sum of costs; otherwise a
+            cell that several objects claim goes to one of them, and the others may get none.
+    """
+
+    topk: int
+    quality: tuple[float, float] | None = None
+    hungarian: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,12 @@ class TrainConfig:
         batch_size: images of one optimizer step, all processes and `accumulate` parts together.
         accumulate: parts that a batch is cut into, one after the other, to save memory. Each part
             divides its losses by its own objects, so the sum differs a little from the whole's.
+        o2m, o2o: how the cells of each head are assigned.
+        o2o_gradient: with two heads, the share of the o2o head's gradient that reaches the FPN and
+            the backbone; 0 = it stops there, as published.
+        o2m_weight_end: with two heads, the weight of the o2m losses falls linearly from 1 to this.
+        o2o_start: with two heads, the share of the epochs in which only the o2m head is trained;
+            the o2o head then starts as a copy of it.
         ema: decay per step of the averaged weights that are evaluated and deployed; None = off.
     """
 
@@ -86,6 +110,11 @@ class TrainConfig:
     plain_epochs: int = 0
     accumulate: int = 1
     ema: float | None = None
+    o2m: Matching = Matching(topk=13)
+    o2o: Matching = Matching(topk=1)
+    o2o_gradient: float = 0.0
+    o2m_weight_end: float = 1.0
+    o2o_start: float = 0.0
 
 
 @dataclass(frozen=True)

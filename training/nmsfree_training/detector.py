@@ -1,5 +1,6 @@
 """FCOS: the three published models are this class with one or two heads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +39,18 @@ class Fcos(nn.Module):
         self.config = config
         self.backbone = ResNet(config.depth, config.width, config.frozen_norm, config.frozen_stages)
         self.fpn = Fpn(self.backbone.channels, config.channels)
-        self.heads = nn.ModuleDict({name: self._make_head() for name in config.heads})
-        if len(self.heads) == 2:  # the published o2o head starts as a copy of the o2m head
-            self.heads["o2o"].load_state_dict(self.heads["o2m"].state_dict())
+        self.heads = nn.ModuleDict({name: self._make_head(name) for name in config.heads})
+        if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head
+            self.copy_head()
 
-    def _make_head(self) -> Head:
+    def _make_head(self, name: HeadName) -> Head:
         c = self.config
-        return Head(c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
+        max_filter = c.max_filter if name == "o2o" else "none"
+        return Head(c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES), max_filter)
+
+    def copy_head(self) -> None:
+        """Give the o2o head the weights of the o2m head; its max filter stays as it is."""
+        copy_head(self.state_dict())
 
     @property
     def deployed_head(self) -> HeadName:
@@ -57,26 +63,28 @@ class Fcos(nn.Module):
         return pyramid
 
     def forward(
-        self, images: Tensor, heads: tuple[HeadName, ...] | None = None
+        self,
+        images: Tensor,
+        heads: tuple[HeadName, ...] | None = None,
+        o2o_gradient: float = 1.0,
     ) -> dict[str, Prediction]:
         """Run the network.
 
         Args:
             images: float [N, 3, H, W], RGB, normalised (see `normalize.py`).
             heads: which heads to run; all by default.
+            o2o_gradient: share of the o2o head's gradient that reaches FPN and backbone.
 
         Returns:
             One `Prediction` per head.
         """
         features = self.features(images)
-        detached = tuple(f.detach() for f in features) if self._detaches() else features
         return {
-            name: self._predict(name, detached if name == "o2o" else features)
+            name: self._predict(
+                name, _scale_gradient(features, o2o_gradient) if name == "o2o" else features
+            )
             for name in heads or self.config.heads
         }
-
-    def _detaches(self) -> bool:
-        return self.config.detach_o2o and len(self.heads) == 2
 
     def _predict(self, name: str, features: tuple[Tensor, ...]) -> Prediction:
         levels = self.heads[name](features)
@@ -84,6 +92,23 @@ class Fcos(nn.Module):
         points, strides = anchor_points(shapes, STRIDES, features[0].device)
         logits, deltas = (_flatten([level[i] for level in levels]) for i in (0, 1))
         return Prediction(logits, decode(deltas.float(), points, strides), points, strides, shapes)
+
+
+@torch.no_grad()
+def copy_head(state: Mapping[str, Tensor]) -> None:
+    """`Fcos.copy_head` on the tensors of a state dict, in place."""
+    for key, value in state.items():
+        if key.startswith("heads.o2m."):
+            state[key.replace("heads.o2m.", "heads.o2o.")].copy_(value)
+
+
+def _scale_gradient(maps: tuple[Tensor, ...], share: float) -> tuple[Tensor, ...]:
+    """The same values; only this share of their gradient goes further back."""
+    if share == 0:
+        return tuple(x.detach() for x in maps)
+    if share == 1:
+        return maps
+    return tuple(x.detach().lerp(x, share) for x in maps)
 
 
 def _flatten(maps: list[Tensor]) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmsfree_training.config import HeadNorm
-
-Maps = list[Tensor]  # one [N, C, h, w] per level
+from nmsfree_training.config import HeadNorm, MaxFilter
+from nmsfree_training.max_filter import FeatureFilter, LogitFilter, Maps
 
 
 class LevelBatchNorm2d(nn.ModuleList):
@@ -64,7 +63,13 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, channels: int, convs: int, norm: HeadNorm, num_classes: int, levels: int
+        self,
+        channels: int,
+        convs: int,
+        norm: HeadNorm,
+        num_classes: int,
+        levels: int,
+        max_filter: MaxFilter = "none",
     ) -> None:
         super().__init__()
         self.cls_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
@@ -78,12 +83,27 @@ class Head(nn.Module):
                     nn.init.zeros_(module.bias)
         assert self.cls_pred.bias is not None
         nn.init.constant_(self.cls_pred.bias, -math.log(99))
+        self.feature_filter = FeatureFilter(channels) if max_filter == "features" else None
+        self.logit_filter = LogitFilter(levels) if max_filter == "logits" else None
 
     def forward(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """P3 … P5 → per level (logits [N, C, h, w], deltas [N, 4, h, w] as dx, dy, dw, dh)."""
-        cls = reg = list(features)
+        return self.predict(*self.towers(list(features)))
+
+    def towers(self, maps: Maps) -> tuple[Maps, Maps]:
+        """Features of any levels, each for itself → those of the class and of the box branch."""
+        cls = reg = maps
         for block in self.cls_heads:
             cls = block(cls)
         for block in self.reg_heads:
             reg = block(reg)
-        return [(self.cls_pred(c), self.reg_pred(r)) for c, r in zip(cls, reg, strict=True)]
+        return cls, reg
+
+    def predict(self, cls: Maps, reg: Maps) -> list[tuple[Tensor, Tensor]]:
+        """Both branches' features of all levels → as `forward`; a max filter compares levels."""
+        if self.feature_filter is not None:
+            cls = self.feature_filter(cls)
+        logits = [self.cls_pred(c) for c in cls]
+        if self.logit_filter is not None:
+            logits = self.logit_filter(logits)
+        return [(c, self.reg_pred(r)) for c, r in zip(logits, reg, strict=True)]

@@ -1,6 +1,6 @@
 """Quality focal loss for classes (arXiv:2006.04388), GIoU loss for boxes, and their sum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from nmsfree_training.assign import Assignment, Targets, assign
 from nmsfree_training.boxes import giou
-from nmsfree_training.config import HeadName
+from nmsfree_training.config import HeadName, Matching
 from nmsfree_training.detector import Prediction
 
-TOPK: dict[HeadName, int] = {"o2m": 13, "o2o": 1}  # the only difference between the two heads
+# As published: the number of cells is the only difference between the two heads.
+PUBLISHED: dict[HeadName, Matching] = {"o2m": Matching(topk=13), "o2o": Matching(topk=1)}
 BOX_WEIGHT = 2.0
 
 Reduce = Callable[[Tensor], Tensor]  # a scalar of this process → its average over processes
@@ -92,6 +93,7 @@ def head_losses(
     targets: Targets,
     padding: Tensor | None = None,
     *,
+    matching: Matching | None = None,
     reduce: Reduce | None = None,
 ) -> Losses:
     """Assign and compute the losses of one head.
@@ -100,12 +102,14 @@ def head_losses(
         prediction: of the head; cast to float32 here.
         padding: bool [N, H, W], True where a pixel is padding; cells there (nearest) are left
             out of the class loss, and of nothing else.
+        matching: how cells are assigned; None = as published.
         reduce: averages the sum of metrics (a scalar without gradient) over the processes;
             None = there is one process.
     """
     logits, boxes = prediction.logits.float(), prediction.boxes.float()
+    matching = matching or PUBLISHED[head]
     assignment = assign(
-        logits.detach(), boxes.detach(), prediction.points, prediction.strides, targets, TOPK[head]
+        logits.detach(), boxes.detach(), prediction.points, prediction.strides, targets, matching
     )
     metrics = assignment.metrics.sum()
     normaliser = (metrics if reduce is None else reduce(metrics)).clamp(min=1.0)
@@ -131,11 +135,12 @@ def detector_losses(
     targets: Targets,
     padding: Tensor | None = None,
     *,
+    matching: Mapping[HeadName, Matching] = PUBLISHED,
     reduce: Reduce | None = None,
 ) -> dict[HeadName, Losses]:
-    """Losses of every head; train on the sum of their totals."""
+    """Losses of every head; train on the weighted sum of their totals."""
     return {
-        head: head_losses(head, predictions[head], targets, padding, reduce=reduce)
-        for head in TOPK
+        head: head_losses(head, predictions[head], targets, padding, matching=own, reduce=reduce)
+        for head, own in matching.items()
         if head in predictions
     }

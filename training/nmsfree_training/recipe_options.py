@@ -4,15 +4,19 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from nmsfree.errors import InputError
-from nmsfree_training.config import Preset
+from nmsfree_training.config import Matching, Preset
 
 CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("step", "cosine"),
     "head_norm": ("group", "batch", "batch_per_level"),
+    "max_filter": ("none", "logits", "features"),
+    "o2o_matching": ("argmin", "hungarian"),
 }
-SHARES = ("flip", "mosaic", "mixup", "color_jitter")
-MODEL_FIELDS = ("head_norm", "frozen_stages")
+SHARES = ("flip", "mosaic", "mixup", "color_jitter", "o2o_gradient", "o2m_weight_end", "o2o_start")
+MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter")
+MATCHING_OPTIONS = ("o2o_matching", "o2o_quality", "o2m_quality")
+TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class RecipeOptions:
     mosaic: float | None = None
     mixup: float | None = None
     plain_epochs: int | None = None
+    o2o_gradient: float | None = None
+    o2o_matching: str | None = None
+    o2o_quality: tuple[float, float] | None = None
+    o2m_quality: tuple[float, float] | None = None
+    o2m_weight_end: float | None = None
+    o2o_start: float | None = None
+    max_filter: str | None = None
 
     def apply(self, chosen: Preset) -> Preset:
         """Return the preset with these values.
@@ -51,9 +62,12 @@ class RecipeOptions:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
         self._check(given)
+        self._check_heads(given, chosen)
         # 0 switches off what None switches off in a recipe.
         given |= {name: None for name in ("clip_norm", "crop", "ema") if given.get(name) == 0}
         model = {name: given.pop(name) for name in MODEL_FIELDS if name in given}
+        given |= self._matchings(chosen)
+        given = {name: value for name, value in given.items() if name not in MATCHING_OPTIONS}
         if "short_sides" in given and "long_side" not in given and not chosen.train.long_side:
             given["long_side"] = 2 * max(given["short_sides"])
         if given.get("schedule") == "step" and not (self.milestones or chosen.train.milestones):
@@ -64,6 +78,31 @@ class RecipeOptions:
             model=replace(chosen.model, **model),
             train=replace(chosen.train, **given),
         )
+
+    def _matchings(self, chosen: Preset) -> dict[str, Matching]:
+        """The settings of both heads' assignment; qualities "0 0" stand for the published cost."""
+        o2m, o2o = chosen.train.o2m, chosen.train.o2o
+        if self.o2m_quality is not None:
+            o2m = replace(o2m, quality=self.o2m_quality if any(self.o2m_quality) else None)
+        if self.o2o_quality is not None:
+            o2o = replace(o2o, quality=self.o2o_quality if any(self.o2o_quality) else None)
+        if self.o2o_matching is not None:
+            o2o = replace(o2o, hungarian=self.o2o_matching == "hungarian")
+        return {"o2m": o2m, "o2o": o2o}
+
+    def _check_heads(self, given: dict[str, object], chosen: Preset) -> None:
+        """Refuse what would have no effect on the heads of this model."""
+        heads, name = chosen.model.heads, chosen.model.name
+        for option in given:
+            if option in TWO_HEADED and len(heads) < 2:
+                raise InputError(
+                    f"{_option(option)} is given, but {name} has one head: choose a two-headed "
+                    "model (fcos_e2e_…)"
+                )
+            head = "o2m" if option == "o2m_quality" else "o2o"
+            needs = option in MATCHING_OPTIONS or option == "max_filter"
+            if needs and head not in heads:
+                raise InputError(f"{_option(option)} is given, but {name} has no {head} head")
 
     def _check(self, given: dict[str, object]) -> None:
         rate = self.learning_rate
@@ -78,6 +117,12 @@ class RecipeOptions:
                 raise InputError(f"{_option(name)} is {value}, expected a finite number")
             if name in SHARES and not 0 <= float(value) <= 1:  # type: ignore[arg-type]
                 raise InputError(f"{_option(name)} is {value}, expected 0 … 1")
+        for name in ("o2o_quality", "o2m_quality"):
+            powers = given.get(name)
+            if isinstance(powers, tuple) and not all(0 <= p <= 20 for p in powers):
+                raise InputError(
+                    f"{_option(name)} is {powers[0]} {powers[1]}, expected two powers of 0 … 20"
+                )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"--ema is {self.ema}, expected 0 (off) … below 1, for example 0.999")
         for name in ("weight_decay", "clip_norm", "crop"):

@@ -18,7 +18,8 @@ class Retrofit:
     """A network whose o2o head is to be trained on a finished o2m detector.
 
     Attributes:
-        network: the finished detector with a new o2o head, a copy of the o2m head.
+        network: the finished detector with a new o2o head, a copy of the o2m head; a max filter
+            of its own changes nothing yet.
         preset: its configuration and a recipe for the new head.
         heads: those that are trained.
     """
@@ -48,33 +49,45 @@ def retrofit(
     """
     checkpoint = load_checkpoint(path)
     _check_retrofit(path, checkpoint, class_names)
-    config = replace(
-        checkpoint.model,
-        name=_two_headed_name(checkpoint.model.name),
-        heads=("o2m", "o2o"),
-        detach_o2o=not unfreeze,
-        frozen_stages=(checkpoint.model.frozen_stages if frozen_stages is None else frozen_stages),
-    )
+    config = _two_headed(checkpoint.model, frozen_stages)
     network = Fcos(config)
     state = {
-        key: checkpoint.state[key.replace("heads.o2o.", "heads.o2m.")]
-        for key in network.state_dict()
+        key: checkpoint.state.get(key.replace("heads.o2o.", "heads.o2m."), initial)
+        for key, initial in network.state_dict().items()
     }
     network.load_state_dict(state)
     if not unfreeze:
         network.requires_grad_(False)
         network.heads["o2o"].requires_grad_(True)
-    chosen = _recipe(config, checkpoint.input_size)
+    chosen = _recipe(config, checkpoint.input_size, unfreeze)
     return Retrofit(network, chosen, ("o2m", "o2o") if unfreeze else ("o2o",))
 
 
-def _recipe(config: ModelConfig, input_size: tuple[int, int]) -> Preset:
-    """The recipe of the preset of this name, or the published one, shortened."""
+def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
+    """The same network with both heads, and the max filter of the preset of that name, if any."""
+    name = _two_headed_name(model.name)
+    return replace(
+        model,
+        name=name,
+        heads=("o2m", "o2o"),
+        frozen_stages=model.frozen_stages if frozen_stages is None else frozen_stages,
+        max_filter=preset(name).model.max_filter if name in PRESETS else "none",
+    )
+
+
+def _recipe(config: ModelConfig, input_size: tuple[int, int], unfreeze: bool) -> Preset:
+    """The recipe of the preset of this name, or the published one, shortened.
+
+    The o2m head is finished: the o2o head starts at once, and reaches the rest if that is trained.
+    """
     name = config.name if config.name in PRESETS else "fcos_e2e_r18_3x"
     recipe = preset(name, config.num_classes).train
     epochs = NANO_EPOCHS if name.endswith("nano") else max(1, recipe.epochs // 3)
     milestones = tuple(round(m * epochs / recipe.epochs) for m in recipe.milestones)
-    return Preset(config, replace(recipe, epochs=epochs, milestones=milestones), input_size)
+    recipe = replace(recipe, epochs=epochs, milestones=milestones, o2o_start=0.0)
+    if unfreeze:
+        recipe = replace(recipe, o2o_gradient=1.0)
+    return Preset(config, recipe, input_size)
 
 
 def _check_retrofit(path: Path, checkpoint: Checkpoint, class_names: tuple[str, ...]) -> None:

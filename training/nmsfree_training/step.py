@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nmsfree.errors import InputError, NmsfreeError
-from nmsfree_training.config import HeadName, TrainConfig
+from nmsfree_training.config import HeadName, Matching, TrainConfig
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World
 from nmsfree_training.loader import Batch
@@ -47,7 +47,7 @@ class Stepper:
 
     Args:
         network: on its device; its norms are synchronised where there are several processes.
-        heads: those whose losses are trained.
+        heads: those whose losses are trained; see `choose_heads`.
         precision: "fp32"; "bf16" or "fp16" for the network, the losses stay in float32.
     """
 
@@ -64,6 +64,11 @@ class Stepper:
             raise InputError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}")
         self.network, self.optimizer, self.config = network, optimizer, config
         self.heads, self.world = heads, world
+        self._all_heads = heads
+        # Alone, the o2o head is what trains the backbone.
+        self._o2o_gradient = config.o2o_gradient if len(heads) == 2 else 1.0
+        self._o2m_weight = 1.0
+        self._matching: dict[HeadName, Matching] = {"o2m": config.o2m, "o2o": config.o2o}
         self.device = next(network.parameters()).device
         self._dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -71,7 +76,7 @@ class Stepper:
         self._model: nn.Module = network
         if world.size > 1:
             sync_batch_norms(network)
-            self._model = _distributed(network)
+            self._model = _distributed(network, find_unused_parameters=False)
         delay = DELAY if self.device.type == "cuda" else 0
         self._reader = LossReader(delay, world, skips=self.scaler.is_enabled())
 
@@ -99,6 +104,22 @@ class Stepper:
         self.scaler.update()
         return known
 
+    def choose_heads(self, heads: tuple[HeadName, ...]) -> None:
+        """Train these of the heads from now on; all processes do so together."""
+        if heads == self.heads:
+            return
+        self.heads = heads
+        if self.world.size > 1:
+            self.close()
+            # A head that waits has no gradients that the exchange could wait for.
+            waits = heads != self._all_heads
+            self._model = _distributed(self.network, find_unused_parameters=waits)
+
+    def schedule(self, done: float) -> None:
+        """Set the losses' weights for a share of the run that is done, 0 at first, 1 at last."""
+        if len(self.heads) == 2:
+            self._o2m_weight = 1 + (self.config.o2m_weight_end - 1) * done
+
     def flush(self) -> list[StepLosses]:
         """Wait for the losses that are not known yet."""
         return self._reader.flush()
@@ -112,9 +133,16 @@ class Stepper:
         batch = part.to(self.device)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            predictions = self._model(images, heads=self.heads)
-        losses = detector_losses(predictions, batch.targets, batch.padding, reduce=self.world.mean)
-        total = torch.stack([loss.total for loss in losses.values()]).sum() / count
+            predictions = self._model(images, heads=self.heads, o2o_gradient=self._o2o_gradient)
+        losses = detector_losses(
+            predictions,
+            batch.targets,
+            batch.padding,
+            matching=self._matching,
+            reduce=self.world.mean,
+        )
+        weights = {"o2m": self._o2m_weight, "o2o": 1.0}
+        total = torch.stack([weights[h] * loss.total for h, loss in losses.items()]).sum() / count
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         shown = [v for loss in losses.values() for v in (loss.cls, loss.box)]
         return torch.stack([total, *(v / count for v in shown)]).detach()
@@ -141,11 +169,15 @@ class Stepper:
         return self._model.no_sync()
 
 
-def _distributed(network: Fcos) -> DistributedDataParallel:
+def _distributed(network: Fcos, find_unused_parameters: bool) -> DistributedDataParallel:
     """Buffers are equal everywhere already: the norms see the global batch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the argument is to be renamed
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(
+            network,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters,
+        )
 
 
 class LossReader:

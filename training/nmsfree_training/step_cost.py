@@ -109,8 +109,9 @@ def measure_step(
             preset, batch=batch, size=size, objects=objects, criterion=criterion
         )
         network = place(Fcos(preset.model), torch.device("cpu")).train()
-        _step(network, criterion, 1, (64, 64), 1)  # what is set up once
-        times = [_step(network, criterion, batch, size, objects) for _ in range(rounds)]
+        share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
+        _step(network, share, criterion, 1, (64, 64), 1)  # what is set up once
+        times = [_step(network, share, criterion, batch, size, objects) for _ in range(rounds)]
     network_s, criterion_s = zip(*times, strict=True)
     classes = preset.model.num_classes
     name = preset.model.name
@@ -183,14 +184,19 @@ def _batch(batch: int, objects: int, size: tuple[int, int], classes: int) -> tup
 
 
 def _step(
-    network: Fcos, criterion: Criterion, batch: int, size: tuple[int, int], objects: int
+    network: Fcos,
+    o2o_gradient: float,
+    criterion: Criterion,
+    batch: int,
+    size: tuple[int, int],
+    objects: int,
 ) -> tuple[float, float]:
     """Seconds of the network and of the criterion in one step."""
     targets, padding = _batch(batch, objects, size, network.config.num_classes)
     images = torch.randn(batch, 3, *size).contiguous(memory_format=torch.channels_last)
     network.zero_grad(set_to_none=True)
     start = time.perf_counter()
-    predictions: Predictions = network(images)
+    predictions: Predictions = network(images, o2o_gradient=o2o_gradient)
     forward = time.perf_counter()
     gradients = _criterion_step(criterion, predictions, targets, padding)
     middle = time.perf_counter()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset
-from nmsfree_training.detector import Fcos
+from nmsfree_training.detector import Fcos, copy_head
 from nmsfree_training.distributed import World
 from nmsfree_training.ema import Ema
 from nmsfree_training.events import EpochEvent, StepEvent
@@ -121,6 +121,7 @@ class Trainer:
             world=self.world.size,
             device=self.run.device,
         )
+        self.step.choose_heads(self._present_heads())
         batches = iter(loader)
         started = time.monotonic()
         while position.step < steps:
@@ -128,6 +129,7 @@ class Trainer:
             waited = time.monotonic()
             parts = self._agree(parts, error)
             rate = self._set_rate(steps)
+            self.step.schedule(position.iteration / max(1, steps * recipe.epochs - 1))
             position.iteration += 1
             known = self.step(parts, position.iteration)
             if self.ema is not None:
@@ -162,6 +164,14 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def _present_heads(self) -> tuple[HeadName, ...]:
+        """Those that are trained in this epoch: the o2o head may start late."""
+        return ("o2m",) if self._waits_for_o2o(self.position.epoch) else self.heads
+
+    def _waits_for_o2o(self, epoch: int) -> bool:
+        recipe = self.preset.train
+        return len(self.heads) == 2 and epoch < round(recipe.o2o_start * recipe.epochs)
 
     def _add(self, known: list[StepLosses]) -> None:
         for losses in known:
@@ -206,6 +216,10 @@ class Trainer:
         """Evaluate, write the checkpoints and the record, and go to the next epoch."""
         position = self.position
         record = self._record()
+        if self._waits_for_o2o(position.epoch):
+            self.network.copy_head()
+            if self.ema is not None:
+                copy_head(self.ema.state)
         self._save()  # first what took long to get, and before any checkpoint can be seen
         due = self.validator is not None and self._is_due()
         metrics, pictures = self._evaluate() if due else ({}, ())

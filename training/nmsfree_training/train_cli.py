@@ -173,7 +173,11 @@ def _check(options: TrainOptions) -> None:
     if options.unfreeze and options.retrofit is None:
         raise InputError("--unfreeze is given without --retrofit, which it belongs to")
     if options.retrofit is not None:
-        decided = {"--model": options.model, "--head-norm": options.recipe.head_norm}
+        decided = {
+            "--model": options.model,
+            "--head-norm": options.recipe.head_norm,
+            "--max-filter": options.recipe.max_filter,
+        }
         for name, value in decided.items():
             if value is not None:
                 raise InputError(

@@ -29,15 +29,22 @@ def loop_losses(
     objects: list[tuple[Tensor, Tensor]],  # per image boxes [g, 4] and labels [g]
     padded: Tensor | None,  # bool [N, M], cells without a picture
     topk: int,
+    quality: tuple[float, float] | None = None,
 ) -> LoopResult:
-    """Assign every image by itself and add up its losses."""
+    """Assign every image by itself and add up its losses.
+
+    Args:
+        quality: powers of score and IoU in POTO's matching quality; None = the published cost.
+    """
     cls, box, metric_sum = torch.zeros(()), torch.zeros(()), torch.zeros(())
     all_owners, all_metrics = [], []
     for i, (truth, labels) in enumerate(objects):
         large = [g for g, b in enumerate(truth.tolist()) if min(b[2] - b[0], b[3] - b[1]) >= 8]
         truth, labels = truth[large], labels[large]
         with torch.no_grad():
-            owners, metrics = loop_assign(logits[i], boxes[i], points, strides, truth, labels, topk)
+            owners, metrics = loop_assign(
+                logits[i], boxes[i], points, strides, truth, labels, topk, quality
+            )
         positive = owners >= 0
         own_truth, own_labels = truth[owners[positive]], labels[owners[positive]]
         target = torch.zeros_like(logits[i])
@@ -62,6 +69,7 @@ def loop_assign(
     truth: Tensor,
     labels: Tensor,
     topk: int,
+    quality: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One image: the object of every cell (int64 [M], −1 = none) and its metric (float [M])."""
     inside = torch.zeros(len(points), dtype=torch.bool)
@@ -71,8 +79,11 @@ def loop_assign(
     costs, ious, claims = [], [], dict[int, list[int]]()
     for g, (box, label) in enumerate(zip(truth, labels, strict=True)):
         iou = _iou(box, boxes)
-        cost = _cost(logits[:, label], iou, points, strides, box)
-        cost[~inside] = 1e9
+        if quality is None:
+            cost = _cost(logits[:, label], iou, points, strides, box)
+            cost[~inside] = 1e9
+        else:
+            cost = _quality_cost(logits[:, label], iou, points, strides, box, quality)
         k = max(1, int(iou.topk(min(topk, len(iou))).values.sum()))
         for cell in cost.topk(k, largest=False).indices.tolist():
             claims.setdefault(cell, []).append(g)
@@ -95,6 +106,25 @@ def _cost(logit: Tensor, iou: Tensor, points: Tensor, strides: Tensor, box: Tens
     centre = (box[:2] + box[2:]) / 2
     distance = ((points - centre) ** 2).sum(dim=1).sqrt()
     return class_cost + box_cost + 10 ** (distance / strides - 3)
+
+
+def _quality_cost(
+    logit: Tensor,
+    iou: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    box: Tensor,
+    powers: tuple[float, float],
+) -> Tensor:
+    """−(p^A · IoU^B) where the point is in this box, elsewhere its distance to the centre."""
+    scores, (x1, y1, x2, y2) = logit.sigmoid(), box.tolist()
+    cost = torch.zeros(len(points))
+    for m, (x, y) in enumerate(points.tolist()):
+        if x1 < x < x2 and y1 < y < y2:
+            cost[m] = -(scores[m] ** powers[0] * iou[m] ** powers[1])
+        else:
+            cost[m] = (points[m] - (box[:2] + box[2:]) / 2).norm() / strides[m]
+    return cost
 
 
 def _iou(box: Tensor, boxes: Tensor) -> Tensor:

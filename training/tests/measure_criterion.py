@@ -18,7 +18,7 @@ from torch import Tensor
 from nmsfree_training.assign import Targets
 from nmsfree_training.config import preset
 from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import TOPK, padded_cells
+from nmsfree_training.losses import PUBLISHED, padded_cells
 from nmsfree_training.step_cost import (
     Predictions,
     criterion_memory,
@@ -39,7 +39,7 @@ def loop_total(predictions: Predictions, targets: Targets, padding: Tensor) -> T
     totals = []
     for head, p in predictions.items():
         padded = padded_cells(padding, p.shapes)
-        topk = TOPK[head]  # type: ignore[index]
+        topk = PUBLISHED[head].topk  # type: ignore[index]
         found = loop_losses(p.logits, p.boxes, p.points, p.strides, objects, padded, topk)
         totals.append(found.cls + 2 * found.box)
     return torch.stack(totals).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
 from nmsfree_training.boxes import anchor_points, decode, giou, iou, pairwise_iou
-from nmsfree_training.config import STRIDES
+from nmsfree_training.config import STRIDES, Matching
 
 NUM_CLASSES = 5
 SHAPES = [(8, 12), (4, 6), (2, 3)]  # levels of a 64 × 96 input
@@ -31,7 +31,7 @@ class Case:
 
     def assign(self, topk: int, targets: Targets | None = None) -> Assignment:
         chosen = self.targets() if targets is None else targets
-        return assign(self.logits, self.boxes, POINTS, CELL_STRIDES, chosen, topk)
+        return assign(self.logits, self.boxes, POINTS, CELL_STRIDES, chosen, Matching(topk))
 
     def alone(self, image: int) -> "Case":
         return Case(
@@ -187,7 +187,7 @@ def test_cells_outside_all_objects_come_last(unused: bool) -> None:
     if unused:  # an object that is not to be assigned makes no cell an inner one
         objects, labels, valid = [*objects, torch.tensor([0.0, 0, 96, 64])], [2, 2], [True, False]
     targets = Targets(torch.stack(objects)[None], torch.tensor([labels]), torch.tensor([valid]))
-    found = assign(logits, boxes, POINTS, CELL_STRIDES, targets, 1)
+    found = assign(logits, boxes, POINTS, CELL_STRIDES, targets, Matching(1))
     (cell,) = (found.labels[0] < NUM_CLASSES).nonzero()[:, 0].tolist()
     assert inside[cell]
 
@@ -205,7 +205,7 @@ def test_contested_cells_go_to_no_object_that_is_left_out() -> None:
             POINTS,
             CELL_STRIDES,
             pad_targets([objects], [torch.tensor([0, 1, 2])]),
-            1,
+            Matching(topk=1),
         )
         labels = found.labels[found.labels < NUM_CLASSES]
         assert labels.tolist() == [1]  # both claim one cell; of equals, the first

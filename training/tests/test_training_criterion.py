@@ -12,7 +12,7 @@ from nmsfree_training.assign import Targets, assign, pad_targets
 from nmsfree_training.boxes import anchor_points
 from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import TOPK, Losses, detector_losses, head_losses
+from nmsfree_training.losses import PUBLISHED, Losses, detector_losses, head_losses
 
 IMAGES = 3
 NUM_CLASSES = 80
@@ -53,7 +53,7 @@ def relative(value: Tensor, want: NDArray[np.generic]) -> float:
 @HEADS
 def test_assignment_is_exact(numbers: Arrays, head: HeadName) -> None:
     p = prediction(numbers, head)
-    found = assign(p.logits, p.boxes, p.points, p.strides, targets(numbers), TOPK[head])
+    found = assign(p.logits, p.boxes, p.points, p.strides, targets(numbers), PUBLISHED[head])
     for i in range(IMAGES):
         labels = numbers[f"{head}/{i}/assigned_labels"]
         np.testing.assert_array_equal(found.labels[i], labels)
@@ -80,7 +80,7 @@ def test_losses_and_gradient_norms(numbers: Arrays, head: HeadName) -> None:
 
 
 def test_both_heads_add_up(numbers: Arrays) -> None:
-    predictions: dict[str, Prediction] = {head: prediction(numbers, head) for head in TOPK}
+    predictions: dict[str, Prediction] = {head: prediction(numbers, head) for head in PUBLISHED}
     mask = torch.tensor(numbers["mask"])
     both = detector_losses(predictions, targets(numbers), mask)
     assert list(both) == ["o2m", "o2o"]

@@ -161,6 +161,20 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
 WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
+def test_two_processes_wait_for_a_late_o2o_head(digits: Path, tmp_path: Path) -> None:
+    """In the first of two epochs the o2o head has no gradient, on either process."""
+    options = ["--init", str(WEIGHTS / "fcos_e2e_nano.safetensors"), "--val", ""]
+    options += ["--o2o-start", "0.5", "--o2o-gradient", "0.2", "--o2o-matching", "hungarian"]
+    options += ["--optimizer", "sgd", "--learning-rate", "0.01"]
+    one = _train(tmp_path / "one", digits, 1, *options)
+    two = _train(tmp_path / "two", digits, 2, *options)
+    assert ["o2o_cls" in record for record in two] == [False, True]
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"seconds", "images_per_second", "wait_share"}:
+            assert b[name] == pytest.approx(a[name], rel=RELATIVE), name
+
+
 def test_a_retrofit_on_two_processes_goes_on_in_the_middle_and_ends(
     digits: Path, tmp_path: Path
 ) -> None:

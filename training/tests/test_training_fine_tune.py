@@ -1,5 +1,6 @@
 """Starting from another checkpoint: what is taken, what is new, and what is refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from nmsfree.errors import CheckpointError
 from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
-from nmsfree_training.config import preset
+from nmsfree_training.config import PRESETS, Matching, MaxFilter, Preset, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.fine_tune import fine_tune
 from nmsfree_training.retrofit import freeze_statistics, retrofit
@@ -98,9 +99,111 @@ def test_frozen_parts_keep_their_statistics(tmp_path: Path) -> None:
 def test_unfrozen_retrofit_lets_the_gradient_through(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.safetensors")
     made = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=True)
-    assert made.heads == ("o2m", "o2o") and not made.preset.model.detach_o2o
+    assert made.heads == ("o2m", "o2o") and made.preset.train.o2o_gradient == 1
     made.network(torch.randn(1, 3, 64, 64), heads=("o2o",))["o2o"].logits.sum().backward()
     assert made.network.backbone.conv1.weight.grad is not None
+
+
+def test_gradient_of_a_retrofit_stops_unless_everything_is_trained(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a.safetensors")
+    made = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=False)
+    assert made.preset.train.o2o_gradient == preset("fcos_e2e_nano").train.o2o_gradient
+
+
+KINDS = pytest.mark.parametrize("kind", ["logits", "features"])
+
+
+@pytest.fixture
+def with_filter(monkeypatch: pytest.MonkeyPatch) -> Callable[[MaxFilter], None]:
+    """Return a function that gives the preset fcos_e2e_nano a filter and other settings."""
+    plain = PRESETS["fcos_e2e_nano"]
+
+    def change(kind: MaxFilter) -> None:
+        def fcos_e2e_nano(num_classes: int = 80) -> Preset:
+            chosen = plain(num_classes)
+            recipe = replace(
+                chosen.train, o2o=Matching(1, (0.2, 0.8)), o2o_gradient=0.1, o2o_start=0.5
+            )
+            return replace(chosen, model=replace(chosen.model, max_filter=kind), train=recipe)
+
+        monkeypatch.setitem(PRESETS, "fcos_e2e_nano", fcos_e2e_nano)
+
+    return change
+
+
+@pytest.mark.parametrize("unfreeze", [False, True])
+@KINDS
+def test_retrofit_takes_filter_and_matching_of_the_two_headed_preset(
+    kind: MaxFilter, unfreeze: bool, tmp_path: Path, with_filter: Callable[[MaxFilter], None]
+) -> None:
+    source = checkpoint(tmp_path / "a.safetensors").state_dict()
+    with_filter(kind)
+    made = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=unfreeze)
+    assert made.preset.model.max_filter == made.network.config.max_filter == kind
+    assert made.preset.train.o2o == Matching(1, (0.2, 0.8))
+    assert made.preset.train.o2o_gradient == (1.0 if unfreeze else 0.1)
+    assert made.preset.train.o2o_start == 0  # the o2m head is finished
+    for key, value in made.network.state_dict().items():
+        if "_filter." in key:
+            assert not value.any()
+        else:
+            assert torch.equal(value, source[key.replace(".o2o.", ".o2m.")]), key
+    assert all(p.requires_grad for k, p in made.network.named_parameters() if "_filter." in k)
+
+
+def test_retrofit_of_a_two_headed_checkpoint_starts_the_filter_anew(
+    tmp_path: Path, with_filter: Callable[[MaxFilter], None]
+) -> None:
+    with_filter("logits")
+    chosen = preset("fcos_e2e_nano", 3)
+    network = Fcos(chosen.model)
+    with torch.no_grad():
+        for parameter in network.heads["o2o"].logit_filter.parameters():
+            parameter.fill_(1.0)
+    made = Checkpoint(chosen.model, (64, 64), NAMES, (1, 2, 3), network.state_dict())
+    save_checkpoint(made, tmp_path / "a.safetensors")
+    again = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=False)
+    assert again.preset.model.max_filter == "logits"
+    assert not any(p.any() for p in again.network.heads["o2o"].logit_filter.parameters())
+
+
+def test_retrofit_of_a_network_without_a_preset_has_no_filter(
+    tmp_path: Path, with_filter: Callable[[MaxFilter], None]
+) -> None:
+    with_filter("logits")
+    model = replace(preset("fcos_rt_nano", 3).model, name="own")
+    made = Checkpoint(model, (64, 64), NAMES, (1, 2, 3), Fcos(model).state_dict())
+    save_checkpoint(made, tmp_path / "a.safetensors")
+    own = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=False)
+    assert (own.preset.model.name, own.preset.model.max_filter) == ("own", "none")
+
+
+@pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
+@KINDS
+def test_a_new_filter_is_named_as_fresh(kind: MaxFilter, name: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "a.safetensors", name).state_dict()
+    network = Fcos(replace(preset("fcos_e2e_nano", 3).model, max_filter=kind))
+    loaded = fine_tune(network, tmp_path / "a.safetensors", NAMES)
+    new = [key for key in network.state_dict() if "_filter." in key]
+    assert loaded.fresh == tuple(new) and loaded.taken == loaded.total - len(new)
+    assert str(loaded).endswith(f"not in it: {', '.join(new)}")
+    assert not any(network.state_dict()[key].any() for key in new)
+    head = "o2m" if name == "fcos_rt_nano" else "o2o"
+    found = network.state_dict()["heads.o2o.cls_pred.weight"]
+    assert torch.equal(found, source[f"heads.{head}.cls_pred.weight"])
+
+
+def test_fine_tuning_goes_on_with_a_trained_filter(tmp_path: Path) -> None:
+    model = replace(preset("fcos_e2e_nano", 3).model, max_filter="logits")
+    source = Fcos(model)
+    with torch.no_grad():
+        for parameter in source.heads["o2o"].logit_filter.parameters():
+            parameter.fill_(0.5)
+    made = Checkpoint(model, (64, 64), NAMES, (1, 2, 3), source.state_dict())
+    save_checkpoint(made, tmp_path / "a.safetensors")
+    network = Fcos(model)
+    assert fine_tune(network, tmp_path / "a.safetensors", NAMES).fresh == ()
+    assert all((p == 0.5).all() for p in network.heads["o2o"].logit_filter.parameters())
 
 
 def test_retrofit_refuses_what_it_cannot_use(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from nmsfree_training.config import STRIDES
 from nmsfree_training.detector import Prediction
 from nmsfree_training.losses import (
     BOX_WEIGHT,
-    TOPK,
+    PUBLISHED,
     Losses,
     detector_losses,
     head_losses,
@@ -128,7 +128,7 @@ def test_batch_is_the_sum_over_images(head: str) -> None:
 
 
 def _metric_sum(head: str, p: Prediction, targets: Targets) -> float:
-    found = assign(p.logits, p.boxes, p.points, p.strides, targets, TOPK[head])  # type: ignore[index]
+    found = assign(p.logits, p.boxes, p.points, p.strides, targets, PUBLISHED[head])  # type: ignore[index]
     return found.metrics.sum().item()
 
 

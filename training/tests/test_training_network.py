@@ -14,9 +14,9 @@ from nmsfree_training.detector import Fcos
 from nmsfree_training.head import ConvNorm, LevelBatchNorm2d
 
 
-def nano(*heads: HeadName, detach: bool = True, norm: HeadNorm = "batch_per_level") -> Fcos:
+def nano(*heads: HeadName, norm: HeadNorm = "batch_per_level") -> Fcos:
     config = preset("fcos_e2e_nano", 3).model
-    return Fcos(replace(config, heads=heads, detach_o2o=detach, head_norm=norm))
+    return Fcos(replace(config, heads=heads, head_norm=norm))
 
 
 def has_gradient(module: nn.Module) -> bool:
@@ -65,19 +65,51 @@ def test_batch_equals_each_image_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "detach", "reaches"),
-    [(("o2m", "o2o"), True, False), (("o2m", "o2o"), False, True), (("o2o",), True, True)],
+    ("heads", "share", "reaches"),
+    [(("o2m", "o2o"), 0.0, False), (("o2m", "o2o"), 0.25, True), (("o2o",), 1.0, True)],
 )
 def test_where_the_o2o_gradient_goes(
-    heads: tuple[HeadName, ...], detach: bool, reaches: bool
+    heads: tuple[HeadName, ...], share: float, reaches: bool
 ) -> None:
-    network = nano(*heads, detach=detach)
-    prediction = network(torch.randn(2, 3, 64, 64))["o2o"]
+    network = nano(*heads)
+    prediction = network(torch.randn(2, 3, 64, 64), o2o_gradient=share)["o2o"]
     (prediction.logits.sum() + prediction.boxes.sum()).backward()
     assert has_gradient(network.heads["o2o"])
     assert has_gradient(network.backbone) == has_gradient(network.fpn) == reaches
     if len(heads) == 2:
         assert not has_gradient(network.heads["o2m"])
+
+
+def o2o_gradients(network: Fcos, images: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    network.zero_grad()
+    prediction = network(images, heads=("o2o",), o2o_gradient=share)["o2o"]
+    (prediction.logits.square().sum() + prediction.boxes.square().mean()).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.7])
+def test_a_share_of_the_o2o_gradient_is_that_share_of_the_whole(share: float) -> None:
+    network, images = nano("o2m", "o2o", norm="group").eval(), torch.randn(2, 3, 64, 64)
+    whole, part = (o2o_gradients(network, images, s) for s in (1.0, share))
+    assert whole.keys() == part.keys()
+    for name, gradient in whole.items():
+        if name.startswith("heads.o2o."):
+            assert torch.equal(part[name], gradient), name
+        else:
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(part[name], share * gradient, rtol=1e-3, atol=1e-5 * scale)
+    assert any(name.startswith("backbone.") for name in whole)
+    assert all(name.startswith("heads.o2o.") for name in o2o_gradients(network, images, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_share_changes_no_value(dtype: torch.dtype) -> None:
+    network, images = nano("o2m", "o2o").eval(), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        want = network(images)["o2o"]
+        for share in (0.0, 0.1, 0.3, 0.5, 0.9, 1.0):
+            found = network(images, o2o_gradient=share)["o2o"]
+            assert torch.equal(found.logits, want.logits) and torch.equal(found.boxes, want.boxes)
 
 
 def test_the_o2m_gradient_always_reaches_the_backbone() -> None:

@@ -1,9 +1,12 @@
 """Options on the command line replace a preset's values, and say what is wrong with them."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree_training.config import preset
+from nmsfree_training.config import Matching, preset
 from nmsfree_training.recipe_options import RecipeOptions, whole_numbers
 
 NANO = preset("fcos_e2e_nano", 10)
@@ -19,6 +22,72 @@ def test_values_replace_those_of_the_preset() -> None:
     assert (changed.train.epochs, changed.train.mosaic, changed.train.ema) == (7, 0.5, 0.99)
     assert (changed.model.frozen_stages, changed.model.head_norm) == (3, "group")
     assert changed.train.learning_rate == NANO.train.learning_rate
+
+
+def test_options_of_the_heads_reach_the_preset() -> None:
+    changed = RecipeOptions(
+        o2o_gradient=0.25,
+        o2o_matching="hungarian",
+        o2o_quality=(0.2, 0.8),
+        o2m_quality=(0.5, 2.0),
+        o2m_weight_end=0.1,
+        o2o_start=0.5,
+        max_filter="logits",
+    ).apply(NANO)
+    assert changed.train.o2o == Matching(topk=1, quality=(0.2, 0.8), hungarian=True)
+    assert changed.train.o2m == Matching(topk=13, quality=(0.5, 2.0))
+    assert changed.model.max_filter == "logits"
+    recipe = changed.train
+    assert (recipe.o2o_gradient, recipe.o2m_weight_end, recipe.o2o_start) == (0.25, 0.1, 0.5)
+    back = RecipeOptions(
+        o2o_gradient=0.0,
+        o2o_matching="argmin",
+        o2o_quality=(0.0, 0.0),
+        o2m_quality=(0.0, 0.0),
+        o2m_weight_end=1.0,
+        o2o_start=0.0,
+        max_filter="none",
+    )
+    plain = {"o2o": Matching(topk=1), "o2m": Matching(topk=13), "o2o_gradient": 0.0}
+    plain |= {"o2m_weight_end": 1.0, "o2o_start": 0.0}
+    assert back.apply(changed) == replace(
+        NANO,
+        model=replace(NANO.model, max_filter="none"),
+        train=replace(NANO.train, **plain),
+    )
+
+
+def test_one_head_takes_what_concerns_it() -> None:
+    o2o, o2m = preset("fcos_o2o_nano", 10), preset("fcos_rt_nano", 10)
+    options = RecipeOptions(o2o_matching="hungarian", o2o_quality=(0.2, 0.8), max_filter="features")
+    changed = options.apply(o2o)
+    assert changed.train.o2o == Matching(1, (0.2, 0.8), hungarian=True)
+    assert changed.model.max_filter == "features"
+    assert RecipeOptions(o2m_quality=(0.2, 0.8)).apply(o2m).train.o2m.quality == (0.2, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "complaint"),
+    [
+        ({"o2o_gradient": 0.5}, "fcos_o2o_nano", "--o2o-gradient is given, but fcos_o2o_nano has"),
+        ({"o2m_weight_end": 0.5}, "fcos_rt_nano", "--o2m-weight-end is given, but fcos_rt_nano"),
+        ({"o2o_start": 0.5}, "fcos_rt_nano", "has one head: choose a two-headed model"),
+        ({"o2o_matching": "argmin"}, "fcos_rt_nano", "fcos_rt_nano has no o2o head"),
+        ({"o2o_quality": (0.2, 0.8)}, "fcos_rt_nano", "--o2o-quality is given, but fcos_rt_nano"),
+        ({"o2m_quality": (0.2, 0.8)}, "fcos_o2o_nano", "fcos_o2o_nano has no o2m head"),
+        (
+            {"max_filter": "logits"},
+            "fcos_rt_nano",
+            "--max-filter is given, but fcos_rt_nano has no",
+        ),
+    ],
+)
+def test_options_for_heads_that_are_not_there(
+    options: dict[str, Any], name: str, complaint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        RecipeOptions(**options).apply(preset(name, 10))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_zero_switches_off() -> None:
@@ -49,12 +118,20 @@ def test_what_goes_together_is_filled_in() -> None:
         (RecipeOptions(clip_norm=-1.0), "--clip-norm is -1.0"),
         (RecipeOptions(scale=(2.0, 1.0)), "expected LOW ≤ HIGH"),
         (RecipeOptions(short_sides=(8,)), "--short-sides has 8"),
+        (RecipeOptions(o2o_matching="greedy"), "--o2o-matching is 'greedy', expected argmin, hung"),
+        (RecipeOptions(max_filter="boxes"), "--max-filter is 'boxes', expected none, logits, feat"),
+        (RecipeOptions(o2o_gradient=-0.1), "--o2o-gradient is -0.1, expected 0 … 1"),
+        (RecipeOptions(o2o_gradient=float("nan")), "--o2o-gradient is nan, expected a finite"),
+        (RecipeOptions(o2m_weight_end=1.5), "--o2m-weight-end is 1.5, expected 0 … 1"),
+        (RecipeOptions(o2o_start=2.0), "--o2o-start is 2.0, expected 0 … 1"),
+        (RecipeOptions(o2o_quality=(-1.0, 1.0)), "--o2o-quality is -1.0 1.0, expected two powers"),
+        (RecipeOptions(o2m_quality=(0.5, float("nan"))), "--o2m-quality is 0.5 nan, expected two"),
     ],
 )
 def test_values_that_make_no_sense(options: RecipeOptions, complaint: str) -> None:
     with pytest.raises(InputError) as caught:
         options.apply(NANO)
-    assert complaint in str(caught.value)
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_lists_of_numbers() -> None:

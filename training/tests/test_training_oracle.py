@@ -10,13 +10,22 @@ from torch import Tensor
 from nmsfree_training import assign as assign_module
 from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
 from nmsfree_training.boxes import anchor_points, decode
-from nmsfree_training.config import STRIDES, HeadName
+from nmsfree_training.config import STRIDES, HeadName, Matching
 from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import TOPK, Losses, detector_losses, head_losses, padded_cells
+from nmsfree_training.losses import PUBLISHED, Losses, detector_losses, head_losses, padded_cells
 
 from .loop_criterion import LoopResult, loop_losses
 
 HEADS = pytest.mark.parametrize("head", ["o2m", "o2o"])
+QUALITY = pytest.mark.parametrize(
+    "matching",
+    [Matching(1, (0.2, 0.8)), Matching(13, (0.2, 0.8)), Matching(13, (0.5, 2.0))],
+    ids=str,
+)
+SETTINGS: dict[HeadName, Matching] = {
+    "o2m": Matching(13, (0.2, 0.8)),
+    "o2o": Matching(1, (0.2, 0.8)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,28 @@ class Batch:
         return Prediction(logits, boxes, p.points, p.strides, p.shapes)
 
     def assign(self, head: HeadName) -> Assignment:
-        p = self.prediction
-        return assign(p.logits, p.boxes, p.points, p.strides, self.targets, TOPK[head])
+        return self.match(PUBLISHED[head])
 
-    def loops(self, head: HeadName, p: Prediction | None = None) -> LoopResult:
+    def match(self, matching: Matching) -> Assignment:
+        p = self.prediction
+        return assign(p.logits, p.boxes, p.points, p.strides, self.targets, matching)
+
+    def loops(
+        self, head: HeadName, p: Prediction | None = None, matching: Matching | None = None
+    ) -> LoopResult:
         p = p or self.prediction
         padded = None if self.padding is None else padded_cells(self.padding, p.shapes)
-        return loop_losses(p.logits, p.boxes, p.points, p.strides, self.objects, padded, TOPK[head])
+        matching = PUBLISHED[head] if matching is None else matching
+        return loop_losses(
+            p.logits,
+            p.boxes,
+            p.points,
+            p.strides,
+            self.objects,
+            padded,
+            matching.topk,
+            matching.quality,
+        )
 
 
 def make_batch(
@@ -123,6 +147,47 @@ def test_assignments_are_those_of_the_loops(name: str, head: HeadName) -> None:
     check_assignment(batch.assign(head), batch, batch.loops(head))
 
 
+@QUALITY
+@BATCHES
+def test_assignments_by_quality_are_those_of_the_loops(name: str, matching: Matching) -> None:
+    batch = CASES[name]()
+    check_assignment(batch.match(matching), batch, batch.loops("o2o", matching=matching))
+
+
+@QUALITY
+def test_quality_of_a_batch_is_that_of_its_images(matching: Matching) -> None:
+    batch = CASES["padded"]()
+    together, p = batch.match(matching), batch.prediction
+    for i, (boxes, labels) in enumerate(batch.objects):
+        rows = slice(i, i + 1)
+        targets = pad_targets([boxes], [labels])
+        alone = assign(p.logits[rows], p.boxes[rows], p.points, p.strides, targets, matching)
+        assert torch.equal(together.labels[rows], alone.labels)
+        assert torch.equal(together.boxes[rows], alone.boxes)
+        assert torch.equal(together.metrics[rows], alone.metrics)
+
+
+def test_quality_prefers_the_inside_of_the_own_object() -> None:
+    """A perfect prediction from a cell that lies in another object only does not count."""
+    points, strides = anchor_points([(4, 8)], (8,))
+    objects = torch.tensor([[2.0, 2, 30, 30], [34, 2, 62, 30]])
+    in_second = points[:, 0] > 34
+    boxes = torch.where(in_second[:, None], objects[0], torch.tensor([0.0, 0, 9, 9]))[None]
+    logits = torch.where(in_second[:, None], 4.0, -4.0)[None]
+    targets = pad_targets([objects[:1], objects], [torch.tensor([0]), torch.tensor([0, 0])])
+    found = assign(
+        logits.expand(2, -1, -1),
+        boxes.expand(2, -1, -1),
+        points,
+        strides,
+        targets,
+        Matching(topk=1, quality=(0.2, 0.8)),
+    )
+    for image in range(2):
+        own = (found.boxes[image] == objects[0]).all(dim=1)
+        assert own.sum() == 1 and not in_second[own].any()
+
+
 @HEADS
 @BATCHES
 def test_losses_and_gradients_are_those_of_the_loops(name: str, head: HeadName) -> None:
@@ -153,19 +218,28 @@ def test_the_cases_are_worth_comparing() -> None:
     assert (usual.assign("o2m").labels < 80).sum() > (usual.assign("o2o").labels < 80).sum() > 5
 
 
-@HEADS
+@pytest.mark.parametrize(
+    "matching",
+    [
+        *PUBLISHED.values(),
+        Matching(1, (0.2, 0.8)),
+        Matching(13, (0.2, 0.8)),
+        Matching(1, hungarian=True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("block", [1, 7, 25])
 def test_blocks_of_objects_change_nothing(
-    block: int, head: HeadName, monkeypatch: pytest.MonkeyPatch
+    block: int, matching: Matching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many pairs for the memory budget: objects in blocks, some of them only padding."""
     for name in ("sixty of one class", "duplicates", "no objects"):
         batch = CASES[name]()
-        whole = batch.assign(head)
+        whole = batch.match(matching)
         images, cells = whole.labels.shape
         with monkeypatch.context() as patch:
             patch.setattr(assign_module, "PAIRS_PER_BLOCK", block * images * cells)
-            parts = batch.assign(head)
+            parts = batch.match(matching)
         assert torch.equal(parts.labels, whole.labels)
         assert torch.equal(parts.boxes, whole.boxes)
         assert torch.equal(parts.metrics, whole.metrics)
@@ -181,19 +255,28 @@ def on(device: str, batch: Batch) -> tuple[Prediction, Targets, Tensor]:
     return Prediction(*leaves, points, strides, p.shapes), moved, batch.padding.to(device)
 
 
-def step(prediction: Prediction, targets: Targets, padding: Tensor) -> dict[HeadName, Losses]:
-    losses = detector_losses({"o2m": prediction, "o2o": prediction}, targets, padding)
+def step(
+    prediction: Prediction,
+    targets: Targets,
+    padding: Tensor,
+    matching: dict[HeadName, Matching] = PUBLISHED,
+) -> dict[HeadName, Losses]:
+    predictions = {"o2m": prediction, "o2o": prediction}
+    losses = detector_losses(predictions, targets, padding, matching=matching)
     torch.stack([loss.total for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
     return losses
 
 
+@pytest.mark.parametrize("matching", [PUBLISHED, SETTINGS], ids=["published", "quality"])
 @pytest.mark.parametrize("blocks", [1, 6])
-def test_no_value_is_looked_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_is_looked_at(
+    blocks: int, matching: dict[HeadName, Matching], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tensors without values go through: no step of it waits for a GPU to know one."""
     prediction, targets, padding = on("meta", CASES["padded"]())
     pairs = targets.valid.numel() * len(prediction.points)
     monkeypatch.setattr(assign_module, "PAIRS_PER_BLOCK", -(-pairs // blocks))
-    losses = step(prediction, targets, padding)
+    losses = step(prediction, targets, padding, matching)
     assert losses["o2o"].total.shape == ()
     assert prediction.logits.grad is not None
     assert prediction.logits.grad.shape == prediction.logits.shape
@@ -202,15 +285,17 @@ def test_no_value_is_looked_at(blocks: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_wait_for_the_gpu() -> None:
+@pytest.mark.parametrize("matching", [PUBLISHED, SETTINGS], ids=["published", "quality"])
+def test_no_wait_for_the_gpu(matching: dict[HeadName, Matching]) -> None:
     batch = CASES["padded"]()
     arguments = on("cuda", batch)
-    step(*arguments)
+    step(*arguments, matching)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = step(*arguments)
+        losses = step(*arguments, matching)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for head in TOPK:
-        want = head_losses(head, batch.prediction, batch.targets, batch.padding).total
+    for head, own in matching.items():
+        p, targets = batch.prediction, batch.targets
+        want = head_losses(head, p, targets, batch.padding, matching=own).total
         torch.testing.assert_close(losses[head].total.cpu(), want, rtol=1e-4, atol=1e-5)

@@ -116,7 +116,8 @@ def test_overrides_reach_the_run(digits: Path, tmp_path: Path) -> None:
 def test_what_a_retrofit_decides_cannot_be_given(digits: Path) -> None:
     weights = Path(__file__).parents[2] / "weights" / "fcos_rt_nano.safetensors"
     retrofit = ("--data", digits, "--retrofit", weights)
-    for option in (("--head-norm", "group"), ("--model", "fcos_rt_nano")):
+    decided = ("--head-norm", "group"), ("--model", "fcos_rt_nano"), ("--max-filter", "logits")
+    for option in decided:
         message = complaint(InputError, *retrofit, *option)
         assert f"{option[0]} is given with --retrofit" in message
     message = complaint(InputError, *retrofit, "--init", weights)

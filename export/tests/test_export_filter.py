@@ -1,0 +1,178 @@
+"""Export of the 3-D max filter: it compares levels, so the deployed graph must see all at once."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.errors import GateError
+from nmsfree_export.certificate import certify
+from nmsfree_export.deploy import DeployNetwork
+from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_export.fold import fold_head
+from nmsfree_export.parity import compare, load_images
+from nmsfree_export.verify import open_pair
+from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.config import HeadNorm, MaxFilter, fcos_e2e_nano, fcos_e2e_r18_3x
+from nmsfree_training.normalize import normalize
+from nmsfree_training.predict import TorchBackend, make_spec
+
+ODD = (224, 160)  # P5 is 7 × 5
+Make = Callable[..., Checkpoint]
+
+KINDS = pytest.mark.parametrize("kind", ["logits", "features"])
+NORMS = pytest.mark.parametrize("norm", ["batch_per_level", "batch", "group"])
+
+
+def make(make_checkpoint: Make, kind: MaxFilter, norm: HeadNorm = "batch_per_level") -> Checkpoint:
+    config = dataclasses.replace(fcos_e2e_nano(7).model, max_filter=kind, head_norm=norm)
+    return make_checkpoint(config, ODD)
+
+
+def without_filter(checkpoint: Checkpoint) -> Checkpoint:
+    """The same weights, and zero as those of the filter: it changes nothing."""
+    state = {
+        key: torch.zeros_like(value) if "_filter." in key else value
+        for key, value in checkpoint.state.items()
+    }
+    return dataclasses.replace(checkpoint, state=state)
+
+
+@NORMS
+@KINDS
+def test_deployed_maps_are_those_of_the_network(
+    make_checkpoint: Make, kind: MaxFilter, norm: HeadNorm
+) -> None:
+    made = make(make_checkpoint, kind, norm)
+    images = torch.randint(0, 256, (2, *ODD, 3), dtype=torch.uint8)
+    for checkpoint in (made, without_filter(made)):
+        network = checkpoint.build()
+        with torch.no_grad():
+            maps = DeployNetwork(network, "o2o")(images)
+            want = network(normalize(images), heads=("o2o",))["o2o"]
+        assert maps.sizes == (28 * 20, 14 * 10, 7 * 5)
+        logits = maps.logits.transpose(1, 2)
+        torch.testing.assert_close(logits, want.logits, rtol=1e-4, atol=1e-4)
+    # The last one had no effect: were the first alike, nothing would have been tested.
+    with torch.no_grad():
+        filtered = made.build()(normalize(images), heads=("o2o",))["o2o"].logits
+    assert (filtered - want.logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("norm", "copies"), [("batch_per_level", 3), ("batch", 1)])
+@KINDS
+def test_the_filter_is_stored_once(
+    make_checkpoint: Make, kind: MaxFilter, norm: HeadNorm, copies: int
+) -> None:
+    network = make(make_checkpoint, kind, norm).build()
+    levels = fold_head(network.heads["o2o"])  # type: ignore[arg-type]
+    assert len({id(level) for level in levels}) == copies
+    assert len({(id(level.logit_filter), id(level.feature_filter)) for level in levels}) == 1
+    keys = deployed_tensors(DeployNetwork(network, "o2o"))
+    size = {"logits": 3, "features": 2}[kind]
+    assert sum("_filter." in key for key in keys) == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "batch"),
+    [
+        ("logits", "batch_per_level", 1),
+        ("logits", "batch_per_level", None),
+        ("logits", "group", 2),
+        ("features", "batch_per_level", 3),
+        ("features", "batch_per_level", None),
+        ("features", "group", 1),
+    ],
+)
+def test_exported_file_agrees_with_the_network(
+    make_checkpoint: Make, tmp_path: Path, kind: MaxFilter, norm: HeadNorm, batch: int | None
+) -> None:
+    made, out = make(make_checkpoint, kind, norm), tmp_path / "model.onnx"
+    report = export_onnx(made, out, ExportOptions(batch=batch))
+    assert report.parity.passed and report.parity.rows == 500
+    assert report.parity.score_difference < 1e-5
+    nodes = onnx.load(out).graph.node
+    assert sum(node.op_type == "MaxPool" for node in nodes) == 1 + 3 + 2  # the stem has one
+    assert not {node.domain for node in nodes} - {""}
+    # The weights of the filter are at work in the file: without them it says something else.
+    images, spec = load_images(None)[:2], dataclasses.replace(report.spec, batch=None)
+    plain = TorchBackend(without_filter(made).build(), spec)
+    assert not compare(plain, OnnxRuntimeBackend(out), images).passed
+
+
+@KINDS
+def test_published_network_with_a_filter(
+    make_checkpoint: Make, tmp_path: Path, kind: MaxFilter
+) -> None:
+    config = dataclasses.replace(fcos_e2e_r18_3x(7).model, max_filter=kind)
+    report = export_onnx(make_checkpoint(config, (96, 160)), tmp_path / "model.onnx")
+    assert report.parity.passed and report.parity.rows > 100
+
+
+@KINDS
+def test_other_head_and_verify(make_checkpoint: Make, tmp_path: Path, kind: MaxFilter) -> None:
+    """Both files of a two-headed checkpoint, each against the checkpoint again."""
+    made, weights = make(make_checkpoint, kind), tmp_path / "model.safetensors"
+    save_checkpoint(made, weights)
+    for head in ("o2o", "o2m"):
+        out = tmp_path / f"{head}.onnx"
+        assert export_onnx(made, out, ExportOptions(head=head)).parity.passed
+        assert compare(*open_pair(weights, out), load_images(None)[:2]).passed
+        pools = [n for n in onnx.load(out).graph.node if n.op_type == "MaxPool"]
+        assert len(pools) == (6 if head == "o2o" else 1)  # the o2m head has no filter
+
+
+def test_batch_of_distinct_images_equals_singles(make_checkpoint: Make, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    export_onnx(make(make_checkpoint, "logits"), out, ExportOptions(batch=None))
+    backend = OnnxRuntimeBackend(out)
+    images = np.random.default_rng(0).integers(0, 256, (3, *ODD, 3), dtype=np.uint8)
+    together = backend.run(images)
+    for i in range(3):
+        for a, b in zip(together, backend.run(images[i : i + 1]), strict=True):
+            assert np.allclose(a[i], b[0], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def built(make_checkpoint: Make) -> tuple[ModelProto, Checkpoint]:
+    made = make(make_checkpoint, "logits")
+    spec = make_spec(made, "o2o", batch=1)
+    return build_onnx(deploy_module(made.build(), spec), spec), made
+
+
+@pytest.mark.parametrize("kind", ["same", "finer", "coarser"])
+def test_certificate_misses_a_weight_of_the_filter(
+    built: tuple[ModelProto, Checkpoint], kind: str
+) -> None:
+    """A file made with another weight of one level is refused, though that is one number."""
+    model, made = built
+    spec = make_spec(made, "o2o", batch=1)
+    certify(model, spec, deployed_tensors(deploy_module(made.build(), spec)), OPSET)
+    key = f"heads.o2o.logit_filter.weights.{kind}"
+    changed = made.state[key].clone()
+    changed[1] += 0.25  # the middle level has neighbours of every kind
+    other = dataclasses.replace(made, state={**made.state, key: changed}).build()
+    with pytest.raises(GateError, match=rf"1 tensors are missing.*weights\.{kind}"):
+        certify(model, spec, deployed_tensors(deploy_module(other, spec)), OPSET)
+
+
+def test_certificate_refuses_what_levels_share_stored_twice(
+    built: tuple[ModelProto, Checkpoint],
+) -> None:
+    model, made = ModelProto(), built[1]
+    model.CopyFrom(built[0])
+    predictor = made.state["heads.o2o.cls_pred.weight"].numpy().tobytes()
+    shared = next(t for t in model.graph.initializer if t.raw_data == predictor)
+    again = model.graph.initializer.add()
+    again.CopyFrom(shared)
+    again.name = "again"
+    spec = make_spec(made, "o2o", batch=1)
+    with pytest.raises(GateError, match="'again' is stored twice"):
+        certify(model, spec, deployed_tensors(deploy_module(made.build(), spec)), OPSET)
