@@ -1,0 +1,202 @@
+"""`nmsfree study`."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nmsfree.errors import InputError
+
+if TYPE_CHECKING:
+    from nmsfree_training.study.results import Result
+    from nmsfree_training.study.runner import Failure
+
+app = typer.Typer(no_args_is_help=True, help="Compare recipes: many short runs, then a table.")
+
+INTERRUPTED = 130  # exit status
+
+DataOption = Annotated[Path, typer.Option("--data", help="With splits train, val and crowd.")]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Run folders and logs.")]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Figures of finished runs.")]
+EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Length of a run.")]
+LengthOption = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Only runs of this length.")
+]
+DATA, RUNS, RESULTS = Path("data/digits"), Path("runs/study"), Path("docs/study")
+EPOCHS, SEEDS = 16, (0, 1, 2)
+
+
+@app.callback()
+def study() -> None:
+    """Compare recipes: many short runs, then a table.
+
+    A row is a recipe, a run is a row with one seed. Each run is plain `nmsfree train`.
+    """
+
+
+@app.command("list")
+def list_rows(results: ResultsOption = RESULTS) -> None:
+    """Show the rows, what each one asks, and which of its runs are done.
+
+    Example: nmsfree study list
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from nmsfree_training.study.results import read_results
+    from nmsfree_training.study.rows import ROWS
+
+    found = read_results(results)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("row", no_wrap=True)
+    for name in ("recipe", "question", "done: epochs × seeds"):
+        table.add_column(name)
+    for row in ROWS:
+        done = _done([result for result in found if result["row"] == row.name])
+        table.add_row(*(Text(cell) for cell in (row.name, row.title, row.question, done)))
+    Console().print(table)
+
+
+def _done(results: "list[Result]") -> str:
+    """Finished runs of a row: "16 × 0, 1, 2"."""
+    seeds: dict[int, list[int]] = {}
+    for result in results:
+        seeds.setdefault(result["epochs"], []).append(result["seed"])
+    parts = [f"{e} × {', '.join(map(str, sorted(s)))}" for e, s in sorted(seeds.items())]
+    return "; ".join(parts) or "–"
+
+
+@app.command()
+def run(
+    row: Annotated[
+        list[str] | None, typer.Option("--row", help="Which row; all if not given.")
+    ] = None,
+    epochs: EpochsOption = EPOCHS,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Which seed; 0, 1, 2 if not given.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 2,
+    data: DataOption = DATA,
+    results: ResultsOption = RESULTS,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Carry out all runs that are not done yet; stop and start again whenever you like.
+
+    All rows of the first seed come first. Ctrl-C stops: the trainings save, and the same command
+    goes on. Exit status 1 if some runs failed; the others are done.
+
+    Example: nmsfree study run
+
+    Only some: nmsfree study run --row o2m --row e2e_published --seed 0 --epochs 4
+    """
+    from rich.console import Console
+
+    from nmsfree_training.study.display import StudyDisplay
+    from nmsfree_training.study.jobs import is_done, plan
+    from nmsfree_training.study.rows import choose_rows
+    from nmsfree_training.study.runner import StoppedError, run_study
+
+    if not data.is_dir():
+        raise InputError(f"--data is {data}, which is not a folder: `nmsfree data digits` makes it")
+    wanted = plan(
+        choose_rows(row or ()), epochs, seed or SEEDS, data=data, runs=runs, results=results
+    )
+    pending = [job for job in wanted if not is_done(job)]
+    console = Console(stderr=True)
+    with StudyDisplay(console, wanted, len(wanted) - len(pending), jobs) as display:
+        try:
+            failures = run_study(pending, jobs, display)
+        except StoppedError:
+            failures = None
+    if failures is None:
+        again = shlex.join(["nmsfree", *sys.argv[1:]])
+        typer.echo(f"stopped, all is saved; go on with: {again}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    _conclude(len(wanted), failures, results)
+
+
+def _conclude(count: int, failures: "list[Failure]", results: Path) -> None:
+    for job, reason in failures:
+        typer.echo(f"failed: {job.name}: {reason}; see {job.log}", err=True)
+    typer.echo(
+        f"{count - len(failures)} of {count} runs are done, in {results}: `nmsfree study table`",
+        err=True,
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def command(
+    row: Annotated[str, typer.Argument(help="Name of the row.")],
+    epochs: EpochsOption = EPOCHS,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
+    data: DataOption = DATA,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Print the command that one run is.
+
+    Example: nmsfree study command e2e_published --seed 1
+    """
+    from nmsfree_training.study.jobs import Job
+    from nmsfree_training.study.rows import choose_rows
+
+    (chosen,) = choose_rows([row])
+    typer.echo(Job(chosen, epochs, seed, data, runs, RESULTS).command)
+
+
+@app.command()
+def table(
+    results: ResultsOption = RESULTS,
+    epochs: LengthOption = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write Markdown.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON, AP 0–1.")
+    ] = None,
+) -> None:
+    """Show mean ± deviation of every row over its seeds, and the difference to NMS.
+
+    Example: nmsfree study table --markdown docs/study.md
+    """
+    from rich.console import Console
+
+    from nmsfree.atomic import write_atomic
+    from nmsfree_training.study.summary import summarise
+    from nmsfree_training.study.table import markdown as as_markdown
+    from nmsfree_training.study.table import print_table, to_json
+
+    rows = summarise(_read(results, epochs))
+    print_table(rows, Console())
+    if markdown is not None:
+        write_atomic(markdown, as_markdown(rows).encode())
+    if json_file is not None:
+        write_atomic(json_file, (json.dumps(to_json(rows), indent=2) + "\n").encode())
+
+
+@app.command()
+def plot(
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    results: ResultsOption = RESULTS,
+    epochs: LengthOption = None,
+) -> None:
+    """Draw the AP of every row: dots are seeds, bars their means, lines what NMS reaches.
+
+    Example: nmsfree study plot --out docs/study.png
+    """
+    from nmsfree_training.study.picture import write_picture
+
+    write_picture(_read(results, epochs), out)
+    typer.echo(f"{out}", err=True)
+
+
+def _read(folder: Path, epochs: int | None) -> "list[Result]":
+    from nmsfree_training.study.results import of_one_length, read_results
+
+    return of_one_length(read_results(folder), epochs, folder)
