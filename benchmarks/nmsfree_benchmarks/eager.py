@@ -4,7 +4,6 @@ The network is the trained one, nothing folded, as the published code runs it. A
 published post-processing in both of its settings, and this project's top-k for comparison.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
+from nmsfree.identity import sha256
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.measure import Stopwatch
@@ -144,7 +144,7 @@ def open_source(path: Path, training: str, model: str | None = None) -> Source:
         CheckpointError: it is missing or cannot be read.
     """
     checkpoint = load_checkpoint(path, model)
-    return Source(path, checkpoint, hashlib.sha256(path.read_bytes()).hexdigest(), training)
+    return Source(path, checkpoint, sha256(path), training)
 
 
 def standin_source(name: str, folder: Path) -> Source:

@@ -2,10 +2,11 @@
 
 import os
 import platform
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+from nmsfree.identity import processor_name
 
 PACKAGES = (
     "nmsfree",
@@ -53,7 +54,7 @@ def describe(threads: int) -> dict[str, object]:
     """
     return {
         "device": "cpu",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": available_cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
@@ -82,11 +83,3 @@ def _ticks() -> tuple[int, int] | None:
     # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)
     values = [int(v) for v in path.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
     return values[3] + values[4], sum(values)
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -1,6 +1,5 @@
 """`nmsfree eval`: what a model file finds, and how to use it."""
 
-import hashlib
 import json
 import time
 from importlib.metadata import entry_points
@@ -11,6 +10,7 @@ import typer
 
 from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError, MissingExtraError
+from nmsfree.identity import sha256
 
 if TYPE_CHECKING:
     from nmsfree.data.dataset import DetectionDataset
@@ -150,11 +150,9 @@ def _predict_published(
 def _report(
     file: Path, dataset: "DetectionDataset", protocol: str, analysis: "Analysis", seconds: float
 ) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "file": str(file),
-        "sha256": digest,
+        "sha256": sha256(file),
         "model": analysis.spec.name,
         "head": analysis.spec.head,
         "data": str(dataset.annotation_file),

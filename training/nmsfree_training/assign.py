@@ -122,7 +122,9 @@ def assign(
     """
     cells = _Cells(logits, boxes, points, strides)
     blocks = _blocks(targets, len(points))
-    inside = torch.stack([_inside_any(points, block) for block in blocks]).any(dim=0)
+    inside = None
+    if matching.quality is None:
+        inside = torch.stack([_inside(points, block).any(dim=1) for block in blocks]).any(dim=0)
     count = min(targets.valid.shape[1], len(points)) if matching.hungarian else 1
     claims = [_claim(cells, block, inside, matching, count) for block in blocks]
     owner, positive = _matched(claims) if matching.hungarian else _owners(claims)
@@ -151,19 +153,18 @@ def _inside(points: Tensor, block: Targets) -> Tensor:
     return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
-def _inside_any(points: Tensor, block: Targets) -> Tensor:
-    """bool [N, M]: the cell's point lies strictly inside an object."""
-    return _inside(points, block).any(dim=1)
-
-
 def _claim(
-    cells: _Cells, block: Targets, inside: Tensor, matching: Matching, count: int
+    cells: _Cells, block: Targets, inside: Tensor | None, matching: Matching, count: int
 ) -> _Claims:
-    """Every object claims its k cheapest cells; of at least `count` the costs are kept."""
+    """Every object claims its k cheapest cells; of at least `count` the costs are kept.
+
+    `inside`, bool [N, M], is whether a cell's point lies in any object; the published cost asks.
+    """
     ious = pairwise_iou(block.boxes, cells.boxes)  # [N, g, M]
     most = min(matching.topk, ious.shape[-1])
     k = ious.topk(most, dim=-1).values.sum(dim=-1).int().clamp(min=1)  # [N, g]
     if matching.quality is None:
+        assert inside is not None
         cost = _cost(cells, block, ious).masked_fill_(~inside[:, None], OUTSIDE_COST)
     else:
         cost = _quality_cost(cells, block, ious, *matching.quality)

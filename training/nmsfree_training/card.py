@@ -7,9 +7,9 @@ from typing import TypedDict
 
 from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.identity import sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cost import gmac
-from nmsfree_training.weights import sha256
 
 
 class Card(TypedDict):

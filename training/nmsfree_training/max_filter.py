@@ -7,6 +7,8 @@ neighbourhood's maximum as a linear term, is this project's. Max pooling and nea
 plain operators in every engine.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,6 +65,5 @@ class FeatureFilter(nn.Module):
     def forward(self, maps: Maps) -> Maps:
         out = []
         for x, around in zip(maps, neighbour_maxima(maps), strict=True):
-            m = torch.stack(list(around.values())).amax(dim=0)
-            out.append(x + self.mix(x - m))
+            out.append(x + self.mix(x - reduce(torch.maximum, around.values())))
         return out

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Compare recipes: many short runs, then a table.")
 
-INTERRUPTED = 130  # exit status
-
 DataOption = Annotated[Path, typer.Option("--data", help="With splits train, val and crowd.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Run folders and logs.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Figures of finished runs.")]
@@ -97,7 +95,7 @@ def run(
     from rich.console import Console
 
     from nmsfree_training.study.display import StudyDisplay
-    from nmsfree_training.study.jobs import is_done, plan
+    from nmsfree_training.study.jobs import INTERRUPTED, is_done, plan
     from nmsfree_training.study.rows import choose_rows
     from nmsfree_training.study.runner import StoppedError, run_study
 

@@ -6,7 +6,6 @@
 on.
 """
 
-import hashlib
 import json
 import re
 import tomllib
@@ -17,6 +16,7 @@ from typing import Any
 
 from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.identity import sha256
 from nmsfree_training.checkpoint import load_published
 from nmsfree_training.config import preset
 from nmsfree_training.download import Progress, fetch
@@ -97,12 +97,6 @@ def load_manifest(path: Path) -> Manifest:
         if not entry.url.startswith(("https://", "http://")):
             raise InputError(f"{path}: url is {entry.url!r}, expected https://…")
     return Manifest(path.parent, published, bundled)
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_sums(folder: Path) -> dict[str, str]:

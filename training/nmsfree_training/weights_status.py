@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nmsfree_training.weights import Manifest, read_card, read_sums, sha256
+from nmsfree.identity import sha256
+from nmsfree_training.weights import Manifest, read_card, read_sums
 
 Sha = Literal["ok", "differs", "unknown"]
 

@@ -11,8 +11,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.identity import sha256
 from nmsfree_training.download import fetch
-from nmsfree_training.weights import SUMS, PublishedWeight, obtain, read_sums, sha256
+from nmsfree_training.weights import SUMS, PublishedWeight, obtain, read_sums
 from nmsfree_training.weights_cli import app
 
 runner = CliRunner()

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from nmsfree.data.digits import write_digits
 from nmsfree.errors import InputError
+from nmsfree.identity import sha256
 from nmsfree_training.study import rows as study_rows
 from nmsfree_training.study import runner
 from nmsfree_training.study.display import StudyDisplay
@@ -30,7 +31,6 @@ from nmsfree_training.study.runner import StoppedError, last_line, run_study
 from nmsfree_training.study.worker import training_command
 from nmsfree_training.study_cli import app
 from nmsfree_training.train_state import LAST, PREVIOUS
-from nmsfree_training.weights import sha256
 
 GOOD = Row("good", "a good row", "fcos_rt_nano", (), "Does it run?")
 BAD = Row("bad", "a bad row", "fcos_rt_nano", ("--no-such-option",), "Does it fail?")

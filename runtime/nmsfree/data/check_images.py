@@ -1,6 +1,5 @@
 """Reading every image of a dataset once: does it decode, how large is it, which bytes is it."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from nmsfree.data.faults import Fault, Kind
 from nmsfree.data.image_size import Size, header_size
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import InputError
+from nmsfree.identity import sha256
 from nmsfree.images import read_image
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -60,8 +60,7 @@ def read_fact(path: Path) -> ImageFact:
     if not path.is_file():
         return ImageFact(None, "", Kind.IMAGE_MISSING, "no such file")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         height, width = read_image(path).shape[:2]
     except (OSError, InputError) as error:
         header = header_size(path)

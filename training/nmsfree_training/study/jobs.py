@@ -10,6 +10,8 @@ from nmsfree.errors import InputError
 from nmsfree_training.study.results import read_result
 from nmsfree_training.study.rows import Row
 
+INTERRUPTED = 130  # exit status of what was asked to stop, and saved
+
 
 @dataclass(frozen=True)
 class Job:

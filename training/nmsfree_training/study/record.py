@@ -1,8 +1,6 @@
 """What is written down of a finished run."""
 
 import json
-import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,13 +8,13 @@ import torch
 
 from nmsfree.atomic import write_atomic
 from nmsfree.data.load import load_dataset
+from nmsfree.identity import processor_name, sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.events import is_loss
 from nmsfree_training.metrics_file import Record, read_metrics
 from nmsfree_training.study.jobs import Job
 from nmsfree_training.study.measure import SPLITS, measure
 from nmsfree_training.study.results import Result
-from nmsfree_training.weights import sha256
 
 
 def write_result(job: Job) -> None:
@@ -68,13 +66,3 @@ def _pace(records: list[Record]) -> dict[str, float]:
 
 def _counts(data: Path) -> dict[str, int]:
     return {split: len(load_dataset(data, split)) for split in ("train", *SPLITS)}
-
-
-def processor_name() -> str:
-    """Return the processor's model name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if sys.platform == "linux" and cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

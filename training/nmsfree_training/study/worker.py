@@ -15,10 +15,9 @@ from threading import Thread
 import typer
 
 from nmsfree.errors import NmsfreeError
-from nmsfree_training.study.jobs import Job
+from nmsfree_training.study.jobs import INTERRUPTED, Job
 from nmsfree_training.study.lock import locked
 
-INTERRUPTED = 130  # exit status
 # Those of `train_state`, which is not imported: this process waits for hours, without PyTorch.
 STATES = "*.state.pt"
 
