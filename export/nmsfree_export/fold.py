@@ -54,19 +54,22 @@ def fold_backbone(backbone: ResNet) -> ResNet:
 def fold_head(head: Head) -> list[Head]:
     """Return one head per level, without batch norm; the same object where nothing differs.
 
-    Predictions and max filter are those of the original in every one of them: `Head.predict` of
+    Predictions and filters are those of the original in every one of them: `Head.predict` of
     any makes the outputs of all levels from what `Head.towers` of each gives for its own.
     """
-    if not isinstance(head.cls_heads[0].norm, LevelBatchNorm2d):
-        return [_fold_level(head, 0)] * len(STRIDES)
-    return [_fold_level(head, level) for level in range(len(STRIDES))]
+    rivals = None if head.rival_filter is None else head.rival_filter.folded()
+    per_level = isinstance(head.cls_heads[0].norm, LevelBatchNorm2d)
+    folded = [_fold_level(head, level) for level in range(len(STRIDES) if per_level else 1)]
+    for own in folded:
+        # None of these carries a norm: share them, so that they are stored once.
+        own.cls_pred, own.reg_pred = head.cls_pred, head.reg_pred
+        own.feature_filter, own.logit_filter = head.feature_filter, head.logit_filter
+        own.rival_filter = rivals
+    return folded if per_level else folded * len(STRIDES)
 
 
 def _fold_level(head: Head, level: int) -> Head:
     folded = copy.deepcopy(head)
-    # Neither predictions nor filter carry a norm: share them, so that they are stored once.
-    folded.cls_pred, folded.reg_pred = head.cls_pred, head.reg_pred
-    folded.feature_filter, folded.logit_filter = head.feature_filter, head.logit_filter
     for block in [*folded.cls_heads, *folded.reg_heads]:
         norm = block.norm[level] if isinstance(block.norm, LevelBatchNorm2d) else block.norm
         if not isinstance(norm, nn.GroupNorm):

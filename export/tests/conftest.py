@@ -50,6 +50,13 @@ def _randomise_filter(head: Head) -> None:
     if head.feature_filter is not None:
         nn.init.normal_(head.feature_filter.mix.weight, std=0.05)
         nn.init.normal_(head.feature_filter.mix.bias, std=0.1)
+    if head.rival_filter is not None:
+        assert head.reg_pred.bias is not None
+        head.reg_pred.bias[2:] = 2.0  # boxes of some 7 cells, as only such agree with a neighbour's
+        for kind, weight in head.rival_filter.weights.items():
+            nn.init.uniform_(weight, 0.2, 0.5)
+            if kind != "same":
+                weight[0 if kind == "finer" else -1] = 0.0
     if head.logit_filter is not None:
         maps = [torch.randn(2, 3, s, s) for s in (8, 4, 2)]
         for weight in head.logit_filter.parameters():

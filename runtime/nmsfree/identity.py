@@ -14,9 +14,27 @@ def sha256(path: Path) -> str:
 
 def processor_name() -> str:
     """Return the processor's model name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if sys.platform == "linux" and cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def computes_bf16() -> bool | None:
+    """Whether the processor has bfloat16 arithmetic; None = the system does not tell.
+
+    PyTorch emulates it on the others, which takes several times as long as float32.
+    """
+    features = _cpuinfo("flags") or _cpuinfo("Features")  # x86, ARM
+    return (
+        {"avx512_bf16", "amx_bf16", "bf16"} & set(features.split()) != set() if features else None
+    )
+
+
+def _cpuinfo(entry: str) -> str:
+    """The first entry of this name in Linux's description of the processors; "" for none."""
+    path = Path("/proc/cpuinfo")
+    if sys.platform != "linux" or not path.is_file():
+        return ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == entry:
+            return value.strip()
+    return ""

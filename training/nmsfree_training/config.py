@@ -28,6 +28,8 @@ class ModelConfig:
         heads: which heads exist; at deployment one is kept, "o2o" if there is one.
         max_filter: of the o2o head: a 3-D max filter on its class logits or on the features
             before them, see `max_filter.py`.
+        rival_filter: of the o2o head: cells give way to a better neighbour with the same box, see
+            `rival_filter.py`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelConfig:
     head_convs: int = 4
     head_norm: HeadNorm = "group"
     max_filter: MaxFilter = "none"
+    rival_filter: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,11 @@ class Fcos(nn.Module):
 
     def _make_head(self, name: HeadName) -> Head:
         c = self.config
-        max_filter = c.max_filter if name == "o2o" else "none"
-        return Head(c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES), max_filter)
+        sizes = (c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
+        return Head(*sizes) if name == "o2m" else Head(*sizes, c.max_filter, c.rival_filter)
 
     def copy_head(self) -> None:
-        """Give the o2o head the weights of the o2m head; its max filter stays as it is."""
+        """Give the o2o head the weights of the o2m head; its filters stay as they are."""
         copy_head(self.state_dict())
 
     @property

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nmsfree_training.config import HeadNorm, MaxFilter
 from nmsfree_training.max_filter import FeatureFilter, LogitFilter, Maps
+from nmsfree_training.rival_filter import RivalFilter
 
 
 class LevelBatchNorm2d(nn.ModuleList):
@@ -70,6 +71,7 @@ class Head(nn.Module):
         num_classes: int,
         levels: int,
         max_filter: MaxFilter = "none",
+        rival_filter: bool = False,
     ) -> None:
         super().__init__()
         self.cls_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
@@ -85,6 +87,7 @@ class Head(nn.Module):
         nn.init.constant_(self.cls_pred.bias, -math.log(99))
         self.feature_filter = FeatureFilter(channels) if max_filter == "features" else None
         self.logit_filter = LogitFilter(levels) if max_filter == "logits" else None
+        self.rival_filter = RivalFilter(levels) if rival_filter else None
 
     def forward(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """P3 … P5 → per level (logits [N, C, h, w], deltas [N, 4, h, w] as dx, dy, dw, dh)."""
@@ -100,10 +103,13 @@ class Head(nn.Module):
         return cls, reg
 
     def predict(self, cls: Maps, reg: Maps) -> list[tuple[Tensor, Tensor]]:
-        """Both branches' features of all levels → as `forward`; a max filter compares levels."""
+        """Both branches' features of all levels → as `forward`; filters compare levels."""
         if self.feature_filter is not None:
             cls = self.feature_filter(cls)
         logits = [self.cls_pred(c) for c in cls]
         if self.logit_filter is not None:
             logits = self.logit_filter(logits)
-        return [(c, self.reg_pred(r)) for c, r in zip(logits, reg, strict=True)]
+        deltas = [self.reg_pred(r) for r in reg]
+        if self.rival_filter is not None:
+            logits = self.rival_filter(logits, deltas)
+        return list(zip(logits, deltas, strict=True))

@@ -14,8 +14,9 @@ CHOICES = {
     "o2o_matching": ("argmin", "hungarian"),
 }
 SHARES = ("flip", "mosaic", "mixup", "color_jitter", "o2o_gradient", "o2m_weight_end", "o2o_start")
-MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter")
+MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_filter")
 MATCHING_OPTIONS = ("o2o_matching", "o2o_quality", "o2m_quality")
+FILTERS = ("max_filter", "rival_filter")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
 
 
@@ -52,6 +53,7 @@ class RecipeOptions:
     o2m_weight_end: float | None = None
     o2o_start: float | None = None
     max_filter: str | None = None
+    rival_filter: bool | None = None
 
     def apply(self, chosen: Preset) -> Preset:
         """Return the preset with these values.
@@ -100,7 +102,7 @@ class RecipeOptions:
                     "model (fcos_e2e_…)"
                 )
             head = "o2m" if option == "o2m_quality" else "o2o"
-            needs = option in MATCHING_OPTIONS or option == "max_filter"
+            needs = option in (*MATCHING_OPTIONS, *FILTERS)
             if needs and head not in heads:
                 raise InputError(f"{_option(option)} is given, but {name} has no {head} head")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import InputError
+from nmsfree.identity import computes_bf16
 
 if TYPE_CHECKING:
     from nmsfree_training.study.results import Result
@@ -23,6 +24,10 @@ EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Length of a 
 LengthOption = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Only runs of this length.")
 ]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="fp32, bf16, or auto: bf16 where the processor has it.")
+]
+AUTO = "auto"
 DATA, RUNS, RESULTS = Path("data/digits"), Path("runs/study"), Path("docs/study")
 EPOCHS, SEEDS = 16, (0, 1, 2)
 
@@ -79,6 +84,7 @@ def run(
         list[int] | None, typer.Option("--seed", min=0, help="Which seed; 0, 1, 2 if not given.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 2,
+    precision: PrecisionOption = AUTO,
     data: DataOption = DATA,
     results: ResultsOption = RESULTS,
     runs: RunsOption = RUNS,
@@ -102,7 +108,13 @@ def run(
     if not data.is_dir():
         raise InputError(f"--data is {data}, which is not a folder: `nmsfree data digits` makes it")
     wanted = plan(
-        choose_rows(row or ()), epochs, seed or SEEDS, data=data, runs=runs, results=results
+        choose_rows(row or ()),
+        epochs,
+        seed or SEEDS,
+        data=data,
+        runs=runs,
+        results=results,
+        precision=_precision(precision),
     )
     pending = [job for job in wanted if not is_done(job)]
     console = Console(stderr=True)
@@ -116,6 +128,15 @@ def run(
         typer.echo(f"stopped, all is saved; go on with: {again}", err=True)
         raise typer.Exit(INTERRUPTED)
     _conclude(len(wanted), failures, results)
+
+
+def _precision(chosen: str) -> str:
+    """Resolve "auto". A recipe's figures are the same in each, but for noise."""
+    if chosen not in (AUTO, "fp32", "bf16"):
+        raise InputError(f"--precision is {chosen!r}, expected fp32, bf16 or auto")
+    if chosen != AUTO:
+        return chosen
+    return "bf16" if computes_bf16() else "fp32"
 
 
 def _conclude(count: int, failures: "list[Failure]", results: Path) -> None:
@@ -134,6 +155,7 @@ def command(
     row: Annotated[str, typer.Argument(help="Name of the row.")],
     epochs: EpochsOption = EPOCHS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
+    precision: PrecisionOption = AUTO,
     data: DataOption = DATA,
     runs: RunsOption = RUNS,
 ) -> None:
@@ -145,7 +167,8 @@ def command(
     from nmsfree_training.study.rows import choose_rows
 
     (chosen,) = choose_rows([row])
-    typer.echo(Job(chosen, epochs, seed, data, runs, RESULTS).command)
+    job = Job(chosen, epochs, seed, data, runs, RESULTS, _precision(precision))
+    typer.echo(job.command)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.console import Console
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.identity import computes_bf16
 from nmsfree_training.config import HeadName, Preset, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World, join_world
@@ -177,6 +178,7 @@ def _check(options: TrainOptions) -> None:
             "--model": options.model,
             "--head-norm": options.recipe.head_norm,
             "--max-filter": options.recipe.max_filter,
+            "--rival-filter": options.recipe.rival_filter,
         }
         for name, value in decided.items():
             if value is not None:
@@ -277,6 +279,11 @@ def _announce(
     )
     if not run.resume:
         watcher.message(start.message)
+    if run.precision == "bf16" and run.device.type == "cpu" and computes_bf16() is False:
+        watcher.message(
+            "this processor has no bf16 arithmetic: PyTorch emulates it, several times slower than "
+            "--precision fp32"
+        )
 
 
 def _how_to_resume(world: World) -> str:

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_training import train_cli
+from nmsfree_training import study_cli, train_cli
 from nmsfree_training.cli import train
 from nmsfree_training.config import Matching, Preset, preset
 from nmsfree_training.study.jobs import Job, is_done, plan
@@ -67,6 +67,9 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
         "hungarian": replace(whole, o2o=replace(o2o, hungarian=True)),
         "filter_logits": whole,
         "filter_features": whole,
+        "rival": whole,
+        "rival_hungarian": replace(whole, o2o=replace(o2o, hungarian=True)),
+        "rival_features": replace(whole, o2o=replace(o2o, hungarian=True)),
         "one_metric": replace(whole, o2o=Matching(1, quality), o2m=Matching(13, quality)),
         "late_copy": replace(whole, o2o_start=0.5),
         "fade": replace(whole, o2m_weight_end=0.0),
@@ -76,14 +79,21 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
         assert chosen[name].train == recipe, name
     filters = {name: found.model.max_filter for name, found in chosen.items()}
     used = {name: kind for name, kind in filters.items() if kind != "none"}
-    assert used == {"filter_logits": "logits", "filter_features": "features", "all": "logits"}
+    assert used == {
+        "filter_logits": "logits",
+        "filter_features": "features",
+        "rival_features": "features",
+        "all": "logits",
+    }
+    rivals = [name for name, found in chosen.items() if found.model.rival_filter]
+    assert rivals == ["rival", "rival_hungarian", "rival_features"]
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
 
 def test_two_headed_rows_spell_all_options_out() -> None:
     for row in ROWS:
         if row.model == "fcos_e2e_nano":
-            assert sum(word.startswith("--") for word in row.options) == 7
+            assert sum(word.startswith("--") for word in row.options) == 8
 
 
 def test_names_are_unique_and_chosen_in_order() -> None:
@@ -101,14 +111,28 @@ def test_a_plan_goes_seed_by_seed() -> None:
 
 
 def test_the_command_is_what_a_user_types() -> None:
-    shown = CliRunner().invoke(app, ["command", "o2o", "--seed", "1", "--epochs", "3"])
+    shown = CliRunner().invoke(
+        app, ["command", "o2o", "--seed", "1", "--epochs", "3", "--precision", "bf16"]
+    )
     assert shown.exit_code == 0
     assert shown.stdout.strip() == (
         "nmsfree train --data data/digits --model fcos_o2o_nano --o2o-matching argmin "
-        "--o2o-quality 0 0 --max-filter none --epochs 3 --seed 1 --precision bf16 --threads 1 "
-        "--workers 0 --eval-every 0 --no-tensorboard --out runs/study/o2o_e3_s1"
+        "--o2o-quality 0 0 --max-filter none --no-rival-filter --epochs 3 --seed 1 "
+        "--precision bf16 --threads 1 --workers 0 --eval-every 0 --no-tensorboard "
+        "--out runs/study/o2o_e3_s1"
     )
     assert shlex.split(shown.stdout)[1:] == list(job_of(BY_NAME["o2o"], 1, 3).arguments)
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])
+def test_precision_is_what_the_processor_computes_in(
+    has: bool | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_cli, "computes_bf16", lambda: has)
+    shown = CliRunner().invoke(app, ["command", "o2o"])
+    assert f" --precision {precision} " in shown.stdout
+    wrong = CliRunner().invoke(app, ["command", "o2o", "--precision", "half"])
+    assert str(wrong.exception) == "--precision is 'half', expected fp32, bf16 or auto"
 
 
 def finished(job: Job) -> None:
@@ -124,6 +148,7 @@ def test_a_changed_row_is_refused(tmp_path: Path) -> None:
     finished(job)
     assert is_done(job)
     assert is_done(replace(job, runs=Path("elsewhere")))  # the same run in another folder
+    assert is_done(replace(job, precision="fp32"))  # and on a processor without bf16
     changed = replace(job, row=replace(job.row, options=("--o2o-gradient", "0.5")))
     with pytest.raises(InputError) as caught:
         is_done(changed)

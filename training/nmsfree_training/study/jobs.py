@@ -21,6 +21,7 @@ class Job:
         data: dataset folder with the splits train, val and crowd.
         runs: where run folders and logs go.
         results: where the measured figures go, one JSON file for each run.
+        precision: of the network while it is trained. The recipe is the same in each.
     """
 
     row: Row
@@ -29,6 +30,7 @@ class Job:
     data: Path
     runs: Path
     results: Path
+    precision: str = "bf16"
 
     @property
     def name(self) -> str:
@@ -51,7 +53,8 @@ class Job:
         """The words after `nmsfree`. One thread and one process: two runs share two cores."""
         return (
             *("train", "--data", str(self.data), "--model", self.row.model, *self.row.options),
-            *("--epochs", str(self.epochs), "--seed", str(self.seed), "--precision", "bf16"),
+            *("--epochs", str(self.epochs), "--seed", str(self.seed)),
+            *("--precision", self.precision),
             *("--threads", "1", "--workers", "0", "--eval-every", "0", "--no-tensorboard"),
             *("--out", str(self.folder)),
         )
@@ -64,22 +67,31 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, for a process of its own."""
         paths = {name: str(getattr(self, name)) for name in ("data", "runs", "results")}
-        return {"row": asdict(self.row), "epochs": self.epochs, "seed": self.seed, **paths}
+        kind = {"epochs": self.epochs, "seed": self.seed, "precision": self.precision}
+        return {"row": asdict(self.row), **kind, **paths}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Job":
         """The way back of `to_json`."""
         row = Row(**values["row"] | {"options": tuple(values["row"]["options"])})
-        paths = (Path(values[name]) for name in ("data", "runs", "results"))
-        return cls(row, values["epochs"], values["seed"], *paths)
+        data, runs, results = (Path(values[name]) for name in ("data", "runs", "results"))
+        kind = values["precision"]
+        return cls(row, values["epochs"], values["seed"], data, runs, results, kind)
 
 
 def plan(
-    rows: Sequence[Row], epochs: int, seeds: Iterable[int], *, data: Path, runs: Path, results: Path
+    rows: Sequence[Row],
+    epochs: int,
+    seeds: Iterable[int],
+    *,
+    data: Path,
+    runs: Path,
+    results: Path,
+    precision: str = "bf16",
 ) -> list[Job]:
     """Return all runs, seed by seed: a study that is stopped has compared all rows alike."""
     return [
-        Job(row, epochs, seed, data, runs, results)
+        Job(row, epochs, seed, data, runs, results, precision)
         for seed in dict.fromkeys(seeds)  # a seed given twice counts once
         for row in rows
     ]
@@ -94,7 +106,7 @@ def is_done(job: Job) -> bool:
     if not job.result_file.is_file():
         return False
     found = read_result(job.result_file)["command"]
-    if _without_out(found) != _without_out(job.command):
+    if _recipe(found) != _recipe(job.command):
         raise InputError(
             f"{job.result_file}: found the command `{found}`, expected `{job.command}`: "
             f"delete the file and {job.folder}, or rename the row"
@@ -102,10 +114,11 @@ def is_done(job: Job) -> bool:
     return True
 
 
-def _without_out(command: str) -> list[str]:
-    """The words of a command but for the folder, which has no part in what comes out."""
+def _recipe(command: str) -> list[str]:
+    """The words of a command but for where it writes and how the machine computes."""
     words = shlex.split(command)
-    if "--out" in words:
-        at = words.index("--out")
-        del words[at : at + 2]
+    for option in ("--out", "--precision"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
     return words

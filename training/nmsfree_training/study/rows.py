@@ -40,6 +40,7 @@ def _two_heads(
     o2m_weight_end: float = 1,
     o2o_start: float = 0,
     max_filter: str = "none",
+    rival_filter: bool = False,
 ) -> Row:
     """A two-headed recipe: the published one, but for what is given.
 
@@ -53,6 +54,7 @@ def _two_heads(
         *("--o2m-weight-end", f"{o2m_weight_end:g}"),
         *("--o2o-start", f"{o2o_start:g}"),
         *("--max-filter", max_filter),
+        "--rival-filter" if rival_filter else "--no-rival-filter",
     )
     return Row(name, title, TWO_HEADED, options, question)
 
@@ -69,7 +71,10 @@ ROWS: tuple[Row, ...] = (
         "o2o",
         "one-to-one alone",
         "fcos_o2o_nano",
-        ("--o2o-matching", "argmin", "--o2o-quality", "0", "0", "--max-filter", "none"),
+        (
+            *("--o2o-matching", "argmin", "--o2o-quality", "0", "0"),
+            *("--max-filter", "none", "--no-rival-filter"),
+        ),
         "What does one-to-one training reach without a second head?",
     ),
     _two_heads("e2e_published", "two heads, published", "Where does the published recipe stand?"),
@@ -115,6 +120,30 @@ ROWS: tuple[Row, ...] = (
         "Or one on the features before them?",
         gradient=1,
         max_filter="features",
+    ),
+    _two_heads(
+        "rival",
+        "gradient 1, rival filter",
+        "Or cells that give way only to a neighbour with the same box?",
+        gradient=1,
+        rival_filter=True,
+    ),
+    _two_heads(
+        "rival_hungarian",
+        "gradient 1, rival filter, Hungarian",
+        "Is a cell of its own for every object worth more then?",
+        gradient=1,
+        matching="hungarian",
+        rival_filter=True,
+    ),
+    _two_heads(
+        "rival_features",
+        "gradient 1, rival filter, Hungarian, filter on features",
+        "Does the max filter on features add to it?",
+        gradient=1,
+        matching="hungarian",
+        max_filter="features",
+        rival_filter=True,
     ),
     _two_heads(
         "one_metric",

@@ -1,0 +1,41 @@
+"""Which file, which processor."""
+
+import hashlib
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from nmsfree import identity
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(data)
+    assert identity.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of the processor")
+def test_the_processor_of_this_machine() -> None:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    assert identity.processor_name() in text or identity.processor_name() == platform.processor()
+    if "avx512_bf16" in text:
+        assert identity.computes_bf16()
+
+
+@pytest.mark.parametrize(
+    ("described", "has"),
+    [
+        ({"flags": "fpu avx2 avx512_bf16 amx_tile"}, True),
+        ({"flags": "fpu avx2 fma"}, False),
+        ({"Features": "fp asimd bf16"}, True),
+        ({"Features": "fp asimd"}, False),
+        ({}, None),
+    ],
+)
+def test_bf16_arithmetic(
+    described: dict[str, str], has: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "_cpuinfo", lambda entry: described.get(entry, ""))
+    assert identity.computes_bf16() is has

@@ -1,0 +1,156 @@
+"""A cell gives way to a better neighbour that shows the same box; it keeps its score beside others.
+
+The max filters of `max_filter.py` compare scores alone, so of two objects of one class that stand
+close they lower one. This one asks for the boxes, too: the logits z of a cell i become
+
+    z_i − b · max over neighbours j of  tanh(5 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − 0.8))
+
+with s the best class logit of a cell and IoU that of the decoded boxes. Neighbours are the 8 cells
+around it, the 2 × 2 cells of the next finer level that it covers, and the cell of the next coarser
+level that it lies in, each kind with a maximum and a strength b of its own per level. Every cell is
+compared with the unfiltered ones at once: the cost is fixed, nothing is sorted, nothing depends on
+the picture. Only plain operators, and positions relative to the cell in units of its stride.
+
+The form is this project's. That neighbours in space and scale should compete is DeFCN's idea
+(arXiv:2012.03544), that a score should fall with the overlap Soft-NMS's (arXiv:1704.04503).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nmsfree_training.max_filter import Maps
+
+# A neighbour that is better by 0.2 in the logit counts by three quarters. More would magnify the
+# rounding of lower precisions where two cells are nearly equal.
+MARGIN = 5.0
+SHARPNESS, AGREEMENT = 40.0, 0.8  # of two boxes: IoU 0.75 counts by an eighth, 0.85 by seven
+# Strengths end at 3 to 5; at the recipe's learning rate Adam moves a weight by a tenth of that.
+GAIN = 10.0
+FAR = -1e4  # of what lies outside the map: a low score, and a box far away
+
+AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in cells
+BELOW = [(y, x) for y in (0, 1) for x in (0, 1)]  # the four finer cells, by row and column
+
+
+class _Boxes(NamedTuple):
+    """What is compared of n cells, each of them at every place of a map.
+
+    score, area [N, n, h, w]; low and high corners (y, x) [N, n, 2, h, w]; in strides, from the
+    point of the cell at that place.
+    """
+
+    score: Tensor
+    area: Tensor
+    low: Tensor
+    high: Tensor
+
+
+class RivalFilter(nn.Module):
+    """See above. No strength at the start: the filter then changes nothing.
+
+    No gradient flows through the comparison, only into the strengths and the unfiltered logits.
+    The comparison is in float32 whatever comes in, and so is what comes out.
+
+    Attributes:
+        weights: by kind of neighbour, float32 [levels]; the strengths b are `gain` times these.
+    """
+
+    around: Tensor
+    below: Tensor
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.gain = GAIN
+        self.weights = nn.ParameterDict(
+            {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
+        )
+        # Where the points of these neighbours are, in strides of the cell, [n, 2, 1, 1].
+        around, below = torch.tensor(AROUND).float(), torch.tensor(BELOW) / 2 - 0.25
+        self.register_buffer("around", around[..., None, None], persistent=False)
+        self.register_buffer("below", below[..., None, None], persistent=False)
+
+    def forward(self, logits: Maps, deltas: Maps) -> Maps:
+        """Lower logits [N, C, h, w] where deltas [N, 4, h, w] agree; levels finest first."""
+        cells = [
+            _pack(x.detach().float(), d.detach().float())
+            for x, d in zip(logits, deltas, strict=True)
+        ]
+        filtered = [
+            x - self._strength("same", level) * self._from_around(own)
+            for level, (x, own) in enumerate(zip(logits, cells, strict=True))
+        ]
+        for fine in range(len(cells) - 1):
+            from_below, from_above = self._between(cells[fine], cells[fine + 1])
+            filtered[fine] = filtered[fine] - self._strength("coarser", fine) * from_above
+            coarse = fine + 1
+            filtered[coarse] = filtered[coarse] - self._strength("finer", coarse) * from_below
+        return filtered
+
+    def folded(self) -> "RivalFilter":
+        """Return a copy for deployment: the strengths are its weights."""
+        copy = RivalFilter(len(self.weights["same"]))
+        copy.gain = 1.0
+        for kind, weight in self.weights.items():
+            copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
+        return copy
+
+    def _strength(self, kind: str, level: int) -> Tensor:
+        weight: Tensor = self.weights[kind][level]
+        return weight if self.gain == 1 else self.gain * weight
+
+    def _from_around(self, cells: Tensor) -> Tensor:
+        """How much each cell is rivalled by the 8 around it, [N, 1, h, w], 0–1."""
+        h, w = cells.shape[2:]
+        padded = F.pad(cells, (1, 1, 1, 1), value=FAR)
+        rows = [padded[:, :, 1 + y : 1 + y + h] for y in (-1, 0, 1)]
+        shifted = [rows[1 + y][:, :, :, 1 + x : 1 + x + w] for y, x in AROUND]
+        own, others = _unpack([cells]), _moved(_unpack(shifted), self.around)
+        return (_better(own, others) * _agreement(own, others)).amax(dim=1, keepdim=True)
+
+    def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
+        h, w = fine.shape[2:]
+        rows, columns = coarse.shape[2:]
+        # An odd side: the last coarse cell covers one finer cell less.
+        even = F.pad(fine, (0, 2 * columns - w, 0, 2 * rows - h), value=FAR)
+        parts = _unpack([even[:, :, y::2, x::2] for y, x in BELOW])
+        halved = _Boxes(parts.score, parts.area / 4, parts.low / 2, parts.high / 2)
+        own, others = _unpack([coarse]), _moved(halved, self.below)
+        agreement = _agreement(own, others)  # [N, 4, rows, columns]
+        from_below = (_better(own, others) * agreement).amax(dim=1, keepdim=True)
+        from_above = F.pixel_shuffle(_better(others, own) * agreement, 2)
+        return from_below, from_above[:, :, :h, :w]
+
+
+def _pack(logits: Tensor, deltas: Tensor) -> Tensor:
+    """[N, 6, h, w]: best logit, and the box's area, low corner and high corner in strides."""
+    centre, half = deltas[:, :2].flip(1), deltas[:, 2:].flip(1).exp() / 2  # (y, x)
+    score, area = logits.amax(dim=1, keepdim=True), 4 * half[:, :1] * half[:, 1:]
+    return torch.cat([score, area, centre - half, centre + half], dim=1)
+
+
+def _unpack(cells: list[Tensor]) -> _Boxes:
+    joined = torch.cat(cells, dim=1)
+    joined = joined.reshape(len(joined), len(cells), 6, *joined.shape[2:])
+    return _Boxes(joined[:, :, 0], joined[:, :, 1], joined[:, :, 2:4], joined[:, :, 4:])
+
+
+def _moved(boxes: _Boxes, offsets: Tensor) -> _Boxes:
+    """Boxes as seen from a cell whose neighbours lie at these offsets, [n, 2, 1, 1]."""
+    return boxes._replace(low=boxes.low + offsets, high=boxes.high + offsets)
+
+
+def _better(own: _Boxes, others: _Boxes) -> Tensor:
+    """0–1: whether others have a higher score."""
+    return torch.tanh(MARGIN * (others.score - own.score).clamp(min=0))
+
+
+def _agreement(a: _Boxes, b: _Boxes) -> Tensor:
+    """0–1: whether boxes are the same."""
+    sides = (torch.minimum(a.high, b.high) - torch.maximum(a.low, b.low)).clamp(min=0)
+    shared = sides[:, :, 0] * sides[:, :, 1]
+    iou = shared / (a.area + b.area - shared).clamp(min=1e-6)  # square strides
+    return torch.sigmoid(SHARPNESS * (iou - AGREEMENT))
