@@ -36,7 +36,7 @@ NORMS = pytest.mark.parametrize("norm", ["batch_per_level", "batch", "group"])
 
 def with_filter(model: ModelConfig, kind: Kind) -> ModelConfig:
     if kind == "rivals":
-        return dataclasses.replace(model, rival_filter=True)
+        return dataclasses.replace(model, rival_iou=0.8)
     return dataclasses.replace(model, max_filter=kind)
 
 

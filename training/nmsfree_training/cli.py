@@ -168,8 +168,9 @@ def train(
     max_filter: Annotated[
         str | None, _heads("3-D max filter: none, or on logits or features.")
     ] = None,
-    rival_filter: Annotated[
-        bool | None, _heads("Cells give way to better neighbours with the same box.")
+    rival_iou: Annotated[
+        float | None,
+        _heads("Cells give way to better neighbours whose boxes agree by this IoU; 0 = off."),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Same seed, same run.", rich_help_panel=MACHINE)
@@ -227,7 +228,7 @@ def train(
         o2m_weight_end=o2m_weight_end,
         o2o_start=o2o_start,
         max_filter=max_filter,
-        rival_filter=rival_filter,
+        rival_iou=rival_iou,
     )
     options = TrainOptions(
         data=data,

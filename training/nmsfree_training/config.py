@@ -28,8 +28,8 @@ class ModelConfig:
         heads: which heads exist; at deployment one is kept, "o2o" if there is one.
         max_filter: of the o2o head: a 3-D max filter on its class logits or on the features
             before them, see `max_filter.py`.
-        rival_filter: of the o2o head: cells give way to a better neighbour with the same box, see
-            `rival_filter.py`.
+        rival_iou: of the o2o head: a cell gives way to a better neighbour whose box has this IoU or
+            more with its own, see `rival_filter.py`; 0 = no such filter.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ModelConfig:
     head_convs: int = 4
     head_norm: HeadNorm = "group"
     max_filter: MaxFilter = "none"
-    rival_filter: bool = False
+    rival_iou: float = 0.0
 
 
 @dataclass(frozen=True)

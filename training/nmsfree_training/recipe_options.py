@@ -13,10 +13,13 @@ CHOICES = {
     "max_filter": ("none", "logits", "features"),
     "o2o_matching": ("argmin", "hungarian"),
 }
-SHARES = ("flip", "mosaic", "mixup", "color_jitter", "o2o_gradient", "o2m_weight_end", "o2o_start")
-MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_filter")
+SHARES = (
+    *("flip", "mosaic", "mixup", "color_jitter"),
+    *("o2o_gradient", "o2m_weight_end", "o2o_start", "rival_iou"),
+)
+MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_iou")
 MATCHING_OPTIONS = ("o2o_matching", "o2o_quality", "o2m_quality")
-FILTERS = ("max_filter", "rival_filter")
+FILTERS = ("max_filter", "rival_iou")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
 
 
@@ -53,7 +56,7 @@ class RecipeOptions:
     o2m_weight_end: float | None = None
     o2o_start: float | None = None
     max_filter: str | None = None
-    rival_filter: bool | None = None
+    rival_iou: float | None = None
 
     def apply(self, chosen: Preset) -> Preset:
         """Return the preset with these values.

@@ -64,14 +64,16 @@ def retrofit(
 
 
 def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
-    """The same network with both heads, and the max filter of the preset of that name, if any."""
+    """The same network with both heads, and the filters of the preset of that name, if any."""
     name = _two_headed_name(model.name)
+    like = preset(name).model if name in PRESETS else ModelConfig(name, 1, ("o2o",))
     return replace(
         model,
         name=name,
         heads=("o2m", "o2o"),
         frozen_stages=model.frozen_stages if frozen_stages is None else frozen_stages,
-        max_filter=preset(name).model.max_filter if name in PRESETS else "none",
+        max_filter=like.max_filter,
+        rival_iou=like.rival_iou,
     )
 
 

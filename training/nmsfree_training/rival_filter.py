@@ -3,7 +3,7 @@
 The max filters of `max_filter.py` compare scores alone, so of two objects of one class that stand
 close they lower one. This one asks for the boxes, too: the logits z of a cell i become
 
-    z_i − b · max over neighbours j of  tanh(5 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − 0.8))
+    z_i − b · max over neighbours j of  tanh(5 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − τ))
 
 with s the best class logit of a cell and IoU that of the decoded boxes. Neighbours are the 8 cells
 around it, the 2 × 2 cells of the next finer level that it covers, and the cell of the next coarser
@@ -26,7 +26,7 @@ from nmsfree_training.max_filter import Maps
 # A neighbour that is better by 0.2 in the logit counts by three quarters. More would magnify the
 # rounding of lower precisions where two cells are nearly equal.
 MARGIN = 5.0
-SHARPNESS, AGREEMENT = 40.0, 0.8  # of two boxes: IoU 0.75 counts by an eighth, 0.85 by seven
+SHARPNESS = 40.0  # an IoU 0.05 below τ counts by an eighth, 0.05 above it by seven
 # Strengths end at 3 to 5; at the recipe's learning rate Adam moves a weight by a tenth of that.
 GAIN = 10.0
 FAR = -1e4  # of what lies outside the map: a low score, and a box far away
@@ -54,6 +54,10 @@ class RivalFilter(nn.Module):
     No gradient flows through the comparison, only into the strengths and the unfiltered logits.
     The comparison is in float32 whatever comes in, and so is what comes out.
 
+    Args:
+        levels: of the pyramid.
+        agreement: τ, the IoU at which two boxes count by half as one.
+
     Attributes:
         weights: by kind of neighbour, float32 [levels]; the strengths b are `gain` times these.
     """
@@ -61,8 +65,9 @@ class RivalFilter(nn.Module):
     around: Tensor
     below: Tensor
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, agreement: float) -> None:
         super().__init__()
+        self.agreement = agreement
         self.gain = GAIN
         self.weights = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
@@ -91,7 +96,7 @@ class RivalFilter(nn.Module):
 
     def folded(self) -> "RivalFilter":
         """Return a copy for deployment: the strengths are its weights."""
-        copy = RivalFilter(len(self.weights["same"]))
+        copy = RivalFilter(len(self.weights["same"]), self.agreement)
         copy.gain = 1.0
         for kind, weight in self.weights.items():
             copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
@@ -108,7 +113,7 @@ class RivalFilter(nn.Module):
         rows = [padded[:, :, 1 + y : 1 + y + h] for y in (-1, 0, 1)]
         shifted = [rows[1 + y][:, :, :, 1 + x : 1 + x + w] for y, x in AROUND]
         own, others = _unpack([cells]), _moved(_unpack(shifted), self.around)
-        return (_better(own, others) * _agreement(own, others)).amax(dim=1, keepdim=True)
+        return (_better(own, others) * self._agreement(own, others)).amax(dim=1, keepdim=True)
 
     def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
@@ -119,10 +124,17 @@ class RivalFilter(nn.Module):
         parts = _unpack([even[:, :, y::2, x::2] for y, x in BELOW])
         halved = _Boxes(parts.score, parts.area / 4, parts.low / 2, parts.high / 2)
         own, others = _unpack([coarse]), _moved(halved, self.below)
-        agreement = _agreement(own, others)  # [N, 4, rows, columns]
+        agreement = self._agreement(own, others)  # [N, 4, rows, columns]
         from_below = (_better(own, others) * agreement).amax(dim=1, keepdim=True)
         from_above = F.pixel_shuffle(_better(others, own) * agreement, 2)
         return from_below, from_above[:, :, :h, :w]
+
+    def _agreement(self, a: _Boxes, b: _Boxes) -> Tensor:
+        """0–1: whether boxes are the same."""
+        sides = (torch.minimum(a.high, b.high) - torch.maximum(a.low, b.low)).clamp(min=0)
+        shared = sides[:, :, 0] * sides[:, :, 1]
+        iou = shared / (a.area + b.area - shared).clamp(min=1e-6)  # square strides
+        return torch.sigmoid(SHARPNESS * (iou - self.agreement))
 
 
 def _pack(logits: Tensor, deltas: Tensor) -> Tensor:
@@ -146,11 +158,3 @@ def _moved(boxes: _Boxes, offsets: Tensor) -> _Boxes:
 def _better(own: _Boxes, others: _Boxes) -> Tensor:
     """0–1: whether others have a higher score."""
     return torch.tanh(MARGIN * (others.score - own.score).clamp(min=0))
-
-
-def _agreement(a: _Boxes, b: _Boxes) -> Tensor:
-    """0–1: whether boxes are the same."""
-    sides = (torch.minimum(a.high, b.high) - torch.maximum(a.low, b.low)).clamp(min=0)
-    shared = sides[:, :, 0] * sides[:, :, 1]
-    iou = shared / (a.area + b.area - shared).clamp(min=1e-6)  # square strides
-    return torch.sigmoid(SHARPNESS * (iou - AGREEMENT))

@@ -217,6 +217,39 @@ def plot(
     typer.echo(f"{out}", err=True)
 
 
+@app.command()
+def scenes(
+    with_nms: Annotated[Path, typer.Argument(help="Detector that needs NMS.")],
+    without: Annotated[Path, typer.Argument(help="Detector that needs none.")],
+    out: Annotated[Path, typer.Option(help="The .png or .jpg to write.")],
+    data: DataOption = DATA,
+    split: Annotated[str, typer.Option(help="Split whose pictures are looked through.")] = "crowd",
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 3,
+) -> None:
+    """Draw the scenes where NMS loses most objects that the other detector finds.
+
+    Example: nmsfree study scenes weights/fcos_rt_nano.safetensors
+    weights/fcos_e2e_nano.safetensors --out scenes.png
+    """
+    from nmsfree.progress import progress_bar
+    from nmsfree_training.study.scenes import write_scenes
+
+    if out.suffix not in (".png", ".jpg"):
+        raise InputError(f"--out is {out}, expected a name that ends in .png or .jpg")
+    with progress_bar() as bars:
+        task = bars.add_task("detecting", total=None)
+        outcome = write_scenes(
+            *(with_nms, without, data, split, out, count),
+            lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    typer.echo(
+        f"of {outcome.objects} objects of {split} NMS misses {outcome.lost_with_nms}, without it "
+        f"{outcome.lost_without} are missed; {outcome.only_with_nms} only with NMS, "
+        f"{outcome.only_without} only without: {out}",
+        err=True,
+    )
+
+
 def _read(folder: Path, epochs: int | None) -> "list[Result]":
     from nmsfree_training.study.results import of_one_length, read_results
 

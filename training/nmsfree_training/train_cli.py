@@ -178,7 +178,7 @@ def _check(options: TrainOptions) -> None:
             "--model": options.model,
             "--head-norm": options.recipe.head_norm,
             "--max-filter": options.recipe.max_filter,
-            "--rival-filter": options.recipe.rival_filter,
+            "--rival-iou": options.recipe.rival_iou,
         }
         for name, value in decided.items():
             if value is not None:

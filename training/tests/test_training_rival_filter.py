@@ -33,7 +33,7 @@ def make_maps(size: tuple[int, int], classes: int = 3) -> tuple[Maps, Maps]:
 
 def make_filter(seed: int = 0) -> RivalFilter:
     torch.manual_seed(seed)
-    own = RivalFilter(3)
+    own = RivalFilter(3, 0.8)
     for weight in own.weights.values():
         torch.nn.init.uniform_(weight, 0.1, 0.4)
     return own
@@ -105,7 +105,7 @@ def one_row(scores: list[float], centres: list[float], side: float = 10.0) -> tu
 
 
 def run(scores: list[float], centres: list[float], strength: float = 4.0) -> list[float]:
-    own = RivalFilter(1)
+    own = RivalFilter(1, 0.8)
     torch.nn.init.constant_(own.weights["same"], strength / GAIN)
     with torch.inference_mode():
         (out,) = own(*one_row(scores, centres))
@@ -127,9 +127,9 @@ def test_equal_scores_both_stay() -> None:
     assert run([1.0, 1.0], [5.0, 5.0]) == [1.0, 1.0]
 
 
-def nano(rival_filter: bool) -> Fcos:
+def nano(rival_iou: float) -> Fcos:
     torch.manual_seed(1)
-    return Fcos(replace(preset("fcos_e2e_nano", 3).model, rival_filter=rival_filter))
+    return Fcos(replace(preset("fcos_e2e_nano", 3).model, rival_iou=rival_iou))
 
 
 def strengthen(network: Fcos, value: float) -> None:
@@ -141,7 +141,7 @@ def strengthen(network: Fcos, value: float) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)])
 def test_a_new_filter_changes_nothing(size: tuple[int, int]) -> None:
-    plain, filtered = nano(False).eval(), nano(True).eval()
+    plain, filtered = nano(0).eval(), nano(0.8).eval()
     new = set(filtered.state_dict()) - set(plain.state_dict())
     assert new == {f"heads.o2o.rival_filter.weights.{kind}" for kind in KINDS}
     images = torch.randn(2, 3, *size)
@@ -152,7 +152,7 @@ def test_a_new_filter_changes_nothing(size: tuple[int, int]) -> None:
 
 
 def test_it_acts_on_the_scores_of_the_o2o_head_only() -> None:
-    network, images = nano(True).eval(), torch.randn(1, 3, 64, 96)
+    network, images = nano(0.8).eval(), torch.randn(1, 3, 64, 96)
     for name, weight in network.heads["o2o"].named_parameters():
         if name.endswith("conv.weight") or name == "cls_pred.weight":
             torch.nn.init.kaiming_normal_(weight)  # a new head has nearly the same score everywhere
@@ -185,7 +185,7 @@ def test_gradient_reaches_strengths_and_logits_but_no_comparison() -> None:
 
 
 def test_strengths_are_trained_from_zero() -> None:
-    network = nano(True)
+    network = nano(0.8)
     network(torch.randn(2, 3, 64, 96))["o2o"].logits.square().sum().backward()
     weights = {k: p for k, p in network.named_parameters() if "rival_filter." in k}
     assert len(weights) == 3
@@ -215,7 +215,7 @@ def test_the_folded_copy_says_the_same() -> None:
 
 
 def test_copying_the_head_leaves_the_filter_alone() -> None:
-    network = nano(True)
+    network = nano(0.8)
     strengthen(network, 0.5)
     network.copy_head()
     weights = [p for key, p in network.named_parameters() if "rival_filter." in key]
@@ -223,12 +223,12 @@ def test_copying_the_head_leaves_the_filter_alone() -> None:
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
-    network = nano(True)
+    network = nano(0.8)
     strengthen(network, 0.25)
     made = Checkpoint(network.config, (64, 96), ("a", "b", "c"), (1, 2, 3), network.state_dict())
     save_checkpoint(made, tmp_path / "a.safetensors")
     loaded = load_checkpoint(tmp_path / "a.safetensors")
-    assert loaded.model == network.config and loaded.model.rival_filter
+    assert loaded.model == network.config and loaded.model.rival_iou == 0.8
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         want, found = network.eval()(images)["o2o"], loaded.build()(images)["o2o"]

@@ -85,7 +85,7 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
         "rival_features": "features",
         "all": "logits",
     }
-    rivals = [name for name, found in chosen.items() if found.model.rival_filter]
+    rivals = [name for name, found in chosen.items() if found.model.rival_iou]
     assert rivals == ["rival", "rival_hungarian", "rival_features"]
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
@@ -117,7 +117,7 @@ def test_the_command_is_what_a_user_types() -> None:
     assert shown.exit_code == 0
     assert shown.stdout.strip() == (
         "nmsfree train --data data/digits --model fcos_o2o_nano --o2o-matching argmin "
-        "--o2o-quality 0 0 --max-filter none --no-rival-filter --epochs 3 --seed 1 "
+        "--o2o-quality 0 0 --max-filter none --rival-iou 0 --epochs 3 --seed 1 "
         "--precision bf16 --threads 1 --workers 0 --eval-every 0 --no-tensorboard "
         "--out runs/study/o2o_e3_s1"
     )

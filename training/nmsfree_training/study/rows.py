@@ -40,7 +40,7 @@ def _two_heads(
     o2m_weight_end: float = 1,
     o2o_start: float = 0,
     max_filter: str = "none",
-    rival_filter: bool = False,
+    rival_iou: float = 0,
 ) -> Row:
     """A two-headed recipe: the published one, but for what is given.
 
@@ -54,7 +54,7 @@ def _two_heads(
         *("--o2m-weight-end", f"{o2m_weight_end:g}"),
         *("--o2o-start", f"{o2o_start:g}"),
         *("--max-filter", max_filter),
-        "--rival-filter" if rival_filter else "--no-rival-filter",
+        *("--rival-iou", f"{rival_iou:g}"),
     )
     return Row(name, title, TWO_HEADED, options, question)
 
@@ -73,7 +73,7 @@ ROWS: tuple[Row, ...] = (
         "fcos_o2o_nano",
         (
             *("--o2o-matching", "argmin", "--o2o-quality", "0", "0"),
-            *("--max-filter", "none", "--no-rival-filter"),
+            *("--max-filter", "none", "--rival-iou", "0"),
         ),
         "What does one-to-one training reach without a second head?",
     ),
@@ -126,7 +126,7 @@ ROWS: tuple[Row, ...] = (
         "gradient 1, rival filter",
         "Or cells that give way only to a neighbour with the same box?",
         gradient=1,
-        rival_filter=True,
+        rival_iou=0.9,
     ),
     _two_heads(
         "rival_hungarian",
@@ -134,7 +134,7 @@ ROWS: tuple[Row, ...] = (
         "Is a cell of its own for every object worth more then?",
         gradient=1,
         matching="hungarian",
-        rival_filter=True,
+        rival_iou=0.9,
     ),
     _two_heads(
         "rival_features",
@@ -143,7 +143,7 @@ ROWS: tuple[Row, ...] = (
         gradient=1,
         matching="hungarian",
         max_filter="features",
-        rival_filter=True,
+        rival_iou=0.9,
     ),
     _two_heads(
         "one_metric",
