@@ -10,6 +10,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helpe
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
+from nmsfree_export.precision import conv_precisions
 
 # Operators whose output has as many rows as the data decide, or that run as often as they decide.
 FORBIDDEN = frozenset(
@@ -51,7 +52,7 @@ class Certificate:
 
 
 def certify(
-    model: ModelProto, spec: ModelSpec, deployed: Mapping[str, NDArray[np.float32]], opset: int
+    model: ModelProto, spec: ModelSpec, deployed: Mapping[str, NDArray[np.floating]], opset: int
 ) -> Certificate:
     """Check a file against the contract, and, for the o2o head, that no NMS hides in it.
 
@@ -64,6 +65,7 @@ def certify(
         GateError: a check failed; says which node or tensor.
     """
     lines = [_check_opset(model, opset), _check_interface(model, spec)]
+    lines.append(_check_precision(model, spec))
     if spec.nms is None:
         lines += [_check_operators(model), _check_shapes(model)]
     weights = _inventory(model, deployed)
@@ -103,6 +105,16 @@ def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
     if found != expected or k != spec.top_k:
         raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
     return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
+
+
+def _check_precision(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
+    found = conv_precisions(model)
+    if set(found) != {spec.precision}:
+        raise GateError(
+            f"certificate: convolutions in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
+            f"expected all in {spec.precision}"
+        )
+    return "precision", f"{found[spec.precision]} convolutions in {spec.precision}"
 
 
 def _check_nothing_hidden(model: ModelProto) -> None:
@@ -157,7 +169,7 @@ def _shape_positions(node: NodeProto) -> tuple[int, ...]:
     return SHAPE_INPUTS.get(node.op_type, ())
 
 
-def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.float32]]) -> dict[str, int]:
+def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) -> dict[str, int]:
     """Account for every initialiser by its bytes; returns bytes by part.
 
     Raises:
@@ -189,7 +201,7 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.float32]]) -
     return sizes
 
 
-def _is_stored(value: NDArray[np.float32], contents: set[bytes]) -> bool:
+def _is_stored(value: NDArray[np.floating], contents: set[bytes]) -> bool:
     """Whole; or, where a short vector is used element by element, as scalars that are not zero.
 
     The exporter takes such vectors (a max filter's weights) apart. It leaves out a bias of zeros,

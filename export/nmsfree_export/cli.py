@@ -33,6 +33,9 @@ def export(
         ),
     ] = None,
     interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or fp16: half-precision convolutions, for GPUs.")
+    ] = "fp32",
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for the comparison; else bundled ones.")
     ] = None,
@@ -69,6 +72,7 @@ def export(
         threshold=threshold,
         thresholds=thresholds,
         interpolation=interpolation,
+        precision=precision,
         images=images,
         model=model,
         json_out=json_out,

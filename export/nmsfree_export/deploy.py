@@ -33,6 +33,9 @@ class DeployNetwork(nn.Module):
 
     Colour order costs nothing: the first convolution's input channels are reversed instead of
     the image's, and mean and deviation are stored in BGR order.
+
+    Attributes:
+        dtype: that the network computes in, see `precision.py`; what comes out is float32.
     """
 
     mean: Tensor
@@ -40,6 +43,7 @@ class DeployNetwork(nn.Module):
 
     def __init__(self, network: Fcos, head: str) -> None:
         super().__init__()
+        self.dtype = torch.float32
         self.backbone = fold_backbone(network.backbone)
         weight = self.backbone.conv1.weight.detach().flip(1).contiguous()
         self.backbone.conv1.weight = nn.Parameter(weight)
@@ -53,14 +57,16 @@ class DeployNetwork(nn.Module):
     def forward(self, images: Tensor) -> Maps:
         # Cast before the transpose: TensorRT-RTX refuses to transpose uint8.
         x = images.float().permute(0, 3, 1, 2)
-        features = self.fpn(self.backbone((x - self.mean) * self.scale))
+        features = self.fpn(self.backbone(((x - self.mean) * self.scale).to(self.dtype)))
         heads: list[Head] = [*self.heads]
         # Level by level as far as norms may differ; a max filter after that compares levels.
         towers = [head.towers([f]) for head, f in zip(heads, features, strict=True)]
         cls, reg = ([tower[i][0] for tower in towers] for i in (0, 1))
         levels = heads[0].predict(cls, reg)
         logits, deltas = (torch.cat([m[i].flatten(2) for m in levels], dim=2) for i in (0, 1))
-        return Maps(logits, deltas, tuple(m[0].shape[2] * m[0].shape[3] for m in levels))
+        return Maps(
+            logits.float(), deltas.float(), tuple(m[0].shape[2] * m[0].shape[3] for m in levels)
+        )
 
 
 def top_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,6 +27,7 @@ class ExportRequest:
     threshold: float | None
     thresholds: Path | None
     interpolation: str
+    precision: str
     images: Path | None
     model: str | None
     json_out: str | None
@@ -48,6 +49,7 @@ class ExportRequest:
             threshold=self.threshold,
             thresholds=self.thresholds,
             interpolation=self.interpolation,  # type: ignore[arg-type]
+            precision=self.precision,  # type: ignore[arg-type]
             images=self.images,
         )
 
@@ -75,7 +77,7 @@ def _show(report: ExportReport, console: Console) -> None:
     console.print(table)
     console.print(
         f"{report.path}: {spec.name}, {spec.head} head, {spec.height} × {spec.width}, "
-        f"batch {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, "
+        f"batch {spec.batch or 'dynamic'}, {spec.precision}, {report.size / 1e6:.1f} MB, "
         f"sha256 {report.sha256[:12]}",
         highlight=False,
     )

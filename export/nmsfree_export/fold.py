@@ -57,14 +57,15 @@ def fold_head(head: Head) -> list[Head]:
     Predictions and filters are those of the original in every one of them: `Head.predict` of
     any makes the outputs of all levels from what `Head.towers` of each gives for its own.
     """
-    rivals = None if head.rival_filter is None else head.rival_filter.folded()
+    # None of these carries a norm: all levels share one copy, so that it is stored once.
+    names = ("cls_pred", "reg_pred", "feature_filter", "logit_filter")
+    shared = {name: copy.deepcopy(getattr(head, name)) for name in names}
+    shared["rival_filter"] = None if head.rival_filter is None else head.rival_filter.folded()
     per_level = isinstance(head.cls_heads[0].norm, LevelBatchNorm2d)
     folded = [_fold_level(head, level) for level in range(len(STRIDES) if per_level else 1)]
     for own in folded:
-        # None of these carries a norm: share them, so that they are stored once.
-        own.cls_pred, own.reg_pred = head.cls_pred, head.reg_pred
-        own.feature_filter, own.logit_filter = head.feature_filter, head.logit_filter
-        own.rival_filter = rivals
+        for name, module in shared.items():
+            setattr(own, name, module)
     return folded if per_level else folded * len(STRIDES)
 
 

@@ -15,6 +15,7 @@ from nmsfree.backends.base import RawDetections
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export.deploy import CandidatesModule, NmsFreeModule
 from nmsfree_export.nms_tail import CANDIDATES, append_nms
+from nmsfree_export.precision import to_half
 from nmsfree_training.detector import Fcos
 
 OPSET = 20  # 21 has a GroupNormalization that ONNX Runtime runs 5-10 % slower on CPU
@@ -22,12 +23,15 @@ MAX_DYNAMIC_BATCH = 64
 
 
 def deploy_module(network: Fcos, spec: ModelSpec) -> nn.Module:
-    """Return the module whose graph is exported for this head."""
+    """Return the module whose graph is exported for this head, in the precision of `spec`."""
     kind = NmsFreeModule if spec.head == "o2o" else CandidatesModule
-    return kind(network, spec).eval()
+    module = kind(network, spec)
+    if spec.precision == "fp16":
+        to_half(module.network)
+    return module.eval()
 
 
-def deployed_tensors(module: nn.Module) -> dict[str, NDArray[np.float32]]:
+def deployed_tensors(module: nn.Module) -> dict[str, NDArray[np.floating]]:
     """Weights and tables of a deploy module by key; what several levels share comes once."""
     tensors = chain(module.named_parameters(), module.named_buffers())
     return {key: np.ascontiguousarray(t.numpy(force=True)) for key, t in tensors}

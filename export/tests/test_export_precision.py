@@ -1,0 +1,123 @@
+"""Half precision: what computes in it, what does not, and that the file still says the same."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.errors import GateError, InputError
+from nmsfree_export.certificate import certify
+from nmsfree_export.deploy import DeployNetwork
+from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
+from nmsfree_export.parity import Tolerance
+from nmsfree_export.precision import conv_precisions, to_half
+from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.config import fcos_e2e_nano, fcos_e2e_r18_3x
+from nmsfree_training.normalize import normalize
+
+WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+Make = Callable[..., Checkpoint]
+
+
+def built(checkpoint: Checkpoint, precision: str = "fp16", **more: object) -> ModelProto:
+    options = ExportOptions(precision=precision, **more)  # type: ignore[arg-type]
+    spec = make_export_spec(checkpoint, options)
+    return build_onnx(deploy_module(checkpoint.build(), spec), spec)
+
+
+def test_trained_weights_keep_their_detections(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(WEIGHTS)
+    full = export_onnx(checkpoint, tmp_path / "full.onnx")
+    half = export_onnx(checkpoint, tmp_path / "half.onnx", ExportOptions(precision="fp16"))
+    assert half.parity.passed and half.parity.tolerance == Tolerance(0.01, 0.5)
+    assert half.parity.unmatched == 0 and half.parity.rows > 450
+    assert 1e-5 < half.parity.score_difference < 0.005  # it is half, and it is close
+    assert 0.45 < half.size / full.size < 0.55
+    assert dict(half.certificate.lines)["precision"] == "44 convolutions in fp16"
+    backend = OnnxRuntimeBackend(tmp_path / "half.onnx")
+    assert backend.spec.precision == half.spec.precision == "fp16"
+    assert full.spec.precision == "fp32"
+
+
+@pytest.mark.parametrize("head", ["o2o", "o2m"])
+def test_what_stays_in_float(make_checkpoint: Make, head: str) -> None:
+    """GroupNorm, normalisation, decoding: their inputs and weights are float32."""
+    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="group")
+    model = built(make_checkpoint(config, (96, 128)), head=head)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    types |= {t.name: t.data_type for t in model.graph.initializer}
+    kinds: dict[str, set[int]] = {}
+    for node in model.graph.node:
+        kinds.setdefault(node.op_type, set()).add(types.get(node.input[0], 0))
+    assert kinds["Conv"] == {TensorProto.FLOAT16}
+    for name in ("InstanceNormalization", "Exp", "Sigmoid"):
+        assert kinds[name] == {TensorProto.FLOAT}, name
+    assert not {node.domain for node in model.graph.node} - {""}
+    outputs = {o.name: o.type.tensor_type.elem_type for o in model.graph.output}
+    assert outputs["detection_boxes"] == outputs["detection_scores"] == TensorProto.FLOAT
+
+
+def test_boxes_of_rivals_are_compared_in_float(make_checkpoint: Make) -> None:
+    config = dataclasses.replace(fcos_e2e_nano(7).model, rival_iou=0.8)
+    model = built(make_checkpoint(config, (96, 128)))
+    inferred = onnx.shape_inference.infer_shapes(model)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    compared = [n for n in model.graph.node if n.op_type in ("Tanh", "Div", "Exp")]
+    assert len(compared) > 8
+    assert {types[n.output[0]] for n in compared if n.output[0] in types} == {TensorProto.FLOAT}
+
+
+def test_published_network_and_dynamic_batch(make_checkpoint: Make, tmp_path: Path) -> None:
+    made = make_checkpoint(fcos_e2e_r18_3x(7).model, (96, 160))
+    options = ExportOptions(precision="fp16", batch=None, tolerance=Tolerance(0.02, 1.0))
+    report = export_onnx(made, tmp_path / "model.onnx", options)
+    assert report.parity.passed and report.parity.score_difference > 1e-5
+    assert conv_precisions(onnx.load(tmp_path / "model.onnx")).keys() == {"fp16"}
+
+
+def test_the_network_it_was_made_of_stays_as_it_was(checkpoint: Checkpoint) -> None:
+    network = checkpoint.build()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    to_half(DeployNetwork(network, "o2o"))
+    after = network.state_dict()
+    assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in after.items())
+
+
+@torch.no_grad()
+def test_maps_in_half_are_close(checkpoint: Checkpoint) -> None:
+    network = checkpoint.build()
+    deployed = DeployNetwork(network, "o2o")
+    to_half(deployed)
+    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    maps, want = deployed(images), network(normalize(images), heads=("o2o",))["o2o"]
+    assert maps.logits.dtype == maps.deltas.dtype == torch.float32
+    difference = (maps.logits.transpose(1, 2) - want.logits).abs()
+    assert 1e-5 < difference.max() < 0.05
+
+
+def test_certificate_refuses_a_convolution_of_another_precision(checkpoint: Checkpoint) -> None:
+    spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
+    module = deploy_module(checkpoint.build(), spec)
+    model = build_onnx(module, spec)
+    certify(model, spec, deployed_tensors(module), OPSET)
+    name = next(n.input[1] for n in model.graph.node if n.op_type == "Conv")
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("f4"), name))
+    with pytest.raises(GateError) as caught:
+        certify(model, spec, deployed_tensors(module), OPSET)
+    assert str(caught.value) == (
+        "certificate: convolutions in fp32 (1), fp16 (43), expected all in fp16"
+    )
+
+
+def test_unknown_precision(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        export_onnx(checkpoint, tmp_path / "a.onnx", ExportOptions(precision="int4"))  # type: ignore[arg-type]
+    assert str(caught.value) == "precision is 'int4', expected one of: fp32, fp16"
