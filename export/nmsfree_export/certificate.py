@@ -65,12 +65,12 @@ def certify(
         GateError: a check failed; says which node or tensor.
     """
     lines = [_check_opset(model, opset), _check_interface(model, spec)]
-    lines.append(_check_precision(model, spec))
     if spec.nms is None:
         lines += [_check_operators(model), _check_shapes(model)]
     weights = _inventory(model, deployed)
     _check_nothing_hidden(model)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
+    lines.append(_check_precision(model, spec))
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
 

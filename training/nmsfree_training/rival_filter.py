@@ -146,7 +146,7 @@ def _pack(logits: Tensor, deltas: Tensor) -> Tensor:
 
 def _unpack(cells: list[Tensor]) -> _Boxes:
     joined = torch.cat(cells, dim=1)
-    joined = joined.reshape(len(joined), len(cells), 6, *joined.shape[2:])
+    joined = joined.reshape(-1, len(cells), 6, *joined.shape[2:])
     return _Boxes(joined[:, :, 0], joined[:, :, 1], joined[:, :, 2:4], joined[:, :, 4:])
 
 
