@@ -21,10 +21,12 @@ COMMANDS = {
     "eval": ("nmsfree", "AP, thresholds and pictures of an ONNX file or a checkpoint."),
     "data": ("nmsfree", "Make and check datasets."),
     "export": ("nmsfree-export", "Checkpoint → NMS-free ONNX, certified and compared."),
+    "build": ("nmsfree-export", "ONNX → TensorRT engine; TensorRT-RTX needs no GPU for it."),
     "verify": ("nmsfree-export", "Compare the detections of two models."),
     "train": ("nmsfree-training", "Train a detector, or retrofit one that needs NMS."),
     "weights": ("nmsfree-training", "List and download published weights."),
     "study": ("nmsfree-training", "Compare recipes: many runs, then a table and a picture."),
+    "doctor": ("nmsfree", "Which engines run on this machine, and what is missing."),
     "bench": ("nmsfree-benchmarks", "Measure NMS-free against NMS."),
 }
 

@@ -1,0 +1,88 @@
+"""NVIDIA GPUs, as the driver alone tells them: no CUDA package of Python is needed."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+# From cuda.h: attributes of a device, and the buffer for its name.
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
+NAME_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU: its name, compute capability as (major, minor), and memory in bytes."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The NVIDIA GPUs of this machine.
+
+    Attributes:
+        found: in CUDA's order.
+        cuda: newest CUDA that the driver runs, "13.1"; None without a driver.
+        problem: why there is none, in words; "" where there is one.
+    """
+
+    found: tuple[Gpu, ...]
+    cuda: str | None
+    problem: str
+
+
+def find_gpus() -> Gpus:
+    """Ask the driver."""
+    try:
+        driver = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return Gpus((), None, f"no NVIDIA driver was found ({LIBRARY})")
+    return ask(driver)
+
+
+def ask(driver: Any) -> Gpus:
+    """Ask a loaded driver library for its GPUs."""
+    status = driver.cuInit(0)
+    cuda = _cuda_version(driver)
+    if status:
+        return Gpus((), cuda, f"the NVIDIA driver does not start ({_error_name(driver, status)})")
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        return Gpus((), cuda, "the NVIDIA driver sees no GPU")
+    return Gpus(tuple(_describe(driver, index) for index in range(count.value)), cuda, "")
+
+
+def _cuda_version(driver: Any) -> str | None:
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"  # 13010 is 13.1
+
+
+def _error_name(driver: Any, status: int) -> str:
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(status, ctypes.byref(name))
+    return name.value.decode() if name.value else f"error {status}"
+
+
+def _describe(driver: Any, index: int) -> Gpu:
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, NAME_BYTES, device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    capability = []
+    for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode(), (capability[0], capability[1]), memory.value)

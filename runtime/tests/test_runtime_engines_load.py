@@ -1,0 +1,299 @@
+"""What is checked about an engine before it is deserialised, message by message."""
+
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nmsfree import EngineError, MissingExtraError, ModelError, ModelSpec
+from nmsfree.engines import load
+from nmsfree.engines.check import check_engine
+from nmsfree.engines.flavour import Flavour
+from nmsfree.engines.load import load_plan
+from nmsfree.engines.lock import lock_path, locked
+from nmsfree.engines.sidecar import Sidecar, sidecar_path, this_platform, write_sidecar
+
+RTX = Flavour("tensorrt-rtx", None, "1.7.1.116")
+PLAN, ONNX = b"a plan", b"a graph"
+AGAIN = "build the engine again with `nmsfree build`"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, make_spec: Callable[..., ModelSpec]) -> Path:
+    """An engine that fits, with its ONNX file and sidecar beside it."""
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(PLAN)
+    (tmp_path / "model.onnx").write_bytes(ONNX)
+    sidecar = Sidecar(
+        engine_sha256=digest(PLAN),
+        onnx="model.onnx",
+        onnx_sha256=digest(ONNX),
+        spec=make_spec(),
+        builder="tensorrt-rtx",
+        builder_version="1.7.1.116",
+        targets=(86, 89),
+        platform=this_platform(),
+        precision="fp32",
+        tf32=False,
+        batch=(1, 1, 1),
+        nms_on_host=False,
+        build_seconds=1.0,
+        created="2026-11-25T12:00:00+00:00",
+    )
+    write_sidecar(engine, sidecar)
+    return engine
+
+
+def alter(engine: Path, **fields: Any) -> None:
+    """Change what the sidecar says."""
+    sidecar = Sidecar.from_json(sidecar_path(engine).read_text("utf-8"))
+    write_sidecar(engine, dataclasses.replace(sidecar, **fields))
+
+
+class Rebuilder:
+    """Stands for nmsfree-export's entry point: writes an engine that fits, unless told not to."""
+
+    def __init__(self, engine: Path, **fields: Any) -> None:
+        self.calls: list[tuple[str, int | None, tuple[int, ...]]] = []
+        self.engine, self.fields = engine, fields
+
+    def load(self) -> Callable[..., None]:
+        return self.rebuild
+
+    def rebuild(self, engine: Path, sidecar: Sidecar, *, builder: str, sm: int | None) -> None:
+        assert lock_path(engine).exists()
+        self.calls.append((builder, sm, sidecar.targets))
+        engine.write_bytes(b"a new plan")
+        values: dict[str, Any] = {
+            "engine_sha256": digest(b"a new plan"),
+            "onnx_sha256": digest(engine.with_name(sidecar.onnx).read_bytes()),
+            "builder_version": RTX.version,
+            "targets": (*sidecar.targets, sm),
+            "platform": this_platform(),
+        }
+        write_sidecar(engine, dataclasses.replace(sidecar, **(values | self.fields)))
+
+
+@pytest.fixture
+def rebuilder(engine: Path, monkeypatch: pytest.MonkeyPatch) -> Rebuilder:
+    found = Rebuilder(engine)
+    monkeypatch.setattr(load, "entry_points", lambda group, name: [found])
+    return found
+
+
+def refusal(engine: Path, **options: Any) -> str:
+    with pytest.raises(EngineError) as error:
+        load_plan(engine, flavour=RTX, sm=options.pop("sm", 89), **options)
+    assert error.value.exit_status == 3
+    return str(error.value)
+
+
+def test_an_engine_that_fits_is_returned_as_it_is(engine: Path, rebuilder: Rebuilder) -> None:
+    plan, sidecar = load_plan(engine, flavour=RTX, sm=86)
+    assert (plan, sidecar.builder_version, rebuilder.calls) == (PLAN, "1.7.1.116", [])
+    assert not lock_path(engine).exists()
+
+
+def test_an_engine_may_be_shipped_without_its_onnx_file(engine: Path) -> None:
+    engine.with_name("model.onnx").unlink()
+    assert load_plan(engine, flavour=RTX, sm=89)[0] == PLAN
+
+
+def test_an_unknown_gpu_is_not_checked(engine: Path) -> None:
+    assert load_plan(engine, flavour=RTX, sm=None)[0] == PLAN
+
+
+def test_no_engine(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    with pytest.raises(ModelError) as error:
+        load_plan(path, flavour=RTX, sm=89)
+    assert str(error.value) == f"{path}: no such file, expected an engine made by `nmsfree build`"
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_no_sidecar_even_when_trusted(engine: Path, trust: bool) -> None:
+    """What the engine takes and gives is in the sidecar, whoever vouches for the plan."""
+    sidecar_path(engine).unlink()
+    assert refusal(engine, trust=trust) == (
+        f"{engine}: no model.engine.json beside it, so neither who built it nor what it takes and "
+        "gives is known: build it with `nmsfree build`, or bring that file along"
+    )
+
+
+def test_bad_hash(engine: Path, rebuilder: Rebuilder) -> None:
+    """Not even rebuilt: the user must learn that somebody changed the plan."""
+    engine.write_bytes(b"another plan")
+    assert refusal(engine) == (
+        f"{engine}: its sha256 is {digest(b'another plan')[:12]}, model.engine.json says "
+        f"{digest(PLAN)[:12]}, and an engine runs native code: {AGAIN}, or vouch for it with "
+        "--trust"
+    )
+    assert rebuilder.calls == []
+
+
+def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A trusted plan is not the described one: what it was built for is not known either."""
+    engine.write_bytes(b"another plan")
+    alter(engine, builder_version="1.6.0.1")
+    plan, sidecar = load_plan(engine, flavour=RTX, sm=75, trust=True)
+    assert (plan, sidecar.spec.name) == (b"another plan", "tiny")
+    assert caplog.messages == [
+        f"{engine}: not the plan that model.engine.json describes, trusted as asked"
+    ]
+
+
+def test_trust_takes_no_engine_that_does_not_fit(engine: Path) -> None:
+    assert "built for SM 8.6 and 8.9; found SM 7.5" in refusal(
+        engine, sm=75, trust=True, rebuild=False
+    )
+
+
+def spoil_version(engine: Path) -> str:
+    alter(engine, builder_version="1.6.0.1")
+    return "built for tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7.1.116"
+
+
+def spoil_builder(engine: Path) -> str:
+    alter(engine, builder="tensorrt", builder_version="11.4.0")
+    return "built for tensorrt 11.4.0; found tensorrt-rtx 1.7.1.116"
+
+
+def spoil_gpu(engine: Path) -> str:
+    alter(engine, targets=(86, 120))
+    return "built for SM 8.6 and 12.0; found SM 8.9"
+
+
+def spoil_platform(engine: Path) -> str:
+    alter(engine, platform="Linux riscv64")
+    return f"built for Linux riscv64; found {this_platform()}"
+
+
+def spoil_onnx(engine: Path) -> str:
+    engine.with_name("model.onnx").write_bytes(b"retrained")
+    return f"built for model.onnx {digest(ONNX)[:12]}; found model.onnx {digest(b'retrained')[:12]}"
+
+
+def spoil_much(engine: Path) -> str:
+    alter(engine, builder_version="1.6.0.1", targets=(75,))
+    return "built for tensorrt-rtx 1.6.0.1, SM 7.5; found tensorrt-rtx 1.7.1.116, SM 8.9"
+
+
+SPOILERS = [
+    spoil_version,
+    spoil_builder,
+    spoil_gpu,
+    spoil_platform,
+    spoil_onnx,
+    spoil_much,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_no_rebuild(engine: Path, rebuilder: Rebuilder, spoil: Callable[[Path], str]) -> None:
+    problem = spoil(engine)
+    assert refusal(engine, rebuild=False) == (
+        f"{engine}: {problem}: {AGAIN}, or leave out --no-rebuild"
+    )
+    assert rebuilder.calls == []
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_rebuild(
+    engine: Path,
+    rebuilder: Rebuilder,
+    spoil: Callable[[Path], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problem = spoil(engine)
+    rebuilder.fields = {"builder": "tensorrt-rtx"}
+    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    assert plan == b"a new plan"
+    assert sidecar.engine_sha256 == digest(plan)
+    assert [(call[0], call[1]) for call in rebuilder.calls] == [("tensorrt-rtx", 89)]
+    assert caplog.record_tuples == [
+        (
+            "nmsfree.engines.load",
+            logging.WARNING,
+            f"{engine}: {problem}; building it again from model.onnx",
+        )
+    ]
+    assert not lock_path(engine).exists()
+
+
+def test_rebuild_without_the_onnx_file(engine: Path, rebuilder: Rebuilder) -> None:
+    engine.with_name("model.onnx").unlink()
+    assert refusal(engine, sm=120) == (
+        f"{engine}: built for SM 8.6 and 8.9; found SM 12.0; model.onnx is not beside it: {AGAIN}"
+    )
+    assert rebuilder.calls == []
+
+
+def test_rebuild_without_export(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "entry_points", lambda group, name: [])
+    with pytest.raises(MissingExtraError) as error:
+        load_plan(engine, flavour=RTX, sm=120)
+    assert str(error.value) == (
+        f"{engine}: built for SM 8.6 and 8.9; found SM 12.0; building it again needs a package "
+        'that is not installed: pip install "nmsfree-export[tensorrt-rtx]"'
+    )
+
+
+def test_a_rebuild_that_does_not_help(engine: Path, rebuilder: Rebuilder) -> None:
+    rebuilder.fields = {"targets": (86, 89)}
+    assert refusal(engine, sm=120) == (
+        f"{engine}: was built again, and is still built for SM 8.6 and 8.9; found SM 12.0: {AGAIN}"
+    )
+
+
+def test_many_workers_build_once(engine: Path, rebuilder: Rebuilder) -> None:
+    """Eight start at once after an update of the builder; seven wait for the first."""
+    alter(engine, builder_version="1.6.0.1")
+    plans: list[bytes] = []
+
+    def work() -> None:
+        plans.append(load_plan(engine, flavour=RTX, sm=89)[0])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert plans == [b"a new plan"] * 8
+    assert len(rebuilder.calls) == 1
+
+
+def test_a_plan_that_is_just_being_written_is_waited_for(engine: Path) -> None:
+    """Between the plan and its sidecar their hashes differ."""
+    written, plans = threading.Event(), []
+
+    def load_meanwhile() -> None:
+        written.set()
+        plans.append(load_plan(engine, flavour=RTX, sm=89)[0])
+
+    with locked(engine):
+        engine.write_bytes(b"a new plan")
+        thread = threading.Thread(target=load_meanwhile)
+        thread.start()
+        written.wait()
+        thread.join(0.2)
+        assert thread.is_alive()
+        alter(engine, engine_sha256=digest(b"a new plan"))
+    thread.join()
+    assert plans == [b"a new plan"]
+
+
+def test_check_engine_leaves_unchecked_what_is_not_known(engine: Path) -> None:
+    alter(engine, builder_version="1.6.0.1", targets=(75,))
+    assert check_engine(engine, version=None, sm=None).mismatch is None
+    assert check_engine(engine, version="1.7", sm=None).mismatch == (
+        "built for tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7"
+    )
