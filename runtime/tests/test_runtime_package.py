@@ -35,7 +35,8 @@ for module in pkgutil.walk_packages(nmsfree.__path__, "nmsfree."):
     print(module.name)
 """
 OURS = ["nmsfree_training", "nmsfree_export", "nmsfree_benchmarks"]
-OPTIONAL = ["onnxruntime", "onnx", "PIL", "matplotlib", "faster_coco_eval", "torchvision"]
+ENGINES = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycuda"]
+OPTIONAL = [*ENGINES, "onnx", "PIL", "matplotlib", "faster_coco_eval", "torchvision"]
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +101,10 @@ def test_every_error_is_public_and_drawn() -> None:
 
 
 def test_every_backend_has_the_protocol() -> None:
-    for backend in (backends.CallableBackend, backends.OnnxRuntimeBackend):
+    from nmsfree.backends.tensorrt import TensorRtBackend
+
+    own = (backends.CallableBackend, backends.OnnxRuntimeBackend, backends.OpenVinoBackend)
+    for backend in (*own, TensorRtBackend):
         assert callable(backend.run)
         assert callable(backend.close)
 

@@ -1,0 +1,203 @@
+"""TensorRT and TensorRT-RTX engines, run natively."""
+
+import threading
+import time
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmsfree.backends.base import RawDetections
+from nmsfree.backends.devices import parse_device
+from nmsfree.backends.tensorrt_engine import LoadedEngine
+from nmsfree.backends.tensorrt_images import Images, check_device, check_host, pieces
+from nmsfree.backends.tensorrt_lane import Lane, Timings
+from nmsfree.backends.tensorrt_lanes import Lanes
+from nmsfree.backends.tensorrt_nms import suppress_candidates
+from nmsfree.cuda import Cuda, open_cuda
+from nmsfree.cuda.arrays import is_device_array
+from nmsfree.cuda.base import Stream
+from nmsfree.cuda.choose import Layer
+from nmsfree.engines.flavour import Flavour, load_flavour
+from nmsfree.engines.sidecar import read_sidecar
+from nmsfree.engines.targets import sm_text
+from nmsfree.errors import InputError, ModelError
+
+DEFAULT_STREAMS = (0, 1, 2)  # CUDA's numbers: default, legacy default, per thread
+
+
+class TensorRtBackend:
+    """Runs an engine made by `nmsfree build`. Safe to call from several threads.
+
+    Threads share the engine and its weights. Each run has an execution context, a stream and
+    buffers to itself, taken from a pool and given back; there are as many as runs went on at once,
+    each allocated and warmed up when it is first needed. Results do not depend on how many threads
+    there are. `close` frees everything; runs that still go on finish first, later ones are refused.
+
+    Args:
+        path: the engine, its sidecar beside it.
+        device: "tensorrt-rtx", "tensorrt", or "cuda" (what the engine was built with), each with
+            the number of the GPU behind a colon if it is not the first; None is "cuda".
+        rebuild: build the engine again from the ONNX file beside it where it does not fit.
+        trust: take an engine whose hash is not the recorded one; an engine runs native code.
+        stream: a CUDA stream of the application's that all runs go through, in turns; None:
+            streams of our own. It is waited for at the end of a run, must live until `close`, and
+            nothing else may be put into it during a run.
+        cuda: "cuda-python", "pycuda", or an object like them; None takes pycuda where the
+            application has imported it.
+        flavour: the vendor module, for tests.
+
+    Raises:
+        InputError: a device, stream or layer that cannot be used.
+        MissingExtraError: TensorRT or the CUDA layer is not installed.
+        ModelError: the file is missing, or is not what its description says.
+        EngineError: no GPU, or the engine does not fit this machine and may not be rebuilt.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | None = None,
+        *,
+        rebuild: bool = True,
+        trust: bool = False,
+        stream: object = None,
+        cuda: Layer | Cuda | None = None,
+        flavour: Flavour | None = None,
+    ) -> None:
+        path = Path(path)
+        kind, index = _place(device)
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file, expected an engine made by `nmsfree build`")
+        flavour = flavour or load_flavour(kind or read_sidecar(path).builder)
+        ours = open_cuda(cuda, index) if cuda is None or isinstance(cuda, str) else None
+        layer: Cuda = ours or cuda  # type: ignore[assignment]  # one of them is a layer
+        try:
+            adopted = None if stream is None else _adopt(layer, stream)
+            self._engine = LoadedEngine(path, flavour, layer, rebuild=rebuild, trust=trust)
+            self.description = _describe(self._engine)
+        except BaseException:
+            if ours:
+                ours.close()
+            raise
+        self.spec = self._engine.sidecar.spec
+        if not self._engine.dynamic:
+            self.spec = replace(self.spec, batch=self._engine.largest)
+        self._last = threading.local()
+        # In one stream, runs take turns: a graph that records would take in another thread's work.
+        self._turn: AbstractContextManager[object] = threading.Lock() if adopted else nullcontext()
+        self._lanes = Lanes(
+            partial(_make_lane, self._engine, adopted), partial(_finish, self._engine, ours)
+        )
+        weakref.finalize(self, self._lanes.close)  # for those who never close
+
+    def run(self, images: Any) -> RawDetections:
+        """Run the model on uint8 [N, H, W, 3], BGR: a NumPy array, or an array on the GPU.
+
+        Arrays on the GPU (`__dlpack__` or `__cuda_array_interface__`) are read where they are. More
+        images than the engine's largest batch run in several batches. Returns when all is done.
+
+        Raises:
+            InputError: an array that is neither, or on another GPU, of another type or layout.
+            ModelError: the detector is closed, or the images do not fit the model.
+            EngineError: the GPU or the engine failed.
+        """
+        engine, from_device = self._engine, is_device_array(images)
+        if not from_device:
+            images = check_host(images, engine)
+        with self._turn, self._lanes.take(from_device) as lane:
+            if from_device:
+                images = lane.take(images)
+                check_device(images, engine)
+            done = [self._run_piece(lane, piece) for piece in pieces(images, engine)]
+        self._last.timings = _total([timings for _, timings in done])
+        if len(done) == 1:
+            return done[0][0]
+        columns = zip(*(raw for raw, _ in done), strict=True)
+        return RawDetections(*(np.concatenate(column) for column in columns))
+
+    def timings(self) -> Timings | None:
+        """How long the stages of this thread's last run took; None before the first."""
+        return getattr(self._last, "timings", None)
+
+    def _run_piece(self, lane: Lane, images: Images) -> tuple[RawDetections, Timings]:
+        outputs, timings = lane.run(images)
+        if not self._engine.sidecar.nms_on_host:
+            return RawDetections(**outputs), timings
+        start = time.perf_counter()
+        raw = suppress_candidates(outputs, self.spec)
+        return raw, replace(timings, nms=(time.perf_counter() - start) * 1000)
+
+    def close(self) -> None:
+        """Free everything; runs that still go on finish first."""
+        self._lanes.close()
+
+
+def _place(device: str | None) -> tuple[str | None, int]:
+    """Which vendor module, None for the one that built the engine, and which GPU."""
+    if device is None:
+        return None, 0
+    place = parse_device(device)
+    if place.kind not in ("cuda", "tensorrt-rtx", "tensorrt"):
+        raise InputError(
+            f"device is {device!r}, an engine runs on: cuda, tensorrt-rtx, tensorrt, or a further"
+            " GPU as cuda:1"
+        )
+    return (None if place.kind == "cuda" else place.kind), place.index
+
+
+def _adopt(cuda: Cuda, stream: object) -> Stream:
+    """Take a stream of the application's.
+
+    Raises:
+        InputError: it is none, or a default stream.
+    """
+    adopted = cuda.adopt_stream(stream)
+    if adopted.handle in DEFAULT_STREAMS:
+        raise InputError(
+            "stream is CUDA's default stream, in which engines run badly and CUDA graphs not at"
+            " all: make a stream, or leave it out"
+        )
+    return adopted
+
+
+def _make_lane(engine: LoadedEngine, stream: Stream | None, from_device: bool) -> Lane:
+    lane = Lane(engine, stream, from_device)
+    with engine.cuda.active():
+        engine.keep_kernels()
+    return lane
+
+
+def _finish(engine: LoadedEngine, cuda: Cuda | None) -> None:
+    """Free what the lanes shared; `cuda` if it is ours."""
+    try:
+        with engine.cuda.active():
+            engine.keep_kernels()
+            engine.close()
+    finally:
+        if cuda:
+            cuda.close()
+
+
+def _describe(engine: LoadedEngine) -> str:
+    cuda, sidecar = engine.cuda, engine.sidecar
+    with cuda.active():
+        gpu = f"{cuda.device_name()} (SM {sm_text(cuda.sm())})"
+    graph = engine.capturable or engine.flavour.captures_graphs
+    parts = (
+        f"{engine.flavour} on {gpu}",
+        f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
+        cuda.name,
+        "CUDA graph" if graph else "no CUDA graph",
+        *(["NMS on the host"] if sidecar.nms_on_host else []),
+    )
+    return ", ".join(parts)
+
+
+def _total(timings: list[Timings]) -> Timings:
+    columns = zip(*((t.h2d, t.network, t.d2h, t.nms) for t in timings), strict=True)
+    return Timings(*(sum(column) for column in columns))

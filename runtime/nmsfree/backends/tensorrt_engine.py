@@ -1,0 +1,183 @@
+"""An engine file, deserialised and checked: what all threads share."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nmsfree.backends.tensorrt_bindings import INPUT, Binding, expected_bindings, shown
+from nmsfree.backends.tensorrt_cache import cache_path, read_cache, write_cache
+from nmsfree.cuda.base import Cuda
+from nmsfree.engines.flavour import Flavour
+from nmsfree.engines.load import load_plan
+from nmsfree.engines.sidecar import AGAIN
+from nmsfree.engines.vendor_log import Message, reason
+from nmsfree.errors import EngineError, ModelError
+
+_logger = logging.getLogger(__name__)
+DYNAMIC = -1  # TensorRT's size of an open dimension
+
+
+class LoadedEngine:
+    """A deserialised engine whose inputs and outputs are those of its description.
+
+    Args:
+        path: the engine, its sidecar beside it.
+        flavour: the vendor module that runs it.
+        cuda: the GPU that runs it.
+        rebuild, trust: see `nmsfree.engines.load.load_plan`.
+
+    Raises:
+        ModelError: the file is missing, or is not what its description says.
+        EngineError: it may not be loaded, or does not fit this machine.
+    """
+
+    def __init__(
+        self, path: Path, flavour: Flavour, cuda: Cuda, *, rebuild: bool, trust: bool
+    ) -> None:
+        self.path, self.flavour, self.cuda = path, flavour, cuda
+        self._making = threading.Lock()
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._config: Any = None
+        with cuda.active():
+            plan, self.sidecar = load_plan(
+                path, flavour=flavour, sm=cuda.sm(), rebuild=rebuild, trust=trust
+            )
+            try:
+                self._runtime, self._engine = self._deserialise(plan)
+                self.dynamic, self.smallest, self.largest = self._batch()
+                self.input, self.outputs = self._check(self._read_bindings())
+                self._cache = read_cache(path)
+                self._config = self._configure()
+            except BaseException:
+                self.close()
+                raise
+
+    def _deserialise(self, plan: bytes) -> tuple[Any, Any]:
+        with self.failures("refuses this plan", AGAIN) as messages:
+            runtime = self.flavour.create_runtime()
+            problem = self.flavour.engine_problem(runtime, plan)
+            if problem is not None:
+                raise EngineError(
+                    f"{self.path}: {self.flavour} refuses this plan ({problem}): {AGAIN}"
+                )
+            engine = runtime.deserialize_cuda_engine(plan)
+            self.demand(engine is not None, "refuses this plan", messages, AGAIN)
+        return runtime, engine
+
+    @contextmanager
+    def failures(self, what: str, advice: str = AGAIN) -> Iterator[list[Message]]:
+        """Collect the vendor's messages; its exceptions become EngineError, quoting them."""
+        with self.flavour.log.collect() as messages:
+            try:
+                yield messages
+            except (RuntimeError, TypeError, ValueError) as error:  # what its bindings raise
+                said = reason(messages) if messages else " ".join(str(error).split())[:200]
+                raise EngineError(
+                    f"{self.path}: {self.flavour} {what} ({said}): {advice}"
+                ) from None
+
+    def demand(self, success: Any, what: str, messages: list[Message], advice: str = AGAIN) -> None:
+        """Turn a call of the vendor's that returned False or None into EngineError."""
+        if not success:
+            said = reason(messages)
+            raise EngineError(f"{self.path}: {self.flavour} {what} ({said}): {advice}")
+
+    def _batch(self) -> tuple[bool, int, int]:
+        """Whether the batch is open, and its smallest and largest size."""
+        names = self._names()
+        if INPUT not in names:
+            raise ModelError(
+                f"{self.path}: the engine has {', '.join(names)}, no '{INPUT}': {AGAIN}"
+            )
+        size = int(self._engine.get_tensor_shape(INPUT)[0])
+        if size != DYNAMIC:
+            return False, size, size
+        smallest, _, largest = self._engine.get_tensor_profile_shape(INPUT, 0)
+        return True, int(smallest[0]), int(largest[0])
+
+    def _names(self) -> list[str]:
+        return [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+
+    def _read_bindings(self) -> list[Binding]:
+        """Inputs, then outputs."""
+        module = self.flavour.module
+        inputs: list[Binding] = []
+        outputs: list[Binding] = []
+        for name in self._names():
+            dtype = np.dtype(module.nptype(self._engine.get_tensor_dtype(name)))
+            shape = tuple(self._engine.get_tensor_shape(name))
+            binding = Binding(name, dtype, (self.largest, *shape[1:]))
+            is_input = self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+            (inputs if is_input else outputs).append(binding)
+        return inputs + outputs
+
+    def _check(self, bindings: list[Binding]) -> tuple[Binding, tuple[Binding, ...]]:
+        """Hold inputs and outputs against the description.
+
+        Raises:
+            ModelError: they differ.
+        """
+        found = {binding.name: binding for binding in bindings}
+        expected = expected_bindings(self.sidecar, self.largest, found)
+        if found != expected or bindings[0].name != INPUT:
+            raise ModelError(
+                f"{self.path}: the engine has {shown(found)}, but its description says"
+                f" {shown(expected)}: {AGAIN}"
+            )
+        return found[INPUT], tuple(bindings[1:])
+
+    def _configure(self) -> Any:
+        """Prepare execution contexts, with the kernels that were kept."""
+        with self.failures("cannot prepare execution contexts"):
+            config = self.flavour.create_runtime_config(
+                self._engine, cuda_graph=True, cache=self._cache
+            )
+        if self._cache is not None and not config.cache_loaded:
+            _logger.info(
+                "%s: of another GPU, driver or release, kernels are compiled again",
+                cache_path(self.path),
+            )
+            self._cache = None
+        return config
+
+    @property
+    def capturable(self) -> bool:
+        """Whether we record a CUDA graph: of fixed shapes, where the library does not do so itself.
+
+        NMS within the engine has shapes that depend on the data, which no graph can have.
+        """
+        nms_inside = self.sidecar.spec.nms is not None and not self.sidecar.nms_on_host
+        ours = self.cuda.can_capture and not self.flavour.captures_graphs
+        return ours and not self.dynamic and not nms_inside
+
+    def create_context(self) -> Any:
+        """A new execution context; may compile kernels, which takes seconds."""
+        what = "cannot make an execution context"
+        with self._making, self.failures(what) as messages:
+            context = self.flavour.create_context(self._engine, self._config)
+            self.demand(context is not None, what, messages)
+        return context
+
+    def keep_kernels(self) -> None:
+        """Write the kernels compiled so far beside the engine, if there are new ones.
+
+        It costs a warning where that fails: the next start takes seconds longer, no more.
+        """
+        try:
+            with self._making, self.failures("cannot give its compiled kernels"):
+                kernels = self.flavour.cache_bytes(self._config)
+                if kernels and kernels != self._cache:
+                    self._cache = kernels
+                    write_cache(self.path, kernels)
+        except EngineError as error:
+            _logger.warning("kernels will be compiled again at the next start: %s", error)
+
+    def close(self) -> None:
+        """Free the engine; every context made from it must be gone."""
+        self._config = self._engine = self._runtime = None

@@ -1,0 +1,35 @@
+"""Which implementation of CUDA is used: the application's if it has pycuda running."""
+
+import sys
+from typing import Literal
+
+from nmsfree.cuda.base import Cuda
+from nmsfree.errors import InputError
+
+Layer = Literal["cuda-python", "pycuda"]
+
+
+def open_cuda(layer: Layer | None = None, index: int = 0) -> Cuda:
+    """Open CUDA on one GPU, in its primary context.
+
+    Args:
+        layer: "cuda-python" or "pycuda"; None takes pycuda where the application has imported
+            pycuda.driver, and cuda-python elsewhere.
+        index: which GPU, as CUDA counts them.
+
+    Raises:
+        InputError: another layer, or pycuda has a context of its own (`pycuda.autoinit`).
+        MissingExtraError: the package is not installed.
+        EngineError: no driver, no such GPU.
+    """
+    if layer is None:
+        layer = "pycuda" if "pycuda.driver" in sys.modules else "cuda-python"
+    if layer == "cuda-python":
+        from nmsfree.cuda.cuda_python import CudaPython
+
+        return CudaPython(index)
+    if layer == "pycuda":
+        from nmsfree.cuda.pycuda import PyCuda
+
+        return PyCuda(index)
+    raise InputError(f"cuda is {layer!r}, expected 'cuda-python' or 'pycuda'")

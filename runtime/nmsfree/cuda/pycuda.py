@@ -1,0 +1,186 @@
+"""CUDA through pycuda, for applications that use it already.
+
+pycuda wraps neither CUDA graphs nor streams of other libraries; TensorRT-RTX replays its own graph
+all the same. Names used here are those of pycuda's documentation (`pycuda.driver`, 2020.1 on).
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.cuda.base import (
+    DeviceMemory,
+    Event,
+    Graph,
+    Stream,
+    cuda_error,
+    no_driver,
+    wrong_gpu,
+)
+from nmsfree.errors import EngineError, InputError, MissingExtraError
+
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
+
+
+class PyCuda:
+    """`base.Cuda` with pycuda, in the device's primary context (as `pycuda.autoprimaryctx`).
+
+    A worker thread needs no context of its own: `active` pushes it, and pops it afterwards.
+
+    Raises:
+        InputError: `pycuda.autoinit` was imported, whose context nothing else can use.
+        MissingExtraError: pycuda is not installed.
+        EngineError: no driver, or no such GPU.
+    """
+
+    can_capture = False
+
+    def __init__(self, index: int = 0) -> None:
+        if "pycuda.autoinit" in sys.modules:
+            raise InputError(
+                "pycuda.autoinit made a CUDA context of its own, whose arrays and streams nothing "
+                "else can use: import pycuda.autoprimaryctx in its place"
+            )
+        self._driver = load_driver()
+        self.name = f"pycuda {version('pycuda')}"
+        self.index = index
+        with self._translated("cuInit"):
+            self._driver.init()
+        if not 0 <= index < self.device_count():
+            raise wrong_gpu(index, self.device_count())
+        self._device = self._driver.Device(index)
+        with self._translated("cuDevicePrimaryCtxRetain"):
+            self._context = self._device.retain_primary_context()
+        self._pinned: dict[int, Any] = {}  # address → the allocation behind an array
+
+    @contextmanager
+    def _translated(self, call: str) -> Iterator[None]:
+        """Turn pycuda's exceptions into EngineError."""
+        try:
+            yield
+        except self._driver.Error as error:  # "cuMemAlloc failed: out of memory"
+            name, failed, text = str(error).partition(" failed: ")
+            raise cuda_error(name if failed else call, "", text if failed else name) from None
+
+    def device_count(self) -> int:
+        with self._translated("cuDeviceGetCount"):
+            return int(self._driver.Device.count())
+
+    def device_name(self) -> str:
+        return str(self._device.name())
+
+    def sm(self) -> int:
+        major, minor = self._device.compute_capability()
+        return int(major) * 10 + int(minor)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with self._translated("cuCtxPushCurrent"):
+            self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    def create_stream(self) -> Stream:
+        with self._translated("cuStreamCreate"):
+            native = self._driver.Stream(NON_BLOCKING)
+        return Stream(int(native.handle), native)
+
+    def adopt_stream(self, stream: object) -> Stream:
+        if not isinstance(stream, self._driver.Stream):
+            raise InputError(
+                f"stream is a {type(stream).__name__}, expected a pycuda.driver.Stream: pycuda "
+                "takes no other, give cuda='cuda-python' to use it"
+            )
+        return Stream(int(stream.handle), stream, owned=False)
+
+    def synchronize(self, stream: Stream) -> None:
+        with self._translated("cuStreamSynchronize"):
+            stream.native.synchronize()
+
+    def wait_for(self, stream: Stream, producer: int) -> None:
+        """Waits on the host for the whole context: pycuda cannot name another library's stream."""
+        with self._translated("cuCtxSynchronize"):
+            self._context.synchronize()
+
+    def destroy_stream(self, stream: Stream) -> None:
+        """Nothing to call: pycuda frees it with its last reference, ours."""
+
+    def allocate(self, nbytes: int) -> DeviceMemory:
+        with self._translated("cuMemAlloc"):
+            native = self._driver.mem_alloc(nbytes)
+        return DeviceMemory(int(native), nbytes, native)
+
+    def free(self, memory: DeviceMemory) -> None:
+        with self._translated("cuMemFree"):
+            memory.native.free()
+
+    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        with self._translated("cuMemHostAlloc"):
+            array: NDArray[np.uint8] = self._driver.pagelocked_empty(nbytes, np.uint8)
+        self._pinned[array.ctypes.data] = array.base
+        return array
+
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
+        with self._translated("cuMemFreeHost"):
+            self._pinned.pop(array.ctypes.data).free()
+
+    def copy_in(self, address: int, pinned: NDArray[Any], stream: Stream) -> None:
+        with self._translated("cuMemcpyHtoDAsync"):
+            self._driver.memcpy_htod_async(address, pinned, stream.native)
+
+    def copy_out(self, pinned: NDArray[Any], address: int, stream: Stream) -> None:
+        with self._translated("cuMemcpyDtoHAsync"):
+            self._driver.memcpy_dtoh_async(pinned, address, stream.native)
+
+    def create_event(self) -> Event:
+        with self._translated("cuEventCreate"):
+            return Event(self._driver.Event())
+
+    def record(self, event: Event, stream: Stream) -> None:
+        with self._translated("cuEventRecord"):
+            event.native.record(stream.native)
+
+    def elapsed_ms(self, start: Event, end: Event) -> float:
+        with self._translated("cuEventElapsedTime"):
+            return float(end.native.time_since(start.native))
+
+    def destroy_event(self, event: Event) -> None:
+        """Nothing to call: pycuda frees it with its last reference, ours."""
+
+    def begin_capture(self, stream: Stream) -> None:
+        raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
+
+    def end_capture(self, stream: Stream) -> Graph:
+        raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
+
+    def launch(self, graph: Graph, stream: Stream) -> None:
+        raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
+
+    def destroy_graph(self, graph: Graph) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        self._context = None  # pycuda releases the primary context with its last reference
+
+
+def load_driver() -> Any:
+    """Import `pycuda.driver`.
+
+    Raises:
+        MissingExtraError: pycuda is not installed.
+        EngineError: it cannot load the driver's library.
+    """
+    try:
+        return importlib.import_module("pycuda.driver")
+    except ModuleNotFoundError:
+        raise MissingExtraError("CUDA through pycuda", "nmsfree[pycuda]") from None
+    except ImportError as error:
+        raise no_driver(str(error)) from None

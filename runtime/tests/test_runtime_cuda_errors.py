@@ -1,0 +1,289 @@
+"""What goes wrong in CUDA, in our words: no driver, no GPU, codes, missing packages, pycuda."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmsfree import EngineError, InputError, MissingExtraError, NmsfreeError
+from nmsfree.cuda import cuda_python, open_cuda, pycuda
+from nmsfree.cuda.streams import stream_handle
+
+DOCTOR = "`nmsfree doctor` says what is missing"
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
+    with pytest.raises(kind) as info:
+        action()
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+class Driver:
+    """`cuda.bindings.driver` on a machine that answers as told: every call gives `status`."""
+
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0)
+    NAMES = {  # noqa: RUF012
+        2: (b"CUDA_ERROR_OUT_OF_MEMORY", b"out of memory"),
+        35: (b"CUDA_ERROR_INSUFFICIENT_DRIVER", b"CUDA driver version is insufficient"),
+        100: (b"CUDA_ERROR_NO_DEVICE", b"no CUDA-capable device is detected"),
+        719: (b"CUDA_ERROR_LAUNCH_FAILED", b"unspecified launch failure"),
+        803: (b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", b"system has unsupported display driver"),
+        12345: (None, None),
+    }
+
+    def __init__(self, status: int = 0, count: int = 1) -> None:
+        self.status, self.count = status, count
+
+    def cuInit(self, flags: int) -> tuple[int]:
+        return (self.status,)
+
+    def cuDeviceGetCount(self) -> tuple[int, int]:
+        return (0, self.count)
+
+    def cuGetErrorName(self, status: int) -> tuple[int, bytes | None]:
+        return (0, self.NAMES[status][0])
+
+    def cuGetErrorString(self, status: int) -> tuple[int, bytes | None]:
+        return (0, self.NAMES[status][1])
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            100,
+            "CUDA: cuInit failed (no CUDA-capable device is detected, CUDA_ERROR_NO_DEVICE): "
+            f"this machine has no NVIDIA GPU that can be used: {DOCTOR}",
+        ),
+        (
+            35,
+            "CUDA: cuInit failed (CUDA driver version is insufficient, "
+            "CUDA_ERROR_INSUFFICIENT_DRIVER): update the NVIDIA driver",
+        ),
+        (
+            803,
+            "CUDA: cuInit failed (system has unsupported display driver, "
+            "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH): restart the machine to finish the driver's update",
+        ),
+        (
+            2,
+            "CUDA: cuInit failed (out of memory, CUDA_ERROR_OUT_OF_MEMORY): "
+            "close other programs on the GPU, or run smaller batches",
+        ),
+        (
+            719,
+            f"CUDA: cuInit failed (unspecified launch failure, CUDA_ERROR_LAUNCH_FAILED): {DOCTOR}",
+        ),
+        (12345, f"CUDA: cuInit failed (no reason given): {DOCTOR}"),
+    ],
+)
+def test_a_code_of_cuda_becomes_one_line(
+    monkeypatch: pytest.MonkeyPatch, status: int, message: str
+) -> None:
+    monkeypatch.setattr(cuda_python, "load_driver", lambda: Driver(status))
+    assert refused(cuda_python.CudaPython, EngineError) == message
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "libcuda.so.1\nwas not found",
+            f"no NVIDIA driver that can be used (libcuda.so.1 was not found): {DOCTOR}",
+        ),
+        (
+            "function cuInit is not found",
+            "the NVIDIA driver is too old (function cuInit is not found): update it",
+        ),
+    ],
+)
+def test_a_machine_without_a_driver_says_so(
+    monkeypatch: pytest.MonkeyPatch, said: str, message: str
+) -> None:
+    class NoDriver(Driver):
+        def cuInit(self, flags: int) -> tuple[int]:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(cuda_python, "load_driver", NoDriver)
+    assert refused(cuda_python.CudaPython, EngineError) == message
+
+
+def test_the_real_package_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On machines without a driver; its exception is NVIDIA's, not ours."""
+    from nmsfree.gpus import find_gpus
+
+    pytest.importorskip("cuda.bindings.driver")
+    if find_gpus().cuda is not None:
+        pytest.skip("this machine has a driver")
+    message = refused(lambda: open_cuda("cuda-python"), EngineError)
+    assert message.startswith("no NVIDIA driver that can be used (")
+    assert message.endswith(f"): {DOCTOR}")
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "message"),
+    [
+        (0, 0, f"no NVIDIA GPU found: {DOCTOR}"),
+        (2, 2, "GPU 2 does not exist, this machine has 2, counted from 0"),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, index: int, count: int, message: str
+) -> None:
+    monkeypatch.setattr(cuda_python, "load_driver", lambda: Driver(count=count))
+    assert refused(lambda: cuda_python.CudaPython(index), EngineError) == message
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cuda.bindings.driver", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, module, None)
+    message = refused(lambda: open_cuda("cuda-python"), MissingExtraError)
+    assert message == (
+        'running an engine needs a package that is not installed: pip install "cuda-python"'
+    )
+    message = refused(lambda: open_cuda("pycuda"), MissingExtraError)
+    assert message == (
+        'CUDA through pycuda needs a package that is not installed: pip install "nmsfree[pycuda]"'
+    )
+
+
+def test_another_layer_is_refused() -> None:
+    message = refused(lambda: open_cuda("cupy"), InputError)  # type: ignore[arg-type]
+    assert message == "cuda is 'cupy', expected 'cuda-python' or 'pycuda'"
+
+
+class PycudaError(Exception):
+    pass
+
+
+def pycuda_driver(log: list[str]) -> ModuleType:
+    """A stand-in for `pycuda.driver` that writes down what is called."""
+
+    class Context:
+        def push(self) -> None:
+            log.append("push")
+
+        def pop(self) -> None:
+            log.append("pop")
+
+        def synchronize(self) -> None:
+            log.append("synchronize context")
+
+    class Device:
+        def __init__(self, index: int) -> None: ...
+
+        @staticmethod
+        def count() -> int:
+            return 1
+
+        def retain_primary_context(self) -> Context:
+            log.append("retain primary")
+            return Context()
+
+        def name(self) -> str:
+            return "GPU"
+
+        def compute_capability(self) -> tuple[int, int]:
+            return (8, 9)
+
+    class Stream:
+        handle = 77
+
+        def __init__(self, flags: int = 0) -> None:
+            log.append(f"stream {flags}")
+
+    def mem_alloc(nbytes: int) -> Any:
+        raise PycudaError("cuMemAlloc failed: out of memory")
+
+    def pagelocked_empty(shape: int, dtype: Any) -> Any:
+        raise PycudaError("something odd")
+
+    module = ModuleType("pycuda.driver")
+    vars(module).update(
+        Error=PycudaError, Device=Device, Stream=Stream, mem_alloc=mem_alloc,
+        pagelocked_empty=pagelocked_empty, init=lambda: log.append("init"),
+    )  # fmt: skip
+    return module
+
+
+@pytest.fixture
+def with_pycuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An application that has imported pycuda; returns what is called."""
+    log: list[str] = []
+    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(log))
+    monkeypatch.setattr(pycuda, "version", lambda name: "2026.1")
+    return log
+
+
+def test_pycuda_is_taken_where_the_application_uses_it(with_pycuda: list[str]) -> None:
+    cuda = open_cuda()
+    assert (cuda.name, cuda.can_capture, cuda.sm()) == ("pycuda 2026.1", False, 89)
+    assert with_pycuda == ["init", "retain primary"]
+    with cuda.active():
+        stream = cuda.create_stream()
+        cuda.wait_for(stream, 5)
+    assert with_pycuda[2:] == ["push", "stream 1", "synchronize context", "pop"]
+    assert stream.handle == 77
+
+
+def test_the_context_of_pycuda_is_popped_after_a_failure(with_pycuda: list[str]) -> None:
+    cuda = open_cuda("pycuda")
+    with pytest.raises(KeyError), cuda.active():
+        raise KeyError
+    assert with_pycuda[-1] == "pop"
+
+
+def test_errors_of_pycuda_become_one_line(with_pycuda: list[str]) -> None:
+    cuda = open_cuda("pycuda")
+    assert refused(lambda: cuda.allocate(1), EngineError) == (
+        "CUDA: cuMemAlloc failed (out of memory): "
+        "close other programs on the GPU, or run smaller batches"
+    )
+    assert refused(lambda: cuda.allocate_pinned(1), EngineError) == (
+        f"CUDA: cuMemHostAlloc failed (something odd): {DOCTOR}"
+    )
+    stream: Any = SimpleNamespace()
+    assert refused(lambda: cuda.begin_capture(stream), EngineError) == (
+        "pycuda cannot record CUDA graphs: give cuda='cuda-python'"
+    )
+
+
+def test_pycuda_takes_its_own_streams_only(with_pycuda: list[str]) -> None:
+    cuda = open_cuda("pycuda")
+    native = sys.modules["pycuda.driver"].Stream()  # type: ignore[attr-defined]
+    assert cuda.adopt_stream(native).handle == 77
+    assert refused(lambda: cuda.adopt_stream(5), InputError) == (
+        "stream is a int, expected a pycuda.driver.Stream: pycuda takes no other, give "
+        "cuda='cuda-python' to use it"
+    )
+
+
+def test_a_context_of_its_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, with_pycuda: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.autoinit", ModuleType("pycuda.autoinit"))
+    assert refused(open_cuda, InputError) == (
+        "pycuda.autoinit made a CUDA context of its own, whose arrays and streams nothing else "
+        "can use: import pycuda.autoprimaryctx in its place"
+    )
+
+
+def test_streams_of_every_library_are_read() -> None:
+    protocol = type("S", (), {"__cuda_stream__": lambda self: (0, 5)})()
+    for stream, handle in (
+        (3, 3),
+        (protocol, 5),
+        (SimpleNamespace(cuda_stream=6), 6),  # PyTorch
+        (SimpleNamespace(handle=7), 7),  # pycuda
+        (SimpleNamespace(ptr=8), 8),  # CuPy
+    ):
+        assert stream_handle(stream) == handle
+    assert refused(lambda: stream_handle(np.zeros(1)), InputError) == (
+        "stream is a ndarray, expected a CUDA stream of cuda-python, PyTorch, CuPy or pycuda, or "
+        "its number"
+    )

@@ -1,0 +1,113 @@
+"""Compiled kernels beside an engine: kept, used, and never trusted blindly."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmsfree import RawDetections
+from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.backends.tensorrt_cache import MAGIC, read_cache, write_cache
+from nmsfree.backends.tensorrt_fake import fake_flavour
+from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
+from nmsfree.cuda.fake import FakeCuda
+
+IMAGES = np.zeros((1, 64, 96, 3), np.uint8)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, make_spec: Any) -> Path:
+    path = tmp_path / "model.engine"
+    write_fake_engine(path, make_spec(), batch=(1, 1, 1))
+    return path
+
+
+@pytest.fixture
+def run(make_spec: Any, bright_cells: Any) -> Any:
+    """Return a function: open, run once, close; it returns how often kernels were compiled."""
+
+    def run_once(path: Path, kernels: bytes = b"kernels") -> int:
+        def function(images: Any) -> Any:
+            raw: RawDetections = bright_cells(images, make_spec())
+            return raw._asdict()
+
+        cuda = FakeCuda()
+        flavour = fake_flavour(cuda, function)
+        flavour.module.kernels = kernels
+        backend = TensorRtBackend(path, cuda=cuda, flavour=flavour)
+        backend.run(IMAGES)
+        backend.close()
+        return int(flavour.module.compiled)
+
+    return run_once
+
+
+def test_kernels_are_compiled_once(engine: Path, run: Any) -> None:
+    assert [run(engine) for _ in range(3)] == [1, 0, 0]
+    assert engine.with_name("model.engine.cache").read_bytes().startswith(MAGIC)
+
+
+def test_kernels_of_another_release_are_compiled_again_and_replaced(
+    engine: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(engine)
+    caplog.set_level(logging.INFO)
+    assert run(engine, b"other kernels") == 1
+    cache = engine.with_name("model.engine.cache")
+    assert caplog.messages == [
+        f"{cache}: of another GPU, driver or release, kernels are compiled again"
+    ]
+    assert read_cache(engine) == b"other kernels"
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "foreign"])
+def test_a_damaged_file_costs_a_warning_only(
+    engine: Path, run: Any, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    run(engine)
+    cache = engine.with_name("model.engine.cache")
+    content = cache.read_bytes()
+    cache.write_bytes(
+        {
+            "cut": content[:-1],
+            "changed": content[:-1] + b"!",
+            "empty": b"",
+            "foreign": b"kernels",
+        }[damage]
+    )
+    assert run(engine) == 1
+    assert caplog.messages == [
+        f"{cache}: damaged or of another version, kernels are compiled again"
+    ]
+    assert run(engine) == 0
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_only(
+    engine: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.with_name("model.engine.cache").mkdir()
+    assert run(engine) == 1
+    assert "kernels are compiled again" in caplog.messages[0]
+    assert caplog.messages[1].startswith("kernels will be compiled again at the next start: ")
+
+
+def test_kernels_that_the_library_does_not_give_cost_a_warning_only(
+    engine: Path, run: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any) -> bytes:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("nmsfree.backends.tensorrt_fake._Cache.serialize", broken)
+    assert run(engine) == 1
+    assert caplog.messages[0] == (
+        f"kernels will be compiled again at the next start: {engine}: tensorrt-rtx 1.7.1.116 "
+        "cannot give its compiled kernels (no memory): build the engine again with `nmsfree build`"
+    )
+
+
+def test_what_is_written_is_read(engine: Path) -> None:
+    assert read_cache(engine) is None
+    write_cache(engine, b"abc")
+    assert read_cache(engine) == b"abc"
