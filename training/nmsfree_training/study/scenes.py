@@ -111,7 +111,8 @@ def write_scenes(
         )
     names = free.names
     tiles = [t for image in chosen for t in _row(dataset, image, truth, shown, names)]
-    done, content = cv2.imencode(".jpg" if out.suffix == ".jpg" else ".png", make_sheet(tiles, 3))
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 85] if out.suffix == ".jpg" else []
+    done, content = cv2.imencode(out.suffix, make_sheet(tiles, 3), quality)
     if not done:
         raise InputError(f"{out}: the picture could not be encoded")
     write_atomic(out, content.tobytes())

@@ -22,7 +22,7 @@ EXPLAINED = (
     "the one-to-one head's; of a row without one, after NMS at IoU 0.6. "
     f"− {REFERENCE} best: AP minus that of {REFERENCE} at its best NMS threshold, seed by seed. "
     "o2m: the one-to-many head after NMS, at 0.6 and at the threshold (@) of 0.50 … 0.95 with the "
-    "highest mean. minutes: of training. NMS on top: what it adds to the one-to-one head's AP. "
+    "highest mean. minutes: of training, whatever the processor. NMS on top: what it adds to the one-to-one head's AP. "
     "duplicates: detections per image that overlap a better one of their class by IoU > 0.7, "
     "above the threshold of the best F1; wrong ones hit no object of their own. F1: the best of "
     "all thresholds; with NMS: 0.6, on top."
