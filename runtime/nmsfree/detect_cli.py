@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmsfree.engine_options_cli import (
+    AllowCpuOption,
+    DeviceOption,
+    PrecisionOption,
+    RebuildOption,
+    Tf32Option,
+    ThreadsOption,
+    TrustOption,
+)
 from nmsfree.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ def detect(
             metavar="SOURCE", help="Image files, folders, patterns, videos, a camera's index."
         ),
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="An exported .onnx.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="An .onnx, or an .engine.")],
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -56,10 +65,13 @@ def detect(
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Stop each video or camera after this many.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads; the engine's choice if not given.")
-    ] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu: AllowCpuOption = False,
+    tf32: Tf32Option = False,
+    engine_precision: PrecisionOption = None,
+    rebuild: RebuildOption = True,
+    trust: TrustOption = False,
 ) -> None:
     """Draw detections on images, folders, videos or a camera.
 
@@ -72,6 +84,8 @@ def detect(
     Example: nmsfree detect street.jpg holiday/ "clips/*.mp4" --model model.onnx
     """
     _quiet_opencv()
+    from nmsfree.backends import open_backend
+    from nmsfree.backends.options import Options
     from nmsfree.detect_output import Output, new_run_folder, picture_names
     from nmsfree.detect_run import Run
     from nmsfree.detector import Detector
@@ -80,7 +94,8 @@ def detect(
     found, problems = expand(sources)
     if not found:
         raise InputError("no source found: " + "; ".join(problems))
-    with Detector(model, device=device, threads=threads) as detector:
+    options = Options(threads, allow_cpu, tf32, engine_precision, rebuild, trust)
+    with Detector(open_backend(model, device, options)) as detector:
         wanted = _split_classes(classes, detector.names)
         above = _threshold(threshold)
 
@@ -90,6 +105,7 @@ def detect(
             )
 
         look([])  # refuses wrong options before anything is written
+        typer.echo(f"engine: {detector.backend.description}", err=True)
         names = picture_names(found)
         folder = (save_dir or new_run_folder(RUNS)) if save else None
         with Output(names, folder, pictures=pictures, json_target=json_file) as output:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends import Backend, RawDetections, open_backend
+from nmsfree.backends import Backend, Options, RawDetections, open_backend
+from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError, ModelError
 from nmsfree.images import Color, as_bgr
@@ -22,10 +23,25 @@ class Detector:
     """Runs a model on images of any size. Safe to call from several threads.
 
     Args:
-        model: path of an exported `.onnx` (or a checkpoint, with nmsfree-training installed),
-            or a backend.
-        device: where the model runs; never replaced by another one silently.
+        model: path of an exported `.onnx`, of an `.engine` built from one (or a checkpoint, with
+            nmsfree-training installed), or a backend.
+        device: where the model runs, never replaced by another one silently: "cpu", "cuda",
+            "tensorrt-rtx", "openvino"; "cuda:1" is the second GPU, "openvino:GPU" an Intel GPU.
+            None takes the processor, and for an engine the GPU.
         threads: processor threads of one run; None leaves it to the engine.
+        allow_cpu: run on the processor, with a warning, where the GPU that was asked for cannot.
+        tf32: let a GPU round float32 factors to TF32; False computes real FP32. (An engine has
+            that decided when it is built.)
+        precision: arithmetic of OpenVINO, "f32" (also if None) or "bf16".
+        rebuild: an engine that does not fit this machine is built again from the ONNX file beside
+            it; False makes that an error.
+        trust: open an engine whose hash is not the recorded one; an engine runs native code.
+
+    Raises:
+        InputError: an unknown device, or an option that does not apply to this model and device.
+        ModelError: the file cannot be used.
+        MissingExtraError: what runs such a file is not installed.
+        EngineError: the device cannot run it on this machine.
 
     Example:
         >>> with Detector("model.onnx") as detector:
@@ -34,11 +50,19 @@ class Detector:
     """
 
     def __init__(
-        self, model: str | Path | Backend, *, device: str = "cpu", threads: int | None = None
+        self,
+        model: str | Path | Backend,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        allow_cpu: bool = False,
+        tf32: bool = False,
+        precision: Precision | None = None,
+        rebuild: bool = True,
+        trust: bool = False,
     ) -> None:
-        self.backend = (
-            open_backend(model, device, threads) if isinstance(model, str | Path) else model
-        )
+        options = Options(threads, allow_cpu, tf32, precision, rebuild, trust)
+        self.backend = _open(model, device, options)
         self.spec = self.backend.spec
 
     @property
@@ -214,3 +238,12 @@ class Detector:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open(model: str | Path | Backend, device: str | None, options: Options) -> Backend:
+    if isinstance(model, str | Path):
+        return open_backend(model, device, options)
+    if device is not None:
+        raise InputError(f"device is {device!r}, but a backend is open on its own: leave it out")
+    options.check("a backend, which is open on its own")
+    return model

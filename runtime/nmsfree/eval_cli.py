@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nmsfree.atomic import write_atomic
+from nmsfree.backends.options import Options
+from nmsfree.engine_options_cli import (
+    AllowCpuOption,
+    DeviceOption,
+    PrecisionOption,
+    RebuildOption,
+    Tf32Option,
+    ThreadsOption,
+    TrustOption,
+)
 from nmsfree.errors import InputError, MissingExtraError
 from nmsfree.identity import sha256
 
@@ -23,7 +33,7 @@ RUNS = Path("runs/eval")
 
 
 def eval_command(
-    file: Annotated[Path, typer.Argument(help="Model: an exported .onnx or a checkpoint.")],
+    file: Annotated[Path, typer.Argument(help="Model: an .onnx, an .engine or a checkpoint.")],
     data: Annotated[Path, typer.Option(help="Folder of a COCO, YOLO or VOC dataset.")],
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "val",
     protocol: Annotated[
@@ -33,10 +43,13 @@ def eval_command(
             "inputs of varying size; checkpoints only."
         ),
     ] = "deployed",
-    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads; the engine's choice if not given.")
-    ] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    allow_cpu: AllowCpuOption = False,
+    tf32: Tf32Option = False,
+    engine_precision: PrecisionOption = None,
+    rebuild: RebuildOption = True,
+    trust: TrustOption = False,
     precision: Annotated[
         float, typer.Option(min=0, max=1, help="Recommend thresholds that reach this precision.")
     ] = 0.9,
@@ -80,7 +93,8 @@ def eval_command(
         import_figure()
     dataset = load_dataset(data, split)
     start = time.perf_counter()
-    spec, results = _run(file, dataset, protocol, device, threads)
+    options = Options(threads, allow_cpu, tf32, engine_precision, rebuild, trust)
+    spec, results = _run(file, dataset, protocol, device, options)
     capped = protocol == "deployed"
     analysis = analyse(dataset, results, spec, target_precision=precision, capped=capped)
     seconds = time.perf_counter() - start
@@ -101,9 +115,10 @@ def eval_command(
 def _check_request(file: Path, protocol: str, plots: Path | None, no_plots: bool) -> None:
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol is {protocol!r}, expected {' or '.join(PROTOCOLS)}")
-    if protocol == "published" and file.suffix.lower() == ".onnx":
+    one_size = {".onnx": "an ONNX file", ".engine": "an engine"}.get(file.suffix.lower())
+    if protocol == "published" and one_size is not None:
         raise InputError(
-            f"{file}: an ONNX file has one input size, the published protocol feeds every image "
+            f"{file}: {one_size} has one input size, the published protocol feeds every image "
             "at its own: give the checkpoint, or use --protocol deployed"
         )
     if plots is not None and no_plots:
@@ -111,9 +126,14 @@ def _check_request(file: Path, protocol: str, plots: Path | None, no_plots: bool
 
 
 def _run(
-    file: Path, dataset: "DetectionDataset", protocol: str, device: str, threads: int | None
+    file: Path,
+    dataset: "DetectionDataset",
+    protocol: str,
+    device: str | None,
+    options: Options,
 ) -> "tuple[ModelSpec, list[Result]]":
     """Run the model over the dataset, with a progress bar."""
+    from nmsfree.backends import open_backend
     from nmsfree.detector import Detector
     from nmsfree.evaluate import predict
     from nmsfree.progress import progress_bar
@@ -125,8 +145,10 @@ def _run(
             bar.update(task, completed=done)
 
         if protocol == "published":
-            return _predict_published(file, dataset, device, threads, advance)
-        with Detector(file, device=device, threads=threads) as detector:
+            options.check("the published protocol", "threads")
+            return _predict_published(file, dataset, device or "cpu", options.threads, advance)
+        with Detector(open_backend(file, device, options)) as detector:
+            typer.echo(f"engine: {detector.backend.description}", err=True)
             return detector.spec, predict(detector, dataset, advance)
 
 

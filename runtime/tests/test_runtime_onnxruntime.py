@@ -91,9 +91,13 @@ def test_a_missing_file_or_folder_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(lambda: Detector(str(tmp_path / "folder.onnx")))
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model", "model.engine"])
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.plan"])
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
-    assert "expected .onnx" in refused(lambda: open_backend(tmp_path / name))
+    path = tmp_path / name
+    assert refused(lambda: open_backend(path)) == (
+        f"{path}: unknown kind of model '{path.suffix}', expected .onnx, .engine"
+        " or a checkpoint (.safetensors, .pth)"
+    )
 
 
 def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:

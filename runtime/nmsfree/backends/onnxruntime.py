@@ -1,46 +1,65 @@
-"""ONNX Runtime on processors."""
+"""ONNX Runtime on processors and NVIDIA GPUs."""
 
+import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.errors import InputError, MissingExtraError, ModelError
-from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree.backends.contract import one_line, refusal
+from nmsfree.backends.devices import Device, parse_device
+from nmsfree.backends.onnxruntime_gpu import open_cuda, open_tensorrt_rtx
+from nmsfree.backends.onnxruntime_session import Opened, open_cpu, read_file, vendor_errors
+from nmsfree.backends.options import Options
+from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.spec import ModelSpec
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
+logger = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "cuda", "tensorrt-rtx")
 
 
 class OnnxRuntimeBackend:
-    """Runs an ONNX file of this project.
+    """Runs an ONNX file of this project. Threads may share it: results are those of one thread.
 
     Args:
         path: the ONNX file.
-        device: "cpu".
-        threads: threads of one run; None lets ONNX Runtime take one per physical core.
+        device: "cpu"; "cuda" or "tensorrt-rtx", with ":1" for the second GPU.
+        threads: processor threads of one run; None lets ONNX Runtime take one per physical core.
+        allow_cpu: run on the processor, with a warning, where the GPU cannot.
+        tf32: let a GPU round float32 factors to TF32; False computes real FP32.
 
     Raises:
-        InputError: the device is not supported, or threads is below 1.
-        MissingExtraError: onnxruntime is not installed.
+        InputError: the device or an option is not supported.
+        MissingExtraError: what runs such a file there is not installed.
         ModelError: the file is missing, not ONNX, or not written by this project.
+        EngineError: the GPU cannot run it, and `allow_cpu` was not given.
     """
 
-    def __init__(self, path: str | Path, device: str = "cpu", threads: int | None = None) -> None:
-        path = Path(path)
-        if device not in PROVIDERS:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        allow_cpu: bool = False,
+        tf32: bool = False,
+    ) -> None:
+        path, place = Path(path), parse_device(device)
+        if place.kind not in DEVICES:
             raise InputError(
-                f"device is {device!r}, ONNX Runtime here runs on: {', '.join(PROVIDERS)}"
+                f"device is {device!r}, ONNX Runtime here runs on: {', '.join(DEVICES)}"
             )
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
+        options = Options(threads, allow_cpu, tf32)
+        allowed = ("threads",) if place.kind == "cpu" else ("threads", "allow_cpu", "tf32")
+        options.check(f"ONNX Runtime on {place}", *allowed)
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
-        self._vendor_errors = _vendor_errors()
-        self._session = _open_session(path, PROVIDERS[device], threads, self._vendor_errors)
-        self.spec = _read_spec(self._session, path)
-        self.description = _describe(self._session, threads)
+        self._vendor_errors = vendor_errors()
+        self._opened: Opened | None
+        self.spec, self._opened = _open(path, place, options)
+        self.description = self._opened.description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.
@@ -48,105 +67,34 @@ class OnnxRuntimeBackend:
         Raises:
             ModelError: the detector is closed, or the model refuses these images.
         """
-        session = self._session  # another thread may close it meanwhile
-        if session is None:
+        opened = self._opened  # another thread may close it meanwhile
+        if opened is None:
             raise ModelError("the detector is closed: open it again")
         try:
-            outputs = session.run(list(RawDetections._fields), {"images": images})
+            outputs = opened.run(images)
         except self._vendor_errors as error:
-            shape = " × ".join(map(str, images.shape))
-            raise ModelError(
-                f"the model refused images of {shape}, {images.dtype} ({_reason(error)})"
-            ) from None
+            raise refusal(images, one_line(error)) from None
         return RawDetections(*outputs)
 
     def close(self) -> None:
-        self._session = None
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
 
 
-def _vendor_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of ONNX Runtime: they share no base class, and versions differ in their set."""
+def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Opened]:
+    """Open the file on the device, or on the processor where the user allowed that."""
+    if device.kind == "cpu":
+        return open_cpu(path, options.threads)
+    # Before the GPU comes in, so that a fault of the file is not blamed on it.
+    spec = read_file(path)
     try:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-    except ImportError:
-        raise MissingExtraError("running an ONNX file", "nmsfree[cpu]") from None
-    found = vars(state).values()
-    return tuple(v for v in found if isinstance(v, type) and issubclass(v, Exception))
-
-
-def _open_session(
-    path: Path, provider: str, threads: int | None, vendor_errors: tuple[type[Exception], ...]
-) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # fatal only: errors are raised, and told in our own words
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
-    except vendor_errors as error:
-        raise ModelError(
-            f"{path}: not an ONNX model that can be loaded ({_reason(error)})"
-        ) from None
-    if session.get_providers()[0] != provider:
-        raise ModelError(f"{path}: runs on {session.get_providers()[0]}, asked for {provider}")
-    return session
-
-
-def _reason(error: Exception) -> str:
-    """The vendor's message as one short line."""
-    return " ".join(str(error).split())[:200]
-
-
-def _read_spec(session: Any, path: Path) -> ModelSpec:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise ModelError(
-            f"{path}: no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: "
-            "export the checkpoint with `nmsfree export`"
-        )
-    names = [output.name for output in session.get_outputs()]
-    missing = [name for name in RawDetections._fields if name not in names]
-    if missing:
-        raise ModelError(
-            f"{path}: outputs {', '.join(missing)} are missing, found {', '.join(names)}"
-        )
-    try:
-        spec = ModelSpec.from_json(text)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    _check_input(session, spec, path)
-    _check_outputs(session, spec, path)
-    return spec
-
-
-def _check_outputs(session: Any, spec: ModelSpec, path: Path) -> None:
-    """Compare the number of rows and box corners with the description."""
-    shapes = {output.name: output.shape for output in session.get_outputs()}
-    found = shapes["detection_boxes"][1:], shapes["detection_scores"][1:]
-    if found != ([spec.top_k, 4], [spec.top_k]):
-        raise ModelError(
-            f"{path}: outputs are {shapes}, but its description says {spec.top_k} rows: "
-            "export the model again"
-        )
-
-
-def _check_input(session: Any, spec: ModelSpec, path: Path) -> None:
-    """Compare the graph's input with the description; names stand for sizes left open."""
-    inputs = session.get_inputs()
-    found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
-    expected = ("images", "tensor(uint8)", [spec.batch, spec.height, spec.width, 3])
-    if found != [expected]:
-        shown = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        raise ModelError(
-            f"{path}: input is {shown}, but its description says images tensor(uint8) "
-            f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
-        )
-
-
-def _describe(session: Any, threads: int | None) -> str:
-    import onnxruntime as ort
-
-    provider = session.get_providers()[0].removesuffix("ExecutionProvider")
-    return f"ONNX Runtime {ort.__version__} {provider}, threads {threads or 'automatic'}"
+        if device.kind == "cuda":
+            return spec, open_cuda(path, spec, device, options)
+        return spec, open_tensorrt_rtx(path, spec, device, options)
+    except (EngineError, MissingExtraError) as error:
+        if not options.allow_cpu:
+            raise
+        logger.warning("%s; it runs on the processor, as allowed", error)
+    spec, opened = open_cpu(path, options.threads)
+    return spec, opened._replace(description=f"{opened.description} (in place of {device})")

@@ -1,0 +1,208 @@
+"""ONNX Runtime's two ways to an NVIDIA GPU: its CUDA provider, and TensorRT-RTX as a plugin."""
+
+import contextlib
+import io
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nmsfree.backends.contract import one_line
+from nmsfree.backends.devices import Device
+from nmsfree.backends.onnxruntime_graph import BoundRun, GraphRun
+from nmsfree.backends.onnxruntime_session import (
+    FATAL,
+    Opened,
+    check_placement,
+    create,
+    create_on,
+    run_plainly,
+    vendor_errors,
+)
+from nmsfree.backends.options import Options
+from nmsfree.errors import EngineError, InputError, MissingExtraError
+from nmsfree.gpus import Gpu, find_gpus
+from nmsfree.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+CUDA = "CUDAExecutionProvider"
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+WARNING = 2  # ONNX Runtime's own default log severity
+PLUGIN_SINCE = "1.24"  # what the plugin asks for
+PLUGIN_CALLS = ("add_provider_for_devices",)  # of session options, what it takes
+
+_registering = threading.Lock()
+
+
+def open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
+    """Open a file on ONNX Runtime's CUDA provider.
+
+    Raises:
+        EngineError: another ONNX Runtime is installed, there is no such GPU, or CUDA is missing.
+    """
+    import onnxruntime as ort
+
+    if CUDA not in ort.get_available_providers():
+        raise EngineError(
+            f"device is '{device}', but the installed onnxruntime {ort.__version__} is built"
+            " without CUDA, and it and onnxruntime-gpu exclude one another: pip uninstall -y"
+            ' onnxruntime, then pip install "nmsfree[cuda]"'
+        )
+    gpu = _gpu(device)
+    missing = _preload(ort)
+    # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
+    graph = spec.batch is not None and spec.nms is None
+    try:
+        return _open_cuda(path, spec, device, gpu, options, graph)
+    except gpu_errors() as error:
+        raise _not_started(device, missing or one_line(error)) from None
+    except EngineError:
+        # A library that is missing is why ONNX Runtime left the GPU, and helps more.
+        if missing:
+            raise _not_started(device, missing) from None
+        raise
+
+
+def _open_cuda(
+    path: Path, spec: ModelSpec, device: Device, gpu: Gpu, options: Options, graph: bool
+) -> Opened:
+    settings = {
+        "device_id": str(device.index),
+        "use_tf32": str(int(options.tf32)),
+        "enable_cuda_graph": str(int(graph)),
+    }
+    run: BoundRun | GraphRun
+    try:
+        with _quiet():
+            session = create(path, options.threads, CUDA, settings)
+        rest = check_placement(session, CUDA, str(device))
+        run = GraphRun(session, spec, "cuda", device.index) if graph else BoundRun(session)
+    except gpu_errors() as error:
+        if not graph:
+            raise
+        logger.info("no CUDA graph for %s: %s", path, one_line(error))
+        return _open_cuda(path, spec, device, gpu, options, graph=False)
+    how = "CUDA graph" if graph else "no CUDA graph"
+    return Opened(run, run.close, _describe("CUDA", gpu, options.tf32, f", {how}{rest}"))
+
+
+def open_tensorrt_rtx(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
+    """Open a file on the TensorRT-RTX plugin of ONNX Runtime.
+
+    Raises:
+        InputError: FP32 was asked for, which the plugin cannot promise.
+        MissingExtraError: the plugin is not installed.
+        EngineError: ONNX Runtime is too old, or there is no GPU that the plugin takes.
+    """
+    try:
+        import onnxruntime_ep_nv_tensorrt_rtx as plugin
+    except ImportError:
+        raise MissingExtraError(
+            "running an ONNX file on TensorRT-RTX", "nmsfree[tensorrt-rtx-ort]"
+        ) from None
+    _check_tf32(spec, device, options)
+    gpu = _gpu(device)
+    name: str = plugin.get_ep_name()
+    try:
+        with _quiet():
+            session = create_on(
+                path, options.threads, _plugin_device(plugin, name, device, gpu), {}
+            )
+    except gpu_errors() as error:
+        raise _not_started(device, one_line(error)) from None
+    rest = check_placement(session, name, str(device))
+    text = _describe("TensorRT-RTX", gpu, options.tf32, rest)
+    return Opened(run_plainly(session), lambda: None, text)
+
+
+def gpu_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when a GPU, its driver or its libraries fail."""
+    return (*vendor_errors(), RuntimeError, ValueError, OSError)
+
+
+def _check_tf32(spec: ModelSpec, device: Device, options: Options) -> None:
+    """The plugin has no option for TF32; TensorRT-RTX itself obeys a variable."""
+    if spec.precision == "fp32" and not options.tf32 and os.environ.get(TF32_VARIABLE) != "0":
+        raise InputError(
+            f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin computes FP32 files in"
+            f" TF32: set {TF32_VARIABLE}=0 in the environment, allow it (tf32=True, --tf32), or"
+            " make an engine with `nmsfree build`"
+        )
+
+
+def _plugin_device(plugin: Any, name: str, device: Device, gpu: Gpu) -> Any:
+    """The `OrtEpDevice` of a GPU; loads the plugin once in this process."""
+    import onnxruntime as ort
+
+    if not all(hasattr(ort.SessionOptions, call) for call in PLUGIN_CALLS):
+        raise EngineError(
+            f"device is '{device}', but onnxruntime {ort.__version__} takes no plugins, expected"
+            f' {PLUGIN_SINCE} or newer: pip install -U "onnxruntime>={PLUGIN_SINCE}"'
+        )
+    with _registering:
+        if name not in {d.ep_name for d in ort.get_ep_devices()}:
+            try:
+                ort.register_execution_provider_library(name, plugin.get_library_path())
+            except gpu_errors() as error:
+                raise _not_started(device, one_line(error)) from None
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
+    if device.index >= len(devices):
+        raise EngineError(
+            f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin takes {len(devices)} of"
+            f" the GPUs here: it needs an RTX 30 or newer, found {gpu}"
+        )
+    return devices[device.index]
+
+
+def _gpu(device: Device) -> Gpu:
+    gpus = find_gpus()
+    if gpus.problem:
+        raise EngineError(
+            f"device is '{device}', but {gpus.problem}: see `nmsfree doctor`, or use device cpu"
+        )
+    if device.index >= len(gpus.found):
+        shown = "; ".join(f"{i} = {gpu}" for i, gpu in enumerate(gpus.found))
+        raise EngineError(f"device is '{device}', but the NVIDIA GPUs here are: {shown}")
+    return gpus.found[device.index]
+
+
+def _not_started(device: Device, reason: str) -> EngineError:
+    extra = "cuda" if device.kind == "cuda" else "tensorrt-rtx-ort"
+    return EngineError(
+        f"device is '{device}', but ONNX Runtime could not start there ({reason}):"
+        f' pip install "nmsfree[{extra}]" brings what it needs, `nmsfree doctor` tells more'
+    )
+
+
+def _preload(ort: Any) -> str:
+    """Load CUDA's libraries from their packages; return what is missing, in words."""
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it cannot load
+        ort.preload_dlls()
+    lines = said.getvalue().splitlines()
+    failed = [line.partition(": ")[2] for line in lines if line.startswith("Failed to load")]
+    return failed[0] if failed else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ONNX Runtime's process-wide logger off stderr: what it tells is raised in one line."""
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(FATAL)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(WARNING)
+
+
+def _describe(provider: str, gpu: Gpu, tf32: bool, rest: str) -> str:
+    import onnxruntime as ort
+
+    state = "TF32 allowed" if tf32 else "TF32 off"
+    return f"ONNX Runtime {ort.__version__} {provider}, {gpu.name}, {state}{rest}"

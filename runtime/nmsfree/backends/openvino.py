@@ -1,0 +1,88 @@
+"""OpenVINO on processors and Intel GPUs."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.base import RawDetections
+from nmsfree.backends.contract import check_images, one_line
+from nmsfree.backends.openvino_model import (
+    check_request,
+    compile_model,
+    describe,
+    import_openvino,
+    output_indices,
+    read_model,
+    vendor_errors,
+)
+from nmsfree.errors import EngineError, ModelError
+
+
+class OpenVinoBackend:
+    """Runs an ONNX file of this project in OpenVINO.
+
+    Threads may share it: the compiled network is one, and every thread has an infer request with
+    buffers of its own, so results are those of one thread.
+
+    Args:
+        path: the ONNX file.
+        plugin: OpenVINO's name of the device, "CPU", "GPU" or "GPU.1".
+        threads: processor threads of one run; None lets OpenVINO choose.
+        precision: "f32", or "bf16" where the device computes it.
+
+    Raises:
+        InputError: the processor has no bf16, or an option cannot be used.
+        MissingExtraError: openvino is not installed.
+        ModelError: the file is missing, not ONNX, or not written by this project.
+        EngineError: the device is not there, or runs something else than was asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        plugin: str = "CPU",
+        threads: int | None = None,
+        precision: str = "f32",
+    ) -> None:
+        path = Path(path)
+        check_request(plugin, threads, precision)
+        openvino = import_openvino()
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file, expected an exported ONNX model")
+        model, self.spec = read_model(openvino, path)
+        self._compiled: Any = compile_model(openvino, model, plugin, threads, precision)
+        self.description = describe(openvino, self._compiled, plugin, threads, precision)
+        self._errors = vendor_errors(openvino)
+        self._indices = output_indices(self._compiled)
+        self._own = threading.local()
+
+    def run(self, images: NDArray[np.uint8]) -> RawDetections:
+        """Run the model on uint8 [N, H, W, 3], BGR.
+
+        Raises:
+            ModelError: the detector is closed, or these are no images for the model.
+            EngineError: OpenVINO fails.
+        """
+        compiled, own = self._compiled, self._own  # another thread may close it meanwhile
+        if compiled is None:
+            raise ModelError("the detector is closed: open it again")
+        check_images(images, self.spec)
+        shared = np.ascontiguousarray(images)  # read in place, so held until the end
+        try:
+            if not hasattr(own, "request"):
+                own.request = compiled.create_infer_request()
+            # Not `infer`, which works in this very thread and leaves there a stream that ends with
+            # it: a model closed in that moment, by another thread, aborts the process.
+            own.request.start_async([shared], share_inputs=True)
+            own.request.wait()
+        except self._errors as error:
+            raise EngineError(f"OpenVINO failed while running ({one_line(error)})") from None
+        outputs = (own.request.get_output_tensor(index).data for index in self._indices)
+        return RawDetections(*(np.array(output) for output in outputs))
+
+    def close(self) -> None:
+        self._compiled = None
+        self._own = threading.local()  # the requests of all threads go with the old one

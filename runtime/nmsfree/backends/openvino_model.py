@@ -1,0 +1,154 @@
+"""OpenVINO's side of opening a file: read, held against the contract, compiled, read back."""
+
+from pathlib import Path
+from typing import Any
+
+from nmsfree.backends.base import RawDetections
+from nmsfree.backends.contract import Port, one_line, read_spec
+from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.identity import computes_bf16, processor_name
+from nmsfree.spec import METADATA_KEY, ModelSpec
+
+# OpenVINO raises RuntimeErrors, but for its readers' own, which have no base in common.
+READERS_ERRORS = (
+    "GeneralFailure",
+    "InitializationFailure",
+    "NotImplementedFailure",
+    "OpConversionFailure",
+    "OpValidationFailure",
+)
+ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
+
+
+def check_request(plugin: str, threads: int | None, precision: str) -> None:
+    """Refuse what can be refused without OpenVINO.
+
+    Raises:
+        InputError: threads or precision cannot be had.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
+    if threads is not None and plugin != "CPU":
+        raise InputError(
+            f"threads is {threads}, but does not apply to openvino:{plugin}: it is for processors,"
+            " leave it out here"
+        )
+    if precision not in ("f32", "bf16"):
+        raise InputError(f"precision is {precision!r}, expected 'f32' or 'bf16'")
+    if precision == "bf16" and plugin == "CPU" and computes_bf16() is False:
+        raise InputError(
+            f"precision is 'bf16', but this processor ({processor_name()}) has no bfloat16"
+            " arithmetic: use precision='f32'"
+        )
+
+
+def import_openvino() -> Any:
+    """Import it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtraError("running a model in OpenVINO", "nmsfree[openvino]") from None
+    return openvino
+
+
+def vendor_errors(openvino: Any) -> tuple[type[Exception], ...]:
+    """What OpenVINO raises."""
+    found = (getattr(openvino.frontend, name, None) for name in READERS_ERRORS)
+    return (RuntimeError, TypeError, *(kind for kind in found if kind is not None))
+
+
+def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
+    """Read an ONNX file: OpenVINO's model and our description.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not one of ours.
+    """
+    try:
+        # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        model = reader.convert(reader.load(str(path)))
+    except vendor_errors(openvino) as error:
+        raise ModelError(
+            f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
+        ) from None
+    place = ["framework", METADATA_KEY]  # where the reader puts what the file says of itself
+    text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+    return model, read_spec(path, text, _ports(model.inputs), _ports(model.outputs))
+
+
+def _ports(ports: Any) -> list[Port]:
+    """Describe inputs or outputs as ONNX Runtime would."""
+    described = []
+    for port in ports:
+        kind = port.element_type.get_type_name()
+        shape = [d.get_length() if d.is_static else "N" for d in port.partial_shape]
+        described.append(Port(_name(port), f"tensor({ONNX_TYPES.get(kind, kind)})", shape))
+    return described
+
+
+def _name(port: Any) -> str:
+    """The contract's name of a port; merged layers leave others on it, too."""
+    names: set[str] = port.names
+    ours = names.intersection(("images", *RawDetections._fields))
+    return min(ours or names, default="")
+
+
+def compile_model(
+    openvino: Any, model: Any, plugin: str, threads: int | None, precision: str
+) -> Any:
+    """Compile a model for a device.
+
+    Raises:
+        EngineError: there is no such device, or it does not take the model.
+    """
+    settings: dict[str, str | int] = {
+        "INFERENCE_PRECISION_HINT": precision,  # its own choice is bf16 where that is faster
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    found: list[str] = core.available_devices
+    known = {*found, *(name.partition(".")[0] for name in found)}  # "GPU" is the first of several
+    if plugin not in known:
+        raise EngineError(
+            f"device is 'openvino:{plugin}', but OpenVINO finds {', '.join(found)} here:"
+            " an Intel GPU needs its OpenCL driver"
+        )
+    try:
+        return core.compile_model(model, plugin, settings)
+    except vendor_errors(openvino) as error:
+        raise EngineError(
+            f"device is 'openvino:{plugin}', but OpenVINO cannot compile the model for it"
+            f" ({one_line(error)})"
+        ) from None
+
+
+def output_indices(compiled: Any) -> list[int]:
+    """Where the outputs of the contract are among those of a compiled model."""
+    names = [port.names for port in compiled.outputs]
+    return [
+        next(i for i, known in enumerate(names) if name in known) for name in RawDetections._fields
+    ]
+
+
+def describe(openvino: Any, compiled: Any, plugin: str, threads: int | None, precision: str) -> str:
+    """Read back where and how a model runs, and say it.
+
+    Raises:
+        EngineError: OpenVINO took another device or precision than it was asked for.
+    """
+    devices: list[str] = compiled.get_property("EXECUTION_DEVICES")
+    kind: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if kind != precision or any(device.partition(".")[0] != plugin[:3] for device in devices):
+        raise EngineError(
+            f"asked OpenVINO for {precision} on {plugin}, but it runs {kind} on"
+            f" {', '.join(devices)}: ask for that, or for another device"
+        )
+    version = openvino.__version__.partition("-")[0]
+    text = f"OpenVINO {version} {', '.join(devices)}, {kind}"
+    return f"{text}, threads {threads or 'automatic'}" if plugin == "CPU" else text

@@ -1,0 +1,57 @@
+"""The tiny model that `nmsfree doctor` runs on every engine, and what it must answer.
+
+`doctor_model.bin`, an ONNX file, finds cells of 8 × 8 pixels of a pure colour in 32 × 32: its
+score is the brightest channel's mean over the cell, its class that channel. It has a convolution,
+since that is what CUDA needs cuDNN for.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.base import Backend, RawDetections
+
+FILE = Path(__file__).with_name("doctor_model.bin")
+SIDE, CELL, ROWS = 32, 8, 4
+CELLS = SIDE // CELL
+SCORE, BOX = 2e-3, 0.05  # largest differences that reduced precision may make: score, pixels
+
+
+def write_model(folder: Path) -> Path:
+    """Put the model into a folder under a name that says what it is."""
+    path = folder / "doctor.onnx"
+    path.write_bytes(FILE.read_bytes())
+    return path
+
+
+def picture() -> NDArray[np.uint8]:
+    """A picture with `ROWS` cells to find, brightest first: uint8 [1, 32, 32, 3]."""
+    cells = np.full((CELLS, CELLS, 3), 30, np.uint8)
+    for row in range(ROWS):
+        cells[row, 3 - row, row % 3] = 250 - 40 * row
+    return np.kron(cells, np.ones((CELL, CELL, 1), np.uint8))[None]
+
+
+def answer() -> RawDetections:
+    """What the model finds in it."""
+    corner = np.array([[CELL * (3 - row), CELL * row] for row in range(ROWS)], np.float32)  # x, y
+    scores = np.array([(250 - 40 * row) / 255 for row in range(ROWS)], np.float32)
+    return RawDetections(
+        np.array([[ROWS]], np.int32),
+        np.concatenate([corner, corner + np.float32(CELL)], axis=1)[None],
+        scores[None],
+        (np.arange(ROWS, dtype=np.int32) % 3)[None],
+    )
+
+
+def difference(backend: Backend) -> str:
+    """Run the model; return what is wrong with the answer, "" if nothing."""
+    found, expected = backend.run(picture()), answer()
+    same = (
+        np.array_equal(found.num_detections, expected.num_detections)
+        and np.array_equal(found.detection_classes, expected.detection_classes)
+        and np.allclose(found.detection_scores, expected.detection_scores, rtol=0, atol=SCORE)
+        and np.allclose(found.detection_boxes, expected.detection_boxes, rtol=0, atol=BOX)
+    )
+    return "" if same else f"the answer is wrong: {found}".replace("\n", " ")

@@ -1,0 +1,341 @@
+"""Which device a model runs on: names, options that do not apply, files that do not fit."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoints
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from nmsfree import (
+    CallableBackend,
+    Detector,
+    InputError,
+    ModelError,
+    NmsfreeError,
+    backends,
+    cli,
+    eval_cli,
+    gpus,
+)
+from nmsfree.backends import OnnxRuntimeBackend, Options, open_backend
+from nmsfree.backends.devices import Device, parse_device
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
+    return make_onnx(tmp_path / "tiny.onnx", make_spec())
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
+    with pytest.raises(kind) as info:
+        action()
+    assert type(info.value) is kind
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "shown"),
+    [
+        ("cpu", Device("cpu"), "cpu"),
+        ("cuda", Device("cuda"), "cuda"),
+        ("cuda:0", Device("cuda"), "cuda"),
+        ("cuda:12", Device("cuda", 12), "cuda:12"),
+        ("tensorrt-rtx", Device("tensorrt-rtx"), "tensorrt-rtx"),
+        ("tensorrt:1", Device("tensorrt", 1), "tensorrt:1"),
+        ("openvino", Device("openvino", plugin="CPU"), "openvino:CPU"),
+        ("openvino:GPU.1", Device("openvino", plugin="GPU.1"), "openvino:GPU.1"),
+    ],
+)
+def test_names_of_devices(text: str, device: Device, shown: str) -> None:
+    assert parse_device(text) == device
+    assert str(device) == shown
+    assert parse_device(shown) == device
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tpu",
+        "CPU",
+        "cpu:0",
+        "cpu:",
+        "cuda:",
+        "cuda:-1",
+        "cuda:one",
+        "openvino:",
+        "openvino:NPU",
+    ],
+)
+def test_other_names_are_refused(tiny: Path, text: str) -> None:
+    assert refused(lambda: Detector(tiny, device=text), InputError) == (
+        f"device is {text!r}, expected one of: cpu, cuda, tensorrt-rtx, tensorrt, openvino;"
+        " cuda:1 is the second GPU, openvino:GPU an Intel GPU"
+    )
+
+
+WRONG_OPTIONS = [
+    ("cpu", {"allow_cpu": True}, "ONNX Runtime on cpu", "ONNX files on cuda and tensorrt-rtx"),
+    ("cpu", {"tf32": True}, "ONNX Runtime on cpu", "ONNX files on cuda and tensorrt-rtx"),
+    ("cpu", {"precision": "bf16"}, "ONNX Runtime on cpu", "openvino"),
+    ("cuda", {"precision": "f32"}, "ONNX Runtime on cuda", "openvino"),
+    ("cuda:1", {"rebuild": False}, "ONNX Runtime on cuda:1", "engines"),
+    ("tensorrt-rtx", {"trust": True}, "ONNX Runtime on tensorrt-rtx", "engines"),
+    ("openvino", {"tf32": True}, "OpenVINO", "ONNX files on cuda and tensorrt-rtx"),
+    ("openvino", {"allow_cpu": True}, "OpenVINO", "ONNX files on cuda and tensorrt-rtx"),
+    ("openvino", {"trust": True}, "OpenVINO", "engines"),
+]
+
+
+@pytest.mark.parametrize(("device", "option", "what", "meant"), WRONG_OPTIONS)
+def test_options_that_do_not_apply_are_refused(
+    tiny: Path, device: str, option: dict[str, Any], what: str, meant: str
+) -> None:
+    [(name, value)] = option.items()
+    assert refused(lambda: Detector(tiny, device=device, **option), InputError) == (
+        f"{name} is {value!r}, but does not apply to {what}: it is for {meant}, leave it out here"
+    )
+
+
+@pytest.mark.parametrize("option", ["threads", "allow_cpu", "tf32", "precision"])
+def test_an_engine_takes_no_options_of_onnx_files(tmp_path: Path, option: str) -> None:
+    value = {"threads": 2, "precision": "f32"}.get(option, True)
+    message = refused(lambda: Detector(tmp_path / "a.engine", **{option: value}), InputError)
+    assert message.startswith(f"{option} is {value!r}, but does not apply to an engine: it is for ")
+
+
+def test_threads_and_precision_have_values() -> None:
+    everything = ("threads", "precision")
+    assert refused(lambda: Options(threads=0).check("x", *everything), InputError) == (
+        "threads is 0, expected 1 or more, or None to let it choose"
+    )
+    wrong: Any = "f16"
+    assert refused(lambda: Options(precision=wrong).check("x", *everything), InputError) == (
+        "precision is 'f16', expected 'f32' or 'bf16'"
+    )
+
+
+def test_a_backend_is_open_already(make_spec: Any) -> None:
+    backend = CallableBackend(lambda images: None, make_spec())  # type: ignore[arg-type,return-value]
+    assert Detector(backend).backend is backend
+    assert refused(lambda: Detector(backend, device="cpu"), InputError) == (
+        "device is 'cpu', but a backend is open on its own: leave it out"
+    )
+    assert refused(lambda: Detector(backend, threads=2), InputError) == (
+        "threads is 2, but does not apply to a backend, which is open on its own:"
+        " it is for ONNX files and checkpoints, leave it out here"
+    )
+
+
+def test_a_file_picks_its_engine(tiny: Path) -> None:
+    assert isinstance(open_backend(tiny), OnnxRuntimeBackend)
+    assert isinstance(open_backend(tiny, "cpu", Options(threads=1)), OnnxRuntimeBackend)
+    assert refused(lambda: open_backend(tiny, "tensorrt"), InputError) == (
+        f"{tiny}: device is 'tensorrt', which runs engines only: make one with"
+        " `nmsfree build --with tensorrt`"
+    )
+
+
+def test_engines_run_on_nvidia_gpus(tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    for device in ("cpu", "openvino:CPU"):
+        assert refused(lambda d=device: open_backend(engine, d), InputError) == (
+            f"{engine}: device is '{device}', but an engine runs on an NVIDIA GPU: give the ONNX"
+            " file, or leave the device out"
+        )
+    assert refused(lambda: open_backend(engine), ModelError) == (
+        f"{engine}: no such file, expected an engine made by `nmsfree build`"
+    )
+
+
+class FakeEngines:
+    """Stands in for the backend of engines, and keeps what it was opened with."""
+
+    def __init__(self, path: Path, device: str | None, **options: Any) -> None:
+        self.opened = {"path": path, "device": device, **options}
+
+
+@pytest.mark.parametrize("device", [None, "cuda:1", "tensorrt-rtx", "tensorrt:2"])
+def test_an_engine_is_opened_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None
+) -> None:
+    engine = tmp_path / "a.engine"
+    engine.touch()
+    fake: Any = type(sys)("nmsfree.backends.tensorrt")
+    fake.TensorRtBackend = FakeEngines
+    monkeypatch.setitem(sys.modules, "nmsfree.backends.tensorrt", fake)
+    backend: Any = open_backend(engine, device, Options(rebuild=False, trust=True))
+    expected = {"path": engine, "device": device, "rebuild": False, "trust": True}
+    assert backend.opened == expected
+
+
+def test_checkpoints_run_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    entry = type("Entry", (), {"load": lambda self: FakeEngines})()
+    monkeypatch.setattr(backends, "entry_points", lambda **_: [entry])
+    for device in ("openvino:CPU", "tensorrt-rtx"):
+        assert refused(lambda d=device: open_backend(path, d), InputError) == (
+            f"{path}: device is '{device}', but a checkpoint runs in PyTorch, on cpu or cuda:"
+            " export it with `nmsfree export`"
+        )
+    assert refused(lambda: open_backend(path, "cuda", Options(tf32=True)), InputError) == (
+        "tf32 is True, but does not apply to a checkpoint:"
+        " it is for ONNX files on cuda and tensorrt-rtx, leave it out here"
+    )
+    backend: Any = open_backend(path, None, Options(threads=3))
+    assert backend.opened == {"path": path, "device": "cpu", "threads": 3}
+
+
+def test_a_checkpoint_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "entry_points", lambda **_: EntryPoints())
+    with pytest.raises(NmsfreeError) as info:
+        open_backend(tmp_path / "a.pth")
+    assert str(info.value) == (
+        'running a checkpoint needs a package that is not installed: pip install "nmsfree-training"'
+    )
+
+
+class FakeDriver:
+    """libcuda as `ctypes` would call it: results are written to where pointers point."""
+
+    def __init__(self, status: int = 0, count: int = 2) -> None:
+        self.status, self.count = status, count
+
+    def cuInit(self, flags: int) -> int:
+        return self.status
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13020
+        return 0
+
+    def cuGetErrorName(self, status: int, name: Any) -> int:
+        if status == 100:
+            name._obj.value = b"CUDA_ERROR_NO_DEVICE"
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self.count
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = b"NVIDIA GeForce RTX 4060" if device.value == 0 else b"NVIDIA H100"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
+        memory._obj.value = (8 + device.value) << 30
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+        value._obj.value = {(0, 75): 8, (0, 76): 9, (1, 75): 9}.get((device.value, attribute), 0)
+        return 0
+
+
+def test_gpus_as_the_driver_tells_them() -> None:
+    found = gpus.ask(FakeDriver())
+    assert [str(gpu) for gpu in found.found] == [
+        "NVIDIA GeForce RTX 4060 (compute capability 8.9)",
+        "NVIDIA H100 (compute capability 9.0)",
+    ]
+    assert [gpu.memory >> 30 for gpu in found.found] == [8, 9]
+    assert (found.cuda, found.problem) == ("13.2", "")
+
+
+@pytest.mark.parametrize(
+    ("driver", "problem"),
+    [
+        (FakeDriver(status=100), "the NVIDIA driver does not start (CUDA_ERROR_NO_DEVICE)"),
+        (FakeDriver(status=7), "the NVIDIA driver does not start (error 7)"),
+        (FakeDriver(count=0), "the NVIDIA driver sees no GPU"),
+    ],
+)
+def test_a_driver_without_a_gpu(driver: FakeDriver, problem: str) -> None:
+    assert gpus.ask(driver) == gpus.Gpus((), "13.2", problem)
+
+
+def test_numbers_of_attributes_are_those_of_cuda() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver")
+    attributes = driver.CUdevice_attribute
+    assert attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR == gpus.CAPABILITY_MAJOR
+    assert attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR == gpus.CAPABILITY_MINOR
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "LIBRARY", "libcuda-is-absent.so.1")
+    problem = "no NVIDIA driver was found (libcuda-is-absent.so.1)"
+    assert gpus.find_gpus() == gpus.Gpus((), None, problem)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Run `nmsfree detect` on one picture: exit status and stderr."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 96, 3), 200, np.uint8))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str, model: str = "tiny.onnx") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["nmsfree", "detect", "a.png", "-m", model, *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+def test_the_command_says_what_really_runs(command: Callable[..., tuple[int, str]]) -> None:
+    status, err = command("--threads", "1")
+    assert status == 0
+    assert err.startswith(f"engine: ONNX Runtime {ort.__version__} CPU, threads 1\n")
+    status, err = command("--device", "cuda:7")
+    assert status == 3
+    assert err.startswith("error: device is 'cuda:7', but ")
+    assert err.count("\n") == 1
+    status, err = command("--device", "cuda:7", "--allow-cpu")  # no machine has eight
+    assert status == 0
+    assert (
+        f"engine: ONNX Runtime {ort.__version__} CPU, threads automatic (in place of cuda:7)" in err
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tf32"], "tf32 is True, but does not apply to ONNX Runtime on cpu: "),
+        (["--trust"], "trust is True, but does not apply to ONNX Runtime on cpu: "),
+        (["--no-rebuild"], "rebuild is False, but does not apply to ONNX Runtime on cpu: "),
+        (["--engine-precision", "bf16"], "precision is 'bf16', but does not apply to ONNX Runtime"),
+        (["--device", "openvino", "--engine-precision", "f8"], "precision is 'f8', expected 'f32'"),
+    ],
+)
+def test_options_of_the_command_are_checked(
+    command: Callable[..., tuple[int, str]], options: list[str], message: str
+) -> None:
+    status, err = command(*options)
+    assert (status, err.startswith(f"error: {message}")) == (2, True), err
+
+
+def test_the_published_protocol_takes_checkpoints_on_their_devices(make_dataset: Any) -> None:
+    dataset = make_dataset()
+    options = Options(threads=2, tf32=True)
+    assert refused(
+        lambda: eval_cli._run(Path("a.pth"), dataset, "published", None, options), InputError
+    ) == (
+        "tf32 is True, but does not apply to the published protocol:"
+        " it is for ONNX files on cuda and tensorrt-rtx, leave it out here"
+    )
+    assert refused(
+        lambda: eval_cli._check_request(Path("a.engine"), "published", None, False), InputError
+    ) == (
+        "a.engine: an engine has one input size, the published protocol feeds every image at its"
+        " own: give the checkpoint, or use --protocol deployed"
+    )

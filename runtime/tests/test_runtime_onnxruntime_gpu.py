@@ -1,0 +1,392 @@
+"""ONNX Runtime on GPUs: never the processor instead, unless that was allowed, and then said."""
+
+import logging
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
+from nmsfree.backends import OnnxRuntimeBackend, onnxruntime_gpu
+from nmsfree.backends.onnxruntime_graph import BoundRun, GraphRun
+from nmsfree.backends.onnxruntime_session import check_placement, create
+from nmsfree.gpus import Gpu, Gpus, find_gpus
+
+Noise = Callable[..., NDArray[np.uint8]]
+
+VERSION = ort.__version__
+RTX = Gpu("NVIDIA GeForce RTX 4060", (8, 9), 8 << 30)
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+needs_gpu = pytest.mark.skipif(not find_gpus().found, reason=find_gpus().problem or "GPU found")
+needs_cuda = pytest.mark.skipif(
+    CUDA not in ort.get_available_providers(), reason="this onnxruntime is built without CUDA"
+)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
+    return make_onnx(tmp_path / "tiny.onnx", make_spec(batch=1))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_gpu, "find_gpus", lambda: Gpus((RTX,), "13.1", ""))
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = "no NVIDIA driver was found (libcuda.so.1)"
+    monkeypatch.setattr(onnxruntime_gpu, "find_gpus", lambda: Gpus((), None, problem))
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says that it has the CUDA provider, without its libraries."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError] = EngineError) -> str:
+    with pytest.raises(kind) as info:
+        action()
+    assert type(info.value) is kind
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+def without_cuda(device: str = "cuda") -> str:
+    return (
+        f"device is '{device}', but the installed onnxruntime {VERSION} is built without CUDA, and"
+        " it and onnxruntime-gpu exclude one another: pip uninstall -y onnxruntime,"
+        ' then pip install "nmsfree[cuda]"'
+    )
+
+
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_the_wrong_onnxruntime_is_told(tiny: Path) -> None:
+    assert refused(lambda: Detector(tiny, device="cuda")) == without_cuda()
+    assert refused(lambda: Detector(tiny, device="cuda:1", tf32=True)) == without_cuda("cuda:1")
+
+
+def test_no_gpu(tiny: Path, cuda_build: None, no_gpu: None) -> None:
+    assert refused(lambda: Detector(tiny, device="cuda")) == (
+        "device is 'cuda', but no NVIDIA driver was found (libcuda.so.1): see `nmsfree doctor`,"
+        " or use device cpu"
+    )
+
+
+def test_a_gpu_that_is_not_there(tiny: Path, cuda_build: None, one_gpu: None) -> None:
+    assert refused(lambda: Detector(tiny, device="cuda:1")) == (
+        "device is 'cuda:1', but the NVIDIA GPUs here are:"
+        " 0 = NVIDIA GeForce RTX 4060 (compute capability 8.9)"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_a_silent_fallback_of_onnxruntime_is_caught(
+    tiny: Path, cuda_build: None, one_gpu: None
+) -> None:
+    """The real session: asked for a provider that it lacks, ONNX Runtime takes the processor."""
+    assert refused(lambda: Detector(tiny, device="cuda")) == (
+        "device is 'cuda', but ONNX Runtime put the network on CPUExecutionProvider:"
+        " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
+def test_missing_libraries_are_named(
+    tiny: Path, cuda_build: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    said = "Failed to load libcublasLt.so.13: libcublasLt.so.13: cannot open shared object file"
+    monkeypatch.setattr(ort, "preload_dlls", lambda: sys.stdout.write(said))
+    assert refused(lambda: Detector(tiny, device="cuda")) == (
+        "device is 'cuda', but ONNX Runtime could not start there (libcublasLt.so.13: cannot open"
+        ' shared object file): pip install "nmsfree[cuda]" brings what it needs,'
+        " `nmsfree doctor` tells more"
+    )
+    assert capsys.readouterr().out == ""
+
+
+def test_a_vendor_error_is_one_line(
+    tiny: Path, cuda_build: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = []
+
+    def fail(path: Path, threads: Any, provider: str, wanted: dict[str, str]) -> None:
+        settings.append(wanted)
+        raise RuntimeError("CUDA failure 100:\n no CUDA-capable device is detected")
+
+    monkeypatch.setattr(onnxruntime_gpu, "create", fail)
+    assert refused(lambda: Detector(tiny, device="cuda")) == (
+        "device is 'cuda', but ONNX Runtime could not start there (CUDA failure 100: no"
+        ' CUDA-capable device is detected): pip install "nmsfree[cuda]" brings what it needs,'
+        " `nmsfree doctor` tells more"
+    )
+    # A graph first, for a fixed batch; then without, as not all that fails is the GPU's fault.
+    base = {"device_id": "0", "use_tf32": "0"}
+    assert settings == [base | {"enable_cuda_graph": flag} for flag in ("1", "0")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "tf32", "expected"),
+    [
+        ({"batch": 4}, False, {"use_tf32": "0", "enable_cuda_graph": "1"}),
+        ({"batch": None}, False, {"use_tf32": "0", "enable_cuda_graph": "0"}),
+        ({"batch": 4}, True, {"use_tf32": "1", "enable_cuda_graph": "1"}),
+    ],
+)
+def test_settings_of_the_cuda_provider(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, cuda_build: None, one_gpu: None,
+    monkeypatch: pytest.MonkeyPatch, fields: Any, tf32: bool, expected: dict[str, str],
+) -> None:  # fmt: skip
+    """FP32 is FP32 unless asked otherwise; a graph only where shapes are fixed."""
+    asked: list[dict[str, str]] = []
+
+    def session(path: Path, threads: int, provider: str, settings: dict[str, str]) -> Any:
+        asked.append(settings)
+        assert (threads, provider) == (2, CUDA)
+        return create(path, threads, CPU, {})
+
+    monkeypatch.setattr(onnxruntime_gpu, "create", session)
+    monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: ", 1 of 9 nodes elsewhere")
+    monkeypatch.setattr(
+        onnxruntime_gpu, "GraphRun", lambda session, spec, *_: GraphRun(session, spec, "cpu", 0)
+    )
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(**fields))
+    with Detector(path, device="cuda", threads=2, tf32=tf32) as detector:
+        image = np.full((64, 96, 3), 200, np.uint8)
+        assert len(detector(image)) == len(Detector(path)(image)) > 0
+    graph = "CUDA graph" if fields["batch"] else "no CUDA graph"
+    assert detector.backend.description == (
+        f"ONNX Runtime {VERSION} CUDA, NVIDIA GeForce RTX 4060,"
+        f" {'TF32 allowed' if tf32 else 'TF32 off'}, {graph}, 1 of 9 nodes elsewhere"
+    )
+    assert asked == [{"device_id": "0"} | expected]
+
+
+def test_the_processor_instead_is_said_and_warned_of(
+    tiny: Path, cuda_build: None, no_gpu: None, caplog: pytest.LogCaptureFixture, noise: Noise
+) -> None:
+    with caplog.at_level(logging.WARNING), Detector(tiny, device="cuda", allow_cpu=True) as found:
+        assert found.backend.description == (
+            f"ONNX Runtime {VERSION} CPU, threads automatic (in place of cuda)"
+        )
+        assert caplog.messages == [
+            "device is 'cuda', but no NVIDIA driver was found (libcuda.so.1): see `nmsfree doctor`,"
+            " or use device cpu; it runs on the processor, as allowed"
+        ]
+        assert len(found(noise(0))) > 0
+
+
+def test_a_fault_of_the_file_is_not_blamed_on_the_gpu(
+    tmp_path: Path, cuda_build: None, one_gpu: None
+) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    for allow in (False, True):
+        message = refused(
+            lambda a=allow: Detector(tmp_path / "text.onnx", device="cuda", allow_cpu=a), ModelError
+        )
+        assert "not an ONNX model that can be loaded" in message
+
+
+def test_sessions_do_not_fall_back_while_running(tiny: Path) -> None:
+    """`InferenceSession.run` would start anew on the processor when a provider fails."""
+    assert create(tiny, 1, CPU, {})._enable_fallback is False
+
+
+def fake_session(providers: list[str], *placed: tuple[str, str]) -> Any:
+    parts = [
+        SimpleNamespace(ep_name=owner, get_nodes=lambda k=kind: [SimpleNamespace(op_type=k)])
+        for owner, kind in placed
+    ]
+    return SimpleNamespace(
+        get_providers=lambda: providers, get_provider_graph_assignment_info=lambda: parts
+    )
+
+
+def test_where_the_nodes_are(tiny: Path) -> None:
+    assert check_placement(create(tiny, 1, CPU, {}), CPU, "cpu").endswith(" on the processor")
+    both = [CUDA, CPU]
+    everything = fake_session(both, (CUDA, "Conv"), (CUDA, "TopK"))
+    assert check_placement(everything, CUDA, "cuda") == ""
+    most = fake_session(both, (CUDA, "Conv"), (CPU, "Shape"), (CUDA, "TopK"))
+    assert check_placement(most, CUDA, "cuda") == ", 1 of 3 nodes on the processor"
+    silent = SimpleNamespace(get_providers=lambda: both)  # an older ONNX Runtime does not tell
+    assert check_placement(silent, CUDA, "cuda") == ""
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        fake_session([CPU]),
+        fake_session([CUDA, CPU], (CPU, "Cast"), (CPU, "TopK")),
+        fake_session([CUDA, CPU], (CUDA, "Cast"), (CPU, "FusedConv")),
+    ],
+)
+def test_a_network_on_the_processor_is_refused(session: Any) -> None:
+    assert refused(lambda: check_placement(session, CUDA, "cuda:1")) == (
+        "device is 'cuda:1', but ONNX Runtime put the network on CPUExecutionProvider:"
+        " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+    )
+
+
+@pytest.fixture
+def fake_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin's package, without its library."""
+    plugin: Any = type(sys)("onnxruntime_ep_nv_tensorrt_rtx")
+    plugin.get_ep_name = lambda: "NvTensorRTRTXExecutionProvider"
+    plugin.get_library_path = lambda: "/absent.so"
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
+
+
+def test_a_missing_plugin(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx"), MissingExtraError) == (
+        "running an ONNX file on TensorRT-RTX needs a package that is not installed:"
+        ' pip install "nmsfree[tensorrt-rtx-ort]"'
+    )
+
+
+def test_the_plugin_cannot_promise_fp32(
+    tiny: Path, fake_plugin: None, no_gpu: None, monkeypatch: pytest.MonkeyPatch,
+    make_spec: Any, make_onnx: Any,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx"), InputError) == (
+        "device is 'tensorrt-rtx', but ONNX Runtime's TensorRT-RTX plugin computes FP32 files in"
+        " TF32: set NVIDIA_TF32_OVERRIDE=0 in the environment, allow it (tf32=True, --tf32), or"
+        " make an engine with `nmsfree build`"
+    )
+    no_gpu_message = (
+        "device is 'tensorrt-rtx', but no NVIDIA driver was found (libcuda.so.1):"
+        " see `nmsfree doctor`, or use device cpu"
+    )
+    half = make_onnx(tiny.with_name("half.onnx"), make_spec(precision="fp16"))
+    assert refused(lambda: Detector(half, device="tensorrt-rtx")) == no_gpu_message
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == no_gpu_message
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx")) == no_gpu_message
+
+
+def test_a_plugin_that_cannot_be_loaded(tiny: Path, fake_plugin: None, one_gpu: None) -> None:
+    message = refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True))
+    assert message.startswith(
+        "device is 'tensorrt-rtx', but ONNX Runtime could not start there ([ONNXRuntimeError] : 1 :"
+        " FAIL : Failed to load library /absent.so with error: /absent.so: cannot open shared"
+        " object file"
+    )
+    assert message.endswith(
+        ': pip install "nmsfree[tensorrt-rtx-ort]" brings what it needs,'
+        " `nmsfree doctor` tells more"
+    )
+
+
+def test_an_onnxruntime_without_plugins(
+    tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        onnxruntime_gpu, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
+    )
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
+        f"device is 'tensorrt-rtx', but onnxruntime {VERSION} takes no plugins, expected 1.24 or"
+        ' newer: pip install -U "onnxruntime>=1.24"'
+    )
+
+
+def test_a_gpu_that_the_plugin_does_not_take(
+    tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        ort, "register_execution_provider_library", lambda *what: registered.append(what)
+    )
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
+        "device is 'tensorrt-rtx', but ONNX Runtime's TensorRT-RTX plugin takes 0 of the GPUs here:"
+        " it needs an RTX 30 or newer, found NVIDIA GeForce RTX 4060 (compute capability 8.9)"
+    )
+    assert registered == [("NvTensorRTRTXExecutionProvider", "/absent.so")]
+
+
+def test_devices_of_the_plugin_are_given_to_the_session(
+    tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the processor's own device in the plugin's place, through the real calls."""
+    monkeypatch.setattr(sys.modules["onnxruntime_ep_nv_tensorrt_rtx"], "get_ep_name", lambda: CPU)
+    monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: "")
+    with Detector(tiny, device="tensorrt-rtx", tf32=True) as detector:
+        assert len(detector(np.full((64, 96, 3), 200, np.uint8))) > 0
+    assert detector.backend.description == (
+        f"ONNX Runtime {VERSION} TensorRT-RTX, NVIDIA GeForce RTX 4060, TF32 allowed"
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fixed_buffers_give_the_same_as_a_plain_run(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, noise: Noise, batch: int
+) -> None:
+    spec = make_spec(batch=batch)
+    path = make_onnx(tmp_path / "tiny.onnx", spec)
+    session = create(path, 1, CPU, {})
+    plain, bound = OnnxRuntimeBackend(path), BoundRun(session)
+    fixed = GraphRun(session, spec, "cpu", 0)
+    several = [np.stack([noise(9 * i + j) for j in range(batch)]) for i in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        found = [list(pool.map(run, several)) for run in (fixed, bound)]
+    for index, images in enumerate(several):
+        expected = [value.tobytes() for value in plain.run(images)]
+        for outputs in found:
+            assert [value.tobytes() for value in outputs[index]] == expected
+    fixed.close()
+    assert refused(lambda: fixed(several[0]), ModelError) == (
+        "the detector is closed: open it again"
+    )
+
+
+def test_fixed_buffers_refuse_other_images(tiny: Path, make_spec: Any) -> None:
+    run = GraphRun(create(tiny, 1, CPU, {}), make_spec(batch=1), "cpu", 0)
+    assert refused(lambda: run(np.zeros((2, 64, 96, 3), np.uint8)), ModelError) == (
+        "the model refused images of 2 × 64 × 96 × 3, uint8 (expected 1 × 64 × 96 × 3, uint8)"
+    )
+    run.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_cuda
+@pytest.mark.parametrize("batch", [1, None])
+def test_cuda_equals_the_processor(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, noise: Noise, batch: int | None
+) -> None:
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=batch))
+    images = [noise(seed) for seed in range(200)]
+    with Detector(path) as processor, Detector(path, device="cuda") as gpu:
+        assert "CUDA" in gpu.backend.description
+        assert ("no CUDA graph" in gpu.backend.description) == (batch is None)
+        serial = [gpu(image) for image in images]
+        for image, found in zip(images, serial, strict=True):
+            expected = processor(image)
+            np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.05)
+            np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-4)
+        with ThreadPoolExecutor(8) as pool:
+            for found, again in zip(serial, pool.map(gpu, images), strict=True):
+                assert found.xyxy.tobytes() == again.xyxy.tobytes()
+                assert found.confidence.tobytes() == again.confidence.tobytes()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_plugin_runs(tiny: Path, noise: Noise) -> None:
+    pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
+    with Detector(tiny, device="tensorrt-rtx", tf32=True) as gpu, Detector(tiny) as processor:
+        found, expected = gpu(noise(0)), processor(noise(0))
+        np.testing.assert_allclose(found.confidence, expected.confidence, atol=2e-3)

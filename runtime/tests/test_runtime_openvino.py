@@ -1,0 +1,278 @@
+"""The OpenVINO backend: the contract, files and requests that are refused, agreement."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from nmsfree import (
+    Detector,
+    EngineError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    NmsfreeError,
+    identity,
+)
+from nmsfree.backends import OnnxRuntimeBackend, OpenVinoBackend, openvino_model
+
+openvino = pytest.importorskip("openvino")
+
+Noise = Callable[..., NDArray[np.uint8]]
+VERSION = openvino.__version__.partition("-")[0]
+WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
+    return make_onnx(tmp_path / "tiny.onnx", make_spec())
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError] = ModelError) -> str:
+    with pytest.raises(kind) as info:
+        action()
+    assert type(info.value) is kind
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_the_graph_equals_its_definition(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, bright_cells: Any, noise: Noise, batch: Any
+) -> None:
+    spec = make_spec(batch=batch)
+    backend = OpenVinoBackend(make_onnx(tmp_path / "tiny.onnx", spec))
+    assert backend.spec == spec
+    for count in (batch,) if batch else (3, 1, 5):  # an open batch size may change
+        images = np.stack([noise(seed) for seed in range(count)])
+        found, expected = backend.run(images), bright_cells(images, spec)
+        for name, value in expected._asdict().items():
+            assert getattr(found, name).dtype == value.dtype, name
+            np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
+
+
+def test_the_description_says_what_runs(tiny: Path) -> None:
+    assert Detector(tiny, device="openvino", threads=2).backend.description == (
+        f"OpenVINO {VERSION} CPU, f32, threads 2"
+    )
+    assert OpenVinoBackend(tiny).description == f"OpenVINO {VERSION} CPU, f32, threads automatic"
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"<html>404</html>"])
+def test_other_content_is_refused_without_noise(
+    tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "no.onnx"
+    path.write_bytes(content)
+    assert str(path) in refused(lambda: OpenVinoBackend(path))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
+def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
+    data = tiny.read_bytes()
+    tiny.write_bytes(data[: int(len(data) * share)])
+    assert str(tiny) in refused(lambda: OpenVinoBackend(tiny))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "absent.onnx"
+    assert refused(lambda: Detector(path, device="openvino")) == (
+        f"{path}: no such file, expected an exported ONNX model"
+    )
+
+
+def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = helper.make_node("Relu", ["x"], ["y"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([node], "other", [value], [out])
+    opset = helper.make_opsetid("", 20)
+    path = tmp_path / "other.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    assert refused(lambda: OpenVinoBackend(path)) == (
+        f"{path}: no 'nmsfree' metadata, so this is not a model exported by nmsfree:"
+        " export the checkpoint with `nmsfree export`"
+    )
+
+
+def test_a_missing_output_is_named(tmp_path: Path, make_spec: Any, make_onnx: Any) -> None:
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(), drop="detection_classes")
+    assert refused(lambda: OpenVinoBackend(path)) == (
+        f"{path}: outputs detection_classes are missing, found num_detections, detection_boxes,"
+        " detection_scores"
+    )
+
+
+@pytest.mark.parametrize("fields", [{"height": 32}, {"width": 200}, {"batch": None}])
+def test_a_description_of_another_input_is_refused(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, fields: dict[str, Any]
+) -> None:
+    other = make_spec(**({"batch": 2} | fields))
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=2), metadata=other.to_json())
+    assert refused(lambda: OpenVinoBackend(path)) == (
+        f"{path}: input is images tensor(uint8) [2, 64, 96, 3], but its description says images"
+        f" tensor(uint8) [{other.batch or 'N'}, {other.height}, {other.width}, 3]:"
+        " export the model again"
+    )
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 32, 96, 3), np.uint8),
+        np.zeros((64, 96, 3), np.uint8),
+        np.zeros((1, 64, 96, 3), np.float32),
+        np.zeros((1, 3, 64, 96), np.uint8),
+        np.zeros((0, 64, 96, 3), np.uint8),
+    ],
+)
+def test_a_wrong_input_is_refused(tiny: Path, images: NDArray[Any]) -> None:
+    """OpenVINO itself would cast, reshape and answer."""
+    shape = " × ".join(map(str, images.shape))
+    assert refused(lambda: OpenVinoBackend(tiny).run(images)) == (
+        f"the model refused images of {shape}, {images.dtype} (expected N × 64 × 96 × 3, uint8)"
+    )
+
+
+def test_images_need_not_be_contiguous_or_writable(tiny: Path, noise: Noise) -> None:
+    backend = OpenVinoBackend(tiny)
+    wide = np.stack([noise(0, 64, 192)])
+    expected = backend.run(wide[:, :, ::2].copy())
+    every_second = wide[:, :, ::2]
+    fixed = wide[:, :, ::2].copy()
+    fixed.setflags(write=False)
+    for images in (every_second, fixed):
+        for value, other in zip(backend.run(images), expected, strict=True):
+            np.testing.assert_array_equal(value, other)
+
+
+def test_a_closed_detector_says_so(tiny: Path, noise: Noise) -> None:
+    with Detector(tiny, device="openvino") as detector:
+        detector(noise(0))
+    assert refused(lambda: detector(noise(0))) == "the detector is closed: open it again"
+    detector.close()
+
+
+def test_a_gpu_that_is_not_there(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = openvino.Core
+    fake = type("Core", (), {"available_devices": ["CPU"], "compile_model": core.compile_model})
+    monkeypatch.setattr(openvino, "Core", fake)
+    for plugin in ("GPU", "GPU.1"):
+        assert refused(lambda p=plugin: Detector(tiny, device=f"openvino:{p}"), EngineError) == (
+            f"device is 'openvino:{plugin}', but OpenVINO finds CPU here: an Intel GPU needs its"
+            " OpenCL driver"
+        )
+
+
+def test_a_model_that_the_device_does_not_take(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Exception from core.cpp:117:\nno kernel for TopK")
+
+    fake = type("Core", (), {"available_devices": ["CPU", "GPU"], "compile_model": fail})
+    monkeypatch.setattr(openvino, "Core", fake)
+    assert refused(lambda: Detector(tiny, device="openvino:GPU"), EngineError) == (
+        "device is 'openvino:GPU', but OpenVINO cannot compile the model for it"
+        " (Exception from core.cpp:117: no kernel for TopK)"
+    )
+
+
+def test_a_missing_openvino(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert refused(lambda: Detector(tiny, device="openvino"), MissingExtraError) == (
+        "running a model in OpenVINO needs a package that is not installed:"
+        ' pip install "nmsfree[openvino]"'
+    )
+
+
+def test_threads_are_for_processors(tiny: Path) -> None:
+    assert refused(lambda: Detector(tiny, device="openvino:GPU", threads=2), InputError) == (
+        "threads is 2, but does not apply to openvino:GPU: it is for processors, leave it out here"
+    )
+    assert refused(lambda: OpenVinoBackend(tiny, threads=0), InputError) == (
+        "threads is 0, expected 1 or more, or None to let it choose"
+    )
+
+
+def test_other_precisions_are_refused(tiny: Path) -> None:
+    wrong: Any = "f16"
+    assert refused(lambda: OpenVinoBackend(tiny, precision=wrong), InputError) == (
+        "precision is 'f16', expected 'f32' or 'bf16'"
+    )
+
+
+def test_bf16_is_refused_where_it_would_be_emulated(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_model, "computes_bf16", lambda: False)
+    monkeypatch.setattr(openvino_model, "processor_name", lambda: "Z80")
+    assert refused(lambda: Detector(tiny, device="openvino", precision="bf16"), InputError) == (
+        "precision is 'bf16', but this processor (Z80) has no bfloat16 arithmetic:"
+        " use precision='f32'"
+    )
+
+
+@pytest.mark.skipif(identity.computes_bf16() is not False, reason="this processor may have bf16")
+def test_bf16_that_openvino_does_not_give_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system tells nothing: OpenVINO silently takes f32, as can be read back."""
+    monkeypatch.setattr(openvino_model, "computes_bf16", lambda: None)
+    assert refused(lambda: Detector(tiny, device="openvino", precision="bf16"), EngineError) == (
+        "asked OpenVINO for bf16 on CPU, but it runs f32 on CPU: ask for that,"
+        " or for another device"
+    )
+
+
+@pytest.mark.skipif(not identity.computes_bf16(), reason="this processor has no bf16")
+def test_bf16_runs_where_the_processor_has_it(tiny: Path, noise: Noise) -> None:
+    with Detector(tiny, device="openvino", precision="bf16") as half, Detector(tiny) as full:
+        assert ", bf16, " in half.backend.description
+        found, expected = half(noise(0)), full(noise(0))
+        np.testing.assert_allclose(found.confidence, expected.confidence, atol=0.01)
+
+
+def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
+    backend = OpenVinoBackend(tiny)
+
+    class Request:
+        def start_async(self, *_: object, **__: object) -> None:
+            pass
+
+        def wait(self) -> None:
+            raise RuntimeError("Exception from infer.cpp:1:\nout of memory")
+
+    backend._own.request = Request()
+    assert refused(lambda: backend.run(noise(0)[None]), EngineError) == (
+        "OpenVINO failed while running (Exception from infer.cpp:1: out of memory)"
+    )
+
+
+@pytest.fixture(scope="module", params=["o2o", "o2m"])
+def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled detector, NMS-free and with NMS in its graph; a file needs the export."""
+    export = pytest.importorskip("nmsfree_export.export")
+    checkpoint = pytest.importorskip("nmsfree_training.checkpoint")
+    options = export.ExportOptions(head=request.param, batch=None)
+    path = tmp_path_factory.mktemp("nano") / f"{request.param}.onnx"
+    export.export_onnx(
+        checkpoint.load_checkpoint(WEIGHTS / "fcos_e2e_nano.safetensors"), path, options
+    )
+    return path
+
+
+def test_trained_detectors_agree_with_onnxruntime(nano: Path) -> None:
+    """On the bundled scenes, alone and in a batch: every row has its partner, with NMS, too."""
+    parity = pytest.importorskip("nmsfree_export.parity")
+    tolerance = parity.Tolerance(score=1e-4, box=0.05)  # pixels
+    outcome = parity.compare(
+        OnnxRuntimeBackend(nano), OpenVinoBackend(nano), parity.load_images(None), tolerance
+    )
+    assert outcome.rows > 10
+    assert outcome.passed, str(outcome)
