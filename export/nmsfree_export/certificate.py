@@ -64,15 +64,25 @@ def certify(
     Raises:
         GateError: a check failed; says which node or tensor.
     """
-    lines = [_check_opset(model, opset), _check_interface(model, spec)]
-    if spec.nms is None:
-        lines += [_check_operators(model), _check_shapes(model)]
+    lines = check_graph(model, spec, opset)
     weights = _inventory(model, deployed)
-    _check_nothing_hidden(model)
+    check_nothing_hidden(model)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
     lines.append(_check_precision(model, spec))
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
+
+
+def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[str, str]]:
+    """Check what a graph is made of, whatever its weights; returns (check, what was found).
+
+    Raises:
+        GateError: a check failed.
+    """
+    lines = [_check_opset(model, opset), _check_interface(model, spec)]
+    if spec.nms is None:
+        lines += [_check_operators(model), _check_shapes(model)]
+    return lines
 
 
 def _check_opset(model: ModelProto, opset: int) -> tuple[str, str]:
@@ -117,8 +127,12 @@ def _check_precision(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
     return "precision", f"{found[spec.precision]} convolutions in {spec.precision}"
 
 
-def _check_nothing_hidden(model: ModelProto) -> None:
-    """Every value is an initialiser or computed on the way to an output, in one flat graph."""
+def check_nothing_hidden(model: ModelProto) -> None:
+    """Every value is an initialiser or computed on the way to an output, in one flat graph.
+
+    Raises:
+        GateError: names what is not.
+    """
     graph = model.graph
     if graph.sparse_initializer:
         raise GateError("certificate: sparse initialisers are not looked into")

@@ -34,8 +34,38 @@ def export(
     ] = None,
     interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
     precision: Annotated[
-        str, typer.Option(help="fp32, or fp16: half-precision convolutions, for GPUs.")
+        str,
+        typer.Option(
+            help="fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions."
+        ),
     ] = "fp32",
+    target: Annotated[
+        str | None,
+        typer.Option("--for", metavar="ENGINE", help="INT8 for cpu or tensorrt; no file is both."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="INT8: dataset whose pictures calibrate.")
+    ] = None,
+    calibrate_split: Annotated[
+        str | None, typer.Option(help="Its training split; train if not given.")
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(min=1, help="At most this many, 128 if not given.")
+    ] = None,
+    max_unmatched: Annotated[
+        float | None,
+        typer.Option(help="INT8: share of rows that may have no partner, 0.1 if not given."),
+    ] = None,
+    check_data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="FP16, INT8: labelled dataset to compare AP with FP32."),
+    ] = None,
+    check_split: Annotated[
+        str | None, typer.Option(help="Split to compare on; val if not given.")
+    ] = None,
+    max_ap_drop: Annotated[
+        float | None, typer.Option(min=0, help="AP points that may be lost, 1.0 if not given.")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for the comparison; else bundled ones.")
     ] = None,
@@ -50,6 +80,9 @@ def export(
     checkpoint; otherwise the exit status is 1 and nothing is left behind.
 
     Example: nmsfree export weights/fcos_e2e_nano.safetensors -o model.onnx
+
+    INT8 is calibrated with training pictures: --precision int8 --for cpu --calibrate data/digits
+    --check-data data/digits
     """
     from nmsfree.errors import InputError, MissingExtraError
 
@@ -73,6 +106,14 @@ def export(
         thresholds=thresholds,
         interpolation=interpolation,
         precision=precision,
+        target=target,
+        calibrate=calibrate,
+        calibrate_split=calibrate_split,
+        calibration_images=calibration_images,
+        max_unmatched=max_unmatched,
+        check_data=check_data,
+        check_split=check_split,
+        max_ap_drop=max_ap_drop,
         images=images,
         model=model,
         json_out=json_out,

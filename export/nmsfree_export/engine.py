@@ -14,6 +14,7 @@ from nmsfree.engines.targets import resolve_targets
 from nmsfree.engines.vendor_log import reason
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.gpus import find_gpus
+from nmsfree.made_for import check_made_for
 from nmsfree_export.engine_batch import Batch, add_profile, resolve_batch
 from nmsfree_export.engine_layers import LayerTable, read_layers
 from nmsfree_export.engine_network import (
@@ -100,6 +101,7 @@ def build_engine(
     flavour = load_flavour(options.builder)
     targets = _targets(flavour, options)
     source = read_source(onnx, builds_nms=flavour.builds_nms)
+    check_made_for(onnx, source.spec, flavour.name)
     batch = resolve_batch(source.path, source.spec, options.batch)
     builder = flavour.create_builder()
     network = parse(flavour, builder, source)

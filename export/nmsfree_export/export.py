@@ -6,61 +6,58 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
 from nmsfree.atomic import write_atomic
 from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.data.dataset import DetectionDataset
+from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError
-from nmsfree.spec import Interpolation, ModelSpec, NmsSpec
-from nmsfree.thresholds import Thresholds
+from nmsfree.evaluate import category_ids_of
+from nmsfree.spec import ModelSpec
+from nmsfree_export.accuracy import Accuracy, measure
 from nmsfree_export.certificate import Certificate, certify
-from nmsfree_export.measured import default_head, measured_thresholds
+from nmsfree_export.export_bytes import content_of, full_spec, full_version
+from nmsfree_export.export_options import (
+    DEFAULT_THRESHOLD,
+    CheckOptions,
+    ExportOptions,
+    Int8Options,
+    make_export_spec,
+)
 from nmsfree_export.parity import Parity, Tolerance, compare, load_images
-from nmsfree_export.precision import PRECISIONS, Precision
+from nmsfree_export.precision import Precision
+from nmsfree_export.quantise import quantise
+from nmsfree_export.quantise_calibration import Calibration, load_calibration
+from nmsfree_export.quantise_certificate import certify_int8
+from nmsfree_export.quantise_parity import Int8Parity, int8_tolerance
 from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_training.checkpoint import Checkpoint
-from nmsfree_training.config import STRIDES, HeadName
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_training.detector import Fcos
+from nmsfree_training.predict import TorchBackend
 
-DEFAULT_THRESHOLD = 0.3
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "CheckOptions",
+    "ExportOptions",
+    "ExportReport",
+    "Int8Options",
+    "export_onnx",
+    "make_export_spec",
+]
+
 # A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm.
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(), "fp16": Tolerance(0.01, 0.5)}
 
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a checkpoint is exported.
-
-    Attributes:
-        head: "o2o" or "o2m"; None takes the one-to-one head if there is one.
-        input_size: (height, width) in pixels, multiples of 32; None takes the checkpoint's.
-        batch: fixed batch size, or None for any.
-        top_k: rows of the output.
-        score_floor: scores that `num_detections` counts are above this.
-        threshold: what the runtime shows unless asked otherwise; None takes the measured one of
-            the best F1, else 0.3, and never less than the floor.
-        thresholds: file of `nmsfree eval --json` with recommended thresholds for this model;
-            None takes those of the checkpoint, if it has any.
-        interpolation: how the runtime resizes.
-        images: folder of pictures for the parity gate; None takes the bundled scenes.
-        tolerance: of the parity gate; None takes that of the precision.
-        precision: of the network; the rest stays in float32, see `precision.py`.
-    """
-
-    head: HeadName | None = None
-    input_size: tuple[int, int] | None = None
-    batch: int | None = 1
-    top_k: int = 100
-    score_floor: float = 0.05
-    threshold: float | None = None
-    thresholds: Path | None = None
-    interpolation: Interpolation = "linear"
-    images: Path | None = None
-    tolerance: Tolerance | None = None
-    precision: Precision = "fp32"
+DEFAULTS = ExportOptions()
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and its proofs."""
+    """What was written, and its proofs; `accuracy` is None where no split was given."""
 
     path: Path
     sha256: str
@@ -68,24 +65,28 @@ class ExportReport:
     spec: ModelSpec
     certificate: Certificate
     parity: Parity
+    accuracy: Accuracy | None
 
     def to_json(self) -> dict[str, object]:
         return {
             "file": str(self.path),
             "sha256": self.sha256,
             "bytes": self.size,
+            "precision": self.spec.precision,
+            "made_for": self.spec.made_for,
             "threshold": self.spec.threshold,
             "thresholds": self.spec.thresholds and self.spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
+            "accuracy": self.accuracy and self.accuracy.to_json(),
         }
 
 
 def export_onnx(
     checkpoint: Checkpoint,
     out: Path,
-    options: ExportOptions = ExportOptions(),
-    progress: Callable[[str], None] = lambda _: None,
+    options: ExportOptions = DEFAULTS,
+    progress: Say = lambda _: None,
 ) -> ExportReport:
     """Export, certify and compare; the file appears under its name only if all passed.
 
@@ -93,92 +94,120 @@ def export_onnx(
         progress: told what is being done.
 
     Raises:
-        GateError: the certificate or the parity gate refused; no file is left behind.
+        GateError: the certificate, the parity gate or the loss of AP refused; no file is left.
         InputError: an option that does not fit the checkpoint.
+        DataError: a dataset that cannot be used.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
     spec = make_export_spec(checkpoint, options)
+    measured = _measured_split(options.check, spec)
+    calibration = _calibration(options.int8, spec, measured)
+    if calibration is not None:
+        spec = replace(spec, provenance={**spec.provenance, "calibration": calibration.description})
     pictures = load_images(options.images)
     network = checkpoint.build()
-    progress("tracing the deployed graph")
-    module = deploy_module(network, spec)
-    model = build_onnx(module, spec)
-    progress("checking the certificate")
-    certificate = certify(model, spec, deployed_tensors(module), OPSET)
-    content = model.SerializeToString()
+    model, full, certificate = _build(network, spec, calibration, progress)
     with tempfile.TemporaryDirectory(prefix="nmsfree-export-") as folder:
         part = Path(folder) / "candidate.part"  # no model by its name, should this be killed
-        part.write_bytes(content)
-        reference = TorchBackend(network, replace(spec, batch=None))
-        deployed_file = OnnxRuntimeBackend(part)
-        parity = compare(
-            reference,
-            deployed_file,
-            pictures,
-            options.tolerance or TOLERANCES[options.precision],
-            lambda done, total: progress(f"comparing with PyTorch: image {done} of {total}"),
-        )
-        parity.enforce()
-        deployed_file.close()
+        # The same graph, which a processor may run whatever it was made for.
+        part.write_bytes(content_of(model, replace(spec, made_for=None)))
+        parity = _compare(network, part, pictures, options, progress)
+        accuracy = None
+        if measured is not None and options.check is not None:
+            whole = Path(folder) / "fp32.part"
+            whole.write_bytes(content_of(full or full_version(network, spec), full_spec(spec)))
+            accuracy = _measure(whole, part, measured, options.check, progress)
+    content = content_of(model, spec)
     write_atomic(out, content)
     digest = hashlib.sha256(content).hexdigest()
-    return ExportReport(out, digest, len(content), spec, certificate, parity)
+    return ExportReport(out, digest, len(content), spec, certificate, parity, accuracy)
 
 
-def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
-    """Describe the file that an export with these options makes.
+def _measured_split(check: CheckOptions | None, spec: ModelSpec) -> DetectionDataset | None:
+    if check is None:
+        return None
+    dataset = load_dataset(check.data, check.split)
+    category_ids_of(spec.class_names, dataset)  # other classes are told before the work
+    return dataset
+
+
+def _calibration(
+    int8: Int8Options | None, spec: ModelSpec, measured: DetectionDataset | None
+) -> Calibration | None:
+    if int8 is None:
+        return None
+    return load_calibration(int8.data, int8.split, int8.images, spec, measured)
+
+
+def _build(
+    network: Fcos, spec: ModelSpec, calibration: Calibration | None, progress: Say
+) -> tuple[ModelProto, ModelProto | None, Certificate]:
+    """Return the certified model and, where it was made from one, its FP32 version.
+
+    Args:
+        calibration: for INT8; None for other precisions.
+        progress: told what is being done.
 
     Raises:
-        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+        GateError: the certificate refused.
+        InputError: a picture of the calibration cannot be read.
     """
-    heads = checkpoint.model.heads
-    head: HeadName = options.head or default_head(checkpoint)
-    if head not in heads:
-        raise InputError(
-            f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
-        )
-    height, width = options.input_size or checkpoint.input_size
-    if height < 32 or width < 32 or height % STRIDES[-1] or width % STRIDES[-1]:
-        raise InputError(
-            f"size is {height} × {width}, expected multiples of {STRIDES[-1]} from 32 up: "
-            f"for example {_nearest(height)} × {_nearest(width)}"
-        )
-    if options.precision not in PRECISIONS:
-        raise InputError(
-            f"precision is {options.precision!r}, expected one of: {', '.join(PRECISIONS)}"
-        )
-    if not 0 <= options.score_floor < 1:
-        raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
-    thresholds = measured_thresholds(checkpoint, head, options.thresholds)
-    cells = [(height // s) * (width // s) for s in STRIDES]
-    if head == "o2m":  # candidates of NMS
-        cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
-    spec = make_spec(
-        checkpoint,
-        head,
-        input_size=(height, width),
-        batch=options.batch,
-        top_k=min(options.top_k, sum(cells)),
-        score_floor=options.score_floor,
+    progress("tracing the deployed graph")
+    module = deploy_module(network, spec)
+    model, tensors = build_onnx(module, spec), deployed_tensors(module)
+    if spec.made_for is None or calibration is None:
+        progress("checking the certificate")
+        return model, None, certify(model, spec, tensors, OPSET)
+    quantised = quantise(
+        model,
+        tensors,
+        spec.made_for,
+        calibration,
+        lambda done, total: progress(f"calibrating: image {done} of {total}"),
     )
-    return replace(
-        spec,
-        threshold=_default_threshold(options, thresholds),
-        thresholds=thresholds,
-        interpolation=options.interpolation,
-        precision=options.precision,
+    progress("checking the certificate")
+    return quantised, model, certify_int8(quantised, model, spec, tensors, OPSET)
+
+
+def _compare(
+    network: Fcos,
+    part: Path,
+    pictures: list[tuple[str, NDArray[np.uint8]]],
+    options: ExportOptions,
+    progress: Say,
+) -> Parity:
+    """Hold the file against the network's own code in PyTorch.
+
+    Raises:
+        GateError: they differ too much.
+    """
+    backend = OnnxRuntimeBackend(part)
+    spec, int8 = backend.spec, options.int8
+    allowed = int8_tolerance(spec) if int8 else TOLERANCES.get(options.precision)
+    parity = compare(
+        TorchBackend(network, replace(spec, batch=None)),
+        backend,
+        pictures,
+        options.tolerance or allowed or Tolerance(),
+        lambda done, total: progress(f"comparing with PyTorch: image {done} of {total}"),
     )
+    backend.close()
+    if int8 is not None:
+        parity = Int8Parity.of(parity, int8.unmatched)
+    parity.enforce()
+    return parity
 
 
-def _default_threshold(options: ExportOptions, measured: Thresholds | None) -> float:
-    floor, threshold = options.score_floor, options.threshold
-    if threshold is None:
-        return max(DEFAULT_THRESHOLD if measured is None else measured.best_f1, floor)
-    if not floor <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}, expected the score floor ({floor}) … 1")
-    return threshold
-
-
-def _nearest(side: int) -> int:
-    return max(1, round(side / STRIDES[-1])) * STRIDES[-1]
+def _measure(
+    full: Path, part: Path, dataset: DetectionDataset, check: CheckOptions, progress: Say
+) -> Accuracy:
+    accuracy = measure(
+        full,
+        part,
+        dataset,
+        check.max_drop / 100,
+        lambda done, total: progress(f"measuring AP: image {done} of {total}"),
+    )
+    accuracy.enforce()
+    return accuracy

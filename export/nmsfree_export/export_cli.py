@@ -9,7 +9,8 @@ from rich.table import Table
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.cli import write_json
-from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
+from nmsfree_export.export import ExportReport, export_onnx
+from nmsfree_export.export_options import CheckOptions, ExportOptions, Int8Options
 from nmsfree_training.checkpoint import load_checkpoint
 
 
@@ -28,6 +29,14 @@ class ExportRequest:
     thresholds: Path | None
     interpolation: str
     precision: str
+    target: str | None
+    calibrate: Path | None
+    calibrate_split: str | None
+    calibration_images: int | None
+    max_unmatched: float | None
+    check_data: Path | None
+    check_split: str | None
+    max_ap_drop: float | None
     images: Path | None
     model: str | None
     json_out: str | None
@@ -51,7 +60,33 @@ class ExportRequest:
             interpolation=self.interpolation,  # type: ignore[arg-type]
             precision=self.precision,  # type: ignore[arg-type]
             images=self.images,
+            int8=self._int8(),
+            check=self._check(),
         )
+
+    def _int8(self) -> Int8Options | None:
+        """What calibration is asked for; half of it is refused."""
+        details = {
+            "split": self.calibrate_split,
+            "images": self.calibration_images,
+            "unmatched": self.max_unmatched,
+        }
+        given = {key: value for key, value in details.items() if value is not None}
+        if self.target is None and self.calibrate is None and not given:
+            return None
+        if self.target is None or self.calibrate is None:
+            raise InputError(
+                "int8 needs the engine it is for and training pictures: give both --for cpu or"
+                " --for tensorrt, and --calibrate DIR"
+            )
+        return Int8Options(self.target, self.calibrate, **given)  # type: ignore[arg-type]
+
+    def _check(self) -> CheckOptions | None:
+        details = {"split": self.check_split, "max_drop": self.max_ap_drop}
+        given = {key: value for key, value in details.items() if value is not None}
+        if self.check_data is None and given:
+            raise InputError("checking AP needs a labelled dataset: give --check-data DIR")
+        return None if self.check_data is None else CheckOptions(self.check_data, **given)  # type: ignore[arg-type]
 
 
 def run_export(request: ExportRequest) -> None:
@@ -74,14 +109,20 @@ def _show(report: ExportReport, console: Console) -> None:
     for check, found in report.certificate.lines:
         table.add_row("✓", check, found)
     table.add_row("✓", "same detections as PyTorch", str(report.parity))
+    if report.accuracy is not None:
+        table.add_row("✓", "accuracy of FP32 kept", str(report.accuracy))
     console.print(table)
     console.print(
         f"{report.path}: {spec.name}, {spec.head} head, {spec.height} × {spec.width}, "
-        f"batch {spec.batch or 'dynamic'}, {spec.precision}, {report.size / 1e6:.1f} MB, "
+        f"batch {spec.batch or 'dynamic'}, {_precision(spec)}, {report.size / 1e6:.1f} MB, "
         f"sha256 {report.sha256[:12]}",
         highlight=False,
     )
     console.print(_about_threshold(spec), highlight=False)
+
+
+def _precision(spec: ModelSpec) -> str:
+    return spec.precision if spec.made_for is None else f"{spec.precision} for {spec.made_for}"
 
 
 def _about_threshold(spec: ModelSpec) -> str:

@@ -4,7 +4,8 @@ Half precision ("fp16") is for convolutions, whose products a GPU's tensor cores
 Kept in float32: the pixels' normalisation (values up to 255 and their differences), GroupNorm (its
 variance sums thousands of squares, of which a half's 11 bits lose the small ones), the comparison
 of boxes in a rival filter, and all after the network: decoding, where exp turns a rounding of the
-logarithm into pixels, sigmoid and the choice of the best rows.
+logarithm into pixels, sigmoid and the choice of the best rows. INT8 is another graph, made from
+the one in float32: see `quantise.py`.
 """
 
 from collections import Counter
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 
 from nmsfree_export.deploy import DeployNetwork
 
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
-_NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_NAMES = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+}
 
 
 class FloatNorm(nn.Module):
@@ -46,7 +52,8 @@ def to_half(network: DeployNetwork) -> None:
 
 
 def conv_precisions(model: ModelProto) -> Counter[str]:
-    """Count the convolutions of a graph by the type of their weights, as "fp32" or "fp16"."""
+    """Count the convolutions of a graph by the type of their weights: "fp32", "fp16", "int8"."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     weights = (node.input[1] for node in model.graph.node if node.op_type == "Conv")
-    return Counter(_NAMES.get(types.get(name, 0), "unknown") for name in weights)
+    return Counter(_NAMES.get(types.get(stored.get(w, w), 0), "unknown") for w in weights)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,19 @@ def test_an_operator_that_the_parser_lacks(tmp_path: Path) -> None:
     )
     assert message.endswith("): export the model again, or run the ONNX file itself")
     assert "\n" not in message
+
+
+def test_an_int8_file_for_processors_is_refused(tmp_path: Path) -> None:
+    model = tiny()
+    spec = ModelSpec.from_json(model.metadata_props[0].value)
+    helper.set_model_props(model, {METADATA_KEY: replace(spec, made_for="cpu").to_json()})
+    with pytest.raises(ModelError) as caught:
+        build_engine(save(model, tmp_path), tmp_path / "model.engine")
+    assert str(caught.value) == (
+        f"{tmp_path}/model.onnx: made for cpu, not for tensorrt-rtx: TensorRT-RTX has no asymmetric"
+        " zero points; export with --precision int8 --for tensorrt"
+    )
+    assert not (tmp_path / "model.engine").exists()
 
 
 def test_a_folder_is_no_name_for_an_engine(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def test_exported_file_agrees_with_the_network(
     made, out = make(make_checkpoint, kind, norm), tmp_path / "model.onnx"
     report = export_onnx(made, out, ExportOptions(batch=batch))
     assert report.parity.passed and report.parity.rows == 500
-    assert report.parity.score_difference < 1e-5
+    # Where two cells are nearly equal the rival filter magnifies their rounding.
+    assert report.parity.score_difference < (1e-4 if kind == "rivals" else 1e-5)
     nodes = onnx.load(out).graph.node
     pools = sum(node.op_type == "MaxPool" for node in nodes)
     assert pools == 1 + (0 if kind == "rivals" else 3 + 2)  # the stem has one

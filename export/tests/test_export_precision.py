@@ -116,4 +116,4 @@ def test_certificate_refuses_convolutions_of_another_precision(checkpoint: Check
 def test_unknown_precision(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         export_onnx(checkpoint, tmp_path / "a.onnx", ExportOptions(precision="int4"))  # type: ignore[arg-type]
-    assert str(caught.value) == "precision is 'int4', expected one of: fp32, fp16"
+    assert str(caught.value) == "precision is 'int4', expected one of: fp32, fp16, int8"

@@ -14,10 +14,12 @@ from nmsfree.errors import ModelError
 from nmsfree.thresholds import Thresholds
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "1.1"  # 1.1: thresholds
+FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: made_for
 
 Head = Literal["o2o", "o2m"]
 Interpolation = Literal["linear", "area"]
+Target = Literal["cpu", "tensorrt"]
+TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ModelSpec:
         interpolation: "linear" (fast) or "area" (antialiased when shrinking, about 10 × slower).
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
+        made_for: kind of engine that the file was made for, "cpu" or "tensorrt"; None runs on any.
+            An INT8 file has one, see `made_for.check_made_for`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
@@ -70,6 +74,7 @@ class ModelSpec:
     interpolation: Interpolation = "linear"
     nms: NmsSpec | None = None
     precision: str = "fp32"
+    made_for: Target | None = None
     thresholds: Thresholds | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
@@ -151,6 +156,8 @@ def _read(key: str, value: Any) -> Any:
             raise ValueError(f"head is {value!r}, expected o2o or o2m")
         case "interpolation" if value not in ("linear", "area"):
             raise ValueError(f"interpolation is {value!r}, expected linear or area")
+        case "made_for" if value not in (None, *TARGETS):
+            raise ValueError(f"made_for is {value!r}, expected {' or '.join(TARGETS)}")
         case "batch" if value is None:
             return None
         case "height" | "width" | "top_k" | "batch" if not isinstance(value, int) or value < 1:

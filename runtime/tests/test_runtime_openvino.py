@@ -248,7 +248,7 @@ def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
         def wait(self) -> None:
             raise RuntimeError("Exception from infer.cpp:1:\nout of memory")
 
-    backend._own.request = Request()
+    backend._requests._idle.append(Request())
     assert refused(lambda: backend.run(noise(0)[None]), EngineError) == (
         "OpenVINO failed while running (Exception from infer.cpp:1: out of memory)"
     )

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from nmsfree import ModelError, ModelSpec, NmsSpec
-from nmsfree.spec import FORMAT_VERSION
+from nmsfree.spec import FORMAT_VERSION, TARGETS
 from nmsfree.thresholds import Thresholds
 
 MakeSpec = Callable[..., ModelSpec]
@@ -27,8 +27,10 @@ VARIANTS = [
     {"head": "o2m", "nms": NmsSpec(iou=0.45, class_aware=False, candidates_per_level=100)},
     {"class_names": ("Fußgänger", 'a "b"\n'), "category_ids": (0, 90)},
     {"thresholds": MEASURED, "threshold": 0.6},
+    {"precision": "int8", "made_for": "tensorrt"},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
+SINCE = {"thresholds", "made_for"}  # fields that 1.0 did not have
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
 
 
@@ -57,7 +59,7 @@ def test_json_follows_the_schema(make_spec: MakeSpec, fields: dict[str, object])
     written = json.loads(make_spec(**fields).to_json())
     jsonschema.validate(written, schema)
     assert set(written) == set(schema["properties"])
-    assert set(schema["required"]) == set(written) - {"thresholds"}, "which 1.0 did not have"
+    assert set(schema["required"]) == set(written) - SINCE, "what 1.0 had"
     assert FORMAT_VERSION.startswith("1."), "a new major version needs a new schema"
 
 
@@ -72,12 +74,27 @@ def test_a_newer_minor_version_loads(make_spec: MakeSpec) -> None:
 
 def test_a_file_of_the_first_version_loads(make_spec: MakeSpec) -> None:
     values = json.loads(changed(make_spec(), format_version="1.0"))
-    del values["thresholds"]
+    for name in SINCE:
+        del values[name]
     schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
     jsonschema.validate(values, schema)
     loaded = ModelSpec.from_json(json.dumps(values))
     assert loaded == make_spec(format_version="1.0")
-    assert loaded.thresholds is None
+    assert loaded.thresholds is loaded.made_for is None
+
+
+def test_the_engine_that_a_file_was_made_for(make_spec: MakeSpec) -> None:
+    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
+    for target in (None, *TARGETS):
+        text = changed(make_spec(), made_for=target)
+        jsonschema.validate(json.loads(text), schema)
+        assert ModelSpec.from_json(text).made_for == target
+    text = changed(make_spec(), made_for="npu")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(text), schema)
+    assert refused(text) == (
+        "model description is wrong (made_for is 'npu', expected cpu or tensorrt): export it again"
+    )
 
 
 def test_the_schema_knows_thresholds(make_spec: MakeSpec) -> None:

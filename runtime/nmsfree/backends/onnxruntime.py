@@ -13,6 +13,7 @@ from nmsfree.backends.onnxruntime_gpu import open_cuda, open_tensorrt_rtx
 from nmsfree.backends.onnxruntime_session import Opened, open_cpu, read_file, vendor_errors
 from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.made_for import check_made_for
 from nmsfree.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -85,9 +86,12 @@ class OnnxRuntimeBackend:
 def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Opened]:
     """Open the file on the device, or on the processor where the user allowed that."""
     if device.kind == "cpu":
-        return open_cpu(path, options.threads)
+        spec, opened = open_cpu(path, options.threads)
+        check_made_for(path, spec, "cpu")
+        return spec, opened
     # Before the GPU comes in, so that a fault of the file is not blamed on it.
     spec = read_file(path)
+    check_made_for(path, spec, device.kind)
     try:
         if device.kind == "cuda":
             return spec, open_cuda(path, spec, device, options)
@@ -97,4 +101,5 @@ def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Open
             raise
         logger.warning("%s; it runs on the processor, as allowed", error)
     spec, opened = open_cpu(path, options.threads)
+    check_made_for(path, spec, "cpu")
     return spec, opened._replace(description=f"{opened.description} (in place of {device})")

@@ -1,8 +1,6 @@
 """OpenVINO on processors and Intel GPUs."""
 
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +16,15 @@ from nmsfree.backends.openvino_model import (
     read_model,
     vendor_errors,
 )
+from nmsfree.backends.openvino_requests import Requests
 from nmsfree.errors import EngineError, ModelError
+from nmsfree.made_for import check_made_for
 
 
 class OpenVinoBackend:
     """Runs an ONNX file of this project in OpenVINO.
 
-    Threads may share it: the compiled network is one, and every thread has an infer request with
+    Threads may share it: the compiled network is one, and every run has an infer request with
     buffers of its own, so results are those of one thread.
 
     Args:
@@ -53,11 +53,12 @@ class OpenVinoBackend:
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         model, self.spec = read_model(openvino, path)
-        self._compiled: Any = compile_model(openvino, model, plugin, threads, precision)
-        self.description = describe(openvino, self._compiled, plugin, threads, precision)
+        check_made_for(path, self.spec, "openvino")
+        compiled = compile_model(openvino, model, plugin, threads, precision)
+        self.description = describe(openvino, compiled, plugin, threads, precision)
         self._errors = vendor_errors(openvino)
-        self._indices = output_indices(self._compiled)
-        self._own = threading.local()
+        self._indices = output_indices(compiled)
+        self._requests = Requests(compiled)
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.
@@ -66,23 +67,18 @@ class OpenVinoBackend:
             ModelError: the detector is closed, or these are no images for the model.
             EngineError: OpenVINO fails.
         """
-        compiled, own = self._compiled, self._own  # another thread may close it meanwhile
-        if compiled is None:
-            raise ModelError("the detector is closed: open it again")
         check_images(images, self.spec)
         shared = np.ascontiguousarray(images)  # read in place, so held until the end
-        try:
-            if not hasattr(own, "request"):
-                own.request = compiled.create_infer_request()
-            # Not `infer`, which works in this very thread and leaves there a stream that ends with
-            # it: a model closed in that moment, by another thread, aborts the process.
-            own.request.start_async([shared], share_inputs=True)
-            own.request.wait()
-        except self._errors as error:
-            raise EngineError(f"OpenVINO failed while running ({one_line(error)})") from None
-        outputs = (own.request.get_output_tensor(index).data for index in self._indices)
-        return RawDetections(*(np.array(output) for output in outputs))
+        with self._requests.take() as request:
+            try:
+                # Not `infer`, which works in this very thread and leaves there a stream that ends
+                # with it: a model closed in that moment, by another thread, aborts the process.
+                request.start_async([shared], share_inputs=True)
+                request.wait()
+            except self._errors as error:
+                raise EngineError(f"OpenVINO failed while running ({one_line(error)})") from None
+            outputs = [np.array(request.get_output_tensor(i).data) for i in self._indices]
+        return RawDetections(*outputs)
 
     def close(self) -> None:
-        self._compiled = None
-        self._own = threading.local()  # the requests of all threads go with the old one
+        self._requests.close()

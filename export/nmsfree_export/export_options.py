@@ -1,0 +1,170 @@
+"""How a checkpoint is exported, and the description of the file that comes of it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nmsfree.errors import InputError
+from nmsfree.spec import TARGETS, Interpolation, ModelSpec, NmsSpec, Target
+from nmsfree.thresholds import Thresholds
+from nmsfree_export.measured import default_head, measured_thresholds
+from nmsfree_export.parity import Tolerance
+from nmsfree_export.precision import PRECISIONS, Precision
+from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.config import STRIDES, HeadName
+from nmsfree_training.predict import make_spec
+
+DEFAULT_THRESHOLD = 0.3
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """What an INT8 file is made for, and of which pictures.
+
+    Attributes:
+        target: kind of engine, "cpu" or "tensorrt"; no one file serves both.
+        data: folder of a dataset for calibration.
+        split: its training split.
+        images: pictures to calibrate with, at most.
+        unmatched: share of the rows that parity may leave without a partner, see `Int8Parity`.
+    """
+
+    target: Target
+    data: Path
+    split: str = "train"
+    images: int = 128
+    unmatched: float = 0.1
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """A labelled split on which the file is measured beside its FP32 version.
+
+    Attributes:
+        data: folder of a dataset.
+        split: which split of it.
+        max_drop: AP points, of 100, that the file may lose.
+    """
+
+    data: Path
+    split: str = "val"
+    max_drop: float = 1.0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Attributes:
+        head: "o2o" or "o2m"; None takes the one-to-one head if there is one.
+        input_size: (height, width) in pixels, multiples of 32; None takes the checkpoint's.
+        batch: fixed batch size, or None for any.
+        top_k: rows of the output.
+        score_floor: scores that `num_detections` counts are above this.
+        threshold: what the runtime shows unless asked otherwise; None takes the measured one of
+            the best F1, else 0.3, and never less than the floor.
+        thresholds: file of `nmsfree eval --json` with recommended thresholds for this model;
+            None takes those of the checkpoint, if it has any.
+        interpolation: how the runtime resizes.
+        images: folder of pictures for the parity gate; None takes the bundled scenes.
+        tolerance: of the parity gate; None takes that of the precision.
+        precision: of the network; the rest stays in float32, see `precision.py`.
+        int8: belongs to the precision "int8", and to no other.
+        check: measure AP beside that of FP32; None does not, and for "fp32" there is nothing to.
+    """
+
+    head: HeadName | None = None
+    input_size: tuple[int, int] | None = None
+    batch: int | None = 1
+    top_k: int = 100
+    score_floor: float = 0.05
+    threshold: float | None = None
+    thresholds: Path | None = None
+    interpolation: Interpolation = "linear"
+    images: Path | None = None
+    tolerance: Tolerance | None = None
+    precision: Precision = "fp32"
+    int8: Int8Options | None = None
+    check: CheckOptions | None = None
+
+
+def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
+    """Describe the file that an export with these options makes.
+
+    Raises:
+        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+    """
+    heads = checkpoint.model.heads
+    head: HeadName = options.head or default_head(checkpoint)
+    if head not in heads:
+        raise InputError(
+            f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
+        )
+    height, width = options.input_size or checkpoint.input_size
+    if height < 32 or width < 32 or height % STRIDES[-1] or width % STRIDES[-1]:
+        raise InputError(
+            f"size is {height} × {width}, expected multiples of {STRIDES[-1]} from 32 up: "
+            f"for example {_nearest(height)} × {_nearest(width)}"
+        )
+    _check_precision(options)
+    if not 0 <= options.score_floor < 1:
+        raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
+    thresholds = measured_thresholds(checkpoint, head, options.thresholds)
+    cells = [(height // s) * (width // s) for s in STRIDES]
+    if head == "o2m":  # candidates of NMS
+        cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
+    spec = make_spec(
+        checkpoint,
+        head,
+        input_size=(height, width),
+        batch=options.batch,
+        top_k=min(options.top_k, sum(cells)),
+        score_floor=options.score_floor,
+    )
+    return replace(
+        spec,
+        threshold=_default_threshold(options, thresholds),
+        thresholds=thresholds,
+        interpolation=options.interpolation,
+        precision=options.precision,
+        made_for=None if options.int8 is None else options.int8.target,
+    )
+
+
+def _check_precision(options: ExportOptions) -> None:
+    """Refuse a precision that lacks its options, and options that would be ignored."""
+    precision, int8, check = options.precision, options.int8, options.check
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
+    if precision == "int8" and int8 is None:
+        raise InputError(
+            "precision is int8, but for which engine? No one file serves both: give --for cpu or"
+            " --for tensorrt, and training pictures with --calibrate DIR"
+        )
+    if precision != "int8" and int8 is not None:
+        raise InputError(f"calibration is for int8, but precision is {precision}: --precision int8")
+    if precision == "fp32" and check is not None:
+        raise InputError(
+            "checking AP is for fp16 and int8, but precision is fp32: measure with `nmsfree eval`"
+        )
+    if int8 is not None:
+        _check_int8(int8)
+
+
+def _check_int8(int8: Int8Options) -> None:
+    if int8.target not in TARGETS:
+        raise InputError(f"target is {int8.target!r}, expected {' or '.join(TARGETS)}")
+    if not 0 <= int8.unmatched < 1:
+        raise InputError(f"share of unmatched rows is {int8.unmatched}, expected 0 … 1")
+
+
+def _default_threshold(options: ExportOptions, measured: Thresholds | None) -> float:
+    floor, threshold = options.score_floor, options.threshold
+    if threshold is None:
+        return max(DEFAULT_THRESHOLD if measured is None else measured.best_f1, floor)
+    if not floor <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}, expected the score floor ({floor}) … 1")
+    return threshold
+
+
+def _nearest(side: int) -> int:
+    return max(1, round(side / STRIDES[-1])) * STRIDES[-1]

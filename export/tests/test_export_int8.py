@@ -1,0 +1,317 @@
+"""INT8: trained weights keep their detections and AP; what is refused, and in which words."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.data.digits import write_digits
+from nmsfree.errors import DataError, GateError, InputError
+from nmsfree.evaluation.coco_scores import Metrics
+from nmsfree.images import read_image
+from nmsfree.preprocess import letterbox
+from nmsfree.spec import Target
+from nmsfree_export import accuracy as accuracy_module
+from nmsfree_export.accuracy import Accuracy
+from nmsfree_export.cli import export as export_command
+from nmsfree_export.export import (
+    CheckOptions,
+    ExportOptions,
+    ExportReport,
+    Int8Options,
+    export_onnx,
+    make_export_spec,
+)
+from nmsfree_export.parity import Tolerance
+from nmsfree_export.precision import conv_precisions
+from nmsfree_export.quantise_calibration import load_calibration
+from nmsfree_export.quantise_parity import Int8Parity
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.config import fcos_e2e_r18_3x
+
+WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+TRAIN, VAL = 8, 12
+Make = Callable[..., Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder, train=TRAIN, val=VAL, crowd=0)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["cpu", "tensorrt"])
+def trained(
+    request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> ExportReport:
+    """The trained nano detector in INT8."""
+    out = tmp_path_factory.mktemp("int8") / "model.onnx"
+    options = int8(request.param, digits, check=CheckOptions(digits, max_drop=2.0))
+    return export_onnx(load_checkpoint(WEIGHTS), out, options)
+
+
+def int8(target: Target, data: Path, **more: object) -> ExportOptions:
+    return ExportOptions(precision="int8", int8=Int8Options(target, data), **more)  # type: ignore[arg-type]
+
+
+def test_trained_weights_keep_their_detections(trained: ExportReport) -> None:
+    assert isinstance(trained.parity, Int8Parity)
+    assert trained.parity.passed and trained.parity.rows > 400
+    assert trained.parity.unmatched < 0.05 * trained.parity.rows
+    assert trained.parity.score_difference > 1e-3, "it is INT8"
+    assert trained.size < 1_500_000, "a quarter of FP32's 5.2 MB"
+    lines = dict(trained.certificate.lines)
+    assert lines["precision"] == "38 convolutions in int8, 6 in fp32"
+    assert lines["standard operators only"].startswith("ai.onnx opset 20, ")
+
+
+def test_trained_weights_keep_their_ap(trained: ExportReport) -> None:
+    found = trained.accuracy
+    assert found is not None and found.measured_on == f"digits val, {VAL} images"
+    assert found.ap_fp32 > 0.6
+    assert abs(found.ap - found.ap_fp32) < 0.02
+    assert found.ap != found.ap_fp32, "two files were measured"
+    assert 0 < abs(found.threshold - found.threshold_fp32) < 0.2
+
+
+def test_the_file_says_what_it_is(trained: ExportReport) -> None:
+    model = onnx.load(trained.path)
+    assert {e.domain: e.version for e in model.opset_import} == {"": 20}
+    assert [e.key for e in model.metadata_props] == ["nmsfree"]
+    spec = json.loads(model.metadata_props[0].value)
+    assert (spec["precision"], spec["made_for"]) == ("int8", trained.spec.made_for)
+    assert spec["provenance"]["calibration"] == f"digits train, {TRAIN} images"
+    assert conv_precisions(model) == {"int8": 38, "fp32": 6}
+    report = trained.to_json()
+    assert (report["precision"], report["made_for"]) == ("int8", trained.spec.made_for)
+    assert report["parity"]["passed"] is True  # type: ignore[index]
+    assert report["accuracy"]["ap"] == trained.accuracy.ap  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_published_network(
+    make_checkpoint: Make, digits: Path, tmp_path: Path, target: Target
+) -> None:
+    """GroupNorm, and levels that share their weights; the weights are random, so many rows swap."""
+    made = make_checkpoint(fcos_e2e_r18_3x(7).model, (96, 160))
+    options = int8(target, digits, batch=2)
+    assert options.int8 is not None
+    loose = dataclasses.replace(options.int8, images=2, unmatched=0.5)
+    out = tmp_path / "model.onnx"
+    report = export_onnx(made, out, dataclasses.replace(options, int8=loose))
+    assert report.spec.provenance["calibration"] == "digits train, 2 images"
+    assert conv_precisions(onnx.load(out)) == {"int8": 50, "fp32": 6}
+    assert report.size < 21e6, "a quarter of FP32's 72 MB, and the float parts"
+
+
+def test_dynamic_batch_of_the_nms_baseline(
+    checkpoint: Checkpoint, digits: Path, tmp_path: Path
+) -> None:
+    options = int8("tensorrt", digits, head="o2m", batch=None)
+    assert options.int8 is not None
+    loose = dataclasses.replace(options.int8, unmatched=0.5)
+    out = tmp_path / "model.onnx"
+    report = export_onnx(checkpoint, out, dataclasses.replace(options, int8=loose))
+    assert report.spec.batch is None and report.parity.rows > 50
+
+
+def test_too_many_rows_without_partner(
+    checkpoint: Checkpoint, digits: Path, tmp_path: Path
+) -> None:
+    options = int8("cpu", digits, tolerance=Tolerance(0.0, 0.0))
+    assert options.int8 is not None
+    strict = dataclasses.replace(options.int8, unmatched=0.0)
+    with pytest.raises(GateError, match=r"^parity: 5 images, \d+ rows, \d+ unmatched \("):
+        export_onnx(checkpoint, tmp_path / "a.onnx", dataclasses.replace(options, int8=strict))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_words_of_parity() -> None:
+    parity = Int8Parity(5, 200, 21, 0.04, 3.0, "a.png", Tolerance(0.05, 12.8), allowed=0.1)
+    assert not parity.passed
+    with pytest.raises(GateError) as caught:
+        parity.enforce()
+    assert str(caught.value) == (
+        "parity: 5 images, 200 rows, 21 unmatched (10.5%, allowed 10%), of the others largest "
+        "difference: score 4.0e-02, box 3.0e+00 px"
+    )
+    assert dataclasses.replace(parity, unmatched=20).passed
+    assert not dataclasses.replace(parity, rows=0, unmatched=0).passed
+    assert parity.to_json()["passed"] is False
+
+
+def test_lost_ap_is_refused() -> None:
+    found = Accuracy("digits val, 300 images", 0.771, 0.760, 0.434, 0.402, max_drop=0.01)
+    with pytest.raises(GateError) as caught:
+        found.enforce()
+    assert str(caught.value) == (
+        "accuracy: 77.1 → 76.0 AP on digits val, 300 images (at most 1.0 lost), threshold of the "
+        "best F1 0.434 → 0.402: calibrate with more pictures, or keep fp16 or fp32"
+    )
+    dataclasses.replace(found, ap=0.762).enforce()
+
+
+def test_a_file_that_loses_ap_is_not_left_behind(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FP16 is measured in the same way; the second file's AP is made half of what it is."""
+    real = accuracy_module.analyse
+    seen = []
+
+    def analyse(*arguments: object) -> object:
+        found = real(*arguments)  # type: ignore[arg-type]
+        seen.append(found.spec.precision)
+        ap = found.metrics.ap / len(seen)
+        metrics: Metrics = dataclasses.replace(found.metrics, ap=ap)
+        return dataclasses.replace(found, metrics=metrics)
+
+    monkeypatch.setattr(accuracy_module, "analyse", analyse)
+    options = ExportOptions(precision="fp16", check=CheckOptions(digits))
+    with pytest.raises(GateError, match=r"^accuracy: .* AP on digits val, 12 images"):
+        export_onnx(load_checkpoint(WEIGHTS), tmp_path / "half.onnx", options)
+    assert seen == ["fp32", "fp16"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "split", ["val", "val2017", "test", "Test-dev", "minival", "valid", "eval"]
+)
+def test_measuring_splits_do_not_calibrate(
+    checkpoint: Checkpoint, digits: Path, split: str
+) -> None:
+    spec = make_export_spec(checkpoint, ExportOptions())
+    with pytest.raises(InputError) as caught:
+        load_calibration(digits, split, 8, spec)
+    assert str(caught.value) == (
+        f"calibration split is {split!r}: pictures that a model is measured on would make its "
+        "figures look better than they are: use a training split, --calibrate-split train"
+    )
+
+
+def test_pictures_of_the_measured_split_do_not_calibrate(
+    checkpoint: Checkpoint, digits: Path, tmp_path: Path
+) -> None:
+    """Whatever the split is called: its pictures count."""
+    options = ExportOptions(precision="int8", int8=Int8Options("cpu", digits))
+    check = CheckOptions(digits, split="train")
+    with pytest.raises(InputError) as caught:
+        export_onnx(
+            load_checkpoint(WEIGHTS),
+            tmp_path / "a.onnx",
+            dataclasses.replace(options, check=check),
+        )
+    assert str(caught.value) == (
+        "8 images of the calibration split 'train' are also in the split 'train' that the file is "
+        "measured on, first 00000.png: the figures would look better than they are; use another "
+        "split for one of them"
+    )
+
+
+def test_calibration_pictures_are_spread_and_letterboxed(
+    checkpoint: Checkpoint, digits: Path
+) -> None:
+    spec = make_export_spec(checkpoint, ExportOptions())
+    chosen = load_calibration(digits, "train", 4, spec)
+    names = [sample.path.name for sample in chosen.samples]
+    assert names == ["00000.png", "00002.png", "00004.png", "00006.png"]
+    assert chosen.description == "digits train, 4 images"
+    want = np.empty((spec.height, spec.width, 3), np.uint8)
+    letterbox(read_image(chosen.samples[1].path), want, spec.interpolation)
+    assert np.array_equal(chosen.read(1)[0], want)
+    with pytest.raises(InputError, match=r"^calibration images are 0, expected 1 or more$"):
+        load_calibration(digits, "train", 0, spec)
+
+
+def test_other_classes_are_told_before_the_work(
+    checkpoint: Checkpoint, digits: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(precision="fp16", check=CheckOptions(digits))
+    with pytest.raises(DataError, match=r"^classes differ: the model has 7"):
+        export_onnx(checkpoint, tmp_path / "a.onnx", options)
+
+
+DATA = Path("data")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ExportOptions(precision="int8"),
+            "precision is int8, but for which engine? No one file serves both: give --for cpu or "
+            "--for tensorrt, and training pictures with --calibrate DIR",
+        ),
+        (
+            ExportOptions(precision="fp16", int8=Int8Options("cpu", DATA)),
+            "calibration is for int8, but precision is fp16: --precision int8",
+        ),
+        (
+            ExportOptions(check=CheckOptions(DATA)),
+            "checking AP is for fp16 and int8, but precision is fp32: measure with `nmsfree eval`",
+        ),
+        (
+            ExportOptions(precision="int8", int8=Int8Options("npu", DATA)),  # type: ignore[arg-type]
+            "target is 'npu', expected cpu or tensorrt",
+        ),
+        (
+            ExportOptions(precision="int8", int8=Int8Options("cpu", DATA, unmatched=1.0)),
+            "share of unmatched rows is 1.0, expected 0 … 1",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(
+    checkpoint: Checkpoint, tmp_path: Path, options: ExportOptions, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        export_onnx(checkpoint, tmp_path / "a.onnx", options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "--precision int8 --for cpu",
+            "int8 needs the engine it is for and training pictures: give both --for cpu or --for "
+            "tensorrt, and --calibrate DIR",
+        ),
+        (
+            "--precision int8 --calibration-images 8",
+            "int8 needs the engine it is for and training pictures: give both --for cpu or --for "
+            "tensorrt, and --calibrate DIR",
+        ),
+        ("--check-split val", "checking AP needs a labelled dataset: give --check-data DIR"),
+    ],
+)
+def test_half_of_the_options_on_the_command_line(line: str, message: str) -> None:
+    app = typer.Typer()
+    app.command()(export_command)
+    outcome = CliRunner().invoke(app, [str(WEIGHTS), "-o", "a.onnx", *line.split()])
+    assert isinstance(outcome.exception, InputError)
+    assert str(outcome.exception) == message
+
+
+def test_the_command_line(digits: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(export_command)
+    out, report = tmp_path / "model.onnx", tmp_path / "report.json"
+    line = (
+        f"{WEIGHTS} -o {out} --precision int8 --for cpu --calibrate {digits} --calibrate-split "
+        f"train --calibration-images 4 --max-unmatched 0.2 --check-data {digits} --check-split "
+        f"val --max-ap-drop 5 --json {report}"
+    )
+    outcome = CliRunner().invoke(app, line.split())
+    assert outcome.exit_code == 0, outcome.exception
+    assert "int8 for cpu" in outcome.stderr and "accuracy of FP32 kept" in outcome.stderr
+    found = json.loads(report.read_text())
+    assert found["accuracy"]["max_drop"] == 0.05
+    assert found["parity"]["allowed"] == 0.2
+    assert OnnxRuntimeBackend(out).spec.provenance["calibration"] == "digits train, 4 images"
