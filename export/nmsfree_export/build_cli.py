@@ -44,7 +44,8 @@ def build(
 ) -> None:
     """ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.
 
-    TensorRT-RTX builds for any GeForce RTX GPU, without one; the precision is the file's.
+    TensorRT-RTX builds for the GPUs named here, RTX 4060 if none is, without one being there; the
+    precision is the file's.
 
     Example: nmsfree build model.onnx --gpu rtx3060 --gpu rtx4060
     """

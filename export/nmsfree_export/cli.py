@@ -122,13 +122,17 @@ def export(
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(help="A checkpoint or an ONNX file.")],
+    a: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")],
     b: Annotated[Path, typer.Argument(help="Another one of the same detector.")],
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures to compare on; else bundled ones.")
     ] = None,
-    score_tolerance: Annotated[float, typer.Option(help="Largest score difference.")] = 1e-4,
-    box_tolerance: Annotated[float, typer.Option(help="Largest box difference, pixels.")] = 0.05,
+    score_tolerance: Annotated[
+        float | None, typer.Option(help="Largest score difference; 1e-4, with FP16 0.01.")
+    ] = None,
+    box_tolerance: Annotated[
+        float | None, typer.Option(help="Largest box difference in pixels; 0.05, with FP16 0.5.")
+    ] = None,
     json_out: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write the outcome; - for stdout.")
     ] = None,
@@ -139,18 +143,22 @@ def verify(
     """
     from rich.console import Console
 
-    from nmsfree_export.parity import Tolerance, compare, load_images
+    from nmsfree_export.parity import Tolerance, compare, load_images, tolerance_for
     from nmsfree_export.verify import open_pair
 
     console = Console(stderr=True)
     pictures = load_images(images)
     with console.status("opening") as status:
         first, second = open_pair(a, b)
+        usual = tolerance_for(first.spec, second.spec)
         parity = compare(
             first,
             second,
             pictures,
-            Tolerance(score_tolerance, box_tolerance),
+            Tolerance(
+                usual.score if score_tolerance is None else score_tolerance,
+                usual.box if box_tolerance is None else box_tolerance,
+            ),
             lambda done, total: status.update(f"image {done} of {total}"),
         )
     write_json(json_out, {"a": str(a), "b": str(b), "parity": parity.to_json()})

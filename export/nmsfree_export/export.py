@@ -27,8 +27,7 @@ from nmsfree_export.export_options import (
     Int8Options,
     make_export_spec,
 )
-from nmsfree_export.parity import Parity, Tolerance, compare, load_images
-from nmsfree_export.precision import Precision
+from nmsfree_export.parity import Parity, compare, load_images, tolerance_for
 from nmsfree_export.quantise import quantise
 from nmsfree_export.quantise_calibration import Calibration, load_calibration
 from nmsfree_export.quantise_certificate import certify_int8
@@ -47,9 +46,6 @@ __all__ = [
     "export_onnx",
     "make_export_spec",
 ]
-
-# A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm.
-TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(), "fp16": Tolerance(0.01, 0.5)}
 
 DEFAULTS = ExportOptions()
 Say = Callable[[str], None]
@@ -184,12 +180,12 @@ def _compare(
     """
     backend = OnnxRuntimeBackend(part)
     spec, int8 = backend.spec, options.int8
-    allowed = int8_tolerance(spec) if int8 else TOLERANCES.get(options.precision)
+    allowed = int8_tolerance(spec) if int8 else tolerance_for(spec)
     parity = compare(
         TorchBackend(network, replace(spec, batch=None)),
         backend,
         pictures,
-        options.tolerance or allowed or Tolerance(),
+        options.tolerance or allowed,
         lambda done, total: progress(f"comparing with PyTorch: image {done} of {total}"),
     )
     backend.close()

@@ -32,6 +32,14 @@ class Tolerance:
     box: float = 0.05
 
 
+def tolerance_for(*specs: ModelSpec) -> Tolerance:
+    """What may differ between models of these precisions: that of the lowest.
+
+    A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm.
+    """
+    return Tolerance(0.01, 0.5) if any(s.precision == "fp16" for s in specs) else Tolerance()
+
+
 @dataclass(frozen=True)
 class Parity:
     """Outcome of a comparison.

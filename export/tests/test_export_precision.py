@@ -7,11 +7,14 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import typer
 from onnx import ModelProto, TensorProto
+from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import GateError, InputError
 from nmsfree_export.certificate import certify
+from nmsfree_export.cli import verify
 from nmsfree_export.deploy import DeployNetwork
 from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
 from nmsfree_export.parity import Tolerance
@@ -21,6 +24,8 @@ from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.config import fcos_e2e_nano, fcos_e2e_r18_3x
 from nmsfree_training.normalize import normalize
 
+app = typer.Typer()
+app.command()(verify)
 WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
 Make = Callable[..., Checkpoint]
 
@@ -43,6 +48,10 @@ def test_trained_weights_keep_their_detections(tmp_path: Path) -> None:
     backend = OnnxRuntimeBackend(tmp_path / "half.onnx")
     assert backend.spec.precision == half.spec.precision == "fp16"
     assert full.spec.precision == "fp32"
+    same = CliRunner().invoke(app, [str(tmp_path / "full.onnx"), str(tmp_path / "half.onnx")])
+    assert same.exit_code == 0, same.output
+    strict = [str(tmp_path / "full.onnx"), str(tmp_path / "half.onnx"), "--score-tolerance", "1e-4"]
+    assert isinstance(CliRunner().invoke(app, strict).exception, GateError)
 
 
 @pytest.mark.parametrize("head", ["o2o", "o2m"])
