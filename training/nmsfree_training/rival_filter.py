@@ -25,7 +25,7 @@ from nmsfree_training.max_filter import Maps
 
 MARGIN = 20.0  # a neighbour that is better by 0.05 in the logit counts by three quarters
 SHARPNESS = 40.0  # an IoU 0.05 below τ counts by an eighth, 0.05 above it by seven
-# Strengths end at 3 to 5; at the recipe's learning rate Adam moves a weight by a tenth of that.
+# Strengths end between 0.5 and 5; at the recipe's learning rate Adam moves a weight by a tenth.
 GAIN = 10.0
 FAR = -1e4  # of what lies outside the map: a low score, and a box far away
 
