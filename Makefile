@@ -49,7 +49,13 @@ weights: setup  ## download the published COCO checkpoints
 	$(BIN)/nmsfree weights download $(ARGS)
 
 test: setup  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+# The runtime's tests load every vendor's engine; the others start in processes without them, as a
+# worker that had run them all was seen to die without a word in a training test.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(or $(ARGS),runtime/tests)
+ifeq ($(ARGS),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto training/tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto export/tests benchmarks/tests
+endif
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .
