@@ -3,7 +3,7 @@
 The max filters of `max_filter.py` compare scores alone, so of two objects of one class that stand
 close they lower one. This one asks for the boxes, too: the logits z of a cell i become
 
-    z_i − b · max over neighbours j of  tanh(20 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − τ))
+    z_i − b · max over neighbours j of  tanh(50 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − τ))
 
 with s the best class logit of a cell and IoU that of the decoded boxes. Neighbours are the 8 cells
 around it, the 2 × 2 cells of the next finer level that it covers, and the cell of the next coarser
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from nmsfree_training.max_filter import Maps
 
-MARGIN = 20.0  # a neighbour that is better by 0.05 in the logit counts by three quarters
+MARGIN = 50.0  # a neighbour that is better by 0.02 in the logit counts by three quarters
 SHARPNESS = 40.0  # an IoU 0.05 below τ counts by an eighth, 0.05 above it by seven
 # Strengths end between 0.5 and 5; at the recipe's learning rate Adam moves a weight by a tenth.
 GAIN = 10.0

@@ -84,7 +84,7 @@ def test_every_cell_is_lowered_as_the_formula_says(size: tuple[int, int]) -> Non
                     for kind, other in neighbours(shapes, level, y, x):
                         better = max(0.0, float(best[image, other] - best[image, cell]))
                         overlap = float(iou(boxes[image, other], boxes[image, cell]))
-                        rate = math.tanh(20 * better) / (1 + math.exp(-40 * (overlap - 0.8)))
+                        rate = math.tanh(50 * better) / (1 + math.exp(-40 * (overlap - 0.8)))
                         rivals[kind] = max(rivals[kind], rate)
                     for kind, rate in rivals.items():
                         want += GAIN * own.weights[kind][level].item() * rate
