@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import InputError
+from nmsfree_benchmarks.compare_cli import compare
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.results import Report
@@ -16,6 +17,7 @@ MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose di
 
 
 app = typer.Typer(invoke_without_command=True)
+app.command()(compare)
 
 
 @app.callback()
@@ -76,11 +78,23 @@ def bench(
         quick,
         seconds,
         sizes=SIZES if size is None else (size,),
+        command=_command(quick, threads, size, seconds),
     )
     report = _run(options)
     if not report.rows:
         raise InputError("nothing to measure: " + "; ".join(report.skipped.values()))
     _publish(report, out, json_file)
+
+
+def _command(quick: bool, threads: int | None, size: str | None, seconds: float | None) -> str:
+    """What repeats the run, without the paths of this machine."""
+    given = {"--threads": threads, "--size": size, "--seconds": seconds}
+    words = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in given.items()
+        if value is not None
+    ]
+    return " ".join(["nmsfree bench", *(["--quick"] if quick else []), *words])
 
 
 THREADS = typer.Option(min=1, help="Processor threads; PyTorch's choice if not given.")
@@ -145,7 +159,9 @@ def _run(options: "Options") -> "Report":
 def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     from rich.console import Console
 
-    from nmsfree_benchmarks.report import to_text, write
+    from nmsfree.atomic import write_atomic
+    from nmsfree_benchmarks.report import write
+    from nmsfree_benchmarks.results_file import to_text
     from nmsfree_benchmarks.tables import show
 
     files = write(report, out)
@@ -155,6 +171,6 @@ def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     show(report, console)
     console.print(f"{report.seconds:.0f} s; written: {', '.join(map(str, files))}", soft_wrap=True)
     if to_stdout:
-        typer.echo(to_text(report), nl=False)
+        typer.echo(to_text(report.results()), nl=False)
     elif json_file is not None:
-        Path(json_file).write_text(to_text(report), encoding="utf-8", newline="\n")
+        write_atomic(Path(json_file), to_text(report.results()).encode())

@@ -1,17 +1,29 @@
 """What a measurement ran on: processor, threads, versions. No host names, no paths."""
 
+import hashlib
+import json
 import os
 import platform
-import time
-from importlib.metadata import version
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from nmsfree.identity import processor_name
+from nmsfree_benchmarks.gpu import gpu_state
+from nmsfree_benchmarks.load import busy_cores
 
 PACKAGES = (
     "nmsfree",
     "torch",
     "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt_rtx",
+    "tensorrt",
     "onnx",
     "opencv-python-headless",
     "numpy",
@@ -46,40 +58,37 @@ def _quota() -> int | None:
     return None if quota == "max" else max(1, int(quota) // int(period))
 
 
-def describe(threads: int) -> dict[str, object]:
+def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Return what belongs above a table of latencies.
 
     Args:
         threads: processor threads that every engine was given.
+        device: where the models run.
     """
-    return {
-        "device": "cpu",
+    same_machine = {
+        "device": device,
         "processor": processor_name(),
         "cores": available_cores(),
-        "threads": threads,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
+        "gpu": gpu_state().name,
+    }
+    return same_machine | {
+        "fingerprint": _fingerprint(same_machine),
+        "threads": threads,
         "python": platform.python_version(),
         "busy_cores_before": busy_cores(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": _versions(),
     }
 
 
-def busy_cores(seconds: float = 0.5) -> float | None:
-    """Return how many cores other work keeps busy while this process sleeps; None if unknown."""
-    before = _ticks()
-    time.sleep(seconds)
-    after = _ticks()
-    if before is None or after is None or before == after:
-        return None
-    idle, total = (b - a for a, b in zip(before, after, strict=True))
-    return round((1 - idle / total) * (os.cpu_count() or 1), 2)
+def _fingerprint(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _ticks() -> tuple[int, int] | None:
-    """Return the processors' idle time and all time since the start, in ticks."""
-    path = Path("/proc/stat")
-    if not path.is_file():
-        return None
-    # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)
-    values = [int(v) for v in path.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-    return values[3] + values[4], sum(values)
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -144,12 +144,14 @@ class Summary:
     Attributes:
         p50, p90, p99: percentiles in milliseconds, linear between neighbours.
         spread: interquartile range / median.
+        drift: median of the last third by that of the first, minus 1; 0 for fewer than 6 calls.
     """
 
     p50: float
     p90: float
     p99: float
     spread: float
+    drift: float = 0.0
 
     @property
     def fps(self) -> float:
@@ -169,7 +171,14 @@ def summarize(times: Times) -> Summary:
     """Summarise the totals of raw times [rounds, parts]."""
     totals = times.sum(axis=1) / 1e6
     p25, p50, p75, p90, p99 = np.percentile(totals, (25, 50, 75, 90, 99)).tolist()
-    return Summary(p50, p90, p99, (p75 - p25) / p50)
+    return Summary(p50, p90, p99, (p75 - p25) / p50, _drift(totals))
+
+
+def _drift(totals: NDArray[np.float64]) -> float:
+    third = len(totals) // 3
+    if third < 2:
+        return 0.0
+    return float(np.median(totals[-third:]) / np.median(totals[:third]) - 1)
 
 
 def shares(times: Times, in_graph: Times | None = None) -> dict[str, float]:

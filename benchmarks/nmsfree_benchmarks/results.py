@@ -1,15 +1,15 @@
-"""What was measured: rows, and the facts read from them; as JSON without paths or host names."""
+"""The table of `nmsfree bench`: rows, and the facts and ratios read from them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.measure import STAGES, Summary, Times, ratio, shares, summarize
+from nmsfree_benchmarks.records import Ratio, Record, Results, Subject
 
-FORMAT_VERSION = "1.0"
 HASH_DIGITS = 12
 BASELINE, DEPLOYED = "eager_timing", "onnxruntime"
 ENGINES = {
@@ -36,6 +36,9 @@ class Row:
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         metrics: None where there is nothing to compare with.
         ap_images: images behind `metrics`.
+        provider: how the backend describes itself.
+        file_bytes: size of the file.
+        threads: of the engine.
     """
 
     engine: str
@@ -48,6 +51,9 @@ class Row:
     nms_candidates: float | None = None
     metrics: Metrics | None = None
     ap_images: int = 0
+    provider: str = ""
+    file_bytes: int = 0
+    threads: int = 1
 
     @cached_property
     def summary(self) -> Summary:
@@ -65,43 +71,41 @@ class Row:
     def file_hash(self) -> str:
         return self.sha256[:HASH_DIGITS]
 
-    def to_json(self) -> dict[str, Any]:
-        """Every column, then the raw times in microseconds."""
-        spec, summary = self.spec, self.summary
-        return {
-            "model": spec.name,
-            "size": [spec.height, spec.width],
-            "classes": len(spec.class_names),
-            "head": spec.head,
-            "engine": self.engine,
-            "engine_label": ENGINES[self.engine],
-            "precision": spec.precision,
-            "training": self.training,
-            "score_floor": spec.score_floor,
-            "nms": None if spec.nms is None else asdict(spec.nms),
-            "nms_candidates": self.nms_candidates,
-            "fps": round(summary.fps, 3),
-            "p50_ms": round(summary.p50, 3),
-            "p90_ms": round(summary.p90, 3),
-            "p99_ms": round(summary.p99, 3),
-            "spread": round(summary.spread, 4),
-            "trusted": summary.trusted,
-            "share": {stage: round(self.shares[stage], 4) for stage in STAGES},
-            "AP": None if self.metrics is None else round(self.metrics.ap, 5),
-            "AP50": None if self.metrics is None else round(self.metrics.ap50, 5),
-            "ap_images": self.ap_images,
-            "file_hash": self.file_hash,
-            "timed_calls": len(self.times),
-            "raw_us": self._raw(),
-        }
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name} {self.engine}"
 
-    def _raw(self) -> dict[str, list[int]]:
-        names = ("preprocess", "graph", "to_source") if self.engine == DEPLOYED else STAGES
-        raw = dict(zip(names, self.times.T, strict=True))
-        for name, times in (("graph_after_raw_maps", self.in_graph), ("bare_run", self.bare)):
+    @property
+    def size_key(self) -> str:
+        """Names the rows that were timed together: "256x256"."""
+        return f"{self.spec.height}x{self.spec.width}"
+
+    @property
+    def subject(self) -> Subject:
+        metrics = self.metrics
+        return Subject.of(
+            self.spec,
+            training=self.training,
+            sha256=self.sha256,
+            file_bytes=self.file_bytes,
+            engine=self.engine,
+            provider=self.provider,
+            threads=self.threads,
+            ap=None if metrics is None else round(metrics.ap, 5),
+            ap50=None if metrics is None else round(metrics.ap50, 5),
+            ap_images=self.ap_images,
+        )
+
+    def records(self) -> Iterator[Record]:
+        """The row, and what was timed of it besides."""
+        parts = ("preprocess", "graph", "to_source") if self.engine == DEPLOYED else STAGES
+        figures = {f"{stage}_share": round(self.shares[stage], 4) for stage in STAGES}
+        if self.nms_candidates is not None:
+            figures["nms_candidates"] = self.nms_candidates
+        yield Record(self.name, {"call": "detector"}, self.times, parts, figures, self.subject)
+        for call, times in (("in graph", self.in_graph), ("bare", self.bare)):
             if times is not None:
-                raw[name] = times[:, 0]
-        return {name: ((values + 500) // 1000).tolist() for name, values in raw.items()}
+                yield Record(f"{self.name} {call}", {"call": call}, times, subject=self.subject)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ class Report:
         rows: in the order of the tables; rows of one size were timed together.
         skipped: model → why it is not there.
         seconds: the whole run took this long.
+        command: that repeats it.
+        other_load: cores that others kept busy while rounds were timed; None = unknown.
+        bursts: timed calls of a turn, by their rows' `size_key`.
     """
 
     stamp: str
@@ -123,6 +130,9 @@ class Report:
     rows: tuple[Row, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    command: str = "nmsfree bench"
+    other_load: float | None = None
+    bursts: Mapping[str, int] = field(default_factory=dict)
 
     def groups(self) -> list[list[Row]]:
         """Rows by input size and number of classes, in order."""
@@ -131,22 +141,45 @@ class Report:
             grouped.setdefault(_size(row), []).append(row)
         return list(grouped.values())
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format_version": FORMAT_VERSION,
-            "stamp": self.stamp,
-            "quick": self.quick,
-            "seconds": round(self.seconds, 1),
-            "environment": dict(self.environment),
-            "skipped": dict(self.skipped),
-            "facts": {
+    def results(self) -> Results:
+        """What is written to the result file."""
+        return Results(
+            kind="table",
+            stamp=self.stamp,
+            command=self.command,
+            quick=self.quick,
+            environment=self.environment,
+            records=tuple(record for row in self.rows for record in row.records()),
+            other_load=self.other_load,
+            settings={"bursts": dict(self.bursts)},
+            ratios=tuple(self._ratios()),
+            facts={
                 "onnxruntime_speedup": speedups(self.rows),
                 "detector_overhead": overheads(self.rows),
                 "onnxruntime_postprocess_ms": postprocess_ms(self.rows),
                 "ap_gap": ap_gaps(self.rows),
             },
-            "rows": [row.to_json() for row in self.rows],
-        }
+            skipped=self.skipped,
+            seconds=self.seconds,
+        )
+
+    def _ratios(self) -> Iterator[Ratio]:
+        """Eager by ONNX Runtime, Detector by bare call, and with NMS by without, of one engine."""
+        for rows in self.groups():
+            burst = self.bursts.get(rows[0].size_key, 1)
+            found = {record.name: record for row in rows for record in row.records()}
+            for row in rows:
+                own = found[row.name]
+                eager = found.get(f"{row.spec.name} {BASELINE}")
+                bare = found.get(f"{row.name} bare")
+                if row.engine == DEPLOYED and eager is not None:
+                    yield Ratio.between(eager, own, "eager by ONNX Runtime", burst)
+                if bare is not None:
+                    yield Ratio.between(own, bare, "Detector by bare call", burst)
+                for other in rows:
+                    if other.engine == row.engine and other.spec.nms and not row.spec.nms:
+                        with_nms = found[other.name]
+                        yield Ratio.between(with_nms, own, "with NMS by without", burst)
 
 
 def _size(row: Row) -> tuple[int, int, int]:

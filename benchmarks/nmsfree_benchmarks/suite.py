@@ -10,6 +10,7 @@ from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.evaluate import Metrics, evaluate
+from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks import inputs
 from nmsfree_benchmarks.eager import (
     Source,
@@ -19,10 +20,11 @@ from nmsfree_benchmarks.eager import (
 )
 from nmsfree_benchmarks.environment import describe
 from nmsfree_benchmarks.exporting import exporter
+from nmsfree_benchmarks.load import LoadMeter
 from nmsfree_benchmarks.measure import Call, Image, Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.onnx_engine import TimedBackend, bare_call, postprocess_call
 from nmsfree_benchmarks.results import BASELINE, DEPLOYED, ENGINES, Report, Row
-from nmsfree_benchmarks.sources import published_sources, trained_sources
+from nmsfree_benchmarks.sources import NANO, published_sources, trained_sources
 
 QUICK_AP_IMAGES = 40
 NANO_PICTURES, HD_PICTURES, LOAD_PICTURES = 32, 4, 4
@@ -50,6 +52,7 @@ class Options:
         seconds: time for the rounds of each size; None takes that of `PLANS`.
         min_rounds: rounds of each size however long they take; None takes that of `PLANS`.
         sizes: which of `SIZES` to measure.
+        command: that repeats the run, for the report.
     """
 
     weights: Path
@@ -60,6 +63,7 @@ class Options:
     seconds: float | None = None
     min_rounds: int | None = None
     sizes: tuple[str, ...] = SIZES
+    command: str = "nmsfree bench"
 
     def onnx(self, source: Source) -> Path:
         """Return where a model's exported file is."""
@@ -98,7 +102,9 @@ class Entry:
     engine: str
     source: Source
     detector: Detector
+    file: Path
     sha256: str
+    provider: str
     nms_candidates: float | None
     in_graph: Call | None = None
     bare: Call | None = None
@@ -106,6 +112,11 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self.source.name} {self.engine}"
+
+
+def size_of(spec: ModelSpec) -> str:
+    """Which of `SIZES` a model was timed in."""
+    return "nano" if spec.name in NANO else "large"
 
 
 def run_suite(options: Options, progress: Progress = lambda what, done, total: None) -> Report:
@@ -119,27 +130,47 @@ def run_suite(options: Options, progress: Progress = lambda what, done, total: N
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     use_threads(options.threads)
     environment = describe(options.threads)
+    groups, skipped = make_groups(options, progress)
+    rows: list[Row] = []
+    loads: list[float] = []
+    for group in groups:
+        with LoadMeter() as meter:
+            rows += run_group(group, options, progress)
+        if meter.others is not None:
+            loads.append(meter.others)
+    return Report(
+        stamp,
+        environment,
+        options.quick,
+        tuple(rows),
+        skipped,
+        time.monotonic() - started,
+        options.command,
+        max(loads, default=None),
+        {row.size_key: options.plan(size_of(row.spec)).burst for row in rows},
+    )
+
+
+def make_groups(options: Options, progress: Progress) -> tuple[list[Group], dict[str, str]]:
+    """Find models and pictures; also returns which models are not there, and why."""
     dataset = inputs.digits_val(
         options.data, options.work, lambda done, total: progress("digits scenes", done, total)
     )
     pictures = inputs.pictures(dataset, NANO_PICTURES)
     judged = inputs.first(dataset, QUICK_AP_IMAGES if options.quick else None)
-    rows: list[Row] = []
+    groups: list[Group] = []
     skipped: dict[str, str] = {}
     if "nano" in options.sizes:
         sources, skipped = trained_sources(options.weights)
-        rows += run_group(
-            Group("nano", sources, pictures, judged, tuple(ENGINES)), options, progress
-        )
+        groups.append(Group("nano", sources, pictures, judged, tuple(ENGINES)))
     if "large" in options.sizes:
         sources = published_sources(
             options.weights, options.work, lambda done, total: progress("weights", done, total)
         )
         engines = (BASELINE, DEPLOYED) if options.quick else tuple(ENGINES)
         full_hd = inputs.full_hd(pictures, HD_PICTURES)
-        rows += run_group(Group("large", sources, full_hd, None, engines), options, progress)
-    seconds = time.monotonic() - started
-    return Report(stamp, environment, options.quick, tuple(rows), skipped, seconds)
+        groups.append(Group("large", sources, full_hd, None, engines))
+    return groups, skipped
 
 
 def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
@@ -179,6 +210,9 @@ def run_group(group: Group, options: Options, progress: Progress) -> list[Row]:
             nms_candidates=entry.nms_candidates,
             metrics=metrics.get(entry.name),
             ap_images=len(group.judged) if group.judged is not None else 0,
+            provider=entry.provider,
+            file_bytes=entry.file.stat().st_size,
+            threads=options.threads,
         )
         for entry in entries
     ]
@@ -202,7 +236,8 @@ def make_entries(
     """Build a model in every engine: eagerly, and its exported file, whose SHA-256 is `digest`."""
     backends = eager_backends(source, watch)
     path = options.onnx(source)
-    onnx = Detector(TimedBackend(OnnxRuntimeBackend(path, threads=options.threads), watch))
+    runtime = OnnxRuntimeBackend(path, threads=options.threads)
+    onnx = Detector(TimedBackend(runtime, watch))
 
     def prepare(image: Image) -> Image:
         return onnx.preprocess([image])[0]
@@ -212,14 +247,24 @@ def make_entries(
         load = nms_load(backends, [prepare(image) for image in pictures[:LOAD_PICTURES]])
         load[DEPLOYED] = load["eager_evaluation"]  # the same floor and selection
     eager = [
-        Entry(key, source, Detector(backend), source.sha256, load.get(key))
+        Entry(
+            key,
+            source,
+            Detector(backend),
+            source.file,
+            source.sha256,
+            backend.description,
+            load.get(key),
+        )
         for key, backend in backends.items()
     ]
     deployed = Entry(
         DEPLOYED,
         source,
         onnx,
+        path,
         digest,
+        runtime.description,
         load.get(DEPLOYED),
         postprocess_call(path, options.threads, prepare, pictures),
         bare_call(path, options.threads, prepare),

@@ -42,7 +42,14 @@ def test_equal_times_are_trusted_and_scattered_ones_are_not() -> None:
 
 
 def test_order_of_the_rounds_does_not_matter() -> None:
-    assert summarize(times_of(3, 1, 2, 9)) == summarize(times_of(9, 3, 2, 1))
+    one, other = summarize(times_of(3, 1, 2, 9)), summarize(times_of(9, 3, 2, 1))
+    assert one.percentiles == other.percentiles
+
+
+def test_a_machine_that_slows_down_is_seen_to() -> None:
+    assert summarize(times_of(*[10] * 30)).drift == 0
+    assert summarize(times_of(*[10] * 10, *[11] * 10, *[12] * 10)).drift == pytest.approx(0.2)
+    assert summarize(times_of(12, 10)).drift == 0  # too few to tell
 
 
 def test_shares_sum_to_one_and_follow_the_stages() -> None:

@@ -21,7 +21,7 @@ from nmsfree.errors import InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.inputs import digits_val, full_hd
-from nmsfree_benchmarks.measure import Image, Stopwatch
+from nmsfree_benchmarks.measure import STAGES, Image, Stopwatch
 from nmsfree_benchmarks.onnx_engine import (
     TimedBackend,
     bare_call,
@@ -78,43 +78,60 @@ def content(folder: Path) -> dict[str, Any]:
     return report
 
 
-def test_every_engine_runs_every_model(content: dict[str, Any]) -> None:
-    found = [(row["model"], row["engine"]) for row in content["rows"]]
+@pytest.fixture(scope="module")
+def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in content["records"] if r["parameters"]["call"] == "detector"]
+
+
+def test_every_engine_runs_every_model(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    found = [(row["subject"]["model"], row["subject"]["engine"]) for row in rows]
     assert found == [(model, engine) for model in MODELS for engine in ENGINES]
-    assert {row["timed_calls"] for row in content["rows"]} == {20}
-    assert {tuple(row["size"]) for row in content["rows"]} == {(64, 64)}
+    assert {row["timed_calls"] for row in content["records"]} == {20}
+    assert {tuple(row["subject"]["size"]) for row in rows} == {(64, 64)}
     assert list(content["skipped"]) == ["fcos_o2o_nano"]
     assert content["environment"]["threads"] == 1
+    assert content["command"] == "nmsfree bench --quick --threads 1 --size nano --seconds 0"
+    assert content["settings"] == {"bursts": {"64x64": 4}}
 
 
-def test_every_stage_takes_time(content: dict[str, Any]) -> None:
-    for row in content["rows"]:
-        raw = {name: np.array(values) for name, values in row["raw_us"].items()}
+def test_every_stage_takes_time(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        raw = {name: np.array(values) for name, values in row["raw_ns"].items()}
         assert all((values >= 0).all() for values in raw.values())
-        assert min(row["share"].values()) >= 0
-        assert row["share"]["network"] > 0.2
-        assert row["share"]["postprocess"] > 0
+        assert min(row["figures"][f"{stage}_share"] for stage in STAGES) >= 0
+        assert row["figures"]["network_share"] > 0.2
+        assert row["figures"]["postprocess_share"] > 0
 
 
-def test_ap_is_that_of_the_same_weights_in_every_engine(content: dict[str, Any]) -> None:
+def test_ap_is_that_of_the_same_weights_in_every_engine(rows: list[dict[str, Any]]) -> None:
+    subjects = [row["subject"] for row in rows]
     for model in MODELS:
-        ap = {r["engine"]: r["AP"] for r in content["rows"] if r["model"] == model}
+        ap = {s["engine"]: s["ap"] for s in subjects if s["model"] == model}
         assert ap["onnxruntime"] == pytest.approx(ap["eager_two_stage"], abs=1e-3)
-    assert {row["ap_images"] for row in content["rows"]} == {IMAGES}
+    assert {subject["ap_images"] for subject in subjects} == {IMAGES}
 
 
-def test_hashes_are_those_of_the_files(folder: Path, content: dict[str, Any]) -> None:
-    for row in content["rows"]:
-        onnx_file = folder / "work" / f"{row['model']}.onnx"
-        checkpoint = folder / "weights" / f"{row['model']}.safetensors"
-        path = onnx_file if row["engine"] == "onnxruntime" else checkpoint
-        assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(row["file_hash"])
+def test_hashes_and_sizes_are_those_of_the_files(folder: Path, rows: list[dict[str, Any]]) -> None:
+    for subject in (row["subject"] for row in rows):
+        onnx_file = folder / "work" / f"{subject['model']}.onnx"
+        checkpoint = folder / "weights" / f"{subject['model']}.safetensors"
+        path = onnx_file if subject["engine"] == "onnxruntime" else checkpoint
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == subject["sha256"]
+        assert path.stat().st_size == subject["file_bytes"]
 
 
-def test_only_nms_models_have_a_load(content: dict[str, Any]) -> None:
-    for row in content["rows"]:
-        assert (row["nms"] is None) == (row["model"] == "fcos_e2e_nano")
-        assert (row["nms_candidates"] is None) == (row["nms"] is None)
+def test_the_provider_is_the_real_one(rows: list[dict[str, Any]]) -> None:
+    for subject in (row["subject"] for row in rows):
+        engine = "ONNX Runtime" if subject["engine"] == "onnxruntime" else "PyTorch"
+        assert subject["provider"].startswith(engine)
+        assert "cpu" in subject["provider"].lower()
+
+
+def test_only_nms_models_have_a_load(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        subject = row["subject"]
+        assert (subject["nms"] is None) == (subject["model"] == "fcos_e2e_nano")
+        assert ("nms_candidates" in row["figures"]) == (subject["nms"] is not None)
 
 
 def test_the_report_is_in_its_folder(folder: Path, content: dict[str, Any]) -> None:
