@@ -78,11 +78,11 @@ def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
 
 
 def _recipe(config: ModelConfig, input_size: tuple[int, int], unfreeze: bool) -> Preset:
-    """The recipe of the preset of this name, or the published one, shortened.
+    """The recipe of the preset of this name, or that for ResNet-18, shortened.
 
     The o2m head is finished: the o2o head starts at once, and reaches the rest if that is trained.
     """
-    name = config.name if config.name in PRESETS else "fcos_e2e_r18_3x"
+    name = config.name if config.name in PRESETS else "fcos_e2e_r18"
     recipe = preset(name, config.num_classes).train
     epochs = NANO_EPOCHS if name.endswith("nano") else max(1, recipe.epochs // 3)
     milestones = tuple(round(m * epochs / recipe.epochs) for m in recipe.milestones)
@@ -107,8 +107,8 @@ def _check_retrofit(path: Path, checkpoint: Checkpoint, class_names: tuple[str, 
 
 
 def _two_headed_name(name: str) -> str:
-    """fcos_rt_nano → fcos_e2e_nano, as the presets are called."""
-    return name.replace("_rt_", "_e2e_")
+    """fcos_rt_nano → fcos_e2e_nano, fcos_rt_r18_3x → fcos_e2e_r18, as the presets are called."""
+    return name.replace("_rt_", "_e2e_").removesuffix("_3x")
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -62,9 +62,18 @@ def test_a_missing_head_starts_as_a_copy(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "a.safetensors").state_dict()
     network = Fcos(preset("fcos_e2e_nano", 3).model)
     loaded = fine_tune(network, tmp_path / "a.safetensors", NAMES)
-    assert loaded.taken == loaded.total
+    check_copied(network, source)
+    assert loaded.taken == loaded.total - len(loaded.fresh)
+    assert loaded.fresh and all(".rival_filter." in key for key in loaded.fresh)
+
+
+def check_copied(network: Fcos, source: dict[str, torch.Tensor]) -> None:
+    """Both heads are the source's o2m head; filters, which it does not have, are at zero."""
     for key, value in network.state_dict().items():
-        assert torch.equal(value, source[key.replace(".o2o.", ".o2m.")]), key
+        if "_filter." in key:
+            assert not value.any(), key
+        else:
+            assert torch.equal(value, source[key.replace(".o2o.", ".o2m.")]), key
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -79,8 +88,7 @@ def test_retrofit_adds_a_copy_of_the_head_and_trains_it_alone(tmp_path: Path) ->
     made = retrofit(tmp_path / "a.safetensors", NAMES, unfreeze=False)
     assert made.preset.model.name == "fcos_e2e_nano" and made.heads == ("o2o",)
     assert made.preset.train.epochs < preset("fcos_e2e_nano").train.epochs
-    for key, value in made.network.state_dict().items():
-        assert torch.equal(value, source[key.replace(".o2o.", ".o2m.")]), key
+    check_copied(made.network, source)
     for name, parameter in made.network.named_parameters():
         assert parameter.requires_grad == name.startswith("heads.o2o."), name
 
@@ -143,11 +151,7 @@ def test_retrofit_takes_filter_and_matching_of_the_two_headed_preset(
     assert made.preset.train.o2o == Matching(1, (0.2, 0.8))
     assert made.preset.train.o2o_gradient == (1.0 if unfreeze else 0.1)
     assert made.preset.train.o2o_start == 0  # the o2m head is finished
-    for key, value in made.network.state_dict().items():
-        if "_filter." in key:
-            assert not value.any()
-        else:
-            assert torch.equal(value, source[key.replace(".o2o.", ".o2m.")]), key
+    check_copied(made.network, source)
     assert all(p.requires_grad for k, p in made.network.named_parameters() if "_filter." in k)
 
 
@@ -184,9 +188,10 @@ def test_a_new_filter_is_named_as_fresh(kind: MaxFilter, name: str, tmp_path: Pa
     source = checkpoint(tmp_path / "a.safetensors", name).state_dict()
     network = Fcos(replace(preset("fcos_e2e_nano", 3).model, max_filter=kind))
     loaded = fine_tune(network, tmp_path / "a.safetensors", NAMES)
-    new = [key for key in network.state_dict() if "_filter." in key]
-    assert loaded.fresh == tuple(new) and loaded.taken == loaded.total - len(new)
-    assert str(loaded).endswith(f"not in it: {', '.join(new)}")
+    new = [key for key in network.state_dict() if "_filter." in key and key not in source]
+    assert new and loaded.fresh == tuple(new) and loaded.taken == loaded.total - len(new)
+    named = ", ".join(new[:4]) + (", …" if len(new) > 4 else "")
+    assert str(loaded).endswith(f"not in it: {named}")
     assert not any(network.state_dict()[key].any() for key in new)
     head = "o2m" if name == "fcos_rt_nano" else "o2o"
     found = network.state_dict()["heads.o2o.cls_pred.weight"]

@@ -53,8 +53,12 @@ def test_every_row_is_a_valid_command(row: Row, monkeypatch: pytest.MonkeyPatch)
 def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {row.name: settings(row, monkeypatch)[1] for row in ROWS}
     published = chosen["e2e_published"]
-    assert published.train == replace(preset("fcos_e2e_nano").train, epochs=16)
-    assert published.model.max_filter == "none"
+    winner = preset("fcos_e2e_nano")
+    plain = replace(winner.train, epochs=16, o2o=Matching(1), o2o_gradient=0.0)
+    assert published.train == plain
+    assert (published.model.max_filter, published.model.rival_iou) == ("none", 0)
+    assert chosen["rival_hungarian"].train == replace(winner.train, epochs=16)
+    assert chosen["rival_hungarian"].model == preset("fcos_e2e_nano", 10).model
     # All others are compared with the last gradient: they differ by one ingredient.
     whole = replace(published.train, o2o_gradient=1.0)
     o2o, quality = Matching(1), (0.5, 6.0)
