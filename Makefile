@@ -11,10 +11,10 @@ BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval export bench detect weights test lint clean
+.PHONY: help setup data train eval export bench gpu-check detect weights test lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  variables: MODEL=$(MODEL) WEIGHTS=$(WEIGHTS) DATA=$(DATA) DEVICE=$(DEVICE)'
 	@echo '             SOURCE=$(SOURCE) (detect), QUICK=1 (bench), ARGS="…" (further options)'
 
@@ -41,6 +41,10 @@ export: setup  ## WEIGHTS → certified NMS-free ONNX
 
 bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
+
+gpu-check: setup  ## try on this GPU what is claimed of GPUs, then measure on it
+	$(BIN)/nmsfree bench gpu-check $(ARGS)
+	$(BIN)/nmsfree bench --device cuda $(if $(QUICK),--quick)
 
 detect: data export  ## draw detections of MODEL on SOURCE
 	$(BIN)/nmsfree detect '$(SOURCE)' --model '$(ONNX)' --device $(DEVICE) --save-dir runs/detect/$(MODEL)

@@ -7,10 +7,18 @@ import typer
 
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.compare_cli import compare
+from nmsfree_benchmarks.frontier_cli import frontier
+from nmsfree_benchmarks.gpu_check_cli import gpu_check
+from nmsfree_benchmarks.jitter_cli import jitter
+from nmsfree_benchmarks.nms_cli import nms
+from nmsfree_benchmarks.overhead_cli import overhead
+from nmsfree_benchmarks.report_cli import report
+from nmsfree_benchmarks.roofline_cli import roofline
+from nmsfree_benchmarks.throughput_cli import throughput
 
 if TYPE_CHECKING:
+    from nmsfree_benchmarks.options import Options
     from nmsfree_benchmarks.results import Report
-    from nmsfree_benchmarks.suite import Options
 
 
 MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
@@ -18,6 +26,14 @@ MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose di
 
 app = typer.Typer(invoke_without_command=True)
 app.command()(compare)
+app.command("gpu-check")(gpu_check)
+app.command()(frontier)
+app.command()(jitter)
+app.command()(nms)
+app.command()(overhead)
+app.command()(report)
+app.command()(roofline)
+app.command()(throughput)
 
 
 @app.callback()
@@ -47,7 +63,7 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=0, help="Time for the rounds of each input size.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the models run: cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the models run: cpu or cuda.")] = "cpu",
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help='Write the JSON here too; "-" is stdout.'),
@@ -63,10 +79,14 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    if device != "cpu":
-        raise InputError(f"device is {device!r}, the benchmark runs on: cpu")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}, the benchmark runs on: cpu, cuda")
+    if device == "cuda":
+        from nmsfree_benchmarks.gpu_claims import the_gpu
+
+        the_gpu()  # without one, that is the reason to give
     from nmsfree_benchmarks.environment import available_cores
-    from nmsfree_benchmarks.suite import SIZES, Options
+    from nmsfree_benchmarks.options import SIZES, Options
 
     if size not in (None, *SIZES):
         raise InputError(f"size is {size!r}, expected one of: {', '.join(SIZES)}")
@@ -78,7 +98,8 @@ def bench(
         quick,
         seconds,
         sizes=SIZES if size is None else (size,),
-        command=_command(quick, threads, size, seconds),
+        command=_command(quick, threads, size, seconds, device),
+        device=device,
     )
     report = _run(options)
     if not report.rows:
@@ -86,9 +107,16 @@ def bench(
     _publish(report, out, json_file)
 
 
-def _command(quick: bool, threads: int | None, size: str | None, seconds: float | None) -> str:
+def _command(
+    quick: bool, threads: int | None, size: str | None, seconds: float | None, device: str
+) -> str:
     """What repeats the run, without the paths of this machine."""
-    given = {"--threads": threads, "--size": size, "--seconds": seconds}
+    given: dict[str, str | float | None] = {
+        "--device": None if device == "cpu" else device,
+        "--threads": threads,
+        "--size": size,
+        "--seconds": seconds,
+    }
     words = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in given.items()

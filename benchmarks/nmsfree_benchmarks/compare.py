@@ -1,6 +1,6 @@
 """Two result files of one benchmark: what became faster or slower, and whether that is sure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,6 +120,8 @@ def _states(before: Record, after: Record, same_device: bool) -> Iterator[tuple[
     name = after.name
     yield f"{name}: parameters", dict(before.parameters), dict(after.parameters)
     if before.subject is None or after.subject is None:
+        models = [None if r.subject is None else r.subject.model for r in (before, after)]
+        yield f"{name}: model", models[0], models[1]
         return
     one, other = before.subject.to_json(), after.subject.to_json()
     free = (*MEASURED, *(() if same_device else ("threads",)))
@@ -137,10 +139,20 @@ def _changes(before: Results, after: Results) -> Iterator[Change]:
             record.name,
             other.summary.p50,
             record.summary.p50,
-            ratio_interval(record.times, other.times, paired=False),
+            ratio_interval(record.times, other.times, _burst(after, record), paired=False),
             None if other.subject is None else other.subject.ap,
             None if record.subject is None else record.subject.ap,
         )
+
+
+def _burst(results: Results, record: Record) -> int:
+    """Timed calls of a turn: one number for the run, or by a parameter or the input's size."""
+    burst = results.settings.get("burst", results.settings.get("bursts", 1))
+    if not isinstance(burst, Mapping):
+        return int(burst)
+    size = () if record.subject is None else ("x".join(map(str, record.subject.size)),)
+    keys = [key for key in (*record.parameters.values(), *size) if isinstance(key, str)]
+    return next((int(burst[key]) for key in keys if key in burst), 1)
 
 
 def _ratio_changes(before: Results, after: Results) -> Iterator[Change]:

@@ -22,6 +22,7 @@ from nmsfree_export.deploy import top_pairs
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import HeadName, preset
 from nmsfree_training.detector import Fcos, Prediction
+from nmsfree_training.normalize import normalize
 from nmsfree_training.postprocess import (
     EVALUATE_O2M,
     EVALUATE_O2O,
@@ -29,7 +30,7 @@ from nmsfree_training.postprocess import (
     postprocess,
     select_levels,
 )
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_training.predict import TorchBackend, make_spec, torch_device
 from nmsfree_training.published import from_published_keys
 from nmsfree_training.standin import standin_state_dict
 
@@ -167,16 +168,53 @@ def standin_source(name: str, folder: Path) -> Source:
     return open_source(path, "untrained")
 
 
-def eager_backends(source: Source, watch: Stopwatch) -> dict[str, EagerBackend]:
+def eager_backends(
+    source: Source, watch: Stopwatch, device: str = "cpu"
+) -> dict[str, EagerBackend]:
     """Build one network and, around it, a backend for each of the `SETTINGS`, by key.
 
     The stopwatch is marked when the normalised tensor enters the network and when the head returns
-    its raw maps: flattening and decoding belong to the post-processing.
+    its raw maps: flattening and decoding belong to the post-processing. On a GPU each mark waits
+    for what was started before it.
     """
-    network = source.checkpoint.build()
-    network.register_forward_pre_hook(lambda *_: watch.mark())
-    network.heads[network.deployed_head].register_forward_hook(lambda *_: watch.mark())
+    network = source.checkpoint.build().to(torch_device(device))
+    mark = _mark(watch, device)
+    network.register_forward_pre_hook(lambda *_: mark())
+    network.heads[network.deployed_head].register_forward_hook(lambda *_: mark())
     return {s.key: EagerBackend(network, source.checkpoint, s) for s in SETTINGS}
+
+
+def _mark(watch: Stopwatch, device: str) -> Callable[[], None]:
+    if device == "cpu":
+        return watch.mark
+
+    def wait_and_mark() -> None:
+        torch.cuda.synchronize()
+        watch.mark()
+
+    return wait_and_mark
+
+
+class CompiledBackend(EagerBackend):
+    """The network under `torch.compile`; decoding is part of it, so it counts as network."""
+
+    def __init__(
+        self, source: Source, watch: Stopwatch, device: str, compiler: str = "inductor"
+    ) -> None:
+        network = source.checkpoint.build().to(torch_device(device))
+        super().__init__(network, source.checkpoint, SETTINGS[-1])
+        self._mark = _mark(watch, device)
+        self._compiled = torch.compile(network, backend=compiler)
+        self.description = f"PyTorch {torch.__version__} {device}, torch.compile ({compiler})"
+
+    @torch.inference_mode()
+    def predict(self, images: NDArray[np.uint8]) -> Prediction:
+        head: HeadName = self.spec.head
+        inputs = normalize(torch.from_numpy(images).to(self._device))
+        self._mark()
+        found: dict[str, Prediction] = self._compiled(inputs, heads=(head,))
+        self._mark()
+        return found[head]
 
 
 def nms_load(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-from nmsfree_export.export import export_onnx
+from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.checkpoint import load_checkpoint
 
 
@@ -28,6 +28,15 @@ class Exporter:
         """
         return self._pool.submit(_export, checkpoint, model, out).result()
 
+    def export_as(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
+        """The same for another precision, input size or batch.
+
+        Raises:
+            GateError: the file differs from its checkpoint.
+            InputError, DataError: an option, or the pictures of a calibration, cannot be used.
+        """
+        return self._pool.submit(_export, checkpoint, model, out, options).result()
+
 
 @contextmanager
 def exporter() -> Iterator[Exporter]:
@@ -36,5 +45,5 @@ def exporter() -> Iterator[Exporter]:
         yield Exporter(pool)
 
 
-def _export(checkpoint: Path, model: str, out: Path) -> str:
-    return export_onnx(load_checkpoint(checkpoint, model), out).sha256
+def _export(checkpoint: Path, model: str, out: Path, options: ExportOptions | None = None) -> str:
+    return export_onnx(load_checkpoint(checkpoint, model), out, options or ExportOptions()).sha256

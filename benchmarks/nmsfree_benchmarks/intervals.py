@@ -55,9 +55,9 @@ def ratio_interval(
     Raises:
         ValueError: nothing was timed, or paired times differ in number.
     """
+    if paired and len(times) != len(reference):
+        raise ValueError(f"paired times differ: {len(times)} and {len(reference)} calls")
     a, b = _totals(times, burst), _totals(reference, burst)
-    if paired and a.shape != b.shape:
-        raise ValueError(f"paired times differ: {a.shape} and {b.shape}")
     draw = np.random.default_rng(0)
     drawn_a = _draw(draw, len(a))
     drawn_b = drawn_a if paired else _draw(draw, len(b))

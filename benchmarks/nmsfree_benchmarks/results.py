@@ -7,16 +7,23 @@ from typing import Any
 
 from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks import device_engines
 from nmsfree_benchmarks.measure import STAGES, Summary, Times, ratio, shares, summarize
 from nmsfree_benchmarks.records import Ratio, Record, Results, Subject
 
 HASH_DIGITS = 12
-BASELINE, DEPLOYED = "eager_timing", "onnxruntime"
-ENGINES = {
+EAGER = ("eager_timing", "eager_evaluation", "eager_two_stage", "compiled")
+BASELINE, COMPILED, DEPLOYED = "eager_timing", "compiled", "onnxruntime"
+CPU_ENGINES = {
     "eager_timing": "PyTorch eager, published timing",
     "eager_evaluation": "PyTorch eager, published evaluation",
     "eager_two_stage": "PyTorch eager, two-stage top-k",
-    "onnxruntime": "ONNX Runtime",
+    DEPLOYED: "ONNX Runtime",
+}
+ENGINES = {
+    **CPU_ENGINES,
+    COMPILED: "PyTorch, torch.compile",
+    **{engine.key: engine.label for engine in device_engines.ALL.values()},
 }
 
 
@@ -32,13 +39,15 @@ class Row:
         times: [timed calls, 3] ns: preprocess, network, post-processing; of ONNX Runtime
             preprocess, the whole graph, mapping to source pixels.
         in_graph: [timed calls, 1] ns of the graph's part behind the raw maps (ONNX Runtime).
-        bare: [timed calls, 1] ns of `session.run` alone (ONNX Runtime).
+        bare: [timed calls, 1] ns of the engine alone.
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         metrics: None where there is nothing to compare with.
         ap_images: images behind `metrics`.
         provider: how the backend describes itself.
         file_bytes: size of the file.
         threads: of the engine.
+        state: further attributes of its `Subject`: TF32, CUDA graph, transfers, arithmetic.
+        limit_ms: what the graph takes at least, see `limits` (ONNX Runtime).
     """
 
     engine: str
@@ -54,6 +63,8 @@ class Row:
     provider: str = ""
     file_bytes: int = 0
     threads: int = 1
+    state: Mapping[str, Any] = field(default_factory=dict)
+    limit_ms: float | None = None
 
     @cached_property
     def summary(self) -> Summary:
@@ -93,19 +104,35 @@ class Row:
             threads=self.threads,
             ap=None if metrics is None else round(metrics.ap, 5),
             ap50=None if metrics is None else round(metrics.ap50, 5),
-            ap_images=self.ap_images,
+            **{"ap_images": self.ap_images} | dict(self.state),
         )
 
     def records(self) -> Iterator[Record]:
         """The row, and what was timed of it besides."""
-        parts = ("preprocess", "graph", "to_source") if self.engine == DEPLOYED else STAGES
+        eager = self.engine in EAGER
+        parts = STAGES if eager else ("preprocess", "graph", "to_source")
         figures = {f"{stage}_share": round(self.shares[stage], 4) for stage in STAGES}
         if self.nms_candidates is not None:
             figures["nms_candidates"] = self.nms_candidates
         yield Record(self.name, {"call": "detector"}, self.times, parts, figures, self.subject)
         for call, times in (("in graph", self.in_graph), ("bare", self.bare)):
             if times is not None:
-                yield Record(f"{self.name} {call}", {"call": call}, times, subject=self.subject)
+                extra = self._limit_figures() if call == "bare" else {}
+                name = f"{self.name} {call}"
+                yield Record(name, {"call": call}, times, figures=extra, subject=self.subject)
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """The limit by the median of the bare call, 0-1; None where either is unknown."""
+        if self.limit_ms is None or self.bare is None:
+            return None
+        return self.limit_ms / summarize(self.bare).p50
+
+    def _limit_figures(self) -> dict[str, float]:
+        if self.limit_ms is None or self.share_of_limit is None:
+            return {}
+        limit, share = round(self.limit_ms, 4), round(self.share_of_limit, 4)
+        return {"limit_ms": limit, "share_of_limit": share}
 
 
 @dataclass(frozen=True)
@@ -158,6 +185,7 @@ class Report:
                 "detector_overhead": overheads(self.rows),
                 "onnxruntime_postprocess_ms": postprocess_ms(self.rows),
                 "ap_gap": ap_gaps(self.rows),
+                "share_of_limit": limit_shares(self.rows),
             },
             skipped=self.skipped,
             seconds=self.seconds,
@@ -172,8 +200,9 @@ class Report:
                 own = found[row.name]
                 eager = found.get(f"{row.spec.name} {BASELINE}")
                 bare = found.get(f"{row.name} bare")
-                if row.engine == DEPLOYED and eager is not None:
-                    yield Ratio.between(eager, own, "eager by ONNX Runtime", burst)
+                if row.engine not in EAGER and eager is not None:
+                    meaning = f"eager by {ENGINES[row.engine]}"
+                    yield Ratio.between(eager, own, meaning, burst)
                 if bare is not None:
                     yield Ratio.between(own, bare, "Detector by bare call", burst)
                 for other in rows:
@@ -201,6 +230,12 @@ def overheads(rows: Iterable[Row]) -> dict[str, float]:
     return {
         row.spec.name: round(ratio(row.times, row.bare), 3) for row in rows if row.bare is not None
     }
+
+
+def limit_shares(rows: Iterable[Row]) -> dict[str, float]:
+    """Model → what part of the bare call's time is the limit of this processor, 0-1."""
+    shares = ((row.spec.name, row.share_of_limit) for row in rows)
+    return {name: round(share, 3) for name, share in shares if share is not None}
 
 
 def postprocess_ms(rows: Iterable[Row]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.records import FORMAT_VERSION, Results
 
-_NUMBERS = re.compile(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
+_NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
 
 
 def to_text(results: Results) -> str:
@@ -63,6 +63,13 @@ def _check(path: Path, content: Any) -> None:
         raise InputError(
             f"{path}: {place}: {error.message[:200]}, expected a file of `nmsfree bench`"
         )
+    for index, record in enumerate(content["records"]):
+        lengths = {len(times) for times in record["raw_ns"].values()}
+        if lengths != {record["timed_calls"]} or lengths == {0}:
+            raise InputError(
+                f"{path}: records/{index}/raw_ns: {sorted(lengths)} times, expected "
+                f"{record['timed_calls']} (timed_calls, at least 1) of each part"
+            )
 
 
 @cache

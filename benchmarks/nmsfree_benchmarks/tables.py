@@ -6,12 +6,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from nmsfree_benchmarks import device_engines
 from nmsfree_benchmarks.measure import STAGES, WIDE_SPREAD
 from nmsfree_benchmarks.results import (
     ENGINES,
     Report,
     Row,
     ap_gaps,
+    limit_shares,
     overheads,
     postprocess_ms,
     speedups,
@@ -22,6 +24,8 @@ SHORT_ENGINES = {
     "eager_evaluation": "eager, evaluation",
     "eager_two_stage": "eager, two-stage",
     "onnxruntime": "ONNX Runtime",
+    "compiled": "torch.compile",
+    **{engine.key: engine.short for engine in device_engines.ALL.values()},
 }
 BUSY = 0.5  # cores kept busy by other work at the start from which a warning is due
 
@@ -152,6 +156,11 @@ def _facts(report: Report) -> Iterator[str]:
         ("Speed of ONNX Runtime by that of eager, timing", speedups(rows), "{:.2f} ×"),
         ("Detector(image) by the bare ONNX Runtime call", overheads(rows), "{:.3f} ×"),
         ("Post-processing + NMS in ONNX Runtime", postprocess_ms(rows), "{:.2f} ms"),
+        (
+            "Least time this processor needs (peaks measured at the start), of the bare call's",
+            {name: 100 * share for name, share in limit_shares(rows).items()},
+            "{:.0f} %",
+        ),
         (
             "AP without NMS minus AP of one-to-many + NMS",
             {name: 100 * gap for name, gap in ap_gaps(rows).items()},

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 BUSY = 0.3  # cores kept busy by other work from which times are those of a shared machine
 WIDE_DRIFT = 0.10  # of the median between the first and the last third of the rounds
+FEWEST = 5  # calls below which an interval means nothing
 DOUBTFUL = 0.5  # share of records that distrust themselves from which the whole run does
 
 
@@ -46,6 +47,9 @@ def _reasons(results: "Results") -> Iterator[str]:
             f"other work kept {results.other_load:.1f} cores busy (at most {BUSY}): "
             "stop it and measure again"
         )
+    few = sum(len(record.times) < FEWEST for record in results.records)
+    if few:
+        yield f"{few} of {len(results.records)} rows have under {FEWEST} calls: measure longer"
     summaries = [record.summary for record in results.records]
     scattered = sum(not s.trusted for s in summaries)
     if scattered > DOUBTFUL * len(summaries):

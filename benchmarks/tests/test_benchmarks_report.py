@@ -18,7 +18,7 @@ from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.environment import available_cores, describe
 from nmsfree_benchmarks.measure import STAGES, Times
 from nmsfree_benchmarks.report import write
-from nmsfree_benchmarks.results import ENGINES, Report, Row
+from nmsfree_benchmarks.results import CPU_ENGINES, ENGINES, Report, Row
 from nmsfree_benchmarks.results_file import to_text
 from nmsfree_benchmarks.tables import HEADER, markdown, markdown_cells, show
 
@@ -67,7 +67,7 @@ def report() -> Report:
         else make_row(f"fcos_{model}_{size}", engine, head, scale * 30 + i, trained=False)
         for size in ("nano", "r18_3x")
         for model, head in (("rt", "o2m"), ("o2o", "o2o"), ("e2e", "o2o"))
-        for i, (engine, scale) in enumerate(zip(ENGINES, (3.0, 3.2, 2.5, 1.0), strict=True))
+        for i, (engine, scale) in enumerate(zip(CPU_ENGINES, (3.0, 3.2, 2.5, 1.0), strict=True))
     ]
     return Report("20260102T030405Z", describe(2), False, tuple(rows), {"fcos_x": "no file"}, 9.87)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.data.digits import write_digits
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError, ModelError
+from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree.gpus import find_gpus
 from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.inputs import digits_val, full_hd
@@ -29,7 +31,7 @@ from nmsfree_benchmarks.onnx_engine import (
     raw_maps,
     split_at_raw_maps,
 )
-from nmsfree_benchmarks.results import ENGINES
+from nmsfree_benchmarks.results import CPU_ENGINES
 from nmsfree_benchmarks.sources import trained_sources
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
@@ -85,7 +87,7 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_every_engine_runs_every_model(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     found = [(row["subject"]["model"], row["subject"]["engine"]) for row in rows]
-    assert found == [(model, engine) for model in MODELS for engine in ENGINES]
+    assert found == [(model, engine) for model in MODELS for engine in CPU_ENGINES]
     assert {row["timed_calls"] for row in content["records"]} == {20}
     assert {tuple(row["subject"]["size"]) for row in rows} == {(64, 64)}
     assert list(content["skipped"]) == ["fcos_o2o_nano"]
@@ -240,7 +242,15 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert len(skipped) == 3
 
 
-@pytest.mark.parametrize("option", ["--device=cuda", "--size=huge"])
+@pytest.mark.parametrize("option", ["--device=tpu", "--size=huge"])
 def test_wrong_options_are_told(option: str) -> None:
     with pytest.raises(InputError, match=option.split("=")[1]):
         CliRunner().invoke(app, [option], catch_exceptions=False)
+
+
+def test_without_a_gpu_there_is_nothing_to_measure_on_it() -> None:
+    problem = find_gpus().problem
+    if not problem:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EngineError, match="^" + re.escape(problem)):
+        CliRunner().invoke(app, ["--device=cuda"], catch_exceptions=False)

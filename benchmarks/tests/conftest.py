@@ -1,0 +1,75 @@
+"""Tiny networks and pictures that several tests of the sub-commands share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from nmsfree.data.digits import write_digits
+from nmsfree_benchmarks.exporting import Exporter
+from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.config import preset
+from nmsfree_training.detector import Fcos
+from nmsfree_training.published import from_published_keys
+from nmsfree_training.standin import standin_state_dict
+
+
+def write_standin(folder: Path, name: str, side: int) -> None:
+    """Save a nano network for side × side pixels with stand-in weights, for ten classes."""
+    chosen = preset(name, 10)
+    network = Fcos(chosen.model)
+    standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
+    names, ids = tuple("0123456789"), tuple(range(1, 11))
+    state = network.state_dict() | standin
+    checkpoint = Checkpoint(chosen.model, (side, side), names, ids, state)
+    save_checkpoint(checkpoint, folder / f"{name}.safetensors")
+
+
+class _Here(Exporter):
+    """Exports in this process, which has everything imported."""
+
+    def __init__(self) -> None:
+        """No other process."""
+
+    def export_as(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
+        return export_onnx(load_checkpoint(checkpoint, model), out, options).sha256
+
+
+@contextmanager
+def _exporter_here() -> Iterator[Exporter]:
+    yield _Here()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `weights` of one network for 64 × 64 pixels, and `data`: a digits set."""
+    root = tmp_path_factory.mktemp("tiny")
+    write_standin(root / "weights", "fcos_e2e_nano", 64)
+    write_digits(root / "data", train=3, val=4, crowd=0)
+    return root
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Export without a new process, and give threads back after a command took its own."""
+    threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
+    monkeypatch.setattr("nmsfree_benchmarks.exported.exporter", _exporter_here)
+    yield
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(of_opencv)
+
+
+@pytest.fixture
+def options(tiny: Path, tmp_path: Path) -> list[str]:
+    """Options of a quick command that runs on `tiny` and writes to `tmp_path / "out"`."""
+    return [
+        *(f"--{name}={tiny / name}" for name in ("weights", "data", "work")),
+        f"--out={tmp_path / 'out'}",
+        "--quick",
+        "--seconds=0",
+        "--threads=1",
+    ]

@@ -1,0 +1,93 @@
+"""Bootstrap intervals: they hold the truth as often as they say, and use what is paired."""
+
+import numpy as np
+import pytest
+
+from nmsfree_benchmarks.intervals import Interval, ratio_interval
+from nmsfree_benchmarks.measure import Times
+
+MS = 1_000_000
+RUNS = 200
+
+
+def to_times(milliseconds: np.ndarray) -> Times:
+    times: Times = (milliseconds * MS).astype(np.int64)[:, None]
+    return times
+
+
+def lognormal(draw: np.random.Generator, median: float, calls: int) -> Times:
+    return to_times(median * np.exp(draw.normal(0, 0.1, calls)))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_intervals_hold_a_known_ratio_as_often_as_they_say(paired: bool) -> None:
+    draw = np.random.default_rng(1)
+    held = 0
+    for _ in range(RUNS):
+        a, b = lognormal(draw, 12, 60), lognormal(draw, 10, 60)
+        found = ratio_interval(a, b, paired=paired)
+        held += found.low <= 1.2 <= found.high
+    assert 0.90 <= held / RUNS <= 0.99
+
+
+def test_rounds_of_alike_calls_are_drawn_whole() -> None:
+    """With noise that calls of one turn share, blocks hold the truth; single calls pretend."""
+    draw = np.random.default_rng(2)
+    burst, rounds = 5, 24
+    held = dict.fromkeys((burst, 1), 0)
+    for _ in range(RUNS):
+        noise = np.repeat(np.exp(draw.normal(0, 0.1, (2, rounds))), burst, axis=1)
+        a, b = to_times(12 * noise[0]), to_times(10 * noise[1])
+        for size in held:
+            found = ratio_interval(a, b, size)
+            held[size] += found.low <= 1.2 <= found.high
+    assert held[burst] / RUNS >= 0.88
+    assert held[1] / RUNS <= held[burst] / RUNS - 0.1
+
+
+def test_paired_rounds_take_out_what_slows_both() -> None:
+    draw = np.random.default_rng(3)
+    drift = np.linspace(1, 1.5, 100)
+    a = to_times(12 * drift * np.exp(draw.normal(0, 0.01, 100)))
+    b = to_times(10 * drift * np.exp(draw.normal(0, 0.01, 100)))
+    together, apart = ratio_interval(a, b), ratio_interval(a, b, paired=False)
+    assert together.value == apart.value
+    assert together.high - together.low < (apart.high - apart.low) / 2
+
+
+def test_the_value_is_the_ratio_of_medians_over_all_parts() -> None:
+    a = np.array([[1, 2], [2, 2], [5, 5]])
+    b = np.array([[1], [2], [2]])
+    assert ratio_interval(a, b).value == 2
+    assert ratio_interval(a, a) == Interval(1, 1, 1)
+
+
+def test_the_same_times_give_the_same_interval() -> None:
+    draw = np.random.default_rng(4)
+    a, b = lognormal(draw, 1, 30), lognormal(draw, 1, 30)
+    assert ratio_interval(a, b) == ratio_interval(a, b)
+
+
+def test_an_incomplete_last_round_is_left_out() -> None:
+    a = to_times(np.array([1, 1, 1, 1, 9]))
+    assert ratio_interval(a, a[:5], 2) == Interval(1, 1, 1)
+    assert ratio_interval(a, a, 100).value == 1  # a burst longer than the run is one round
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    ten, nine = to_times(np.ones(10)), to_times(np.ones(9))
+    with pytest.raises(ValueError, match="paired times differ: 10 and 9 calls"):
+        ratio_interval(ten, nine, 9)
+    assert ratio_interval(ten, nine, paired=False).value == 1
+    with pytest.raises(ValueError, match="no times"):
+        ratio_interval(ten[:0], ten[:0])
+
+
+def test_an_interval_decides_on_one_side_of_one() -> None:
+    assert Interval(1.2, 1.1, 1.3).decides
+    assert Interval(0.8, 0.7, 0.9).decides
+    assert not Interval(1.0, 0.9, 1.1).decides
+    assert not Interval(1.1, 1.0, 1.2).decides
+    assert Interval(1, 0.9, 1.1).overlaps(Interval(1.2, 1.1, 1.3))
+    assert not Interval(1, 0.9, 1.0).overlaps(Interval(1.2, 1.1, 1.3))
+    assert str(Interval(1.23456, 1.1, 1.3)) == "1.235 (1.100 – 1.300)"

@@ -1,0 +1,125 @@
+"""Latency over a stream whose crowding changes: a whole small run, and what is said of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nmsfree.errors import InputError
+from nmsfree_benchmarks import results_file
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.jitter import Options, burst_of, in_order, ramp, run_jitter
+from nmsfree_benchmarks.jitter_facts import by_level, conclusions, facts_of, label, sheet
+from nmsfree_benchmarks.jitter_picture import draw
+from nmsfree_benchmarks.publishing import Publication, publish
+from nmsfree_benchmarks.records import Results
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+LEVELS = (0, 5, 20)
+UP_AND_DOWN = [0, 5, 20, 20, 5, 0]
+PASSES = 3
+DETECTORS = ["NMS-free", "NMS, floor 0.05", "NMS, floor 0.001"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    work = tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
+    options = Options(WEIGHTS, work, 1, quick=True, passes=PASSES, levels=LEVELS, tiles=1)
+    return run_jitter(options)
+
+
+def test_the_stream_goes_up_and_down_with_other_scenes() -> None:
+    frames = ramp(LEVELS, 1, lambda what, done, total: None)
+    assert [frame.objects for frame in frames] == UP_AND_DOWN
+    assert len({frame.image.tobytes() for frame in frames}) == len(frames)
+    shuffled = in_order(frames, "shuffled")
+    assert in_order(frames, "ramp") == frames
+    assert shuffled != frames and {id(f) for f in shuffled} == {id(f) for f in frames}
+    assert shuffled == in_order(frames, "shuffled")
+
+
+@pytest.mark.parametrize(("frames", "burst"), [(20, 5), (10, 5), (6, 3), (4, 4), (7, 1)])
+def test_the_stream_is_a_whole_number_of_turns(frames: int, burst: int) -> None:
+    assert burst_of(frames) == burst
+
+
+def test_every_detector_sees_every_frame_of_both_orders(results: Results) -> None:
+    assert [(r.parameters["order"], label(r)) for r in results.records] == [
+        (order, name) for order in ("ramp", "shuffled") for name in DETECTORS
+    ]
+    for record in results.records:
+        objects = record.figures["objects"]
+        assert record.times.shape == (PASSES * len(UP_AND_DOWN), 3)
+        assert len(objects) == len(record.times)
+        assert sorted(objects) == sorted(PASSES * UP_AND_DOWN)
+        assert record.figures["found_empty"] <= 2 < record.figures["found_fullest"]
+        assert record.subject is not None and record.subject.size == (256, 256)
+    assert results.records[0].figures["objects"] == PASSES * UP_AND_DOWN
+    orders = [results.records[i].figures["objects"] for i in (0, 3)]
+    assert orders[0] != orders[1] and len(results.ratios) == 4
+
+
+def test_a_run_leaves_a_file_a_picture_and_a_table(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(
+        Publication("Jitter", results, [sheet(results)], conclusions(results), draw), tmp_path, "-"
+    )
+    stem = f"{results.stamp}-jitter"
+    again = results_file.read(tmp_path / f"{stem}.json")  # raises where the schema does not hold
+    assert again.to_json() == results.to_json()
+    output = capsys.readouterr()
+    assert output.out == (tmp_path / f"{stem}.json").read_text(encoding="utf-8")
+    assert max(map(len, output.err.splitlines()[:-1])) <= 100 and "…" not in output.err
+    picture = cv2.imread(str(tmp_path / f"{stem}.png"))
+    assert picture is not None and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert "| shuffled | NMS-free |" in (tmp_path / f"{stem}.md").read_text(encoding="utf-8")
+
+
+def steady(results: Results, per_object: float) -> Results:
+    """The same run on a quiet machine: 10 ms, and with NMS so many more for every object."""
+    records = []
+    for record in results.records:
+        objects = np.array(record.figures["objects"])
+        extra = 0 if label(record) == "NMS-free" else per_object * objects
+        times = np.zeros_like(record.times)
+        times[:, 1] = 1e6 * (10 + extra)
+        records.append(replace(record, times=times))
+    quiet = replace(results, records=tuple(records), other_load=0.0)
+    return replace(quiet, facts=facts_of(quiet))
+
+
+def test_facts_tell_content_from_none(results: Results) -> None:
+    found = steady(results, 0.05)
+    free, with_nms = found.records[0], found.records[1]
+    assert by_level(free) == {0: 10, 5: 10, 20: 10}
+    assert by_level(with_nms) == {0: 10, 5: 10.25, 20: 11}
+    facts = found.facts[with_nms.name]
+    assert facts["ms_per_100_objects"]["value"] == pytest.approx(5, abs=1e-3)
+    assert facts["worst_by_p50"] == pytest.approx(11 / 10.25, abs=1e-3)
+    assert facts["slowest_level_by_fastest"] == pytest.approx(1.1)
+    assert found.facts[free.name]["p99_by_p50"] == 1
+    said = conclusions(found)
+    assert said[-6].endswith(
+        "+0.00 (+0.00 – +0.00) ms per 100 objects: no dependence on content is seen."
+    )
+    assert said[-5].endswith("+5.00 (+5.00 – +5.00) ms per 100 objects: depends on content.")
+
+
+def test_a_noisy_run_leaves_it_open(results: Results) -> None:
+    noisy = conclusions(replace(steady(results, 0.05), other_load=1.5))
+    assert noisy[-1] == "The machine was too noisy to rank: whose times depend on content is open."
+    assert not any("depends on content" in line or "no dependence" in line for line in noisy)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["jitter", f"--weights={tmp_path}", f"--work={tmp_path}"])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception) == (
+        f"{tmp_path}/fcos_rt_nano.safetensors: no such file, expected trained weights: give their "
+        "folder with --weights, or train them with "
+        "`nmsfree train --data data/digits --model fcos_rt_nano`"
+    )

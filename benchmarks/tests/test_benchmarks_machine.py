@@ -1,0 +1,130 @@
+"""What a run says of the machine: the GPU's state, and what else it does."""
+
+import ast
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from nmsfree_benchmarks import gpu, load
+from nmsfree_benchmarks.gpu import THROTTLES, GpuState, gpu_state
+from nmsfree_benchmarks.load import LoadMeter, busy_cores
+
+
+def test_without_a_driver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", missing)
+    assert gpu_state() == GpuState()
+    known = gpu_state().to_json()
+    assert known.pop("throttled") == []
+    assert set(known.values()) == {None}
+
+
+def test_a_number_that_no_gpu_has_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    def none(index: int) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: closed.append(True))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", none)
+    assert gpu_state(7) == GpuState()
+    assert closed == [True]
+
+
+class Memory:
+    used = 3 * 2**20
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    for name, value in values.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, value=value: value)
+
+
+def test_what_a_gpu_tells_is_in_the_units_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    capped = pynvml.nvmlClocksEventReasonSwPowerCap | pynvml.nvmlClocksThrottleReasonHwSlowdown
+    answers(
+        monkeypatch,
+        nvmlInit=None,
+        nvmlShutdown=None,
+        nvmlDeviceGetHandleByIndex=0,
+        nvmlDeviceGetCurrentClocksThrottleReasons=capped,
+        nvmlDeviceGetPowerUsage=115_500,
+        nvmlDeviceGetMemoryInfo=Memory,
+        nvmlDeviceGetName="A GPU",
+        nvmlSystemGetDriverVersion="600.1",
+        nvmlDeviceGetClockInfo=2400,
+        nvmlDeviceGetMaxClockInfo=3000,
+        nvmlDeviceGetTemperature=60,
+    )
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
+    state = gpu_state()
+    assert state == GpuState(
+        "A GPU", "600.1", 2400, 3000, 60, 115.5, None, 3.0, ("power cap", "hardware slowdown")
+    )
+
+
+def test_every_name_that_is_used_exists() -> None:
+    """Tests run without a GPU, where a mistyped name would never be met."""
+    tree = ast.parse(inspect.getsource(gpu))
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "pynvml"
+    }
+    assert len(used) > 10
+    assert {name for name in used if not hasattr(pynvml, name)} == set()
+    assert all(flag and flag & (flag - 1) == 0 for flag in THROTTLES)  # one bit each
+
+
+def stat_of(path: Path, idle: int, total: int) -> None:
+    """Write /proc/stat of one moment; iowait counts as idle, guest time not at all."""
+    busy = total - idle
+    text = f"cpu  {busy} 0 0 {idle - 1} 1 0 0 0 500 500\ncpu0 1 2 3 4\n"
+    path.write_text(text, encoding="ascii")
+
+
+@pytest.fixture
+def stat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    path = tmp_path / "stat"
+    monkeypatch.setattr(load, "_STAT", path)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(load, "_own_seconds", lambda: 0.0)
+    return path
+
+
+def test_other_work_is_counted_in_cores(stat: Path) -> None:
+    stat_of(stat, idle=1000, total=4000)
+    with LoadMeter() as meter:
+        assert meter.others is None
+        time.sleep(0.01)
+        stat_of(stat, idle=1100, total=4400)  # 300 of 400 ticks were busy: 3 of 4 cores
+    assert meter.others == pytest.approx(3.0, abs=0.01)
+
+
+def test_own_work_is_taken_off(stat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = iter([10.0, 10.5])
+    clock = iter([100.0, 101.0])
+    monkeypatch.setattr(load, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    stat_of(stat, idle=0, total=0)
+    with LoadMeter() as meter:
+        stat_of(stat, idle=300, total=400)  # 1 of 4 cores busy, half of it by this process
+    assert meter.others == pytest.approx(0.5)
+
+
+def test_a_system_that_does_not_tell_is_unknown(stat: Path) -> None:
+    assert busy_cores(0.01) is None
+    stat_of(stat, idle=1, total=4)
+    assert busy_cores(0.01) is None  # no tick has passed

@@ -1,0 +1,323 @@
+"""The price of NMS: scenes, implementations on real candidates, and a whole small run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from nmsfree.backends import OnnxRuntimeBackend, RawDetections
+from nmsfree.errors import GateError, InputError
+from nmsfree_benchmarks import nms_implementations, results_file
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.crowd_models import export_all, nano_jobs, with_floor
+from nmsfree_benchmarks.crowd_stats import bootstrap, nms_cost, slope
+from nmsfree_benchmarks.direct_labels import End, spread
+from nmsfree_benchmarks.measure import Plan
+from nmsfree_benchmarks.nms_alone import Point, find_candidates, images_of, points, timed_nms
+from nmsfree_benchmarks.nms_facts import conclusions
+from nmsfree_benchmarks.nms_graphs import nms_tail, open_session, without_nms
+from nmsfree_benchmarks.nms_implementations import (
+    MAKERS,
+    REFERENCE,
+    Candidates,
+    Setting,
+    agreement,
+    choose,
+)
+from nmsfree_benchmarks.nms_options import FULL, QUICK, Options, Range
+from nmsfree_benchmarks.nms_picture import draw
+from nmsfree_benchmarks.nms_suite import run_nms
+from nmsfree_benchmarks.nms_tables import notes, sheets
+from nmsfree_benchmarks.publishing import Publication, publish
+from nmsfree_benchmarks.records import Record, Results
+from nmsfree_benchmarks.scenes import make_crowd
+from nmsfree_export.nms_tail import CANDIDATES
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+HERE = ["numpy", "onnx", "opencv"]  # what needs no further package
+PLAN = Plan(seconds=0, min_rounds=2, pause=0)
+TINY = Range((0, 20), (0.05, 0.001), (0.6,), (1, 2), scenes=2, alone=PLAN, call=PLAN)
+SETTINGS = [(0.05, 0.6), (0.001, 0.6), (0.3, 0.45), (0.05, 0.8)]  # floor, IoU
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported files, which the tests of jitter find here as well."""
+    return tmp_path_factory.getbasetemp() / "crowd-work"
+
+
+@pytest.fixture(scope="module")
+def files(work: Path) -> list[Path]:
+    return export_all(nano_jobs(WEIGHTS, 256), work, lambda what, done, total: None)
+
+
+@pytest.fixture(scope="module")
+def found(files: list[Path]) -> Candidates:
+    """Candidates of two scenes of 20 digits."""
+    cut = open_session(without_nms(files[0]), 1)
+    return find_candidates(cut, [make_crowd(20, index, tiles=1).image for index in range(2)])
+
+
+@pytest.fixture(scope="module")
+def results(work: Path, files: list[Path]) -> Results:
+    return run_nms(Options(WEIGHTS, work, 1, quick=True, range=TINY, tiles=1))
+
+
+@pytest.mark.parametrize("objects", [0, 1, 7, 40])
+def test_scenes_hold_as_many_objects_as_asked_for(objects: int) -> None:
+    crowd = make_crowd(objects, tiles=2)
+    assert crowd.image.shape == (512, 512, 3)
+    assert len(crowd.boxes) == len(crowd.labels) == objects
+    assert (crowd.boxes >= 0).all() and (crowd.boxes <= 512).all()
+    assert (crowd.boxes[:, 2:] - crowd.boxes[:, :2] >= 2).all()
+    for x1, y1, x2, y2 in crowd.boxes.astype(int):  # ink stands out, the ground is smooth
+        assert np.ptp(crowd.image[y1:y2, x1:x2].astype(int)) > 40
+
+
+def test_scenes_depend_on_their_arguments_only() -> None:
+    first, again, other = make_crowd(9, 3, 1), make_crowd(9, 3, 1), make_crowd(9, 4, 1)
+    assert (first.image == again.image).all() and (first.boxes == again.boxes).all()
+    assert (first.image != other.image).any()
+    assert (make_crowd(9, 3, 1, seed=1).image != first.image).any()
+
+
+def test_a_scene_without_room_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        make_crowd(129, tiles=2)
+    assert str(error.value) == (
+        "objects is 129, expected 0 … 128: 2 × 2 tiles have no room for more"
+    )
+
+
+@pytest.mark.parametrize(("floor", "iou"), SETTINGS)
+def test_implementations_keep_the_same_real_boxes(
+    files: list[Path], found: Candidates, floor: float, iou: float
+) -> None:
+    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+    setting = Setting(spec, found.scores.shape[1], floor, iou, 1)
+    kept = {name: MAKERS[name](setting)(found) for name in HERE}
+    for rows in kept[REFERENCE]:
+        assert 10 < len(rows) < found.above(floor)  # NMS had something to remove
+    for name in HERE:
+        assert agreement(kept[name], kept[REFERENCE]) >= 0.995, name
+        assert [len(set(rows)) for rows in kept[name]] == [len(rows) for rows in kept[name]]
+
+
+def test_a_lower_iou_keeps_fewer_and_a_lower_floor_more(
+    files: list[Path], found: Candidates
+) -> None:
+    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+
+    def count(floor: float, iou: float) -> int:
+        kept = MAKERS["onnx"](Setting(spec, found.scores.shape[1], floor, iou, 1))(found)
+        return sum(map(len, kept))
+
+    assert count(0.05, 0.45) < count(0.05, 0.6) < count(0.05, 0.8) < count(0.001, 0.8)
+
+
+def test_an_implementation_that_keeps_other_boxes_is_refused(
+    files: list[Path], found: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep_all(setting: Setting) -> nms_implementations.Nms:
+        return lambda own: [np.arange(len(scores)) for scores in own.scores]
+
+    monkeypatch.setitem(MAKERS, "opencv", keep_all)
+    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+    setting = Setting(spec, found.scores.shape[1], 0.05, 0.6, 1)
+    with pytest.raises(GateError) as error:
+        timed_nms(Point(20, 0.05, 0.6, 1), ["numpy", "opencv"], found, setting, 2)
+    text = str(error.value)
+    assert text.startswith(
+        "opencv objects 20, floor 0.05, IoU 0.6, batch 1: keeps other boxes than numpy, "
+    )
+    assert text.endswith("expected 99.5%: times of different results cannot be compared")
+
+
+def test_agreement_is_a_share_of_all_rows() -> None:
+    a, b = [np.array([0, 1, 2]), np.array([4])], [np.array([2, 1, 3]), np.array([4])]
+    assert agreement(a, a) == 1 and agreement(a, b) == 3 / 5
+    nothing = [np.zeros(0, np.int64)]
+    assert agreement(nothing, nothing) == 1 and agreement(nothing, [np.array([1])]) == 0
+
+
+def test_the_tail_alone_gives_what_the_whole_file_gives(
+    files: list[Path], found: Candidates
+) -> None:
+    """Cut graph and tail, one after the other, are the file; both floors, and as one batch."""
+    pixels = np.stack([make_crowd(20, index, tiles=1).image for index in range(2)])
+    for floor in (0.05, 0.3):
+        backend = OnnxRuntimeBackend(with_floor(files[0], floor), threads=1)
+        assert backend.spec.score_floor == floor
+        whole = backend.run(pixels)
+        model = nms_tail(backend.spec, found.scores.shape[1], floor, 0.6)
+        inputs = dict(zip([f"in_{name}" for name in CANDIDATES], found, strict=True))
+        parts = open_session(model.SerializeToString(), 1).run(list(RawDetections._fields), inputs)
+        tail = RawDetections(*parts)
+        assert (tail.num_detections == whole.num_detections).all()
+        n = int(whole.num_detections.min())
+        assert n > 10
+        np.testing.assert_allclose(
+            tail.detection_boxes[:, :n], whole.detection_boxes[:, :n], atol=1e-3
+        )
+        np.testing.assert_allclose(
+            tail.detection_scores[:, :n], whole.detection_scores[:, :n], atol=1e-5
+        )
+
+
+def test_points_vary_one_setting_at_a_time() -> None:
+    base = Point(500, 0.05, 0.6, 1)
+    found = points(base, {"objects": (0, 500), "iou": (0.6, 0.8), "batch": (1, 4)})
+    assert found == [base, replace(base, objects=0), replace(base, iou=0.8), replace(base, batch=4)]
+    for chosen in (FULL, QUICK):
+        assert chosen.points[0] == base
+        assert len(chosen.points) == len(set(chosen.points))
+        differ = [sum(a != b for a, b in zip(vars(p).values(), vars(base).values(), strict=True))
+                  for p in chosen.points]  # fmt: skip
+        assert differ == [0] + [1] * (len(differ) - 2) + [2]
+    assert FULL.objects == (0, 10, 50, 100, 200, 500) and set(FULL.floors) == {0.3, 0.05, 0.001}
+    assert images_of(1, batch=3, scenes=4) == [3, 0, 1]
+
+
+def test_a_run_measures_every_implementation_and_call(results: Results) -> None:
+    alone = [r for r in results.records if r.parameters["measured"] == "alone"]
+    assert {r.parameters["implementation"] for r in alone} >= {*HERE, "NMS-free head"}
+    assert sum(r.parameters["implementation"] in HERE for r in alone) == 3 * len(TINY.points)
+    what = [r.parameters["what"] for r in results.records if r.parameters["measured"] == "call"]
+    assert sorted(what) == sorted(
+        ["without its NMS", "NMS-free"] * 2 + ["with NMS", "NMS tail alone"] * 4
+    )
+    for record in results.records:
+        assert len(record.times) == 2 and (record.times >= 0).all()
+    for record in alone:
+        if record.parameters["implementation"] in HERE:
+            assert record.figures["same_as_reference"] >= 0.995
+            kept, candidates = (record.figures[name] for name in ("kept", "candidates"))
+            assert kept < candidates if record.parameters["objects"] else kept <= candidates
+    with_nms = next(r for r in results.records if r.parameters.get("what") == "with NMS")
+    assert with_nms.subject is not None and with_nms.subject.size == (256, 256)
+    assert with_nms.subject.nms == {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000}
+    assert "efficientnms" in results.skipped
+
+
+def test_a_run_finds_the_objects_and_nothing_in_empty_scenes(results: Results) -> None:
+    found = {n: results.facts[f"found_nms_free_{n}"] for n in (0, 20)}
+    assert found[0] <= 2 and 14 <= found[20] <= 30
+    assert results.facts["candidates_20_0.05"] > 3 * results.facts["candidates_0_0.05"]
+    assert results.facts["candidates_20_0.001"] >= results.facts["candidates_20_0.05"]
+
+
+def test_the_share_of_nms_is_with_minus_without(results: Results) -> None:
+    def median(name: str) -> float:
+        return float(np.median(results.record(name).times[:, 1])) / 1e6
+
+    whole = "call with NMS, objects 20, floor 0.001"
+    cost = median(whole) - median("call without its NMS, objects 20")
+    assert results.facts["nms_ms_20_0.001"]["value"] == pytest.approx(cost, abs=1e-4)
+    share = cost / results.record(whole).summary.p50
+    assert results.facts["nms_share_of_call_20_0.001"]["value"] == pytest.approx(share, abs=1e-4)
+    tail = results.record("call NMS tail alone, objects 20, floor 0.001").summary.p50
+    direct = results.facts["nms_tail_share_of_call_20_0.001"]["value"]
+    assert direct == pytest.approx(tail / results.record(whole).summary.p50, abs=1e-4)
+
+
+def test_a_run_leaves_a_file_a_picture_and_tables(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Publication("The price of NMS", results, sheets(results), notes(results), draw)
+    publish(made, tmp_path, "-")
+    stem = f"{results.stamp}-nms"
+    again = results_file.read(tmp_path / f"{stem}.json")  # raises where the schema does not hold
+    assert again.to_json() == results.to_json()
+    assert capsys.readouterr().out == (tmp_path / f"{stem}.json").read_text(encoding="utf-8")
+    picture = cv2.imread(str(tmp_path / f"{stem}.png"))
+    assert picture is not None and picture.shape[1] > 1000
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    table = (tmp_path / f"{stem}.md").read_text(encoding="utf-8")
+    assert f"![The price of NMS]({stem}.png)" in table
+    assert "| 20 | 0.001 |" in table and str(tmp_path) not in table
+
+
+def test_tables_fit_a_hundred_columns(results: Results) -> None:
+    for sheet in sheets(results):
+        console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+        console.print(sheet.rich())
+        assert "…" not in console.export_text()
+
+
+def quiet(results: Results, **milliseconds: float) -> Results:
+    """The same run with steady times: of each record 1 ms, or what is said of its kind."""
+    records = []
+    for record in results.records:
+        kind = str(record.parameters.get("what") or record.parameters.get("implementation"))
+        ns = int(1e6 * milliseconds.get(kind.replace(" ", "_").replace("-", "_"), 1))
+        records.append(replace(record, times=np.full_like(record.times, ns)))
+    return replace(results, records=tuple(records), other_load=0.0)
+
+
+def test_a_noisy_run_names_no_winner(results: Results) -> None:
+    steady = quiet(results, onnx=0.5)
+    said = " ".join(conclusions(steady))
+    assert "Fastest NMS with 20 objects" in said and "ONNX NonMaxSuppression, 0.50 ms" in said
+    noisy = " ".join(conclusions(replace(steady, other_load=1.5)))
+    assert "too noisy to rank: which one is faster is left open" in noisy
+    assert not {"Fastest", "faster.", "slower.", "longest"} & set(noisy.split())
+
+
+def timed(name: str, *columns: Sequence[float]) -> Record:
+    """A record with these milliseconds in its parts."""
+    parts = tuple("abc"[: len(columns)])
+    return Record(name, {}, (np.array(columns).T * 1e6).astype(np.int64), parts)
+
+
+def test_cost_and_slope_of_known_times() -> None:
+    whole = timed("whole", [1, 1, 1, 1], [10, 12, 10, 12], [1, 1, 1, 1])
+    cost, share = nms_cost(whole, timed("cut", [1, 1, 1, 1], [8, 8, 8, 8]), burst=2)
+    assert cost.value == 3 and cost.low == cost.high == 3  # every pair of calls has the median 11
+    assert share.value == pytest.approx(3 / 13)
+    objects = [0, 100, 500] * 8
+    rising = slope(np.array([5 + 0.02 * n for n in objects]), objects, burst=3)
+    assert rising.value == pytest.approx(2) and rising.low == pytest.approx(rising.high)
+    assert slope(np.full(24, 7.0), objects, burst=3).value == pytest.approx(0)
+    with pytest.raises(ValueError, match="no times"):
+        bootstrap(lambda rows: rows.mean(axis=-1), 0)
+
+
+def test_labels_do_not_cover_each_other() -> None:
+    ends = [End(value, str(value), "k") for value in (9.9, 1.0, 1.1, 10.0)]
+    places = spread(ends, apart=1, top=10)
+    assert [end.value for _, end in places] == [1.0, 1.1, 9.9, 10.0]
+    assert [place for place, _ in places] == [1.0, 2.0, 9.0, 10.0]
+
+
+def test_an_unknown_implementation_is_named() -> None:
+    result = CliRunner().invoke(app, ["nms", "--implementation", "magic"])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception) == (
+        "implementation is 'magic', expected one of: numpy, onnx, opencv, torchvision, efficientnms"
+    )
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["nms", f"--weights={tmp_path}", f"--work={tmp_path}"])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception) == (
+        f"{tmp_path}/fcos_rt_nano.safetensors: no such file, expected trained weights: give their "
+        "folder with --weights, or train them with "
+        "`nmsfree train --data data/digits --model fcos_rt_nano`"
+    )
+
+
+def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nms_implementations, "find_spec", lambda name: None)
+    names, skipped = choose(None)
+    assert names == HERE
+    assert skipped == {
+        "torchvision": "torchvision is not installed, and nothing of this project needs it",
+        "efficientnms": "TensorRT, whose plugin it is, is not installed",
+    }
+    assert choose(["opencv"]) == (["numpy", "opencv"], {})

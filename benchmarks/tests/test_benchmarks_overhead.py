@@ -1,0 +1,188 @@
+"""Overhead: stages that are the runtime's own, targets by rule, and a tiny run."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from nmsfree.backends import CallableBackend, RawDetections
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError
+from nmsfree.images import read_image
+from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks import results_file
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.environment import describe
+from nmsfree_benchmarks.measure import Stopwatch
+from nmsfree_benchmarks.overhead_calls import decode_calls, from_scene, preprocess_call
+from nmsfree_benchmarks.overhead_measure import ratios_of
+from nmsfree_benchmarks.overhead_rules import conclusions, facts_of
+from nmsfree_benchmarks.overhead_sources import make_scenes
+from nmsfree_benchmarks.overhead_stages import PARTS, StagedDetector, staged_call
+from nmsfree_benchmarks.records import Record, Results, Subject
+
+SPEC = ModelSpec("made", "o2o", 64, 64, 1, ("a", "b"), (1, 2), top_k=3)
+STEADY = np.linspace(0.995, 1.005, 12)
+
+
+def two_boxes(images: NDArray[np.uint8]) -> RawDetections:
+    return RawDetections(
+        np.array([[2]], np.int32),
+        np.array([[[1, 2, 30, 40], [5, 5, 20, 64], [0, 0, 1, 1]]], np.float32),
+        np.array([[0.9, 0.8, 0.01]], np.float32),
+        np.array([[1, 0, 0]], np.int32),
+    )
+
+
+def scene(side: int = 64) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def test_the_staged_detector_says_what_the_detector_says() -> None:
+    backend, picture = CallableBackend(two_boxes, SPEC), scene(100)
+    staged, plain = StagedDetector(backend, Stopwatch()), Detector(backend)
+    for ours, theirs in zip(
+        (staged(picture), staged(picture, classes=["a"])),
+        (plain(picture), plain(picture, classes=["a"])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours.xyxy, theirs.xyxy)
+        np.testing.assert_array_equal(ours.confidence, theirs.confidence)
+        np.testing.assert_array_equal(ours.class_id, theirs.class_id)
+
+
+def test_every_stage_is_between_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock counts how often it is read: every stage is one interval, Python is four."""
+    clock = itertools.count()
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(clock))
+    detector = StagedDetector(CallableBackend(two_boxes, SPEC), Stopwatch())
+    parts = dict(zip(PARTS, staged_call(detector)(scene()), strict=True))
+    assert parts == {"preprocess": 1, "engine": 1, "map_back": 1, "python": 4}
+
+
+def test_scenes_fill_every_size_and_their_files_hold_them(tmp_path: Path) -> None:
+    (made,) = make_scenes([scene(256)], (300, 500), tmp_path)
+    assert made.image.shape == (300, 500, 3)
+    np.testing.assert_array_equal(made.image[:256, :256], scene(256))
+    np.testing.assert_array_equal(made.image[256:, 256:], scene(256)[:44, :244])
+    assert {suffix: path.name for suffix, path in made.files.items()} == {
+        ".jpg": "500×300-0.jpg",
+        ".png": "500×300-0.png",
+    }
+    np.testing.assert_array_equal(read_image(made.files[".png"]), made.image)
+    assert read_image(made.files[".jpg"]).shape == made.image.shape
+
+
+def test_a_call_takes_the_picture_of_its_scene(tmp_path: Path) -> None:
+    bases = [scene(), scene()]
+    pictures = [np.zeros((1, 1, 3), np.uint8), np.ones((1, 1, 3), np.uint8)]
+    call = from_scene(lambda image: [int(image[0, 0, 0])], bases, pictures)
+    assert [call(base) for base in bases] == [[0], [1]]
+    made = make_scenes(bases, (64, 64), tmp_path)
+    calls = decode_calls("64×64", bases, made)
+    assert list(calls) == ["decode 64×64.jpg", "decode 64×64.png"]
+    made[1].files[".png"].write_bytes(b"no picture")
+    calls["decode 64×64.png"](bases[0])
+    with pytest.raises(InputError, match="64×64-1"):
+        calls["decode 64×64.png"](bases[1])
+
+
+def test_preprocessing_alone_needs_no_network() -> None:
+    (elapsed,) = preprocess_call()(scene(100))
+    assert elapsed > 0
+
+
+def results_of(whole: float, preprocess: float, load: float = 0.0, spread: float = 1) -> Results:
+    """A run on 640×480 whose bare call takes 10 ms."""
+    subject = Subject(
+        "fcos_e2e_nano", "o2o", (256, 256), 10, "digits", "0" * 64, 1, "onnxruntime", "made",
+        "fp32", 1, 1, 100, 0.05, None,
+    )  # fmt: skip
+
+    def record(name: str, call: str, ms: float, turned: int) -> Record:
+        wave = (1 + spread * (STEADY[::turned] - 1))[:, None]
+        source = "1920×1080" if call == "preprocess" else "640×480"
+        times = (ms * 1e6 * wave).astype(np.int64)
+        of = None if call == "preprocess" else subject
+        return Record(name, {"call": call, "source": source}, times, subject=of)
+
+    records = (
+        record("x", "detector", whole, 1),
+        record("x bare", "bare", 10, -1),
+        record("y", "preprocess", preprocess, 1),
+    )
+    bursts = {"fcos_e2e_nano": 1}
+    ratios = tuple(ratios_of(records, bursts))
+    return Results(
+        "overhead", "20260102T030405Z", "none", False, describe(1), records, load,
+        {"burst": bursts}, ratios,
+    )  # fmt: skip
+
+
+PREPROCESS = "preprocessing 1920×1080 → 512 × 736"
+CALL = "fcos_e2e_nano, 640×480: Detector(image) by the bare call"
+
+
+def test_targets_are_met_or_missed_by_their_intervals() -> None:
+    good, bad = conclusions(results_of(11, 1.2)), conclusions(results_of(12, 1.8))
+    assert good == [
+        f"Target met: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
+        f"Target met: {CALL}: 1.10 × (1.09 … 1.11), at most 1.15.",
+    ]
+    assert bad == [
+        f"Target missed: {PREPROCESS}: 1.80 ms (1.80 … 1.80), at most 1.5.",
+        f"Target missed: {CALL}: 1.20 × (1.19 … 1.21), at most 1.15.",
+    ]
+    assert [t["met"] for t in facts_of(results_of(12, 1.2))["targets"]] == [True, False]
+
+
+def test_what_is_unsure_is_not_judged() -> None:
+    close = facts_of(results_of(11.5, 1.5, spread=10))["targets"]
+    assert [t["met"] for t in close] == [None, None]
+    noisy = results_of(11, 1.2, load=1.0)
+    assert [t["met"] for t in facts_of(noisy)["targets"]] == [None, None]
+    assert all(line.startswith("Target not judged: ") for line in conclusions(noisy))
+
+
+@pytest.fixture
+def content(here: None, options: list[str]) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["overhead", *options, "--json=-"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_a_run_leaves_its_files(content: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "out" / f"{content['stamp']}-overhead"
+    read = results_file.read(stem.with_suffix(".json"))
+    assert read.kind == "overhead"
+    assert read.command == "nmsfree bench overhead --quick --threads 1 --seconds 0"
+    sources = ("256×256", "640×480", "1920×1080")
+    kinds = ("detector", "bare", "decode", "decode")
+    expected = [(kind, source) for source in sources for kind in kinds]
+    found = [(r.parameters["call"], r.parameters["source"]) for r in read.records]
+    assert found == [*expected, ("preprocess", "1920×1080")]
+    assert read.records[0].parts == PARTS
+    assert [r.of for r in read.ratios] == [f"fcos_e2e_nano {source}" for source in sources]
+    assert len(read.facts["targets"]) == 2
+    picture = cv2.imread(str(stem.with_suffix(".png")))
+    assert picture is not None and picture.shape[1] > 1000 and picture.std() > 1
+    assert str(tmp_path) not in stem.with_suffix(".md").read_text(encoding="utf-8")
+    assert not list((tiny / "work").glob("pictures-*"))
+
+
+def test_missing_weights_are_told(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    arguments = ["overhead", *options, f"--weights={tmp_path / 'none'}"]
+    with pytest.raises(InputError) as error:
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert str(error.value) == (
+        "nothing to measure: fcos_e2e_nano.safetensors is not in the folder of weights: train it "
+        "with `nmsfree train --data data/digits --model fcos_e2e_nano`"
+    )

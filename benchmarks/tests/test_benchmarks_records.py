@@ -1,0 +1,178 @@
+"""Result files: the round trip, what is refused and in which words, and the verdict."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nmsfree.errors import InputError
+from nmsfree_benchmarks import results_file
+from nmsfree_benchmarks.records import Record, Results
+from nmsfree_benchmarks.sample import ENVIRONMENT, MS, record_of, results_of, times_of
+from nmsfree_benchmarks.verdict import judge
+
+OLD = Path(__file__).parents[1] / "results" / "20261123T032046Z.json"
+
+
+def content_of(results: Results) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(results_file.to_text(results))
+    return content
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    results = results_of()
+    results_file.write(results, tmp_path / "a.json")
+    again = results_file.read(tmp_path / "a.json")
+    assert again.to_json() == results.to_json()
+    for one, other in zip(again.records, results.records, strict=True):
+        np.testing.assert_array_equal(one.times, other.times)
+        assert (one.parts, one.subject) == (other.parts, other.subject)
+    assert again.ratios[0].of == "nms"
+    results_file.write(again, tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_a_record_without_a_model_is_kept(tmp_path: Path) -> None:
+    results = results_of(records=(record_of("copy", 1, subject=None),), ratios=())
+    results_file.write(results, tmp_path / "a.json")
+    assert results_file.read(tmp_path / "a.json").record("copy").subject is None
+    with pytest.raises(KeyError):
+        results.record("other")
+
+
+def test_text_that_looks_like_numbers_stays_text() -> None:
+    assert content_of(results_of(command="x [ 1, 2 ]"))["command"] == "x [ 1, 2 ]"
+
+
+def test_numbers_of_a_list_share_a_line() -> None:
+    text = results_file.to_text(results_of(settings={"sizes": [1, 2.5, -3]}))
+    assert '"sizes": [1, 2.5, -3]' in text
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        results_file.read(path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def test_what_is_no_result_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert refusal(path) == "cannot be read (No such file or directory)"
+    path.write_text("{", encoding="utf-8")
+    assert refusal(path) == (
+        "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), "
+        "expected a file of `nmsfree bench`"
+    )
+    path.write_bytes(b"\xff\xfe")
+    assert refusal(path).startswith("not JSON (")
+    others: list[Any] = [[], {}, {"a": 1}, 3]
+    for content in others:
+        write(path, content)
+        assert refusal(path) == "no format_version, expected a file of `nmsfree bench`"
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    assert refusal(OLD) == "format 1.0, this version reads 2.0: measure again"
+    path = write(tmp_path / "a.json", content_of(results_of()) | {"format_version": "3.1"})
+    assert refusal(path) == "format 3.1, this version reads 2.0: measure again"
+    newer = write(tmp_path / "b.json", content_of(results_of()) | {"format_version": "2.7"})
+    assert results_file.read(newer).kind == "nms"
+
+
+def test_a_missing_key_or_bad_value_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content = content_of(results_of())
+    del content["records"][1]["raw_ns"]
+    assert refusal(write(path, content)) == (
+        "records/1: 'raw_ns' is a required property, expected a file of `nmsfree bench`"
+    )
+    content = content_of(results_of())
+    content["records"][0]["subject"]["transfers"] = "some"
+    assert refusal(write(path, content)).startswith("records/0/subject: ")
+    content = content_of(results_of()) | {"seconds": -1}
+    assert refusal(write(path, content)) == (
+        "seconds: -1 is less than the minimum of 0, expected a file of `nmsfree bench`"
+    )
+    content = content_of(results_of()) | {"kind": "other"}
+    assert refusal(write(path, content)).startswith("kind: 'other' is not one of ")
+
+
+def test_times_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content = content_of(results_of())
+    content["records"][1]["raw_ns"]["rest"].pop()
+    assert refusal(write(path, content)) == (
+        "records/1/raw_ns: [39, 40] times, expected 40 (timed_calls, at least 1) of each part"
+    )
+    content = content_of(results_of())
+    content["records"][0] |= {"raw_ns": {"network": [], "rest": []}, "timed_calls": 0}
+    assert refusal(write(path, content)) == (
+        "records/0/raw_ns: [0] times, expected 0 (timed_calls, at least 1) of each part"
+    )
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    from jsonschema import ValidationError
+
+    with pytest.raises(ValidationError):
+        results_file.write(results_of(kind="other"), tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
+
+
+def rows(*times: Any) -> tuple[Record, ...]:
+    return tuple(record_of(f"row {i}", 1, times=t) for i, t in enumerate(times))
+
+
+def test_a_quiet_run_may_be_believed() -> None:
+    verdict = judge(results_of())
+    assert verdict.ranks
+    assert str(verdict) == "quiet enough to compare"
+    assert verdict.to_json() == {"ranks": True, "reasons": []}
+    assert judge(replace(results_of(), other_load=None)).ranks
+    assert judge(results_of(records=(), ratios=())).ranks
+
+
+def test_each_reason_not_to_rank_is_said() -> None:
+    calm = times_of(10)
+    wild = times_of(10, spread=0.5)
+    slowing = (np.linspace(1, 1.3, 40) * 10 * MS).astype(np.int64)[:, None]
+    parts = {"parts": ("total",)}
+    cases = {
+        "other work kept 0.9 cores busy (at most 0.3): stop it and measure again": results_of(
+            other_load=0.9
+        ),
+        "2 of 3 rows have an interquartile range above 10% of their median: close other "
+        "programs, or measure longer": results_of(records=rows(wild, wild, calm), ratios=()),
+        "the GPU throttled itself (power cap): cool it, or lower its power limit": results_of(
+            environment=ENVIRONMENT | {"gpu_throttled": ["power cap"]}
+        ),
+    }
+    for reason, results in cases.items():
+        assert judge(results).reasons == (reason,)
+        assert str(judge(results)) == f"too noisy to rank: {reason}"
+    drift = results_of(records=(record_of("a", 1, times=slowing, **parts),), ratios=())
+    assert judge(drift).reasons[-1] == (
+        "1 of 1 rows became faster or slower by more than 10% during the run: let the machine "
+        "reach a steady temperature"
+    )
+
+
+def test_half_of_the_rows_may_be_doubtful() -> None:
+    calm, wild = times_of(10), times_of(10, spread=0.5)
+    assert judge(results_of(records=rows(wild, calm), ratios=())).ranks
+    assert not judge(results_of(records=rows(wild, wild, calm), ratios=())).ranks
+
+
+def test_too_few_calls_decide_nothing() -> None:
+    few = replace(results_of().records[0], times=np.full((4, 1), 10**6))
+    assert judge(results_of(records=(few,), ratios=())).reasons == (
+        "1 of 1 rows have under 5 calls: measure longer",
+    )

@@ -1,0 +1,326 @@
+"""Roofline: what is counted in a graph, limits, peaks, the RTX 4060 on paper, and a whole run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+from typer.testing import CliRunner
+
+from nmsfree.data.digits import write_digits
+from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree_benchmarks import peaks_cpu
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.layer_times import layer_times
+from nmsfree_benchmarks.limits import Limit, limit_of
+from nmsfree_benchmarks.onnx_cost import Layer, count_layers
+from nmsfree_benchmarks.onnx_values import load_model
+from nmsfree_benchmarks.paper import E2E_FCOS, RTX_4060
+from nmsfree_benchmarks.peaks import Peaks, Probe, measure_peaks, read_peaks
+from nmsfree_benchmarks.results_file import read
+from nmsfree_benchmarks.roofline_records import model_record
+from nmsfree_benchmarks.sample import subject_of, times_of
+from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.config import preset
+from nmsfree_training.cost import gmac
+from nmsfree_training.detector import Fcos
+from nmsfree_training.published import from_published_keys
+from nmsfree_training.standin import standin_state_dict
+
+PEAKS = Peaks({"fp32": 100e9, "int8": 400e9}, ((1000, 50e9), (10**9, 10e9)))
+
+
+def weights(name: str, *shape: int, kind: Any = np.float32) -> TensorProto:
+    return onnx.numpy_helper.from_array(np.ones(shape, kind), name)
+
+
+def model_of(nodes: list[Any], initialisers: list[TensorProto], batch: Any = 1) -> ModelProto:
+    """A graph from x float32 [batch, 4, 8, 8] to y."""
+    info = helper.make_tensor_value_info
+    x = info("x", TensorProto.FLOAT, [batch, 4, 8, 8])
+    graph = helper.make_graph(nodes, "g", [x], [info("y", TensorProto.FLOAT, None)], initialisers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def conv(a: str, w: str, b: str, **attributes: Any) -> Any:
+    return helper.make_node("Conv", [a, w], [b], name=f"to_{b}", pads=[1, 1, 1, 1], **attributes)
+
+
+def test_a_convolution_is_counted_by_its_shapes() -> None:
+    (layer,) = count_layers(model_of([conv("x", "w", "y")], [weights("w", 16, 4, 3, 3)]))
+    assert layer.macs == 16 * 8 * 8 * 4 * 3 * 3
+    assert layer.flop == 2 * layer.macs
+    assert layer.weight_bytes == 4 * 16 * 4 * 9
+    assert (layer.read_bytes, layer.written_bytes) == (4 * 4 * 64, 4 * 16 * 64)
+    assert layer.intensity == layer.flop / layer.bytes
+    assert (layer.name, layer.kind, layer.precision) == ("to_y", "Conv", "fp32")
+
+
+def test_groups_strides_and_batches_are_counted() -> None:
+    grouped = model_of([conv("x", "w", "y", group=4, strides=[2, 2])], [weights("w", 4, 1, 3, 3)])
+    assert count_layers(grouped)[0].macs == 4 * 4 * 4 * 9
+    free = model_of([conv("x", "w", "y")], [weights("w", 16, 4, 3, 3)], batch="N")
+    one, five = (count_layers(free, batch)[0] for batch in (1, 5))
+    assert five.macs == 5 * one.macs
+    assert five.weight_bytes == one.weight_bytes
+
+
+def test_what_works_element_by_element_joins_its_convolution() -> None:
+    nodes = [
+        conv("x", "w", "a"),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
+    (layer,) = count_layers(model_of(nodes, [weights("w", 4, 4, 3, 3)]))
+    assert (layer.read_bytes, layer.written_bytes) == (4 * 4 * 64, 4 * 4 * 64)  # x once
+    assert {"to_a", "a", "b", "y"} <= layer.names
+
+
+def test_a_result_with_two_readers_is_written() -> None:
+    nodes = [
+        conv("x", "w", "a"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    first, *others = count_layers(model_of(nodes, [weights("w", 4, 4, 3, 3)]))
+    assert first.written_bytes == 4 * 4 * 64
+    assert len(others) == 1  # the two elementwise ones join each other
+    assert others[0].read_bytes == 4 * 4 * 64
+
+
+def test_views_cost_nothing_and_picking_only_what_is_picked() -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["a"]),
+        helper.make_node("Gather", ["a", "index"], ["y"], axis=1),
+    ]
+    shape = onnx.numpy_helper.from_array(np.array([1, 256]), "shape")
+    index = onnx.numpy_helper.from_array(np.array([0, 1]), "index")
+    (layer,) = count_layers(model_of(nodes, [shape, index]))
+    assert layer.kind == "Gather"
+    assert (layer.read_bytes, layer.written_bytes) == (8, 8)
+    assert layer.weight_bytes == 16  # the index, int64
+    assert layer.macs == 0 and layer.intensity == 0
+
+
+def test_products_are_counted() -> None:
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["b"]),
+        helper.make_node("Gemm", ["b", "v"], ["y"], transB=1),
+    ]
+    found = count_layers(model_of(nodes, [weights("w", 256, 10), weights("v", 3, 10)]))
+    assert [layer.macs for layer in found] == [256 * 10, 10 * 3]
+
+
+def test_quantised_layers_are_those_of_one_byte() -> None:
+    scale = weights("s")
+    zero = onnx.numpy_helper.from_array(np.array(0, np.int8), "z")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["dw"]),
+        conv("d", "dw", "a"),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["p"]),
+        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"]),
+    ]
+    initialisers = [scale, zero, weights("w", 16, 4, 3, 3, kind=np.int8)]
+    _, layer = count_layers(model_of(nodes, initialisers))
+    assert layer.precision == "int8"
+    assert layer.macs == 16 * 64 * 36
+    assert layer.weight_bytes == 16 * 36 + 5  # and the scale and zero point of its output
+    assert (layer.read_bytes, layer.written_bytes) == (4 * 64, 16 * 64)
+
+
+def test_a_convolution_of_unknown_shape_is_refused(tmp_path: Path) -> None:
+    model = model_of([conv("x", "w", "y")], [weights("w", 16, 4, 3, 3)])
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+    with pytest.raises(ModelError, match="Conv to_y: its shape is not known, expected fixed ones"):
+        count_layers(model)
+    (tmp_path / "a.onnx").write_bytes(b"no model at all")
+    for name, reason in (("a.onnx", "not ONNX"), ("b.onnx", "No such file")):
+        with pytest.raises(ModelError, match=f"{reason}.*expected an ONNX file"):
+            load_model(tmp_path / name)
+
+
+def layer_of(macs: int, moved: int, precision: str = "fp32") -> Layer:
+    return Layer("a", "Conv", precision, macs, 0, moved, 0)
+
+
+def test_a_layer_takes_as_long_as_the_slower_of_arithmetic_and_memory() -> None:
+    computing, moving = layer_of(50_000_000, 1000), layer_of(1000, 10_000_000)
+    limit = Limit((computing, moving), PEAKS)
+    assert limit.layer_ms(computing) == pytest.approx(1.0)  # 100 MFLOP at 100 GFLOP/s
+    assert limit.layer_ms(moving) == pytest.approx(1.0)  # 10 MB at 10 GB/s
+    assert limit.ms == pytest.approx(2.0)
+    assert limit.computing == pytest.approx(0.5)
+    assert limit.whole_ms == pytest.approx(1.0, rel=0.01)  # both at once
+    assert limit.whole_ms <= limit.ms
+    assert limit.share(4.0) == pytest.approx(0.5)
+
+
+def test_small_copies_and_int8_have_peaks_of_their_own() -> None:
+    assert PEAKS.bandwidth(1000) == 50e9
+    assert PEAKS.bandwidth(1001) == 10e9
+    assert PEAKS.bandwidth(10**12) == 10e9
+    assert PEAKS.flops_of("int8") == 400e9
+    assert PEAKS.flops_of("fp16") == 100e9  # computed in FP32 where there is nothing else
+
+
+def test_a_peak_is_the_fastest_call_of_the_fastest_probe() -> None:
+    probes = [
+        Probe("slow", lambda _: (1,), 10**9, "fp32"),
+        Probe("fast", lambda _: (1,), 10**9, "fp32"),
+        Probe("copy", lambda _: (1,), 10**6),
+    ]
+    ms = np.array([[4], [2], [9]]) * 1_000_000
+    found = read_peaks(probes, {"slow": ms * 2, "fast": ms, "copy": ms})
+    assert found.flops == {"fp32": pytest.approx(500e9)}
+    ((moved, rate),) = found.copies
+    assert moved == 10**6
+    assert rate == pytest.approx(0.5e9)
+    assert probes[1].record(ms).figures == {"gflop_per_s": 500}
+    assert probes[2].record(ms).figures == {"gb_per_s": 0.5}
+
+
+def test_the_processor_has_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks_cpu, "SIDES", (64,))
+    monkeypatch.setattr(peaks_cpu, "COPIED_MIB", (1,))
+    found = measure_peaks(1)
+    assert set(found.flops) == {"fp32", "int8"}
+    assert all(rate > 1e6 for rate in found.flops.values())
+    assert found.copies[0][0] == 2**20
+    probes, skipped = peaks_cpu.cpu_probes(1)
+    kinds = {probe.precision for probe in probes}
+    assert ("bf16" in kinds) != ("bf16" in skipped)
+
+
+def test_the_rtx_4060_on_paper() -> None:
+    """56.5 GMAC are 113 GFLOP: 7.5 ms, 134 FPS at most, of which 56 FPS are 42 %."""
+    assert RTX_4060.flops == pytest.approx(15.1e12, rel=0.002)
+    chosen = preset("fcos_e2e_r18_3x")
+    macs = round(1e9 * gmac(Fcos(chosen.model), E2E_FCOS.size))
+    assert macs / 1e9 == pytest.approx(56.5, abs=0.05)
+    limit = Limit((layer_of(macs, 1000),), PEAKS)
+    subject = subject_of("fcos_e2e_r18_3x", size=(512, 736))
+    paper = model_record("a", subject, times_of(300), limit, {}).figures["paper"]
+    assert paper["computed_not_measured"] is True
+    assert paper["gflop"] == pytest.approx(113, abs=0.1)
+    assert paper["arithmetic_ms"] == pytest.approx(7.5, abs=0.05)
+    assert round(paper["fps_at_most"]) == 134
+    assert paper["published_share"] == pytest.approx(0.42, abs=0.005)
+    assert "NVIDIA" in paper["source"]
+    for other in (subject_of(), subject_of("fcos_e2e_r18_3x", size=(256, 256))):
+        assert model_record("a", other, times_of(300), limit, {}).figures["paper"] is None
+
+
+def test_the_share_has_the_interval_of_the_median() -> None:
+    limit = Limit((layer_of(50_000_000, 1000),), PEAKS)
+    figures = model_record("a", subject_of(), times_of(4, spread=0.1), limit, {}).figures
+    assert figures["share_of_limit"] == pytest.approx(0.25, rel=0.05)
+    assert figures["share_low"] < figures["share_of_limit"] < figures["share_high"]
+    assert figures["beyond_limit_ms"] == {}
+    profiled = model_record("a", subject_of(), times_of(4), limit, {"a": 3.0}).figures
+    assert profiled["beyond_limit_ms"] == {"Conv": pytest.approx(2.0)}
+    (layer,) = profiled["layers"]
+    assert layer["gflop_per_s"] == pytest.approx(100e6 / 3e-3 / 1e9, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nano weights for 64 × 64 pixels, and a few digits."""
+    root = tmp_path_factory.mktemp("roofline")
+    for name in ("fcos_rt_nano", "fcos_e2e_nano"):
+        chosen = preset(name, 10)
+        network = Fcos(chosen.model)
+        standin = standin_state_dict(network, seed=0)
+        state = network.state_dict() | from_published_keys(chosen.model.heads, standin)
+        names, ids = tuple("0123456789"), tuple(range(1, 11))
+        checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
+        save_checkpoint(checkpoint, root / "weights" / f"{name}.safetensors")
+    write_digits(root / "data", train=0, val=4, crowd=0)
+    return root
+
+
+def run(folder: Path, out: str, *more: str) -> dict[str, Any]:
+    options = [f"--{name}={folder / name}" for name in ("weights", "data", "work")]
+    options += [f"--out={folder / out}", "--quick", "--seconds=0", "--threads=1", "--json=-"]
+    result = CliRunner().invoke(app, ["roofline", *options, *more], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+@pytest.fixture(scope="module")
+def content(folder: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peaks_cpu, "SIDES", (64,))
+        return run(folder, "out")
+
+
+def test_a_run_leaves_json_picture_and_words(folder: Path, content: dict[str, Any]) -> None:
+    files = sorted((folder / "out").iterdir())
+    stem = f"{content['stamp']}-roofline"
+    assert [path.name for path in files] == [f"{stem}.json", f"{stem}.md", f"{stem}.png"]
+    assert read(files[0]).to_json() == content
+    assert "share" not in content["skipped"]
+    assert "fcos_o2o_nano" in content["skipped"]
+    assert cv2.imread(str(files[2])) is not None
+    text = files[1].read_text(encoding="utf-8")
+    assert "of the limit" in text
+    assert str(folder) not in text
+    assert content["command"] == "nmsfree bench roofline --quick --threads 1 --seconds 0"
+
+
+def test_models_and_peaks_are_measured_in_one_run(content: dict[str, Any]) -> None:
+    records = {record["name"]: record for record in content["records"]}
+    models = [r for r in records.values() if r["subject"] is not None]
+    assert [m["subject"]["model"] for m in models] == ["fcos_rt_nano", "fcos_e2e_nano"]
+    assert len({record["timed_calls"] for record in records.values()}) == 1
+    for model in models:
+        figures = model["figures"]
+        network = Fcos(preset(model["subject"]["model"], 10).model)
+        assert figures["gmac"] == pytest.approx(gmac(network, (64, 64)), abs=1e-4)
+        assert figures["limit_whole_ms"] <= figures["limit_ms"] + 1e-4
+        share = figures["limit_ms"] / model["p50_ms"]
+        assert figures["share_of_limit"] == pytest.approx(share, rel=0.01)
+        assert content["facts"]["share_of_limit"][model["subject"]["model"]] > 0
+        assert figures["layers"][0]["profiled_ms"] > 0
+    assert len(content["ratios"]) == 2
+
+
+def test_layers_are_found_in_the_profile(folder: Path, content: dict[str, Any]) -> None:
+    (path,) = (folder / "work").glob("fcos_e2e_nano*.onnx")
+    limit = limit_of(path, PEAKS)
+    found = layer_times(path, 1, np.zeros((1, 64, 64, 3), np.uint8), limit.layers)
+    convolutions = [layer.name for layer in limit.layers if layer.kind == "Conv"]
+    assert set(convolutions) <= set(found)
+    assert len(found) > 0.7 * len(limit.layers)
+
+
+def test_named_files_are_measured_and_twins_refused(
+    folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peaks_cpu, "SIDES", (64,))
+    (path,) = (folder / "work").glob("fcos_e2e_nano*.onnx")
+    found = run(folder, "named", f"--onnx={path}")
+    assert found["records"][-1]["name"] == "fcos_e2e_nano fp32 64x64 bare"
+    assert found["records"][-1]["subject"]["training"] == "not stated"
+    assert found["command"].endswith(f"--onnx {path.name}")
+    with pytest.raises(InputError, match="another file holds fcos_e2e_nano fp32 64x64 too"):
+        run(folder, "twice", f"--onnx={path}", f"--onnx={path}")
+
+
+def test_wrong_options_are_told(folder: Path) -> None:
+    with pytest.raises(InputError, match="--onnx and --model are given"):
+        run(folder, "none", "--onnx=a.onnx", "--model=fcos_e2e_nano")
+    with pytest.raises(InputError, match="model is 'yolo', expected one of: fcos_rt_nano"):
+        run(folder, "none", "--model=yolo")
+    with pytest.raises(InputError, match="peaks are measured on: cpu, cuda"):
+        run(folder, "none", "--device=openvino")
+    with pytest.raises(EngineError, match="PyTorch finds no such GPU"):
+        run(folder, "none", "--device=cuda:99")
+    assert not (folder / "none").exists()

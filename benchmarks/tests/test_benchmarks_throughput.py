@@ -1,0 +1,197 @@
+"""Throughput: streams that really run at once, the rule of saturation, and a tiny run."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from nmsfree.backends import CallableBackend, RawDetections
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError
+from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree_benchmarks import results_file
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.environment import describe
+from nmsfree_benchmarks.records import Record, Results, Subject
+from nmsfree_benchmarks.streams import run_window
+from nmsfree_benchmarks.throughput_rules import conclusions, curves, facts_of, saturation
+from nmsfree_benchmarks.throughput_setup import ratios_of
+
+SPEC = ModelSpec("made", "o2o", 32, 32, None, ("a",), (1,))
+STEADY = np.linspace(0.995, 1.005, 12)
+
+
+def nothing_found(images: NDArray[np.uint8]) -> RawDetections:
+    n = len(images)
+    return RawDetections(
+        np.zeros((n, 1), np.int32),
+        np.zeros((n, 100, 4), np.float32),
+        np.zeros((n, 100), np.float32),
+        np.zeros((n, 100), np.int32),
+    )
+
+
+def pictures(count: int) -> list[NDArray[np.uint8]]:
+    """Each of one grey value, its number."""
+    return [np.full((32, 32, 3), i, np.uint8) for i in range(count)]
+
+
+def test_streams_run_at_once_and_begin_with_pictures_of_their_own() -> None:
+    gate = threading.Barrier(3)
+    first = threading.local()
+    began: list[int] = []
+
+    def meet(images: NDArray[np.uint8]) -> RawDetections:
+        """In its first call every stream waits for the two others."""
+        if not hasattr(first, "done"):
+            first.done = True
+            began.append(int(images[0, 0, 0, 0]))
+            gate.wait(timeout=20)
+        return nothing_found(images)
+
+    detector = Detector(CallableBackend(meet, SPEC))
+    window = run_window(detector, pictures(5), batch=2, streams=3, seconds=0.01)
+    assert sorted(began) == [0, 1, 2]
+    assert window.images == 2 * len(window.calls_ns) >= 6
+    assert window.elapsed_ns >= max(window.calls_ns)
+    assert window.elapsed_ns >= 10_000_000
+
+
+def test_a_stream_takes_all_pictures_in_turn() -> None:
+    seen: list[list[int]] = []
+
+    def look(images: NDArray[np.uint8]) -> RawDetections:
+        seen.append(images[:, 0, 0, 0].tolist())
+        return nothing_found(images)
+
+    run_window(Detector(CallableBackend(look, SPEC)), pictures(3), 2, 1, 0.05)
+    assert seen[:4] == [[0, 1], [1, 2], [2, 0], [0, 1]]
+
+
+def test_what_fails_in_a_stream_is_raised() -> None:
+    def fail(images: NDArray[np.uint8]) -> RawDetections:
+        raise ValueError("broken engine")
+
+    with pytest.raises(ValueError, match="broken engine"):
+        run_window(Detector(CallableBackend(fail, SPEC)), pictures(1), 1, 2, 0.01)
+
+
+def make(
+    ms: float, streams: int = 1, batch: int = 1, model: str = "nano", spread: float = 1.0
+) -> Record:
+    """A record of so many milliseconds an image."""
+    subject = Subject(
+        model, "o2o", (64, 64), 10, "digits", "0" * 64, 1, "onnxruntime", "made", "fp32", batch, 1,
+        100, 0.05, NmsSpec().__dict__ if model == "nms" else None,
+    )  # fmt: skip
+    times = (ms * 1e6 * (1 + spread * (STEADY - 1))[:, None]).astype(np.int64)
+    load = {"batch": batch, "streams": streams, "threads": 1}
+    figures = {"processor_ms_per_image": ms, "call_p50_ms": ms, "call_p99_ms": ms}
+    return Record(f"{model} {batch} {streams}", load, times, figures=figures, subject=subject)
+
+
+def results_of(records: list[Record], load: float = 0.0) -> Results:
+    return Results(
+        "throughput", "20260102T030405Z", "none", False, describe(1), tuple(records), load,
+        {"window_s": 0.5}, tuple(ratios_of(records)),
+    )  # fmt: skip
+
+
+RECORDS = [
+    make(10),
+    make(5.2, streams=2),
+    make(5.1, streams=4),
+    make(5.0, streams=8),
+    make(8, batch=4),
+    make(6, batch=16),
+]
+
+
+def test_saturation_is_the_smallest_load_near_the_best() -> None:
+    said = conclusions(results_of(RECORDS))
+    assert said == [
+        "nano, 1 engine thread: 2 streams reach 192 images/s, the best (8 streams) 200: saturated.",
+        "nano, 1 engine thread: batch 16 reaches 167 images/s: not saturated within what was "
+        "tried.",
+        "nano at most: 200 images/s, batch 1, streams 8, engine threads 1.",
+    ]
+    first, second = facts_of(results_of(RECORDS))["saturation"]
+    assert (first["axis"], first["at"], first["best"], first["open_end"]) == (
+        "streams",
+        2,
+        8,
+        False,
+    )
+    assert (second["axis"], second["at"], second["open_end"]) == ("batch", 16, True)
+
+
+def test_what_may_be_worse_than_near_is_not_taken() -> None:
+    """4 % slower in the median, and perhaps more than 5."""
+    rough = [make(10), make(5.2, streams=2, spread=8), make(5.0, streams=4, spread=8)]
+    (streams, _) = curves([make(10), make(5.2, streams=2), make(5.0, streams=4)])
+    assert saturation(streams).at.parameters["streams"] == 2
+    shuffled = [
+        Record(r.name, r.parameters, r.times[order], r.parts, r.figures, r.subject)
+        for r, order in zip(rough, (slice(None), slice(None), slice(None, None, -1)), strict=True)
+    ]
+    (streams, _) = curves(shuffled)
+    assert saturation(streams).at.parameters["streams"] == 4
+
+
+def test_a_noisy_run_names_no_saturation() -> None:
+    noisy = results_of(RECORDS, load=1.0)
+    said = ["No saturation point and no winner: this run cannot tell its rows apart."]
+    assert conclusions(noisy) == said
+    assert facts_of(noisy) == {"saturation": []}
+
+
+def test_ratios_compare_equal_loads() -> None:
+    records = [make(10), make(6, streams=2), make(12, model="nms"), make(9, 2, model="nms")]
+    found = {(r.meaning, r.of, r.to): round(r.interval.value, 2) for r in ratios_of(records)}
+    assert found == {
+        ("time of an image by that of one at a time", "nano 1 2", "nano 1 1"): 0.6,
+        ("time of an image by that of one at a time", "nms 1 2", "nms 1 1"): 0.75,
+        ("with NMS by without", "nms 1 1", "nano 1 1"): 1.2,
+        ("with NMS by without", "nms 1 2", "nano 1 2"): 1.5,
+    }
+
+
+@pytest.fixture
+def content(here: None, options: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr("nmsfree_benchmarks.throughput.QUICK_WINDOW", 0.02)
+    result = CliRunner().invoke(app, ["throughput", *options, "--json=-"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_a_run_leaves_its_files(content: dict[str, Any], tmp_path: Path) -> None:
+    stem = tmp_path / "out" / f"{content['stamp']}-throughput"
+    read = results_file.read(stem.with_suffix(".json"))
+    assert read.kind == "throughput"
+    assert read.command == "nmsfree bench throughput --quick --threads 1 --seconds 0"
+    loads = [(r.parameters["batch"], r.parameters["streams"]) for r in read.records]
+    assert loads == [(1, 1), (4, 1), (16, 1), (1, 2), (1, 4)]
+    for record in read.records:
+        assert record.figures["images"] % record.parameters["batch"] == 0
+        assert record.figures["processor_ms_per_image"] > 0
+        assert record.subject is not None and record.subject.batch == record.parameters["batch"]
+    assert list(read.skipped) == ["fcos_rt_nano"]
+    picture = cv2.imread(str(stem.with_suffix(".png")))
+    assert picture is not None and min(picture.shape[:2]) > 600 and picture.std() > 1
+    text = stem.with_suffix(".md").read_text(encoding="utf-8")
+    assert "## fcos_e2e_nano, 1 engine thread" in text
+    assert str(tmp_path) not in text
+
+
+def test_an_unknown_model_is_told(options: list[str]) -> None:
+    arguments = ["throughput", *options, "--model=fcos_none"]
+    with pytest.raises(InputError) as error:
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert str(error.value) == "model is 'fcos_none', the folder of weights has: fcos_e2e_nano"
