@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks.compare_cli import compare
-from nmsfree_benchmarks.frontier_cli import frontier
-from nmsfree_benchmarks.gpu_check_cli import gpu_check
-from nmsfree_benchmarks.jitter_cli import jitter
-from nmsfree_benchmarks.nms_cli import nms
-from nmsfree_benchmarks.overhead_cli import overhead
-from nmsfree_benchmarks.report_cli import report
-from nmsfree_benchmarks.roofline_cli import roofline
-from nmsfree_benchmarks.throughput_cli import throughput
+from nmsfree_benchmarks.frontier.cli import frontier
+from nmsfree_benchmarks.gpu_check.cli import gpu_check
+from nmsfree_benchmarks.jitter.cli import jitter
+from nmsfree_benchmarks.nms.cli import nms
+from nmsfree_benchmarks.overhead.cli import overhead
+from nmsfree_benchmarks.page.cli import report
+from nmsfree_benchmarks.record.compare_cli import compare
+from nmsfree_benchmarks.roofline.cli import roofline
+from nmsfree_benchmarks.throughput.cli import throughput
 
 if TYPE_CHECKING:
-    from nmsfree_benchmarks.options import Options
-    from nmsfree_benchmarks.results import Report
+    from nmsfree_benchmarks.table.options import Options
+    from nmsfree_benchmarks.table.rows import Report
 
 
 MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
@@ -82,11 +82,11 @@ def bench(
     if device not in ("cpu", "cuda"):
         raise InputError(f"device is {device!r}, the benchmark runs on: cpu, cuda")
     if device == "cuda":
-        from nmsfree_benchmarks.gpu_claims import the_gpu
+        from nmsfree_benchmarks.gpu_check.claims import the_gpu
 
         the_gpu()  # without one, that is the reason to give
-    from nmsfree_benchmarks.environment import available_cores
-    from nmsfree_benchmarks.options import SIZES, Options
+    from nmsfree_benchmarks.machine.environment import available_cores
+    from nmsfree_benchmarks.table.options import SIZES, Options
 
     if size not in (None, *SIZES):
         raise InputError(f"size is {size!r}, expected one of: {', '.join(SIZES)}")
@@ -171,7 +171,7 @@ def criterion(
 
 def _run(options: "Options") -> "Report":
     from nmsfree.progress import progress_bar
-    from nmsfree_benchmarks.suite import run_suite
+    from nmsfree_benchmarks.table.suite import run_suite
 
     with progress_bar() as bar:
         tasks = {}
@@ -188,9 +188,9 @@ def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     from rich.console import Console
 
     from nmsfree.atomic import write_atomic
-    from nmsfree_benchmarks.report import write
-    from nmsfree_benchmarks.results_file import to_text
-    from nmsfree_benchmarks.tables import show
+    from nmsfree_benchmarks.record.file import to_text
+    from nmsfree_benchmarks.table.report import write
+    from nmsfree_benchmarks.table.tables import show
 
     files = write(report, out)
     to_stdout = json_file == "-"

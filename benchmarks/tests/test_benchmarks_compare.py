@@ -11,12 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from nmsfree.errors import GateError, InputError
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.compare import agreement, compare
-from nmsfree_benchmarks.intervals import Interval
-from nmsfree_benchmarks.records import Ratio, Results
-from nmsfree_benchmarks.sample import ENVIRONMENT, record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.common.sample import (
+    ENVIRONMENT,
+    record_of,
+    results_of,
+    subject_of,
+    times_of,
+)
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.compare import agreement, compare
+from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.record.records import Ratio, Results
 
 
 def changed(name: str, value: Any) -> Results:
@@ -134,6 +140,15 @@ def test_ratios_are_compared_across_devices() -> None:
     assert found.regressions(1.5) == [change]
     assert agreement(before, after) == (0, 1)
     assert agreement(before, before) == (1, 1)
+
+
+def test_only_what_is_named_is_compared() -> None:
+    run = results_of()
+    names = [change.name for change in compare(run, run).changes]
+    assert len(names) > 1
+    assert [c.name for c in compare(run, run, only=names[0]).changes] == [names[0]]
+    with pytest.raises(InputError, match=r"no row in common whose name contains 'other', expected"):
+        compare(run, run, only="other")
 
 
 def test_ratios_that_only_one_run_has_are_no_change() -> None:

@@ -9,15 +9,15 @@ from nmsfree.data.digits import make_scene
 from nmsfree.errors import EngineError
 from nmsfree.gpus import find_gpus
 from nmsfree.identity import computes_bf16, sha256
-from nmsfree_benchmarks.device_engines import ALL, BF16_MISSING, DEVICES
-from nmsfree_benchmarks.eager import CompiledBackend, Source, open_source
-from nmsfree_benchmarks.entries import Entry, all_calls, device_entries, eager_entries
-from nmsfree_benchmarks.gpu import GpuState
-from nmsfree_benchmarks.group import Group
-from nmsfree_benchmarks.measure import Plan, Stopwatch, take_turns
-from nmsfree_benchmarks.results import ENGINES, Row
-from nmsfree_benchmarks.suite import gpu_after
-from nmsfree_benchmarks.tables import SHORT_ENGINES
+from nmsfree_benchmarks.machine.gpu import GpuState
+from nmsfree_benchmarks.machine.measure import Plan, Stopwatch, take_turns
+from nmsfree_benchmarks.table.device_engines import ALL, BF16_MISSING, DEVICES
+from nmsfree_benchmarks.table.eager import CompiledBackend, Source, open_source
+from nmsfree_benchmarks.table.entries import Entry, all_calls, device_entries, eager_entries
+from nmsfree_benchmarks.table.group import Group
+from nmsfree_benchmarks.table.rows import ENGINES, Row
+from nmsfree_benchmarks.table.suite import gpu_after
+from nmsfree_benchmarks.table.tables import SHORT_ENGINES
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import compare, load_images
 
@@ -149,14 +149,14 @@ def test_files_are_exported_in_every_precision_that_is_run() -> None:
 
 
 def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.device_engines.computes_bf16", lambda: False)
+    monkeypatch.setattr("nmsfree_benchmarks.table.device_engines.computes_bf16", lambda: False)
     with pytest.raises(EngineError, match=r"^the processor has no bfloat16 arithmetic"):
         ALL["openvino_bf16"].open(file, 1)
 
 
 def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     states = iter([GpuState(throttled=("temperature",)), GpuState(throttled=("power cap",))])
-    monkeypatch.setattr("nmsfree_benchmarks.suite.gpu_state", lambda: next(states))
+    monkeypatch.setattr("nmsfree_benchmarks.table.suite.gpu_state", lambda: next(states))
     first = gpu_after({})
     both = gpu_after(first)
     assert first["gpu_throttled"] == ["temperature"]

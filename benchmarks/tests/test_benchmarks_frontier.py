@@ -14,17 +14,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.eager import open_source
-from nmsfree_benchmarks.environment import describe
-from nmsfree_benchmarks.frontier_accuracy import Gap
-from nmsfree_benchmarks.frontier_entries import ratios_of
-from nmsfree_benchmarks.frontier_rules import advise, conclusions, facts_of, pareto, points, what
-from nmsfree_benchmarks.frontier_tables import sheets
-from nmsfree_benchmarks.frontier_variants import ENGINES, Engine, scaled, variants
-from nmsfree_benchmarks.intervals import Interval
-from nmsfree_benchmarks.records import Record, Results, Subject
+from nmsfree_benchmarks.frontier.accuracy import Gap
+from nmsfree_benchmarks.frontier.entries import ratios_of
+from nmsfree_benchmarks.frontier.rules import advise, conclusions, facts_of, pareto, points, what
+from nmsfree_benchmarks.frontier.tables import sheets
+from nmsfree_benchmarks.frontier.variants import ENGINES, Engine, scaled, variants
+from nmsfree_benchmarks.machine.environment import describe
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.record.records import Record, Results, Subject
+from nmsfree_benchmarks.table.eager import open_source
 
 STEADY = np.linspace(0.99, 1.01, 12)
 TENTHS = np.linspace(-0.001, 0.001, 10)
@@ -191,8 +191,8 @@ def content(
         "onnxruntime": ENGINES["onnxruntime"],
         "nowhere": Engine("Nowhere", "cuda:99"),
     }
-    monkeypatch.setattr("nmsfree_benchmarks.frontier.ENGINES", engines)
-    monkeypatch.setattr("nmsfree_benchmarks.frontier_variants.PRECISIONS", ("fp32", "int8"))
+    monkeypatch.setattr("nmsfree_benchmarks.frontier.suite.ENGINES", engines)
+    monkeypatch.setattr("nmsfree_benchmarks.frontier.variants.PRECISIONS", ("fp32", "int8"))
     before = sorted((tiny / "data").rglob("*"))
     arguments = ["frontier", *options, "--model=fcos_e2e_nano", "--json=-"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

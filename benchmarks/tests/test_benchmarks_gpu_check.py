@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, OpenVinoBackend, RawDetections
 from nmsfree.errors import EngineError, GateError, InputError, MissingExtraError
 from nmsfree.gpus import find_gpus
-from nmsfree_benchmarks import gpu_check, gpu_claim_list, gpu_claims
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.gpu_check import Finding, outcome_of, prepare, try_claim
-from nmsfree_benchmarks.gpu_check_cli import choose, summary
-from nmsfree_benchmarks.gpu_claims import (
+from nmsfree_benchmarks.gpu_check import check as gpu_check
+from nmsfree_benchmarks.gpu_check import claim_list as gpu_claim_list
+from nmsfree_benchmarks.gpu_check import claims as gpu_claims
+from nmsfree_benchmarks.gpu_check.check import Finding, outcome_of, prepare, try_claim
+from nmsfree_benchmarks.gpu_check.claims import (
     CannotTry,
     Claim,
     memory_is_flat,
@@ -27,6 +28,7 @@ from nmsfree_benchmarks.gpu_claims import (
     same_bytes,
     threads_agree,
 )
+from nmsfree_benchmarks.gpu_check.cli import choose, summary
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 NO_GPU = pytest.mark.skipif(not find_gpus().problem, reason="this machine has a GPU")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nmsfree_benchmarks.intervals import Interval, ratio_interval
-from nmsfree_benchmarks.measure import Times
+from nmsfree_benchmarks.machine.measure import Times
+from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
 
 MS = 1_000_000
 RUNS = 200

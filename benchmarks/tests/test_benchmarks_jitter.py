@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.jitter import Options, burst_of, in_order, ramp, run_jitter
-from nmsfree_benchmarks.jitter_facts import by_level, conclusions, facts_of, label, sheet
-from nmsfree_benchmarks.jitter_picture import draw
-from nmsfree_benchmarks.publishing import Publication, publish
-from nmsfree_benchmarks.records import Results
+from nmsfree_benchmarks.common.publishing import Publication, publish
+from nmsfree_benchmarks.jitter.facts import by_level, conclusions, facts_of, label, sheet
+from nmsfree_benchmarks.jitter.picture import draw
+from nmsfree_benchmarks.jitter.suite import Options, burst_of, in_order, ramp, run_jitter
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.records import Results
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 LEVELS = (0, 5, 20)

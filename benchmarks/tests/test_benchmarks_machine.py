@@ -9,9 +9,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from nmsfree_benchmarks import gpu, load
-from nmsfree_benchmarks.gpu import THROTTLES, GpuState, gpu_state
-from nmsfree_benchmarks.load import LoadMeter, busy_cores
+from nmsfree_benchmarks.machine import gpu, load
+from nmsfree_benchmarks.machine.gpu import THROTTLES, GpuState, gpu_state
+from nmsfree_benchmarks.machine.load import LoadMeter, busy_cores
 
 
 def test_without_a_driver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

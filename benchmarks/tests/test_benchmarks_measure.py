@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nmsfree_benchmarks.measure import (
+from nmsfree_benchmarks.machine.measure import (
     STAGES,
     Image,
     Plan,

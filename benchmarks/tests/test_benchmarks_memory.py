@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from nmsfree.errors import EngineError
-from nmsfree_benchmarks import memory
-from nmsfree_benchmarks.eager import open_source
-from nmsfree_benchmarks.exported import Wanted, export_all
-from nmsfree_benchmarks.memory import MemoryMeter, peak_of
+from nmsfree_benchmarks.common.exported import Wanted, export_all
+from nmsfree_benchmarks.machine import memory
+from nmsfree_benchmarks.machine.memory import MemoryMeter, peak_of
+from nmsfree_benchmarks.table.eager import open_source
 
 MB_100 = 12_500_000  # float64
 
@@ -32,8 +32,8 @@ def test_what_fails_in_the_other_process_is_told() -> None:
     with pytest.raises(EngineError) as error:
         MemoryMeter().measure(Path("none.onnx"), "cpu", 1)
     assert str(error.value) == (
-        "memory of nmsfree_benchmarks.memory_child:run_model: none.onnx: no such file, expected "
-        "an exported ONNX model"
+        "memory of nmsfree_benchmarks.machine.memory_child:run_model: none.onnx: no such file, "
+        "expected an exported ONNX model"
     )
 
 

@@ -16,16 +16,16 @@ from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.environment import describe
-from nmsfree_benchmarks.measure import Stopwatch
-from nmsfree_benchmarks.overhead_calls import decode_calls, from_scene, preprocess_call
-from nmsfree_benchmarks.overhead_measure import ratios_of
-from nmsfree_benchmarks.overhead_rules import conclusions, facts_of
-from nmsfree_benchmarks.overhead_sources import make_scenes
-from nmsfree_benchmarks.overhead_stages import PARTS, StagedDetector, staged_call
-from nmsfree_benchmarks.records import Record, Results, Subject
+from nmsfree_benchmarks.machine.environment import describe
+from nmsfree_benchmarks.machine.measure import Stopwatch
+from nmsfree_benchmarks.overhead.calls import decode_calls, from_scene, preprocess_call
+from nmsfree_benchmarks.overhead.measure import ratios_of
+from nmsfree_benchmarks.overhead.rules import conclusions, facts_of
+from nmsfree_benchmarks.overhead.sources import make_scenes
+from nmsfree_benchmarks.overhead.stages import PARTS, StagedDetector, staged_call
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.records import Record, Results, Subject
 
 SPEC = ModelSpec("made", "o2o", 64, 64, 1, ("a", "b"), (1, 2), top_k=3)
 STEADY = np.linspace(0.995, 1.005, 12)

@@ -16,20 +16,20 @@ import pytest
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.limits import Limit
-from nmsfree_benchmarks.onnx_cost import Layer
-from nmsfree_benchmarks.page import make_page
-from nmsfree_benchmarks.page_find import newest_of_each_kind, open_files
-from nmsfree_benchmarks.page_generic import facts_sheet, ratios_sheet, rows_sheet, said_of_ratios
-from nmsfree_benchmarks.page_html import to_html
-from nmsfree_benchmarks.page_kinds import KINDS, words_of
-from nmsfree_benchmarks.page_markdown import text, to_markdown
-from nmsfree_benchmarks.peaks import Peaks, Probe
-from nmsfree_benchmarks.records import Ratio, Results
-from nmsfree_benchmarks.roofline_records import model_record
-from nmsfree_benchmarks.sample import record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.common.sample import record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
+from nmsfree_benchmarks.page.generic import facts_sheet, ratios_sheet, rows_sheet, said_of_ratios
+from nmsfree_benchmarks.page.html import to_html
+from nmsfree_benchmarks.page.kinds import KINDS, words_of
+from nmsfree_benchmarks.page.markdown import text, to_markdown
+from nmsfree_benchmarks.page.page import make_page
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.records import Ratio, Results
+from nmsfree_benchmarks.roofline.limits import Limit
+from nmsfree_benchmarks.roofline.onnx_cost import Layer
+from nmsfree_benchmarks.roofline.peaks import Peaks, Probe
+from nmsfree_benchmarks.roofline.records import model_record
 
 OLD = Path(__file__).parents[1] / "results" / "20261123T032046Z.json"
 EVIL = "</td><script>alert(1)</script>|`[x](http://evil.example/)"
@@ -127,7 +127,7 @@ def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_kinds_are_those_of_the_schema() -> None:
-    schema = files("nmsfree_benchmarks").joinpath("results.schema.json").read_text("utf-8")
+    schema = files("nmsfree_benchmarks.record").joinpath("results.schema.json").read_text("utf-8")
     assert list(KINDS) == json.loads(schema)["properties"]["kind"]["enum"]
 
 

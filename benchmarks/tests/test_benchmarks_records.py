@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks import results_file
-from nmsfree_benchmarks.records import Record, Results
-from nmsfree_benchmarks.sample import ENVIRONMENT, MS, record_of, results_of, times_of
-from nmsfree_benchmarks.verdict import judge
+from nmsfree_benchmarks.common.sample import ENVIRONMENT, MS, record_of, results_of, times_of
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.record.verdict import judge
 
 OLD = Path(__file__).parents[1] / "results" / "20261123T032046Z.json"
 

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_benchmarks.environment import available_cores, describe
-from nmsfree_benchmarks.measure import STAGES, Times
-from nmsfree_benchmarks.report import write
-from nmsfree_benchmarks.results import CPU_ENGINES, ENGINES, Report, Row
-from nmsfree_benchmarks.results_file import to_text
-from nmsfree_benchmarks.tables import HEADER, markdown, markdown_cells, show
+from nmsfree_benchmarks.machine.environment import available_cores, describe
+from nmsfree_benchmarks.machine.measure import STAGES, Times
+from nmsfree_benchmarks.record.file import to_text
+from nmsfree_benchmarks.table.report import write
+from nmsfree_benchmarks.table.rows import CPU_ENGINES, ENGINES, Report, Row
+from nmsfree_benchmarks.table.tables import HEADER, markdown, markdown_cells, show
 
 MS = 1_000_000
 

@@ -22,17 +22,17 @@ from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.gpus import find_gpus
 from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.inputs import digits_val, full_hd
-from nmsfree_benchmarks.measure import STAGES, Image, Stopwatch
-from nmsfree_benchmarks.onnx_engine import (
+from nmsfree_benchmarks.common.inputs import digits_val, full_hd
+from nmsfree_benchmarks.common.sources import trained_sources
+from nmsfree_benchmarks.machine.measure import STAGES, Image, Stopwatch
+from nmsfree_benchmarks.table.onnx_engine import (
     TimedBackend,
     bare_call,
     postprocess_call,
     raw_maps,
     split_at_raw_maps,
 )
-from nmsfree_benchmarks.results import CPU_ENGINES
-from nmsfree_benchmarks.sources import trained_sources
+from nmsfree_benchmarks.table.rows import CPU_ENGINES
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
 from nmsfree_training.detector import Fcos
@@ -51,6 +51,8 @@ def write_weights(folder: Path, name: str) -> None:
     network = Fcos(chosen.model)
     standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
+    # Filters stay at zero, as training leaves the parts of them that nothing uses.
+    standin = {key: value for key, value in standin.items() if "_filter." not in key}
     state = network.state_dict() | standin
     save_checkpoint(
         Checkpoint(chosen.model, (64, 64), names, ids, state), folder / f"{name}.safetensors"

@@ -15,13 +15,13 @@ from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_benchmarks import results_file
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.environment import describe
-from nmsfree_benchmarks.records import Record, Results, Subject
-from nmsfree_benchmarks.streams import run_window
-from nmsfree_benchmarks.throughput_rules import conclusions, curves, facts_of, saturation
-from nmsfree_benchmarks.throughput_setup import ratios_of
+from nmsfree_benchmarks.machine.environment import describe
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.records import Record, Results, Subject
+from nmsfree_benchmarks.throughput.rules import conclusions, curves, facts_of, saturation
+from nmsfree_benchmarks.throughput.setup import ratios_of
+from nmsfree_benchmarks.throughput.streams import run_window
 
 SPEC = ModelSpec("made", "o2o", 32, 32, None, ("a",), (1,))
 STEADY = np.linspace(0.995, 1.005, 12)
@@ -164,7 +164,7 @@ def test_ratios_compare_equal_loads() -> None:
 
 @pytest.fixture
 def content(here: None, options: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr("nmsfree_benchmarks.throughput.QUICK_WINDOW", 0.02)
+    monkeypatch.setattr("nmsfree_benchmarks.throughput.suite.QUICK_WINDOW", 0.02)
     result = CliRunner().invoke(app, ["throughput", *options, "--json=-"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)

@@ -1,0 +1,128 @@
+"""Exported files in the work folder, each made once for its weights and settings."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nmsfree_export
+from nmsfree.data.digits import write_digits
+from nmsfree.errors import NmsfreeError
+from nmsfree.identity import sha256
+from nmsfree.spec import Target
+from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.table.eager import Source
+from nmsfree_export.export import ExportOptions, Int8Options
+from nmsfree_export.precision import Precision
+
+CALIBRATION_IMAGES = 128
+TRAIN_ANNOTATIONS = Path("annotations/instances_train.json")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """A file to export.
+
+    Attributes:
+        source: its weights.
+        precision, target: of the file; a target belongs to "int8" and to no other.
+        size: (height, width) of the input; None takes the checkpoint's.
+        batch: fixed batch size, or None for any.
+    """
+
+    source: Source
+    precision: Precision = "fp32"
+    target: Target | None = None
+    size: tuple[int, int] | None = None
+    batch: int | None = 1
+
+    @property
+    def name(self) -> str:
+        """The only one of this name: "fcos_e2e_nano-int8-cpu-256x256-batch1"."""
+        height, width = self.size or self.source.checkpoint.input_size
+        kind = self.precision if self.target is None else f"{self.precision}-{self.target}"
+        return f"{self.source.name}-{kind}-{height}x{width}-batch{self.batch or 'N'}"
+
+    def options(self, calibration: Path | None) -> ExportOptions:
+        """Say it to the exporter; `calibration` is a folder with a split `train`."""
+        int8 = None
+        if self.target is not None:
+            assert calibration is not None
+            int8 = Int8Options(self.target, calibration, images=CALIBRATION_IMAGES)
+        return ExportOptions(
+            input_size=self.size, batch=self.batch, precision=self.precision, int8=int8
+        )
+
+
+def digits_train(data: Path, work: Path, progress: Progress = lambda done, total: None) -> Path:
+    """Return a folder with training pictures: `data` as it is, else one written below `work`.
+
+    `data` is never written to.
+    """
+    if (data / TRAIN_ANNOTATIONS).is_file():
+        return data
+    made = work / "digits"
+    write_digits(
+        made,
+        train=CALIBRATION_IMAGES,
+        val=0,
+        crowd=0,
+        progress=lambda _, done, total: progress(done, total),
+    )
+    return made
+
+
+def export_all(
+    wanted: Sequence[Wanted],
+    work: Path,
+    calibration: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Export what is not there yet, in a process of its own.
+
+    Returns:
+        The files by `Wanted.name`; and of those that could not be made, why.
+    """
+    files = {w.name: work / f"{w.name}-{_key(w, calibration)}.onnx" for w in wanted}
+    missing = [w for w in wanted if not files[w.name].is_file()]
+    refused: dict[str, str] = {}
+    if missing:
+        with exporter() as other:
+            for done, w in enumerate(missing):
+                progress(done, len(missing))
+                try:
+                    options = w.options(calibration)
+                    other.export_as(w.source.file, w.source.name, files[w.name], options)
+                except NmsfreeError as error:
+                    refused[w.name] = str(error)
+        progress(len(missing), len(missing))
+    return {name: path for name, path in files.items() if name not in refused}, refused
+
+
+def _key(wanted: Wanted, calibration: Path | None) -> str:
+    """Hash what a file depends on: weights, settings, pictures, and the code that exports."""
+    what: dict[str, Any] = {
+        "weights": wanted.source.sha256,
+        "name": wanted.name,
+        "code": _code(),
+        "versions": _versions(),
+    }
+    if wanted.target is not None and calibration is not None:
+        what["pictures"] = sha256(calibration / TRAIN_ANNOTATIONS), CALIBRATION_IMAGES
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _code() -> str:
+    """Hash of the exporting code, so that a change of it is never measured with an old file."""
+    folder = Path(str(nmsfree_export.__file__)).parent
+    digests = [sha256(path) for path in sorted(folder.glob("*.py"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}

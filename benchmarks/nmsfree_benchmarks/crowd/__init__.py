@@ -1,0 +1,1 @@
+"""Scenes of any number of objects, and what is timed on them."""

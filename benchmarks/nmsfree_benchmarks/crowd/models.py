@@ -1,0 +1,144 @@
+"""The detectors that are run on crowded scenes: exported at the scenes' size, then cached."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import onnx
+
+import nmsfree_export
+from nmsfree.atomic import write_atomic
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError
+from nmsfree.identity import sha256
+from nmsfree.spec import NmsSpec
+from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.common.publishing import Progress
+from nmsfree_benchmarks.machine.measure import Stopwatch
+from nmsfree_benchmarks.nms.graphs import with_settings
+from nmsfree_benchmarks.record.records import Subject
+from nmsfree_benchmarks.table.onnx_engine import TimedBackend
+from nmsfree_export.export import ExportOptions
+
+WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
+LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy
+TOP_K = 1000  # rows of the output: 500 objects and what else is above a low floor
+IOU = NmsSpec().iou
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to export.
+
+    Attributes:
+        model, checkpoint: name and weights.
+        options: of the export.
+        training: what the weights were trained on; "untrained" for stand-ins.
+    """
+
+    model: str
+    checkpoint: Path
+    options: ExportOptions
+    training: str = "digits"
+
+    def file(self, work: Path) -> Path:
+        """Return where the exported file is: weights, options and code are in its name."""
+        key = f"{sha256(self.checkpoint)} {self.options!r} {_code()}"
+        return work / "crowd" / f"{self.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.onnx"
+
+
+@cache
+def _code() -> str:
+    """Hash of the exporting code, so that a change of it is never measured with an old file."""
+    folder = Path(str(nmsfree_export.__file__)).parent
+    return " ".join(sha256(path) for path in sorted(folder.glob("*.py")))
+
+
+def nano_jobs(weights: Path, side: int) -> list[Job]:
+    """Return the o2m and the NMS-free detector for square pictures of any number.
+
+    Raises:
+        InputError: the weights are not there.
+    """
+    options = ExportOptions(
+        input_size=(side, side), batch=None, top_k=TOP_K, score_floor=LOWEST_FLOOR
+    )
+    return [Job(name, _weights(weights, name), options) for name in (WITH_NMS, NMS_FREE)]
+
+
+def _weights(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, expected trained weights: give their folder with --weights, "
+            f"or train them with `nmsfree train --data data/digits --model {name}`"
+        )
+    return path
+
+
+def export_all(jobs: list[Job], work: Path, progress: Progress) -> list[Path]:
+    """Export what is not in the work folder yet; returns the files.
+
+    Raises:
+        GateError: a file differs from its checkpoint.
+    """
+    files = [job.file(work) for job in jobs]
+    missing = [(job, file) for job, file in zip(jobs, files, strict=True) if not file.is_file()]
+    if missing:
+        progress("export", 0, len(missing))
+        with exporter() as other:
+            for done, (job, file) in enumerate(missing, start=1):
+                other.export_as(job.checkpoint, job.model, file, job.options)
+                progress("export", done, len(missing))
+    return files
+
+
+def with_floor(file: Path, floor: float) -> Path:
+    """Write a file of the o2m head with another score floor beside it; returns it."""
+    changed = file.with_name(f"{file.stem}-floor{floor:g}.onnx")
+    if not changed.is_file():
+        write_atomic(changed, with_settings(onnx.load(file), floor, IOU).SerializeToString())
+    return changed
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A file in ONNX Runtime, whose calls mark a stopwatch.
+
+    Attributes:
+        detector: its backend marks the watch before and after the graph.
+        subject: how it is described in the results.
+        file: that was opened.
+    """
+
+    detector: Detector
+    subject: Subject
+    file: Path
+
+    @property
+    def floor(self) -> float:
+        return self.detector.spec.score_floor
+
+
+def open_timed(file: Path, training: str, threads: int, watch: Stopwatch) -> Opened:
+    """Open an exported file for one image at a time."""
+    backend = OnnxRuntimeBackend(file, threads=threads)
+    subject = Subject.of(
+        backend.spec,
+        training=training,
+        sha256=sha256(file),
+        file_bytes=file.stat().st_size,
+        engine="onnxruntime",
+        provider=backend.description,
+        threads=threads,
+        batch=1,
+    )
+    return Opened(Detector(TimedBackend(backend, watch)), subject, file)
+
+
+def use_threads(threads: int) -> None:
+    """Give OpenCV this many threads; ONNX Runtime is told when a session opens."""
+    cv2.setNumThreads(threads)

@@ -1,0 +1,1 @@
+"""AP against latency: precision, engine, input size, model."""

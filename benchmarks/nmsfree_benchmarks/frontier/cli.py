@@ -1,0 +1,67 @@
+"""`nmsfree bench frontier`: AP against latency over precision, engine, input size and model."""
+
+from nmsfree_benchmarks.common.options import (
+    DATA,
+    OUT,
+    WEIGHTS,
+    WORK,
+    Data,
+    Json,
+    Models,
+    Out,
+    Quick,
+    Seconds,
+    Threads,
+    Weights,
+    Work,
+)
+
+
+def frontier(
+    quick: Quick = False,
+    model: Models = None,
+    threads: Threads = None,
+    weights: Weights = WEIGHTS,
+    data: Data = DATA,
+    work: Work = WORK,
+    out: Out = OUT,
+    seconds: Seconds = None,
+    json_file: Json = None,
+) -> None:
+    """AP against latency: which precision, engine and input size are worth their time.
+
+    FP32, FP16 and INT8 in every engine that works here, and FP32 in ONNX Runtime at other input
+    sizes: latency of Detector(image) and of the engine alone, AP of the very file in that very
+    engine, its size, and the memory it takes. INT8 is calibrated with the train split of digits.
+    Ends with advice for each model, unless the machine was too busy to rank.
+
+    Example: nmsfree bench frontier --model fcos_e2e_nano
+
+    A first look: nmsfree bench frontier --quick
+    """
+    from nmsfree_benchmarks.common.publishing import (
+        Publication,
+        command_line,
+        publish,
+        with_progress,
+    )
+    from nmsfree_benchmarks.frontier.picture import draw
+    from nmsfree_benchmarks.frontier.rules import conclusions
+    from nmsfree_benchmarks.frontier.suite import Options, run_frontier
+    from nmsfree_benchmarks.frontier.tables import notes, sheets
+    from nmsfree_benchmarks.machine.environment import available_cores
+
+    given = {"model": model, "threads": threads, "seconds": seconds}
+    options = Options(
+        weights,
+        data,
+        work,
+        threads or available_cores(),
+        None if model is None else tuple(model),
+        quick,
+        seconds,
+        command_line("frontier", quick, given),
+    )
+    results = with_progress(lambda progress: run_frontier(options, progress))
+    said = [*conclusions(results), *notes(results)]
+    publish(Publication("AP against latency", results, sheets(results), said, draw), out, json_file)

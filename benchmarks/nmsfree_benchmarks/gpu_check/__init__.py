@@ -1,0 +1,1 @@
+"""What is claimed of GPUs, tried on the user's own."""

@@ -1,0 +1,188 @@
+"""The claims, in the order in which they are tried. Files are those of `gpu_check.prepare`."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nmsfree.backends import Backend
+from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.errors import GateError, InputError, MissingExtraError
+from nmsfree_benchmarks.gpu_check.claims import (
+    CannotTry,
+    Claim,
+    memory_is_flat,
+    on,
+    same_answers,
+    same_bytes,
+    scenes,
+    the_gpu,
+    threads_agree,
+)
+from nmsfree_benchmarks.machine.gpu import gpu_state
+
+FREE, WITH_NMS = "fcos_e2e_nano", "fcos_rt_nano"
+FREE_FP16 = f"{FREE}.fp16"
+
+
+def _onnx(folder: Path, name: str = FREE) -> Path:
+    return folder / f"{name}.onnx"
+
+
+def _engine(folder: Path, name: str = FREE) -> Path:
+    """Build an engine for this GPU, once.
+
+    Raises:
+        CannotTry: the builder does not know this GPU.
+        MissingExtraError: there is no builder.
+        EngineError: there is no GPU.
+    """
+    from nmsfree_export.engine import BuildOptions, build_engine
+
+    engine = _onnx(folder, name).with_suffix(".engine")
+    if not engine.is_file():
+        major, minor = the_gpu().capability
+        try:
+            build_engine(_onnx(folder, name), engine, BuildOptions(sms=(10 * major + minor,)))
+        except InputError as error:  # TensorRT-RTX builds for GeForce RTX only
+            raise CannotTry(str(error)) from None
+    return engine
+
+
+@contextmanager
+def _opened(folder: Path, name: str = FREE, cuda: str | None = None) -> Iterator[TensorRtBackend]:
+    backend = TensorRtBackend(_engine(folder, name), cuda=cuda)  # type: ignore[arg-type]
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _driver(folder: Path) -> str:
+    state = gpu_state()
+    return f"{the_gpu()}, driver {state.driver or 'unknown'}"
+
+
+def _cuda(name: str) -> Claim:
+    fp16 = name == FREE_FP16
+    return Claim(
+        f"onnxruntime-cuda{'-fp16' if fp16 else ''}{'-nms' if name == WITH_NMS else ''}",
+        f"ONNX Runtime CUDA finds what the processor finds: {name}"
+        + ("" if fp16 else ", FP32 with TF32 off"),
+        lambda folder: same_answers(_onnx(folder, name), _needing_gpu("cuda", folder, name)),
+    )
+
+
+def _needing_gpu(device: str, folder: Path, name: str) -> Backend:
+    the_gpu()  # without one, that is the reason to give
+    return on(device, _onnx(folder, name))
+
+
+def _native(name: str) -> Claim:
+    kind = {FREE: "", FREE_FP16: "-fp16", WITH_NMS: "-nms"}[name]
+    return Claim(
+        f"engine{kind}",
+        f"a TensorRT engine built for this GPU finds what the processor finds: {name}",
+        lambda folder: same_answers(_onnx(folder, name), TensorRtBackend(_engine(folder, name))),
+    )
+
+
+def _pycuda(folder: Path) -> str:
+    with _opened(folder, cuda="cuda-python") as one, _opened(folder, cuda="pycuda") as other:
+        image = scenes(one, 1)[0]
+        return same_bytes(one.run(image), other.run(image), "pycuda by cuda-python")
+
+
+def _threads(folder: Path) -> str:
+    with _opened(folder) as backend:
+        return threads_agree(backend)
+
+
+def _memory(folder: Path) -> str:
+    with _opened(folder) as backend:
+        return memory_is_flat(backend, lambda: gpu_state().memory_used_mib)
+
+
+def _device_arrays(folder: Path) -> str:
+    the_gpu()
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise MissingExtraError("an image on the GPU", "nmsfree-training") from None
+    if not torch.cuda.is_available():
+        raise CannotTry("this build of PyTorch has no CUDA, so no image can lie on the GPU")
+    with _opened(folder) as backend:
+        image = scenes(backend, 1)[0]
+        expected = backend.run(image)
+        found = backend.run(torch.from_numpy(image).cuda())
+        return same_bytes(expected, found, "an image of PyTorch on the GPU by one of numpy")
+
+
+def _kernel_cache(folder: Path) -> str:
+    engine = _engine(folder)
+    cache = engine.with_name(engine.name + ".cache")
+    with _opened(folder) as backend:
+        expected = backend.run(scenes(backend, 1)[0])
+    if not cache.is_file():
+        raise GateError(f"{cache.name} is not beside the engine after a run")
+    with _opened(folder) as backend:
+        found = backend.run(scenes(backend, 1)[0])
+    return f"{cache.stat().st_size / 1e6:.1f} MB; {same_bytes(expected, found, 'opened again')}"
+
+
+def _eager(folder: Path) -> str:
+    import torch
+
+    from nmsfree_training.predict import open_checkpoint
+
+    the_gpu()
+    if not torch.cuda.is_available():
+        raise CannotTry("this build of PyTorch has no CUDA")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    onnx = _onnx(folder)
+    spec = on("cpu", onnx).spec
+    weights = folder / f"{FREE}.safetensors"
+    return same_answers(onnx, open_checkpoint(weights, device="cuda", like=spec))
+
+
+def _marked_tests(folder: Path) -> str:
+    """The tests that are marked `gpu`, where the project's own folder is at hand."""
+    the_gpu()
+    root = Path(__file__).parents[3]
+    if not (root / "runtime" / "tests").is_dir():
+        raise CannotTry("installed without its tests: run this in a copy of the project")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "runtime/tests"]
+    run = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}
+    )
+    last = (run.stdout.strip() or run.stderr.strip() or "no output").splitlines()[-1]
+    if run.returncode:
+        failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+        raise GateError("; ".join([last, *failed[:3]]))
+    return last
+
+
+CLAIMS = (
+    Claim("driver", "there is an NVIDIA GPU with a driver that answers", _driver),
+    _cuda(FREE),
+    _cuda(FREE_FP16),
+    _cuda(WITH_NMS),
+    Claim(
+        "onnxruntime-tensorrt-rtx",
+        "TensorRT-RTX in ONNX Runtime finds what the processor finds",
+        lambda folder: same_answers(_onnx(folder), _needing_gpu("tensorrt-rtx", folder, FREE)),
+    ),
+    _native(FREE),
+    _native(FREE_FP16),
+    _native(WITH_NMS),
+    Claim("pycuda", "pycuda and cuda-python give the same results", _pycuda),
+    Claim("device-arrays", "an image on the GPU is taken as it is", _device_arrays),
+    Claim("threads", "threads share an engine, with the results of one thread", _threads),
+    Claim("memory", "memory does not grow", _memory),
+    Claim("kernel-cache", "compiled kernels are kept beside the engine", _kernel_cache),
+    Claim("eager", "PyTorch on the GPU finds what the processor finds (TF32 off)", _eager),
+    Claim("tests", "the tests that need a GPU pass", _marked_tests),
+)
+BY_KEY = {claim.key: claim for claim in CLAIMS}

@@ -1,0 +1,1 @@
+"""Does the time of a call depend on what is in the picture?"""

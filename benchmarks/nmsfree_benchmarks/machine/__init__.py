@@ -1,0 +1,1 @@
+"""The machine: its clock, load, memory, GPU, and description."""

@@ -1,0 +1,1 @@
+"""The price of NMS: alone, and as part of a call."""

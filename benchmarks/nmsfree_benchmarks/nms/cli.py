@@ -1,0 +1,80 @@
+"""`nmsfree bench nms`: what NMS costs."""
+
+from typing import Annotated
+
+import typer
+
+from nmsfree_benchmarks.common.options import (
+    OUT,
+    WEIGHTS,
+    WORK,
+    Json,
+    Out,
+    Quick,
+    Seconds,
+    Threads,
+    Weights,
+    Work,
+)
+
+
+def nms(
+    quick: Quick = False,
+    implementation: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this NMS, beside numpy: onnx, opencv, torchvision; repeatable."),
+    ] = None,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also the published architecture at 512 × 736.")
+    ] = False,
+    threads: Threads = None,
+    weights: Weights = WEIGHTS,
+    work: Work = WORK,
+    out: Out = OUT,
+    seconds: Seconds = None,
+    json_file: Json = None,
+) -> None:
+    """The price of NMS: over objects, score floor, IoU threshold, batch and implementation.
+
+    First the NMS alone, on the candidates that a trained detector finds in scenes of 0 to 500
+    digits, one setting varied at a time; implementations that keep different boxes are refused.
+    Then whole calls: Detector(image) with NMS beside the NMS-free one, and what NMS takes of it.
+
+    Example: nmsfree bench nms
+
+    A first look: nmsfree bench nms --quick
+
+    Only one implementation: nmsfree bench nms --implementation onnx --seconds 30
+    """
+    from nmsfree_benchmarks.common.publishing import (
+        Publication,
+        command_line,
+        publish,
+        with_progress,
+    )
+    from nmsfree_benchmarks.machine.environment import available_cores
+    from nmsfree_benchmarks.nms.facts import conclusions
+    from nmsfree_benchmarks.nms.options import Options
+    from nmsfree_benchmarks.nms.picture import draw
+    from nmsfree_benchmarks.nms.suite import run_nms
+    from nmsfree_benchmarks.nms.tables import notes, sheets
+
+    given = {
+        "implementation": implementation,
+        "large": large,
+        "threads": threads,
+        "seconds": seconds,
+    }
+    options = Options(
+        weights,
+        work,
+        threads or available_cores(),
+        None if implementation is None else tuple(implementation),
+        quick,
+        large,
+        seconds,
+        command=command_line("nms", quick, given),
+    )
+    results = with_progress(lambda progress: run_nms(options, progress))
+    said = [*conclusions(results), *notes(results)]
+    publish(Publication("The price of NMS", results, sheets(results), said, draw), out, json_file)

@@ -1,0 +1,105 @@
+"""What `nmsfree bench nms` varies and for how long it is timed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nmsfree_benchmarks.crowd.models import IOU, LOWEST_FLOOR
+from nmsfree_benchmarks.crowd.scenes import TILES
+from nmsfree_benchmarks.machine.measure import Plan
+from nmsfree_benchmarks.nms.alone import Point, points
+
+BASE_FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class Range:
+    """What is varied, and for how long it is timed.
+
+    Attributes:
+        objects, floors, ious, batches: values of each axis; the last number of objects, the
+            default floor and IoU, and batch 1 are the base point.
+        scenes: with each number of objects.
+        alone, call: plans of the two measurements.
+    """
+
+    objects: tuple[int, ...]
+    floors: tuple[float, ...]
+    ious: tuple[float, ...]
+    batches: tuple[int, ...]
+    scenes: int
+    alone: Plan
+    call: Plan
+
+    @property
+    def points(self) -> list[Point]:
+        base = Point(self.objects[-1], BASE_FLOOR, IOU, 1)
+        axes: dict[str, Sequence[Any]] = {
+            "objects": self.objects,
+            "floor": self.floors,
+            "iou": self.ious,
+            "batch": self.batches,
+        }
+        # An empty picture at the lowest floor: weak candidates are everywhere and do not overlap.
+        dearest = replace(base, objects=self.objects[0], floor=min(self.floors))
+        return list(dict.fromkeys([*points(base, axes), dearest]))
+
+
+FULL = Range(
+    (0, 10, 50, 100, 200, 500),
+    (0.3, BASE_FLOOR, LOWEST_FLOOR),
+    (0.45, IOU, 0.8),
+    (1, 4, 8),
+    4,
+    Plan(seconds=90, min_rounds=8, lead_in=1, burst=2, pause=0.002),
+    Plan(seconds=120, min_rounds=8, lead_in=1, burst=2),
+)
+QUICK = Range(
+    (0, 100, 500),
+    (BASE_FLOOR, LOWEST_FLOOR),
+    (0.45, IOU),
+    (1, 4),
+    2,
+    Plan(seconds=6, min_rounds=4, lead_in=1, pause=0.002),
+    Plan(seconds=8, min_rounds=4, lead_in=1),
+)
+LARGE_PLAN = Plan(seconds=60, min_rounds=6, lead_in=1, burst=2)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        weights, work: folders, as of `nmsfree bench`.
+        threads: processor threads of every engine.
+        implementations: of NMS, see `nms_implementations.NAMES`; None takes all.
+        large: also measure the published architecture.
+        seconds: time for the rounds of each measurement; None takes that of the plans.
+        min_rounds: rounds of each however long they take; None takes that of the plans.
+        range: None takes `FULL` or `QUICK`.
+        tiles: to a side of a scene, 256 pixels each.
+        command: that repeats the run.
+    """
+
+    weights: Path
+    work: Path
+    threads: int
+    implementations: tuple[str, ...] | None = None
+    quick: bool = False
+    large: bool = False
+    seconds: float | None = None
+    min_rounds: int | None = None
+    range: Range | None = None
+    tiles: int = TILES
+    command: str = "nmsfree bench nms"
+
+    @property
+    def chosen(self) -> Range:
+        return self.range or (QUICK if self.quick else FULL)
+
+    def plan(self, plan: Plan) -> Plan:
+        if self.seconds is not None:
+            plan = replace(plan, seconds=self.seconds)
+        return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)

@@ -1,0 +1,121 @@
+"""The tables of `nmsfree bench nms`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.nms.alone import HEAD
+from nmsfree_benchmarks.nms.facts import NMS_FREE, find_ratio, key, neighbour, of_kind, percent
+from nmsfree_benchmarks.nms.implementations import MAKERS, REFERENCE
+from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.record.records import Record, Results
+
+SHORT = {"numpy": "NumPy", "onnx": "ONNX", "opencv": "OpenCV", "torchvision": "torchvision"}
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """NMS alone, whole calls, and the published architecture where it was measured."""
+    made = [_alone(results), _calls(results, "call", "whole calls")]
+    if of_kind(results, measured="large"):
+        made.append(_calls(results, "large", "whole calls of the published architecture"))
+    return made
+
+
+def notes(results: Results) -> list[str]:
+    """What the numbers mean."""
+    s = results.settings
+    height, width = s["size"]
+    return [
+        f"Scenes of {height} × {width} pixels, {s['scenes']} with each number of objects, any "
+        f"batch; the best {s['candidates_per_level']} (cell, class) pairs of a level are "
+        f"candidates; {s['top_k']} rows of output; NMS within a class.",
+        "NMS alone: from candidates in memory to the rows kept, the floor included. NMS-free: "
+        "from raw maps to detections, so choosing and decoding are in it and not in the others; "
+        "its floor is the lowest.",
+        "Whole calls: Detector(image), one image after another, IoU "
+        f"{s['base']['iou']:g}. Cand.: candidates above the floor. Tail: the graph's NMS "
+        "alone. NMS, % of call: (graph with − the same graph cut before its NMS) / the call.",
+        "! The interquartile range is above 10 % of the median.",
+    ]
+
+
+def ms(record: Record) -> str:
+    """Median milliseconds, marked where the record distrusts itself."""
+    p50 = record.summary.p50
+    doubt = "" if record.summary.trusted else "!"
+    return (f"{p50:.3g}" if p50 < 100 else f"{p50:.0f}") + doubt
+
+
+def _alone(results: Results) -> Sheet:
+    present = {r.parameters["implementation"] for r in of_kind(results, measured="alone")}
+    names = [name for name in MAKERS if name in present]
+    rows = tuple(
+        _alone_row(results, record, names) for record in of_kind(results, implementation=REFERENCE)
+    )
+    columns = ("objects", "floor", "IoU", "batch", "cand.", "kept")
+    header = ("varied", *columns, *(SHORT[name] for name in names), "NMS-free")
+    return Sheet("NMS alone, median ms of a call", header, rows)
+
+
+def _alone_row(results: Results, record: Record, names: list[str]) -> tuple[str, ...]:
+    p, base = record.parameters, results.settings["base"]
+    point = {name: p[name] for name in ("objects", "floor", "iou", "batch")}
+    varied = [name for name, value in point.items() if value != base[name]] or ["base"]
+    own = [of_kind(results, implementation=name, **point)[0] for name in names]
+    head = of_kind(results, implementation=HEAD, objects=p["objects"], batch=p["batch"])[0]
+    return (
+        ", ".join(varied).replace("iou", "IoU"),
+        str(p["objects"]),
+        f"{p['floor']:g}",
+        f"{p['iou']:g}",
+        str(p["batch"]),
+        f"{record.figures['candidates']:.0f}",
+        f"{record.figures['kept']:.0f}",
+        *(ms(r) for r in own),
+        ms(head),
+    )
+
+
+def _calls(results: Results, measured: str, title: str) -> Sheet:
+    header = (
+        "objects",
+        "floor",
+        "cand.",
+        "kept",
+        "with NMS",
+        "tail",
+        "NMS, % of call",
+        "NMS-free",
+        "NMS-free / with",
+    )
+    rows = tuple(_call_rows(results, measured))
+    return Sheet(f"NMS in {title}, median ms", header, rows, words=0)
+
+
+def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:
+    for whole in of_kind(results, measured=measured, what="with NMS"):
+        beside: dict[str, Any] = {
+            what: neighbour(results, whole, what, floor=floor)
+            for what, floor in (
+                ("NMS tail alone", True),
+                ("NMS-free", False),
+            )
+        }
+        free = beside["NMS-free"]
+        share = Interval(**results.facts[f"nms_share_of_call_{key(whole)}"])
+        ratio = find_ratio(results, NMS_FREE, whole)
+        yield (
+            "–" if whole.parameters["objects"] is None else str(whole.parameters["objects"]),
+            f"{whole.parameters['floor']:g}",
+            f"{whole.figures['candidates']:.0f}",
+            f"{whole.figures['kept']:.0f}",
+            ms(whole),
+            ms(beside["NMS tail alone"]),
+            percent(share).replace(" %", "").replace(" – ", "–"),
+            "–" if free is None else ms(free),
+            "–" if ratio is None else _short(ratio.interval),
+        )
+
+
+def _short(interval: Interval) -> str:
+    return f"{interval.value:.2f} ({interval.low:.2f}–{interval.high:.2f})"

@@ -1,0 +1,1 @@
+"""Everything around the network, as a ratio to the bare engine call."""

@@ -1,0 +1,72 @@
+"""`nmsfree bench overhead`: what is around the network, by the size of the source picture."""
+
+from typing import Annotated
+
+import typer
+
+from nmsfree_benchmarks.common.options import (
+    DATA,
+    OUT,
+    WEIGHTS,
+    WORK,
+    Data,
+    Json,
+    Out,
+    Quick,
+    Seconds,
+    Threads,
+    Weights,
+    Work,
+)
+
+
+def overhead(
+    quick: Quick = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="The published 512 × 736 network as well.")
+    ] = False,
+    threads: Threads = None,
+    weights: Weights = WEIGHTS,
+    data: Data = DATA,
+    work: Work = WORK,
+    out: Out = OUT,
+    seconds: Seconds = None,
+    json_file: Json = None,
+) -> None:
+    """What the runtime adds to the engine's call, by the size of the source picture.
+
+    Pictures from 256×256 to 3840×2160: resizing and padding, mapping boxes back, and Python
+    between, beside the engine's call; and, apart, reading and decoding JPEG and PNG files. The
+    published network runs with stand-in weights until `nmsfree weights download` has been run.
+
+    Example: nmsfree bench overhead
+
+    With the large network: nmsfree bench overhead --large --seconds 60
+    """
+    from nmsfree_benchmarks.common.publishing import (
+        Publication,
+        command_line,
+        publish,
+        with_progress,
+    )
+    from nmsfree_benchmarks.machine.environment import available_cores
+    from nmsfree_benchmarks.overhead.picture import draw
+    from nmsfree_benchmarks.overhead.rules import conclusions
+    from nmsfree_benchmarks.overhead.suite import Options, run_overhead
+    from nmsfree_benchmarks.overhead.tables import notes, sheets
+
+    given = {"large": large, "threads": threads, "seconds": seconds}
+    options = Options(
+        weights,
+        data,
+        work,
+        threads or available_cores(),
+        large,
+        quick,
+        seconds,
+        command=command_line("overhead", quick, given),
+    )
+    results = with_progress(lambda progress: run_overhead(options, progress))
+    said = [*conclusions(results), *notes()]
+    title = "What is around the network"
+    publish(Publication(title, results, sheets(results), said, draw), out, json_file)

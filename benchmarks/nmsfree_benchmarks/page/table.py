@@ -1,0 +1,91 @@
+"""The kind "table" in words: models with NMS and without, in each engine."""
+
+from collections.abc import Iterator
+
+from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.machine.measure import STAGES
+from nmsfree_benchmarks.record.records import Ratio, Record, Results, Subject
+from nmsfree_benchmarks.record.verdict import judge
+from nmsfree_benchmarks.table.rows import DEPLOYED, ENGINES
+
+WITH_NMS = "with NMS by without"
+EAGER = "eager by ONNX Runtime"
+
+
+def detectors(results: Results) -> list[Record]:
+    """Records that are whole detectors, from picture to boxes."""
+    found = (r for r in results.records if r.parameters.get("call") == "detector")
+    return [record for record in found if record.subject is not None]
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    """What NMS costs in ONNX Runtime, what it wins in AP, and how ONNX Runtime compares."""
+    ranks = judge(results).ranks
+    for ratio in results.ratios:
+        if ratio.meaning == WITH_NMS and _subject(results, ratio.to).engine == DEPLOYED:
+            yield _with_nms(results, ratio, ranks)
+    eager = [r.interval.value for r in results.ratios if r.meaning == EAGER]
+    if eager:
+        yield (
+            f"The same networks take {min(eager):.2f} to {max(eager):.2f} × as long in eager "
+            "PyTorch, as published, as in ONNX Runtime."
+        )
+
+
+def _with_nms(results: Results, ratio: Ratio, ranks: bool) -> str:
+    of, to = results.record(ratio.of), results.record(ratio.to)
+    one, other = _subject(results, ratio.of), _subject(results, ratio.to)
+    i = ratio.interval
+    text = (
+        f"{other.model} without NMS takes {to.summary.p50:.2f} ms, {one.model} with NMS "
+        f"{of.summary.p50:.2f} ms: {i.value:.2f} × (95 %: {i.low:.2f} – {i.high:.2f})"
+    )
+    if not ranks:
+        text += ", measured too noisily to rank them"
+    elif not i.decides:
+        text += ", which does not tell which is faster"
+    if one.ap is not None and other.ap is not None:
+        text += f"; AP {100 * other.ap:.1f} without, {100 * one.ap:.1f} with NMS"
+    return text + "."
+
+
+def _subject(results: Results, name: str) -> Subject:
+    subject = results.record(name).subject
+    assert subject is not None
+    return subject
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """One table for each input size."""
+    found = detectors(results)
+    sizes = dict.fromkeys(r.subject.size for r in found if r.subject is not None)
+    return [
+        _sheet(size, [r for r in found if r.subject is not None and r.subject.size == size])
+        for size in sizes
+    ]
+
+
+def _sheet(size: tuple[int, int], records: list[Record]) -> Sheet:
+    header = (
+        *("model", "head", "engine", "FPS", "p50 ms", "p90 ms", "p99 ms", "AP", "AP50"),
+        *("pre / net / post %", "weights"),
+    )
+    rows = tuple(_row(record) for record in records)
+    return Sheet(f"Input of {size[0]} × {size[1]} pixels", header, rows, words=3)
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    s, summary = record.subject, record.summary
+    assert s is not None
+    stages = (record.figures.get(f"{stage}_share") for stage in STAGES)
+    return (
+        s.model,
+        "o2m + NMS" if s.nms is not None else "o2o, no NMS",
+        ENGINES.get(s.engine, s.engine) + ("" if summary.trusted else " !"),
+        f"{summary.fps:.1f}",
+        *(f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" for ms in summary.percentiles),
+        "–" if s.ap is None else f"{100 * s.ap:.1f}",
+        "–" if s.ap50 is None else f"{100 * s.ap50:.1f}",
+        " / ".join("–" if share is None else f"{100 * share:.0f}" for share in stages),
+        s.training,
+    )

@@ -1,0 +1,1 @@
+"""What every benchmark leaves behind: records, ratios with intervals, verdict, file, comparison."""

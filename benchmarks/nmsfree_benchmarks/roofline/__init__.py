@@ -1,0 +1,1 @@
+"""How far from the limit of the device a model is."""

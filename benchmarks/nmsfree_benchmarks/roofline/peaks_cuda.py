@@ -1,0 +1,65 @@
+"""Probes of an NVIDIA GPU: matrix products with cuBLAS and copies in its memory, by PyTorch."""
+
+import torch
+
+from nmsfree.errors import EngineError
+from nmsfree_benchmarks.roofline.peaks import GPU_COPIED_MIB, GPU_SIDE, Probe, product_flop, timed
+
+PRODUCTS = (  # precision, type of the factors, whether TF32 is allowed
+    ("fp32", torch.float32, False),
+    ("tf32", torch.float32, True),
+    ("fp16", torch.float16, False),
+    ("bf16", torch.bfloat16, False),
+)
+
+
+def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
+    """All probes; FP32 with TF32 off, and TF32 by itself.
+
+    Raises:
+        EngineError: PyTorch finds no such GPU.
+    """
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise EngineError(
+            f"device is 'cuda:{index}', but PyTorch finds no such GPU: see `nmsfree doctor`"
+        )
+    device = torch.device("cuda", index)
+    products = [_product_probe(device, *product) for product in PRODUCTS]
+    copies = [_copy_probe(device, mib) for mib in GPU_COPIED_MIB]
+    skipped = {"int8": "PyTorch has no plain INT8 matrix product to measure on a GPU"}
+    return [*products, *copies], skipped
+
+
+def _product_probe(device: torch.device, precision: str, kind: torch.dtype, tf32: bool) -> Probe:
+    a = torch.ones(GPU_SIDE, GPU_SIDE, dtype=kind, device=device)
+    b, c = torch.ones_like(a), torch.empty_like(a)
+
+    def run() -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.mm(a, b, out=c)
+
+    return Probe(
+        f"matrix product {precision} {GPU_SIDE}, cuBLAS",
+        timed(run, lambda: torch.cuda.synchronize(device)),
+        product_flop(GPU_SIDE),
+        precision,
+        {
+            "call": "matrix product",
+            "precision": precision,
+            "engine": "cublas",
+            "side": GPU_SIDE,
+            "tf32": tf32,
+        },
+    )
+
+
+def _copy_probe(device: torch.device, mib: int) -> Probe:
+    moved = mib * 2**20
+    source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return Probe(
+        f"copy {mib} MiB on the GPU",
+        timed(lambda: target.copy_(source), lambda: torch.cuda.synchronize(device)),
+        moved,
+        parameters={"call": "copy", "mib_read_and_written": mib, "engine": "cuda"},
+    )

@@ -1,0 +1,197 @@
+"""Models in engines, ready to be timed: what `nmsfree bench` puts into its table."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nmsfree.backends import Backend, OnnxRuntimeBackend
+from nmsfree.detector import Detector
+from nmsfree.errors import NmsfreeError
+from nmsfree.identity import sha256
+from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
+from nmsfree_benchmarks.table.device_engines import DeviceEngine
+from nmsfree_benchmarks.table.eager import CompiledBackend, Source, eager_backends, nms_load
+from nmsfree_benchmarks.table.onnx_engine import TimedBackend, bare_call, postprocess_call
+from nmsfree_benchmarks.table.rows import COMPILED, DEPLOYED
+
+LOAD_PICTURES = 4
+
+FileOf = Callable[[Source, str], Path]  # a model and a precision → its exported file
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A model in an engine.
+
+    Attributes:
+        file, sha256: what runs, or what it was built from.
+        provider: how the backend describes itself.
+        nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
+        in_graph, bare: the part of an ONNX graph behind its raw maps, and the engine alone.
+        state: further attributes of `records.Subject`.
+    """
+
+    engine: str
+    source: Source
+    detector: Detector
+    file: Path
+    sha256: str
+    provider: str
+    nms_candidates: float | None = None
+    in_graph: Call | None = None
+    bare: Call | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name} {self.engine}"
+
+
+def cpu_entries(
+    source: Source, path: Path, pictures: list[Image], watch: Stopwatch, threads: int
+) -> list[Entry]:
+    """A model eagerly, with three kinds of post-processing, and its exported file on the CPU."""
+    runtime = OnnxRuntimeBackend(path, threads=threads)
+    onnx = Detector(TimedBackend(runtime, watch))
+
+    def prepare(image: Image) -> Image:
+        return onnx.preprocess([image])[0]
+
+    eager = eager_entries(source, onnx, pictures, watch)
+    load = {entry.engine: entry.nms_candidates for entry in eager}
+    deployed = Entry(
+        DEPLOYED,
+        source,
+        onnx,
+        path,
+        sha256(path),
+        runtime.description,
+        load["eager_evaluation"],  # the same floor and selection
+        postprocess_call(path, threads, prepare, pictures),
+        bare_call(path, threads, prepare),
+    )
+    return [*eager, deployed]
+
+
+def eager_entries(
+    source: Source, onnx: Detector, pictures: list[Image], watch: Stopwatch, device: str = "cpu"
+) -> list[Entry]:
+    """A checkpoint in eager PyTorch, with each kind of post-processing.
+
+    Args:
+        onnx: the exported file, which knows how pictures become inputs.
+    """
+    backends = eager_backends(source, watch, device)
+    load: dict[str, float] = {}
+    if onnx.spec.nms is not None:
+        inputs = [onnx.preprocess([image])[0] for image in pictures[:LOAD_PICTURES]]
+        load = nms_load(backends, inputs)
+    state = {} if device == "cpu" else _eager_state()
+    return [
+        Entry(
+            key,
+            source,
+            Detector(backend),
+            source.file,
+            source.sha256,
+            backend.description,
+            load.get(key),
+            state=state,
+        )
+        for key, backend in backends.items()
+    ]
+
+
+def _eager_state() -> dict[str, Any]:
+    """What is true of PyTorch on a GPU here; TF32 is switched off for it."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return {"tf32": False, "cuda_graph": False, "transfers": "in and out"}
+
+
+def compiled_entry(source: Source, watch: Stopwatch, device: str) -> Entry:
+    """A checkpoint under `torch.compile`, compiled before anything is timed."""
+    backend = CompiledBackend(source, watch, device)
+    state = {} if device == "cpu" else _eager_state()
+    return Entry(
+        COMPILED,
+        source,
+        Detector(backend),
+        source.file,
+        source.sha256,
+        backend.description,
+        state=state,
+    )
+
+
+def device_entries(
+    source: Source,
+    engines: Sequence[DeviceEngine],
+    file_of: FileOf,
+    watch: Stopwatch,
+    threads: int,
+) -> tuple[list[Entry], dict[str, str]]:
+    """A model in every engine that runs it here; and of the others, why not."""
+    entries: list[Entry] = []
+    refused: dict[str, str] = {}
+    for engine in engines:
+        try:
+            entries.append(_device_entry(source, engine, file_of, watch, threads))
+        except NmsfreeError as error:
+            refused[engine.key] = str(error)
+    return entries, refused
+
+
+def _device_entry(
+    source: Source, engine: DeviceEngine, file_of: FileOf, watch: Stopwatch, threads: int
+) -> Entry:
+    file = file_of(source, engine.precision)
+    backend = engine.open(file, threads)
+    detector = Detector(TimedBackend(backend, watch))
+    return Entry(
+        engine.key,
+        source,
+        detector,
+        file,
+        sha256(file),
+        backend.description,
+        bare=_bare(backend, detector),
+        state=engine.state(backend),
+    )
+
+
+def _bare(backend: Backend, detector: Detector) -> Call:
+    """Time the engine alone, copies to and from its device with it."""
+
+    def call(image: Image) -> Sequence[int]:
+        pixels = detector.preprocess([image])[0]
+        start = time.perf_counter_ns()
+        backend.run(pixels)
+        return (time.perf_counter_ns() - start,)
+
+    return call
+
+
+def all_calls(entries: Sequence[Entry], watch: Stopwatch) -> dict[str, Call]:
+    """Name what takes turns: every entry, its engine alone, the graph's part behind the maps."""
+    calls: dict[str, Call] = {}
+    for entry in entries:
+        calls[entry.name] = timed_call(entry.detector, watch)
+        parts = (("in graph", entry.in_graph), ("bare", entry.bare))
+        calls |= {f"{entry.name} {part}": call for part, call in parts if call is not None}
+    return calls
+
+
+def timed_call(detector: Detector, watch: Stopwatch) -> Call:
+    """Return a call that runs a detector as its users do; its backend marks the stages."""
+
+    def call(image: Image) -> Sequence[int]:
+        watch.start()
+        detector(image, threshold=detector.spec.score_floor)
+        watch.mark()
+        return watch.laps()
+
+    return call

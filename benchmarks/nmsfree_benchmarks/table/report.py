@@ -1,0 +1,25 @@
+"""Writing a report: JSON with raw times, Markdown, picture."""
+
+from pathlib import Path
+
+from nmsfree.errors import InputError
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.table.picture import draw
+from nmsfree_benchmarks.table.rows import Report
+from nmsfree_benchmarks.table.tables import markdown
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write FOLDER/STAMP.json, .md and .png; returns them.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    data, table, picture = (folder / f"{report.stamp}.{kind}" for kind in ("json", "md", "png"))
+    results_file.write(report.results(), data)
+    try:
+        draw(report, picture)
+        table.write_text(markdown(report, picture.name), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    return [data, table, picture]

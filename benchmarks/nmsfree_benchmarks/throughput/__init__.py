@@ -1,0 +1,1 @@
+"""Batches and parallel streams until nothing more is gained."""

@@ -1,0 +1,66 @@
+"""`nmsfree bench throughput`: images a second over batch and parallel streams."""
+
+from nmsfree_benchmarks.common.options import (
+    DATA,
+    OUT,
+    WEIGHTS,
+    WORK,
+    Data,
+    Json,
+    Models,
+    Out,
+    Quick,
+    Seconds,
+    Threads,
+    Weights,
+    Work,
+)
+
+
+def throughput(
+    quick: Quick = False,
+    model: Models = None,
+    threads: Threads = None,
+    weights: Weights = WEIGHTS,
+    data: Data = DATA,
+    work: Work = WORK,
+    out: Out = OUT,
+    seconds: Seconds = None,
+    json_file: Json = None,
+) -> None:
+    """Images a second over batch and parallel streams, until the processor is full.
+
+    Batches of 1 to 16 and 1 to 8 threads that share one Detector, with one engine thread and with
+    --threads of them, with NMS and without; and where more stops to give more, unless the machine
+    was too busy to tell.
+
+    Example: nmsfree bench throughput
+
+    One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
+    """
+    from nmsfree_benchmarks.common.publishing import (
+        Publication,
+        command_line,
+        publish,
+        with_progress,
+    )
+    from nmsfree_benchmarks.machine.environment import available_cores
+    from nmsfree_benchmarks.throughput.picture import draw
+    from nmsfree_benchmarks.throughput.rules import conclusions
+    from nmsfree_benchmarks.throughput.suite import Options, run_throughput
+    from nmsfree_benchmarks.throughput.tables import notes, sheets
+
+    given = {"model": model, "threads": threads, "seconds": seconds}
+    options = Options(
+        weights,
+        data,
+        work,
+        threads or available_cores(),
+        None if model is None else tuple(model),
+        quick,
+        seconds,
+        command_line("throughput", quick, given),
+    )
+    results = with_progress(lambda progress: run_throughput(options, progress))
+    said = [*conclusions(results), *notes(results)]
+    publish(Publication("Throughput", results, sheets(results), said, draw), out, json_file)

@@ -1,0 +1,151 @@
+"""Images a second over batch and parallel streams, until the processor is full."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.detector import Detector
+from nmsfree.errors import GateError, InputError
+from nmsfree.identity import sha256
+from nmsfree_benchmarks.common import inputs
+from nmsfree_benchmarks.common.exported import Wanted, export_all
+from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.sources import trained_sources
+from nmsfree_benchmarks.machine.environment import describe
+from nmsfree_benchmarks.machine.load import LoadMeter
+from nmsfree_benchmarks.machine.measure import Image, Plan, take_turns
+from nmsfree_benchmarks.record.records import Results
+from nmsfree_benchmarks.table.eager import Source, use_threads
+from nmsfree_benchmarks.throughput.rules import facts_of
+from nmsfree_benchmarks.throughput.setup import Setup, ratios_of
+
+MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # with NMS and without
+BATCHES, STREAMS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+QUICK_BATCHES, QUICK_STREAMS = (1, 4, 16), (1, 2, 4)
+PICTURES = 32
+# The pause lets the threads of one engine stop spinning before the next one begins.
+PLAN = Plan(seconds=200, min_rounds=8, pause=0.03)
+QUICK_PLAN = Plan(seconds=15, min_rounds=4, pause=0.02)
+WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        weights, data, work: folders, as of `nmsfree bench`.
+        threads: the most that an engine gets; it is measured with one thread as well.
+        models: which models; None takes `MODELS`.
+        seconds: time for the timed rounds; None takes that of the plan.
+        command: that repeats the run.
+    """
+
+    weights: Path
+    data: Path
+    work: Path
+    threads: int
+    models: tuple[str, ...] | None = None
+    quick: bool = False
+    seconds: float | None = None
+    command: str = "nmsfree bench throughput"
+
+    @property
+    def plan(self) -> Plan:
+        plan = QUICK_PLAN if self.quick else PLAN
+        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
+
+    @property
+    def window(self) -> float:
+        """Seconds of one window."""
+        return QUICK_WINDOW if self.quick else WINDOW
+
+    def loads(self) -> list[tuple[int, int]]:
+        """(batch, streams); while one of them grows the other is 1."""
+        batches = QUICK_BATCHES if self.quick else BATCHES
+        streams = QUICK_STREAMS if self.quick else STREAMS
+        return [(batch, 1) for batch in batches] + [(1, n) for n in streams if n > 1]
+
+
+def run_throughput(
+    options: Options, progress: Progress = lambda what, done, total: None
+) -> Results:
+    """Measure every model with one and with all engine threads under every load.
+
+    Raises:
+        InputError: there is no such model.
+        CheckpointError, DataError: weights or pictures cannot be read, or do not fit each other.
+        GateError: an exported file differs from its checkpoint.
+    """
+    started, stamp = time.monotonic(), now()
+    use_threads(options.threads)
+    environment = describe(options.threads)
+    sources, skipped = choose(options)
+    dataset = inputs.digits_val(
+        options.data, options.work, lambda done, total: progress("digits val", done, total)
+    )
+    pictures = inputs.pictures(dataset, PICTURES)
+    wanted = [Wanted(source, batch=None) for source in sources]
+    files, refused = export_all(
+        wanted, options.work, None, lambda done, total: progress("export", done, total)
+    )
+    if refused:
+        raise GateError("; ".join(refused.values()))
+    with ExitStack() as stack:
+        setups = [s for w in wanted for s in _setups(w, files[w.name], pictures, options, stack)]
+        with LoadMeter() as meter:
+            times = take_turns(
+                {setup.name: setup for setup in setups},
+                pictures,
+                options.plan,
+                lambda done, total: progress("rounds", done, total),
+            )
+        digests = {path: sha256(path) for path in files.values()}
+        records = [setup.record(times[setup.name], digests[setup.file]) for setup in setups]
+    results = Results(
+        "throughput",
+        stamp,
+        options.command,
+        options.quick,
+        environment,
+        tuple(records),
+        meter.others,
+        {"burst": 1, "window_s": options.window},
+        tuple(ratios_of(records)),
+        skipped=skipped,
+        seconds=time.monotonic() - started,
+    )
+    return replace(results, facts=facts_of(results))
+
+
+def choose(options: Options) -> tuple[list[Source], dict[str, str]]:
+    """Open the models to measure; also returns which are not there, and why."""
+    sources, missing = trained_sources(options.weights)
+    models = options.models or MODELS
+    known = [source.name for source in sources]
+    for name in models:
+        if name not in known and (options.models is not None or name not in missing):
+            raise InputError(
+                f"model is {name!r}, the folder of weights has: {', '.join(known) or 'none'}"
+            )
+    found = [source for source in sources if source.name in models]
+    skipped = {name: reason for name, reason in missing.items() if name in models}
+    if not found:
+        raise InputError("nothing to measure: " + "; ".join(skipped.values()))
+    return found, skipped
+
+
+def _setups(
+    wanted: Wanted, file: Path, pictures: list[Image], options: Options, stack: ExitStack
+) -> list[Setup]:
+    """Open a file once for each number of engine threads, and put it under every load."""
+    setups = []
+    for threads in sorted({1, options.threads}):
+        detector = stack.enter_context(Detector(OnnxRuntimeBackend(file, threads=threads)))
+        setups += [
+            Setup(wanted.source, file, detector, threads, *load, pictures, options.window)
+            for load in options.loads()
+        ]
+    return setups
