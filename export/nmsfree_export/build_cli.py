@@ -52,9 +52,9 @@ def build(
     from rich.console import Console
 
     from nmsfree.errors import InputError
-    from nmsfree_export.cli import write_json
     from nmsfree_export.engine import BuildOptions, build_engine
     from nmsfree_export.engine_progress import show_phases
+    from nmsfree_export.json_report import write_json
 
     out = out or onnx.with_suffix(".engine")
     if out.suffix != ".engine":

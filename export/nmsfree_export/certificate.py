@@ -1,7 +1,7 @@
 """The certificate: what an exported file is, and is not, read from the file itself."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helpe
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.precision import conv_precisions
+from nmsfree_export.certificate_precision import about_kept, check_precision
 
 # Operators whose output has as many rows as the data decide, or that run as often as they decide.
 FORBIDDEN = frozenset(
@@ -52,7 +52,11 @@ class Certificate:
 
 
 def certify(
-    model: ModelProto, spec: ModelSpec, deployed: Mapping[str, NDArray[np.floating]], opset: int
+    model: ModelProto,
+    spec: ModelSpec,
+    deployed: Mapping[str, NDArray[np.floating]],
+    opset: int,
+    kept: Collection[str] = (),
 ) -> Certificate:
     """Check a file against the contract, and, for the o2o head, that no NMS hides in it.
 
@@ -60,6 +64,7 @@ def certify(
         deployed: every tensor of the deploy module by its key, batch norm folded, each once
             however many levels share it: what the file may hold, and all it must hold.
         opset: what was asked for.
+        kept: names of the convolutions that a file in half keeps in float, see `to_half`.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -68,7 +73,9 @@ def certify(
     weights = _inventory(model, deployed)
     check_nothing_hidden(model)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
-    lines.append(_check_precision(model, spec))
+    lines.append(check_precision(model, spec.precision, kept))
+    if kept:
+        lines.append(about_kept(kept))
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
 
@@ -115,16 +122,6 @@ def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
     if found != expected or k != spec.top_k:
         raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
     return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
-
-
-def _check_precision(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
-    found = conv_precisions(model)
-    if set(found) != {spec.precision}:
-        raise GateError(
-            f"certificate: convolutions in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
-            f"expected all in {spec.precision}"
-        )
-    return "precision", f"{found[spec.precision]} convolutions in {spec.precision}"
 
 
 def check_nothing_hidden(model: ModelProto) -> None:

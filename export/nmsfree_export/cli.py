@@ -1,10 +1,13 @@
-"""`nmsfree export` and `nmsfree verify`."""
+"""`nmsfree export`, and where `nmsfree verify` is looked for."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from nmsfree_export.verify_cli import verify
+
+__all__ = ["export", "verify"]
 
 
 def export(
@@ -66,6 +69,13 @@ def export(
     max_ap_drop: Annotated[
         float | None, typer.Option(min=0, help="AP points that may be lost, 1.0 if not given.")
     ] = None,
+    auto_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--auto-mixed",
+            help="FP16, INT8: keep the layers that add most error in float until the file passes.",
+        ),
+    ] = False,
     images: Annotated[
         Path | None, typer.Option(help="Folder of pictures for the comparison; else bundled ones.")
     ] = None,
@@ -76,13 +86,16 @@ def export(
 ) -> None:
     """Checkpoint → NMS-free ONNX, certified and compared with PyTorch.
 
-    The file appears only if its graph holds no NMS and its detections are those of the
-    checkpoint; otherwise the exit status is 1 and nothing is left behind.
+    The file appears only if its graph holds no NMS and its detections are
+    those of the checkpoint; otherwise the exit status is 1, and no file is left.
 
-    Example: nmsfree export weights/fcos_e2e_nano.safetensors -o model.onnx
+    Examples:
 
-    INT8 is calibrated with training pictures: --precision int8 --for cpu --calibrate data/digits
-    --check-data data/digits
+    nmsfree export weights/fcos_e2e_nano.safetensors -o model.onnx
+
+    nmsfree export my.safetensors --precision fp16 --auto-mixed
+
+    nmsfree export my.safetensors --precision int8 --for cpu --calibrate DATA
     """
     from nmsfree.errors import InputError, MissingExtraError
 
@@ -114,66 +127,9 @@ def export(
         check_data=check_data,
         check_split=check_split,
         max_ap_drop=max_ap_drop,
+        auto_mixed=auto_mixed,
         images=images,
         model=model,
         json_out=json_out,
     )
     run_export(request)
-
-
-def verify(
-    a: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")],
-    b: Annotated[Path, typer.Argument(help="Another one of the same detector.")],
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to compare on; else bundled ones.")
-    ] = None,
-    score_tolerance: Annotated[
-        float | None, typer.Option(help="Largest score difference; 1e-4, with FP16 0.01.")
-    ] = None,
-    box_tolerance: Annotated[
-        float | None, typer.Option(help="Largest box difference in pixels; 0.05, with FP16 0.5.")
-    ] = None,
-    json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the outcome; - for stdout.")
-    ] = None,
-) -> None:
-    """Compare the detections of two models; exit status 1 if they differ.
-
-    Example: nmsfree verify weights/fcos_e2e_nano.safetensors model.onnx
-    """
-    from rich.console import Console
-
-    from nmsfree_export.parity import Tolerance, compare, load_images, tolerance_for
-    from nmsfree_export.verify import open_pair
-
-    console = Console(stderr=True)
-    pictures = load_images(images)
-    with console.status("opening") as status:
-        first, second = open_pair(a, b)
-        usual = tolerance_for(first.spec, second.spec)
-        parity = compare(
-            first,
-            second,
-            pictures,
-            Tolerance(
-                usual.score if score_tolerance is None else score_tolerance,
-                usual.box if box_tolerance is None else box_tolerance,
-            ),
-            lambda done, total: status.update(f"image {done} of {total}"),
-        )
-    write_json(json_out, {"a": str(a), "b": str(b), "parity": parity.to_json()})
-    parity.enforce()
-    console.print(f"same detections: {parity}", highlight=False)
-
-
-def write_json(target: str | None, report: dict[str, object]) -> None:
-    """Write a report to a file, to stdout for "-", or nowhere for None."""
-    from nmsfree.atomic import write_atomic
-
-    if target is None:
-        return
-    text = json.dumps(report, indent=2)
-    if target == "-":
-        typer.echo(text)
-    else:
-        write_atomic(Path(target), (text + "\n").encode())

@@ -8,9 +8,11 @@ from rich.table import Table
 
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.cli import write_json
 from nmsfree_export.export import ExportReport, export_onnx
 from nmsfree_export.export_options import CheckOptions, ExportOptions, Int8Options
+from nmsfree_export.json_report import write_json
+from nmsfree_export.layer_table import print_layers
+from nmsfree_export.prove import FragileError
 from nmsfree_training.checkpoint import load_checkpoint
 
 
@@ -37,6 +39,7 @@ class ExportRequest:
     check_data: Path | None
     check_split: str | None
     max_ap_drop: float | None
+    auto_mixed: bool
     images: Path | None
     model: str | None
     json_out: str | None
@@ -62,6 +65,7 @@ class ExportRequest:
             images=self.images,
             int8=self._int8(),
             check=self._check(),
+            auto_mixed=self.auto_mixed,
         )
 
     def _int8(self) -> Int8Options | None:
@@ -94,10 +98,18 @@ def run_export(request: ExportRequest) -> None:
     console = Console(stderr=True)
     options = request.options()
     checkpoint = load_checkpoint(request.checkpoint, request.model)
-    with console.status("exporting") as status:
-        report = export_onnx(
-            checkpoint, request.out, options, lambda step: status.update(f"{step} …")
-        )
+    try:
+        with console.status("exporting") as status:
+            report = export_onnx(
+                checkpoint,
+                request.out,
+                options,
+                lambda step: status.update(f"{step} …"),
+                lambda line: console.print(line, highlight=False, markup=False),
+            )
+    except FragileError as error:
+        print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
+        raise
     write_json(request.json_out, report.to_json())
     _show(report, console)
 

@@ -9,6 +9,7 @@ from nmsfree.thresholds import Thresholds
 from nmsfree_export.measured import default_head, measured_thresholds
 from nmsfree_export.parity import Tolerance
 from nmsfree_export.precision import PRECISIONS, Precision
+from nmsfree_export.quantise_parity import UNMATCHED
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.predict import make_spec
@@ -32,7 +33,7 @@ class Int8Options:
     data: Path
     split: str = "train"
     images: int = 128
-    unmatched: float = 0.1
+    unmatched: float = UNMATCHED
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class ExportOptions:
         precision: of the network; the rest stays in float32, see `precision.py`.
         int8: belongs to the precision "int8", and to no other.
         check: measure AP beside that of FP32; None does not, and for "fp32" there is nothing to.
+        auto_mixed: keep the layers that add most error in float until the gates pass.
     """
 
     head: HeadName | None = None
@@ -85,6 +87,7 @@ class ExportOptions:
     precision: Precision = "fp32"
     int8: Int8Options | None = None
     check: CheckOptions | None = None
+    auto_mixed: bool = False
 
 
 def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
@@ -145,6 +148,11 @@ def _check_precision(options: ExportOptions) -> None:
     if precision == "fp32" and check is not None:
         raise InputError(
             "checking AP is for fp16 and int8, but precision is fp32: measure with `nmsfree eval`"
+        )
+    if precision == "fp32" and options.auto_mixed:
+        raise InputError(
+            "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where all"
+            " are: leave --auto-mixed out"
         )
     if int8 is not None:
         _check_int8(int8)

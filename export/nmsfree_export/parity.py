@@ -21,6 +21,8 @@ from nmsfree.sources import IMAGE_SUFFIXES
 from nmsfree.spec import ModelSpec
 
 MAX_IMAGES = 64
+Pictures = Sequence[tuple[str, NDArray[np.uint8]]]  # names and BGR images
+
 ROUNDING = 1e-6  # rows are sorted by logit; sigmoids of equal ones may differ in the last bit
 
 
@@ -32,12 +34,13 @@ class Tolerance:
     box: float = 0.05
 
 
-def tolerance_for(*specs: ModelSpec) -> Tolerance:
-    """What may differ between models of these precisions: that of the lowest.
+def tolerance_for(*precisions: str) -> Tolerance:
+    """What may differ between models that compute in these: that of the lower, "fp32" or "fp16".
 
-    A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm.
+    A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm. For
+    eight bits see `gate.gate_for`.
     """
-    return Tolerance(0.01, 0.5) if any(s.precision == "fp16" for s in specs) else Tolerance()
+    return Tolerance(0.01, 0.5) if "fp16" in precisions else Tolerance()
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
 def compare(
     a: Backend,
     b: Backend,
-    images: Sequence[tuple[str, NDArray[np.uint8]]],
+    images: Pictures,
     tolerance: Tolerance = Tolerance(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:

@@ -13,9 +13,10 @@ the network stay in float32. What is between the quantised convolutions is diffe
 """
 
 import copy
+import inspect
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from nmsfree.spec import Target
+from nmsfree_export.layers import read_layers
 from nmsfree_export.quantise_calibration import Calibration
 
 LAST = ("cls_pred", "reg_pred")  # the last convolutions, by their keys in the deploy module
@@ -43,6 +45,9 @@ def quantise(
     target: Target,
     calibration: Calibration,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    kept: Collection[str] = (),
+    cache: Path | None = None,
 ) -> ModelProto:
     """Return an INT8 version of a float model, without metadata.
 
@@ -51,6 +56,8 @@ def quantise(
         deployed: tensors of the deploy module by key.
         target: what kind of engine shall run the file.
         progress: told (pictures seen, pictures in all).
+        kept: names of the layers that stay in float, see `quantised_nodes`.
+        cache: file that ONNX Runtime keeps the ranges of the calibration in, for the next call.
 
     Raises:
         InputError: a picture cannot be read.
@@ -58,7 +65,7 @@ def quantise(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     model = copy.deepcopy(model)
-    nodes = quantised_nodes(model, deployed, target)
+    nodes = quantised_nodes(model, deployed, target, kept)
     _own_biases(model, set(nodes))
     signed = target == "tensorrt"
     with tempfile.TemporaryDirectory(prefix="nmsfree-int8-") as folder:
@@ -82,6 +89,7 @@ def quantise(
                     "QDQKeepRemovableActivations": True,
                     "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
                 },
+                **_cache_option(cache),
             )
         quantised = onnx.load(out)
     del quantised.metadata_props[:]
@@ -94,18 +102,32 @@ def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:
     return _convs_of(model, deployed, tuple(f".{name}.weight" for name in LAST))
 
 
-def quantised_nodes(model: ModelProto, deployed: Tensors, target: Target) -> list[str]:
+def _cache_option(cache: Path | None) -> dict[str, Path]:
+    """Versions of ONNX Runtime that know no cache calibrate every time."""
+    from onnxruntime.quantization import quantize_static
+
+    known = inspect.signature(quantize_static).parameters
+    name = "calibration_cache_path"
+    return {name: cache} if cache is not None and name in known else {}
+
+
+def quantised_nodes(
+    model: ModelProto, deployed: Tensors, target: Target, kept: Collection[str] = ()
+) -> list[str]:
     """Return the names of the nodes that compute in integers.
 
     All convolutions but the last; sums and pooling up to the pyramid, where a GroupNorm's sum or
-    a filter's pooling cannot be among them.
+    a filter's pooling cannot be among them. The layers of the names in `kept`, see `layers.py`,
+    are left out. What they read is still rounded where another one rounds it.
     """
+    spared = {layer.node for layer in read_layers(model) if layer.name in kept} if kept else set()
     last = {node.name for node in last_convs(model, deployed)}
     trunk = _before(model, _convs_of(model, deployed, ("network.backbone.", "network.fpn.")))
     return [
         node.name
         for node in model.graph.node
         if node.op_type in OPERATORS[target]
+        and node.name not in spared
         and (node.name not in last if node.op_type == "Conv" else node.name in trunk)
     ]
 

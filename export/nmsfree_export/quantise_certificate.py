@@ -5,7 +5,7 @@ made from: take QuantizeLinear and DequantizeLinear out, and the same graph must
 weights within half a step of the certified ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.certificate import Certificate, certify, check_graph, check_nothing_hidden
-from nmsfree_export.precision import conv_precisions
+from nmsfree_export.certificate_precision import about_kept, check_precision
+from nmsfree_export.layers import read_layers
 from nmsfree_export.quantise import last_convs
 
 WEIGHT_LIMIT = 64  # 7 bits
@@ -28,7 +29,12 @@ Tensors = Mapping[str, NDArray[np.floating]]
 
 
 def certify_int8(
-    model: ModelProto, original: ModelProto, spec: ModelSpec, deployed: Tensors, opset: int
+    model: ModelProto,
+    original: ModelProto,
+    spec: ModelSpec,
+    deployed: Tensors,
+    opset: int,
+    kept: Collection[str] = (),
 ) -> Certificate:
     """Check an INT8 model against the FP32 model it was made from, and that against the contract.
 
@@ -38,6 +44,7 @@ def certify_int8(
         spec: of the INT8 file.
         deployed: every tensor of the deploy module by its key.
         opset: what was asked for.
+        kept: names of the layers that were kept in float, see `quantised_nodes`.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -53,7 +60,9 @@ def certify_int8(
     lines.append(points)
     if spec.made_for == "cpu":
         _check_processor(file)
-    lines.append(_check_precision(model))
+    lines.append(check_precision(model, "int8", _names_in_float(original, deployed, kept)))
+    if kept:
+        lines.append(about_kept(kept))
     lines.append((f"before quantisation, {before.lines[-1][0]}", before.lines[-1][1]))
     return Certificate(tuple(lines), before.weight_bytes)
 
@@ -244,8 +253,8 @@ def _check_processor(file: _File) -> None:
             )
 
 
-def _check_precision(model: ModelProto) -> tuple[str, str]:
-    found = conv_precisions(model)
-    if not set(found) <= {"int8", "fp32"} or not found["int8"]:
-        raise GateError(f"certificate: convolutions in {dict(found)}, expected int8 and fp32 only")
-    return "precision", f"{found['int8']} convolutions in int8, {found['fp32']} in fp32"
+def _names_in_float(original: ModelProto, deployed: Tensors, kept: Collection[str]) -> set[str]:
+    """Names of the convolutions that may not be in integers."""
+    last = {node.name for node in last_convs(original, deployed)}
+    convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
+    return {layer.name for layer in convs if layer.node in last or layer.name in kept}

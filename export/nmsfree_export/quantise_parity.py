@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from nmsfree.spec import ModelSpec
 from nmsfree_export.parity import Parity, Tolerance
 
+UNMATCHED = 0.1  # share of rows that may have no partner, unless asked otherwise
+
 
 def int8_tolerance(spec: ModelSpec) -> Tolerance:
     """How far rows may differ and still be partners: 0.05 of the score and of the longer side."""
@@ -39,7 +41,7 @@ class Int8Parity(Parity):
             return super().__str__()
         return (
             f"{self.images} images, {self.rows} rows, {self.unmatched} unmatched "
-            f"({self.unmatched / self.rows:.1%}, allowed {self.allowed:.0%}), of the others "
+            f"({self.unmatched / self.rows:.1%}, allowed {100 * self.allowed:.3g}%), of the others "
             f"largest difference: score {self.score_difference:.1e}, "
             f"box {self.box_difference:.1e} px"
         )

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Collection
 from itertools import chain
 
 import numpy as np
@@ -22,12 +23,16 @@ OPSET = 20  # 21 has a GroupNormalization that ONNX Runtime runs 5-10 % slower o
 MAX_DYNAMIC_BATCH = 64
 
 
-def deploy_module(network: Fcos, spec: ModelSpec) -> nn.Module:
-    """Return the module whose graph is exported for this head, in the precision of `spec`."""
+def deploy_module(network: Fcos, spec: ModelSpec, kept: Collection[str] = ()) -> nn.Module:
+    """Return the module whose graph is exported for this head, in the precision of `spec`.
+
+    Args:
+        kept: names of the convolutions that a file in half keeps in float, see `to_half`.
+    """
     kind = NmsFreeModule if spec.head == "o2o" else CandidatesModule
     module = kind(network, spec)
     if spec.precision == "fp16":
-        to_half(module.network)
+        to_half(module.network, kept)
     return module.eval()
 
 

@@ -1,5 +1,6 @@
 """A small checkpoint with weights that find something, shared by the tests of this folder."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -17,8 +18,9 @@ CLASSES = tuple("abcdefg")
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
-    """Two heads, random weights with spread-out scores, 7 classes, 96 × 128."""
-    return _make_checkpoint(fcos_e2e_nano(len(CLASSES)).model, (96, 128))
+    """Two heads without a filter, random weights with spread-out scores, 7 classes, 96 × 128."""
+    plain = dataclasses.replace(fcos_e2e_nano(len(CLASSES)).model, rival_iou=0.0)
+    return _make_checkpoint(plain, (96, 128))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from nmsfree_export.deploy import DeployNetwork
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.fold import fold_head
 from nmsfree_export.parity import compare, load_images
-from nmsfree_export.verify import open_pair
+from nmsfree_export.verify import Side, open_pair
 from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import HeadNorm, ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
@@ -41,7 +41,7 @@ def with_filter(model: ModelConfig, kind: Kind) -> ModelConfig:
 
 
 def make(make_checkpoint: Make, kind: Kind, norm: HeadNorm = "batch_per_level") -> Checkpoint:
-    model = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm)
+    model = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, rival_iou=0.0)
     return make_checkpoint(with_filter(model, kind), ODD)
 
 
@@ -138,7 +138,7 @@ def test_other_head_and_verify(make_checkpoint: Make, tmp_path: Path, kind: Kind
     for head in ("o2o", "o2m"):
         out = tmp_path / f"{head}.onnx"
         assert export_onnx(made, out, ExportOptions(head=head)).parity.passed
-        assert compare(*open_pair(weights, out), load_images(None)[:2]).passed
+        assert compare(*open_pair(Side(weights), Side(out)), load_images(None)[:2]).passed
         counts = Counter(node.op_type for node in onnx.load(out).graph.node)
         filtered = counts["Tanh"] > 0 if kind == "rivals" else counts["MaxPool"] > 1
         assert filtered == (head == "o2o")  # the o2m head has no filter

@@ -53,7 +53,7 @@ def test_folded_backbone_has_no_norm_and_gives_the_same(depth: int, frozen: bool
 @pytest.mark.parametrize(("norm", "copies"), [("batch_per_level", 3), ("batch", 1), ("group", 1)])
 def test_folded_head_gives_the_same_on_every_level(norm: HeadNorm, copies: int) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm)
+    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, rival_iou=0.0)
     head = Fcos(config).heads["o2o"].eval()
     randomise_norms(head)
     levels = fold_head(head)

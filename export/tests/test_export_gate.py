@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export import export as export_module
+from nmsfree_export import candidate as candidate_module
 from nmsfree_export.certificate import Certificate, certify
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
@@ -239,8 +239,8 @@ def test_failed_parity_leaves_no_file(
         module.load_state_dict(state)
         return model
 
-    monkeypatch.setattr(export_module, "build_onnx", shifted)
-    monkeypatch.setattr(export_module, "certify", lambda *_: None)
+    monkeypatch.setattr(candidate_module, "build_onnx", shifted)
+    monkeypatch.setattr(candidate_module, "certify", lambda *_: None)
     with pytest.raises(GateError, match=r"parity: .*box 1\.0e\+00 px"):
         export_onnx(checkpoint, out, ExportOptions())
     assert out.read_bytes() == b"older"

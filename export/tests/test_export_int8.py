@@ -76,10 +76,10 @@ def test_trained_weights_keep_their_detections(trained: ExportReport) -> None:
 def test_trained_weights_keep_their_ap(trained: ExportReport) -> None:
     found = trained.accuracy
     assert found is not None and found.measured_on == f"digits val, {VAL} images"
-    assert found.ap_fp32 > 0.6
-    assert abs(found.ap - found.ap_fp32) < 0.02
-    assert found.ap != found.ap_fp32, "two files were measured"
-    assert 0 < abs(found.threshold - found.threshold_fp32) < 0.2
+    assert found.ap_reference > 0.6
+    assert abs(found.ap - found.ap_reference) < 0.02
+    assert found.ap != found.ap_reference, "two files were measured"
+    assert 0 < abs(found.threshold - found.threshold_reference) < 0.2
 
 
 def test_the_file_says_what_it_is(trained: ExportReport) -> None:
@@ -151,11 +151,14 @@ def test_the_words_of_parity() -> None:
 def test_lost_ap_is_refused() -> None:
     found = Accuracy("digits val, 300 images", 0.771, 0.760, 0.434, 0.402, max_drop=0.01)
     with pytest.raises(GateError) as caught:
-        found.enforce()
+        found.enforce("calibrate with more pictures, or keep fp16 or fp32")
     assert str(caught.value) == (
         "accuracy: 77.1 → 76.0 AP on digits val, 300 images (at most 1.0 lost), threshold of the "
         "best F1 0.434 → 0.402: calibrate with more pictures, or keep fp16 or fp32"
     )
+    assert found.to_json()["passed"] is False
+    assert found.to_json()["ap_drop"] == pytest.approx(0.011)
+    assert found.to_json()["threshold_shift"] == pytest.approx(-0.032)
     dataclasses.replace(found, ap=0.762).enforce()
 
 

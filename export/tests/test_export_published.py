@@ -10,7 +10,7 @@ import torch
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import compare, load_images
-from nmsfree_export.verify import open_pair
+from nmsfree_export.verify import Side, open_pair
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.config import fcos_e2e_r18_3x
 from nmsfree_training.detector import Fcos
@@ -40,7 +40,7 @@ def test_published_checkpoint_exports_within_tolerance(
     assert report.parity.score_difference < 1e-4
     assert report.parity.box_difference < 0.05
     assert report.certificate.weight_bytes["backbone"] > 40e6
-    checkpoint, file = open_pair(published, out)  # what `nmsfree verify` does
+    checkpoint, file = open_pair(Side(published), Side(out))  # what `nmsfree verify` does
     assert compare(checkpoint, file, load_images(None)[3:4]).passed
     assert isinstance(file, OnnxRuntimeBackend)
     assert file.spec.class_names[0] == "person"

@@ -178,7 +178,7 @@ def test_fine_tuning_tells_its_learning_rate(digits: Path, tmp_path: Path) -> No
     options = ("--data", digits, "--init", weights, "--val", "", "--epochs", 1, "--workers", 0)
     plain = run(*options, "--out", tmp_path / "plain", "--no-tensorboard")
     told = " ".join(plain.stderr.split())
-    assert "268 of 268 tensors loaded" in told and "give --learning-rate 0.0002" in told
+    assert "271 of 271 tensors loaded" in told and "give --learning-rate 0.0002" in told
     given = run(*options, "--out", tmp_path / "given", "--learning-rate", 1e-4, "--no-tensorboard")
     assert plain.exit_code == given.exit_code == 0
     assert "as from scratch" not in " ".join(given.stderr.split())

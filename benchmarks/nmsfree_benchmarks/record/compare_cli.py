@@ -21,9 +21,7 @@ def compare(
     tolerance: Annotated[
         float, typer.Option(min=1, help="How many times slower is still no regression.")
     ] = 1.05,
-    only: Annotated[
-        str, typer.Option(metavar="TEXT", help="Only what has this in its name.")
-    ] = "",
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only what has this in its name.")] = "",
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help='Write JSON; "-" is stdout.')
     ] = None,

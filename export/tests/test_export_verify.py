@@ -1,0 +1,255 @@
+"""`nmsfree verify`: any pair that runs on a processor, AP on a split, and what a failure shows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
+from nmsfree.data.digits import write_digits
+from nmsfree.data.load import load_dataset
+from nmsfree.detector import Detector
+from nmsfree.errors import GateError, InputError
+from nmsfree.evaluate import evaluate
+from nmsfree_export.candidate import Workshop
+from nmsfree_export.cli import verify
+from nmsfree_export.export import ExportOptions, Int8Options, make_export_spec
+from nmsfree_export.export_bytes import content_of, full_spec
+from nmsfree_export.gate import gate_for
+from nmsfree_export.parity import Tolerance, load_images
+from nmsfree_export.quantise_calibration import load_calibration
+from nmsfree_export.verify import Side
+from nmsfree_export.verify_layers import compare_layers
+from nmsfree_export.verify_run import VerifyRequest, verify_pair
+from nmsfree_training.checkpoint import load_checkpoint
+
+FOLDER = Path(__file__).parents[2] / "weights"
+IMAGES = 8
+app = typer.Typer()
+app.command()(verify)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder, train=4, val=IMAGES, crowd=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The trained nano detector: checkpoint, and files of every precision; and another one."""
+    folder = tmp_path_factory.mktemp("models")
+    checkpoint = load_checkpoint(FOLDER / "fcos_o2o_nano.safetensors")
+    int8 = ExportOptions(precision="int8", int8=Int8Options("cpu", digits))
+    made = {}
+    for name, options in (("int8", int8), ("fp16", ExportOptions(precision="fp16"))):
+        spec = make_export_spec(checkpoint, options)
+        calibration = load_calibration(digits, "train", 4, spec) if name == "int8" else None
+        shop = Workshop(checkpoint.build(), spec, calibration, folder, lambda _: None)
+        made[name] = content_of(shop.make().model, spec)
+        if name == "int8":
+            made["fp32"] = content_of(shop.full, full_spec(spec))
+    found = {"checkpoint": str(FOLDER / "fcos_o2o_nano.safetensors")}
+    found["other"] = str(FOLDER / "fcos_e2e_nano.safetensors")
+    for name, content in made.items():
+        (folder / f"{name}.onnx").write_bytes(content)
+        found[name] = str(folder / f"{name}.onnx")
+    return found
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+STRICT = (1e-4, 0.05)
+HALF = (0.01, 0.5)
+EIGHT_BITS = (0.05, 12.8)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "engines", "tolerance", "seen"),
+    [
+        ("checkpoint", "fp32", "", ("PyTorch", "ONNX Runtime"), STRICT, (0, 1e-5)),
+        ("fp32", "checkpoint", "", ("ONNX Runtime", "PyTorch"), STRICT, (0, 1e-5)),
+        ("fp32", "fp32", "--device-b openvino", ("ONNX Runtime", "OpenVINO"), STRICT, (0, 1e-5)),
+        ("fp32", "int8", "--device openvino", ("OpenVINO", "OpenVINO"), EIGHT_BITS, (1e-3, 0.05)),
+        ("fp32", "fp16", "", ("ONNX Runtime", "ONNX Runtime"), HALF, (1e-5, 5e-3)),
+        ("checkpoint", "int8", "", ("PyTorch", "ONNX Runtime"), EIGHT_BITS, (1e-3, 0.05)),
+    ],
+)
+def test_pairs(
+    files: dict[str, str],
+    a: str,
+    b: str,
+    options: str,
+    engines: tuple[str, str],
+    tolerance: tuple[float, float],
+    seen: tuple[float, float],
+) -> None:
+    if "openvino" in options:
+        pytest.importorskip("openvino")
+    outcome = run(files[a], files[b], "--json", "-", *options.split())
+    assert outcome.exit_code == 0, outcome.exception
+    report = json.loads(outcome.stdout)
+    for key, name, engine in (("a", a, engines[0]), ("b", b, engines[1])):
+        side = report[key]
+        assert side["engine"].startswith(engine)
+        assert side["precision"] == {"checkpoint": "fp32"}.get(name, name)
+        assert side["made_for"] == ("cpu" if name == "int8" else None)
+        assert f"{key}  {files[name]}: " in outcome.stderr and side["engine"] in outcome.stderr
+    parity = report["parity"]
+    assert parity["passed"] and parity["rows"] > 400
+    assert tuple(parity["tolerance"].values()) == tolerance
+    assert seen[0] < parity["score_difference"] < seen[1], "two models ran"
+    assert "allowed" in parity if b == "int8" else "allowed" not in parity
+    assert report["accuracy"] is None and report["layers"] is None
+    assert "same detections: 5 images, " in outcome.stderr
+
+
+def test_a_failure_shows_the_layers(files: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    outcome = run(
+        files["fp16"], files["checkpoint"], "--score-tolerance", "1e-5", "--json", str(out)
+    )
+    assert isinstance(outcome.exception, GateError) and outcome.exception.exit_status == 1
+    assert str(outcome.exception).startswith("parity: 5 images, ")
+    assert "(allowed 1e-05)" in str(outcome.exception)
+    assert "layers of fp16.onnx beside fcos_o2o_nano.safetensors" in outcome.stderr
+    assert "worst 8 of 51 layers" in outcome.stderr
+    layers = json.loads(out.read_text())["layers"]
+    assert (layers["exact"], layers["judged"]) == ("fcos_o2o_nano.safetensors", "fp16.onnx")
+    added = [e["added"] for e in layers["errors"]]
+    assert len(added) == 51 and added == sorted(added, reverse=True)
+    assert 1e-4 < added[0] < 1e-3
+    assert {e["precision"] for e in layers["errors"] if e["op"] == "Conv"} == {"fp16"}
+
+
+def test_layers_of_one_graph_are_no_use(files: dict[str, str]) -> None:
+    outcome = run(files["fp32"], files["fp32"], "--layers")
+    assert outcome.exit_code == 0
+    note = "layers: both run the same graph, so what differs is the engines' own arithmetic"
+    assert note in " ".join(outcome.stderr.split())
+
+
+def test_ap_and_the_best_threshold(files: dict[str, str], digits: Path) -> None:
+    outcome = run(
+        files["fp32"], files["int8"], "--data", str(digits), "--max-ap-drop", "5", "--json", "-"
+    )
+    assert outcome.exit_code == 0, outcome.exception
+    found = json.loads(outcome.stdout)["accuracy"]
+    dataset = load_dataset(digits, "val")
+    for key, name in (("ap_reference", "fp32"), ("ap", "int8")):
+        with Detector(files[name]) as detector:
+            assert found[key] == evaluate(detector, dataset).ap
+    assert found["ap"] != found["ap_reference"]
+    assert found["ap_drop"] == found["ap_reference"] - found["ap"]
+    assert found["threshold_shift"] == found["threshold"] - found["threshold_reference"] != 0
+    assert found["measured_on"] == f"digits val, {IMAGES} images"
+    assert found["passed"] and found["max_drop"] == 0.05
+    assert f"AP kept: {100 * found['ap_reference']:.1f} → " in outcome.stderr
+
+
+def test_what_one_model_wins_the_other_loses(files: dict[str, str], digits: Path) -> None:
+    """Two detectors whose rows nobody compares: one direction loses AP, and is refused."""
+    pair = files["fp32"], files["other"]
+    options = ["--data", str(digits), "--max-unmatched", "1", "--max-ap-drop", "0"]
+    outcomes = [run(*order, *options) for order in (pair, pair[::-1])]
+    failed = [o for o in outcomes if o.exception is not None]
+    assert len(failed) == 1
+    assert isinstance(failed[0].exception, GateError)
+    assert str(failed[0].exception).startswith("accuracy: ")
+    assert f"AP on digits val, {IMAGES} images (at most 0.0 lost)" in str(failed[0].exception)
+    assert "same detections: " in failed[0].stderr and "worst 8 of 51 layers" in failed[0].stderr
+
+
+def request(files: dict[str, str], **more: object) -> VerifyRequest:
+    usual: dict[str, object] = dict.fromkeys(VerifyRequest.__dataclass_fields__)
+    sides = {"a": Side(Path(files["fp32"])), "b": Side(Path(files["fp16"])), "layers": False}
+    return VerifyRequest(**{**usual, **sides, **more})  # type: ignore[arg-type]
+
+
+def test_an_output_against_the_contract_has_layers_but_no_ap(
+    files: dict[str, str], digits: Path
+) -> None:
+    """As of a file that overflows."""
+    first = OnnxRuntimeBackend(files["fp32"])
+
+    def broken(images: np.ndarray) -> RawDetections:
+        raw = first.run(images)
+        return raw._replace(detection_boxes=raw.detection_boxes * np.float32("nan"))
+
+    outcome = verify_pair(
+        request(files),
+        first,
+        CallableBackend(broken, first.spec, "broken"),
+        load_images(None)[:1],
+        load_dataset(digits, "val"),
+        lambda _: None,
+    )
+    assert str(outcome.failure) == "parity: broken gives values that are not finite"
+    assert outcome.parity is None and outcome.accuracy is None
+    assert outcome.layers is not None and len(outcome.layers.errors) == 51
+    report = outcome.to_json()
+    assert report["parity"] == {"passed": False, "failure": str(outcome.failure)}
+
+
+def test_gates(files: dict[str, str]) -> None:
+    spec = OnnxRuntimeBackend(files["fp32"]).spec
+    assert gate_for(spec, "fp32", "fp32").tolerance == Tolerance()
+    assert gate_for(spec, "fp32", "fp16").tolerance == Tolerance(0.01, 0.5)
+    for precision in ("int8", "bf16"):
+        assert gate_for(spec, "fp16", precision).unmatched == 0.1
+    assert gate_for(spec, "fp32", unmatched=0.2).unmatched == 0.2
+    assert Side(Path("a.onnx"), "openvino", "bf16").precision(spec) == "bf16"
+    assert Side(Path("a.onnx"), "openvino", "f32").precision(replace(spec, precision="int8")) == (
+        "int8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--split val", "checking AP needs a labelled dataset: give --data DIR"),
+        ("--max-ap-drop 2", "checking AP needs a labelled dataset: give --data DIR"),
+        (
+            "--max-unmatched 0.1 --box-tolerance 1",
+            "--max-unmatched judges by the share of rows without a partner, --score-tolerance and "
+            "--box-tolerance by differences: give one or the other",
+        ),
+        (
+            "--precision-b bf16",
+            "precision is 'bf16', but does not apply to ONNX Runtime on cpu: it is for openvino, "
+            "leave it out here",
+        ),
+        (
+            "--device openvino",
+            "CHECKPOINT: device is 'openvino', but a checkpoint runs in PyTorch, on cpu or cuda: "
+            "give the device of the other model alone, with --device-a or --device-b",
+        ),
+        (
+            "--precision-a bf16",
+            "precision is 'bf16', but does not apply to a checkpoint: it is for openvino, leave it "
+            "out here",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(files: dict[str, str], options: str, message: str) -> None:
+    outcome = run(files["checkpoint"], files["fp32"], *options.split())
+    assert isinstance(outcome.exception, InputError)
+    assert str(outcome.exception) == message.replace("CHECKPOINT", files["checkpoint"])
+
+
+def test_an_engine_hides_its_layers(files: dict[str, str]) -> None:
+    spec = OnnxRuntimeBackend(files["fp32"]).spec
+    engine = Side(Path("model.engine"))
+    found = compare_layers(Side(Path(files["fp32"])), engine, (spec, spec), load_images(None)[:1])
+    assert not found.errors
+    assert found.note == (
+        "model.engine: an engine hides its layers: compare those of its ONNX file"
+    )
