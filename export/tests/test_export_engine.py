@@ -157,7 +157,10 @@ def test_the_bundled_detectors_build_in_every_precision(
         assert str(report.inputs[0]) == "images uint8 [1, 256, 256, 3]"
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
-    assert sizes == sorted(sizes, reverse=True)
+    full, mixed, half = sizes
+    assert full > mixed
+    # What the builder adds for the filter's conversions outweighs three halved weights.
+    assert half < 1.01 * mixed
 
 
 def test_a_quantised_graph_is_called_int8(

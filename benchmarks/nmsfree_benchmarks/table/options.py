@@ -11,7 +11,7 @@ SIZES = ("nano", "large")
 PLANS = {  # by size, quick; seconds are aimed at, min_rounds are kept
     ("nano", False): Plan(seconds=60, min_rounds=10, lead_in=3, burst=5),
     ("nano", True): Plan(seconds=6, min_rounds=5, lead_in=2, burst=4),
-    ("large", False): Plan(seconds=180, min_rounds=10, lead_in=1, burst=2),
+    ("large", False): Plan(seconds=180, min_rounds=4, lead_in=1, burst=2),
     ("large", True): Plan(seconds=8, min_rounds=3, warmup_rounds=1, lead_in=0, burst=2),
 }
 
