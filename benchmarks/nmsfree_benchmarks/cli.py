@@ -17,7 +17,6 @@ from nmsfree_benchmarks.roofline.cli import roofline
 from nmsfree_benchmarks.throughput.cli import throughput
 
 if TYPE_CHECKING:
-    from nmsfree_benchmarks.table.options import Options
     from nmsfree_benchmarks.table.rows import Report
 
 
@@ -85,11 +84,19 @@ def bench(
         from nmsfree_benchmarks.gpu_check.claims import the_gpu
 
         the_gpu()  # without one, that is the reason to give
+    from nmsfree_benchmarks.common.publishing import command_line, with_progress
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.table.options import SIZES, Options
+    from nmsfree_benchmarks.table.suite import run_suite
 
     if size not in (None, *SIZES):
         raise InputError(f"size is {size!r}, expected one of: {', '.join(SIZES)}")
+    given = {
+        "device": None if device == "cpu" else device,
+        "threads": threads,
+        "size": size,
+        "seconds": seconds,
+    }
     options = Options(
         weights,
         data,
@@ -98,31 +105,13 @@ def bench(
         quick,
         seconds,
         sizes=SIZES if size is None else (size,),
-        command=_command(quick, threads, size, seconds, device),
+        command=command_line("", quick, given),
         device=device,
     )
-    report = _run(options)
+    report = with_progress(lambda progress: run_suite(options, progress))
     if not report.rows:
         raise InputError("nothing to measure: " + "; ".join(report.skipped.values()))
     _publish(report, out, json_file)
-
-
-def _command(
-    quick: bool, threads: int | None, size: str | None, seconds: float | None, device: str
-) -> str:
-    """What repeats the run, without the paths of this machine."""
-    given: dict[str, str | float | None] = {
-        "--device": None if device == "cpu" else device,
-        "--threads": threads,
-        "--size": size,
-        "--seconds": seconds,
-    }
-    words = [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in given.items()
-        if value is not None
-    ]
-    return " ".join(["nmsfree bench", *(["--quick"] if quick else []), *words])
 
 
 THREADS = typer.Option(min=1, help="Processor threads; PyTorch's choice if not given.")
@@ -167,21 +156,6 @@ def criterion(
     from nmsfree_benchmarks.training import measure_criterion
 
     measure_criterion(batch, size, objects, rounds, threads, json_file)
-
-
-def _run(options: "Options") -> "Report":
-    from nmsfree.progress import progress_bar
-    from nmsfree_benchmarks.table.suite import run_suite
-
-    with progress_bar() as bar:
-        tasks = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        return run_suite(options, on_progress)
 
 
 def _publish(report: "Report", out: Path, json_file: str | None) -> None:

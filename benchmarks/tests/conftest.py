@@ -37,7 +37,7 @@ class _Here(Exporter):
     def __init__(self) -> None:
         """No other process."""
 
-    def export_as(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
+    def export(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
         return export_onnx(load_checkpoint(checkpoint, model), out, options).sha256
 
 

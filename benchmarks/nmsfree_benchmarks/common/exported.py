@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def export_all(
                 progress(done, len(missing))
                 try:
                     options = w.options(calibration)
-                    other.export_as(w.source.file, w.source.name, files[w.name], options)
+                    other.export(w.source.file, w.source.name, files[w.name], options)
                 except NmsfreeError as error:
                     refused[w.name] = str(error)
         progress(len(missing), len(missing))
@@ -109,7 +110,7 @@ def _key(wanted: Wanted, calibration: Path | None) -> str:
     what: dict[str, Any] = {
         "weights": wanted.source.sha256,
         "name": wanted.name,
-        "code": _code(),
+        "code": exporting_code(),
         "versions": _versions(),
     }
     if wanted.target is not None and calibration is not None:
@@ -117,7 +118,8 @@ def _key(wanted: Wanted, calibration: Path | None) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _code() -> str:
+@cache
+def exporting_code() -> str:
     """Hash of the exporting code, so that a change of it is never measured with an old file."""
     folder = Path(str(nmsfree_export.__file__)).parent
     digests = [sha256(path) for path in sorted(folder.glob("*.py"))]

@@ -20,16 +20,8 @@ class Exporter:
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self._pool = pool
 
-    def export(self, checkpoint: Path, model: str, out: Path) -> str:
+    def export(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
         """Write the ONNX file of a checkpoint's deployed head; returns its SHA-256.
-
-        Raises:
-            GateError: the file differs from its checkpoint.
-        """
-        return self._pool.submit(_export, checkpoint, model, out).result()
-
-    def export_as(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
-        """The same for another precision, input size or batch.
 
         Raises:
             GateError: the file differs from its checkpoint.
@@ -45,5 +37,5 @@ def exporter() -> Iterator[Exporter]:
         yield Exporter(pool)
 
 
-def _export(checkpoint: Path, model: str, out: Path, options: ExportOptions | None = None) -> str:
-    return export_onnx(load_checkpoint(checkpoint, model), out, options or ExportOptions()).sha256
+def _export(checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
+    return export_onnx(load_checkpoint(checkpoint, model), out, options).sha256

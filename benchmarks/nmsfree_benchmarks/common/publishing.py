@@ -63,7 +63,7 @@ def now() -> str:
 
 def command_line(name: str, quick: bool, given: Mapping[str, Any]) -> str:
     """What repeats a run, without the paths of this machine; options that are None are left out."""
-    words = [f"nmsfree bench {name}", *(["--quick"] if quick else [])]
+    words = [f"nmsfree bench {name}".rstrip(), *(["--quick"] if quick else [])]
     for option, value in given.items():
         if isinstance(value, bool):
             words += [f"--{option}"] if value else []

@@ -2,19 +2,18 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cv2
 import onnx
 
-import nmsfree_export
 from nmsfree.atomic import write_atomic
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
 from nmsfree.spec import NmsSpec
+from nmsfree_benchmarks.common.exported import exporting_code
 from nmsfree_benchmarks.common.exporting import exporter
 from nmsfree_benchmarks.common.publishing import Progress
 from nmsfree_benchmarks.machine.measure import Stopwatch
@@ -46,15 +45,8 @@ class Job:
 
     def file(self, work: Path) -> Path:
         """Return where the exported file is: weights, options and code are in its name."""
-        key = f"{sha256(self.checkpoint)} {self.options!r} {_code()}"
+        key = f"{sha256(self.checkpoint)} {self.options!r} {exporting_code()}"
         return work / "crowd" / f"{self.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.onnx"
-
-
-@cache
-def _code() -> str:
-    """Hash of the exporting code, so that a change of it is never measured with an old file."""
-    folder = Path(str(nmsfree_export.__file__)).parent
-    return " ".join(sha256(path) for path in sorted(folder.glob("*.py")))
 
 
 def nano_jobs(weights: Path, side: int) -> list[Job]:
@@ -91,7 +83,7 @@ def export_all(jobs: list[Job], work: Path, progress: Progress) -> list[Path]:
         progress("export", 0, len(missing))
         with exporter() as other:
             for done, (job, file) in enumerate(missing, start=1):
-                other.export_as(job.checkpoint, job.model, file, job.options)
+                other.export(job.checkpoint, job.model, file, job.options)
                 progress("export", done, len(missing))
     return files
 

@@ -102,7 +102,7 @@ def export_files(group: Group, options: Options, progress: Progress) -> None:
     with exporter() as other:
         for done, (source, precision) in enumerate(jobs, start=1):
             out = options.onnx(source, precision)
-            other.export_as(source.file, source.name, out, ExportOptions(precision=precision))
+            other.export(source.file, source.name, out, ExportOptions(precision=precision))
             progress(f"export {group.size}", done, len(jobs))
 
 
