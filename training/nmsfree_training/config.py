@@ -194,7 +194,7 @@ def _losing_nothing(name: str, plain: Preset) -> Preset:
     """
     return replace(
         plain,
-        model=replace(plain.model, name=name, rival_iou=0.8),
+        model=replace(plain.model, name=name, rival_iou=0.78),
         train=replace(plain.train, o2o=Matching(topk=1, hungarian=True), o2o_gradient=1.0),
     )
 

@@ -6,10 +6,11 @@ close they lower one. This one asks for the boxes, too: the logits z of a cell i
     z_i − b · max over neighbours j of  tanh(50 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − τ))
 
 with s the best class logit of a cell and IoU that of the decoded boxes. Neighbours are the 8 cells
-around it, the 2 × 2 cells of the next finer level that it covers, and the cell of the next coarser
-level that it lies in, each kind with a maximum and a strength b of its own per level. Every cell is
-compared with the unfiltered ones at once: the cost is fixed, nothing is sorted, nothing depends on
-the picture. Only plain operators, and positions relative to the cell in units of its stride.
+around it, the 4 × 4 cells of the next finer level around its centre (the 2 × 2 that it covers and a
+ring around them), and the 2 × 2 cells of the next coarser level nearest to it, each kind with a
+maximum and a strength b of its own per level. Every cell is compared with the unfiltered ones at
+once: the cost is fixed, nothing is sorted, nothing depends on the picture. Only plain operators,
+and positions relative to the cell in units of its stride.
 
 The form is this project's. That neighbours in space and scale should compete is DeFCN's idea
 (arXiv:2012.03544), that a score should fall with the overlap Soft-NMS's (arXiv:1704.04503).
@@ -30,7 +31,10 @@ GAIN = 10.0
 FAR = -1e4  # of what lies outside the map: a low score, and a box far away
 
 AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in cells
-BELOW = [(y, x) for y in (0, 1) for x in (0, 1)]  # the four finer cells, by row and column
+# Finer cells around a coarse one, in finer cells from the first that it covers. Seen from below the
+# same pairs are each finer cell and its four nearest coarse ones.
+RING = (-1, 0, 1, 2)
+BELOW = [(y, x) for y in RING for x in RING]
 
 
 class _Boxes(NamedTuple):
@@ -117,14 +121,15 @@ class RivalFilter(nn.Module):
         """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
         h, w = fine.shape[2:]
         rows, columns = coarse.shape[2:]
-        # An odd side: the last coarse cell covers one finer cell less.
-        even = F.pad(fine, (0, 2 * columns - w, 0, 2 * rows - h), value=FAR)
-        parts = _unpack([even[:, :, y::2, x::2] for y, x in BELOW])
+        # A ring around it. An odd side: the last coarse cell covers one finer cell less.
+        ringed = F.pad(fine, (1, 2 * columns - w + 1, 1, 2 * rows - h + 1), value=FAR)
+        by_row = {y: ringed[:, :, 1 + y : 1 + y + 2 * rows - 1 : 2] for y in RING}
+        parts = _unpack([by_row[y][..., 1 + x : 1 + x + 2 * columns - 1 : 2] for y, x in BELOW])
         halved = _Boxes(parts.score, parts.area / 4, parts.low / 2, parts.high / 2)
         own, others = _unpack([coarse]), _moved(halved, self.below)
-        agreement = self._agreement(own, others)  # [N, 4, rows, columns]
+        agreement = self._agreement(own, others)  # [N, 16, rows, columns]
         from_below = (_better(own, others) * agreement).amax(dim=1, keepdim=True)
-        from_above = F.pixel_shuffle(_better(others, own) * agreement, 2)
+        from_above = _seen_from_below(_better(others, own) * agreement)
         return from_below, from_above[:, :, :h, :w]
 
     def _agreement(self, a: _Boxes, b: _Boxes) -> Tensor:
@@ -156,3 +161,24 @@ def _moved(boxes: _Boxes, offsets: Tensor) -> _Boxes:
 def _better(own: _Boxes, others: _Boxes) -> Tensor:
     """0–1: whether others have a higher score."""
     return torch.tanh(MARGIN * (others.score - own.score).clamp(min=0))
+
+
+def _seen_from_below(rates: Tensor) -> Tensor:
+    """Largest rate of each finer cell, [N, 1, 2h, 2w], from those of the pairs, [N, 16, h, w].
+
+    A finer cell in the first half of a coarse one is nearest to that and to the one before it,
+    which counts it as the last of its four; one in the second half to the next, as its first.
+    """
+    h, w = rates.shape[2:]
+    ringed = F.pad(rates, (1, 1, 1, 1))  # no coarse cell, no rival
+    nearest = (((1, 0), (3, -1)), ((2, 0), (0, 1)))  # by half: (place in RING, coarse cells away)
+    quarters = []
+    for by_row in nearest:
+        for by_column in nearest:
+            seen = [
+                ringed[:, 4 * i + j, 1 + y : 1 + y + h, 1 + x : 1 + x + w]
+                for i, y in by_row
+                for j, x in by_column
+            ]
+            quarters.append(torch.stack(seen, dim=1).amax(dim=1))
+    return F.pixel_shuffle(torch.stack(quarters, dim=1), 2)

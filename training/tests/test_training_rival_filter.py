@@ -53,10 +53,12 @@ def neighbours(shapes: list[tuple[int, int]], level: int, y: int, x: int) -> lis
         for j in (x - 1, x, x + 1):
             if (i, j) != (y, x):
                 add("same", level, i, j)
-    for i in (2 * y, 2 * y + 1):
-        for j in (2 * x, 2 * x + 1):
+    for i in range(2 * y - 1, 2 * y + 3):
+        for j in range(2 * x - 1, 2 * x + 3):
             add("finer", level - 1, i, j)
-    add("coarser", level + 1, y // 2, x // 2)
+    for i in ((y - 1) // 2, (y + 1) // 2):  # the nearest two: its own, and the one it leans to
+        for j in ((x - 1) // 2, (x + 1) // 2):
+            add("coarser", level + 1, i, j)
     return found
 
 

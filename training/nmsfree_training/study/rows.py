@@ -126,7 +126,7 @@ ROWS: tuple[Row, ...] = (
         "gradient 1, rival filter",
         "Or cells that give way only to a neighbour with the same box?",
         gradient=1,
-        rival_iou=0.8,
+        rival_iou=0.78,
     ),
     _two_heads(
         "rival_hungarian",
@@ -134,7 +134,7 @@ ROWS: tuple[Row, ...] = (
         "Is a cell of its own for every object worth more then?",
         gradient=1,
         matching="hungarian",
-        rival_iou=0.8,
+        rival_iou=0.78,
     ),
     _two_heads(
         "rival_features",
@@ -143,7 +143,7 @@ ROWS: tuple[Row, ...] = (
         gradient=1,
         matching="hungarian",
         max_filter="features",
-        rival_iou=0.8,
+        rival_iou=0.78,
     ),
     _two_heads(
         "one_metric",
