@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pynvml
 import pytest
 
 from nmsfree_benchmarks.machine import gpu, load
+from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.gpu import THROTTLES, GpuState, gpu_state
 from nmsfree_benchmarks.machine.load import LoadMeter, busy_cores
+from nmsfree_benchmarks.machine.measure import Image
 
 
 def test_without_a_driver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +131,27 @@ def test_a_system_that_does_not_tell_is_unknown(stat: Path) -> None:
     assert busy_cores(0.01) is None
     stat_of(stat, idle=1, total=4)
     assert busy_cores(0.01) is None  # no tick has passed
+
+
+def test_energy_is_what_the_counter_says_by_the_pictures() -> None:
+    shown: list[int] = []
+    pictures = [np.full((1, 1, 3), i, np.uint8) for i in range(3)]
+
+    def call(image: Image) -> tuple[int]:
+        shown.append(int(image[0, 0, 0]))
+        return (0,)
+
+    def joules() -> float:
+        return 100 + 0.25 * len(shown)
+
+    assert joules_per_image(call, pictures, joules, seconds=0.01) == pytest.approx(0.25)
+    assert len(shown) > 3 and shown[:4] == [0, 1, 2, 0]
+    shown.clear()
+    assert joules_per_image(call, pictures, joules, seconds=0) == 0.25  # at least one
+
+
+def test_no_counter_no_energy() -> None:
+    def call(image: Image) -> tuple[int]:
+        raise AssertionError("nothing to measure")
+
+    assert joules_per_image(call, [np.zeros((1, 1, 3), np.uint8)], lambda: None) is None

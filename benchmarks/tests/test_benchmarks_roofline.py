@@ -186,6 +186,15 @@ def test_a_peak_is_the_fastest_call_of_the_fastest_probe() -> None:
     assert probes[2].record(ms).figures == {"gb_per_s": 0.5}
 
 
+def test_the_faster_of_two_measurements_counts() -> None:
+    slow = Peaks({"fp32": 1e9, "int8": 9e9}, ((1, 5e9), (8, 2e9)))
+    fast = Peaks({"fp32": 2e9, "bf16": 3e9}, ((8, 1e9), (64, 7e9)))
+    assert slow.or_faster(fast) == Peaks(
+        {"fp32": 2e9, "int8": 9e9, "bf16": 3e9}, ((1, 5e9), (8, 2e9), (64, 7e9))
+    )
+    assert slow.or_faster(fast) == fast.or_faster(slow)
+
+
 def test_the_processor_has_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks_cpu, "SIDES", (64,))
     monkeypatch.setattr(peaks_cpu, "COPIED_MIB", (1,))

@@ -87,7 +87,7 @@ def test_the_filter_is_stored_once(
     names = ("logit_filter", "feature_filter", "rival_filter", "cls_pred", "reg_pred")
     assert all(len({id(getattr(level, name)) for level in levels}) == 1 for name in names)
     keys = deployed_tensors(DeployNetwork(network, "o2o"))
-    size = {"logits": 3, "features": 2, "rivals": 3 + 2}[kind]  # with two tables of offsets
+    size = {"logits": 3, "features": 2, "rivals": 3 + 3}[kind]  # with three tables
     assert sum("_filter." in key for key in keys) == size
 
 

@@ -16,8 +16,6 @@ The form is this project's. That neighbours in space and scale should compete is
 (arXiv:2012.03544), that a score should fall with the overlap Soft-NMS's (arXiv:1704.04503).
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,26 +26,14 @@ MARGIN = 50.0  # a neighbour that is better by 0.02 in the logit counts by three
 SHARPNESS = 40.0  # an IoU 0.05 below τ counts by an eighth, 0.05 above it by seven
 # Strengths end between 0.5 and 5; at the recipe's learning rate Adam moves a weight by a tenth.
 GAIN = 10.0
-FAR = -1e4  # of what lies outside the map: a low score, and a box far away
+FAR = -1e4  # of what lies outside the map: a low score, and a box inside out
 
-AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in cells
-# Finer cells around a coarse one, in finer cells from the first that it covers. Seen from below the
-# same pairs are each finer cell and its four nearest coarse ones.
-RING = (-1, 0, 1, 2)
-BELOW = [(y, x) for y in RING for x in RING]
-
-
-class _Boxes(NamedTuple):
-    """What is compared of n cells, each of them at every place of a map.
-
-    score, area [N, n, h, w]; low and high corners (y, x) [N, n, 2, h, w]; in strides, from the
-    point of the cell at that place.
-    """
-
-    score: Tensor
-    area: Tensor
-    low: Tensor
-    high: Tensor
+# Neighbours by (y, x). Around a cell, in cells: four of the eight, since a pair is looked at once.
+AROUND = ((0, 1), (1, -1), (1, 0), (1, 1))
+# Around a coarse cell, in finer cells from the first that it covers; by quarter: those in even rows
+# and columns of the finer map, then those in even rows and odd columns, ….
+EVEN, ODD = (0, 2), (-1, 1)
+BELOW = [(y, x) for ys in (EVEN, ODD) for xs in (EVEN, ODD) for y in ys for x in xs]
 
 
 class RivalFilter(nn.Module):
@@ -55,6 +41,9 @@ class RivalFilter(nn.Module):
 
     No gradient flows through the comparison, only into the strengths and the unfiltered logits.
     The comparison is in float32 whatever comes in, and so is what comes out.
+
+    Every pair of neighbours is compared once, for both of them. Rows of cells lie behind each
+    other, so that the neighbours of all cells at one offset are one slice of memory.
 
     Args:
         levels: of the pyramid.
@@ -66,6 +55,7 @@ class RivalFilter(nn.Module):
 
     around: Tensor
     below: Tensor
+    halving: Tensor
 
     def __init__(self, levels: int, agreement: float) -> None:
         super().__init__()
@@ -74,10 +64,10 @@ class RivalFilter(nn.Module):
         self.weights = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
         )
-        # Where the points of these neighbours are, in strides of the cell, [n, 2, 1, 1].
-        around, below = torch.tensor(AROUND).float(), torch.tensor(BELOW) / 2 - 0.25
-        self.register_buffer("around", around[..., None, None], persistent=False)
-        self.register_buffer("below", below[..., None, None], persistent=False)
+        halving = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.25, 1])[:, None, None]
+        self.register_buffer("halving", halving, persistent=False)  # into strides twice as long
+        self.register_buffer("around", _shift(torch.tensor(AROUND).float()), persistent=False)
+        self.register_buffer("below", _shift(torch.tensor(BELOW) / 2 - 0.25), persistent=False)
 
     def forward(self, logits: Maps, deltas: Maps) -> Maps:
         """Lower logits [N, C, h, w] where deltas [N, 4, h, w] agree; levels finest first."""
@@ -109,76 +99,75 @@ class RivalFilter(nn.Module):
         return weight if self.gain == 1 else self.gain * weight
 
     def _from_around(self, cells: Tensor) -> Tensor:
-        """How much each cell is rivalled by the 8 around it, [N, 1, h, w], 0–1."""
+        """How much each cell [N, 6, h, w] is rivalled by the 8 around it, [N, 1, h, w], 0–1."""
         h, w = cells.shape[2:]
-        padded = F.pad(cells, (1, 1, 1, 1), value=FAR)
-        rows = [padded[:, :, 1 + y : 1 + y + h] for y in (-1, 0, 1)]
-        shifted = [rows[1 + y][:, :, :, 1 + x : 1 + x + w] for y, x in AROUND]
-        own, others = _unpack([cells]), _moved(_unpack(shifted), self.around)
-        return (_better(own, others) * self._agreement(own, others)).amax(dim=1, keepdim=True)
+        row = w + 1  # one column of padding: beside the last cell, and before the next row's first
+        steps = [y * row + x for y, x in AROUND]
+        flat = F.pad(cells, (0, 1, 0, 2), value=FAR).flatten(2)[:, :, None]
+        others = torch.cat([flat[..., s : s + h * row] for s in steps], dim=2)
+        first, second = self._rates(flat[..., : h * row], others, self.around)
+        largest = torch.cat([first, *_stepped(second, steps, row + 1)], dim=2).amax(dim=2)
+        return largest.reshape(-1, 1, h, row)[..., :w]
 
     def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
-        h, w = fine.shape[2:]
-        rows, columns = coarse.shape[2:]
-        # A ring around it. An odd side: the last coarse cell covers one finer cell less.
-        ringed = F.pad(fine, (1, 2 * columns - w + 1, 1, 2 * rows - h + 1), value=FAR)
-        by_row = {y: ringed[:, :, 1 + y : 1 + y + 2 * rows - 1 : 2] for y in RING}
-        parts = _unpack([by_row[y][..., 1 + x : 1 + x + 2 * columns - 1 : 2] for y, x in BELOW])
-        halved = _Boxes(parts.score, parts.area / 4, parts.low / 2, parts.high / 2)
-        own, others = _unpack([coarse]), _moved(halved, self.below)
-        agreement = self._agreement(own, others)  # [N, 16, rows, columns]
-        from_below = (_better(own, others) * agreement).amax(dim=1, keepdim=True)
-        from_above = _seen_from_below(_better(others, own) * agreement)
+        (h, w), (rows, columns) = fine.shape[2:], coarse.shape[2:]
+        row, size = columns + 1, rows * (columns + 1)
+        # An odd side: the last coarse cell covers one finer cell less.
+        even = F.pad(fine * self.halving, (0, 2 * columns - w, 0, 2 * rows - h), value=FAR)
+        quarters = F.pixel_unshuffle(even, 2).reshape(-1, 6, 4, rows, columns)
+        steps = [y // 2 * row + x // 2 for y, x in BELOW]
+        flat = F.pad(quarters, (0, 1, 2, 2), value=FAR).flatten(3).chunk(4, dim=2)
+        parts = [flat[i // 4][..., 2 * row + s : 2 * row + s + size] for i, s in enumerate(steps)]
+        own = F.pad(coarse, (0, 1), value=FAR).flatten(2)[:, :, None]
+        first, second = self._rates(own, torch.cat(parts, dim=2), self.below)
+        from_below = first.amax(dim=2).reshape(-1, 1, rows, row)[..., :columns]
+        moved = torch.cat(_stepped(second, steps, row + 1), dim=2)
+        by_quarter = moved.reshape(-1, 4, 4, size).amax(dim=2).reshape(-1, 4, rows, row)
+        from_above = F.pixel_shuffle(by_quarter[..., :columns], 2)
         return from_below, from_above[:, :, :h, :w]
 
-    def _agreement(self, a: _Boxes, b: _Boxes) -> Tensor:
-        """0–1: whether boxes are the same."""
-        sides = (torch.minimum(a.high, b.high) - torch.maximum(a.low, b.low)).clamp(min=0)
-        shared = sides[:, :, 0] * sides[:, :, 1]
-        iou = shared / (a.area + b.area - shared).clamp(min=1e-6)  # square strides
-        return torch.sigmoid(SHARPNESS * (iou - self.agreement))
+    def _rates(self, own: Tensor, others: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """How much cells [N, 6, 1, L] are rivalled by others [N, 6, n, L], and these by them.
+
+        Args:
+            shift: from the points of the cells to those of the others, [4, n, 1].
+
+        Returns:
+            float32 [N, 1, n, L] twice, 0–1.
+        """
+        corners, area, score = own.split_with_sizes([4, 1, 1], dim=1)
+        other_corners, other_area, other_score = others.split_with_sizes([4, 1, 1], dim=1)
+        high, low = torch.minimum(corners, other_corners + shift).chunk(2, dim=1)
+        height, width = (high + low).clamp(min=0).chunk(2, dim=1)
+        shared = height * width
+        iou = shared / (area + other_area - shared).clamp(min=1e-6)  # square strides
+        agreement = torch.sigmoid(SHARPNESS * (iou - self.agreement))
+        better = torch.tanh(MARGIN * (other_score - score))
+        return better.clamp(min=0) * agreement, (-better).clamp(min=0) * agreement
 
 
 def _pack(logits: Tensor, deltas: Tensor) -> Tensor:
-    """[N, 6, h, w]: best logit, and the box's area, low corner and high corner in strides."""
-    centre, half = deltas[:, :2].flip(1), deltas[:, 2:].flip(1).exp() / 2  # (y, x)
-    score, area = logits.amax(dim=1, keepdim=True), 4 * half[:, :1] * half[:, 1:]
-    return torch.cat([score, area, centre - half, centre + half], dim=1)
+    """[N, 6, h, w]: a box's high corner and its low one negated, (y, x); its area; best logit.
 
-
-def _unpack(cells: list[Tensor]) -> _Boxes:
-    joined = torch.cat(cells, dim=1)
-    joined = joined.reshape(-1, len(cells), 6, *joined.shape[2:])
-    return _Boxes(joined[:, :, 0], joined[:, :, 1], joined[:, :, 2:4], joined[:, :, 4:])
-
-
-def _moved(boxes: _Boxes, offsets: Tensor) -> _Boxes:
-    """Boxes as seen from a cell whose neighbours lie at these offsets, [n, 2, 1, 1]."""
-    return boxes._replace(low=boxes.low + offsets, high=boxes.high + offsets)
-
-
-def _better(own: _Boxes, others: _Boxes) -> Tensor:
-    """0–1: whether others have a higher score."""
-    return torch.tanh(MARGIN * (others.score - own.score).clamp(min=0))
-
-
-def _seen_from_below(rates: Tensor) -> Tensor:
-    """Largest rate of each finer cell, [N, 1, 2h, 2w], from those of the pairs, [N, 16, h, w].
-
-    A finer cell in the first half of a coarse one is nearest to that and to the one before it,
-    which counts it as the last of its four; one in the second half to the next, as its first.
+    In strides, from the cell's point. Of two boxes that meet, the smaller of these are the corners
+    of what they share.
     """
-    h, w = rates.shape[2:]
-    ringed = F.pad(rates, (1, 1, 1, 1))  # no coarse cell, no rival
-    nearest = (((1, 0), (3, -1)), ((2, 0), (0, 1)))  # by half: (place in RING, coarse cells away)
-    quarters = []
-    for by_row in nearest:
-        for by_column in nearest:
-            seen = [
-                ringed[:, 4 * i + j, 1 + y : 1 + y + h, 1 + x : 1 + x + w]
-                for i, y in by_row
-                for j, x in by_column
-            ]
-            quarters.append(torch.stack(seen, dim=1).amax(dim=1))
-    return F.pixel_shuffle(torch.stack(quarters, dim=1), 2)
+    centre, half = deltas[:, :2].flip(1), deltas[:, 2:].flip(1).exp() / 2  # (y, x)
+    area, score = 4 * half[:, :1] * half[:, 1:], logits.amax(dim=1, keepdim=True)
+    return torch.cat([half + centre, half - centre, area, score], dim=1)
+
+
+def _shift(offsets: Tensor) -> Tensor:
+    """Offsets of points [n, 2], in strides → what is added to corners as `_pack` has them."""
+    return torch.cat([offsets, -offsets], dim=1).T[..., None]
+
+
+def _stepped(rates: Tensor, steps: list[int], most: int) -> list[Tensor]:
+    """Rates [N, 1, n, L] of cells so many steps further, at the places of those: n × [N, 1, 1, L].
+
+    What comes from outside is 0.
+    """
+    size = rates.shape[3]
+    padded = F.pad(rates, (most, most)).chunk(len(steps), dim=2)
+    return [one[..., most - s : most - s + size] for one, s in zip(padded, steps, strict=True)]

@@ -89,13 +89,18 @@ def environment_lines(results: Results) -> list[str]:
 
 
 def with_progress(run: Callable[[Progress], T]) -> T:
-    """Run something that reports how far it is, and show that on stderr."""
+    """Run something that reports how far it is, and show that on stderr.
+
+    Bars are drawn once, at the end, where that is no terminal: a line then names each step.
+    """
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what)
+                if not bar.console.is_terminal:
+                    typer.echo(f"{what} …", err=True)
             bar.update(tasks[what], completed=done, total=total)
 
         return run(on_progress)

@@ -48,9 +48,9 @@ def _nms(results: Results) -> Words:
 
 
 def _jitter(results: Results) -> Words:
-    from nmsfree_benchmarks.jitter.facts import conclusions
+    from nmsfree_benchmarks.jitter.facts import conclusions, sheet
 
-    return _both(conclusions(results), [])
+    return _both(conclusions(results), [sheet(results)])
 
 
 def _frontier(results: Results) -> Words:

@@ -40,6 +40,17 @@ class Peaks:
         """Bytes/s of the smallest copy that moves as much, or of the largest."""
         return next((rate for size, rate in self.copies if moved <= size), self.copies[-1][1])
 
+    def or_faster(self, other: "Peaks") -> "Peaks":
+        """The faster of two measurements, peak by peak."""
+        flops = {
+            key: max(self.flops.get(key, 0.0), other.flops.get(key, 0.0))
+            for key in (*self.flops, *other.flops)
+        }
+        copies = dict(self.copies)
+        for size, rate in other.copies:
+            copies[size] = max(rate, copies.get(size, 0.0))
+        return Peaks(flops, tuple(sorted(copies.items())))
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:

@@ -7,6 +7,7 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.evaluate import Metrics, evaluate
 from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.measure import Image, Stopwatch, take_turns
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import Source
@@ -17,6 +18,7 @@ from nmsfree_benchmarks.table.entries import (
     cpu_entries,
     device_entries,
     eager_entries,
+    timed_call,
 )
 from nmsfree_benchmarks.table.options import Options, Progress
 from nmsfree_benchmarks.table.rows import Row
@@ -71,6 +73,7 @@ def run_group(
         options.plan(group.size),
         lambda done, total: progress(f"rounds {group.size}", done, total),
     )
+    joules = energy_of_all(entries, group, options, watch, progress)
     for entry in entries:
         entry.detector.close()
     rows = [
@@ -89,6 +92,7 @@ def run_group(
             file_bytes=entry.file.stat().st_size,
             threads=options.threads,
             state=entry.state,
+            joules=joules.get(entry.name),
         )
         for entry in entries
     ]
@@ -119,6 +123,21 @@ def make_entries(
         entries.append(compiled_entry(source, watch, options.device))
     others, refused = device_entries(source, group.others, options.onnx, watch, options.threads)
     return [*entries, *others], refused
+
+
+def energy_of_all(
+    entries: list[Entry], group: Group, options: Options, watch: Stopwatch, progress: Progress
+) -> dict[str, float | None]:
+    """Joules a picture on a GPU, one detector after another: a counter cannot tell turns apart."""
+    if options.device != "cuda":
+        return {}
+    joules = {}
+    progress(f"energy {group.size}", 0, len(entries))
+    for done, entry in enumerate(entries, start=1):
+        call = timed_call(entry.detector, watch)
+        joules[entry.name] = joules_per_image(call, group.pictures)
+        progress(f"energy {group.size}", done, len(entries))
+    return joules
 
 
 def evaluate_all(entries: list[Entry], group: Group, progress: Progress) -> dict[str, Metrics]:

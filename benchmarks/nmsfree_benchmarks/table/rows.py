@@ -48,6 +48,7 @@ class Row:
         threads: of the engine.
         state: further attributes of its `Subject`: TF32, CUDA graph, transfers, arithmetic.
         limit_ms: what the graph takes at least, see `limits` (ONNX Runtime).
+        joules: of the GPU's board for one picture; None where it has no counter.
     """
 
     engine: str
@@ -65,6 +66,7 @@ class Row:
     threads: int = 1
     state: Mapping[str, Any] = field(default_factory=dict)
     limit_ms: float | None = None
+    joules: float | None = None
 
     @cached_property
     def summary(self) -> Summary:
@@ -114,6 +116,8 @@ class Row:
         figures = {f"{stage}_share": round(self.shares[stage], 4) for stage in STAGES}
         if self.nms_candidates is not None:
             figures["nms_candidates"] = self.nms_candidates
+        if self.joules is not None:
+            figures["joules_per_image"] = round(self.joules, 4)
         yield Record(self.name, {"call": "detector"}, self.times, parts, figures, self.subject)
         for call, times in (("in graph", self.in_graph), ("bare", self.bare)):
             if times is not None:

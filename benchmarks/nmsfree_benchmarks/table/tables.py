@@ -157,7 +157,7 @@ def _facts(report: Report) -> Iterator[str]:
         ("Detector(image) by the bare ONNX Runtime call", overheads(rows), "{:.3f} ×"),
         ("Post-processing + NMS in ONNX Runtime", postprocess_ms(rows), "{:.2f} ms"),
         (
-            "Least time this processor needs (peaks measured at the start), of the bare call's",
+            "Least time this processor needs (peaks measured between rounds), of the bare call's",
             {name: 100 * share for name, share in limit_shares(rows).items()},
             "{:.0f} %",
         ),
@@ -165,6 +165,11 @@ def _facts(report: Report) -> Iterator[str]:
             "AP without NMS minus AP of one-to-many + NMS",
             {name: 100 * gap for name, gap in ap_gaps(rows).items()},
             "{:+.1f}",
+        ),
+        (
+            "Energy of the GPU's board for one image",
+            {row.name: row.joules for row in rows if row.joules is not None},
+            "{:.3g} J",
         ),
     )
     for what, values, form in facts:
