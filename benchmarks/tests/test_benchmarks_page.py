@@ -31,7 +31,7 @@ from nmsfree_benchmarks.roofline.onnx_cost import Layer
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe
 from nmsfree_benchmarks.roofline.records import model_record
 
-OLD = Path(__file__).parents[1] / "results" / "20261123T032046Z.json"
+OLD = Path(__file__).parent / "format_1.json"
 EVIL = "</td><script>alert(1)</script>|`[x](http://evil.example/)"
 CHROMIUM = shutil.which("chromium")
 FLAGS = (

@@ -14,7 +14,7 @@ from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
-OLD = Path(__file__).parents[1] / "results" / "20261123T032046Z.json"
+OLD = Path(__file__).parent / "format_1.json"
 
 
 def content_of(results: Results) -> dict[str, Any]:

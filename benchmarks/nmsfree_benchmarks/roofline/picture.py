@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from nmsfree_benchmarks.common.plot_style import INK, SERIES, bare_axes, finish, new_figure
 from nmsfree_benchmarks.record.records import Record, Results
@@ -51,6 +52,7 @@ def draw(results: Results, path: Path) -> None:
     bare_axes(axes)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
     axes.set_xlabel("FLOP for each byte read or written")
     axes.set_ylabel("GFLOP/s")
     axes.legend(fontsize=9, frameon=False, loc="lower right")

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from nmsfree_benchmarks.machine.measure import STAGES
+from nmsfree_benchmarks.record.verdict import judge
 from nmsfree_benchmarks.table.rows import Report, Row
 from nmsfree_benchmarks.table.tables import SHORT_ENGINES, head_label
 
@@ -18,7 +19,7 @@ LABELS = {
     "postprocess": "post-processing + NMS",
 }
 GAP = 0.9  # between models, in bars
-INK, FAINT = "#222222", "#888888"
+INK, FAINT, DOUBT = "#222222", "#888888", "#D55E00"
 
 
 def draw(report: Report, path: Path) -> None:
@@ -33,10 +34,12 @@ def draw(report: Report, path: Path) -> None:
     handles = [Patch(color=COLOURS[stage], label=LABELS[stage]) for stage in STAGES]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(STAGES), frameon=False)
     e = report.environment
+    about = f"milliseconds, one image after another · {e['processor']}, threads: {e['threads']}"
+    ranks = judge(report.results()).ranks
     figure.supxlabel(
-        f"milliseconds, one image after another · {e['processor']}, threads: {e['threads']}",
+        about if ranks else f"{about} · too noisy to rank: read no winner from it",
         fontsize=9,
-        color=INK,
+        color=INK if ranks else DOUBT,
     )
     figure.savefig(path, metadata={"Software": None})
 
