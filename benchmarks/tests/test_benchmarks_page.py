@@ -234,7 +234,9 @@ def test_without_results_the_reason_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no result of format 2.0 in it, run one first$"):
         newest_of_each_kind(tmp_path)
     shutil.copy(OLD, tmp_path)
-    with pytest.raises(InputError, match=r"run one first; 2026.*: format 1\.0, this version reads"):
+    with pytest.raises(
+        InputError, match=r"run one first; format_1.json: format 1\.0, this version reads"
+    ):
         newest_of_each_kind(tmp_path)
     with pytest.raises(InputError, match=r"format 1\.0, this version reads 2\.0: measure again"):
         open_files([OLD])

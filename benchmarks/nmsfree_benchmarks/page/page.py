@@ -19,7 +19,7 @@ from nmsfree_benchmarks.page.generic import (
     settings_sheet,
 )
 from nmsfree_benchmarks.page.kinds import KINDS, words_of
-from nmsfree_benchmarks.page.table import detectors
+from nmsfree_benchmarks.page.table import by_size, detectors
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 from nmsfree_benchmarks.roofline.records import models
@@ -161,7 +161,7 @@ def _pictures(found: Found) -> list[Picture]:
     if results.kind == "roofline" and models(results.records):
         return [_roofline(results)]
     if results.kind == "table" and detectors(results):
-        return [_bars(detectors(results))]
+        return [_bars(records, size) for size, records in by_size(results).items()]
     if found.picture is not None:
         data = base64.b64encode(found.picture.read_bytes()).decode()
         caption = "As the run drew it."
@@ -169,8 +169,10 @@ def _pictures(found: Found) -> list[Picture]:
     return [_bars(results.records)] if results.records else []
 
 
-def _bars(records: Sequence[Record]) -> Picture:
+def _bars(records: Sequence[Record], size: tuple[int, int] | None = None) -> Picture:
     caption = "Median time of each row; the line reaches to the p99."
+    if size is not None:
+        caption = f"Input of {size[0]} × {size[1]} pixels. {caption}"
     if len(records) > page_svg.MOST_BARS:
         caption += f" The first {page_svg.MOST_BARS} of {len(records)} rows."
     legend: tuple[tuple[str, str], ...] = ()

@@ -48,7 +48,11 @@ def _bar(record: Record, y: int, longest: float) -> Markup:
     parts.append(_line(worst, y + 20, worst, y + 20 + BAR, "tick"))
     doubt = "" if s.trusted else " !"
     number = Markup('<text x="{:.2f}%" dx="6" y="{}" class="number">{}{}</text>')
-    parts.append(number.format(worst, y + 31, f"{s.p50:.3g} ms", doubt))
+    parts.append(
+        number.format(
+            worst, y + 31, f"{s.p50:.0f} ms" if s.p50 >= 100 else f"{s.p50:.3g} ms", doubt
+        )
+    )
     return Markup("").join(parts)
 
 

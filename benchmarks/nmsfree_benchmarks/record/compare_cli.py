@@ -39,6 +39,7 @@ def compare(
 
     from nmsfree.atomic import write_atomic
     from nmsfree.errors import GateError
+    from nmsfree_benchmarks.common.publishing import MIN_WIDTH
     from nmsfree_benchmarks.record import file as results_file
     from nmsfree_benchmarks.record.compare import agreement, compare
 
@@ -48,6 +49,7 @@ def compare(
     report = found.to_json() | {"ratios_overlapping": overlapping, "ratios_in_both": both}
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     console = Console(stderr=json_file == "-", highlight=False)
+    console.width = max(console.width, MIN_WIDTH)
     console.print(table(found, tolerance))
     for line in lines(found):
         console.print(f"• {line}")
