@@ -140,6 +140,8 @@ def test_ratios_are_compared_across_devices() -> None:
     assert found.regressions(1.5) == [change]
     assert agreement(before, after) == (0, 1)
     assert agreement(before, before) == (1, 1)
+    assert agreement(before, before, "with NMS") == (1, 1)
+    assert agreement(before, before, "no such ratio") == (0, 0)
 
 
 def test_only_what_is_named_is_compared() -> None:

@@ -71,6 +71,8 @@ def test_what_is_no_result_file_is_refused(tmp_path: Path) -> None:
         "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), "
         "expected a file of `nmsfree bench`"
     )
+    path.write_text('{"seconds": NaN}', encoding="utf-8")
+    assert refusal(path).startswith("not JSON (NaN is no number)")
     path.write_bytes(b"\xff\xfe")
     assert refusal(path).startswith("not JSON (")
     others: list[Any] = [[], {}, {"a": 1}, 3]

@@ -115,10 +115,22 @@ def signed(interval: Interval) -> str:
 
 def conclusions(results: Results) -> list[str]:
     """Say it in sentences; whether content matters only where the run may be believed."""
-    lines = [_stream(results), *_found(results)]
+    lines = [*_scatter(results), _stream(results), *_found(results)]
     if not judge(results).ranks:
         return [*lines, "The machine was too noisy to rank: whose times depend on content is open."]
     return lines + [_dependence(results, record) for record in results.records]
+
+
+def _scatter(results: Results) -> Iterator[str]:
+    """p99 by p50 of every detector, one line for each order."""
+    for order in dict.fromkeys(r.parameters["order"] for r in results.records):
+        own = [r for r in results.records if r.parameters["order"] == order]
+        facts = {label(r): results.facts[r.name] for r in own}
+        said = (
+            f"{name} {f['p99_by_p50']:.2f} (by frame {f['frame_p99_by_p50']:.2f})"
+            for name, f in facts.items()
+        )
+        yield f"p99 / p50, {order}: {', '.join(said)}."
 
 
 def _stream(results: Results) -> str:

@@ -159,6 +159,11 @@ class Summary:
         return 1000 / self.p50
 
     @property
+    def fps_text(self) -> str:
+        """FPS with one decimal, with two below 10: large networks on processors differ there."""
+        return f"{self.fps:.1f}" if self.fps >= 10 else f"{self.fps:.2f}"
+
+    @property
     def percentiles(self) -> tuple[float, float, float]:
         return self.p50, self.p90, self.p99
 

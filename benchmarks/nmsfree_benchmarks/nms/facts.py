@@ -94,7 +94,7 @@ def key(record: Record) -> str:
 def conclusions(results: Results) -> list[str]:
     """Say it in sentences; which is faster only where the run may be believed."""
     ranks = judge(results).ranks
-    lines = list(_checked(results)) + list(_shares(results))
+    lines = [*_headline(results), *_checked(results), *_shares(results)]
     if ranks:
         return lines + list(_ranking(results))
     return [
@@ -118,6 +118,18 @@ def _checked(results: Results) -> Iterator[str]:
 
 def _lowest(results: Results) -> float:
     return min(float(r.parameters["floor"]) for r in of_kind(results, what="with NMS"))
+
+
+def _headline(results: Results) -> Iterator[str]:
+    """The price where it is most asked for: the most objects, the lowest floor, by itself."""
+    most, floor = results.settings["base"]["objects"], _lowest(results)
+    for whole in of_kind(results, what="with NMS", objects=most, floor=floor):
+        share = Interval(**results.facts[f"nms_tail_share_of_call_{key(whole)}"])
+        alone = results.facts[f"nms_tail_ms_{key(whole)}"]
+        yield (
+            f"At {most} objects and floor {floor:g} NMS, timed by itself, takes {alone:.2f} ms, "
+            f"{percent(share)} of the whole call."
+        )
 
 
 def _shares(results: Results) -> Iterator[str]:

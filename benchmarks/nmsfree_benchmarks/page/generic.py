@@ -49,7 +49,7 @@ def rows_sheet(results: Results) -> Sheet:
         (
             record.name + ("" if record.summary.trusted else " !"),
             *(_cell(_state(record).get(key)) for key in state),
-            f"{record.summary.fps:.1f}",
+            record.summary.fps_text,
             *(_ms(ms) for ms in record.summary.percentiles),
             str(len(record.times)),
             *(_cell(record.figures.get(key)) for key in figures),

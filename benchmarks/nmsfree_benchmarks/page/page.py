@@ -101,7 +101,8 @@ def make_page(files: Sequence[Found], skipped: Mapping[str, str] | None = None) 
     """Put result files into words and pictures; nothing in it depends on when that is done."""
     days = sorted({_day(found.results.stamp) for found in files})
     made_of = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    sections = tuple(_section(found) for found in files)
+    kinds = [found.results.kind for found in files]
+    sections = tuple(_section(found, dated=kinds.count(found.results.kind) > 1) for found in files)
     return Page("Detectors without NMS, measured", made_of, sections, skipped or {}, GLOSSARY)
 
 
@@ -109,16 +110,18 @@ def _day(stamp: str) -> str:
     return f"{datetime.strptime(stamp, '%Y%m%dT%H%M%SZ'):%Y-%m-%d}"
 
 
-def _section(found: Found) -> Section:
+def _section(found: Found, dated: bool) -> Section:
+    """One run; `dated` where the page has another of its kind."""
     results = found.results
     kind = KINDS.get(results.kind)
     said, sheets = words_of(results)
     answer = said[0] if said else f"{len(results.records)} rows were measured."
+    title = results.kind if kind is None else kind.title
     details = (ratios_sheet, facts_sheet, settings_sheet)
     rows = rows_sheet(results)
     return Section(
         kind=results.kind,
-        title=results.kind if kind is None else kind.title,
+        title=title + (f", {results.stamp}" if dated else ""),
         question="" if kind is None else kind.question,
         answer=answer,
         said=tuple(said[1:]),
@@ -144,7 +147,11 @@ def _about(found: Found) -> list[tuple[str, str]]:
     gpu = e.get("gpu")
     engines = dict.fromkeys(r.subject.provider for r in found.results.records if r.subject)
     return [
-        ("device", f"{e['device']}: {e['processor']}, {e['cores']} cores, {e['threads']} threads"),
+        (
+            "device",
+            f"{e['device']}: {e['processor']}, {e['cores']} cores; threads of an engine: "
+            f"{e['threads']}",
+        ),
         *([("GPU", str(gpu))] if gpu else []),
         ("system", f"{e['system']}, Python {e['python']}"),
         *([("engines", "; ".join(engines))] if engines else []),

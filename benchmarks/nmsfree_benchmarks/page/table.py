@@ -91,7 +91,7 @@ def _row(record: Record) -> tuple[str, ...]:
         s.model,
         "o2m + NMS" if s.nms is not None else "o2o, no NMS",
         ENGINES.get(s.engine, s.engine) + ("" if summary.trusted else " !"),
-        f"{summary.fps:.1f}",
+        summary.fps_text,
         *(f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" for ms in summary.percentiles),
         "–" if s.ap is None else f"{100 * s.ap:.1f}",
         "–" if s.ap50 is None else f"{100 * s.ap50:.1f}",

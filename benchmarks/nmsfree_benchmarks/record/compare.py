@@ -170,14 +170,23 @@ def _ratio_changes(before: Results, after: Results) -> Iterator[Change]:
             continue
         # Of two independent intervals: the extremes of their quotient, wider than 95 %.
         quotient = Interval(new.value / old.value, new.low / old.high, new.high / old.low)
-        yield Change(f"{ratio.meaning}: {ratio.of} / {ratio.to}", old.value, new.value, quotient)
+        yield Change(_name(ratio), old.value, new.value, quotient)
 
 
-def agreement(before: Results, after: Results) -> tuple[int, int]:
-    """How many ratios of both runs have intervals that overlap, of how many."""
+def agreement(before: Results, after: Results, only: str = "") -> tuple[int, int]:
+    """How many ratios of both runs have intervals that overlap, of how many.
+
+    Args:
+        only: ratios with this in their name.
+    """
     known = {_key(ratio): ratio.interval for ratio in before.ratios}
-    both = [(known[_key(r)], r.interval) for r in after.ratios if _key(r) in known]
+    named = [ratio for ratio in after.ratios if only in _name(ratio)]
+    both = [(known[_key(r)], r.interval) for r in named if _key(r) in known]
     return sum(a.overlaps(b) for a, b in both), len(both)
+
+
+def _name(ratio: Ratio) -> str:
+    return f"{ratio.meaning}: {ratio.of} / {ratio.to}"
 
 
 def _key(ratio: Ratio) -> tuple[str, str, str]:

@@ -45,7 +45,7 @@ def compare(
 
     first, second = results_file.read(before), results_file.read(after)
     found = compare(first, second, by_ratios=ratios, only=only)
-    overlapping, both = agreement(first, second)
+    overlapping, both = agreement(first, second, only)
     report = found.to_json() | {"ratios_overlapping": overlapping, "ratios_in_both": both}
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     console = Console(stderr=json_file == "-", highlight=False)

@@ -40,7 +40,7 @@ def read(path: Path) -> Results:
         InputError: it cannot be read, is no result file, or is of a newer format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
@@ -49,6 +49,10 @@ def read(path: Path) -> Results:
         ) from None
     _check(path, content)
     return Results.from_json(content)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def _check(path: Path, content: Any) -> None:

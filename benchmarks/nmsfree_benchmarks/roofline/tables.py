@@ -96,7 +96,7 @@ def _paper(results: Results) -> Sheet:
 
 def conclusions(results: Results) -> Iterator[str]:
     """What the figures say, one line each."""
-    for record in models(results.records):
+    for record in sorted(models(results.records), key=lambda r: -r.figures["limit_ms"]):
         yield from _of_model(record)
     yield (
         "Limit: every layer takes as long as its arithmetic at the peak or its bytes at the "

@@ -82,5 +82,5 @@ def _bar(panel: Axes, row: Row, y: float, longest: float) -> None:
         panel.barh(y, width, left=start, height=0.72, color=COLOURS[stage], linewidth=0)
         start += width
     doubt = "" if row.summary.trusted else " !"
-    text = f"{start:.1f} ms · {row.summary.fps:.1f} FPS{doubt}"
+    text = f"{start:.1f} ms · {row.summary.fps_text} FPS{doubt}"
     panel.text(start + longest * 0.01, y, text, fontsize=9, color=INK, va="center")

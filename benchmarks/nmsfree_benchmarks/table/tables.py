@@ -9,6 +9,8 @@ from rich.table import Table
 from nmsfree_benchmarks.machine.measure import STAGES, WIDE_SPREAD
 from nmsfree_benchmarks.table import device_engines
 from nmsfree_benchmarks.table.rows import (
+    DEPLOYED,
+    EAGER,
     ENGINES,
     Report,
     Row,
@@ -70,7 +72,7 @@ def _terminal_cells(row: Row) -> list[str]:
     stages = "/".join(f"{row.shares[stage] * 100:.0f}" for stage in STAGES)
     return [
         SHORT_ENGINES[row.engine] + ("" if row.summary.trusted else "!"),
-        f"{row.summary.fps:.1f}",
+        row.summary.fps_text,
         *(f"{ms:.1f}" if ms < 100 else f"{ms:.0f}" for ms in row.summary.percentiles),
         stages,
         *_ap_cells(row),
@@ -111,7 +113,7 @@ def markdown_cells(row: Row) -> list[str]:
         f"{spec.height}×{spec.width}",
         ENGINES[row.engine] + ("" if row.summary.trusted else "!"),
         spec.precision,
-        f"{row.summary.fps:.1f}",
+        row.summary.fps_text,
         *(f"{ms:.1f}" for ms in row.summary.percentiles),
         *(f"{row.shares[stage] * 100:.1f} %" for stage in STAGES),
         *_ap_cells(row),
@@ -145,6 +147,10 @@ def notes(report: Report) -> Iterator[str]:
         "convolutions, run by itself in the same rounds; the network is the rest of the graph's "
         "median."
     )
+    whole = [SHORT_ENGINES[r.engine] for r in report.rows if r.engine not in (*EAGER, DEPLOYED)]
+    if whole:
+        names = ", ".join(dict.fromkeys(whole))
+        yield f"{names}: timed as a whole, so that top-k and NMS are in the network's share."
     yield from _facts(report)
     yield from _loads(report)
     yield from _doubts(report)

@@ -30,7 +30,7 @@ def _row(results: Results, record: Record, axis: str) -> tuple[str, ...]:
     load = f"batch {number}" if axis == "batch" else f"{number} streams"
     return (
         ("single" if number == 1 else load) + ("" if record.summary.trusted else "!"),
-        f"{record.summary.fps:.1f}",
+        record.summary.fps_text,
         f"{record.summary.p50:.2f}",
         "1" if ratio is None else str(ratio.interval),
         f"{record.figures['call_p50_ms']:.2f}",
