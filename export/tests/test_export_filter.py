@@ -87,7 +87,7 @@ def test_the_filter_is_stored_once(
     names = ("logit_filter", "feature_filter", "rival_filter", "cls_pred", "reg_pred")
     assert all(len({id(getattr(level, name)) for level in levels}) == 1 for name in names)
     keys = deployed_tensors(DeployNetwork(network, "o2o"))
-    size = {"logits": 3, "features": 2, "rivals": 3 + 3}[kind]  # with three tables
+    size = {"logits": 3, "features": 2, "rivals": 3 + 4}[kind]  # with four tables
     assert sum("_filter." in key for key in keys) == size
 
 
@@ -115,7 +115,7 @@ def test_exported_file_agrees_with_the_network(
     assert report.parity.score_difference < (1e-4 if kind == "rivals" else 1e-5)
     nodes = onnx.load(out).graph.node
     pools = sum(node.op_type == "MaxPool" for node in nodes)
-    assert pools == 1 + (0 if kind == "rivals" else 3 + 2)  # the stem has one
+    assert pools == 1 + (2 if kind == "rivals" else 3 + 2)  # the stem has one
     assert not {node.domain for node in nodes} - {""}
     # The weights of the filter are at work in the file: without them it says something else.
     images, spec = load_images(None)[:2], dataclasses.replace(report.spec, batch=None)

@@ -30,10 +30,10 @@ FAR = -1e4  # of what lies outside the map: a low score, and a box inside out
 
 # Neighbours by (y, x). Around a cell, in cells: four of the eight, since a pair is looked at once.
 AROUND = ((0, 1), (1, -1), (1, 0), (1, 1))
-# Around a coarse cell, in finer cells from the first that it covers; by quarter: those in even rows
-# and columns of the finer map, then those in even rows and odd columns, ….
-EVEN, ODD = (0, 2), (-1, 1)
-BELOW = [(y, x) for ys in (EVEN, ODD) for xs in (EVEN, ODD) for y in ys for x in xs]
+# Of the next coarser level, in cells of this one: a cell's four nearest coarse ones are those that
+# its diagonal neighbours lie in. Seen from above the same pairs are 4 × 4 around a coarse cell.
+ABOVE = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+CENTRE = (0.5, -0.5)  # of a coarse cell, from the points of the finer ones in its two halves
 
 
 class RivalFilter(nn.Module):
@@ -54,8 +54,9 @@ class RivalFilter(nn.Module):
     """
 
     around: Tensor
-    below: Tensor
-    halving: Tensor
+    above: Tensor
+    doubling: Tensor
+    centres: Tensor
 
     def __init__(self, levels: int, agreement: float) -> None:
         super().__init__()
@@ -64,10 +65,14 @@ class RivalFilter(nn.Module):
         self.weights = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
         )
-        halving = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.25, 1])[:, None, None]
-        self.register_buffer("halving", halving, persistent=False)  # into strides twice as long
         self.register_buffer("around", _shift(torch.tensor(AROUND).float()), persistent=False)
-        self.register_buffer("below", _shift(torch.tensor(BELOW) / 2 - 0.25), persistent=False)
+        self.register_buffer("above", _shift(torch.tensor(ABOVE).float()), persistent=False)
+        # From strides of the coarse level into those of the finer one, and by quarter of the cell.
+        doubling = torch.tensor([2.0, 2, 2, 2, 4, 1])[:, None, None]
+        quarters = _shift(torch.tensor([(y, x) for y in CENTRE for x in CENTRE]))
+        centres = F.pad(quarters, (0, 0, 0, 0, 0, 2))[..., None]  # area and score do not move
+        self.register_buffer("doubling", doubling, persistent=False)
+        self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, logits: Maps, deltas: Maps) -> Maps:
         """Lower logits [N, C, h, w] where deltas [N, 4, h, w] agree; levels finest first."""
@@ -106,26 +111,27 @@ class RivalFilter(nn.Module):
         flat = F.pad(cells, (0, 1, 0, 2), value=FAR).flatten(2)[:, :, None]
         others = torch.cat([flat[..., s : s + h * row] for s in steps], dim=2)
         first, second = self._rates(flat[..., : h * row], others, self.around)
-        largest = torch.cat([first, *_stepped(second, steps, row + 1)], dim=2).amax(dim=2)
+        largest = torch.cat([first, *_stepped(second, steps, row + 1, h * row)], dim=2).amax(dim=2)
         return largest.reshape(-1, 1, h, row)[..., :w]
 
     def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
         (h, w), (rows, columns) = fine.shape[2:], coarse.shape[2:]
-        row, size = columns + 1, rows * (columns + 1)
-        # An odd side: the last coarse cell covers one finer cell less.
-        even = F.pad(fine * self.halving, (0, 2 * columns - w, 0, 2 * rows - h), value=FAR)
-        quarters = F.pixel_unshuffle(even, 2).reshape(-1, 6, 4, rows, columns)
-        steps = [y // 2 * row + x // 2 for y, x in BELOW]
-        flat = F.pad(quarters, (0, 1, 2, 2), value=FAR).flatten(3).chunk(4, dim=2)
-        parts = [flat[i // 4][..., 2 * row + s : 2 * row + s + size] for i, s in enumerate(steps)]
-        own = F.pad(coarse, (0, 1), value=FAR).flatten(2)[:, :, None]
-        first, second = self._rates(own, torch.cat(parts, dim=2), self.below)
-        from_below = first.amax(dim=2).reshape(-1, 1, rows, row)[..., :columns]
-        moved = torch.cat(_stepped(second, steps, row + 1), dim=2)
-        by_quarter = moved.reshape(-1, 4, 4, size).amax(dim=2).reshape(-1, 4, rows, row)
-        from_above = F.pixel_shuffle(by_quarter[..., :columns], 2)
-        return from_below, from_above[:, :, :h, :w]
+        # A copy of the coarse cell for each finer one, as seen from there: one more at an odd side.
+        copies = (coarse * self.doubling)[:, :, None] + self.centres
+        spread = F.pixel_shuffle(copies.reshape(-1, 24, rows, columns), 2)
+        row, size = w + 2, h * (w + 2)
+        around = (1, w + 1 - 2 * columns, 1, h + 2 - 2 * rows)
+        flat = F.pad(spread, around, value=FAR).flatten(2)[:, :, None]
+        steps = [y * row + x for y, x in ABOVE]
+        parts = [flat[..., row + 1 + s : row + 1 + s + size] for s in steps]
+        own = F.pad(fine, (0, 2), value=FAR).flatten(2)[:, :, None]
+        first, second = self._rates(own, torch.cat(parts, dim=2), self.above)
+        from_above = first.amax(dim=2).reshape(-1, 1, h, row)[..., :w]
+        # At the place of the diagonal neighbour it lies in its coarse cell.
+        moved = torch.cat(_stepped(second, steps, row + 1, 2 * rows * row), dim=2).amax(dim=2)
+        by_fine = moved.reshape(-1, 1, 2 * rows, row)[..., : 2 * columns]
+        return F.max_pool2d(by_fine, 2), from_above
 
     def _rates(self, own: Tensor, others: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """How much cells [N, 6, 1, L] are rivalled by others [N, 6, n, L], and these by them.
@@ -163,11 +169,16 @@ def _shift(offsets: Tensor) -> Tensor:
     return torch.cat([offsets, -offsets], dim=1).T[..., None]
 
 
-def _stepped(rates: Tensor, steps: list[int], most: int) -> list[Tensor]:
-    """Rates [N, 1, n, L] of cells so many steps further, at the places of those: n × [N, 1, 1, L].
+def _stepped(rates: Tensor, steps: list[int], most: int, size: int) -> list[Tensor]:
+    """Rates of cells so many steps further, at the places of those; 0 comes from outside.
 
-    What comes from outside is 0.
+    Args:
+        rates: [N, 1, n, L], for n steps.
+        most: the largest step.
+        size: L or more.
+
+    Returns:
+        n × [N, 1, 1, size].
     """
-    size = rates.shape[3]
-    padded = F.pad(rates, (most, most)).chunk(len(steps), dim=2)
+    padded = F.pad(rates, (most, most + size - rates.shape[3])).chunk(len(steps), dim=2)
     return [one[..., most - s : most - s + size] for one, s in zip(padded, steps, strict=True)]
