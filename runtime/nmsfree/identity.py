@@ -13,8 +13,15 @@ def sha256(path: Path) -> str:
 
 
 def processor_name() -> str:
-    """Return the processor's model name, as far as the system tells it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """Return the processor's model name, as far as the system tells it.
+
+    Virtual machines hide the number ("AMD EPYC"); family and model then tell the generation.
+    """
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    if family and model and not any(c.isdigit() for c in name):
+        name += f" (family {family}, model {model})"
+    return name
 
 
 def computes_bf16() -> bool | None:
