@@ -98,12 +98,12 @@ def bench(
         "seconds": seconds,
     }
     options = Options(
-        weights,
-        data,
-        work,
-        threads or available_cores(),
-        quick,
-        seconds,
+        weights=weights,
+        data=data,
+        work=work,
+        threads=threads or available_cores(),
+        quick=quick,
+        seconds=seconds,
         sizes=SIZES if size is None else (size,),
         command=command_line("", quick, given),
         device=device,

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.publishing import Publication, publish
+from nmsfree_benchmarks.common.run_options import silent
 from nmsfree_benchmarks.jitter.facts import by_level, conclusions, facts_of, label, sheet
 from nmsfree_benchmarks.jitter.picture import draw
 from nmsfree_benchmarks.jitter.suite import Options, burst_of, in_order, ramp, run_jitter
@@ -27,12 +28,14 @@ DETECTORS = ["NMS-free", "NMS, floor 0.05", "NMS, floor 0.001"]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     work = tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
-    options = Options(WEIGHTS, work, 1, quick=True, passes=PASSES, levels=LEVELS, tiles=1)
+    options = Options(
+        weights=WEIGHTS, work=work, threads=1, quick=True, passes=PASSES, levels=LEVELS, tiles=1
+    )
     return run_jitter(options)
 
 
 def test_the_stream_goes_up_and_down_with_other_scenes() -> None:
-    frames = ramp(LEVELS, 1, lambda what, done, total: None)
+    frames = ramp(LEVELS, 1, silent)
     assert [frame.objects for frame in frames] == UP_AND_DOWN
     assert len({frame.image.tobytes() for frame in frames}) == len(frames)
     shuffled = in_order(frames, "shuffled")

@@ -15,6 +15,7 @@ from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.direct_labels import End, spread
 from nmsfree_benchmarks.common.publishing import Publication, publish
+from nmsfree_benchmarks.common.run_options import silent
 from nmsfree_benchmarks.crowd.models import export_all, nano_jobs, with_floor
 from nmsfree_benchmarks.crowd.scenes import make_crowd
 from nmsfree_benchmarks.crowd.stats import bootstrap, nms_cost, slope
@@ -54,7 +55,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(work: Path) -> list[Path]:
-    return export_all(nano_jobs(WEIGHTS, 256), work, lambda what, done, total: None)
+    return export_all(nano_jobs(WEIGHTS, 256), work, silent)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def found(files: list[Path]) -> Candidates:
 
 @pytest.fixture(scope="module")
 def results(work: Path, files: list[Path]) -> Results:
-    return run_nms(Options(WEIGHTS, work, 1, quick=True, range=TINY, tiles=1))
+    return run_nms(Options(weights=WEIGHTS, work=work, threads=1, quick=True, range=TINY, tiles=1))
 
 
 @pytest.mark.parametrize("objects", [0, 1, 7, 40])
@@ -190,7 +191,8 @@ def test_a_run_measures_every_implementation_and_call(results: Results) -> None:
     assert sum(r.parameters["implementation"] in HERE for r in alone) == 3 * len(TINY.points)
     what = [r.parameters["what"] for r in results.records if r.parameters["measured"] == "call"]
     assert sorted(what) == sorted(
-        ["without its NMS", "NMS-free"] * 2 + ["with NMS", "NMS tail alone"] * 4
+        ["without its NMS", "NMS-free", "NMS-free, filter taken out"] * 2
+        + ["with NMS", "NMS tail alone"] * 4
     )
     for record in results.records:
         assert len(record.times) == 2 and (record.times >= 0).all()
@@ -224,6 +226,21 @@ def test_the_share_of_nms_is_with_minus_without(results: Results) -> None:
     tail = results.record("call NMS tail alone, objects 20, floor 0.001").summary.p50
     direct = results.facts["nms_tail_share_of_call_20_0.001"]["value"]
     assert direct == pytest.approx(tail / results.record(whole).summary.p50, abs=1e-4)
+
+
+def test_the_share_of_the_filter_is_with_minus_without(results: Results) -> None:
+    def median(what: str) -> float:
+        return float(np.median(results.record(f"call {what}").times[:, 1])) / 1e6
+
+    free = "NMS-free, objects 20, floor 0.001"
+    bare = "NMS-free, filter taken out, objects 20, floor 0.001"
+    cost = median(free) - median(bare)
+    assert results.facts["filter_ms_20"]["value"] == pytest.approx(cost, abs=1e-4)
+    share = cost / results.record(f"call {free}").summary.p50
+    assert results.facts["filter_share_of_call_20"]["value"] == pytest.approx(share, abs=1e-4)
+    assert "The filter that does its work" in " ".join(conclusions(results))
+    found = [results.record(f"call {what}").figures["found"] for what in (free, bare)]
+    assert found[1] > found[0]  # without it objects are found more than once
 
 
 def test_a_run_leaves_a_file_a_picture_and_tables(

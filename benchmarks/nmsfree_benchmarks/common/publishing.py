@@ -1,6 +1,6 @@
 """What a sub-command leaves behind: STAMP-KIND.json, .png and .md, and the same on the terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
 from nmsfree.progress import progress_bar
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Results
@@ -19,7 +20,6 @@ from nmsfree_benchmarks.record.verdict import judge
 
 MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
 
-Progress = Callable[[str, int, int], None]  # what, done, in all
 T = TypeVar("T")
 
 
@@ -54,6 +54,32 @@ class Publication:
         notes = [f"- {line}" for line in self.lines()]
         top = [f"# {self.title}", "", *about, "", f"![{self.title}]({picture})", ""]
         return "\n".join([*top, *tables, *notes, ""])
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a sub-command asks, and how its answer is shown; `Publication` has the parts.
+
+    Attributes:
+        run: measures, with the sub-command's options.
+    """
+
+    title: str
+    run: Callable[[Any, Progress], Results]
+    sheets: Callable[[Results], Sequence[Sheet]]
+    conclusions: Callable[[Results], Iterable[str]]
+    draw: Callable[[Results, Path], None]
+
+    def publication(self, results: Results) -> Publication:
+        """Return what is to be shown of a run."""
+        sheets, said = self.sheets(results), list(self.conclusions(results))
+        return Publication(self.title, results, sheets, said, self.draw)
+
+
+def answer(question: Question, options: Any, out: Path, json_file: str | None) -> None:
+    """Measure, with progress on stderr, and publish what was found."""
+    results = with_progress(lambda progress: question.run(options, progress))
+    publish(question.publication(results), out, json_file)
 
 
 def now() -> str:

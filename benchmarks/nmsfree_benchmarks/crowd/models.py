@@ -1,7 +1,7 @@
 """The detectors that are run on crowded scenes: exported at the scenes' size, then cached."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,12 +15,13 @@ from nmsfree.identity import sha256
 from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.common.exported import exporting_code
 from nmsfree_benchmarks.common.exporting import exporter
-from nmsfree_benchmarks.common.publishing import Progress
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.measure import Stopwatch
 from nmsfree_benchmarks.nms.graphs import with_settings
 from nmsfree_benchmarks.record.records import Subject
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 from nmsfree_export.export import ExportOptions
+from nmsfree_training.checkpoint import load_checkpoint, save_checkpoint
 
 WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
 LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy
@@ -59,6 +60,23 @@ def nano_jobs(weights: Path, side: int) -> list[Job]:
         input_size=(side, side), batch=None, top_k=TOP_K, score_floor=LOWEST_FLOOR
     )
     return [Job(name, _weights(weights, name), options) for name in (WITH_NMS, NMS_FREE)]
+
+
+def unfiltered_job(job: Job, work: Path) -> Job | None:
+    """Return the job of the same weights with the rival filter taken out; None if there is none.
+
+    For timing: such a detector finds many objects more than once.
+    """
+    checkpoint = load_checkpoint(job.checkpoint)
+    if not checkpoint.model.rival_iou:
+        return None
+    bare = work / "crowd" / f"{job.model}-unfiltered-{sha256(job.checkpoint)[:12]}.safetensors"
+    if not bare.is_file():
+        state = {k: v for k, v in checkpoint.state.items() if ".rival_filter." not in k}
+        model = replace(checkpoint.model, rival_iou=0.0)
+        bare.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(replace(checkpoint, model=model, state=state), bare)
+    return replace(job, checkpoint=bare)
 
 
 def _weights(folder: Path, name: str) -> Path:

@@ -39,12 +39,7 @@ def frontier(
 
     A first look: nmsfree bench frontier --quick
     """
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.frontier.picture import draw
     from nmsfree_benchmarks.frontier.rules import conclusions
     from nmsfree_benchmarks.frontier.suite import Options, run_frontier
@@ -53,15 +48,16 @@ def frontier(
 
     given = {"model": model, "threads": threads, "seconds": seconds}
     options = Options(
-        weights,
-        data,
-        work,
-        threads or available_cores(),
-        None if model is None else tuple(model),
-        quick,
-        seconds,
-        command_line("frontier", quick, given),
+        weights=weights,
+        data=data,
+        work=work,
+        models=None if model is None else tuple(model),
+        seconds=seconds,
+        threads=threads or available_cores(),
+        quick=quick,
+        command=command_line("frontier", quick, given),
     )
-    results = with_progress(lambda progress: run_frontier(options, progress))
-    said = [*conclusions(results), *notes(results)]
-    publish(Publication("AP against latency", results, sheets(results), said, draw), out, json_file)
+    question = Question(
+        "AP against latency", run_frontier, sheets, lambda r: [*conclusions(r), *notes(r)], draw
+    )
+    answer(question, options, out, json_file)

@@ -12,7 +12,7 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
 from nmsfree.identity import sha256
-from nmsfree_benchmarks.common.publishing import Progress
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.frontier import accuracy as frontier_accuracy
 from nmsfree_benchmarks.frontier.accuracy import Accuracy
 from nmsfree_benchmarks.frontier.rules import SPEED, is_reference

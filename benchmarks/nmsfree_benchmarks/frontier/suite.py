@@ -9,7 +9,8 @@ from pathlib import Path
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
-from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.common.sources import trained_sources
 from nmsfree_benchmarks.frontier.entries import Opener, calls_of, ratios_of, records_of
 from nmsfree_benchmarks.frontier.rules import facts_of
@@ -26,34 +27,22 @@ PLAN = Plan(seconds=90, min_rounds=10, lead_in=2, burst=4)
 QUICK_PLAN = Plan(seconds=6, min_rounds=6, lead_in=1, burst=3)
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
     """What to run.
 
     Attributes:
-        weights, data, work: folders, as of `nmsfree bench`.
-        threads: processor threads of every engine.
         models: which models; None takes all that there are, the NMS-free one for a quick run.
-        seconds: time for the timed rounds; None takes that of the plan.
-        command: that repeats the run.
     """
 
-    weights: Path
-    data: Path
-    work: Path
-    threads: int
     models: tuple[str, ...] | None = None
-    quick: bool = False
-    seconds: float | None = None
-    command: str = "nmsfree bench frontier"
 
     @property
     def plan(self) -> Plan:
-        plan = QUICK_PLAN if self.quick else PLAN
-        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
+        return self.timed(QUICK_PLAN if self.quick else PLAN)
 
 
-def run_frontier(options: Options, progress: Progress = lambda what, done, total: None) -> Results:
+def run_frontier(options: Options, progress: Progress = silent) -> Results:
     """Export, evaluate and time everything.
 
     Raises:

@@ -37,20 +37,26 @@ def jitter(
 
     A first look: nmsfree bench jitter --quick
     """
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.jitter.facts import conclusions, sheet
     from nmsfree_benchmarks.jitter.picture import draw
     from nmsfree_benchmarks.jitter.suite import Options, run_jitter
     from nmsfree_benchmarks.machine.environment import available_cores
 
-    command = command_line("jitter", quick, {"passes": passes, "threads": threads})
-    options = Options(weights, work, threads or available_cores(), quick, passes, command=command)
-    results = with_progress(lambda progress: run_jitter(options, progress))
-    title = "Latency over a stream whose crowding changes"
-    said = conclusions(results)
-    publish(Publication(title, results, [sheet(results)], said, draw), out, json_file)
+    given = {"passes": passes, "threads": threads}
+    options = Options(
+        weights=weights,
+        work=work,
+        passes=passes,
+        threads=threads or available_cores(),
+        quick=quick,
+        command=command_line("jitter", quick, given),
+    )
+    question = Question(
+        "Latency over a stream whose crowding changes",
+        run_jitter,
+        lambda results: [sheet(results)],
+        conclusions,
+        draw,
+    )
+    answer(question, options, out, json_file)

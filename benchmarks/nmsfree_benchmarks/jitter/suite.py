@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.crowd.models import (
     IOU,
     LOWEST_FLOOR,
@@ -45,28 +45,19 @@ PASSES, QUICK_PASSES = 10, 2  # of the whole stream, in each order
 BURST = 5  # frames of a turn
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to run; rounds follow from frames and passes, not from seconds.
 
     Attributes:
-        weights, work: folders, as of `nmsfree bench`.
-        threads: processor threads of every engine.
-        quick: fewer frames and passes.
         passes: of the stream in each order; None takes `PASSES` or `QUICK_PASSES`.
         levels: objects of the frames on the way up; None takes `LEVELS` or `QUICK_LEVELS`.
         tiles: to a side of a frame, 256 pixels each.
-        command: that repeats the run.
     """
 
-    weights: Path
-    work: Path
-    threads: int
-    quick: bool = False
     passes: int | None = None
     levels: tuple[int, ...] | None = None
     tiles: int = TILES
-    command: str = "nmsfree bench jitter"
 
     @property
     def chosen_levels(self) -> tuple[int, ...]:
@@ -103,7 +94,7 @@ def in_order(frames: Sequence[Frame], order: str) -> list[Frame]:
     return ordered
 
 
-def run_jitter(options: Options, progress: Progress = lambda what, done, total: None) -> Results:
+def run_jitter(options: Options, progress: Progress = silent) -> Results:
     """Measure everything.
 
     Raises:

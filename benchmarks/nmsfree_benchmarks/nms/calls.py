@@ -1,9 +1,11 @@
 """The whole call: a detector with NMS in its graph beside the NMS-free one, and where time goes.
 
-Four things take turns for every number of objects: `Detector(image)` of the o2m head with NMS, at
+Five things take turns for every number of objects: `Detector(image)` of the o2m head with NMS, at
 each score floor; the same graph cut before its NMS; that NMS tail alone, on the candidates of the
-same scenes; and `Detector(image)` of the NMS-free head. With NMS minus without is what NMS costs in
-the call. The tail alone says the same without the network's noise, but with warmer caches.
+same scenes; `Detector(image)` of the NMS-free head; and of that without the filter that does the
+work of NMS in it. With NMS minus without is what NMS costs in the call, with the filter minus
+without what the filter does. The tail alone says the same as the former without the network's
+noise, but with warmer caches.
 """
 
 import time
@@ -24,6 +26,7 @@ from nmsfree_benchmarks.table.entries import timed_call
 from nmsfree_export.nms_tail import CANDIDATES
 
 FOUND_ABOVE = 0.3  # a detection with this score counts as found
+UNFILTERED = "NMS-free, filter taken out"
 PARTS = ("preprocess", "network", "postprocess")
 
 
@@ -34,12 +37,14 @@ class Contest:
     Attributes:
         with_nms: the o2m detector at each score floor.
         nms_free: None where there is none to compare with.
+        unfiltered: the same weights without their filter; None where they have none.
         watch: that their backends mark.
         measured: what the records are filed under.
     """
 
     with_nms: Sequence[Opened]
     nms_free: Opened | None
+    unfiltered: Opened | None
     watch: Stopwatch
     threads: int
     measured: str = "call"
@@ -62,10 +67,12 @@ class Contest:
         found = find_candidates(cut, pixels)
         made = [self._without(objects, pictures, cut)]
         for opened in self.with_nms:
-            made.append(self._whole(opened, objects, pictures, _load(opened, found)))
+            load = _load(opened, found)
+            made.append(self._whole("with NMS", opened, objects, pictures, load))
             made.append(self._tail(opened, objects, found))
-        if self.nms_free is not None:
-            made.append(self._whole(self.nms_free, objects, pictures, {}))
+        for what, free in (("NMS-free", self.nms_free), (UNFILTERED, self.unfiltered)):
+            if free is not None:
+                made.append(self._whole(what, free, objects, pictures, {}))
         return made
 
     def _parameters(self, what: str, objects: int | None, floor: float | None) -> dict[str, Any]:
@@ -77,13 +84,13 @@ class Contest:
 
     def _whole(
         self,
+        what: str,
         opened: Opened,
         objects: int | None,
         pictures: Sequence[Image],
         load: Mapping[str, float],
     ) -> Timed:
         detector, floor = opened.detector, opened.floor
-        what = "with NMS" if detector.spec.nms is not None else "NMS-free"
         run = timed_call(detector, self.watch)
         threshold = max(FOUND_ABOVE, floor)
         found = [len(detector(picture, threshold=threshold)) for picture in pictures]

@@ -46,12 +46,7 @@ def nms(
 
     Only one implementation: nmsfree bench nms --implementation onnx --seconds 30
     """
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.nms.facts import conclusions
     from nmsfree_benchmarks.nms.options import Options
@@ -66,15 +61,16 @@ def nms(
         "seconds": seconds,
     }
     options = Options(
-        weights,
-        work,
-        threads or available_cores(),
-        None if implementation is None else tuple(implementation),
-        quick,
-        large,
-        seconds,
+        weights=weights,
+        work=work,
+        implementations=None if implementation is None else tuple(implementation),
+        large=large,
+        seconds=seconds,
+        threads=threads or available_cores(),
+        quick=quick,
         command=command_line("nms", quick, given),
     )
-    results = with_progress(lambda progress: run_nms(options, progress))
-    said = [*conclusions(results), *notes(results)]
-    publish(Publication("The price of NMS", results, sheets(results), said, draw), out, json_file)
+    question = Question(
+        "The price of NMS", run_nms, sheets, lambda r: [*conclusions(r), *notes(r)], draw
+    )
+    answer(question, options, out, json_file)

@@ -5,6 +5,7 @@ from typing import Any
 
 from nmsfree_benchmarks.crowd.stats import nms_cost
 from nmsfree_benchmarks.nms.alone import HEAD
+from nmsfree_benchmarks.nms.calls import UNFILTERED
 from nmsfree_benchmarks.nms.implementations import LABELS, REFERENCE
 from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Ratio, Record, Results
@@ -13,6 +14,7 @@ from nmsfree_benchmarks.record.verdict import judge
 BY_REFERENCE = "NMS implementation by the NumPy loop"
 NMS_FREE = "NMS-free call by the call with NMS"
 TAIL = "NMS tail alone by the call with NMS"
+FILTER = "NMS-free call by the same without its filter"
 
 
 def of_kind(results: Results, **parameters: Any) -> list[Record]:
@@ -45,6 +47,17 @@ def ratios_of(results: Results) -> Iterator[Ratio]:
         tail = neighbour(results, whole, "NMS tail alone", floor=True)
         if tail is not None:
             yield Ratio.between(tail, whole, TAIL, burst)
+    for free, bare in _filtered(results):
+        burst = bursts[free.parameters["measured"]]
+        yield Ratio.between(free, bare, FILTER, burst)
+
+
+def _filtered(results: Results) -> Iterator[tuple[Record, Record]]:
+    """NMS-free calls with their filter and without, on the same scenes."""
+    for free in of_kind(results, what="NMS-free"):
+        bare = neighbour(results, free, UNFILTERED, floor=False)
+        if bare is not None:
+            yield free, bare
 
 
 def find_ratio(results: Results, meaning: str, to: Record) -> Ratio | None:
@@ -61,7 +74,8 @@ def facts_of(results: Results) -> dict[str, Any]:
 
     Keys end in objects and floor: `nms_share_of_call_500_0.001` is (graph with NMS − the same graph
     without) / the whole call, `nms_ms_…` its numerator; `nms_tail_share_of_call_…` is the NMS tail,
-    timed alone, by the whole call. Each has a 95 % interval.
+    timed alone, by the whole call. `filter_ms_500` and `filter_share_of_call_500` are the NMS-free
+    call less the same without its filter, and that by the call. Each has a 95 % interval.
     """
     facts: dict[str, Any] = {}
     for whole in of_kind(results, what="with NMS"):
@@ -81,6 +95,10 @@ def facts_of(results: Results) -> dict[str, Any]:
         facts[f"kept_{where}"] = whole.figures["kept"]
     for record in of_kind(results, measured="call", what="NMS-free"):
         facts[f"found_nms_free_{record.parameters['objects']}"] = record.figures["found"]
+    for free, bare in _filtered(results):
+        cost, share = nms_cost(free, bare, results.settings["burst"][free.parameters["measured"]])
+        facts[f"filter_ms_{free.parameters['objects']}"] = cost.to_json()
+        facts[f"filter_share_of_call_{free.parameters['objects']}"] = share.to_json()
     same = [r.figures.get("same_as_reference", 1.0) for r in results.records]
     return facts | {"implementations_agree": min(same, default=1.0)}
 
@@ -94,7 +112,12 @@ def key(record: Record) -> str:
 def conclusions(results: Results) -> list[str]:
     """Say it in sentences; which is faster only where the run may be believed."""
     ranks = judge(results).ranks
-    lines = [*_headline(results), *_checked(results), *_shares(results)]
+    lines = [
+        *_headline(results),
+        *_filter_price(results),
+        *_checked(results),
+        *_shares(results),
+    ]
     if ranks:
         return lines + list(_ranking(results))
     return [
@@ -111,7 +134,9 @@ def _checked(results: Results) -> Iterator[str]:
     found = [
         f"{r.subject.model} {r.figures['found']:.0f}"
         for r in of_kind(results, measured="call", objects=most)
-        if r.subject is not None and r.parameters["floor"] == _lowest(results)
+        if r.subject is not None
+        and r.parameters["floor"] == _lowest(results)
+        and r.parameters["what"] != UNFILTERED
     ]
     yield f"Found in scenes of {most} objects, score above 0.3: {', '.join(found)}."
 
@@ -129,6 +154,19 @@ def _headline(results: Results) -> Iterator[str]:
         yield (
             f"At {most} objects and floor {floor:g} NMS, timed by itself, takes {alone:.2f} ms, "
             f"{percent(share)} of the whole call."
+        )
+
+
+def _filter_price(results: Results) -> Iterator[str]:
+    """What the NMS-free detector pays in its place; older results do not say."""
+    most = results.settings["base"]["objects"]
+    if f"filter_ms_{most}" in results.facts:
+        cost = Interval(**results.facts[f"filter_ms_{most}"])
+        share = Interval(**results.facts[f"filter_share_of_call_{most}"])
+        yield (
+            "The filter that does its work in the NMS-free network takes "
+            f"{cost.value:.2f} ms ({cost.low:.2f} – {cost.high:.2f}) there, {percent(share)} of "
+            "that call."
         )
 
 

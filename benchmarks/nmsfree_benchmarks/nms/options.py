@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.crowd.models import IOU, LOWEST_FLOOR
 from nmsfree_benchmarks.crowd.scenes import TILES
 from nmsfree_benchmarks.machine.measure import Plan
@@ -67,39 +67,22 @@ QUICK = Range(
 LARGE_PLAN = Plan(seconds=60, min_rounds=6, lead_in=1, burst=2)
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
     """What to run.
 
     Attributes:
-        weights, work: folders, as of `nmsfree bench`.
-        threads: processor threads of every engine.
         implementations: of NMS, see `nms_implementations.NAMES`; None takes all.
         large: also measure the published architecture.
-        seconds: time for the rounds of each measurement; None takes that of the plans.
-        min_rounds: rounds of each however long they take; None takes that of the plans.
         range: None takes `FULL` or `QUICK`.
         tiles: to a side of a scene, 256 pixels each.
-        command: that repeats the run.
     """
 
-    weights: Path
-    work: Path
-    threads: int
     implementations: tuple[str, ...] | None = None
-    quick: bool = False
     large: bool = False
-    seconds: float | None = None
-    min_rounds: int | None = None
     range: Range | None = None
     tiles: int = TILES
-    command: str = "nmsfree bench nms"
 
     @property
     def chosen(self) -> Range:
         return self.range or (QUICK if self.quick else FULL)
-
-    def plan(self, plan: Plan) -> Plan:
-        if self.seconds is not None:
-            plan = replace(plan, seconds=self.seconds)
-        return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)

@@ -164,10 +164,21 @@ def _shares(panel: Axes, results: Results) -> None:
             panel.plot(x, 100 * share.value, "o", color=colour, markersize=5)
             tail = Interval(**results.facts[f"nms_tail_share_of_call_{key(record)}"])
             panel.plot(x + 0.06, 100 * tail.value, "D", color=colour, markersize=4, mfc="white")
+    _filter_shares(panel, results, objects)
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xticks(range(len(objects)), [str(n) for n in objects])
     panel.set_xlabel("objects in the scene", fontsize=9)
     panel.set_ylabel("% of the call, 95 % interval")
-    title = "NMS in the call: ● with − without, ◇ NMS alone"
+    title = "NMS in the call: ● with − without, ◇ NMS alone; ■ the filter in its place"
     panel.set_title(title, loc="left", fontsize=10)
     bare_axes(panel, "y")
+
+
+def _filter_shares(panel: Axes, results: Results, objects: list[int]) -> None:
+    """The filter as a share of the NMS-free call; older results do not have it."""
+    for at, count in enumerate(objects):
+        if f"filter_share_of_call_{count}" in results.facts:
+            share = Interval(**results.facts[f"filter_share_of_call_{count}"])
+            x = at + 0.34
+            panel.plot([x, x], [100 * share.low, 100 * share.high], color=SERIES[0], linewidth=1.4)
+            panel.plot(x, 100 * share.value, "s", color=SERIES[0], markersize=5)

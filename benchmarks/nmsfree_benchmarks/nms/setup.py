@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nmsfree.data.digits import make_scene
 from nmsfree_benchmarks.common import inputs
-from nmsfree_benchmarks.common.publishing import Progress
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.crowd.models import (
     LOWEST_FLOOR,
     Job,
@@ -45,7 +45,11 @@ def make_scenes(options: Options, progress: Progress) -> dict[int | None, list[I
 def open_contest(
     files: Sequence[Path], jobs: Sequence[Job], options: Options, watch: Stopwatch, stack: ExitStack
 ) -> Contest:
-    """Open the o2m file at each floor, and the NMS-free one if there is one."""
+    """Open the o2m file at each floor, and the NMS-free ones if there are any.
+
+    Args:
+        files: with NMS, NMS-free, NMS-free without its filter; the last ones may be missing.
+    """
     training = jobs[0].training
 
     def opened(file: Path) -> Opened:
@@ -55,8 +59,8 @@ def open_contest(
 
     floors = options.chosen.floors
     with_nms = [opened(with_floor(files[0], floor)) for floor in floors]
-    nms_free = opened(files[1]) if len(files) > 1 else None
-    return Contest(with_nms, nms_free, watch, options.threads)
+    nms_free, unfiltered = [*map(opened, files[1:]), None, None][:2]
+    return Contest(with_nms, nms_free, unfiltered, watch, options.threads)
 
 
 def make_alone(

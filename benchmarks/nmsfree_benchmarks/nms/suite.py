@@ -8,8 +8,15 @@ from functools import partial
 from typing import Any
 
 from nmsfree.spec import NmsSpec
-from nmsfree_benchmarks.common.publishing import Progress, now
-from nmsfree_benchmarks.crowd.models import TOP_K, export_all, nano_jobs, use_threads
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, silent
+from nmsfree_benchmarks.crowd.models import (
+    TOP_K,
+    export_all,
+    nano_jobs,
+    unfiltered_job,
+    use_threads,
+)
 from nmsfree_benchmarks.crowd.timed import Timed, slots
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -23,7 +30,7 @@ from nmsfree_benchmarks.record.records import Record, Results
 Runs = Sequence[tuple[str, list[Timed], Plan]]  # what, of it what takes turns, for how long
 
 
-def run_nms(options: Options, progress: Progress = lambda what, done, total: None) -> Results:
+def run_nms(options: Options, progress: Progress = silent) -> Results:
     """Measure everything.
 
     Raises:
@@ -35,6 +42,8 @@ def run_nms(options: Options, progress: Progress = lambda what, done, total: Non
     names, skipped = choose(options.implementations)
     use_threads(options.threads)
     jobs = nano_jobs(options.weights, 256 * options.tiles)
+    bare = unfiltered_job(jobs[1], options.work)
+    jobs += [] if bare is None else [bare]
     environment = describe(options.threads)
     files = export_all(jobs, options.work, progress)
     scenes = make_scenes(options, progress)
@@ -75,7 +84,7 @@ def _take_turns(
             times = take_turns(
                 {timed.name: timed.call for timed in made},
                 slots(options.chosen.scenes),
-                options.plan(plan),
+                options.timed(plan),
                 partial(progress, f"rounds: {what}"),
             )
         records += [timed.record(times[timed.name]) for timed in made]

@@ -43,12 +43,7 @@ def overhead(
 
     With the large network: nmsfree bench overhead --large --seconds 60
     """
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.overhead.picture import draw
     from nmsfree_benchmarks.overhead.rules import conclusions
@@ -57,16 +52,20 @@ def overhead(
 
     given = {"large": large, "threads": threads, "seconds": seconds}
     options = Options(
-        weights,
-        data,
-        work,
-        threads or available_cores(),
-        large,
-        quick,
-        seconds,
+        weights=weights,
+        data=data,
+        work=work,
+        large=large,
+        seconds=seconds,
+        threads=threads or available_cores(),
+        quick=quick,
         command=command_line("overhead", quick, given),
     )
-    results = with_progress(lambda progress: run_overhead(options, progress))
-    said = [*conclusions(results), *notes()]
-    title = "What is around the network"
-    publish(Publication(title, results, sheets(results), said, draw), out, json_file)
+    question = Question(
+        "What is around the network",
+        run_overhead,
+        sheets,
+        lambda r: [*conclusions(r), *notes()],
+        draw,
+    )
+    answer(question, options, out, json_file)

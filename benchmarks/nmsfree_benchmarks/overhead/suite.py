@@ -11,7 +11,8 @@ import cv2
 from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.exported import Wanted, export_all
-from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.common.sources import published_sources, trained_sources
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -32,35 +33,24 @@ PLANS = {  # by group, quick
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to run; OpenCV gets as many threads as the engine.
 
     Attributes:
-        weights, data, work: folders, as of `nmsfree bench`.
-        threads: of the engine and of OpenCV.
         large: the published network as well, with stand-in weights where there are no others.
-        seconds: time for the timed rounds of each network; None takes that of `PLANS`.
         sizes: (height, width) of source pictures; None takes `SIZES`, fewer for a quick run.
-        command: that repeats the run.
     """
 
-    weights: Path
-    data: Path
-    work: Path
-    threads: int
     large: bool = False
-    quick: bool = False
-    seconds: float | None = None
     sizes: tuple[tuple[int, int], ...] | None = None
-    command: str = "nmsfree bench overhead"
 
     def plan(self, group: str) -> Plan:
-        plan = PLANS[group, self.quick]
-        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
+        """Return how long a group, "nano" or "large", is timed."""
+        return self.timed(PLANS[group, self.quick])
 
 
-def run_overhead(options: Options, progress: Progress = lambda what, done, total: None) -> Results:
+def run_overhead(options: Options, progress: Progress = silent) -> Results:
     """Measure the networks on pictures of every size.
 
     Raises:

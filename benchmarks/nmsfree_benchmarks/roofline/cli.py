@@ -52,12 +52,7 @@ def roofline(
     A first look: nmsfree bench roofline --quick
     """
     from nmsfree.errors import InputError
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.roofline.picture import draw
     from nmsfree_benchmarks.roofline.suite import Options, run_roofline
@@ -73,18 +68,16 @@ def roofline(
         "device": None if device == "cpu" else device,
     }
     options = Options(
-        weights,
-        data,
-        work,
-        threads or available_cores(),
-        tuple(onnx or ()),
-        None if model is None else tuple(model),
-        device,
-        quick,
-        seconds,
-        command_line("roofline", quick, given),
+        weights=weights,
+        data=data,
+        work=work,
+        onnx=tuple(onnx or ()),
+        models=None if model is None else tuple(model),
+        device=device,
+        seconds=seconds,
+        threads=threads or available_cores(),
+        quick=quick,
+        command=command_line("roofline", quick, given),
     )
-    results = with_progress(lambda progress: run_roofline(options, progress))
-    said = list(conclusions(results))
-    publication = Publication("How far from the limit", results, sheets(results), said, draw)
-    publish(publication, out, json_file)
+    question = Question("How far from the limit", run_roofline, sheets, conclusions, draw)
+    answer(question, options, out, json_file)

@@ -10,7 +10,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
 from nmsfree_benchmarks.common.exported import Wanted, export_all
-from nmsfree_benchmarks.common.publishing import Progress
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.common.sources import NANO, PUBLISHED, trained_sources
 from nmsfree_benchmarks.machine.measure import Call, Image
 from nmsfree_benchmarks.record.records import Subject

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from nmsfree.backends.devices import parse_device
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.common import inputs
-from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
 from nmsfree_benchmarks.machine.measure import Image, Plan, Times, take_turns
@@ -20,44 +21,30 @@ from nmsfree_benchmarks.roofline.records import facts, model_record, ratios
 from nmsfree_benchmarks.table.eager import use_threads
 
 PICTURES = 4
-PLANS = {  # quick → how long
-    False: Plan(seconds=60, min_rounds=10, lead_in=1, burst=2),
-    True: Plan(seconds=6, min_rounds=5, lead_in=1, burst=2),
-}
+PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
+QUICK_PLAN = Plan(seconds=6, min_rounds=5, lead_in=1, burst=2)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to run; the probes get as many threads as the engine.
 
     Attributes:
-        weights, data, work: as in `suite.Options`.
-        threads: processor threads of every engine and of the probes.
         onnx: files to measure in place of the bundled models.
         models: of the bundled ones and `LARGE` only these; None takes all, or `NANO` when quick.
         device: "cpu", or "cuda" with an ONNX Runtime that has it.
-        seconds: time for the rounds; None takes that of `PLANS`.
-        command: that repeats the run.
     """
 
-    weights: Path
-    data: Path
-    work: Path
-    threads: int
     onnx: tuple[Path, ...] = ()
     models: tuple[str, ...] | None = None
     device: str = "cpu"
-    quick: bool = False
-    seconds: float | None = None
-    command: str = "nmsfree bench roofline"
 
     @property
     def plan(self) -> Plan:
-        plan = PLANS[self.quick]
-        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
+        return self.timed(QUICK_PLAN if self.quick else PLAN)
 
 
-def run_roofline(options: Options, progress: Progress = lambda what, done, total: None) -> Results:
+def run_roofline(options: Options, progress: Progress = silent) -> Results:
     """Measure the peaks of the device and the models in turn.
 
     Raises:

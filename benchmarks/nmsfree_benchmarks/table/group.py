@@ -7,6 +7,7 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.evaluate import Metrics, evaluate
 from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.measure import Image, Stopwatch, take_turns
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
@@ -20,7 +21,7 @@ from nmsfree_benchmarks.table.entries import (
     eager_entries,
     timed_call,
 )
-from nmsfree_benchmarks.table.options import Options, Progress
+from nmsfree_benchmarks.table.options import Options
 from nmsfree_benchmarks.table.rows import Row
 from nmsfree_export.export import ExportOptions
 from nmsfree_export.precision import Precision

@@ -1,9 +1,9 @@
 """What `nmsfree bench` measures, and for how long."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.machine.measure import Plan
 from nmsfree_benchmarks.table.eager import Source
 
@@ -15,35 +15,17 @@ PLANS = {  # by size, quick; seconds are aimed at, min_rounds are kept
     ("large", True): Plan(seconds=8, min_rounds=3, warmup_rounds=1, lead_in=0, burst=2),
 }
 
-Progress = Callable[[str, int, int], None]  # what, done, in all
 
-
-@dataclass(frozen=True)
-class Options:
-    """What to run.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to run; a quick run has of the large models only the rows that the ratios need.
 
     Attributes:
-        weights: folder of trained checkpoints, published ones in its `published/`.
-        data: folder of a digits set that is used if its `val` split is there.
-        work: folder for what is made on the way: ONNX files, stand-in weights, digits.
-        threads: processor threads of every engine.
-        quick: fewer rounds and images, and of the large models only the rows that the ratios need.
-        seconds: time for the rounds of each size; None takes that of `PLANS`.
-        min_rounds: rounds of each size however long they take; None takes that of `PLANS`.
         sizes: which of `SIZES` to measure.
-        command: that repeats the run, for the report.
         device: "cpu" or "cuda".
     """
 
-    weights: Path
-    data: Path
-    work: Path
-    threads: int
-    quick: bool = False
-    seconds: float | None = None
-    min_rounds: int | None = None
     sizes: tuple[str, ...] = SIZES
-    command: str = "nmsfree bench"
     device: str = "cpu"
 
     def onnx(self, source: Source, precision: str = "fp32") -> Path:
@@ -53,7 +35,4 @@ class Options:
 
     def plan(self, size: str) -> Plan:
         """Return how long the models of a size are timed."""
-        plan = PLANS[size, self.quick]
-        if self.seconds is not None:
-            plan = replace(plan, seconds=self.seconds)
-        return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)
+        return self.timed(PLANS[size, self.quick])

@@ -8,6 +8,7 @@ from typing import Any
 
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.common import inputs
+from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.common.sources import NANO, published_sources, trained_sources
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.gpu import gpu_state
@@ -17,7 +18,7 @@ from nmsfree_benchmarks.roofline.peaks import Peaks, measure_peaks
 from nmsfree_benchmarks.table.device_engines import DEVICES
 from nmsfree_benchmarks.table.eager import use_threads
 from nmsfree_benchmarks.table.group import Group, run_group
-from nmsfree_benchmarks.table.options import Options, Progress
+from nmsfree_benchmarks.table.options import Options
 from nmsfree_benchmarks.table.rows import BASELINE, CPU_ENGINES, DEPLOYED, Report, Row
 
 QUICK_AP_IMAGES = 40
@@ -29,7 +30,7 @@ def size_of(spec: ModelSpec) -> str:
     return "nano" if spec.name in NANO else "large"
 
 
-def run_suite(options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def run_suite(options: Options, progress: Progress = silent) -> Report:
     """Measure everything.
 
     Raises:

@@ -38,12 +38,7 @@ def throughput(
 
     One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
     """
-    from nmsfree_benchmarks.common.publishing import (
-        Publication,
-        command_line,
-        publish,
-        with_progress,
-    )
+    from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.throughput.picture import draw
     from nmsfree_benchmarks.throughput.rules import conclusions
@@ -52,15 +47,16 @@ def throughput(
 
     given = {"model": model, "threads": threads, "seconds": seconds}
     options = Options(
-        weights,
-        data,
-        work,
-        threads or available_cores(),
-        None if model is None else tuple(model),
-        quick,
-        seconds,
-        command_line("throughput", quick, given),
+        weights=weights,
+        data=data,
+        work=work,
+        models=None if model is None else tuple(model),
+        seconds=seconds,
+        threads=threads or available_cores(),
+        quick=quick,
+        command=command_line("throughput", quick, given),
     )
-    results = with_progress(lambda progress: run_throughput(options, progress))
-    said = [*conclusions(results), *notes(results)]
-    publish(Publication("Throughput", results, sheets(results), said, draw), out, json_file)
+    question = Question(
+        "Throughput", run_throughput, sheets, lambda r: [*conclusions(r), *notes(r)], draw
+    )
+    answer(question, options, out, json_file)

@@ -11,7 +11,8 @@ from nmsfree.errors import GateError, InputError
 from nmsfree.identity import sha256
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.exported import Wanted, export_all
-from nmsfree_benchmarks.common.publishing import Progress, now
+from nmsfree_benchmarks.common.publishing import now
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.common.sources import trained_sources
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -31,31 +32,19 @@ QUICK_PLAN = Plan(seconds=15, min_rounds=4, pause=0.02)
 WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to run.
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """What to run; each model is measured with one engine thread and with `threads` of them.
 
     Attributes:
-        weights, data, work: folders, as of `nmsfree bench`.
-        threads: the most that an engine gets; it is measured with one thread as well.
         models: which models; None takes `MODELS`.
-        seconds: time for the timed rounds; None takes that of the plan.
-        command: that repeats the run.
     """
 
-    weights: Path
-    data: Path
-    work: Path
-    threads: int
     models: tuple[str, ...] | None = None
-    quick: bool = False
-    seconds: float | None = None
-    command: str = "nmsfree bench throughput"
 
     @property
     def plan(self) -> Plan:
-        plan = QUICK_PLAN if self.quick else PLAN
-        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
+        return self.timed(QUICK_PLAN if self.quick else PLAN)
 
     @property
     def window(self) -> float:
@@ -69,9 +58,7 @@ class Options:
         return [(batch, 1) for batch in batches] + [(1, n) for n in streams if n > 1]
 
 
-def run_throughput(
-    options: Options, progress: Progress = lambda what, done, total: None
-) -> Results:
+def run_throughput(options: Options, progress: Progress = silent) -> Results:
     """Measure every model with one and with all engine threads under every load.
 
     Raises:
