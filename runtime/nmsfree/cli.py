@@ -5,7 +5,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Annotated
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
 
@@ -35,11 +36,11 @@ def build_app() -> typer.Typer:
     """Collect the sub-commands of the installed distributions."""
     app = typer.Typer(
         name="nmsfree",
-        help="Train, export, run and measure FCOS detectors that need no NMS.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_root)
     installed = {entry.name: entry for entry in entry_points(group="nmsfree.commands")}
     for name, (distribution, summary) in COMMANDS.items():
         if name not in installed:
@@ -54,6 +55,26 @@ def build_app() -> typer.Typer:
         else:
             app.command(name)(command)
     return app
+
+
+def _show_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    for name in dict.fromkeys(distribution for distribution, _ in COMMANDS.values()):
+        try:
+            typer.echo(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            typer.echo(f"{name} –")
+    raise typer.Exit
+
+
+VERSION = typer.Option(
+    "--version", callback=_show_versions, is_eager=True, help="What is installed; then exit."
+)
+
+
+def _root(versions: Annotated[bool, VERSION] = False) -> None:
+    """Train, export, run and measure FCOS detectors that need no NMS."""
 
 
 def _missing(name: str, distribution: str) -> Callable[[], None]:

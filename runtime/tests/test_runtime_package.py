@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from typing import get_args, get_type_hints
 
 import pytest
@@ -113,6 +114,20 @@ def test_help_names_every_command() -> None:
     done = run_python("from nmsfree.cli import main; main()", "--help")
     assert done.returncode == 0, done.stderr
     assert all(f" {name} " in done.stdout for name in COMMANDS)
+
+
+def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(build_app(), ["--version"])
+    assert done.exit_code == 0 and f"nmsfree {nmsfree.__version__}\n" in done.stdout
+
+    def version(name: str) -> str:
+        if name == "nmsfree":
+            return "1.2.3"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("nmsfree.cli.version", version)
+    done = CliRunner().invoke(build_app(), ["--version"])
+    assert done.stdout.splitlines()[:2] == ["nmsfree 1.2.3", "nmsfree-export –"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
