@@ -207,8 +207,14 @@ def test_generic_tables_show_where_rows_differ() -> None:
     assert "mb" in sheet.header and "deep" not in sheet.header
     assert [row[0] for row in sheet.rows] == ["a", "b !"]
     assert all(len(row) == len(sheet.header) for row in sheet.rows)
-    facts = facts_sheet(results_of(facts={"a_b": {"c": [1, 2], "d": [{"e": None}]}, "f": True}))
-    assert facts.rows == (("a b · c", "1, 2"), ("a b · d · 1 · e", "–"), ("f", "yes"))
+    share = {"value": 0.25, "low": 0.2, "high": 0.3}
+    found = {"a_b": {"c": [1, 2], "d": [{"e": None}]}, "f": True, "share": share}
+    assert facts_sheet(results_of(facts=found)).rows == (
+        ("a b · c", "1, 2"),
+        ("a b · d · 1 · e", "–"),
+        ("f", "yes"),
+        ("share", "0.25 (95 %: 0.2 – 0.3)"),
+    )
     assert ratios_sheet(results_of()).rows[0][-1] == "yes"
     many = said_of_ratios(results_of(ratios=results_of().ratios * 3))
     assert many[0].endswith("over 3 pairs; surely above 1 in 3, surely below in 0, undecided in 0.")

@@ -1,6 +1,7 @@
 """What every kind of result file has: its rows, ratios and facts as tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
@@ -10,6 +11,7 @@ from nmsfree_benchmarks.record.records import Ratio, Record, Results
 
 MOST_FACTS = 80
 DIGITS = 12  # of a hash
+INTERVAL = {field.name for field in fields(Interval)}
 # Of a subject: too long for a column, or said otherwise.
 ELSEWHERE = ("sha256", "nms", "provider", "file_bytes", "ap_images")
 
@@ -117,7 +119,10 @@ def settings_sheet(results: Results) -> Sheet:
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value.keys() == INTERVAL:
+        low, high = _cell(value["low"]), _cell(value["high"])
+        yield prefix.replace("_", " "), f"{_cell(value['value'])} (95 %: {low} – {high})"
+    elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{prefix} · {key}" if prefix else str(key), inner)
     elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
