@@ -1,6 +1,7 @@
 """Claims about GPUs: their logic, on engines that run here; on a GPU, `nmsfree bench gpu-check`."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -99,9 +100,13 @@ def test_threads_that_disturb_each_other_fail(backend: OnnxRuntimeBackend) -> No
 
 def test_memory_that_grows_fails(backend: OnnxRuntimeBackend) -> None:
     assert memory_is_flat(backend, lambda: 100.0, runs=3) == "+0.0 MiB after 3 runs"
-    steps = iter([100.0, 108.5])
-    with pytest.raises(GateError, match=r"^memory grew by 8\.5 MiB in 3 runs, at most 8 allowed$"):
+    steps = count(100.0, 8.5)
+    with pytest.raises(
+        GateError, match=r"^memory grew by 8\.5 MiB in 3 runs, 3 times, at most 8 allowed$"
+    ):
         memory_is_flat(backend, lambda: next(steps), runs=3)
+    others = iter([100.0, 300.0, 300.0, 301.0])  # another program started meanwhile
+    assert memory_is_flat(backend, lambda: next(others), runs=3) == "+1.0 MiB after 3 runs"
     with pytest.raises(CannotTry, match="the driver does not tell"):
         memory_is_flat(backend, lambda: None, runs=3)
 
@@ -142,6 +147,31 @@ def test_every_claim_says_why_it_fails_without_a_gpu(folder: Path) -> None:
         assert outcome in ("fail", "skip"), own.key
         assert detail and "\n" not in detail
         assert "driver" in detail or "pip install" in detail, (own.key, detail)
+
+
+def test_an_onnxruntime_for_processors_is_no_failure(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_claim_list, "the_gpu", lambda: "GPU of a test")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    for key in ("onnxruntime-cuda", "onnxruntime-cuda-fp16", "onnxruntime-cuda-nms"):
+        outcome, detail = outcome_of(gpu_claim_list.BY_KEY[key], folder)
+        assert outcome == "skip" and 'pip install "nmsfree[cuda]"' in detail
+
+
+def test_the_plugin_is_tried_with_tf32_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    monkeypatch.setattr(gpu_claim_list, "the_gpu", lambda: "GPU of a test")
+    seen = []
+
+    def on(device: str, file: Path) -> Any:
+        seen.append(os.environ.get("NVIDIA_TF32_OVERRIDE"))
+        raise CannotTry("far enough")
+
+    monkeypatch.setattr(gpu_claim_list, "on", on)
+    assert outcome_of(gpu_claim_list.BY_KEY["onnxruntime-tensorrt-rtx"], folder)[0] == "skip"
+    assert seen == ["0"]
 
 
 @NO_GPU

@@ -81,7 +81,12 @@ class BuildReport:
 
 
 def build_engine(
-    onnx: Path, out: Path, options: BuildOptions = BuildOptions(), phases: Phases | None = None
+    onnx: Path,
+    out: Path,
+    options: BuildOptions = BuildOptions(),
+    phases: Phases | None = None,
+    *,
+    sm: int | None = None,
 ) -> BuildReport:
     """Build an engine; it and its sidecar appear under their names only when finished.
 
@@ -89,6 +94,8 @@ def build_engine(
         onnx: a file written by `nmsfree export`.
         out: the engine to write, over an older one.
         phases: is told what the builder is doing.
+        sm: of the GPU that is in use, for a builder that builds for that one only; None takes the
+            first GPU's.
 
     Raises:
         InputError: an option that the builder or the file does not have.
@@ -99,7 +106,7 @@ def build_engine(
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
     flavour = load_flavour(options.builder)
-    targets = _targets(flavour, options)
+    targets = _targets(flavour, options, sm)
     source = read_source(onnx, builds_nms=flavour.builds_nms)
     check_made_for(onnx, source.spec, flavour.name)
     batch = resolve_batch(source.path, source.spec, options.batch)
@@ -151,10 +158,10 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
     if load_flavour(builder).builds_without_gpu:
         targets = {*sidecar.targets} | ({sm} if sm is not None else set())
         options = replace(options, sms=tuple(sorted(targets)))
-    build_engine(engine.with_name(sidecar.onnx), engine, options)
+    build_engine(engine.with_name(sidecar.onnx), engine, options, sm=sm)
 
 
-def _targets(flavour: Flavour, options: BuildOptions) -> tuple[int, ...]:
+def _targets(flavour: Flavour, options: BuildOptions, sm: int | None) -> tuple[int, ...]:
     if flavour.builds_without_gpu:
         return resolve_targets(options.gpus, options.sms, flavour.buildable())
     if options.gpus or options.sms:
@@ -168,7 +175,7 @@ def _targets(flavour: Flavour, options: BuildOptions) -> tuple[int, ...]:
             "build there, or with --with tensorrt-rtx, which needs none"
         )
     major, minor = gpus.found[0].capability
-    return (10 * major + minor,)
+    return (10 * major + minor if sm is None else sm,)
 
 
 def _configure(

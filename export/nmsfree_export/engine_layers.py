@@ -43,7 +43,15 @@ def read_layers(flavour: Flavour, plan: bytes, network: tuple[Layer, ...]) -> La
         return LayerTable(network, "network", note)
     inspector = engine.create_engine_inspector()
     form = flavour.module.LayerInformationFormat.JSON
-    return LayerTable(parse_inspection(inspector.get_engine_information(form)), "engine")
+    try:
+        found = parse_inspection(inspector.get_engine_information(form))
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # no reason to throw away what was built
+        return LayerTable(network, "network", f"the engine's own cannot be read ({error})")
+    return LayerTable(found, "engine")
 
 
 def parse_inspection(text: str) -> tuple[Layer, ...]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from nmsfree.gpus import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
 from nmsfree_export import engine as engine_module
 from nmsfree_export.engine import BuildOptions, build_engine, rebuild_engine
-from nmsfree_export.engine_layers import parse_inspection
+from nmsfree_export.engine_layers import parse_inspection, read_layers
 from nmsfree_export.engine_network import Layer
 from nmsfree_export.engine_progress import Bars, Lines, Silent, make_monitor, stoppable
 
@@ -362,6 +363,8 @@ def test_full_tensorrt_builds_for_the_gpu_here(
     )
     rebuild_engine(tmp_path / "m.engine", sidecar, builder="tensorrt", sm=80)
     assert read_sidecar(tmp_path / "m.engine").targets == (80,)
+    rebuild_engine(tmp_path / "m.engine", sidecar, builder="tensorrt", sm=89)  # the second GPU
+    assert read_sidecar(tmp_path / "m.engine").targets == (89,)
     with pytest.raises(InputError) as error:
         build_engine(tmp_path / "model.onnx", tmp_path / "m.engine", BuildOptions(sms=(89,)))
     assert str(error.value) == (
@@ -398,6 +401,23 @@ def test_layers_of_an_engine() -> None:
     conv, other = parse_inspection(json.dumps({"Layers": [entry, "a name"], "Bindings": []}))
     assert conv == Layer("conv + relu", "caskconvolution", "Half", (1, 64, 8, 8))
     assert other == Layer("a name", "", "", ())
+
+
+@pytest.mark.parametrize("told", [None, "no JSON", "[]"])
+def test_layers_that_cannot_be_read_cost_no_engine(
+    told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda form: told)
+    engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    flavour = Flavour(
+        "tensorrt", SimpleNamespace(LayerInformationFormat=trt.LayerInformationFormat), "11.4.0"
+    )
+    monkeypatch.setattr(Flavour, "create_runtime", lambda self: runtime)
+    own = (Layer("conv", "convolution", "float32", (1, 3)),)
+    table = read_layers(flavour, b"plan", own)
+    assert (table.layers, table.source) == (own, "network")
+    assert table.note.startswith("the engine's own cannot be read (")
 
 
 def test_phases_as_lines() -> None:

@@ -217,6 +217,7 @@ def with_pycuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(log))
     monkeypatch.setattr(pycuda, "version", lambda name: "2026.1")
+    monkeypatch.setattr(pycuda, "_primary_contexts", {})
     return log
 
 
@@ -229,6 +230,16 @@ def test_pycuda_is_taken_where_the_application_uses_it(with_pycuda: list[str]) -
         cuda.wait_for(stream, 5)
     assert with_pycuda[2:] == ["push", "stream 1", "synchronize context", "pop"]
     assert stream.handle == 77
+
+
+def test_pycuda_keeps_one_context_for_the_process(with_pycuda: list[str]) -> None:
+    """Letting go of it would leave a context pushed in the thread."""
+    first = open_cuda()
+    first.close()
+    second = open_cuda()
+    with second.active():
+        second.close()
+    assert with_pycuda == ["init", "retain primary", "init", "push", "pop"]
 
 
 def test_the_context_of_pycuda_is_popped_after_a_failure(with_pycuda: list[str]) -> None:

@@ -106,6 +106,7 @@ class FakeCache:
 class FakeRuntimeConfig:
     def __init__(self) -> None:
         self.cuda_graph_strategy: Any = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
         self.kept: Any = None
 
     def create_runtime_cache(self) -> FakeCache:
@@ -132,6 +133,8 @@ def test_contexts_of_rtx_share_a_cache(rtx: Flavour, cache: bytes | None, loaded
     assert made.cache_loaded is loaded
     assert made.config.kept is made.cache
     assert made.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    kernels = made.config.dynamic_shapes_kernel_specialization_strategy
+    assert kernels == trt.DynamicShapesKernelSpecializationStrategy.EAGER
     assert rtx.create_context(FakeEngine(), made) == ("context", made.config)
     assert rtx.cache_bytes(made) == b"compiled"
     off = rtx.create_runtime_config(FakeEngine(), cuda_graph=False)

@@ -136,6 +136,16 @@ TAKEN: list[Callable[[Producer], Any]] = [
 ]
 
 
+def test_an_address_that_is_not_aligned_is_refused(rig: Rig, images: NDArray[np.uint8]) -> None:
+    producer = Producer(rig.cuda, images)
+    odd = producer.interface(data=(producer.memory.address + 64, False))
+    assert refused(lambda: rig.backend.run(odd)) == (
+        "images on the GPU start at an address that is no multiple of 256, which TensorRT does "
+        "not take: copy them first, as in images.clone()"
+    )
+    assert_equal(rig.backend.run(producer.interface()), rig.expected(images))
+
+
 @pytest.mark.parametrize("wrap", TAKEN)
 def test_images_on_the_gpu_are_read_where_they_are(
     rig: Rig, images: NDArray[np.uint8], wrap: Callable[[Producer], Any]

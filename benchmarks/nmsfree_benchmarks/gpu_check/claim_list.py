@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnxruntime
+
 from nmsfree.backends import Backend
+from nmsfree.backends.onnxruntime_gpu import CUDA, TF32_VARIABLE
 from nmsfree.backends.tensorrt import TensorRtBackend
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree_benchmarks.gpu_check.claims import (
@@ -76,7 +79,20 @@ def _cuda(name: str) -> Claim:
 
 
 def _needing_gpu(device: str, folder: Path, name: str) -> Backend:
+    """Open a file in ONNX Runtime on the GPU.
+
+    Raises:
+        EngineError: there is no GPU, or it does not start there.
+        CannotTry: the ONNX Runtime that is installed is the one for processors.
+    """
     the_gpu()  # without one, that is the reason to give
+    if device == "cuda" and CUDA not in onnxruntime.get_available_providers():
+        raise CannotTry(
+            "the installed onnxruntime is built without CUDA: pip uninstall -y onnxruntime, then "
+            'pip install "nmsfree[cuda]"'
+        )
+    if device == "tensorrt-rtx":
+        os.environ.setdefault(TF32_VARIABLE, "0")  # of this claim's own process
     return on(device, _onnx(folder, name))
 
 

@@ -25,6 +25,7 @@ from nmsfree_export.parity import compare, load_images, tolerance_for
 THREADS, PICTURES = 8, 40
 RUNS = 2000  # after which memory must be what it was
 LEAK = 8.0  # MiB that the driver may take for itself meanwhile
+TRIES = 3  # another program may take memory once; a leak goes on
 
 Pixels = NDArray[np.uint8]  # [1, H, W, 3], BGR
 
@@ -104,28 +105,31 @@ def threads_agree(backend: Backend, threads: int = THREADS, pictures: int = PICT
 def memory_is_flat(
     backend: Backend, used: Callable[[], float | None], runs: int = RUNS, leak: float = LEAK
 ) -> str:
-    """Run many times and look whether memory grows.
+    """Run many times and look whether memory grows, and goes on growing.
 
     Args:
         used: MiB in use now; None where it is not told.
         leak: MiB that are allowed.
 
     Raises:
-        GateError: it grew by more.
+        GateError: it grew by more, each time.
         CannotTry: memory cannot be read.
     """
     images = scenes(backend, 4)
     for image in images:
         backend.run(image)  # contexts, buffers and kernels come with the first runs
-    before = used()
-    if before is None:
-        raise CannotTry("the driver does not tell how much memory is in use")
-    for index in range(runs):
-        backend.run(images[index % len(images)])
-    grown = (used() or 0.0) - before
-    if grown > leak:
-        raise GateError(f"memory grew by {grown:.1f} MiB in {runs} runs, at most {leak:g} allowed")
-    return f"{grown:+.1f} MiB after {runs} runs"
+    for _ in range(TRIES):
+        before = used()
+        if before is None:
+            raise CannotTry("the driver does not tell how much memory is in use")
+        for index in range(runs):
+            backend.run(images[index % len(images)])
+        grown = (used() or 0.0) - before
+        if grown <= leak:
+            return f"{grown:+.1f} MiB after {runs} runs"
+    raise GateError(
+        f"memory grew by {grown:.1f} MiB in {runs} runs, {TRIES} times, at most {leak:g} allowed"
+    )
 
 
 def same_bytes(expected: Sequence[Any], found: Sequence[Any], what: str) -> str:

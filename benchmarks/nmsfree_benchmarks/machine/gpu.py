@@ -75,7 +75,7 @@ def _read(handle: Any) -> GpuState:
 
 
 def _ask(function: Any, *arguments: Any) -> Any:
-    """None where this GPU does not support the question: cards for games have no energy counter."""
+    """None where this GPU does not support the question, as older ones that for energy."""
     try:
         return function(*arguments)
     except pynvml.NVMLError:

@@ -156,6 +156,11 @@ class LoadedEngine:
         ours = self.cuda.can_capture and not self.flavour.captures_graphs
         return ours and not self.dynamic and not nms_inside
 
+    @property
+    def warmup_runs(self) -> int:
+        """Runs after which one is as fast as the next."""
+        return 2 if self.flavour.captures_graphs else 1
+
     def create_context(self) -> Any:
         """A new execution context; may compile kernels, which takes seconds."""
         what = "cannot make an execution context"

@@ -42,6 +42,11 @@ class _GraphStrategy(Enum):
     WHOLE_GRAPH_CAPTURE = 1
 
 
+class _KernelStrategy(Enum):
+    LAZY = 0
+    EAGER = 1
+
+
 class _Logger:
     def __init__(self) -> None: ...
 
@@ -70,6 +75,7 @@ class FakeTensorRt:
     EngineValidity: type = _Validity
     EngineInvalidityDiagnostics: type = _Diagnostics
     CudaGraphStrategy: type = _GraphStrategy
+    DynamicShapesKernelSpecializationStrategy: type = _KernelStrategy
 
     def nptype(self, dtype: Any) -> Any:
         return dtype
@@ -150,6 +156,7 @@ class _Config:
     def __init__(self, module: FakeTensorRt) -> None:
         self.cache = _Cache(module)
         self.cuda_graph_strategy = _GraphStrategy.DISABLED
+        self.dynamic_shapes_kernel_specialization_strategy = _KernelStrategy.LAZY
 
     def create_runtime_cache(self) -> _Cache:
         return self.cache

@@ -11,6 +11,7 @@ from nmsfree.backends.tensorrt_engine import LoadedEngine
 from nmsfree.cuda.arrays import DeviceImages
 from nmsfree.errors import InputError
 
+ALIGNMENT = 256  # bytes, asked for by IExecutionContext.set_tensor_address
 Images = NDArray[np.uint8] | DeviceImages
 
 
@@ -32,14 +33,19 @@ def check_host(images: Any, engine: LoadedEngine) -> NDArray[np.uint8]:
 
 
 def check_device(images: DeviceImages, engine: LoadedEngine) -> None:
-    """Refuse images on the GPU whose shape is not the engine's.
+    """Refuse images on the GPU whose shape or address is none that the engine takes.
 
     Raises:
-        InputError: another shape.
+        InputError: another shape, or an address that is not aligned.
     """
     if not _fits(images.shape, engine):
         shape = " × ".join(map(str, images.shape))
         raise InputError(f"the model refused images of {shape} on the GPU ({_expected(engine)})")
+    if any(piece.address % ALIGNMENT for piece in pieces(images, engine)):  # type: ignore[union-attr]
+        raise InputError(
+            f"images on the GPU start at an address that is no multiple of {ALIGNMENT}, which "
+            "TensorRT does not take: copy them first, as in images.clone()"
+        )
 
 
 def _fits(shape: tuple[int, ...], engine: LoadedEngine) -> bool:

@@ -86,13 +86,17 @@ class Lane:
                 self._set_batch(engine.largest, messages)
 
     def _warm_up(self) -> None:
-        """Run once with black images, so that the first real run is as fast as any; then record."""
+        """Run with black images, so that the first real run is as fast as any; then record.
+
+        A library that captures graphs itself does so in the second run.
+        """
         engine, cuda = self._engine, self._cuda
         images = self._pinned[INPUT]
         images[:] = 0
         cuda.copy_in(self._memory[INPUT].address, images, self._live)
         with engine.failures(FAILED, ADVICE) as messages:
-            self._execute(self._live, messages)
+            for _ in range(engine.warmup_runs):
+                self._execute(self._live, messages)
             cuda.synchronize(self._live)
             if engine.capturable:
                 self._graph = self._record(messages)

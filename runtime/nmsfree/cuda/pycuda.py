@@ -25,6 +25,8 @@ from nmsfree.cuda.base import (
 )
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 
+# By GPU. Kept for the process: letting go of one, pycuda pushes it and does not pop it again.
+_primary_contexts: dict[int, Any] = {}
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which pycuda has no name
 
 
@@ -56,7 +58,9 @@ class PyCuda:
             raise wrong_gpu(index, self.device_count())
         self._device = self._driver.Device(index)
         with self._translated("cuDevicePrimaryCtxRetain"):
-            self._context = self._device.retain_primary_context()
+            if index not in _primary_contexts:
+                _primary_contexts[index] = self._device.retain_primary_context()
+            self._context = _primary_contexts[index]
         self._pinned: dict[int, Any] = {}  # address → the allocation behind an array
 
     @contextmanager
@@ -168,7 +172,7 @@ class PyCuda:
         """There is none."""
 
     def close(self) -> None:
-        self._context = None  # pycuda releases the primary context with its last reference
+        """Nothing to free: the primary context is the application's as well."""
 
 
 def load_driver() -> Any:

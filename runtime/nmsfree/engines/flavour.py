@@ -187,6 +187,10 @@ class Flavour:
         config.cuda_graph_strategy = (
             strategy.WHOLE_GRAPH_CAPTURE if cuda_graph else strategy.DISABLED
         )
+        # By itself it would run a generic kernel at first and change to another in the background,
+        # so that one image has two answers: a batch size that is new is compiled for at once.
+        kinds = self.module.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
         return RuntimeConfig(config, kernels, loaded)
 
     def create_context(self, engine: Any, runtime_config: RuntimeConfig) -> Any:
