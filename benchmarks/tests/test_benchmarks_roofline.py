@@ -174,16 +174,16 @@ def test_a_peak_is_the_fastest_call_of_the_fastest_probe() -> None:
     probes = [
         Probe("slow", lambda _: (1,), 10**9, "fp32"),
         Probe("fast", lambda _: (1,), 10**9, "fp32"),
-        Probe("copy", lambda _: (1,), 10**6),
+        Probe("copy", lambda _: (1,), 10**6, repeats=3),
     ]
     ms = np.array([[4], [2], [9]]) * 1_000_000
     found = read_peaks(probes, {"slow": ms * 2, "fast": ms, "copy": ms})
     assert found.flops == {"fp32": pytest.approx(500e9)}
     ((moved, rate),) = found.copies
     assert moved == 10**6
-    assert rate == pytest.approx(0.5e9)
+    assert rate == pytest.approx(1.5e9)
     assert probes[1].record(ms).figures == {"gflop_per_s": 500}
-    assert probes[2].record(ms).figures == {"gb_per_s": 0.5}
+    assert probes[2].record(ms).figures == {"gb_per_s": 1.5}
 
 
 def test_the_faster_of_two_measurements_counts() -> None:

@@ -29,6 +29,9 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:  # mixed precision: what comes in half goes out half
+            constants = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(x, *constants, training=False, eps=self.eps)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * scale[:, None, None] + shift[:, None, None]

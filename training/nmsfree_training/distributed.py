@@ -121,8 +121,12 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
             )
         torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    chosen = torch.device(device, local) if device == "cuda" else torch.device(device)
     try:
-        chosen = torch.device(device, local) if device == "cuda" else torch.device(device)
         yield World(dist.get_rank(), size), chosen
-    finally:
+    except (NmsfreeError, SystemExit):  # they end all processes alike
         dist.destroy_process_group()
+        raise
+    # Not after other errors: NCCL would wait for the other processes, which wait for this one, and
+    # the launcher would not see that it failed.
+    dist.destroy_process_group()

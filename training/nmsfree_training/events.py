@@ -20,7 +20,8 @@ class StepEvent:
         steps: of one epoch.
         iteration: optimizer steps done in the whole run, those before a resume included.
         losses: weighted means over the images of this step: "loss" (the total) and its parts
-            "o2m_cls", "o2m_box", "o2o_cls", "o2o_box", as far as the network has these heads.
+            "o2m_cls", "o2m_box", "o2o_cls", "o2o_box", as far as the network has these heads. On a
+            GPU they are those of two steps before, and there are none in the first two.
         learning_rate: of the first parameter group, as used in this step.
         images: images of this step, all processes together.
         wait: seconds of this step spent waiting for the loader.

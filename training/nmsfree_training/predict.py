@@ -15,6 +15,7 @@ from nmsfree_training.config import HeadName
 from nmsfree_training.detector import Fcos, Prediction
 from nmsfree_training.normalize import normalize
 from nmsfree_training.postprocess import PostprocessConfig, postprocess
+from nmsfree_training.start import place
 
 TOP_K = 100
 
@@ -119,6 +120,20 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def open_network(checkpoint: Checkpoint, device: str) -> Fcos:
+    """Build the network on its device; on a GPU with the layout of its inputs, and without TF32.
+
+    Raises:
+        InputError: an unknown device, or a GPU that PyTorch does not see.
+    """
+    network, chosen = checkpoint.build(), torch_device(device)
+    if chosen.type == "cpu":
+        return network
+    # PyTorch's own choice for convolutions is 10 bits of mantissa; FP32 is FP32 here.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return place(network, chosen)
+
+
 def open_checkpoint(
     path: Path, *, device: str = "cpu", threads: int | None = None, like: ModelSpec | None = None
 ) -> TorchBackend:
@@ -134,7 +149,7 @@ def open_checkpoint(
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
-    network = checkpoint.build().to(torch_device(device))
+    network = open_network(checkpoint, device)
     if like is None:
         return TorchBackend(network, make_spec(checkpoint, network.deployed_head))
     if like.head not in checkpoint.model.heads:

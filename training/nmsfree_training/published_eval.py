@@ -28,7 +28,7 @@ from nmsfree_training.postprocess import (
     PostprocessConfig,
     postprocess,
 )
-from nmsfree_training.predict import make_spec, torch_device
+from nmsfree_training.predict import make_spec, open_network
 
 SETTINGS: dict[HeadName, PostprocessConfig] = {"o2m": EVALUATE_O2M, "o2o": EVALUATE_O2O}
 WIDE_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin so; it would clip them
@@ -68,7 +68,7 @@ def predict_published(
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
     categories = category_ids_of(checkpoint.class_names, dataset)
-    network = checkpoint.build().to(torch_device(device))
+    network = open_network(checkpoint, device)
     sides = min(checkpoint.input_size), max(checkpoint.input_size)
     results: list[Result] = []
     for done, sample in enumerate(dataset.samples, start=1):

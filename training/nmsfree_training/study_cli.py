@@ -27,6 +27,7 @@ LengthOption = Annotated[
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help="fp32, bf16, or auto: bf16 where the processor has it.")
 ]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where to train: cpu or cuda.")]
 AUTO = "auto"
 DATA, RUNS, RESULTS = Path("data/digits"), Path("runs/study"), Path("docs/study")
 EPOCHS, SEEDS = 16, (0, 1, 2)
@@ -83,8 +84,11 @@ def run(
     seed: Annotated[
         list[int] | None, typer.Option("--seed", min=0, help="Which seed; 0, 1, 2 if not given.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 2,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; one thread each on a processor.")
+    ] = 2,
     precision: PrecisionOption = AUTO,
+    device: DeviceOption = "cpu",
     data: DataOption = DATA,
     results: ResultsOption = RESULTS,
     runs: RunsOption = RUNS,
@@ -114,7 +118,8 @@ def run(
         data=data,
         runs=runs,
         results=results,
-        precision=_precision(precision),
+        precision=_precision(precision, device),
+        device=device,
     )
     pending = [job for job in wanted if not is_done(job)]
     console = Console(stderr=True)
@@ -130,13 +135,15 @@ def run(
     _conclude(len(wanted), failures, results)
 
 
-def _precision(chosen: str) -> str:
+def _precision(chosen: str, device: str) -> str:
     """Resolve "auto". A recipe's figures are the same in each, but for noise."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device is {device!r}, expected cpu or cuda")
     if chosen not in (AUTO, "fp32", "bf16"):
         raise InputError(f"--precision is {chosen!r}, expected fp32, bf16 or auto")
     if chosen != AUTO:
         return chosen
-    return "bf16" if computes_bf16() else "fp32"
+    return "bf16" if device == "cuda" or computes_bf16() else "fp32"
 
 
 def _conclude(count: int, failures: "list[Failure]", results: Path) -> None:
@@ -156,6 +163,7 @@ def command(
     epochs: EpochsOption = EPOCHS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
     precision: PrecisionOption = AUTO,
+    device: DeviceOption = "cpu",
     data: DataOption = DATA,
     runs: RunsOption = RUNS,
 ) -> None:
@@ -167,7 +175,8 @@ def command(
     from nmsfree_training.study.rows import choose_rows
 
     (chosen,) = choose_rows([row])
-    job = Job(chosen, epochs, seed, data, runs, RESULTS, _precision(precision))
+    how = _precision(precision, device), device
+    job = Job(chosen, epochs, seed, data, runs, RESULTS, *how)
     typer.echo(job.command)
 
 

@@ -77,9 +77,8 @@ class TensorBoardWatcher:
 def _summary(steps: list[StepEvent]) -> dict[str, float]:
     """One point of each curve, from one step or more."""
     last, seconds = steps[-1], sum(s.seconds for s in steps)
-    point = {
-        name: _mean([s.losses[name] for s in steps if name in s.losses]) for name in last.losses
-    }
+    names = dict.fromkeys(name for step in steps for name in step.losses)
+    point = {name: _mean([s.losses[name] for s in steps if name in s.losses]) for name in names}
     point |= {"lr": last.learning_rate, "epoch": last.epoch + (last.step / last.steps)}
     norms = [s.grad_norm for s in steps if s.grad_norm is not None]
     if norms:

@@ -141,7 +141,8 @@ class Trainer:
             position.wait += waited - started
             self._report(known, steps, rate, waited - started, now - started)
             started = now
-        self._add(self.step.flush())
+        self._add(self.step.flush())  # waits for the steps that a GPU has not done yet
+        position.seconds += time.monotonic() - started
 
     def _agree(self, parts: list[Batch], error: NmsfreeError | None) -> list[Batch]:
         """What all processes do together: bring images to one size, stop, save, or fail."""
@@ -182,22 +183,20 @@ class Trainer:
         self, known: list[StepLosses], steps: int, rate: float, wait: float, seconds: float
     ) -> None:
         self._add(known)
-        if not known:
-            return
         epochs, images = self.preset.train.epochs, self._batch_size()
-        position, last = self.position, known[-1]
+        position, last = self.position, known[-1] if known else None
         event = StepEvent(
             epoch=position.epoch,
             epochs=epochs,
             step=position.step,
             steps=steps,
             iteration=position.iteration,
-            losses=last.values,
+            losses=last.values if last else {},
             learning_rate=rate,
             images=images,
             wait=wait,
             seconds=seconds,
-            grad_norm=last.grad_norm,
+            grad_norm=last.grad_norm if last else None,
         )
         self.watcher.on_step(event)
 

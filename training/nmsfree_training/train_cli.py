@@ -150,6 +150,15 @@ def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> i
             draw_curves(folder, title)
         watcher.message(f"{interrupted}; {_how_to_resume(trainer.world)}")
         return stop.exit_status
+    except torch.OutOfMemoryError as error:
+        if trainer.world.size > 1:
+            raise  # the others are still at it: the launcher must see this one fail
+        recipe = trainer.preset.train
+        raise InputError(
+            f"the GPU's memory does not suffice for {recipe.batch_size // recipe.accumulate} images "
+            f"at once: give --accumulate {2 * recipe.accumulate} or more, which computes the same "
+            f"batch in parts, or a smaller --batch-size ({str(error).splitlines()[0]})"
+        ) from None
     world = trainer.world
     failed = [item for part in world.gather(trainer.position.failed) for item in part.items()]
     if trainer.world.main:
@@ -279,11 +288,18 @@ def _announce(
     )
     if not run.resume:
         watcher.message(start.message)
-    if run.precision == "bf16" and run.device.type == "cpu" and computes_bf16() is False:
+    if run.precision == "bf16" and not _computes_bf16(run.device):
+        what, faster = ("GPU", "fp16") if run.device.type == "cuda" else ("processor", "fp32")
         watcher.message(
-            "this processor has no bf16 arithmetic: PyTorch emulates it, several times slower than "
-            "--precision fp32"
+            f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
+            f"--precision {faster}"
         )
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":  # autocast itself is content with an emulation
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return computes_bf16() is not False
 
 
 def _how_to_resume(world: World) -> str:

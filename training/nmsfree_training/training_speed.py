@@ -74,8 +74,8 @@ def measure_training(
 ) -> TrainingSpeed:
     """Time forward, losses, backward and update of steps on batches loaded before.
 
-    At least two steps are timed, after one that is not. On a CPU the batch is cut to about a
-    million pixels, on a GPU to what goes through at once (`accumulate`).
+    At least two steps are timed, after one with each batch that is not. On a CPU the batch is cut
+    to about a million pixels, on a GPU to what goes through at once (`accumulate`).
 
     Raises:
         DataError: there are no images, or they cannot be used.
@@ -86,7 +86,8 @@ def measure_training(
         batches = _batches(dataset, preset, device)
         torch.manual_seed(0)
         step = _Step(preset, device, precision)
-        step(batches[-1])
+        for batch in batches:  # each size is prepared for when it first comes
+            step(batch)
         times: list[float] = []
         while len(times) < MIN_STEPS or sum(times) < seconds:
             times.append(step(batches[len(times) % len(batches)]))

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from nmsfree.data.coco import load_coco
-from nmsfree.errors import CheckpointError
+from nmsfree.errors import CheckpointError, InputError
 from nmsfree_training.checkpoint import load_checkpoint
-from nmsfree_training.distributed import World
+from nmsfree_training.distributed import World, join_world
 from nmsfree_training.synced_norm import SyncedBatchNorm2d, sync_batch_norms
 from nmsfree_training.train_state import load_state
 
@@ -32,6 +32,25 @@ def test_one_process_is_alone() -> None:
     assert world.main and world.mean(value) is value
     assert world.maximum([3, 1]) == [3, 1]
     assert world.gather("a") == ["a"] and world.broadcast("a") == "a"
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(None, True), (InputError("all alike"), True), (ValueError("mine"), False)]
+)
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(
+    error: Exception | None, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To leave the group in good order takes all of them, with NCCL."""
+    calls: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: calls.append(backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("left"))
+    with suppress(InputError, ValueError), join_world("cpu") as (world, device):
+        assert (world.rank, world.size, device.type) == (1, 2, "cpu")
+        if error is not None:
+            raise error
+    assert calls == ["gloo", *(["left"] if left else [])]
 
 
 def _norm_network() -> nn.Module:

@@ -173,6 +173,21 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation() -> None:
     torch.testing.assert_close(frozen(x), norm.eval()(x))
 
 
+def test_frozen_batch_norm_keeps_half_precision() -> None:
+    frozen = FrozenBatchNorm2d(6)
+    frozen.load_state_dict(
+        {key: torch.rand(6) + 0.5 for key in ("weight", "bias", "running_mean", "running_var")}
+    )
+    x = torch.randn(2, 6, 5, 7)
+    exact = frozen(x)
+    half = x.bfloat16().requires_grad_()
+    found = frozen(half)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+    found.sum().backward()
+    assert half.grad is not None and half.grad.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("depth", [18, 34, 50])
 def test_resnet_depths(depth: int) -> None:
     resnet = ResNet(depth, 8, frozen_norm=True, frozen_stages=0).eval()

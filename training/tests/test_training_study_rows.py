@@ -139,6 +139,16 @@ def test_precision_is_what_the_processor_computes_in(
     assert str(wrong.exception) == "--precision is 'half', expected fp32, bf16 or auto"
 
 
+def test_a_study_on_a_gpu() -> None:
+    shown = CliRunner().invoke(app, ["command", "o2o", "--device", "cuda"])
+    assert " --precision bf16 --device cuda --workers 4 " in shown.stdout
+    assert "--threads" not in shown.stdout
+    wrong = CliRunner().invoke(app, ["command", "o2o", "--device", "tpu"])
+    assert str(wrong.exception) == "--device is 'tpu', expected cpu or cuda"
+    job = replace(job_of(BY_NAME["o2o"]), device="cuda")
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
 def finished(job: Job) -> None:
     values = {"row": job.row.name, "title": job.row.title, "epochs": job.epochs, "seed": job.seed}
     more = {"command": job.command, "minutes": 1.0, "splits": {}}
@@ -153,6 +163,7 @@ def test_a_changed_row_is_refused(tmp_path: Path) -> None:
     assert is_done(job)
     assert is_done(replace(job, runs=Path("elsewhere")))  # the same run in another folder
     assert is_done(replace(job, precision="fp32"))  # and on a processor without bf16
+    assert is_done(replace(job, device="cuda"))
     changed = replace(job, row=replace(job.row, options=("--o2o-gradient", "0.5")))
     with pytest.raises(InputError) as caught:
         is_done(changed)

@@ -71,6 +71,17 @@ def test_curves_are_means_over_ten_steps(tmp_path: Path) -> None:
     assert set(curve(reader, "train/grad_norm").values()) == {2.0}
 
 
+def test_the_first_steps_on_a_gpu_have_no_losses_yet(tmp_path: Path) -> None:
+    watcher = TensorBoardWatcher(tmp_path, 0)
+    for i in range(1, 11):
+        late = {"losses": {}, "grad_norm": None} if i in (1, 2, 10) else {}
+        watcher.on_step(step_event(i, **late))
+    watcher.close()
+    reader = read(tmp_path)
+    assert curve(reader, "train/loss") == {10: 6.0}  # of 3 … 9
+    assert curve(reader, "train/lr") == {10: pytest.approx(0.1)}
+
+
 def test_metrics_stand_at_the_step_of_their_evaluation(tmp_path: Path) -> None:
     write(tmp_path, 1, 50)
     reader = read(tmp_path)

@@ -20,6 +20,7 @@ from nmsfree_training.loader import epoch_loader
 from nmsfree_training.losses import detector_losses
 from nmsfree_training.outputs import Outputs
 from nmsfree_training.run_config import Interrupted, RunConfig
+from nmsfree_training.step import LossReader
 from nmsfree_training.train import Trainer
 from nmsfree_training.train_state import load_state
 from nmsfree_training.watch import Silent
@@ -376,6 +377,32 @@ def test_progress_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
     assert all(s.images == BATCH and 0 < s.wait < s.seconds for s in steps)
     assert all(s.grad_norm is not None and s.grad_norm > 0 for s in steps)
     assert [e.record["epoch"] for e in epochs] == [1, 2]
+
+
+def test_steps_whose_losses_come_later_are_told_all_the_same(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """As on a GPU, whose losses are read two steps later."""
+    steps: list[StepEvent] = []
+
+    class Listener(Silent):
+        def on_step(self, event: StepEvent) -> None:
+            steps.append(event)
+
+    records = {}
+    for delay in (0, 2):
+        config = RunConfig(out=tmp_path / str(delay), device=torch.device("cpu"))
+        trainer = Trainer(tiny(), train_set, None, config, watcher=Listener())
+        trainer.step._reader = LossReader(delay, trainer.world, skips=False)
+        trainer.fit()
+        lines = (config.out / "metrics.jsonl").read_text().splitlines()
+        records[delay] = [json.loads(line)["loss"] for line in lines]
+    assert records[2] == records[0]
+    at_once, later = steps[:6], steps[6:]
+    assert [s.iteration for s in later] == [s.iteration for s in at_once]
+    assert [bool(s.losses) for s in later] == [False, False, True] * 2  # three steps an epoch
+    assert [s.grad_norm is None for s in later] == [True, True, False] * 2
+    assert later[2].losses == at_once[0].losses
 
 
 @pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])

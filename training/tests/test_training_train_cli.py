@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner, Result
 
@@ -12,6 +13,7 @@ from nmsfree.data.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cli import train
+from nmsfree_training.train import Trainer
 
 runner = CliRunner()
 app = typer.Typer()
@@ -84,6 +86,21 @@ def test_wrong_options(digits: Path, tmp_path: Path) -> None:
     assert "go on" not in refused("--model", "")
     assert run("--data", digits, "--epochs", 0).exit_code == 2
     assert run("--model", "fcos_rt_nano").exit_code == 2  # no --data
+
+
+def test_memory_of_the_gpu_that_does_not_suffice(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(trainer: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore advice")
+
+    monkeypatch.setattr(Trainer, "fit", full)
+    options = ("--data", digits, "--out", tmp_path / "run", "--batch-size", 12, "--accumulate", 2)
+    assert complaint(InputError, *options, "--workers", 0) == (
+        "the GPU's memory does not suffice for 6 images at once: give --accumulate 4 or more, "
+        "which computes the same batch in parts, or a smaller --batch-size "
+        "(CUDA out of memory. Tried to allocate 2 GiB.)"
+    )
 
 
 def test_missing_files(digits: Path, tmp_path: Path) -> None:

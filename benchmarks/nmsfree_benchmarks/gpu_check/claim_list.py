@@ -156,7 +156,6 @@ def _eager(folder: Path) -> str:
     the_gpu()
     if not torch.cuda.is_available():
         raise CannotTry("this build of PyTorch has no CUDA")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     onnx = _onnx(folder)
     spec = on("cpu", onnx).spec
     weights = folder / f"{FREE}.safetensors"

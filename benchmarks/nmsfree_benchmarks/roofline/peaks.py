@@ -60,6 +60,7 @@ class Probe:
         name: of its record.
         call: takes any picture and ignores it.
         work: FLOP of a matrix product, or bytes that a copy reads and writes.
+        repeats: so often within a call.
         precision: of a matrix product; "" is a copy.
     """
 
@@ -68,10 +69,11 @@ class Probe:
     work: int
     precision: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int = 1
 
     def rate(self, times: Times) -> float:
         """FLOP/s or bytes/s of the fastest call."""
-        return self.work / (float(times.sum(axis=1).min()) / 1e9)
+        return self.work * self.repeats / (float(times.sum(axis=1).min()) / 1e9)
 
     def record(self, times: Times) -> Record:
         what = "gb_per_s" if not self.precision else "gflop_per_s"

@@ -55,11 +55,19 @@ def _product_probe(device: torch.device, precision: str, kind: torch.dtype, tf32
 
 def _copy_probe(device: torch.device, mib: int) -> Probe:
     moved = mib * 2**20
+    # To start a copy and to wait for it takes as long as a small copy itself.
+    repeats = max(1, GPU_COPIED_MIB[-1] // mib)
     source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+
+    def run() -> None:
+        for _ in range(repeats):
+            target.copy_(source)
+
     return Probe(
         f"copy {mib} MiB on the GPU",
-        timed(lambda: target.copy_(source), lambda: torch.cuda.synchronize(device)),
+        timed(run, lambda: torch.cuda.synchronize(device)),
         moved,
         parameters={"call": "copy", "mib_read_and_written": mib, "engine": "cuda"},
+        repeats=repeats,
     )

@@ -30,7 +30,7 @@ from nmsfree_training.postprocess import (
     postprocess,
     select_levels,
 )
-from nmsfree_training.predict import TorchBackend, make_spec, torch_device
+from nmsfree_training.predict import TorchBackend, make_spec, open_network
 from nmsfree_training.published import from_published_keys
 from nmsfree_training.standin import standin_state_dict
 
@@ -177,7 +177,7 @@ def eager_backends(
     its raw maps: flattening and decoding belong to the post-processing. On a GPU each mark waits
     for what was started before it.
     """
-    network = source.checkpoint.build().to(torch_device(device))
+    network = open_network(source.checkpoint, device)
     mark = _mark(watch, device)
     network.register_forward_pre_hook(lambda *_: mark())
     network.heads[network.deployed_head].register_forward_hook(lambda *_: mark())
@@ -201,7 +201,7 @@ class CompiledBackend(EagerBackend):
     def __init__(
         self, source: Source, watch: Stopwatch, device: str, compiler: str = "inductor"
     ) -> None:
-        network = source.checkpoint.build().to(torch_device(device))
+        network = open_network(source.checkpoint, device)
         super().__init__(network, source.checkpoint, SETTINGS[-1])
         self._mark = _mark(watch, device)
         self._compiled = torch.compile(network, backend=compiler)

@@ -105,10 +105,7 @@ def eager_entries(
 
 
 def _eager_state() -> dict[str, Any]:
-    """What is true of PyTorch on a GPU here; TF32 is switched off for it."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """What is true of PyTorch on a GPU; `predict.open_network` has switched TF32 off."""
     return {"tf32": False, "cuda_graph": False, "transfers": "in and out"}
 
 

@@ -10,6 +10,7 @@ from nmsfree.errors import InputError
 from nmsfree_training.study.results import read_result
 from nmsfree_training.study.rows import Row
 
+GPU_WORKERS = 4  # processes that load images for one run
 INTERRUPTED = 130  # exit status of what was asked to stop, and saved
 
 
@@ -22,6 +23,7 @@ class Job:
         runs: where run folders and logs go.
         results: where the measured figures go, one JSON file for each run.
         precision: of the network while it is trained. The recipe is the same in each.
+        device: "cpu" or "cuda"; figures are measured on the processor in either case.
     """
 
     row: Row
@@ -31,6 +33,7 @@ class Job:
     runs: Path
     results: Path
     precision: str = "bf16"
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -50,12 +53,15 @@ class Job:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The words after `nmsfree`. One thread and one process: two runs share two cores."""
+        """The words after `nmsfree`. On a processor one thread each: two runs share two cores."""
+        machine = ("--threads", "1", "--workers", "0")
+        if self.device != "cpu":
+            machine = ("--device", self.device, "--workers", str(GPU_WORKERS))
         return (
             *("train", "--data", str(self.data), "--model", self.row.model, *self.row.options),
             *("--epochs", str(self.epochs), "--seed", str(self.seed)),
             *("--precision", self.precision),
-            *("--threads", "1", "--workers", "0", "--eval-every", "0", "--no-tensorboard"),
+            *(*machine, "--eval-every", "0", "--no-tensorboard"),
             *("--out", str(self.folder)),
         )
 
@@ -67,7 +73,7 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, for a process of its own."""
         paths = {name: str(getattr(self, name)) for name in ("data", "runs", "results")}
-        kind = {"epochs": self.epochs, "seed": self.seed, "precision": self.precision}
+        kind = {name: getattr(self, name) for name in ("epochs", "seed", "precision", "device")}
         return {"row": asdict(self.row), **kind, **paths}
 
     @classmethod
@@ -75,8 +81,8 @@ class Job:
         """The way back of `to_json`."""
         row = Row(**values["row"] | {"options": tuple(values["row"]["options"])})
         data, runs, results = (Path(values[name]) for name in ("data", "runs", "results"))
-        kind = values["precision"]
-        return cls(row, values["epochs"], values["seed"], data, runs, results, kind)
+        kind = values["precision"], values["device"]
+        return cls(row, values["epochs"], values["seed"], data, runs, results, *kind)
 
 
 def plan(
@@ -88,10 +94,11 @@ def plan(
     runs: Path,
     results: Path,
     precision: str = "bf16",
+    device: str = "cpu",
 ) -> list[Job]:
     """Return all runs, seed by seed: a study that is stopped has compared all rows alike."""
     return [
-        Job(row, epochs, seed, data, runs, results, precision)
+        Job(row, epochs, seed, data, runs, results, precision, device)
         for seed in dict.fromkeys(seeds)  # a seed given twice counts once
         for row in rows
     ]
@@ -117,7 +124,7 @@ def is_done(job: Job) -> bool:
 def _recipe(command: str) -> list[str]:
     """The words of a command but for where it writes and how the machine computes."""
     words = shlex.split(command)
-    for option in ("--out", "--precision"):
+    for option in ("--out", "--precision", "--device", "--threads", "--workers"):
         if option in words:
             at = words.index(option)
             del words[at : at + 2]
