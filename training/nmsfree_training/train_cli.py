@@ -154,9 +154,10 @@ def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> i
         if trainer.world.size > 1:
             raise  # the others are still at it: the launcher must see this one fail
         recipe = trainer.preset.train
+        images = recipe.batch_size // recipe.accumulate
         raise InputError(
-            f"the GPU's memory does not suffice for {recipe.batch_size // recipe.accumulate} images "
-            f"at once: give --accumulate {2 * recipe.accumulate} or more, which computes the same "
+            f"the GPU's memory does not suffice for {images} images at once: give "
+            f"--accumulate {2 * recipe.accumulate} or more, which computes the same "
             f"batch in parts, or a smaller --batch-size ({str(error).splitlines()[0]})"
         ) from None
     world = trainer.world
