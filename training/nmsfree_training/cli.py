@@ -172,6 +172,10 @@ def train(
         float | None,
         _heads("Cells give way to better neighbours whose boxes agree by this IoU; 0 = off."),
     ] = None,
+    deployed_rival_iou: Annotated[
+        float | None,
+        _heads("The same once trained: lower leaves fewer duplicates, and fewer close pairs."),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Same seed, same run.", rich_help_panel=MACHINE)
     ] = 0,
@@ -229,6 +233,7 @@ def train(
         o2o_start=o2o_start,
         max_filter=max_filter,
         rival_iou=rival_iou,
+        deployed_rival_iou=deployed_rival_iou,
     )
     options = TrainOptions(
         data=data,

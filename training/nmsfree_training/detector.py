@@ -46,7 +46,9 @@ class Fcos(nn.Module):
     def _make_head(self, name: HeadName) -> Head:
         c = self.config
         sizes = (c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
-        return Head(*sizes) if name == "o2m" else Head(*sizes, c.max_filter, c.rival_iou)
+        if name == "o2m":
+            return Head(*sizes)
+        return Head(*sizes, c.max_filter, c.rival_iou, c.deployed_rival_iou)
 
     def copy_head(self) -> None:
         """Give the o2o head the weights of the o2m head; its filters stay as they are."""

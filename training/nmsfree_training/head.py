@@ -72,6 +72,7 @@ class Head(nn.Module):
         levels: int,
         max_filter: MaxFilter = "none",
         rival_iou: float = 0.0,
+        deployed_rival_iou: float = 0.0,
     ) -> None:
         super().__init__()
         self.cls_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
@@ -87,7 +88,8 @@ class Head(nn.Module):
         nn.init.constant_(self.cls_pred.bias, -math.log(99))
         self.feature_filter = FeatureFilter(channels) if max_filter == "features" else None
         self.logit_filter = LogitFilter(levels) if max_filter == "logits" else None
-        self.rival_filter = RivalFilter(levels, rival_iou) if rival_iou else None
+        agreements = rival_iou, deployed_rival_iou or rival_iou
+        self.rival_filter = RivalFilter(levels, *agreements) if rival_iou else None
 
     def forward(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """P3 … P5 → per level (logits [N, C, h, w], deltas [N, 4, h, w] as dx, dy, dw, dh)."""

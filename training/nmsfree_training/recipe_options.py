@@ -15,11 +15,11 @@ CHOICES = {
 }
 SHARES = (
     *("flip", "mosaic", "mixup", "color_jitter"),
-    *("o2o_gradient", "o2m_weight_end", "o2o_start", "rival_iou"),
+    *("o2o_gradient", "o2m_weight_end", "o2o_start", "rival_iou", "deployed_rival_iou"),
 )
-MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_iou")
+MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_iou", "deployed_rival_iou")
 MATCHING_OPTIONS = ("o2o_matching", "o2o_quality", "o2m_quality")
-FILTERS = ("max_filter", "rival_iou")
+FILTERS = ("max_filter", "rival_iou", "deployed_rival_iou")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
 
 
@@ -57,6 +57,7 @@ class RecipeOptions:
     o2o_start: float | None = None
     max_filter: str | None = None
     rival_iou: float | None = None
+    deployed_rival_iou: float | None = None
 
     def apply(self, chosen: Preset) -> Preset:
         """Return the preset with these values.
@@ -71,6 +72,8 @@ class RecipeOptions:
         # 0 switches off what None switches off in a recipe.
         given |= {name: None for name in ("clip_norm", "crop", "ema") if given.get(name) == 0}
         model = {name: given.pop(name) for name in MODEL_FIELDS if name in given}
+        if "rival_iou" in model:  # the preset's belongs to another
+            model.setdefault("deployed_rival_iou", 0.0)
         given |= self._matchings(chosen)
         given = {name: value for name, value in given.items() if name not in MATCHING_OPTIONS}
         if "short_sides" in given and "long_side" not in given and not chosen.train.long_side:

@@ -74,6 +74,7 @@ def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
         frozen_stages=model.frozen_stages if frozen_stages is None else frozen_stages,
         max_filter=like.max_filter,
         rival_iou=like.rival_iou,
+        deployed_rival_iou=like.deployed_rival_iou,
     )
 
 

@@ -47,7 +47,8 @@ class RivalFilter(nn.Module):
 
     Args:
         levels: of the pyramid.
-        agreement: τ, the IoU at which two boxes count by half as one.
+        agreement: τ, the IoU at which two boxes count by half as one, while the network is trained.
+        deployed: τ in evaluation mode; None takes the same.
 
     Attributes:
         weights: by kind of neighbour, float32 [levels]; the strengths b are `gain` times these.
@@ -58,9 +59,10 @@ class RivalFilter(nn.Module):
     doubling: Tensor
     centres: Tensor
 
-    def __init__(self, levels: int, agreement: float) -> None:
+    def __init__(self, levels: int, agreement: float, deployed: float | None = None) -> None:
         super().__init__()
         self.agreement = agreement
+        self.deployed = agreement if deployed is None else deployed
         self.gain = GAIN
         self.weights = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
@@ -93,7 +95,7 @@ class RivalFilter(nn.Module):
 
     def folded(self) -> "RivalFilter":
         """Return a copy for deployment: the strengths are its weights."""
-        copy = RivalFilter(len(self.weights["same"]), self.agreement)
+        copy = RivalFilter(len(self.weights["same"]), self.agreement, self.deployed)
         copy.gain = 1.0
         for kind, weight in self.weights.items():
             copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
@@ -148,7 +150,8 @@ class RivalFilter(nn.Module):
         height, width = (high + low).clamp(min=0).chunk(2, dim=1)
         shared = height * width
         iou = shared / (area + other_area - shared).clamp(min=1e-6)  # square strides
-        agreement = torch.sigmoid(SHARPNESS * (iou - self.agreement))
+        tau = self.agreement if self.training else self.deployed
+        agreement = torch.sigmoid(SHARPNESS * (iou - tau))
         better = torch.tanh(MARGIN * (other_score - score))
         return better.clamp(min=0) * agreement, (-better).clamp(min=0) * agreement
 

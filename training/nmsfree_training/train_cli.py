@@ -189,6 +189,7 @@ def _check(options: TrainOptions) -> None:
             "--head-norm": options.recipe.head_norm,
             "--max-filter": options.recipe.max_filter,
             "--rival-iou": options.recipe.rival_iou,
+            "--deployed-rival-iou": options.recipe.deployed_rival_iou,
         }
         for name, value in decided.items():
             if value is not None:

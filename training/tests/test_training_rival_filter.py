@@ -216,6 +216,32 @@ def test_the_folded_copy_says_the_same() -> None:
         assert torch.equal(weight, GAIN * own.weights[kind])
 
 
+def test_the_deployed_agreement_counts_after_training(tmp_path: Path) -> None:
+    """Training does not know of it; weights and gradients are the same with any."""
+    image = torch.randn(1, 3, 64, 96)
+    logits: dict[tuple[float, bool], Tensor] = {}
+    for deployed in (0.0, 0.8, 0.2):
+        torch.manual_seed(1)
+        model = replace(preset("fcos_e2e_nano", 3).model, rival_iou=0.8)
+        network = Fcos(replace(model, deployed_rival_iou=deployed))
+        strengthen(network, 0.5)
+        for training in (True, False):
+            torch.manual_seed(2)
+            with torch.no_grad():
+                logits[deployed, training] = network.train(training)(image)["o2o"].logits
+        made = Checkpoint(
+            network.config, (64, 96), ("a", "b", "c"), (1, 2, 3), network.state_dict()
+        )
+        save_checkpoint(made, tmp_path / "a.safetensors")
+        with torch.no_grad():
+            again = load_checkpoint(tmp_path / "a.safetensors").build()(image)["o2o"].logits
+        assert torch.equal(again, logits[deployed, False])
+    assert torch.equal(logits[0.2, True], logits[0.8, True])
+    assert torch.equal(logits[0.0, False], logits[0.8, False])
+    assert (logits[0.2, False] <= logits[0.8, False]).all()  # more cells give way
+    assert (logits[0.2, False] < logits[0.8, False]).any()
+
+
 def test_copying_the_head_leaves_the_filter_alone() -> None:
     network = nano(0.8)
     strengthen(network, 0.5)

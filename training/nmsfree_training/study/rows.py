@@ -7,6 +7,7 @@ from nmsfree.errors import InputError
 
 REFERENCE = "o2m"  # the detector that needs NMS: what the others are measured against
 TWO_HEADED = "fcos_e2e_nano"
+RIVAL_IOU = (0.78, 0.76)  # in training, and deployed: those of the presets
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,19 @@ def _two_heads(
     o2m_weight_end: float = 1,
     o2o_start: float = 0,
     max_filter: str = "none",
-    rival_iou: float = 0,
+    rival_iou: tuple[float, float] | None = None,
 ) -> Row:
     """A two-headed recipe: the published one, but for what is given.
 
     All options are spelled out, so that a command stays what it is when a preset changes.
+
+    Args:
+        rival_iou: in training, and deployed; None = no such filter.
     """
+    rivals: tuple[str, ...] = ("--rival-iou", "0")
+    if rival_iou is not None:
+        trained, deployed = (f"{iou:g}" for iou in rival_iou)
+        rivals = ("--rival-iou", trained, "--deployed-rival-iou", deployed)
     options = (
         *("--o2o-gradient", f"{gradient:g}"),
         *("--o2o-matching", matching),
@@ -54,7 +62,7 @@ def _two_heads(
         *("--o2m-weight-end", f"{o2m_weight_end:g}"),
         *("--o2o-start", f"{o2o_start:g}"),
         *("--max-filter", max_filter),
-        *("--rival-iou", f"{rival_iou:g}"),
+        *rivals,
     )
     return Row(name, title, TWO_HEADED, options, question)
 
@@ -126,7 +134,7 @@ ROWS: tuple[Row, ...] = (
         "gradient 1, rival filter",
         "Or cells that give way only to a neighbour with the same box?",
         gradient=1,
-        rival_iou=0.78,
+        rival_iou=RIVAL_IOU,
     ),
     _two_heads(
         "rival_hungarian",
@@ -134,7 +142,7 @@ ROWS: tuple[Row, ...] = (
         "Is a cell of its own for every object worth more then?",
         gradient=1,
         matching="hungarian",
-        rival_iou=0.78,
+        rival_iou=RIVAL_IOU,
     ),
     _two_heads(
         "rival_features",
@@ -143,7 +151,7 @@ ROWS: tuple[Row, ...] = (
         gradient=1,
         matching="hungarian",
         max_filter="features",
-        rival_iou=0.78,
+        rival_iou=RIVAL_IOU,
     ),
     _two_heads(
         "one_metric",
