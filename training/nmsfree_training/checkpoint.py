@@ -27,7 +27,7 @@ from nmsfree_training.published import from_published_keys, has_two_heads, looks
 from nmsfree_training.torch_file import describe_bytes, read_torch_file
 
 HEADER_KEY = "nmsfree"
-FORMAT_VERSION = "1.1"  # 1.1: thresholds
+FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: deployed_rival_iou
 
 
 @dataclass(frozen=True)
