@@ -137,7 +137,7 @@ def test_versions(tmp_path: Path) -> None:
     assert load_checkpoint(path).model == loaded.model
     rewrite(path, format_version="2.0")
     message = refusal(path)
-    assert "checkpoint format 2.0, this version reads 1.1: update nmsfree-training" in message
+    assert f"format 2.0, this version reads {FORMAT_VERSION}: update nmsfree-training" in message
 
 
 @pytest.mark.parametrize(
