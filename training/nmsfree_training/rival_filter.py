@@ -99,7 +99,7 @@ class RivalFilter(nn.Module):
         copy.gain = 1.0
         for kind, weight in self.weights.items():
             copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
-        return copy
+        return copy.train(self.training)
 
     def _strength(self, kind: str, level: int) -> Tensor:
         weight: Tensor = self.weights[kind][level]
