@@ -45,11 +45,8 @@ def read_layers(flavour: Flavour, plan: bytes, network: tuple[Layer, ...]) -> La
     form = flavour.module.LayerInformationFormat.JSON
     try:
         found = parse_inspection(inspector.get_engine_information(form))
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:  # no reason to throw away what was built
+    except (TypeError, ValueError, AttributeError) as error:
+        # No reason to throw away what was built.
         return LayerTable(network, "network", f"the engine's own cannot be read ({error})")
     return LayerTable(found, "engine")
 
