@@ -36,6 +36,13 @@ def export(
         ),
     ] = None,
     interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
+    rival_iou: Annotated[
+        float | None,
+        typer.Option(
+            help="IoU from which a rival filter takes two boxes for one object, the checkpoint's"
+            " if not given. Lower: fewer duplicates, and fewer close pairs."
+        ),
+    ] = None,
     precision: Annotated[
         str,
         typer.Option(
@@ -118,6 +125,7 @@ def export(
         threshold=threshold,
         thresholds=thresholds,
         interpolation=interpolation,
+        rival_iou=rival_iou,
         precision=precision,
         target=target,
         calibrate=calibrate,

@@ -28,6 +28,7 @@ from nmsfree_export.parity import Parity, load_images
 from nmsfree_export.prove import Gates, Proof
 from nmsfree_export.quantise_calibration import Calibration, load_calibration
 from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.deployed_filter import with_rival_iou
 
 __all__ = [
     "DEFAULT_THRESHOLD",
@@ -103,6 +104,7 @@ def export_onnx(
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
+    checkpoint = _with_rival_iou(checkpoint, options)
     spec = make_export_spec(checkpoint, options)
     measured = _measured_split(options.check, spec)
     calibration = _calibration(options.int8, spec, measured)
@@ -131,6 +133,14 @@ def export_onnx(
         candidate.kept,
         attempts,
     )
+
+
+def _with_rival_iou(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
+    if options.rival_iou is None:
+        return checkpoint
+    if options.head == "o2m":
+        raise InputError("rival IoU is for the one-to-one head, but head is o2m: leave it out")
+    return with_rival_iou(checkpoint, options.rival_iou)
 
 
 def _only_candidate(workshop: Workshop, gates: Gates) -> Found:

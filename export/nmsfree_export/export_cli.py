@@ -14,6 +14,7 @@ from nmsfree_export.json_report import write_json
 from nmsfree_export.layer_table import print_layers
 from nmsfree_export.prove import FragileError
 from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_training.deployed_filter import KEY as RIVAL_IOU
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ExportRequest:
     threshold: float | None
     thresholds: Path | None
     interpolation: str
+    rival_iou: float | None
     precision: str
     target: str | None
     calibrate: Path | None
@@ -61,6 +63,7 @@ class ExportRequest:
             threshold=self.threshold,
             thresholds=self.thresholds,
             interpolation=self.interpolation,  # type: ignore[arg-type]
+            rival_iou=self.rival_iou,
             precision=self.precision,  # type: ignore[arg-type]
             images=self.images,
             int8=self._int8(),
@@ -126,7 +129,8 @@ def _show(report: ExportReport, console: Console) -> None:
     console.print(table)
     console.print(
         f"{report.path}: {spec.name}, {spec.head} head, {spec.height} × {spec.width}, "
-        f"batch {spec.batch or 'dynamic'}, {_precision(spec)}, {report.size / 1e6:.1f} MB, "
+        f"batch {spec.batch or 'dynamic'}, {_precision(spec)}{_filter(spec)}, "
+        f"{report.size / 1e6:.1f} MB, "
         f"sha256 {report.sha256[:12]}",
         highlight=False,
     )
@@ -135,6 +139,11 @@ def _show(report: ExportReport, console: Console) -> None:
 
 def _precision(spec: ModelSpec) -> str:
     return spec.precision if spec.made_for is None else f"{spec.precision} for {spec.made_for}"
+
+
+def _filter(spec: ModelSpec) -> str:
+    iou = spec.provenance.get(RIVAL_IOU)
+    return "" if iou is None else f", rival IoU {iou}"
 
 
 def _about_threshold(spec: ModelSpec) -> str:

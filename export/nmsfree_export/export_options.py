@@ -66,6 +66,7 @@ class ExportOptions:
         thresholds: file of `nmsfree eval --json` with recommended thresholds for this model;
             None takes those of the checkpoint, if it has any.
         interpolation: how the runtime resizes.
+        rival_iou: τ of the one-to-one head's rival filter; None takes the checkpoint's.
         images: folder of pictures for the parity gate; None takes the bundled scenes.
         tolerance: of the parity gate; None takes that of the precision.
         precision: of the network; the rest stays in float32, see `precision.py`.
@@ -82,6 +83,7 @@ class ExportOptions:
     threshold: float | None = None
     thresholds: Path | None = None
     interpolation: Interpolation = "linear"
+    rival_iou: float | None = None
     images: Path | None = None
     tolerance: Tolerance | None = None
     precision: Precision = "fp32"

@@ -79,5 +79,6 @@ def _exported(path: Path, spec: ModelSpec) -> ModelProto:
     """The FP32 export of a checkpoint, as the model that it was opened as."""
     from nmsfree_export.export_bytes import full_version
     from nmsfree_training.checkpoint import load_checkpoint
+    from nmsfree_training.deployed_filter import deployed_like
 
-    return full_version(load_checkpoint(path).build(), spec)
+    return full_version(deployed_like(load_checkpoint(path), spec).build(), spec)

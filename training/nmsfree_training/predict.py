@@ -12,6 +12,7 @@ from nmsfree.errors import CheckpointError, InputError
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.config import HeadName
+from nmsfree_training.deployed_filter import deployed_like
 from nmsfree_training.detector import Fcos, Prediction
 from nmsfree_training.normalize import normalize
 from nmsfree_training.postprocess import PostprocessConfig, postprocess
@@ -140,8 +141,8 @@ def open_checkpoint(
     """Open a checkpoint as a backend.
 
     Args:
-        like: run it as this deployed model (head, input size, floor, NMS) for a comparison;
-            None takes the deployed head and the checkpoint's own input size.
+        like: run it as this deployed model (head, input size, floor, NMS, τ of the rival filter)
+            for a comparison; None takes the deployed head and the checkpoint's own input size.
 
     Raises:
         CheckpointError: it cannot be read, or has not the head that is asked for.
@@ -149,6 +150,8 @@ def open_checkpoint(
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = load_checkpoint(path)
+    if like is not None:
+        checkpoint = deployed_like(checkpoint, like)
     network = open_network(checkpoint, device)
     if like is None:
         return TorchBackend(network, make_spec(checkpoint, network.deployed_head))
