@@ -10,6 +10,7 @@ import numpy as np
 import pynvml
 import pytest
 
+from nmsfree.gpus import Gpu, Gpus
 from nmsfree_benchmarks.machine import gpu, load
 from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.gpu import THROTTLES, GpuState, gpu_state
@@ -28,17 +29,31 @@ def test_without_a_driver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(known.values()) == {None}
 
 
-def test_a_number_that_no_gpu_has_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's order is by speed, unless asked otherwise: the second on the bus may be the first."""
+    names = (("0000:02:00.0", "RTX 4060"), ("0000:01:00.0", "T400"))
+    found = Gpus(tuple(Gpu(name, (8, 9), 8 << 30, bus) for bus, name in names), "13.2", "")
+    monkeypatch.setattr(gpu, "find_gpus", lambda: found)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_is_asked_for_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
 
-    def none(index: int) -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+    def handle(bus: str) -> str:
+        if bus == "0000:01:00.0":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return bus
 
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: closed.append(True))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", none)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByPciBusId", handle)
+    monkeypatch.setattr(gpu, "_read", lambda handle: GpuState(name=handle))
+    assert gpu_state() == GpuState("0000:02:00.0")
+    assert gpu_state(1) == GpuState()  # which NVML does not know
     assert gpu_state(7) == GpuState()
-    assert closed == [True]
+    assert closed == [True] * 3
 
 
 class Memory:
@@ -50,6 +65,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
         monkeypatch.setattr(pynvml, name, lambda *_, value=value: value)
 
 
+@pytest.mark.usefixtures("two_gpus")
 def test_what_a_gpu_tells_is_in_the_units_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: Any) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -59,7 +75,7 @@ def test_what_a_gpu_tells_is_in_the_units_of_its_names(monkeypatch: pytest.Monke
         monkeypatch,
         nvmlInit=None,
         nvmlShutdown=None,
-        nvmlDeviceGetHandleByIndex=0,
+        nvmlDeviceGetHandleByPciBusId=0,
         nvmlDeviceGetCurrentClocksThrottleReasons=capped,
         nvmlDeviceGetPowerUsage=115_500,
         nvmlDeviceGetMemoryInfo=Memory,

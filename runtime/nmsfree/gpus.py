@@ -7,18 +7,26 @@ from typing import Any
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
-# From cuda.h: attributes of a device, and the buffer for its name.
+# From cuda.h: attributes of a device, and the buffers for its name and its place on the bus.
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
-NAME_BYTES = 128
+NAME_BYTES, BUS_BYTES = 128, 32
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU: its name, compute capability as (major, minor), and memory in bytes."""
+    """One NVIDIA GPU.
+
+    Attributes:
+        capability: compute capability, (major, minor).
+        memory: in bytes.
+        bus: PCI address, "00000000:01:00.0", by which other libraries find the same GPU: they
+            count in another order; "" where the driver does not tell.
+    """
 
     name: str
     capability: tuple[int, int]
     memory: int
+    bus: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
@@ -77,12 +85,16 @@ def _error_name(driver: Any, status: int) -> str:
 def _describe(driver: Any, index: int) -> Gpu:
     device, memory = ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(NAME_BYTES)
+    bus = ctypes.create_string_buffer(BUS_BYTES)
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetName(name, NAME_BYTES, device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    driver.cuDeviceGetPCIBusId(bus, BUS_BYTES, device)
     capability = []
     for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
         value = ctypes.c_int()
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         capability.append(value.value)
-    return Gpu(name.value.decode(), (capability[0], capability[1]), memory.value)
+    return Gpu(
+        name.value.decode(), (capability[0], capability[1]), memory.value, bus.value.decode()
+    )

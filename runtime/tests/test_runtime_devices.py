@@ -235,6 +235,10 @@ class FakeDriver:
         memory._obj.value = (8 + device.value) << 30
         return 0
 
+    def cuDeviceGetPCIBusId(self, bus: Any, size: int, device: Any) -> int:
+        bus.value = f"0000:{device.value + 1:02d}:00.0".encode()
+        return 0
+
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         value._obj.value = {(0, 75): 8, (0, 76): 9, (1, 75): 9}.get((device.value, attribute), 0)
         return 0
@@ -247,6 +251,7 @@ def test_gpus_as_the_driver_tells_them() -> None:
         "NVIDIA H100 (compute capability 9.0)",
     ]
     assert [gpu.memory >> 30 for gpu in found.found] == [8, 9]
+    assert [gpu.bus for gpu in found.found] == ["0000:01:00.0", "0000:02:00.0"]
     assert (found.cuda, found.problem) == ("13.2", "")
 
 

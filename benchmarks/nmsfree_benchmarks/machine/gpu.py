@@ -7,6 +7,8 @@ from typing import Any
 
 import pynvml
 
+from nmsfree.gpus import find_gpus
+
 # Why the clocks are lower than they could be; idling and an application's own setting are no fault.
 THROTTLES = {
     pynvml.nvmlClocksEventReasonSwPowerCap: "power cap",
@@ -44,12 +46,16 @@ class GpuState:
 
 
 def gpu_state(index: int = 0) -> GpuState:
-    """Ask the GPU of this number; everything is None where there is none."""
+    """Ask the GPU of this number, in CUDA's order; everything is None where there is none.
+
+    NVML has an order of its own, and counts GPUs that are hidden from CUDA: it is asked by address.
+    """
     with _driver() as ready:
-        if not ready:
+        found = find_gpus().found if ready else ()
+        if index >= len(found):
             return GpuState()
         try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            handle = pynvml.nvmlDeviceGetHandleByPciBusId(found[index].bus)
         except pynvml.NVMLError:
             return GpuState()
         return _read(handle)

@@ -72,7 +72,7 @@ class Options(RunOptions):
     """What to run.
 
     Attributes:
-        implementations: of NMS, see `nms_implementations.NAMES`; None takes all.
+        implementations: of NMS, see `implementations.NAMES`; None takes all.
         large: also measure the published architecture.
         range: None takes `FULL` or `QUICK`.
         tiles: to a side of a scene, 256 pixels each.
