@@ -11,10 +11,10 @@ BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval export bench gpu-check detect weights test lint clean
+.PHONY: help setup setup-cuda data train eval export bench gpu-check detect weights test lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  variables: MODEL=$(MODEL) WEIGHTS=$(WEIGHTS) DATA=$(DATA) DEVICE=$(DEVICE)'
 	@echo '             SOURCE=$(SOURCE) (detect), QUICK=1 (bench), ARGS="…" (further options)'
 
@@ -24,7 +24,15 @@ setup:  ## create .venv and install everything; quick when up to date
 	if [ "$$want" != "$$(cat .venv/installed 2>/dev/null)" ]; then \
 		echo 'setup: installing into .venv (a few minutes the first time)'; \
 		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
-		&& echo "$$want" > .venv/installed; \
+		&& echo "$$want" > .venv/installed && rm -f .venv/cuda; \
+	fi
+
+setup-cuda: setup  ## the same with ONNX Runtime for NVIDIA GPUs, which runs on processors, too
+	@if [ ! -e .venv/cuda ]; then \
+		echo 'setup: ONNX Runtime with CUDA in place of the one for processors'; \
+		$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu \
+		&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e "runtime[cuda]" \
+		&& touch .venv/cuda; \
 	fi
 
 data: setup  ## make the digits dataset
@@ -42,9 +50,9 @@ export: setup  ## WEIGHTS → certified NMS-free ONNX
 bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
 
-gpu-check: setup  ## try on this GPU what is claimed of GPUs, then measure on it
-	$(BIN)/nmsfree bench gpu-check $(ARGS)
-	$(BIN)/nmsfree bench --device cuda $(if $(QUICK),--quick)
+gpu-check: $(if $(wildcard /dev/nvidiactl /dev/dxg),setup-cuda,setup)  ## try on this GPU what is claimed of GPUs, then measure on it
+	$(BIN)/nmsfree bench gpu-check $(ARGS); status=$$?; \
+	$(BIN)/nmsfree bench --device cuda $(if $(QUICK),--quick) && exit $$status
 
 detect: data export  ## draw detections of MODEL on SOURCE
 	$(BIN)/nmsfree detect '$(SOURCE)' --model '$(ONNX)' --device $(DEVICE) --save-dir runs/detect/$(MODEL)

@@ -3,23 +3,35 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from nmsfree.backends.tensorrt_lane import Timings
 from nmsfree.data.digits import make_scene
 from nmsfree.errors import EngineError
 from nmsfree.gpus import find_gpus
 from nmsfree.identity import computes_bf16, sha256
 from nmsfree_benchmarks.machine.gpu import GpuState
+from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.measure import Plan, Stopwatch, take_turns
+from nmsfree_benchmarks.table import entries as entries_module
 from nmsfree_benchmarks.table.device_engines import ALL, BF16_MISSING, DEVICES
 from nmsfree_benchmarks.table.eager import CompiledBackend, Source, open_source
-from nmsfree_benchmarks.table.entries import Entry, all_calls, device_entries, eager_entries
+from nmsfree_benchmarks.table.entries import (
+    Entry,
+    all_calls,
+    device_entries,
+    eager_entries,
+    torch_entries,
+)
 from nmsfree_benchmarks.table.group import Group
+from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 from nmsfree_benchmarks.table.rows import ENGINES, Row
-from nmsfree_benchmarks.table.suite import gpu_after
 from nmsfree_benchmarks.table.tables import SHORT_ENGINES
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import compare, load_images
+from nmsfree_training.detector import Prediction
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 SCENES = [make_scene("val", i).image for i in range(3)]
@@ -155,10 +167,83 @@ def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, file: Path) -> No
 
 
 def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = iter([GpuState(throttled=("temperature",)), GpuState(throttled=("power cap",))])
-    monkeypatch.setattr("nmsfree_benchmarks.table.suite.gpu_state", lambda: next(states))
-    first = gpu_after({})
-    both = gpu_after(first)
-    assert first["gpu_throttled"] == ["temperature"]
-    assert both["gpu_throttled"] == ["power cap", "temperature"]
-    assert both["gpu_state"]["throttled"] == ["power cap"]
+    states = iter(
+        [
+            GpuState(throttled=("temperature",), clock_mhz=2400),
+            GpuState(throttled=("power cap",), clock_mhz=1800),
+            GpuState(clock_mhz=2100),
+        ]
+    )
+    monkeypatch.setattr("nmsfree_benchmarks.machine.gpu_watch.gpu_state", lambda: next(states))
+    gpu = GpuWatch(on=True)
+    assert gpu.to_json() == {}
+    for _ in range(3):
+        gpu.look()
+    found = gpu.to_json()
+    assert found["gpu_throttled"] == ["power cap", "temperature"]
+    assert found["gpu_clock_mhz"] == {"lowest": 1800, "median": 2100}
+    assert found["gpu_state"]["throttled"] == []
+
+
+def test_without_a_gpu_nobody_looks() -> None:
+    idle = GpuWatch(on=False)
+    idle.look()
+    assert idle.to_json() == {}
+
+
+@NO_GPU
+def test_pytorch_without_cuda_leaves_the_other_engines_their_turn(
+    source: Source, made: tuple[list[Entry], dict[str, str], Stopwatch]
+) -> None:
+    onnx = made[0][0].detector
+    entries, refused = torch_entries(source, onnx, SCENES, Stopwatch(), "cuda")
+    assert entries == []
+    assert list(refused) == ["eager", "compiled"]
+    assert all("PyTorch sees no GPU" in reason for reason in refused.values())
+
+
+def test_a_compiler_that_fails_is_left_out(
+    source: Source,
+    made: tuple[list[Entry], dict[str, str], Stopwatch],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(CompiledBackend):
+        def predict(self, images: NDArray[np.uint8]) -> Prediction:
+            raise RuntimeError("no C compiler\n found")
+
+    monkeypatch.setattr(entries_module, "CompiledBackend", Broken)
+    onnx = made[0][0].detector
+    entries, refused = torch_entries(source, onnx, SCENES, Stopwatch(), "cpu")
+    assert [entry.engine for entry in entries] == [
+        "eager_timing",
+        "eager_evaluation",
+        "eager_two_stage",
+    ]
+    assert refused == {"compiled": "RuntimeError: no C compiler found"}
+
+
+def test_a_native_engine_tells_its_stages(
+    made: tuple[list[Entry], dict[str, str], Stopwatch],
+) -> None:
+    class Native:
+        """A backend that times its own stages, as TensorRT's does."""
+
+        spec = made[0][0].detector.spec
+        description = "native"
+        runs = 0
+
+        def run(self, images: object) -> object:
+            self.runs += 1
+            return images
+
+        def timings(self) -> Timings | None:
+            return Timings(h2d=0.1 * self.runs, network=2.0, d2h=0.05)
+
+    watch = Stopwatch()
+    timed = TimedBackend(Native(), watch)  # type: ignore[arg-type]
+    assert timed.stages() == {}
+    watch.start()
+    for _ in range(3):
+        timed.run(np.zeros((1, 8, 8, 3), np.uint8))
+    assert timed.stages() == {"h2d_ms": 0.2, "network_ms": 2.0, "d2h_ms": 0.05, "nms_ms": 0.0}
+    assert made[0][0].stages() == {}  # OpenVINO tells none

@@ -120,6 +120,32 @@ def test_facts_are_those_of_the_table(report: Report) -> None:
         assert value == pytest.approx(p50[model, "onnxruntime"] * 3 / 11, rel=0.02)
 
 
+def test_overhead_is_that_of_onnx_runtime(report: Report) -> None:
+    """Other engines have a bare call, too."""
+    first = next(row for row in report.rows if row.engine == "onnxruntime")
+    other = replace(first, engine="openvino", bare=times_of(4.0))
+    wanted = report.results().facts["detector_overhead"][first.spec.name]
+    found = replace(report, rows=(*report.rows, other)).results().facts["detector_overhead"]
+    assert found[first.spec.name] == wanted
+    assert f"{first.spec.name} {wanted:.3f} ×" in markdown(report)
+
+
+def test_a_noisy_run_ranks_nothing(report: Report) -> None:
+    assert "Verdict: quiet enough to compare." in markdown(report)
+    noisy = replace(report, other_load=1.5)
+    for text in (markdown(noisy), shown(noisy)):
+        assert "Verdict: too noisy to rank: other work kept 1.5 cores busy" in text
+        assert "Speed of ONNX Runtime by that of eager" not in text
+        assert "by the bare ONNX Runtime call" not in text
+        assert "AP without NMS minus AP of one-to-many" in text
+
+
+def shown(report: Report) -> str:
+    console = Console(width=300, record=True, file=io.StringIO())
+    show(report, console)
+    return console.export_text()
+
+
 def test_ratios_compare_what_belongs_together(report: Report) -> None:
     p50 = {record["name"]: record["p50_ms"] for record in content_of(report)["records"]}
     ratios = content_of(report)["ratios"]

@@ -81,6 +81,7 @@ def _run_on_intel_gpu() -> Outcome:
 
 def _run_engine(builder: str) -> Outcome:
     """Build an engine of the model and run it; the first needs no GPU in TensorRT-RTX."""
+    from nmsfree.doctor_engine import build
     from nmsfree.engines.flavour import load_flavour
 
     flavour, gpus = load_flavour(builder), find_gpus()
@@ -88,40 +89,10 @@ def _run_engine(builder: str) -> Outcome:
         return Outcome(False, gpus.problem, absent=True)
     major, minor = gpus.found[0].capability if gpus.found else (8, 9)  # an RTX 4060
     with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
-        engine = doctor_model.write_model(Path(folder)).with_suffix(".engine")
-        _build(engine, builder, flavour.version, 10 * major + minor)
+        engine = build(doctor_model.write_model(Path(folder)), flavour, 10 * major + minor)
         if gpus.problem:
             return Outcome(False, f"builds engines; {gpus.problem}", absent=True)
         return _run(engine, builder, Options(rebuild=False))
-
-
-def _build(engine: Path, builder: str, version: str, sm: int) -> None:
-    """Have nmsfree-export build the model, as it builds again what does not fit."""
-    from nmsfree.backends.onnxruntime_session import read_file
-    from nmsfree.engines.sidecar import Sidecar, this_platform
-    from nmsfree.identity import sha256
-
-    found = entry_points(group="nmsfree.engines", name="rebuild")
-    if not found:
-        raise MissingExtraError("making an engine to try", f"nmsfree-export[{builder}]")
-    onnx = engine.with_suffix(".onnx")
-    wanted = Sidecar(
-        engine_sha256="",
-        onnx=onnx.name,
-        onnx_sha256=sha256(onnx),
-        spec=read_file(onnx),
-        builder=builder,
-        builder_version=version,
-        targets=(sm,),
-        platform=this_platform(),
-        precision="fp32",
-        tf32=False,
-        batch=(1, 1, 1),
-        nms_on_host=False,
-        build_seconds=0.0,
-        created="",
-    )
-    next(iter(found)).load()(engine, wanted, builder=builder, sm=sm)
 
 
 def _run_cuda(layer: Any) -> Outcome:

@@ -20,6 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Compare recipes: many short runs, 
 DataOption = Annotated[Path, typer.Option("--data", help="With splits train, val and crowd.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Run folders and logs.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Figures of finished runs.")]
+FoldersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--results", help="Figures of finished runs, docs/study; again for more of them."),
+]
 EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Length of a run.")]
 LengthOption = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Only runs of this length.")
@@ -182,7 +186,7 @@ def command(
 
 @app.command()
 def table(
-    results: ResultsOption = RESULTS,
+    results: FoldersOption = None,
     epochs: LengthOption = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", metavar="FILE", help="Also write Markdown.")
@@ -202,7 +206,7 @@ def table(
     from nmsfree_training.study.table import markdown as as_markdown
     from nmsfree_training.study.table import print_table, to_json
 
-    rows = summarise(_read(results, epochs))
+    rows = summarise(_read(results or [RESULTS], epochs))
     print_table(rows, Console())
     if markdown is not None:
         write_atomic(markdown, as_markdown(rows).encode())
@@ -213,16 +217,19 @@ def table(
 @app.command()
 def plot(
     out: Annotated[Path, typer.Option(help="The PNG to write.")],
-    results: ResultsOption = RESULTS,
+    results: FoldersOption = None,
     epochs: LengthOption = None,
 ) -> None:
     """Draw the AP of every row: dots are seeds, bars their means, lines what NMS reaches.
 
     Example: nmsfree study plot --out docs/study.png
+
+    With older results: nmsfree study plot --epochs 16 --results docs/study
+    --results docs/study/narrow-filter --out docs/study.png
     """
     from nmsfree_training.study.picture import write_picture
 
-    write_picture(_read(results, epochs), out)
+    write_picture(_read(results or [RESULTS], epochs), out)
     typer.echo(f"{out}", err=True)
 
 
@@ -259,7 +266,8 @@ def scenes(
     )
 
 
-def _read(folder: Path, epochs: int | None) -> "list[Result]":
-    from nmsfree_training.study.results import of_one_length, read_results
+def _read(folders: list[Path], epochs: int | None) -> "list[Result]":
+    from nmsfree_training.study.results import of_one_length, once, read_results
 
-    return of_one_length(read_results(folder), epochs, folder)
+    found = [result for folder in folders for result in read_results(folder)]
+    return once(of_one_length(found, epochs, folders[0]))

@@ -15,7 +15,7 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.identity import computes_bf16
-from nmsfree_training.config import HeadName, Preset, preset
+from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World, join_world
 from nmsfree_training.fine_tune import fine_tune
@@ -216,7 +216,7 @@ def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
     model = DEFAULT_MODEL if options.model is None else options.model
     chosen = options.recipe.apply(preset(model, len(names)))
     network = fresh_network(chosen, options.seed)
-    message = "weights: random"
+    message = f"weights: random{_frozen_for_good(chosen.model)}"
     if options.imagenet is not None:
         load_imagenet(network, options.imagenet)
         message = f"backbone from {options.imagenet}"
@@ -229,6 +229,16 @@ def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
                 f"--learning-rate {rate / 10:g})"
             )
     return Start(chosen, network, chosen.model.heads, message)
+
+
+def _frozen_for_good(model: ModelConfig) -> str:
+    """What of a random network is never trained, as a warning; "" where all of it is."""
+    if not model.frozen_stages and not model.frozen_norm:
+        return ""
+    return (
+        f", but {model.name} is made for a pretrained backbone: its norms and first parts are"
+        " frozen and stay as they are; give --imagenet FILE (torchvision's ResNet) or --init FILE"
+    )
 
 
 def _run_config(

@@ -119,6 +119,21 @@ def test_runs_of_one_length_are_compared(results: Path, tmp_path: Path) -> None:
         of_one_length(read_results(tmp_path / "none"), None, tmp_path / "none")
 
 
+def test_several_folders_are_one_table(results: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    write(older, "hungarian", 0, o2m=head(0.7), o2o=head(0.7))
+    line = ["table", "--results", str(results), "--results", str(older)]
+    shown = CliRunner().invoke(app, line)
+    assert shown.exit_code == 0, shown.output
+    assert "hungarian" in shown.stdout and "gradient_1" in shown.stdout
+    write(older, "o2o", 2, o2o=head(0.5))
+    refused = CliRunner().invoke(app, line).exception
+    assert isinstance(refused, InputError)
+    assert str(refused) == (
+        "o2o, 4 epochs, seed 2 is there 2 times, expected once: leave one of the folders out"
+    )
+
+
 @pytest.mark.parametrize("rows", [("o2m", "gradient_1", "o2o"), ("o2o",)])
 def test_the_picture_is_drawn(results: Path, tmp_path: Path, rows: tuple[str, ...]) -> None:
     for path in results.glob("*.json"):

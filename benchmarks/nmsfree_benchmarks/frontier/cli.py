@@ -1,5 +1,7 @@
 """`nmsfree bench frontier`: AP against latency over precision, engine, input size and model."""
 
+import os
+
 from nmsfree_benchmarks.common.options import (
     DATA,
     OUT,
@@ -39,6 +41,7 @@ def frontier(
 
     A first look: nmsfree bench frontier --quick
     """
+    from nmsfree.backends.onnxruntime_gpu import TF32_VARIABLE
     from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.frontier.picture import draw
     from nmsfree_benchmarks.frontier.rules import conclusions
@@ -46,6 +49,8 @@ def frontier(
     from nmsfree_benchmarks.frontier.tables import notes, sheets
     from nmsfree_benchmarks.machine.environment import available_cores
 
+    # FP32 is FP32 on a GPU, too; its libraries read this once, when they are loaded.
+    os.environ.setdefault(TF32_VARIABLE, "0")
     given = {"model": model, "threads": threads, "seconds": seconds}
     options = Options(
         weights=weights,

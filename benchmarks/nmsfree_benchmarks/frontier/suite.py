@@ -16,6 +16,7 @@ from nmsfree_benchmarks.frontier.entries import Opener, calls_of, ratios_of, rec
 from nmsfree_benchmarks.frontier.rules import facts_of
 from nmsfree_benchmarks.frontier.variants import ENGINES, SCALES, variants
 from nmsfree_benchmarks.machine.environment import describe
+from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.load import LoadMeter
 from nmsfree_benchmarks.machine.measure import Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.record.records import Results
@@ -66,12 +67,18 @@ def run_frontier(options: Options, progress: Progress = silent) -> Results:
         entries = opener.open_all(ready, files, skipped, progress)
         if not entries:
             raise InputError("nothing to measure: " + "; ".join(skipped.values()))
+        gpu = GpuWatch(any(ENGINES[entry.variant.engine].on_gpu for entry in entries))
+
+        def after_round(done: int, total: int) -> None:
+            gpu.look()
+            progress("rounds", done, total)
+
         with LoadMeter() as meter:
             times = take_turns(
                 calls_of(entries, watch),
                 inputs.pictures(dataset, PICTURES),
                 options.plan,
-                lambda done, total: progress("rounds", done, total),
+                after_round,
             )
         records = [
             record for entry in entries for record in records_of(entry, times, options.threads)
@@ -81,7 +88,7 @@ def run_frontier(options: Options, progress: Progress = silent) -> Results:
         stamp,
         options.command,
         options.quick,
-        environment,
+        environment | gpu.to_json(),
         tuple(records),
         meter.others,
         {"burst": options.plan.burst},

@@ -1,8 +1,6 @@
 """The claims, in the order in which they are tried. Files are those of `gpu_check.prepare`."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from nmsfree_benchmarks.gpu_check.claims import (
     the_gpu,
     threads_agree,
 )
+from nmsfree_benchmarks.gpu_check.marked_tests import run_marked_tests
 from nmsfree_benchmarks.machine.gpu import gpu_state
 
 FREE, WITH_NMS = "fcos_e2e_nano", "fcos_rt_nano"
@@ -168,15 +167,7 @@ def _marked_tests(folder: Path) -> str:
     root = Path(__file__).parents[3]
     if not (root / "runtime" / "tests").is_dir():
         raise CannotTry("installed without its tests: run this in a copy of the project")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "runtime/tests"]
-    run = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}
-    )
-    last = (run.stdout.strip() or run.stderr.strip() or "no output").splitlines()[-1]
-    if run.returncode:
-        failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
-        raise GateError("; ".join([last, *failed[:3]]))
-    return last
+    return run_marked_tests(root, folder / "gpu-tests.xml")
 
 
 CLAIMS = (

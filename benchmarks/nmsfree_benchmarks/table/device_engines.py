@@ -49,6 +49,10 @@ class DeviceEngine:
             found["precision"] = self.arithmetic
         return found
 
+    def ran(self, file: Path) -> Path:
+        """Return what runs in place of an exported file."""
+        return file.with_suffix(".engine") if self.builds else file
+
     def open(self, file: Path, threads: int) -> Backend:
         """Open an exported file.
 

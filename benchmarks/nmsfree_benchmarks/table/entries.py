@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nmsfree.backends import Backend, OnnxRuntimeBackend
+from nmsfree.backends.contract import one_line
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
 from nmsfree.identity import sha256
@@ -14,7 +18,7 @@ from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import CompiledBackend, Source, eager_backends, nms_load
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend, bare_call, postprocess_call
-from nmsfree_benchmarks.table.rows import COMPILED, DEPLOYED
+from nmsfree_benchmarks.table.rows import COMPILED, DEPLOYED, HASH_DIGITS
 
 LOAD_PICTURES = 4
 
@@ -27,10 +31,11 @@ class Entry:
 
     Attributes:
         file, sha256: what runs, or what it was built from.
-        provider: how the backend describes itself.
+        provider: how the backend describes itself, and which engine was built for it.
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         in_graph, bare: the part of an ONNX graph behind its raw maps, and the engine alone.
         state: further attributes of `records.Subject`.
+        stages: tells the engine's own stages in the runs just made, see `TimedBackend.stages`.
     """
 
     engine: str
@@ -43,6 +48,7 @@ class Entry:
     in_graph: Call | None = None
     bare: Call | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
+    stages: Callable[[], Mapping[str, float]] = dict
 
     @property
     def name(self) -> str:
@@ -109,10 +115,34 @@ def _eager_state() -> dict[str, Any]:
     return {"tf32": False, "cuda_graph": False, "transfers": "in and out"}
 
 
-def compiled_entry(source: Source, watch: Stopwatch, device: str) -> Entry:
-    """A checkpoint under `torch.compile`, compiled before anything is timed."""
+def torch_entries(
+    source: Source, onnx: Detector, pictures: list[Image], watch: Stopwatch, device: str
+) -> tuple[list[Entry], dict[str, str]]:
+    """A checkpoint in PyTorch, eager and compiled; and what of that does not run here, and why."""
+    entries: list[Entry] = []
+    refused: dict[str, str] = {}
+    try:
+        entries += eager_entries(source, onnx, pictures, watch, device)
+    except NmsfreeError as error:  # a build of PyTorch without CUDA
+        return [], {"eager": str(error), COMPILED: str(error)}
+    try:
+        entries.append(compiled_entry(source, onnx.preprocess([pictures[0]])[0], watch, device))
+    except Exception as error:  # noqa: BLE001 (compilers and Triton raise whatever they like)
+        refused[COMPILED] = f"{type(error).__name__}: {one_line(error)}"
+    return entries, refused
+
+
+def compiled_entry(
+    source: Source, pixels: NDArray[np.uint8], watch: Stopwatch, device: str
+) -> Entry:
+    """A checkpoint under `torch.compile`, compiled before anything is timed.
+
+    Args:
+        pixels: uint8 [1, H, W, 3], BGR, which the compiled network is tried on.
+    """
     backend = CompiledBackend(source, watch, device)
-    state = {} if device == "cpu" else _eager_state()
+    watch.start()
+    backend.run(pixels)
     return Entry(
         COMPILED,
         source,
@@ -120,7 +150,7 @@ def compiled_entry(source: Source, watch: Stopwatch, device: str) -> Entry:
         source.file,
         source.sha256,
         backend.description,
-        state=state,
+        state={} if device == "cpu" else _eager_state(),
     )
 
 
@@ -147,16 +177,21 @@ def _device_entry(
 ) -> Entry:
     file = file_of(source, engine.precision)
     backend = engine.open(file, threads)
-    detector = Detector(TimedBackend(backend, watch))
+    timed = TimedBackend(backend, watch)
+    detector = Detector(timed)
+    provider, ran = backend.description, engine.ran(file)
+    if ran != file:
+        provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
     return Entry(
         engine.key,
         source,
         detector,
         file,
         sha256(file),
-        backend.description,
+        provider,
         bare=_bare(backend, detector),
         state=engine.state(backend),
+        stages=timed.stages,
     )
 
 

@@ -9,17 +9,17 @@ from nmsfree.evaluate import Metrics, evaluate
 from nmsfree_benchmarks.common.exporting import exporter
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.energy import joules_per_image
+from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.measure import Image, Stopwatch, take_turns
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_benchmarks.table.entries import (
     Entry,
     all_calls,
-    compiled_entry,
     cpu_entries,
     device_entries,
-    eager_entries,
     timed_call,
+    torch_entries,
 )
 from nmsfree_benchmarks.table.options import Options
 from nmsfree_benchmarks.table.rows import Row
@@ -53,9 +53,14 @@ class Group:
 
 
 def run_group(
-    group: Group, options: Options, progress: Progress
+    group: Group, options: Options, progress: Progress, gpu: GpuWatch
 ) -> tuple[list[Row], dict[str, str]]:
     """Export, evaluate and time the models of one size; also what does not run here, and why."""
+
+    def after_round(done: int, total: int) -> None:
+        gpu.look()
+        progress(f"rounds {group.size}", done, total)
+
     watch = Stopwatch()
     entries: list[Entry] = []
     skipped: dict[str, str] = {}
@@ -72,8 +77,9 @@ def run_group(
         all_calls(entries, watch),
         group.pictures,
         options.plan(group.size),
-        lambda done, total: progress(f"rounds {group.size}", done, total),
+        after_round,
     )
+    stages = {entry.name: entry.stages() for entry in entries}
     joules = energy_of_all(entries, group, options, watch, progress)
     for entry in entries:
         entry.detector.close()
@@ -94,6 +100,7 @@ def run_group(
             threads=options.threads,
             state=entry.state,
             joules=joules.get(entry.name),
+            device_ms=stages[entry.name],
         )
         for entry in entries
     ]
@@ -115,15 +122,15 @@ def make_entries(
     source: Source, group: Group, watch: Stopwatch, options: Options
 ) -> tuple[list[Entry], dict[str, str]]:
     """Put a model into every engine of the device; also what does not run here, and why."""
+    refused: dict[str, str] = {}
     if options.device == "cpu":
         made = cpu_entries(source, options.onnx(source), group.pictures, watch, options.threads)
         entries = [entry for entry in made if entry.engine in group.engines]
     else:
         with Detector(options.onnx(source)) as onnx:
-            entries = eager_entries(source, onnx, group.pictures, watch, options.device)
-        entries.append(compiled_entry(source, watch, options.device))
-    others, refused = device_entries(source, group.others, options.onnx, watch, options.threads)
-    return [*entries, *others], refused
+            entries, refused = torch_entries(source, onnx, group.pictures, watch, options.device)
+    others, missing = device_entries(source, group.others, options.onnx, watch, options.threads)
+    return [*entries, *others], refused | missing
 
 
 def energy_of_all(

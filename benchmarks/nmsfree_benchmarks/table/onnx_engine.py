@@ -1,8 +1,10 @@
 """The ONNX Runtime side: a backend with a stopwatch, and the same file bare and split."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,28 @@ from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
 
+STAGES_KEPT = 400
+
 Prepare = Callable[[Image], NDArray[np.uint8]]  # any picture → uint8 [1, H, W, 3]
 
 
 class TimedBackend:
-    """A backend that marks a stopwatch before and after each run."""
+    """A backend that marks a stopwatch before and after each run.
+
+    What a native engine says of its own stages (copies, network, NMS on the host) is kept, too.
+    """
 
     def __init__(self, backend: Backend, watch: Stopwatch) -> None:
         self._backend = backend
         self._watch = watch
+        self._timings = getattr(backend, "timings", None)
+        self._stages: deque[Mapping[str, float]] = deque(maxlen=STAGES_KEPT)
+
+    def stages(self) -> dict[str, float]:
+        """Median ms of the stages in the latest runs, "h2d_ms" …; empty where it tells none."""
+        if not self._stages:
+            return {}
+        return {f"{k}_ms": round(median(s[k] for s in self._stages), 4) for k in self._stages[0]}
 
     @property
     def spec(self) -> ModelSpec:
@@ -38,6 +53,9 @@ class TimedBackend:
         self._watch.mark()
         raw = self._backend.run(images)
         self._watch.mark()
+        found = None if self._timings is None else self._timings()
+        if found is not None:
+            self._stages.append(vars(found))
         return raw
 
     def close(self) -> None:

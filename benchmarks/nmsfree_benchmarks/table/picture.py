@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from nmsfree_benchmarks.machine.measure import STAGES
-from nmsfree_benchmarks.record.verdict import judge
 from nmsfree_benchmarks.table.rows import Report, Row
 from nmsfree_benchmarks.table.tables import SHORT_ENGINES, head_label
 
@@ -35,7 +34,7 @@ def draw(report: Report, path: Path) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(STAGES), frameon=False)
     e = report.environment
     about = f"milliseconds, one image after another · {e['processor']}, threads: {e['threads']}"
-    ranks = judge(report.results()).ranks
+    ranks = report.verdict.ranks
     figure.supxlabel(
         about if ranks else f"{about} · too noisy to rank: read no winner from it",
         fontsize=9,

@@ -9,6 +9,7 @@ from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.machine.measure import STAGES, Summary, Times, ratio, shares, summarize
 from nmsfree_benchmarks.record.records import Ratio, Record, Results, Subject
+from nmsfree_benchmarks.record.verdict import Verdict, judge
 from nmsfree_benchmarks.table import device_engines
 
 HASH_DIGITS = 12
@@ -49,6 +50,8 @@ class Row:
         state: further attributes of its `Subject`: TF32, CUDA graph, transfers, arithmetic.
         limit_ms: what the graph takes at least, see `limits` (ONNX Runtime).
         joules: of the GPU's board for one picture; None where it has no counter.
+        device_ms: medians of a native engine's own stages: "h2d_ms", "network_ms", "d2h_ms" on the
+            GPU's clock, and "nms_ms" on the host; empty for others.
     """
 
     engine: str
@@ -67,6 +70,7 @@ class Row:
     state: Mapping[str, Any] = field(default_factory=dict)
     limit_ms: float | None = None
     joules: float | None = None
+    device_ms: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def summary(self) -> Summary:
@@ -114,6 +118,7 @@ class Row:
         eager = self.engine in EAGER
         parts = STAGES if eager else ("preprocess", "graph", "to_source")
         figures = {f"{stage}_share": round(self.shares[stage], 4) for stage in STAGES}
+        figures |= self.device_ms
         if self.nms_candidates is not None:
             figures["nms_candidates"] = self.nms_candidates
         if self.joules is not None:
@@ -174,6 +179,15 @@ class Report:
 
     def results(self) -> Results:
         """What is written to the result file."""
+        return self._results
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether rows may be ranked."""
+        return judge(self._results)
+
+    @cached_property
+    def _results(self) -> Results:
         return Results(
             kind="table",
             stamp=self.stamp,
@@ -230,9 +244,11 @@ def speedups(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def overheads(rows: Iterable[Row]) -> dict[str, float]:
-    """Model → median of `Detector(image)` by that of `session.run` alone."""
+    """Model → median of `Detector(image)` by that of `session.run` alone, in ONNX Runtime."""
     return {
-        row.spec.name: round(ratio(row.times, row.bare), 3) for row in rows if row.bare is not None
+        row.spec.name: round(ratio(row.times, row.bare), 3)
+        for row in rows
+        if row.engine == DEPLOYED and row.bare is not None
     }
 
 

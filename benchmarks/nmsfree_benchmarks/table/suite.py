@@ -1,17 +1,15 @@
 """The suite: which models run in which engines on which pictures."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.common.sources import NANO, published_sources, trained_sources
 from nmsfree_benchmarks.machine.environment import describe
-from nmsfree_benchmarks.machine.gpu import gpu_state
+from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.load import LoadMeter
 from nmsfree_benchmarks.roofline.limits import limit_of
 from nmsfree_benchmarks.roofline.peaks import Peaks, measure_peaks
@@ -45,20 +43,19 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
     groups, skipped = make_groups(options, progress)
     rows: list[Row] = []
     loads: list[float] = []
+    gpu = GpuWatch(options.device == "cuda")
     for group in groups:
         with LoadMeter() as meter:
-            found, refused = run_group(group, options, progress)
+            found, refused = run_group(group, options, progress, gpu)
         skipped |= refused
         rows += found
         # A machine that was slow at the start would otherwise seem to beat its own limit.
         peaks = peaks.or_faster(measure_peaks(options.threads))
         if meter.others is not None:
             loads.append(meter.others)
-        if options.device == "cuda":
-            environment |= gpu_after(environment)
     return Report(
         stamp,
-        environment,
+        environment | gpu.to_json(),
         options.quick,
         tuple(with_limit(row, options, peaks) for row in rows),
         skipped,
@@ -67,13 +64,6 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
         max(loads, default=None),
         {row.size_key: options.plan(size_of(row.spec)).burst for row in rows},
     )
-
-
-def gpu_after(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What the GPU says right after a group was timed, with the reasons to throttle so far."""
-    state = gpu_state()
-    throttled = {*environment.get("gpu_throttled", ()), *state.throttled}
-    return {"gpu_state": state.to_json(), "gpu_throttled": sorted(throttled)}
 
 
 def with_limit(row: Row, options: Options, peaks: Peaks) -> Row:

@@ -122,7 +122,7 @@ def markdown_cells(row: Row) -> list[str]:
 
 
 def environment_lines(report: Report) -> list[str]:
-    """Device, threads and versions, and what a time includes."""
+    """Device, threads and versions, what a time includes, and whether rows may be ranked."""
     e = report.environment
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     return [
@@ -132,6 +132,7 @@ def environment_lines(report: Report) -> list[str]:
         f"{report.stamp}{', quick' if report.quick else ''}: one image after another, all rows of "
         "a size in turn; from the decoded image to boxes in its pixels, top-k and NMS included; "
         "clocks as the system sets them",
+        f"Verdict: {report.verdict}.",
     ]
 
 
@@ -152,19 +153,22 @@ def notes(report: Report) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(whole))
         yield f"{names}: timed as a whole, so that top-k and NMS are in the network's share."
     yield from _facts(report)
+    yield from _device_stages(report)
     yield from _loads(report)
     yield from _doubts(report)
 
 
 def _facts(report: Report) -> Iterator[str]:
     rows = report.rows
+    # On a machine that is too noisy to rank nothing is said of one time by another.
+    ranked = rows if report.verdict.ranks else ()
     facts = (
-        ("Speed of ONNX Runtime by that of eager, timing", speedups(rows), "{:.2f} ×"),
-        ("Detector(image) by the bare ONNX Runtime call", overheads(rows), "{:.3f} ×"),
+        ("Speed of ONNX Runtime by that of eager, timing", speedups(ranked), "{:.2f} ×"),
+        ("Detector(image) by the bare ONNX Runtime call", overheads(ranked), "{:.3f} ×"),
         ("Post-processing + NMS in ONNX Runtime", postprocess_ms(rows), "{:.2f} ms"),
         (
             "Least time this processor needs (peaks measured between rounds), of the bare call's",
-            {name: 100 * share for name, share in limit_shares(rows).items()},
+            {name: 100 * share for name, share in limit_shares(ranked).items()},
             "{:.0f} %",
         ),
         (
@@ -181,6 +185,15 @@ def _facts(report: Report) -> Iterator[str]:
     for what, values, form in facts:
         if values:
             yield f"{what}: {_listed(values, form)}."
+
+
+def _device_stages(report: Report) -> Iterator[str]:
+    """Where the time of a native engine goes: copies and network by its GPU, NMS by the host."""
+    names = {"h2d_ms": "copy in", "network_ms": "network", "d2h_ms": "copy out", "nms_ms": "NMS"}
+    for row in report.rows:
+        if row.device_ms:
+            parts = (f"{names[key]} {ms:.3f}" for key, ms in row.device_ms.items() if ms)
+            yield f"{row.spec.name}, {ENGINES[row.engine]}: {', '.join(parts)} ms."
 
 
 def _listed(values: Mapping[str, float], form: str) -> str:

@@ -1,6 +1,7 @@
 """The measured figures of finished runs: one JSON file for each, kept in the repository."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def of_one_length(results: list[Result], epochs: int | None, folder: Path) -> li
         wanted = "" if epochs is None else f" of {epochs} epochs (found: {found})"
         raise InputError(f"{folder}: no results{wanted}: `nmsfree study run` makes them")
     return chosen
+
+
+def once(results: list[Result]) -> list[Result]:
+    """Return them as they are.
+
+    Raises:
+        InputError: two of them are the same run, as results of several folders may be.
+    """
+    runs = Counter((result["row"], result["epochs"], result["seed"]) for result in results)
+    for (row, epochs, seed), count in runs.items():
+        if count > 1:
+            raise InputError(
+                f"{row}, {epochs} epochs, seed {seed} is there {count} times, expected once:"
+                " leave one of the folders out"
+            )
+    return results
 
 
 def deployed(result: Result, split: str) -> dict[str, Any]:
