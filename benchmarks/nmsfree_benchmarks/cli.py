@@ -62,6 +62,10 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=0, help="Time for the rounds of each input size.")
     ] = None,
+    pause: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MS", help="Idle gap before each turn; some ms if not given."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the models run: cpu or cuda.")] = "cpu",
     json_file: Annotated[
         str | None,
@@ -96,6 +100,7 @@ def bench(
         "threads": threads,
         "size": size,
         "seconds": seconds,
+        "pause": pause,
     }
     options = Options(
         weights=weights,
@@ -104,6 +109,7 @@ def bench(
         threads=threads or available_cores(),
         quick=quick,
         seconds=seconds,
+        pause=pause,
         sizes=SIZES if size is None else (size,),
         command=command_line("", quick, given),
         device=device,

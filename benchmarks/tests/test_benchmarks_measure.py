@@ -2,10 +2,12 @@
 
 import gc
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.machine.measure import (
     STAGES,
     Image,
@@ -148,3 +150,15 @@ def test_collector_is_off_while_timing_and_on_again_after_an_error() -> None:
         take_turns({"a": call}, IMAGES, AT_ONCE)
     assert seen == [True, False, False]  # one warm-up round, two timed ones
     assert gc.isenabled()
+
+
+def test_what_is_asked_for_replaces_the_plans_own() -> None:
+    plan = Plan(seconds=9, min_rounds=7, pause=0.03)
+    asked = RunOptions(
+        weights=Path("w"), work=Path("x"), threads=1, seconds=2.0, min_rounds=3, pause=40.0
+    )
+    assert asked.timed(plan) == Plan(seconds=2.0, min_rounds=3, pause=0.04)
+    assert asked.settings() == {"pause_ms": 40.0}
+    usual = RunOptions(weights=Path("w"), work=Path("x"), threads=1)
+    assert usual.timed(plan) == plan
+    assert usual.settings() == {}

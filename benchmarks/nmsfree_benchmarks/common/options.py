@@ -17,6 +17,10 @@ Models = Annotated[
     list[str] | None, typer.Option("--model", help="Only this model; may be given again.")
 ]
 Seconds = Annotated[float | None, typer.Option(min=0, help="Time for the timed rounds.")]
+Pause = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="MS", help="Idle gap before each turn; some ms if not given."),
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help='Write the JSON here too; "-" is stdout.'),

@@ -1,7 +1,7 @@
 """What a sub-command leaves behind: STAMP-KIND.json, .png and .md, and the same on the terminal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from rich.console import Console
 from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
 from nmsfree.progress import progress_bar
-from nmsfree_benchmarks.common.run_options import Progress
+from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Results
@@ -76,9 +76,10 @@ class Question:
         return Publication(self.title, results, sheets, said, self.draw)
 
 
-def answer(question: Question, options: Any, out: Path, json_file: str | None) -> None:
+def answer(question: Question, options: RunOptions, out: Path, json_file: str | None) -> None:
     """Measure, with progress on stderr, and publish what was found."""
     results = with_progress(lambda progress: question.run(options, progress))
+    results = replace(results, settings={**results.settings, **options.settings()})
     publish(question.publication(results), out, json_file)
 
 

@@ -25,6 +25,7 @@ class RunOptions:
         quick: less of everything, for a first look.
         seconds: time for each group of timed rounds; None takes that of its plan.
         min_rounds: rounds of each however long they take; None takes that of its plan.
+        pause: ms of idling before each turn; None takes that of its plan.
         command: that repeats the run, for the report.
     """
 
@@ -35,10 +36,17 @@ class RunOptions:
     quick: bool = False
     seconds: float | None = None
     min_rounds: int | None = None
+    pause: float | None = None
     command: str = "nmsfree bench"
 
     def timed(self, plan: Plan) -> Plan:
-        """Return the plan with the time and the rounds that were asked for."""
+        """Return the plan with the time, the rounds and the idle gap that were asked for."""
+        if self.pause is not None:
+            plan = replace(plan, pause=self.pause / 1000)
         if self.seconds is not None:
             plan = replace(plan, seconds=self.seconds)
         return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)
+
+    def settings(self) -> dict[str, float]:
+        """What result files say of a run that was not timed in the usual way."""
+        return {} if self.pause is None else {"pause_ms": self.pause}

@@ -11,6 +11,7 @@ from nmsfree_benchmarks.common.options import (
     Json,
     Models,
     Out,
+    Pause,
     Quick,
     Seconds,
     Threads,
@@ -28,6 +29,7 @@ def frontier(
     work: Work = WORK,
     out: Out = OUT,
     seconds: Seconds = None,
+    pause: Pause = None,
     json_file: Json = None,
 ) -> None:
     """AP against latency: which precision, engine and input size are worth their time.
@@ -51,13 +53,14 @@ def frontier(
 
     # FP32 is FP32 on a GPU, too; its libraries read this once, when they are loaded.
     os.environ.setdefault(TF32_VARIABLE, "0")
-    given = {"model": model, "threads": threads, "seconds": seconds}
+    given = {"model": model, "threads": threads, "seconds": seconds, "pause": pause}
     options = Options(
         weights=weights,
         data=data,
         work=work,
         models=None if model is None else tuple(model),
         seconds=seconds,
+        pause=pause,
         threads=threads or available_cores(),
         quick=quick,
         command=command_line("frontier", quick, given),

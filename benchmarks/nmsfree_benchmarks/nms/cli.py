@@ -10,6 +10,7 @@ from nmsfree_benchmarks.common.options import (
     WORK,
     Json,
     Out,
+    Pause,
     Quick,
     Seconds,
     Threads,
@@ -32,6 +33,7 @@ def nms(
     work: Work = WORK,
     out: Out = OUT,
     seconds: Seconds = None,
+    pause: Pause = None,
     json_file: Json = None,
 ) -> None:
     """The price of NMS: over objects, score floor, IoU threshold, batch and implementation.
@@ -59,6 +61,7 @@ def nms(
         "large": large,
         "threads": threads,
         "seconds": seconds,
+        "pause": pause,
     }
     options = Options(
         weights=weights,
@@ -66,6 +69,7 @@ def nms(
         implementations=None if implementation is None else tuple(implementation),
         large=large,
         seconds=seconds,
+        pause=pause,
         threads=threads or available_cores(),
         quick=quick,
         command=command_line("nms", quick, given),

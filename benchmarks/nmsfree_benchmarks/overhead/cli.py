@@ -12,6 +12,7 @@ from nmsfree_benchmarks.common.options import (
     Data,
     Json,
     Out,
+    Pause,
     Quick,
     Seconds,
     Threads,
@@ -31,6 +32,7 @@ def overhead(
     work: Work = WORK,
     out: Out = OUT,
     seconds: Seconds = None,
+    pause: Pause = None,
     json_file: Json = None,
 ) -> None:
     """What the runtime adds to the engine's call, by the size of the source picture.
@@ -50,13 +52,14 @@ def overhead(
     from nmsfree_benchmarks.overhead.suite import Options, run_overhead
     from nmsfree_benchmarks.overhead.tables import notes, sheets
 
-    given = {"large": large, "threads": threads, "seconds": seconds}
+    given = {"large": large, "threads": threads, "seconds": seconds, "pause": pause}
     options = Options(
         weights=weights,
         data=data,
         work=work,
         large=large,
         seconds=seconds,
+        pause=pause,
         threads=threads or available_cores(),
         quick=quick,
         command=command_line("overhead", quick, given),

@@ -14,6 +14,7 @@ from nmsfree_benchmarks.common.options import (
     Json,
     Models,
     Out,
+    Pause,
     Quick,
     Seconds,
     Threads,
@@ -39,6 +40,7 @@ def roofline(
     work: Work = WORK,
     out: Out = OUT,
     seconds: Seconds = None,
+    pause: Pause = None,
     json_file: Json = None,
 ) -> None:
     """How far from the limit: each model beside the peak of this device, in one run.
@@ -64,6 +66,7 @@ def roofline(
         "model": model,
         "threads": threads,
         "seconds": seconds,
+        "pause": pause,
         "onnx": [path.name for path in onnx] if onnx else None,
         "device": None if device == "cpu" else device,
     }
@@ -75,6 +78,7 @@ def roofline(
         models=None if model is None else tuple(model),
         device=device,
         seconds=seconds,
+        pause=pause,
         threads=threads or available_cores(),
         quick=quick,
         command=command_line("roofline", quick, given),

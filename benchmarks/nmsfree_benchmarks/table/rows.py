@@ -158,6 +158,7 @@ class Report:
         command: that repeats it.
         other_load: cores that others kept busy while rounds were timed; None = unknown.
         bursts: timed calls of a turn, by their rows' `size_key`.
+        settings: how it was timed, where not in the usual way.
     """
 
     stamp: str
@@ -169,6 +170,7 @@ class Report:
     command: str = "nmsfree bench"
     other_load: float | None = None
     bursts: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     def groups(self) -> list[list[Row]]:
         """Rows by input size and number of classes, in order."""
@@ -196,7 +198,7 @@ class Report:
             environment=self.environment,
             records=tuple(record for row in self.rows for record in row.records()),
             other_load=self.other_load,
-            settings={"bursts": dict(self.bursts)},
+            settings={"bursts": dict(self.bursts), **self.settings},
             ratios=tuple(self._ratios()),
             facts={
                 "onnxruntime_speedup": speedups(self.rows),

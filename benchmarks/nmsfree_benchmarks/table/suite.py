@@ -63,6 +63,7 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
         options.command,
         max(loads, default=None),
         {row.size_key: options.plan(size_of(row.spec)).burst for row in rows},
+        options.settings(),
     )
 
 

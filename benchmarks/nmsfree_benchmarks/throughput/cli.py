@@ -9,6 +9,7 @@ from nmsfree_benchmarks.common.options import (
     Json,
     Models,
     Out,
+    Pause,
     Quick,
     Seconds,
     Threads,
@@ -26,6 +27,7 @@ def throughput(
     work: Work = WORK,
     out: Out = OUT,
     seconds: Seconds = None,
+    pause: Pause = None,
     json_file: Json = None,
 ) -> None:
     """Images a second over batch and parallel streams, until the processor is full.
@@ -45,13 +47,14 @@ def throughput(
     from nmsfree_benchmarks.throughput.suite import Options, run_throughput
     from nmsfree_benchmarks.throughput.tables import notes, sheets
 
-    given = {"model": model, "threads": threads, "seconds": seconds}
+    given = {"model": model, "threads": threads, "seconds": seconds, "pause": pause}
     options = Options(
         weights=weights,
         data=data,
         work=work,
         models=None if model is None else tuple(model),
         seconds=seconds,
+        pause=pause,
         threads=threads or available_cores(),
         quick=quick,
         command=command_line("throughput", quick, given),
