@@ -175,6 +175,18 @@ def test_the_plugin_is_tried_with_tf32_off(folder: Path, monkeypatch: pytest.Mon
 
 
 @NO_GPU
+def test_the_library_itself_is_asked_about_the_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It objects to every engine where there is no driver; its words are the answer."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(gpu_claim_list, "the_gpu", lambda: "GPU of a test")
+    outcome, detail = outcome_of(gpu_claim_list.BY_KEY["accepted"], folder)
+    assert outcome in ("skip", "fail")  # a library that does not start at all is a failure
+    assert "tensorrt-rtx" in detail
+    assert (folder / "everywhere.engine").stat().st_size > 1e6
+
+
 def test_a_claim_is_tried_in_a_process_of_its_own(folder: Path) -> None:
     found = try_claim(gpu_claim_list.BY_KEY["driver"], folder)
     assert found.outcome == "fail" and found.detail.startswith("no NVIDIA driver was found")
@@ -236,7 +248,7 @@ def test_unknown_claims_are_named() -> None:
     ):
         choose(["cuda"])
     assert [c.key for c in choose(["threads", "driver"])] == ["driver", "threads"]
-    assert len(choose(None)) == len({c.key for c in gpu_claim_list.CLAIMS}) == 15
+    assert len(choose(None)) == len({c.key for c in gpu_claim_list.CLAIMS}) == 16
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

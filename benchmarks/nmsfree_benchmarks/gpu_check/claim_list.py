@@ -10,6 +10,7 @@ import onnxruntime
 from nmsfree.backends import Backend
 from nmsfree.backends.onnxruntime_gpu import CUDA, TF32_VARIABLE
 from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.engines.flavour import load_flavour
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree_benchmarks.gpu_check.claims import (
     CannotTry,
@@ -65,6 +66,19 @@ def _opened(folder: Path, name: str = FREE, cuda: str | None = None) -> Iterator
 def _driver(folder: Path) -> str:
     state = gpu_state()
     return f"{the_gpu()}, driver {state.driver or 'unknown'}"
+
+
+def _accepted(folder: Path) -> str:
+    """What TensorRT-RTX itself says of this GPU, whatever its builder has a name for."""
+    from nmsfree_export.engine import BuildOptions, build_engine
+
+    gpu, flavour = the_gpu(), load_flavour("tensorrt-rtx")
+    engine = folder / "everywhere.engine"
+    build_engine(_onnx(folder), engine, BuildOptions(sms=flavour.buildable()))
+    problem = flavour.engine_problem(flavour.create_runtime(), engine.read_bytes())
+    if problem is not None:
+        raise CannotTry(f"{flavour} refuses its engines on {gpu}: {problem}")
+    return f"{flavour} takes its engines on {gpu}"
 
 
 def _cuda(name: str) -> Claim:
@@ -180,6 +194,7 @@ CLAIMS = (
         "TensorRT-RTX in ONNX Runtime finds what the processor finds",
         lambda folder: same_answers(_onnx(folder), _needing_gpu("tensorrt-rtx", folder, FREE)),
     ),
+    Claim("accepted", "TensorRT-RTX takes engines on this GPU", _accepted),
     _native(FREE),
     _native(FREE_FP16),
     _native(WITH_NMS),
