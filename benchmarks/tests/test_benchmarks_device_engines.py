@@ -145,6 +145,8 @@ def test_a_gpus_state_is_told() -> None:
     assert state == {"tf32": False, "transfers": "in and out", "cuda_graph": False}
     Opened.description = "TensorRT-RTX 1 on a GPU, CUDA graph"
     assert ALL["tensorrt_rtx"].state(Opened())["cuda_graph"] is True  # type: ignore[arg-type]
+    Opened.description = "ONNX Runtime 1 TensorRT-RTX"
+    assert ALL["tensorrt_rtx"].state(Opened())["cuda_graph"] is None  # type: ignore[arg-type]
 
 
 def test_every_engine_has_its_names() -> None:

@@ -20,6 +20,7 @@ from nmsfree_benchmarks.frontier.variants import ENGINES, Variant
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch, Times
 from nmsfree_benchmarks.machine.memory import MemoryMeter
 from nmsfree_benchmarks.record.records import Ratio, Record, Subject
+from nmsfree_benchmarks.table.device_engines import GPU, has_graph
 from nmsfree_benchmarks.table.entries import timed_call
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 
@@ -120,7 +121,7 @@ def records_of(entry: Entry, times: Mapping[str, Times], threads: int) -> list[R
         ap=round(accuracy.ap, 5),
         ap50=round(accuracy.ap50, 5),
         ap_images=accuracy.images,
-        **_state(variant),
+        **_state(variant, entry.backend),
     )
     tenths = [round(ap, 5) for ap in accuracy.without]
     figures = {**entry.figures, "ap_without_tenths": tenths}
@@ -134,11 +135,11 @@ def records_of(entry: Entry, times: Mapping[str, Times], threads: int) -> list[R
     return [whole, Record(bare, same | {"call": "bare"}, times[bare], subject=subject)]
 
 
-def _state(variant: Variant) -> dict[str, Any]:
+def _state(variant: Variant, backend: Backend) -> dict[str, Any]:
     """What of the subject belongs to the engine."""
     engine = ENGINES[variant.engine]
     if engine.on_gpu:
-        return {"transfers": "in and out", "tf32": False}
+        return {**GPU, "cuda_graph": has_graph(backend)}
     if engine.arithmetic == "bf16" and variant.wanted.precision != "int8":
         return {"precision": "bf16"}
     return {}

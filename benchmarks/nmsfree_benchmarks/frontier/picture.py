@@ -13,7 +13,7 @@ from nmsfree_benchmarks.frontier.variants import ENGINES
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
-MARKERS = dict(zip(ENGINES, "osD^v", strict=True))
+MARKERS = dict(zip(ENGINES, "osD^<v", strict=True))
 DOT, SMALL = 4.5, 8.0  # points: half a marker, and the height of a label
 LEAST_RANGE = 2.0  # AP points that the picture shows at least: a hundredth is no difference
 

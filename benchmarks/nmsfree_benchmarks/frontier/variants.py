@@ -8,6 +8,7 @@ from typing import Literal
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.spec import Target
 from nmsfree_benchmarks.common.exported import Wanted
+from nmsfree_benchmarks.table.device_engines import build_here
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_export.precision import PRECISIONS, Precision
 
@@ -25,12 +26,14 @@ class Engine:
         device: as `Detector` takes it.
         target: which INT8 file it takes.
         arithmetic: OpenVINO's precision; None elsewhere.
+        builds: whether an engine is built of the file and run in its place.
     """
 
     label: str
     device: str
     target: Target = "cpu"
     arithmetic: Literal["f32", "bf16"] | None = None
+    builds: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -38,6 +41,8 @@ class Engine:
 
     def open(self, path: Path, threads: int) -> Backend:
         """Open a file; raises what `open_backend` raises."""
+        if self.builds:
+            return open_backend(build_here(path), self.device)
         return open_backend(path, self.device, Options(threads, precision=self.arithmetic))
 
 
@@ -46,7 +51,8 @@ ENGINES = {
     "openvino": Engine("OpenVINO", "openvino", arithmetic="f32"),
     "openvino_bf16": Engine("OpenVINO bf16", "openvino", arithmetic="bf16"),
     "onnxruntime_cuda": Engine("ORT CUDA", "cuda", "tensorrt"),
-    "tensorrt_rtx": Engine("TensorRT-RTX", "tensorrt-rtx", "tensorrt"),
+    "tensorrt_rtx_plugin": Engine("ORT TensorRT-RTX", "tensorrt-rtx", "tensorrt"),
+    "tensorrt_rtx": Engine("TensorRT-RTX", "tensorrt-rtx", "tensorrt", builds=True),
 }
 
 

@@ -44,7 +44,7 @@ class DeviceEngine:
         """What result files say of the opened engine: attributes of `records.Subject`."""
         found = dict(self.gpu or {})
         if self.gpu is not None:
-            found["cuda_graph"] = "no CUDA graph" not in backend.description
+            found["cuda_graph"] = has_graph(backend)
         if self.arithmetic is not None:
             found["precision"] = self.arithmetic
         return found
@@ -60,7 +60,7 @@ class DeviceEngine:
             NmsfreeError: it does not run here; the text says why.
         """
         if self.builds:
-            return open_backend(_built(file), self.device)
+            return open_backend(build_here(file), self.device)
         if self.arithmetic == "bf16" and computes_bf16() is False:
             raise EngineError(BF16_MISSING)
         return open_backend(file, self.device, Options(threads, precision=self.arithmetic))
@@ -102,7 +102,13 @@ DEVICES: dict[str, tuple[DeviceEngine, ...]] = {
 ALL = {engine.key: engine for engines in DEVICES.values() for engine in engines}
 
 
-def _built(file: Path) -> Path:
+def has_graph(backend: Backend) -> bool | None:
+    """Whether runs replay a CUDA graph, as the backend says; None where it does not say."""
+    said = backend.description
+    return "no CUDA graph" not in said if "CUDA graph" in said else None
+
+
+def build_here(file: Path) -> Path:
     """Build an engine for the GPU of this machine beside the file.
 
     Raises:
