@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
+from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.backends.tensorrt_fake import FakeTensorRt, fake_flavour
+from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
+from nmsfree.cuda.fake import FakeCuda
 from nmsfree.data.coco import DetectionDataset, load_coco
+from nmsfree.engines.flavour import Flavour
 from nmsfree.spec import METADATA_KEY
 
 CELL = 8
@@ -140,6 +145,43 @@ def noise() -> Callable[..., NDArray[np.uint8]]:
         coarse = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
         rows = np.arange(height) * 9 // height
         return np.ascontiguousarray(coarse[rows][:, np.arange(width) * 13 // width])
+
+    return make
+
+
+class EngineRig:
+    """A fake engine file, the fakes that run it, and the function that it computes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        cells: Callable[[NDArray[np.uint8], ModelSpec], RawDetections],
+        builder: Any = "tensorrt-rtx",
+        batch: tuple[int, int, int] = (1, 2, 4),
+        **fields: Any,
+    ) -> None:
+        self.path = folder / "model.engine"
+        write_fake_engine(self.path, spec, batch=batch, builder=builder, **fields)
+        self.cuda = FakeCuda()
+        self.spec, self.cells = spec, cells
+        self.flavour: Flavour = fake_flavour(self.cuda, lambda x: self(x)._asdict(), builder)
+        self.module: FakeTensorRt = self.flavour.module
+
+    def __call__(self, images: NDArray[np.uint8]) -> RawDetections:
+        return self.cells(images, self.spec)
+
+    def open(self, **options: Any) -> TensorRtBackend:
+        options = {"cuda": self.cuda, "flavour": self.flavour} | options
+        return TensorRtBackend(self.path, **options)
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, make_spec: Any, bright_cells: Any) -> Callable[..., EngineRig]:
+    """Return a function giving the tiny model as an engine over the fakes."""
+
+    def make(builder: str = "tensorrt-rtx", spec: Any = None, **options: Any) -> EngineRig:
+        return EngineRig(tmp_path, spec or make_spec(), bright_cells, builder, **options)
 
     return make
 

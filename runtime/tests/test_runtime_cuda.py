@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmsfree import InputError
+from nmsfree import EngineError, InputError
 from nmsfree.cuda import Cuda, open_cuda
 from nmsfree.cuda.fake import FakeCuda
 from nmsfree.errors import MissingExtraError
@@ -74,6 +74,15 @@ def test_a_worker_thread_needs_no_context_of_its_own(cuda: Cuda) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda data: round_trip(cuda, data), datas))
     assert found == [data.tobytes() for data in datas]
+
+
+def test_it_is_known_which_gpu_an_address_is_on(cuda: Cuda) -> None:
+    with cuda.active():
+        memory = cuda.allocate(1000)
+        told = None if cuda.name.startswith("pycuda") else cuda.index
+        assert cuda.gpu_of(memory.address) == told
+        assert cuda.gpu_of(np.zeros(1000, np.uint8).ctypes.data) is None  # the host's
+        cuda.free(memory)
 
 
 def test_parts_of_buffers_are_copied(cuda: Cuda) -> None:
@@ -177,6 +186,20 @@ def test_the_fake_does_work_when_it_is_waited_for() -> None:
         assert cuda.live() == {"streams": 1, "device allocations": 1, "pinned allocations": 1}
 
 
+def test_the_fake_fails_as_a_gpu_does_when_asked() -> None:
+    cuda = FakeCuda()
+    with cuda.active():
+        stream = cuda.create_stream()
+        cuda.fail.add("synchronize")
+        with pytest.raises(EngineError) as info:
+            cuda.synchronize(stream)
+        cuda.fail.clear()
+        cuda.synchronize(stream)
+    assert str(info.value) == (
+        "CUDA: synchronize failed (as asked): `nmsfree doctor` says what is missing"
+    )
+
+
 def _without_context(cuda: FakeCuda) -> None:
     cuda.create_stream()
 
@@ -207,6 +230,13 @@ def _busy_stream(cuda: FakeCuda) -> None:
         cuda.destroy_stream(stream)
 
 
+def _destroyed_while_recording(cuda: FakeCuda) -> None:
+    with cuda.active():
+        stream = cuda.create_stream()
+        cuda.begin_capture(stream)
+        cuda.destroy_stream(stream)
+
+
 def _waiting_while_recording(cuda: FakeCuda) -> None:
     with cuda.active():
         stream = cuda.create_stream()
@@ -228,6 +258,7 @@ def _after_close(cuda: FakeCuda) -> None:
         (_after_free, "illegal address"),
         (_ordinary_memory, "the host memory is not page-locked"),
         (_busy_stream, "the stream still has work to do"),
+        (_destroyed_while_recording, "the stream is recording"),
         (_waiting_while_recording, "a stream that records cannot be waited for"),
         (_after_close, "the context was given back"),
     ],

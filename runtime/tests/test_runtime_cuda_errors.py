@@ -1,6 +1,8 @@
 """What goes wrong in CUDA, in our words: no driver, no GPU, codes, missing packages, pycuda."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -149,6 +151,32 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message == (
         'CUDA through pycuda needs a package that is not installed: pip install "nmsfree[pycuda]"'
     )
+
+
+def test_a_users_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy and PyTorch destroy a stream with the last reference to its object."""
+
+    class CupyStream:
+        ptr = 8
+
+    driver: Any = Driver()
+    vars(driver).update(
+        cuDeviceGet=lambda index: (0, index),
+        cuDevicePrimaryCtxRetain=lambda device: (0, "context"),
+        CUstream=lambda handle: f"stream {handle}",
+    )
+    monkeypatch.setattr(cuda_python, "load_driver", lambda: driver)
+    monkeypatch.setattr(cuda_python, "version", lambda name: "13")
+    theirs = CupyStream()
+    alive = weakref.ref(theirs)
+    ours = cuda_python.CudaPython().adopt_stream(theirs)
+    del theirs
+    gc.collect()
+    assert alive() is not None
+    assert (ours.handle, ours.native, ours.owned) == (8, "stream 8", False)
+    del ours
+    gc.collect()
+    assert alive() is None
 
 
 def test_another_layer_is_refused() -> None:

@@ -33,6 +33,10 @@ CUresult cuDeviceGetName(char *name, int length, int device) {
     return SUCCESS;
 }
 CUresult cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = 1 << 30; return SUCCESS; }
+CUresult cuDeviceGetPCIBusId(char *bus, int length, int device) {
+    snprintf(bus, length, "0000:%02x:00.0", device + 1);
+    return SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int *value, int kind, int device) {
     (void)device;
     *value = kind == 75 ? 8 : kind == 76 ? 9 : -1;
@@ -83,13 +87,31 @@ CUresult cuStreamWaitEvent(Stream *stream, Event *event, unsigned int flags) {
     NEED_CONTEXT;
     return stream && event && !flags ? SUCCESS : INVALID_VALUE;
 }
+static CUdeviceptr latest = 0; /* memory of the GPU that was allocated last */
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t size) {
     NEED_CONTEXT;
     if (size > 1ull << 30) return OUT_OF_MEMORY;
-    *address = (CUdeviceptr)malloc(size);
+    *address = latest = (CUdeviceptr)malloc(size);
     return SUCCESS;
 }
-CUresult cuMemFree_v2(CUdeviceptr address) { NEED_CONTEXT; free((void *)address); return SUCCESS; }
+CUresult cuMemFree_v2(CUdeviceptr address) {
+    NEED_CONTEXT;
+    if (address == latest) latest = 0;
+    free((void *)address);
+    return SUCCESS;
+}
+/* Of memory that is not the GPU's, everything is 0, and the GPU's number -2. */
+CUresult cuPointerGetAttributes(unsigned int count, int *kinds, void **answers, CUdeviceptr address) {
+    int ours = address == latest;
+    NEED_CONTEXT;
+    for (unsigned int i = 0; i < count; i++) {
+        if (kinds[i] == 2) *(unsigned int *)answers[i] = ours ? 2 : 0; /* type of memory */
+        else if (kinds[i] == 8) *(unsigned int *)answers[i] = 0;       /* managed */
+        else if (kinds[i] == 9) *(int *)answers[i] = ours ? 0 : -2;    /* number of the GPU */
+        else return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
 CUresult cuMemHostAlloc(void **address, size_t size, unsigned int flags) {
     NEED_CONTEXT;
     *address = malloc(size);
@@ -175,6 +197,7 @@ static const struct { const char *name; void *function; } TABLE[] = {
     ENTRY(cuStreamCreate, cuStreamCreate), ENTRY(cuStreamDestroy, cuStreamDestroy_v2),
     ENTRY(cuStreamSynchronize, cuStreamSynchronize), ENTRY(cuStreamWaitEvent, cuStreamWaitEvent),
     ENTRY(cuMemAlloc, cuMemAlloc_v2), ENTRY(cuMemFree, cuMemFree_v2),
+    ENTRY(cuPointerGetAttributes, cuPointerGetAttributes),
     ENTRY(cuMemHostAlloc, cuMemHostAlloc), ENTRY(cuMemFreeHost, cuMemFreeHost),
     ENTRY(cuMemcpyHtoDAsync, cuMemcpyHtoDAsync_v2), ENTRY(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2),
     ENTRY(cuEventCreate, cuEventCreate), ENTRY(cuEventRecord, cuEventRecord),

@@ -104,6 +104,8 @@ class FakeCache:
 
 
 class FakeRuntimeConfig:
+    takes_caches = True
+
     def __init__(self) -> None:
         self.cuda_graph_strategy: Any = None
         self.dynamic_shapes_kernel_specialization_strategy: Any = None
@@ -114,7 +116,7 @@ class FakeRuntimeConfig:
 
     def set_runtime_cache(self, cache: FakeCache) -> bool:
         self.kept = cache
-        return True
+        return self.takes_caches
 
 
 class FakeEngine:
@@ -139,6 +141,16 @@ def test_contexts_of_rtx_share_a_cache(rtx: Flavour, cache: bytes | None, loaded
     assert rtx.cache_bytes(made) == b"compiled"
     off = rtx.create_runtime_config(FakeEngine(), cuda_graph=False)
     assert off.config.cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
+
+
+def test_a_cache_that_is_not_taken_is_done_without(
+    rtx: Flavour, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FakeRuntimeConfig, "takes_caches", False)
+    made = rtx.create_runtime_config(FakeEngine(), cuda_graph=True, cache=b"fits")
+    assert (made.cache, made.cache_loaded) == (None, False)
+    assert rtx.cache_bytes(made) is None
+    assert caplog.messages == [f"{rtx} takes no cache: kernels are compiled again at each start"]
 
 
 def full(version: str) -> Flavour:

@@ -12,9 +12,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 
 from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
-from nmsfree.backends import OnnxRuntimeBackend, onnxruntime_gpu
+from nmsfree.backends import OnnxRuntimeBackend, onnxruntime_gpu, onnxruntime_plugin
+from nmsfree.backends.devices import parse_device
 from nmsfree.backends.onnxruntime_graph import BoundRun, GraphRun
 from nmsfree.backends.onnxruntime_session import check_placement, create
 from nmsfree.gpus import Gpu, Gpus, find_gpus
@@ -295,7 +297,7 @@ def test_an_onnxruntime_without_plugins(
     tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        onnxruntime_gpu, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
+        onnxruntime_plugin, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
     )
     assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
         f"device is 'tensorrt-rtx', but onnxruntime {VERSION} takes no plugins, expected 1.24 or"
@@ -328,6 +330,117 @@ def test_devices_of_the_plugin_are_given_to_the_session(
     assert detector.backend.description == (
         f"ONNX Runtime {VERSION} TensorRT-RTX, NVIDIA GeForce RTX 4060, TF32 allowed"
     )
+
+
+FIRST = Gpu("NVIDIA GeForce RTX 4060", (8, 9), 8 << 30, "00000000:65:00.0")
+SECOND = Gpu("NVIDIA GeForce RTX 3060", (8, 6), 12 << 30, "00000000:01:00.0")
+OLD = Gpu("NVIDIA GeForce GTX 1080", (6, 1), 8 << 30, "00000000:02:00.0")
+
+
+def plugin_found(*devices: tuple[str | None, str | None]) -> list[Any]:
+    """Devices of the plugin, by address and number; None is not told."""
+    return [
+        SimpleNamespace(
+            device=SimpleNamespace(metadata={"pci_bus_id": address} if address else {}),
+            ep_options={"device_id": number} if number else {},
+        )
+        for address, number in devices
+    ]
+
+
+at_first, at_second = "0000:65:00.0", "0000:01:00.0"
+CHOSEN: list[tuple[tuple[Gpu, ...], str, list[tuple[str | None, str | None]], int]] = [
+    ((FIRST,), "tensorrt-rtx", [(None, None)], 0),
+    ((FIRST,), "tensorrt-rtx", [(at_second, "7")], 0),  # one is one
+    ((FIRST, SECOND), "tensorrt-rtx", [(at_first, "0"), (at_second, "1")], 0),
+    ((FIRST, SECOND), "tensorrt-rtx:1", [(at_second, "1"), (at_first, "0")], 0),
+    ((FIRST, SECOND), "tensorrt-rtx:1", [(at_second, None), (at_first, None)], 0),
+    ((FIRST, OLD), "tensorrt-rtx", [(at_first, "0")], 0),
+    ((FIRST, SECOND), "tensorrt-rtx:1", [(None, None), (None, None)], 1),
+    ((FIRST, SECOND), "tensorrt-rtx:1", [(None, "1"), (None, "0")], 0),
+]
+
+
+@pytest.mark.parametrize(("gpus", "device", "found", "expected"), CHOSEN)
+def test_the_plugins_device_of_a_gpu(
+    gpus: tuple[Gpu, ...], device: str, found: Any, expected: int
+) -> None:
+    devices = plugin_found(*found)
+    chosen = onnxruntime_plugin.choose(devices, parse_device(device), gpus)
+    assert chosen is devices[expected]
+
+
+def test_real_devices_tell_what_is_asked_of_them() -> None:
+    """The processor's, which has neither address nor number."""
+    devices = ort.get_ep_devices()[:1] * 2
+    device = parse_device("tensorrt-rtx:1")
+    assert onnxruntime_plugin.choose(devices, device, (FIRST, SECOND)) is devices[1]
+
+
+def test_gpus_that_the_plugin_may_mix_up_are_refused() -> None:
+    """It runs on CUDA's GPU of its number, whatever address ONNX Runtime says that this is."""
+    counts = (
+        "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin counts the 2 GPUs here"
+        " in another way and may take another: set CUDA_VISIBLE_DEVICES=1 and use tensorrt-rtx, or"
+        " make an engine with `nmsfree build`"
+    )
+    takes = (
+        "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin takes {} of the GPUs"
+        " here: it needs an RTX 30 or newer, found {}"
+    )
+    choose, second = onnxruntime_plugin.choose, parse_device("tensorrt-rtx:1")
+    for gpus, found, message in (
+        ((FIRST, SECOND), [(at_second, "0"), (at_first, "1")], counts),
+        ((OLD, SECOND), [(at_second, "0")], counts),
+        ((OLD, SECOND), [(None, "0")], counts),  # on Windows, no address is told
+        ((FIRST, OLD), [(at_first, "0")], takes.format(1, OLD)),
+        ((FIRST, OLD), [], takes.format(0, OLD)),
+    ):
+        devices: Any = plugin_found(*found)
+        assert refused(lambda g=gpus, d=devices: choose(d, second, g)) == message
+
+
+MEMORY = "CUDA failure 2: out of\n memory"
+NO_MEMORY = (
+    "device is 'cuda', but ONNX Runtime failed there (CUDA failure 2: out of memory): close other"
+    " programs on the GPU, or run smaller batches"
+)
+BROKEN = (
+    "device is 'cuda', but ONNX Runtime failed there (CUDA failure 719): `nmsfree doctor` says what"
+    " is missing"
+)
+
+
+@pytest.mark.parametrize(("said", "message"), [(MEMORY, NO_MEMORY), ("CUDA failure 719", BROKEN)])
+@pytest.mark.parametrize("batch", [1, None])
+def test_a_run_that_fails_on_the_gpu_is_not_the_images_fault(
+    tmp_path: Path, make_spec: Any, make_onnx: Any, cuda_build: None, one_gpu: None,
+    monkeypatch: pytest.MonkeyPatch, batch: int | None, said: str, message: str,
+) -> None:  # fmt: skip
+    """On the processor's session: copying into fixed buffers fails, or a run with others."""
+
+    def fail(*_: Any) -> None:
+        raise (RuntimeError if batch else vendor.RuntimeException)(said)
+
+    def fixed(session: Any, spec: Any, *_: Any) -> GraphRun:
+        run = GraphRun(session, spec, "cpu", 0)
+        run._buffers = (SimpleNamespace(update_inplace=fail), *run._buffers[1:])
+        return run
+
+    monkeypatch.setattr(onnxruntime_gpu, "create", lambda *_: create(path, 1, CPU, {}))
+    monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: "")
+    monkeypatch.setattr(onnxruntime_gpu, "GraphRun", fixed)
+    if batch is None:
+        monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
+    path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=batch))
+    backend = OnnxRuntimeBackend(path, "cuda")
+    assert refused(lambda: backend.run(np.zeros((1, 64, 96, 3), np.uint8))) == message
+    wrong = np.zeros((1, 32, 96, 3), np.uint8)
+    assert refused(lambda: backend.run(wrong), ModelError) == (
+        f"the model refused images of 1 × 32 × 96 × 3, uint8 (expected {batch or 'N'} × 64 × 96 ×"
+        " 3, uint8)"
+    )
+    backend.close()
 
 
 @pytest.mark.parametrize("batch", [1, 3])

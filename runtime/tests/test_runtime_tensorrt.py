@@ -27,50 +27,12 @@ from nmsfree import (
     RawDetections,
 )
 from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import FakeTensorRt, fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
 from nmsfree.backends.tensorrt_lane import Timings
 from nmsfree.cuda.fake import FakeCuda
-from nmsfree.engines.flavour import Flavour
 
 Noise = Callable[..., NDArray[np.uint8]]
 BUILD = "build the engine again with `nmsfree build`"
 DOCTOR = "`nmsfree doctor` says what is missing"
-
-
-class Rig:
-    """A fake engine file, the fakes that run it, and the function that it computes."""
-
-    def __init__(
-        self,
-        folder: Path,
-        spec: ModelSpec,
-        cells: Callable[[NDArray[np.uint8], ModelSpec], RawDetections],
-        builder: Any = "tensorrt-rtx",
-        batch: tuple[int, int, int] = (1, 2, 4),
-        **fields: Any,
-    ) -> None:
-        self.path = folder / "model.engine"
-        write_fake_engine(self.path, spec, batch=batch, builder=builder, **fields)
-        self.cuda = FakeCuda()
-        self.spec, self.cells = spec, cells
-        self.flavour: Flavour = fake_flavour(self.cuda, lambda x: self(x)._asdict(), builder)
-        self.module: FakeTensorRt = self.flavour.module
-
-    def __call__(self, images: NDArray[np.uint8]) -> RawDetections:
-        return self.cells(images, self.spec)
-
-    def open(self, **options: Any) -> TensorRtBackend:
-        options = {"cuda": self.cuda, "flavour": self.flavour} | options
-        return TensorRtBackend(self.path, **options)
-
-
-@pytest.fixture
-def make_rig(tmp_path: Path, make_spec: Any, bright_cells: Any) -> Callable[..., Rig]:
-    def make(builder: str = "tensorrt-rtx", spec: ModelSpec | None = None, **options: Any) -> Rig:
-        return Rig(tmp_path, spec or make_spec(), bright_cells, builder, **options)
-
-    return make
 
 
 def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:

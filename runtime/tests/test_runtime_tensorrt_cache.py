@@ -59,7 +59,44 @@ def test_kernels_of_another_release_are_compiled_again_and_replaced(
     assert caplog.messages == [
         f"{cache}: of another GPU, driver or release, kernels are compiled again"
     ]
-    assert read_cache(engine) == b"other kernels"
+    assert read_cache(engine) == b"other kernels|engine"
+
+
+def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
+    make_rig: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in `close` alone: a server that is killed would compile them at each start."""
+    rig = make_rig()
+    backend = rig.open()
+    for count in (1, 3, 3):
+        backend.run(np.zeros((count, 64, 96, 3), np.uint8))
+    assert rig.module.compiled == 4  # the engine's, and of 4 (the warm-up), 1 and 3 images
+    assert not backend.uses_kept_kernels
+    assert read_cache(rig.path) == b"kernels|engine,batch of 4,batch of 1,batch of 3"
+    again = make_rig()  # another process
+    backend = again.open()
+    assert backend.uses_kept_kernels
+    for count in (1, 3, 4):
+        backend.run(np.zeros((count, 64, 96, 3), np.uint8))
+    assert again.module.compiled == 0
+    assert caplog.messages == []
+
+
+def test_a_library_that_takes_no_cache_runs_without(
+    make_rig: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nmsfree.backends")
+    write_cache(make_rig().path, b"kernels|engine")
+    rig = make_rig()
+    rig.module.fail.add("set_runtime_cache")
+    backend = rig.open()
+    backend.run(np.zeros((1, 64, 96, 3), np.uint8))
+    assert not backend.uses_kept_kernels
+    backend.close()
+    assert caplog.messages == [
+        "tensorrt-rtx 1.7.1.116 takes no cache: kernels are compiled again at each start"
+    ]
+    assert read_cache(rig.path) == b"kernels|engine"  # for a library that takes it
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "foreign"])

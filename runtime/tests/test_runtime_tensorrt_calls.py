@@ -155,10 +155,7 @@ LOCALS = {
     "backends/tensorrt_engine.py": {
         *("config", "binding", "bindings[0]", "inputs if is_input else outputs"),
     },
-    "backends/tensorrt_lane.py": {
-        *("self._memory[INPUT]", "self._memory[binding.name]", "pinned.view(binding.dtype)"),
-        *("memory", "pinned", "binding", "b", "views", "view"),
-    },
+    "backends/tensorrt_lane.py": {"memory", "b", "views", "view"},
     "cuda/cuda_python.py": {"ctypes.c_uint8 * nbytes"},
     "cuda/pycuda.py": set[str](),
 }
@@ -394,7 +391,8 @@ def test_what_is_looked_at_is_what_matters() -> None:
         "ICudaEngine.create_execution_context IRuntimeConfig.set_runtime_cache "
         "IRuntimeConfig.cuda_graph_strategy IRuntimeCache.deserialize IRuntimeCache.serialize "
         "IExecutionContext.execute_async_v3 IExecutionContext.set_tensor_address "
-        "IExecutionContext.set_input_shape IBuilderConfig.set_compute_capability "
+        "IExecutionContext.set_input_shape IExecutionContext.is_stream_capturable "
+        "IBuilderConfig.set_compute_capability cuda.bindings.driver.cuPointerGetAttributes "
         "cuda.bindings.driver.cuStreamBeginCapture cuda.bindings.driver.cuGraphLaunch "
         "cuda.bindings.driver.cuMemHostAlloc cuda.bindings.driver.cuDevicePrimaryCtxRetain "
         "Context.push PycudaDocs.pagelocked_empty"
@@ -475,7 +473,7 @@ def test_the_fake_has_the_signatures_of_the_real_module(fake: type) -> None:
     methods = {
         n: f
         for n, f in vars(fake).items()
-        if inspect.isfunction(f) and n[0] != "_" and n not in ("fails",)
+        if inspect.isfunction(f) and n[0] != "_" and n not in ("fails", "falls_back", "compile")
     }
     for name, function in methods.items():
         real = getattr(FAKES[fake], name)

@@ -183,7 +183,21 @@ def test_the_producer_is_told_our_stream(rig: Rig, images: NDArray[np.uint8]) ->
     array = Producer(rig.cuda, images).dlpack()
     rig.backend.run(array)
     lane = rig.backend._lanes._idle[True][0]
-    assert array.asked == [lane._live.handle]
+    assert array.asked == [lane._buffers.stream.handle]
+
+
+def test_images_on_another_gpu_are_noticed_where_the_interface_names_none(
+    rig: Rig, images: NDArray[np.uint8]
+) -> None:
+    producer = Producer(rig.cuda, images)
+    rig.cuda.elsewhere[producer.memory.address] = 1
+    assert refused(lambda: rig.backend.run(producer.interface())) == (
+        "images are on GPU 1, the model is on GPU 0: move them, or open the model with device "
+        "'cuda:1'"
+    )
+    assert rig.cuda.done["waits"] == 0  # nor is a stream of the other GPU waited for
+    rig.cuda.elsewhere.clear()
+    assert_equal(rig.backend.run(producer.interface()), rig.expected(images))
 
 
 WRONG: list[tuple[Callable[[Producer], Any], str]] = [

@@ -1,6 +1,8 @@
 """NMS on the host equals the NMS at the end of the ONNX file, and is timed apart."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,33 @@ def test_it_equals_the_onnx_file_of_the_trained_detector() -> None:
     expected = RawDetections(**values)
     assert expected.num_detections.max() > 0
     assert_equal(found, expected)
+
+
+def test_nms_of_one_thread_holds_up_no_other(
+    make_rig: Any, make_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one stream of the user's too: another thread runs from start to end meanwhile."""
+    spec = make_spec(head="o2m", nms=NmsSpec(), top_k=20, score_floor=0.05)
+    rig = make_rig("tensorrt", spec, batch=(1, 1, 1), candidates=COUNT)
+    rig.module.function = lambda images: candidates(int(images[0, 0, 0, 0]), spec, len(images))
+    backend = rig.open(stream=9)
+    images = [np.full((1, 64, 96, 3), value, np.uint8) for value in (1, 2)]
+    first = threading.current_thread()
+    others: list[RawDetections] = []
+
+    def suppress(outputs: Arrays, spec: ModelSpec) -> RawDetections:
+        if threading.current_thread() is first:
+            with ThreadPoolExecutor(1) as pool:
+                others.append(pool.submit(backend.run, images[1]).result(10))
+        return suppress_candidates(outputs, spec)
+
+    monkeypatch.setattr("nmsfree.backends.tensorrt.suppress_candidates", suppress)
+    found = backend.run(images[0])
+    assert_equal(found, suppress_candidates(candidates(1, spec, 1), spec))
+    assert_equal(others[0], suppress_candidates(candidates(2, spec, 1), spec))
+    timings = backend.timings()
+    assert timings is not None
+    assert timings.nms > 0
 
 
 def test_an_engine_that_ends_in_candidates_keeps_the_contract(

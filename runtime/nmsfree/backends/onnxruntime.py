@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.backends.contract import one_line, refusal
+from nmsfree.backends.contract import check_images, one_line, refusal
 from nmsfree.backends.devices import Device, parse_device
-from nmsfree.backends.onnxruntime_gpu import open_cuda, open_tensorrt_rtx
+from nmsfree.backends.onnxruntime_gpu import gpu_errors, open_cuda, open_tensorrt_rtx, run_failed
 from nmsfree.backends.onnxruntime_session import Opened, open_cpu, read_file, vendor_errors
 from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
@@ -57,9 +57,11 @@ class OnnxRuntimeBackend:
         options.check(f"ONNX Runtime on {place}", *allowed)
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
-        self._vendor_errors = vendor_errors()
+        self._errors = vendor_errors()
         self._opened: Opened | None
         self.spec, self._opened = _open(path, place, options)
+        if self._opened.gpu:
+            self._errors = gpu_errors()
         self.description = self._opened.description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
@@ -67,13 +69,18 @@ class OnnxRuntimeBackend:
 
         Raises:
             ModelError: the detector is closed, or the model refuses these images.
+            EngineError: the GPU failed.
         """
         opened = self._opened  # another thread may close it meanwhile
         if opened is None:
             raise ModelError("the detector is closed: open it again")
+        if opened.gpu:
+            check_images(images, self.spec)  # so that what fails then is not the images' fault
         try:
             outputs = opened.run(images)
-        except self._vendor_errors as error:
+        except self._errors as error:
+            if opened.gpu:
+                raise run_failed(opened.gpu, error) from None
             raise refusal(images, one_line(error)) from None
         return RawDetections(*outputs)
 

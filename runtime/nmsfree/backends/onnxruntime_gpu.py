@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from nmsfree.backends.contract import one_line
 from nmsfree.backends.devices import Device
 from nmsfree.backends.onnxruntime_graph import BoundRun, GraphRun
+from nmsfree.backends.onnxruntime_plugin import plugin_device
 from nmsfree.backends.onnxruntime_session import (
     FATAL,
     Opened,
@@ -22,6 +22,7 @@ from nmsfree.backends.onnxruntime_session import (
     vendor_errors,
 )
 from nmsfree.backends.options import Options
+from nmsfree.cuda.base import DOCTOR, NO_MEMORY
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 from nmsfree.gpus import Gpu, find_gpus
 from nmsfree.spec import ModelSpec
@@ -31,10 +32,6 @@ logger = logging.getLogger(__name__)
 CUDA = "CUDAExecutionProvider"
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 WARNING = 2  # ONNX Runtime's own default log severity
-PLUGIN_SINCE = "1.24"  # what the plugin asks for
-PLUGIN_CALLS = ("add_provider_for_devices",)  # of session options, what it takes
-
-_registering = threading.Lock()
 
 
 def open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
@@ -51,7 +48,7 @@ def open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> 
             " without CUDA, and it and onnxruntime-gpu exclude one another: pip uninstall -y"
             ' onnxruntime, then pip install "nmsfree[cuda]"'
         )
-    gpu = _gpu(device)
+    gpu = _gpus(device)[device.index]
     missing = _preload(ort)
     # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
     graph = spec.batch is not None and spec.nms is None
@@ -86,7 +83,8 @@ def _open_cuda(
         logger.info("no CUDA graph for %s: %s", path, one_line(error))
         return _open_cuda(path, spec, device, gpu, options, graph=False)
     how = "CUDA graph" if graph else "no CUDA graph"
-    return Opened(run, run.close, _describe("CUDA", gpu, options.tf32, f", {how}{rest}"))
+    text = _describe("CUDA", gpu, options.tf32, f", {how}{rest}")
+    return Opened(run, run.close, text, str(device))
 
 
 def open_tensorrt_rtx(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
@@ -104,23 +102,29 @@ def open_tensorrt_rtx(path: Path, spec: ModelSpec, device: Device, options: Opti
             "running an ONNX file on TensorRT-RTX", "nmsfree[tensorrt-rtx-ort]"
         ) from None
     _check_tf32(spec, device, options)
-    gpu = _gpu(device)
-    name: str = plugin.get_ep_name()
+    gpus = _gpus(device)
     try:
         with _quiet():
-            session = create_on(
-                path, options.threads, _plugin_device(plugin, name, device, gpu), {}
-            )
+            found = plugin_device(plugin, device, gpus)
+            session = create_on(path, options.threads, found, {})
     except gpu_errors() as error:
         raise _not_started(device, one_line(error)) from None
-    rest = check_placement(session, name, str(device))
-    text = _describe("TensorRT-RTX", gpu, options.tf32, rest)
-    return Opened(run_plainly(session), lambda: None, text)
+    rest = check_placement(session, plugin.get_ep_name(), str(device))
+    text = _describe("TensorRT-RTX", gpus[device.index], options.tf32, rest)
+    return Opened(run_plainly(session), lambda: None, text, str(device))
 
 
 def gpu_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises when a GPU, its driver or its libraries fail."""
     return (*vendor_errors(), RuntimeError, ValueError, OSError)
+
+
+def run_failed(device: str, error: Exception) -> EngineError:
+    """The error for a run on a GPU that failed with images that the model takes."""
+    line = one_line(error)
+    no_memory = "out of memory" in line.lower() or "failed to allocate" in line.lower()
+    advice = NO_MEMORY if no_memory else DOCTOR
+    return EngineError(f"device is '{device}', but ONNX Runtime failed there ({line}): {advice}")
 
 
 def _check_tf32(spec: ModelSpec, device: Device, options: Options) -> None:
@@ -133,31 +137,8 @@ def _check_tf32(spec: ModelSpec, device: Device, options: Options) -> None:
         )
 
 
-def _plugin_device(plugin: Any, name: str, device: Device, gpu: Gpu) -> Any:
-    """The `OrtEpDevice` of a GPU; loads the plugin once in this process."""
-    import onnxruntime as ort
-
-    if not all(hasattr(ort.SessionOptions, call) for call in PLUGIN_CALLS):
-        raise EngineError(
-            f"device is '{device}', but onnxruntime {ort.__version__} takes no plugins, expected"
-            f' {PLUGIN_SINCE} or newer: pip install -U "onnxruntime>={PLUGIN_SINCE}"'
-        )
-    with _registering:
-        if name not in {d.ep_name for d in ort.get_ep_devices()}:
-            try:
-                ort.register_execution_provider_library(name, plugin.get_library_path())
-            except gpu_errors() as error:
-                raise _not_started(device, one_line(error)) from None
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == name]
-    if device.index >= len(devices):
-        raise EngineError(
-            f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin takes {len(devices)} of"
-            f" the GPUs here: it needs an RTX 30 or newer, found {gpu}"
-        )
-    return devices[device.index]
-
-
-def _gpu(device: Device) -> Gpu:
+def _gpus(device: Device) -> tuple[Gpu, ...]:
+    """The GPUs here, with the one that is meant among them."""
     gpus = find_gpus()
     if gpus.problem:
         raise EngineError(
@@ -166,7 +147,7 @@ def _gpu(device: Device) -> Gpu:
     if device.index >= len(gpus.found):
         shown = "; ".join(f"{i} = {gpu}" for i, gpu in enumerate(gpus.found))
         raise EngineError(f"device is '{device}', but the NVIDIA GPUs here are: {shown}")
-    return gpus.found[device.index]
+    return gpus.found
 
 
 def _not_started(device: Device, reason: str) -> EngineError:
@@ -191,7 +172,11 @@ def _preload(ort: Any) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ONNX Runtime's process-wide logger off stderr: what it tells is raised in one line."""
+    """Keep ONNX Runtime's process-wide logger off stderr: what it tells is raised in one line.
+
+    Its severity can be set and not asked for (1.32), so what an application had set before is lost:
+    it is the library's default afterwards.
+    """
     import onnxruntime as ort
 
     ort.set_default_logger_severity(FATAL)

@@ -21,11 +21,19 @@ Run = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
 class Opened(NamedTuple):
-    """A model that is ready: how to run it, how to free it, and where it runs in words."""
+    """A model that is ready.
+
+    Attributes:
+        run: raises vendor errors.
+        close: frees it.
+        description: where it runs, in words.
+        gpu: the device's name where that is a GPU; "" on the processor.
+    """
 
     run: Run
     close: Callable[[], None]
     description: str
+    gpu: str = ""
 
 
 def vendor_errors() -> tuple[type[Exception], ...]:

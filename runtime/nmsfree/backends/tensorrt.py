@@ -3,7 +3,7 @@
 import threading
 import time
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.devices import parse_device
 from nmsfree.backends.tensorrt_engine import LoadedEngine
-from nmsfree.backends.tensorrt_images import Images, check_device, check_host, pieces
-from nmsfree.backends.tensorrt_lane import Lane, Timings
+from nmsfree.backends.tensorrt_images import check_device, check_host, pieces
+from nmsfree.backends.tensorrt_lane import Lane, Outputs, Timings
 from nmsfree.backends.tensorrt_lanes import Lanes
 from nmsfree.backends.tensorrt_nms import suppress_candidates
 from nmsfree.cuda import Cuda, open_cuda
@@ -78,8 +78,8 @@ class TensorRtBackend:
         layer: Cuda = ours or cuda  # type: ignore[assignment]  # one of them is a layer
         try:
             adopted = None if stream is None else _adopt(layer, stream)
+            self._gpu = _gpu(layer)
             self._engine = LoadedEngine(path, flavour, layer, rebuild=rebuild, trust=trust)
-            self.description = _describe(self._engine)
         except BaseException:
             if ours:
                 ours.close()
@@ -91,9 +91,29 @@ class TensorRtBackend:
         # In one stream, runs take turns: a graph that records would take in another thread's work.
         self._turn: AbstractContextManager[object] = threading.Lock() if adopted else nullcontext()
         self._lanes = Lanes(
-            partial(_make_lane, self._engine, adopted), partial(_finish, self._engine, ours)
+            partial(Lane, self._engine, adopted), partial(_finish, self._engine, ours)
         )
         weakref.finalize(self, self._lanes.close)  # for those who never close
+
+    @property
+    def description(self) -> str:
+        """What runs where. Whether a CUDA graph does, only a run can tell.
+
+        Asked before the first run, it therefore prepares that run, which takes as long here as it
+        would there. Of an engine that was closed before any run it says "no CUDA graph".
+
+        Raises:
+            EngineError: that run cannot be prepared.
+        """
+        if self._engine.graph.used is None:
+            with suppress(ModelError), self._turn, self._lanes.take(from_device=False):
+                pass  # a lane warms up when it is made; ModelError: all is closed
+        return _describe(self._engine, self._gpu)
+
+    @property
+    def uses_kept_kernels(self) -> bool:
+        """Whether kernels that an earlier start compiled fit this GPU, and are used."""
+        return self._engine.cache_loaded
 
     def run(self, images: Any) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR: a NumPy array, or an array on the GPU.
@@ -113,7 +133,9 @@ class TensorRtBackend:
             if from_device:
                 images = lane.take(images)
                 check_device(images, engine)
-            done = [self._run_piece(lane, piece) for piece in pieces(images, engine)]
+            outputs = [lane.run(piece) for piece in pieces(images, engine)]
+        # The outputs are copies, so other threads need not wait for the rest.
+        done = [self._finish_piece(*output) for output in outputs]
         self._last.timings = _total([timings for _, timings in done])
         if len(done) == 1:
             return done[0][0]
@@ -124,8 +146,8 @@ class TensorRtBackend:
         """How long the stages of this thread's last run took; None before the first."""
         return getattr(self._last, "timings", None)
 
-    def _run_piece(self, lane: Lane, images: Images) -> tuple[RawDetections, Timings]:
-        outputs, timings = lane.run(images)
+    def _finish_piece(self, outputs: Outputs, timings: Timings) -> tuple[RawDetections, Timings]:
+        """Outputs of a lane → the contract's, after NMS where the engine has none inside."""
         if not self._engine.sidecar.nms_on_host:
             return RawDetections(**outputs), timings
         start = time.perf_counter()
@@ -133,7 +155,11 @@ class TensorRtBackend:
         return raw, replace(timings, nms=(time.perf_counter() - start) * 1000)
 
     def close(self) -> None:
-        """Free everything; runs that still go on finish first."""
+        """Free everything; runs that still go on finish first.
+
+        Raises:
+            EngineError: the GPU failed; all that could be freed has been.
+        """
         self._lanes.close()
 
 
@@ -165,13 +191,6 @@ def _adopt(cuda: Cuda, stream: object) -> Stream:
     return adopted
 
 
-def _make_lane(engine: LoadedEngine, stream: Stream | None, from_device: bool) -> Lane:
-    lane = Lane(engine, stream, from_device)
-    with engine.cuda.active():
-        engine.keep_kernels()
-    return lane
-
-
 def _finish(engine: LoadedEngine, cuda: Cuda | None) -> None:
     """Free what the lanes shared; `cuda` if it is ours."""
     try:
@@ -179,20 +198,23 @@ def _finish(engine: LoadedEngine, cuda: Cuda | None) -> None:
             engine.keep_kernels()
             engine.close()
     finally:
+        engine.close()  # even where the context cannot be made current: it outlives no engine
         if cuda:
             cuda.close()
 
 
-def _describe(engine: LoadedEngine) -> str:
-    cuda, sidecar = engine.cuda, engine.sidecar
+def _gpu(cuda: Cuda) -> str:
     with cuda.active():
-        gpu = f"{cuda.device_name()} (SM {sm_text(cuda.sm())})"
-    graph = engine.capturable or engine.flavour.captures_graphs
+        return f"{cuda.device_name()} (SM {sm_text(cuda.sm())})"
+
+
+def _describe(engine: LoadedEngine, gpu: str) -> str:
+    sidecar = engine.sidecar
     parts = (
         f"{engine.flavour} on {gpu}",
         f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
-        cuda.name,
-        "CUDA graph" if graph else "no CUDA graph",
+        engine.cuda.name,
+        "CUDA graph" if engine.graph.used else "no CUDA graph",
         *(["NMS on the host"] if sidecar.nms_on_host else []),
     )
     return ", ".join(parts)

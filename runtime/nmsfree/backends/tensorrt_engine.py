@@ -11,6 +11,7 @@ import numpy as np
 
 from nmsfree.backends.tensorrt_bindings import INPUT, Binding, expected_bindings, shown
 from nmsfree.backends.tensorrt_cache import cache_path, read_cache, write_cache
+from nmsfree.backends.tensorrt_graph import GraphUse, falls_back
 from nmsfree.cuda.base import Cuda
 from nmsfree.engines.flavour import Flavour
 from nmsfree.engines.load import load_plan
@@ -31,6 +32,10 @@ class LoadedEngine:
         cuda: the GPU that runs it.
         rebuild, trust: see `nmsfree.engines.load.load_plan`.
 
+    Attributes:
+        graph: whether runs replay a CUDA graph.
+        cache_loaded: the kernels that were kept beside it fit, and were taken.
+
     Raises:
         ModelError: the file is missing, or is not what its description says.
         EngineError: it may not be loaded, or does not fit this machine.
@@ -40,7 +45,9 @@ class LoadedEngine:
         self, path: Path, flavour: Flavour, cuda: Cuda, *, rebuild: bool, trust: bool
     ) -> None:
         self.path, self.flavour, self.cuda = path, flavour, cuda
+        self.cache_loaded = False
         self._making = threading.Lock()
+        self._sizes: set[int] = set()  # numbers of images that have been run
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -54,6 +61,7 @@ class LoadedEngine:
                 self.input, self.outputs = self._check(self._read_bindings())
                 self._cache = read_cache(path)
                 self._config = self._configure()
+                self.graph = GraphUse(self.capturable or flavour.captures_graphs)
             except BaseException:
                 self.close()
                 raise
@@ -138,7 +146,8 @@ class LoadedEngine:
             config = self.flavour.create_runtime_config(
                 self._engine, cuda_graph=True, cache=self._cache
             )
-        if self._cache is not None and not config.cache_loaded:
+        self.cache_loaded = config.cache_loaded
+        if self._cache is not None and config.cache is not None and not config.cache_loaded:
             _logger.info(
                 "%s: of another GPU, driver or release, kernels are compiled again",
                 cache_path(self.path),
@@ -167,7 +176,24 @@ class LoadedEngine:
         with self._making, self.failures(what) as messages:
             context = self.flavour.create_context(self._engine, self._config)
             self.demand(context is not None, what, messages)
+            self.notice_graph(messages)
         return context
+
+    def notice_graph(self, messages: list[Message], able: bool = True) -> None:
+        """Notice where the library says, or told when asked, that it does without a CUDA graph."""
+        if not able or falls_back(messages):
+            self.graph.fails(f"{self.path}: {self.flavour} says that it cannot be captured")
+
+    def keep_kernels_of(self, images: int) -> None:
+        """Keep the kernels after the first run of so many images, which may have compiled some.
+
+        At once, not in `close`: a server is killed more often than closed.
+        """
+        with self._making:
+            new = images not in self._sizes
+            self._sizes.add(images)
+        if new:
+            self.keep_kernels()
 
     def keep_kernels(self) -> None:
         """Write the kernels compiled so far beside the engine, if there are new ones.

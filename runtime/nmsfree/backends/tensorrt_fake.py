@@ -20,7 +20,8 @@ from nmsfree.engines.flavour import Flavour
 
 Function = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0"}
-ERROR = 1  # severity
+ERROR, WARNING = 1, 2  # severities
+FALLBACK = "The engine is not graph capturable. Falling back to not using CUDA graphs."
 
 
 class _Mode(Enum):
@@ -61,13 +62,16 @@ class FakeTensorRt:
     Attributes:
         function: images uint8 [N, H, W, 3] → outputs by name.
         kernels: what the "compiler" makes; another value is another release of the library.
+        falls_back: the method that says that runs do without a CUDA graph.
         alive: execution contexts that exist.
+        compiled: how often kernels were compiled: for an engine, and for a batch size of it.
     """
 
     cuda: FakeCuda
     function: Function
     kernels: bytes = b"kernels"
     fail: set[str] = field(default_factory=set)
+    falls_back: str = ""
     alive: int = 0
     compiled: int = 0
     ILogger: type = _Logger
@@ -92,6 +96,10 @@ class _Runtime:
         if method in self.module.fail:
             self.logger.log(ERROR, f"IFake::{method}: Error Code 1: Internal Error (as asked)")
         return method in self.module.fail
+
+    def falls_back(self, method: str) -> None:
+        if method == self.module.falls_back:
+            self.logger.log(WARNING, FALLBACK)
 
     def get_engine_validity(self, buffer: bytes) -> tuple[_Validity, _Diagnostics]:
         if "get_engine_validity" in self.module.fail:
@@ -127,34 +135,42 @@ class _Engine:
         return [[size, *self.tensors[name][1][1:]] for size in self.profile]
 
     def create_runtime_config(self) -> "_Config":
-        return _Config(self.module)
+        return _Config(self.runtime)
 
     def create_execution_context(self, runtime_config: "_Config | None" = None) -> Any:
         if self.runtime.fails("create_execution_context"):
             return None
-        if runtime_config is None or not runtime_config.cache.content:
-            self.module.compiled += 1
-            if runtime_config is not None:
-                runtime_config.cache.content = self.module.kernels
-        return _Context(self)
+        cache = _Cache(self.module) if runtime_config is None else runtime_config.cache
+        cache.compile("engine")
+        self.runtime.falls_back("create_execution_context")
+        return _Context(self, cache)
 
 
 class _Cache:
+    """Kernels as a text: the release's, and after a bar what they were compiled for."""
+
     def __init__(self, module: FakeTensorRt) -> None:
-        self.module, self.content = module, b""
+        self.module = module
+        self.parts: list[str] = []
+
+    def compile(self, part: str) -> None:
+        if part not in self.parts:
+            self.module.compiled += 1
+            self.parts.append(part)
 
     def deserialize(self, blob: bytes) -> bool:
-        fits = blob == self.module.kernels
-        self.content = blob if fits else b""
+        release, _, parts = blob.partition(b"|")
+        fits = release == self.module.kernels
+        self.parts = parts.decode().split(",") if fits else []
         return fits
 
     def serialize(self) -> bytes:
-        return self.content
+        return self.module.kernels + b"|" + ",".join(self.parts).encode() if self.parts else b""
 
 
 class _Config:
-    def __init__(self, module: FakeTensorRt) -> None:
-        self.cache = _Cache(module)
+    def __init__(self, runtime: _Runtime) -> None:
+        self.runtime, self.cache = runtime, _Cache(runtime.module)
         self.cuda_graph_strategy = _GraphStrategy.DISABLED
         self.dynamic_shapes_kernel_specialization_strategy = _KernelStrategy.LAZY
 
@@ -162,12 +178,12 @@ class _Config:
         return self.cache
 
     def set_runtime_cache(self, cache: _Cache) -> bool:
-        return cache is self.cache
+        return cache is self.cache and not self.runtime.fails("set_runtime_cache")
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
-        self.engine, self.module = engine, engine.module
+    def __init__(self, engine: _Engine, cache: _Cache) -> None:
+        self.engine, self.module, self.cache = engine, engine.module, cache
         self.addresses: dict[str, int] = {}
         size = engine.tensors[INPUT][1][0]
         self.rows: int | None = None if size < 0 else size
@@ -187,10 +203,16 @@ class _Context:
         self.rows = shape[0]
         return True
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self.engine.runtime.fails("is_stream_capturable")
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         unset = set(self.engine.tensors) - set(self.addresses)
         if self.rows is None or unset or self.engine.runtime.fails("execute_async_v3"):
             return False
+        if self.engine.tensors[INPUT][1][0] < 0:
+            self.cache.compile(f"batch of {self.rows}")
+        self.engine.runtime.falls_back("execute_async_v3")
         rows, addresses = self.rows, dict(self.addresses)
         work = lambda: self._compute(rows, addresses)  # noqa: E731
         self.module.cuda.enqueue(stream_handle, work, "executions")

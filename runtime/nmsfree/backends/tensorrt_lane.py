@@ -3,22 +3,29 @@
 Everything is allocated when the lane is made; a run allocates the returned copies only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.tensorrt_bindings import INPUT, Binding
+from nmsfree.backends.tensorrt_bindings import INPUT
+from nmsfree.backends.tensorrt_buffers import Buffers
 from nmsfree.backends.tensorrt_engine import LoadedEngine
+from nmsfree.backends.tensorrt_graph import record
 from nmsfree.cuda.arrays import DeviceImages, read_device_array
-from nmsfree.cuda.base import DeviceMemory, Event, Graph, Stream
+from nmsfree.cuda.base import Graph, Stream
+from nmsfree.cuda.freeing import free_all
 from nmsfree.engines.vendor_log import Message
+from nmsfree.errors import EngineError
 
 Outputs = Mapping[str, NDArray[Any]]
 FAILED = "cannot run the engine"
 ADVICE = "`nmsfree doctor` says what is missing"
+NOT_RECORDED, WITHOUT = "cannot record the engine as a CUDA graph", "it runs without one"
 
 
 @dataclass(frozen=True)
@@ -54,33 +61,26 @@ class Lane:
     def __init__(self, engine: LoadedEngine, stream: Stream | None, from_device: bool) -> None:
         self._engine, self._cuda = engine, engine.cuda
         self._batch = engine.largest
+        self._buffers = Buffers(engine.cuda)
         self._graph: Graph | None = None
-        self._memory: dict[str, DeviceMemory] = {}
-        self._pinned: dict[str, NDArray[np.uint8]] = {}
-        self._events: list[Event] = []
-        self._stream: Stream | None = None
         self._context: Any = None
         with self._cuda.active():
             try:
-                self._allocate(stream, from_device)
+                self._prepare(stream, from_device)
                 if not from_device:
                     self._warm_up()
             except BaseException:
-                self._free()
+                with suppress(EngineError):  # after a failure; the first error says most
+                    free_all(self._frees())
                 raise
 
-    def _allocate(self, stream: Stream | None, from_device: bool) -> None:
-        engine, cuda = self._engine, self._cuda
-        self._stream = stream or cuda.create_stream()
+    def _prepare(self, stream: Stream | None, from_device: bool) -> None:
+        engine = self._engine
         self._context = engine.create_context()
-        for _ in range(4):
-            self._events.append(cuda.create_event())
-        for binding in engine.outputs if from_device else (engine.input, *engine.outputs):
-            nbytes = binding.nbytes(engine.largest)
-            self._memory[binding.name] = cuda.allocate(nbytes)
-            self._pinned[binding.name] = cuda.allocate_pinned(nbytes)
+        bindings = engine.outputs if from_device else (engine.input, *engine.outputs)
+        self._buffers.allocate(stream, bindings, engine.largest)
         with engine.failures(FAILED, ADVICE) as messages:
-            for name, memory in self._memory.items():
+            for name, memory in self._buffers.device.items():
                 self._set_address(name, memory.address, messages)
             if engine.dynamic:
                 self._set_batch(engine.largest, messages)
@@ -90,36 +90,49 @@ class Lane:
 
         A library that captures graphs itself does so in the second run.
         """
-        engine, cuda = self._engine, self._cuda
-        images = self._pinned[INPUT]
-        images[:] = 0
-        cuda.copy_in(self._memory[INPUT].address, images, self._live)
+        engine, stream = self._engine, self._buffers.stream
+        self._buffers.load(np.zeros(engine.input.shape, np.uint8))
         with engine.failures(FAILED, ADVICE) as messages:
             for _ in range(engine.warmup_runs):
-                self._execute(self._live, messages)
-            cuda.synchronize(self._live)
-            if engine.capturable:
-                self._graph = self._record(messages)
+                self._execute(stream, messages)
+            self._cuda.synchronize(stream)
+            self._ask_for_graph(messages)
+        engine.keep_kernels_of(engine.largest)
+        if engine.capturable and engine.graph.used is not False:
+            self._record()
 
-    def _record(self, messages: list[Message]) -> Graph:
-        """Record the engine as a CUDA graph, in a stream that nobody else puts work into."""
-        cuda = self._cuda
-        private = cuda.create_stream()
+    def _ask_for_graph(self, messages: list[Message]) -> None:
+        """Ask, after a first run, whether the library replays a graph of its own.
+
+        What it says is listened to in every run: another batch size may have another answer.
+        """
+        engine, graph = self._engine, self._engine.graph
+        if not engine.flavour.captures_graphs or graph.used is False:
+            return
+        able = graph.used or self._context.is_stream_capturable(self._buffers.stream.handle)
+        engine.notice_graph(messages, able)
+        if graph.used is None:
+            graph.works()
+
+    def _record(self) -> None:
+        """Record the engine as a CUDA graph; it runs without one where that fails."""
+        engine = self._engine
         try:
-            cuda.begin_capture(private)
-            self._execute(private, messages)
-            return cuda.end_capture(private)
-        finally:
-            cuda.destroy_stream(private)
+            with engine.failures(NOT_RECORDED, WITHOUT) as messages:
+                execute = partial(
+                    self._execute, messages=messages, failed=NOT_RECORDED, advice=WITHOUT
+                )
+                self._graph = record(self._cuda, execute)
+        except EngineError as error:
+            engine.graph.fails(error)
+        else:
+            engine.graph.works()
 
-    @property
-    def _live(self) -> Stream:
-        assert self._stream is not None
-        return self._stream
-
-    def _execute(self, stream: Stream, messages: list[Message]) -> None:
+    def _execute(
+        self, stream: Stream, messages: list[Message], failed: str = FAILED, advice: str = ADVICE
+    ) -> None:
         success = self._context.execute_async_v3(stream.handle)
-        self._engine.demand(success, FAILED, messages, ADVICE)
+        self._engine.demand(success, failed, messages, advice)
 
     def _set_address(self, name: str, address: int, messages: list[Message]) -> None:
         success = self._context.set_tensor_address(name, address)
@@ -137,7 +150,7 @@ class Lane:
             InputError: another GPU, type or layout.
         """
         with self._cuda.active():
-            return read_device_array(images, self._cuda, self._live)
+            return read_device_array(images, self._cuda, self._buffers.stream)
 
     def run(self, images: NDArray[np.uint8] | DeviceImages) -> tuple[Outputs, Timings]:
         """Run uint8 [N, H, W, 3]; N is at most the engine's largest batch.
@@ -148,8 +161,8 @@ class Lane:
         Raises:
             EngineError: the GPU or the engine failed; the lane may not be used again.
         """
-        cuda, stream, engine = self._cuda, self._live, self._engine
-        start, loaded, computed, done = self._events
+        cuda, stream, engine = self._cuda, self._buffers.stream, self._engine
+        start, loaded, computed, done = self._buffers.events
         count = images.shape[0]
         with cuda.active(), engine.failures(FAILED, ADVICE) as messages:
             cuda.record(start, stream)
@@ -157,54 +170,45 @@ class Lane:
             cuda.record(loaded, stream)
             self._compute(count, messages)
             cuda.record(computed, stream)
-            views = {b.name: self._fetch(b, count) for b in engine.outputs}
+            views = {b.name: self._buffers.fetch(b, count) for b in engine.outputs}
             cuda.record(done, stream)
             cuda.synchronize(stream)
             stages = ((start, loaded), (loaded, computed), (computed, done))
             timings = Timings(*(cuda.elapsed_ms(*stage) for stage in stages))
+            self._ask_for_graph(messages)
+            engine.keep_kernels_of(count)
         return {name: view.copy() for name, view in views.items()}, timings
 
     def _load(self, images: NDArray[np.uint8] | DeviceImages, messages: list[Message]) -> None:
         if isinstance(images, DeviceImages):
             self._set_address(INPUT, images.address, messages)
-            return
-        pinned = self._pinned[INPUT][: images.nbytes]
-        np.copyto(pinned.reshape(images.shape), images)
-        self._cuda.copy_in(self._memory[INPUT].address, pinned, self._live)
+        else:
+            self._buffers.load(images)
 
     def _compute(self, count: int, messages: list[Message]) -> None:
         if self._graph is not None:
-            self._cuda.launch(self._graph, self._live)
+            self._cuda.launch(self._graph, self._buffers.stream)
             return
         if count != self._batch:
             self._set_batch(count, messages)
-        self._execute(self._live, messages)
-
-    def _fetch(self, binding: Binding, count: int) -> NDArray[Any]:
-        """Ask for an output; the view holds it once the stream is done."""
-        pinned = self._pinned[binding.name][: binding.nbytes(count)]
-        self._cuda.copy_out(pinned, self._memory[binding.name].address, self._live)
-        return pinned.view(binding.dtype).reshape(count, *binding.shape[1:])
+        self._execute(self._buffers.stream, messages)
 
     def close(self) -> None:
-        """Wait for what is still running, then free everything."""
-        with self._cuda.active():
-            self._free()
+        """Wait for what is still running, then free everything, whatever fails.
 
-    def _free(self) -> None:
-        """Drops every reference while the CUDA context is current: pycuda frees with the last."""
-        cuda = self._cuda
-        if self._stream is not None:
-            cuda.synchronize(self._stream)
+        Raises:
+            EngineError: the GPU failed.
+        """
+        try:
+            with self._cuda.active():
+                free_all(self._frees())
+        finally:
+            self._graph = self._context = None  # whatever happens: neither outlives the engine
+
+    def _frees(self) -> Iterator[Callable[[], object]]:
+        """The calls that free everything, in their order; the CUDA context must be current."""
+        yield self._buffers.wait
         if self._graph is not None:
-            cuda.destroy_graph(self._graph)
+            yield partial(self._cuda.destroy_graph, self._graph)
         self._graph = self._context = None
-        while self._events:
-            cuda.destroy_event(self._events.pop())
-        while self._memory:
-            cuda.free(self._memory.popitem()[1])
-        while self._pinned:
-            cuda.free_pinned(self._pinned.popitem()[1])
-        if self._stream is not None:
-            cuda.destroy_stream(self._stream)
-        self._stream = None
+        yield from self._buffers.frees()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nmsfree.backends.tensorrt_lane import Lane
-from nmsfree.errors import InputError, ModelError
+from nmsfree.cuda.freeing import free_all
+from nmsfree.errors import EngineError, InputError, ModelError
 
 
 class Lanes:
@@ -67,6 +68,9 @@ class Lanes:
         try:
             if not keep:
                 lane.close()
+        except EngineError:
+            if healthy:  # else the run has failed already, and its error says more
+                raise
         finally:
             self._leave()
 
@@ -78,7 +82,11 @@ class Lanes:
             self._finish()
 
     def close(self) -> None:
-        """Free the lanes that are idle; those at work finish their run and are freed then."""
+        """Free the lanes that are idle; those at work finish their run and are freed then.
+
+        Raises:
+            EngineError: the GPU failed; all that could be freed has been.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -86,8 +94,4 @@ class Lanes:
             self._busy += 1  # this call itself, so that `finish` comes last
             idle = [lane for lanes in self._idle.values() for lane in lanes]
             self._idle = {False: [], True: []}
-        try:
-            for lane in idle:
-                lane.close()
-        finally:
-            self._leave()
+        free_all([*(lane.close for lane in idle), self._leave])

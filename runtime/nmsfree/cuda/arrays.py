@@ -2,7 +2,8 @@
 
 DLPack goes first, because it makes the producer wait: it is told our stream, and has the array
 ready for work in it. The CUDA array interface names the producer's stream instead, for which ours
-waits; where it names none, ours waits for the default stream, which costs microseconds.
+waits; where it names none, ours waits for the default stream, which costs microseconds. It does not
+name the GPU either: the driver is asked for that.
 """
 
 from dataclasses import dataclass
@@ -45,11 +46,8 @@ def read_device_array(images: Any, cuda: Cuda, stream: Stream) -> DeviceImages:
 
 def _through_dlpack(images: Any, cuda: Cuda, stream: Stream) -> tuple[Layout, Any]:
     kind, index = images.__dlpack_device__()
-    if int(kind) == KIND_CUDA and int(index) != cuda.index:
-        raise InputError(
-            f"images are on GPU {int(index)}, the model is on GPU {cuda.index}: move them, or open "
-            f"the model with device 'cuda:{int(index)}'"
-        )
+    if int(kind) == KIND_CUDA:
+        _check_gpu(int(index), cuda)
     try:
         capsule = images.__dlpack__(stream=stream.handle or LEGACY_DEFAULT_STREAM)
     except (RuntimeError, ValueError, TypeError, BufferError) as error:
@@ -71,10 +69,21 @@ def _through_interface(interface: Any, cuda: Cuda, stream: Stream) -> Layout:
         ) from None
     if producer == 0:
         raise InputError("images name stream 0, which the CUDA array interface does not allow")
+    if address:  # else it is empty, which its shape will tell
+        _check_gpu(cuda.gpu_of(address), cuda)  # before our stream waits for one of another GPU
     cuda.wait_for(stream, LEGACY_DEFAULT_STREAM if producer is None else int(producer))
     contiguous = strides is None or is_contiguous(shape, tuple(strides))  # bytes are elements here
     name = {"|u1": "uint8", "<u1": "uint8"}.get(type_name, type_name)
     return Layout(address, shape, name, contiguous)
+
+
+def _check_gpu(index: int | None, cuda: Cuda) -> None:
+    """Refuse images on another GPU; None: nobody knows which."""
+    if index is not None and index != cuda.index:
+        raise InputError(
+            f"images are on GPU {index}, the model is on GPU {cuda.index}: move them, or open "
+            f"the model with device 'cuda:{index}'"
+        )
 
 
 def _check(layout: Layout) -> None:

@@ -20,11 +20,13 @@ class Stream:
         handle: what CUDA calls it; TensorRT and the array protocols take this number.
         native: the implementation's own object.
         owned: made by us, so freed by us; a user's stream is neither.
+        origin: the application's object, kept because many destroy their stream when collected.
     """
 
     handle: int
     native: Any = field(repr=False)
     owned: bool = True
+    origin: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,13 @@ class Cuda(Protocol):
 
     def free(self, memory: DeviceMemory) -> None: ...
 
+    def gpu_of(self, address: int) -> int | None:
+        """Number of the GPU whose memory an address is in.
+
+        None where nobody tells, and for memory that every GPU reads: of the host, or managed.
+        """
+        ...
+
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked host memory, uint8 [nbytes]: the GPU copies from and to it by itself."""
         ...
@@ -146,11 +155,12 @@ class Cuda(Protocol):
 
 
 DOCTOR = "`nmsfree doctor` says what is missing"
+NO_MEMORY = "close other programs on the GPU, or run smaller batches"
 _ADVICE = {
     "CUDA_ERROR_NO_DEVICE": f"this machine has no NVIDIA GPU that can be used: {DOCTOR}",
     "CUDA_ERROR_INSUFFICIENT_DRIVER": "update the NVIDIA driver",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "restart the machine to finish the driver's update",
-    "CUDA_ERROR_OUT_OF_MEMORY": "close other programs on the GPU, or run smaller batches",
+    "CUDA_ERROR_OUT_OF_MEMORY": NO_MEMORY,
 }
 
 

@@ -96,7 +96,7 @@ class CudaPython:
 
     def adopt_stream(self, stream: object) -> Stream:
         handle = stream_handle(stream)
-        return Stream(handle, self._driver.CUstream(handle), owned=False)
+        return Stream(handle, self._driver.CUstream(handle), owned=False, origin=stream)
 
     def synchronize(self, stream: Stream) -> None:
         self._call(self._driver.cuStreamSynchronize, stream.native)
@@ -120,6 +120,19 @@ class CudaPython:
 
     def free(self, memory: DeviceMemory) -> None:
         self._call(self._driver.cuMemFree, memory.native)
+
+    def gpu_of(self, address: int) -> int | None:
+        kinds = self._driver.CUpointer_attribute
+        asked = (
+            kinds.CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+            kinds.CU_POINTER_ATTRIBUTE_IS_MANAGED,
+            kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+        )
+        # The call for several takes an address that CUDA does not know, the one for one fails.
+        answers = self._call(self._driver.cuPointerGetAttributes, len(asked), asked, address)
+        place, managed, ordinal = answers
+        on_gpu = place == self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        return int(ordinal) if on_gpu and not managed else None
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         flags = self._driver.CU_MEMHOSTALLOC_PORTABLE

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.cuda.base import DeviceMemory, Event, Graph, Stream
+from nmsfree.cuda.fake_faults import may_fail
 from nmsfree.cuda.streams import stream_handle
 
 Work = Callable[[], None]
@@ -23,6 +24,11 @@ FIRST_ADDRESS = 0x7F00_0000_0000
 ALIGNMENT = 512  # bytes, CUDA's
 
 
+@may_fail(
+    *("active", "create_stream", "synchronize", "wait_for", "destroy_stream", "allocate", "free"),
+    *("allocate_pinned", "free_pinned", "copy_in", "copy_out", "create_event", "record"),
+    *("elapsed_ms", "destroy_event", "begin_capture", "end_capture", "launch", "destroy_graph"),
+)
 class FakeCuda:
     """`base.Cuda` on numpy arrays.
 
@@ -33,6 +39,8 @@ class FakeCuda:
     Attributes:
         alive: how many streams, events, graphs, device and pinned allocations exist.
         done: how many operations of each kind were done.
+        fail: names of methods that fail from now on.
+        elsewhere: addresses that are on another GPU, and on which.
     """
 
     def __init__(self, index: int = 0, sm: int = 89, can_capture: bool = True) -> None:
@@ -41,6 +49,8 @@ class FakeCuda:
         self.can_capture = can_capture
         self.alive: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
+        self.fail: set[str] = set()
+        self.elsewhere: dict[int, int] = {}
         self.closed = False
         self._sm = sm
         self._depth = threading.local()
@@ -93,7 +103,7 @@ class FakeCuda:
     def adopt_stream(self, stream: object) -> Stream:
         handle = stream_handle(stream)
         self._queues.setdefault(handle, [])
-        return Stream(handle, handle, owned=False)
+        return Stream(handle, handle, owned=False, origin=stream)
 
     def enqueue(self, handle: int, work: Work, kind: str) -> None:
         """Put work into a stream: for the fake TensorRT, and for tests' producers."""
@@ -123,7 +133,11 @@ class FakeCuda:
     def destroy_stream(self, stream: Stream) -> None:
         self._check_active()
         if stream.owned:
-            assert not self._queues.pop(stream.handle), "the stream still has work to do"
+            broken = bool(self.fail & {"synchronize", "end_capture"})  # then work is never done
+            assert broken or stream.handle not in self._capturing, "the stream is recording"
+            self._capturing.discard(stream.handle)
+            work = self._queues.pop(stream.handle)
+            assert broken or not work, "the stream still has work to do"
             self.alive["streams"] -= 1
 
     def allocate(self, nbytes: int) -> DeviceMemory:
@@ -141,6 +155,12 @@ class FakeCuda:
         with self._lock:
             del self._memory[memory.address]
             self.alive["device allocations"] -= 1
+
+    def gpu_of(self, address: int) -> int | None:
+        self._check_active()
+        with self._lock:
+            known = any(a <= address < a + m.size for a, m in self._memory.items())
+        return self.elsewhere.get(address, self.index) if known else None
 
     def memory(self, address: int, nbytes: int) -> NDArray[np.uint8]:
         """View GPU memory; the fake TensorRT reads and writes it."""

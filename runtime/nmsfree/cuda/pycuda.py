@@ -103,7 +103,7 @@ class PyCuda:
                 f"stream is a {type(stream).__name__}, expected a pycuda.driver.Stream: pycuda "
                 "takes no other, give cuda='cuda-python' to use it"
             )
-        return Stream(int(stream.handle), stream, owned=False)
+        return Stream(int(stream.handle), stream, owned=False, origin=stream)
 
     def synchronize(self, stream: Stream) -> None:
         with self._translated("cuStreamSynchronize"):
@@ -125,6 +125,10 @@ class PyCuda:
     def free(self, memory: DeviceMemory) -> None:
         with self._translated("cuMemFree"):
             memory.native.free()
+
+    def gpu_of(self, address: int) -> int | None:
+        """None: pycuda does not wrap `cuPointerGetAttribute`."""
+        return None
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         with self._translated("cuMemHostAlloc"):

@@ -11,6 +11,7 @@
 """
 
 import importlib
+import logging
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from typing import Any, Literal, cast
 from nmsfree.engines.vendor_log import VendorLog, make_logger, reason
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 
+_logger = logging.getLogger(__name__)
 FlavourName = Literal["tensorrt-rtx", "tensorrt"]
 # Name → (module, what it is called in messages, the extra that brings it).
 _MODULES: dict[str, tuple[str, str, str]] = {
@@ -34,7 +36,7 @@ class RuntimeConfig:
 
     Attributes:
         config: TensorRT-RTX's own object, None where the module has none.
-        cache: TensorRT-RTX's cache of compiled kernels, None where the module has none.
+        cache: TensorRT-RTX's cache of compiled kernels, None where the module has or takes none.
         cache_loaded: the bytes that were given fitted this GPU and driver.
     """
 
@@ -182,7 +184,9 @@ class Flavour:
         config = engine.create_runtime_config()
         kernels = config.create_runtime_cache()
         loaded = bool(cache) and bool(kernels.deserialize(cache))
-        config.set_runtime_cache(kernels)
+        if not config.set_runtime_cache(kernels):
+            _logger.warning("%s takes no cache: kernels are compiled again at each start", self)
+            kernels, loaded = None, False
         strategy = self.module.CudaGraphStrategy
         config.cuda_graph_strategy = (
             strategy.WHOLE_GRAPH_CAPTURE if cuda_graph else strategy.DISABLED
