@@ -158,6 +158,8 @@ def _kernel_cache(folder: Path) -> str:
         raise GateError(f"{cache.name} is not beside the engine after a run")
     with _opened(folder) as backend:
         found = backend.run(scenes(backend, 1)[0])
+        if not backend.uses_kept_kernels:
+            raise GateError(f"{cache.name} was not used by the second start")
     return f"{cache.stat().st_size / 1e6:.1f} MB; {same_bytes(expected, found, 'opened again')}"
 
 
