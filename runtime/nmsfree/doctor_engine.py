@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from nmsfree.backends.onnxruntime_session import read_file
+from nmsfree.doctor_model import SPEC
 from nmsfree.engines.flavour import Flavour
 from nmsfree.engines.sidecar import Sidecar, this_platform, write_sidecar
 from nmsfree.engines.vendor_log import reason
@@ -42,7 +42,7 @@ def build(onnx: Path, flavour: Flavour, sm: int) -> Path:
         engine_sha256=sha256(bytes(plan)).hexdigest(),
         onnx=onnx.name,
         onnx_sha256=sha256(content).hexdigest(),
-        spec=read_file(onnx),
+        spec=SPEC,
         builder=flavour.name,
         builder_version=flavour.version,
         targets=(sm,),

@@ -11,10 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import Backend, RawDetections
+from nmsfree.spec import ModelSpec
 
 FILE = Path(__file__).with_name("doctor_model.bin")
 SIDE, CELL, ROWS = 32, 8, 4
 CELLS = SIDE // CELL
+# As in the file, for machines where only TensorRT is installed, and nothing that reads ONNX files.
+SPEC = ModelSpec(
+    name="doctor",
+    head="o2o",
+    height=SIDE,
+    width=SIDE,
+    batch=1,
+    class_names=("blue", "green", "red"),
+    category_ids=(0, 1, 2),
+    top_k=ROWS,
+    score_floor=0.4,
+    threshold=0.4,
+    format_version="1.0",
+)
 SCORE, BOX = 2e-3, 0.05  # largest differences that reduced precision may make: score, pixels
 
 

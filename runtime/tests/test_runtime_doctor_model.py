@@ -85,7 +85,7 @@ def test_the_file_is_what_this_test_builds() -> None:
 
 def test_its_answer_is_the_expected_one(tmp_path: Path) -> None:
     backend = OnnxRuntimeBackend(doctor_model.write_model(tmp_path))
-    assert backend.spec == ModelSpec.from_json(json.dumps(DESCRIPTION))
+    assert backend.spec == ModelSpec.from_json(json.dumps(DESCRIPTION)) == doctor_model.SPEC
     assert doctor_model.difference(backend) == ""
     found = Detector(backend)(doctor_model.picture()[0])
     assert found.class_name == ("blue", "green", "red", "blue")
