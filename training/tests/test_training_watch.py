@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import mmap
 import os
 import re
 from collections.abc import Callable
@@ -419,12 +420,13 @@ def test_memory_of_this_process() -> None:
     meter = MemoryMeter(every=10.0, clock=clock)
     first = meter.read()
     assert first.ram > 20_000_000 and first.gpu is None
-    held = bytearray(os.urandom(1 << 20)) * 100
+    held = mmap.mmap(-1, 100 << 20)  # new pages: an array may lie in memory that was held already
+    held.write(os.urandom(1 << 20) * 100)
     clock.now += 9.0
     assert meter.read() is first  # not due yet
     clock.now += 2.0
     assert meter.read().ram > first.ram + 50_000_000
-    del held
+    held.close()
 
 
 def test_watchers_tell_all_and_close_all() -> None:
