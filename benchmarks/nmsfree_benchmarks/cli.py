@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import InputError
+from nmsfree_benchmarks.common.options import Pause
 from nmsfree_benchmarks.frontier.cli import frontier
 from nmsfree_benchmarks.gpu_check.cli import gpu_check
 from nmsfree_benchmarks.jitter.cli import jitter
@@ -62,10 +63,7 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=0, help="Time for the rounds of each input size.")
     ] = None,
-    pause: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="MS", help="Idle gap before each turn; some ms if not given."),
-    ] = None,
+    pause: Pause = None,
     device: Annotated[str, typer.Option(help="Where the models run: cpu or cuda.")] = "cpu",
     json_file: Annotated[
         str | None,

@@ -189,6 +189,8 @@ class LoadedEngine:
 
         At once, not in `close`: a server is killed more often than closed.
         """
+        if images in self._sizes:  # no lock: another thread may be making a context for seconds
+            return
         with self._making:
             new = images not in self._sizes
             self._sizes.add(images)
