@@ -18,7 +18,7 @@ from nmsfree_benchmarks.roofline.cli import roofline
 from nmsfree_benchmarks.throughput.cli import throughput
 
 if TYPE_CHECKING:
-    from nmsfree_benchmarks.table.rows import Report
+    from nmsfree_benchmarks.table.results import Report
 
 
 MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits

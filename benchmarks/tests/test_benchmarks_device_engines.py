@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from nmsfree.data.digits import make_scene
 from nmsfree.errors import EngineError
 from nmsfree.gpus import find_gpus
 from nmsfree.identity import computes_bf16, sha256
+from nmsfree_benchmarks.common.engines import BF16_MISSING
+from nmsfree_benchmarks.common.engines import ENGINES as OPENED
 from nmsfree_benchmarks.machine.gpu import GpuState
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.measure import Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.table import entries as entries_module
-from nmsfree_benchmarks.table.device_engines import ALL, BF16_MISSING, DEVICES
+from nmsfree_benchmarks.table.device_engines import DEVICES, DeviceEngine
 from nmsfree_benchmarks.table.eager import CompiledBackend, Source, open_source
 from nmsfree_benchmarks.table.entries import (
     Entry,
@@ -27,8 +30,7 @@ from nmsfree_benchmarks.table.entries import (
 )
 from nmsfree_benchmarks.table.group import Group
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
-from nmsfree_benchmarks.table.rows import ENGINES, Row
-from nmsfree_benchmarks.table.tables import SHORT_ENGINES
+from nmsfree_benchmarks.table.rows import ENGINES, SHORT_ENGINES, Row
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import compare, load_images
 from nmsfree_training.detector import Prediction
@@ -52,8 +54,12 @@ def file(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(source: Source, file: Path) -> Iterator[tuple[list[Entry], dict[str, str], Stopwatch]]:
+    """INT8 is left out: here no file is made for it."""
     watch = Stopwatch()
-    entries, refused = device_entries(source, DEVICES["cpu"], lambda s, p: file, watch, 1)
+    wanted = [e.wanted(source) for e in DEVICES["cpu"] if e.precision == "fp32"]
+    entries, refused = device_entries(
+        source, DEVICES["cpu"], {w.name: file for w in wanted}, watch, 1
+    )
     yield entries, refused, watch
     for entry in entries:
         entry.detector.close()
@@ -130,7 +136,8 @@ def eager_backend(source: Source) -> CompiledBackend:
 
 @NO_GPU
 def test_without_a_gpu_every_engine_says_so(source: Source, file: Path) -> None:
-    entries, refused = device_entries(source, DEVICES["cuda"], lambda s, p: file, Stopwatch(), 1)
+    files = {engine.wanted(source).name: file for engine in DEVICES["cuda"]}
+    entries, refused = device_entries(source, DEVICES["cuda"], files, Stopwatch(), 1)
     assert entries == []
     assert list(refused) == [engine.key for engine in DEVICES["cuda"]]
     for reason in refused.values():
@@ -141,12 +148,17 @@ def test_a_gpus_state_is_told() -> None:
     class Opened:
         description = "ONNX Runtime 1 CUDA, TF32 off, no CUDA graph"
 
-    state = ALL["onnxruntime_cuda"].state(Opened())  # type: ignore[arg-type]
-    assert state == {"tf32": False, "transfers": "in and out", "cuda_graph": False}
+    def state(key: str, precision: str = "fp32") -> dict[str, Any]:
+        return OPENED[key].state(Opened(), precision)  # type: ignore[arg-type]
+
+    off = {"tf32": False, "transfers": "in and out", "cuda_graph": False}
+    assert state("onnxruntime_cuda") == off
     Opened.description = "TensorRT-RTX 1 on a GPU, CUDA graph"
-    assert ALL["tensorrt_rtx"].state(Opened())["cuda_graph"] is True  # type: ignore[arg-type]
+    assert state("tensorrt_rtx")["cuda_graph"] is True
     Opened.description = "ONNX Runtime 1 TensorRT-RTX"
-    assert ALL["tensorrt_rtx"].state(Opened())["cuda_graph"] is None  # type: ignore[arg-type]
+    assert state("tensorrt_rtx")["cuda_graph"] is None
+    assert state("openvino_bf16", "fp16") == {"precision": "bf16"}
+    assert state("openvino_bf16", "int8") == {}
 
 
 def test_every_engine_has_its_names() -> None:
@@ -155,17 +167,20 @@ def test_every_engine_has_its_names() -> None:
     assert len(set(ENGINES.values())) == len(ENGINES)
 
 
-def test_files_are_exported_in_every_precision_that_is_run() -> None:
-    plain = Group("nano", [], [], None, ())
-    assert plain.precisions == ["fp32"]
-    gpu = Group("nano", [], [], None, (), DEVICES["cuda"])
-    assert gpu.precisions == ["fp32", "fp16"]
+def test_files_are_exported_in_every_precision_that_is_run(source: Source) -> None:
+    def kinds(engines: tuple[DeviceEngine, ...]) -> list[tuple[str, str | None]]:
+        group = Group("nano", [source], [], None, (), engines)
+        return [(wanted.precision, wanted.target) for wanted in group.wanted]
+
+    assert kinds(()) == [("fp32", None)]
+    assert kinds(DEVICES["cpu"]) == [("fp32", None), ("int8", "cpu")]
+    assert kinds(DEVICES["cuda"]) == [("fp32", None), ("fp16", None), ("int8", "tensorrt")]
 
 
 def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.table.device_engines.computes_bf16", lambda: False)
+    monkeypatch.setattr("nmsfree_benchmarks.common.engines.computes_bf16", lambda: False)
     with pytest.raises(EngineError, match=r"^the processor has no bfloat16 arithmetic"):
-        ALL["openvino_bf16"].open(file, 1)
+        OPENED["openvino_bf16"].open(file, 1)
 
 
 def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +191,7 @@ def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None
             GpuState(clock_mhz=2100),
         ]
     )
-    monkeypatch.setattr("nmsfree_benchmarks.machine.gpu_watch.gpu_state", lambda: next(states))
+    monkeypatch.setattr("nmsfree_benchmarks.machine.gpu_watch.gpu_state", lambda _: next(states))
     gpu = GpuWatch(on=True)
     assert gpu.to_json() == {}
     for _ in range(3):

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.common.engines import ENGINES, Engine
 from nmsfree_benchmarks.frontier.accuracy import Gap
 from nmsfree_benchmarks.frontier.entries import ratios_of
 from nmsfree_benchmarks.frontier.rules import advise, conclusions, facts_of, pareto, points, what
 from nmsfree_benchmarks.frontier.tables import sheets
-from nmsfree_benchmarks.frontier.variants import ENGINES, Engine, scaled, variants
+from nmsfree_benchmarks.frontier.variants import scaled, variants
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.intervals import Interval
@@ -189,7 +190,7 @@ def content(
     """A run with ONNX Runtime and an engine that is nowhere, FP32 and INT8."""
     engines = {
         "onnxruntime": ENGINES["onnxruntime"],
-        "nowhere": Engine("Nowhere", "cuda:99"),
+        "nowhere": Engine("nowhere", "Nowhere", "Nowhere", "cuda:99"),
     }
     monkeypatch.setattr("nmsfree_benchmarks.frontier.suite.ENGINES", engines)
     monkeypatch.setattr("nmsfree_benchmarks.frontier.variants.PRECISIONS", ("fp32", "int8"))

@@ -21,14 +21,16 @@ from nmsfree_benchmarks.gpu_check import check as gpu_check
 from nmsfree_benchmarks.gpu_check import claim_list as gpu_claim_list
 from nmsfree_benchmarks.gpu_check import claims as gpu_claims
 from nmsfree_benchmarks.gpu_check.check import Finding, outcome_of, prepare, try_claim
-from nmsfree_benchmarks.gpu_check.claims import (
-    CannotTry,
-    Claim,
+from nmsfree_benchmarks.gpu_check.checks import (
+    closing_frees,
     memory_is_flat,
+    replays_graph,
     same_answers,
     same_bytes,
+    scenes,
     threads_agree,
 )
+from nmsfree_benchmarks.gpu_check.claims import CannotTry, Claim
 from nmsfree_benchmarks.gpu_check.cli import choose, summary
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -93,7 +95,7 @@ def test_threads_that_disturb_each_other_fail(backend: OnnxRuntimeBackend) -> No
     drifting = changed(backend, lambda raw: lower(raw) if next(calls) > 5 else raw)
     with pytest.raises(GateError, match=r"^10 of 12 results differ from those of one thread$"):
         threads_agree(drifting, 3, 4)
-    stuck = backend.run(gpu_claims.scenes(backend, 1)[0])
+    stuck = backend.run(scenes(backend, 1)[0])
     with pytest.raises(GateError, match="all pictures gave one answer"):
         threads_agree(changed(backend, lambda raw: stuck), 2, 3)
 
@@ -111,8 +113,34 @@ def test_memory_that_grows_fails(backend: OnnxRuntimeBackend) -> None:
         memory_is_flat(backend, lambda: None, runs=3)
 
 
+def test_memory_that_stays_after_closing_fails(folder: Path) -> None:
+    def opened() -> OnnxRuntimeBackend:
+        return OnnxRuntimeBackend(folder / "fcos_e2e_nano.onnx", threads=1)
+
+    seen = "+0.0 MiB after 2 engines were opened, run and closed"
+    assert closing_frees(opened, lambda: 100.0, times=2) == seen
+    steps = count(100.0, 8.5)
+    with pytest.raises(GateError, match=r"^8\.5 MiB are left after 2 engines were closed"):
+        closing_frees(opened, lambda: next(steps), times=2)
+    with pytest.raises(CannotTry, match="the driver does not tell"):
+        closing_frees(opened, lambda: None, times=2)
+
+
+def test_a_graph_that_was_not_captured_or_errs_fails(backend: OnnxRuntimeBackend) -> None:
+    with pytest.raises(GateError, match=r"^no CUDA graph was captured: ONNX Runtime"):
+        replays_graph(backend)
+    captured = changed(backend, lambda raw: raw)
+    captured.description = "engine on a GPU, CUDA graph"
+    assert replays_graph(captured).endswith("4 pictures, replays bit for bit the same")
+    runs = count()
+    drifting = changed(backend, lambda raw: raw if next(runs) < 4 else lower(raw))
+    drifting.description = "engine on a GPU, CUDA graph"
+    with pytest.raises(GateError, match="a replay by the first run: detection_scores differs"):
+        replays_graph(drifting)
+
+
 def test_bytes_are_compared_by_name(backend: OnnxRuntimeBackend) -> None:
-    raw = backend.run(gpu_claims.scenes(backend, 1)[0])
+    raw = backend.run(scenes(backend, 1)[0])
     assert same_bytes(raw, raw, "a by b") == "a by b: bit for bit the same"
     with pytest.raises(GateError, match=r"^a by b: detection_scores differs$"):
         same_bytes(raw, lower(raw), "a by b")
@@ -248,7 +276,7 @@ def test_unknown_claims_are_named() -> None:
     ):
         choose(["cuda"])
     assert [c.key for c in choose(["threads", "driver"])] == ["driver", "threads"]
-    assert len(choose(None)) == len({c.key for c in gpu_claim_list.CLAIMS}) == 16
+    assert len(choose(None)) == len({c.key for c in gpu_claim_list.CLAIMS}) == 19
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.publishing import Publication, publish
 from nmsfree_benchmarks.common.run_options import silent
-from nmsfree_benchmarks.jitter.facts import by_level, conclusions, facts_of, label, sheet
+from nmsfree_benchmarks.jitter.facts import by_level, facts_of, label
 from nmsfree_benchmarks.jitter.picture import draw
-from nmsfree_benchmarks.jitter.suite import Options, burst_of, in_order, ramp, run_jitter
+from nmsfree_benchmarks.jitter.stream import burst_of, in_order, ramp
+from nmsfree_benchmarks.jitter.suite import Options, run_jitter
+from nmsfree_benchmarks.jitter.words import conclusions, sheet
+from nmsfree_benchmarks.machine.quiet import between_probes, split_probes, tail, undisturbed
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Results
 
@@ -29,7 +32,14 @@ DETECTORS = ["NMS-free", "NMS, floor 0.05", "NMS, floor 0.001"]
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     work = tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
     options = Options(
-        weights=WEIGHTS, work=work, threads=1, quick=True, passes=PASSES, levels=LEVELS, tiles=1
+        weights=WEIGHTS,
+        work=work,
+        threads=1,
+        quick=True,
+        passes=PASSES,
+        levels=LEVELS,
+        tiles=1,
+        side=256,
     )
     return run_jitter(options)
 
@@ -60,6 +70,10 @@ def test_every_detector_sees_every_frame_of_both_orders(results: Results) -> Non
         assert sorted(objects) == sorted(PASSES * UP_AND_DOWN)
         assert record.figures["found_empty"] <= 2 < record.figures["found_fullest"]
         assert record.subject is not None and record.subject.size == (256, 256)
+        assert np.array(record.figures["probes_ns"]).shape == (len(record.times), 2)
+        facts = results.facts[record.name]
+        assert 0 <= facts["quiet_calls"] <= len(record.times) and facts["probe_p99_by_p50"] >= 1
+        assert facts["quiet_p99_by_p50"] is None  # a handful of calls has no 99th percentile
     assert results.records[0].figures["objects"] == PASSES * UP_AND_DOWN
     orders = [results.records[i].figures["objects"] for i in (0, 3)]
     assert orders[0] != orders[1] and len(results.ratios) == 4
@@ -110,6 +124,72 @@ def test_facts_tell_content_from_none(results: Results) -> None:
         "+0.00 (+0.00 – +0.00) ms per 100 objects: no dependence on content is seen."
     )
     assert said[-5].endswith("+5.00 (+5.00 – +5.00) ms per 100 objects: depends on content.")
+
+
+def test_the_work_beside_a_call_is_split_off_again() -> None:
+    probed = between_probes(lambda image: (1, 2, 3), lambda image: (int(image[0, 0, 0]),))
+    picture = np.full((1, 1, 3), 7, np.uint8)
+    times, probes = split_probes(np.array([probed(picture), probed(picture)]))
+    assert times.tolist() == [[1, 2, 3]] * 2 and probes.tolist() == [[7, 7]] * 2
+
+
+def test_calls_beside_slow_work_are_disturbed() -> None:
+    """Usual work takes 100: what is usual is that of everything that took turns."""
+    a = np.array([[100, 100], [100, 111], [130, 100], [110, 109]])
+    b = np.array([[200, 200], [100, 100]])
+    assert [quiet.tolist() for quiet in undisturbed([a, b])] == [
+        [True, False, False, True],
+        [False, True],
+    ]
+
+
+def disturbed(results: Results, calls: int = 200) -> Results:
+    """10 ms a call, every tenth call 15 ms because the machine was slow then."""
+    records = []
+    for record in results.records:
+        slow = np.arange(calls) % 10 == 9
+        times = np.zeros((calls, 3), np.int64)
+        times[:, 1] = np.where(slow, 15e6, 10e6)
+        probes = np.where(slow, 4e6, 3e6).astype(np.int64)
+        objects = [record.figures["objects"][i % len(UP_AND_DOWN)] for i in range(calls)]
+        figures = {**record.figures, "objects": objects, "probes_ns": probes[:, None].repeat(2, 1)}
+        records.append(replace(record, times=times, figures=figures))
+    settings = {**results.settings, "frames": 1}
+    found = replace(results, records=tuple(records), settings=settings)
+    return replace(found, facts=facts_of(found))
+
+
+def test_the_machines_tail_is_told_from_the_detectors(results: Results) -> None:
+    found = disturbed(results)
+    facts = found.facts[found.records[0].name]
+    assert facts["p99_by_p50"] == 1.5 and facts["probe_p99_by_p50"] == pytest.approx(4 / 3, 1e-3)
+    assert (facts["quiet_calls"], facts["quiet_p99_by_p50"]) == (180, 1.0)
+    said = conclusions(found)
+    assert said[0] == (
+        "NMS-free, undisturbed calls of both orders: p99 / p50 at most 1.00 (with NMS 1.00); aim "
+        "1.10: reached."
+    )
+    assert any("p99 / p50 is 1.33 for a constant matrix product" in line for line in said)
+    assert any("NMS-free 1.00 (180 of 200 calls)" in line for line in said)
+    few = conclusions(disturbed(results, calls=100))
+    assert few[0].startswith("Whether p99 / p50 of the NMS-free detector is at most 1.10 is open")
+    assert tail(np.ones(99)) is None
+
+
+def test_results_without_probes_are_judged_by_all_calls(results: Results) -> None:
+    """As those of a GPU, and those of earlier versions."""
+    found = disturbed(results)
+    records = [
+        replace(r, figures={k: v for k, v in r.figures.items() if k != "probes_ns"})
+        for r in found.records
+    ]
+    bare = replace(found, records=tuple(records))
+    bare = replace(bare, facts=facts_of(bare))
+    said = conclusions(bare)
+    assert said[0].startswith("NMS-free, all calls of both orders: p99 / p50 at most 1.50")
+    assert said[0].endswith("aim 1.10: missed.")
+    assert not any("The machine itself" in line for line in said)
+    assert sheet(bare).rows[0][6] == "–"
 
 
 def test_a_noisy_run_leaves_it_open(results: Results) -> None:

@@ -98,10 +98,16 @@ def test_preprocessing_alone_needs_no_network() -> None:
     assert elapsed > 0
 
 
-def results_of(whole: float, preprocess: float, load: float = 0.0, spread: float = 1) -> Results:
+def results_of(
+    whole: float,
+    preprocess: float,
+    load: float = 0.0,
+    spread: float = 1,
+    engine: str = "onnxruntime",
+) -> Results:
     """A run on 640×480 whose bare call takes 10 ms."""
     subject = Subject(
-        "fcos_e2e_nano", "o2o", (256, 256), 10, "digits", "0" * 64, 1, "onnxruntime", "made",
+        "fcos_e2e_nano", "o2o", (256, 256), 10, "digits", "0" * 64, 1, engine, "made",
         "fp32", 1, 1, 100, 0.05, None,
     )  # fmt: skip
 
@@ -148,6 +154,15 @@ def test_what_is_unsure_is_not_judged() -> None:
     noisy = results_of(11, 1.2, load=1.0)
     assert [t["met"] for t in facts_of(noisy)["targets"]] == [None, None]
     assert all(line.startswith("Target not judged: ") for line in conclusions(noisy))
+
+
+def test_another_engine_promised_nothing() -> None:
+    said = conclusions(results_of(12, 1.2, engine="tensorrt_rtx"))
+    assert said == [
+        "fcos_e2e_nano, 640×480, TensorRT-RTX: Detector(image) takes 1.200 (1.193 – 1.207) × the "
+        "bare call.",
+        f"Target met: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
+    ]
 
 
 @pytest.fixture

@@ -17,9 +17,13 @@ from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.machine.environment import available_cores, describe
 from nmsfree_benchmarks.machine.measure import STAGES, Times
+from nmsfree_benchmarks.page.table import conclusions
 from nmsfree_benchmarks.record.file import to_text
+from nmsfree_benchmarks.roofline.peaks import Peaks
 from nmsfree_benchmarks.table.report import write
-from nmsfree_benchmarks.table.rows import CPU_ENGINES, ENGINES, Report, Row
+from nmsfree_benchmarks.table.results import Report
+from nmsfree_benchmarks.table.rows import CPU_ENGINES, ENGINES, Row
+from nmsfree_benchmarks.table.suite import with_limit
 from nmsfree_benchmarks.table.tables import HEADER, markdown, markdown_cells, show
 
 MS = 1_000_000
@@ -130,6 +134,45 @@ def test_overhead_is_that_of_onnx_runtime(report: Report) -> None:
     assert f"{first.spec.name} {wanted:.3f} ×" in markdown(report)
 
 
+def test_other_engines_stand_beside_fp32_in_onnx_runtime(report: Report) -> None:
+    first = next(row for row in report.rows if row.engine == "onnxruntime")
+    int8 = replace(first, engine="openvino_int8", times=(first.times // 2), bare=times_of(2.0))
+    found = replace(report, rows=(*report.rows, int8))
+    facts = found.results().facts["speed_beside_fp32"]
+    assert facts == {f"{first.spec.name} openvino_int8": pytest.approx(2.0, rel=1e-3)}
+    (ratio,) = [r for r in found.results().ratios if r.meaning.startswith("FP32")]
+    assert ratio.meaning == "FP32 in ONNX Runtime by OpenVINO, INT8"
+    assert (ratio.of, ratio.to) == (first.name, int8.name)
+    assert ratio.interval.value == pytest.approx(2.0, rel=1e-3)
+    assert "Times the speed of FP32 in ONNX Runtime" in markdown(found)
+    assert any("OpenVINO, INT8 has 2.00 to 2.00 ×" in c for c in conclusions(found.results()))
+
+
+def test_limit_and_memory_are_told_where_they_are_known(report: Report) -> None:
+    row = replace(
+        next(row for row in report.rows if row.engine == "onnxruntime"),
+        bare=times_of(8.0, rounds=1),
+        limit_ms=6.0,
+        memory={"peak_rss_mb": 200.0, "engine_rss_mb": 34.4},
+    )
+    assert row.share_of_limit == pytest.approx(0.75)
+    eager = replace(report.rows[0], limit_ms=11.0)
+    assert eager.share_of_limit == pytest.approx(11.0 / eager.summary.p50)
+    cells = dict(zip(HEADER, markdown_cells(row), strict=True))
+    assert (cells["limit"], cells["RAM MB"]) == ("75 %", "34")
+    record = next(row.records())
+    assert record.figures["share_of_limit"] == 0.75 and record.figures["engine_rss_mb"] == 34.4
+    assert dict(zip(HEADER, markdown_cells(report.rows[0]), strict=True))["RAM MB"] == "–"
+
+
+def test_a_limit_needs_the_peak_of_its_arithmetic(report: Report) -> None:
+    row = report.rows[0]
+    peaks = Peaks({"fp32": 1e9}, ((1, 1e9),))
+    assert with_limit(row, peaks) is row  # no graph to count
+    bf16 = replace(row, graph=Path("none.onnx"), state={"precision": "bf16"})
+    assert with_limit(bf16, peaks) is bf16
+
+
 def test_a_noisy_run_ranks_nothing(report: Report) -> None:
     assert "Verdict: quiet enough to compare." in markdown(report)
     noisy = replace(report, other_load=1.5)
@@ -217,7 +260,6 @@ def test_the_terminal_table_fits(report: Report, width: int) -> None:
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     for row in report.rows:
-        assert row.file_hash in text
         p50 = row.summary.p50
         assert (f"{p50:.1f}" if p50 < 100 else f"{p50:.0f}") in text
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.inputs import digits_val, full_hd
 from nmsfree_benchmarks.common.sources import trained_sources
-from nmsfree_benchmarks.machine.measure import STAGES, Image, Stopwatch
+from nmsfree_benchmarks.machine.measure import STAGES, Image, Plan, Stopwatch
 from nmsfree_benchmarks.table.onnx_engine import (
     TimedBackend,
     bare_call,
@@ -32,6 +33,7 @@ from nmsfree_benchmarks.table.onnx_engine import (
     raw_maps,
     split_at_raw_maps,
 )
+from nmsfree_benchmarks.table.options import PLANS
 from nmsfree_benchmarks.table.rows import CPU_ENGINES
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
@@ -40,6 +42,7 @@ from nmsfree_training.normalize import normalize
 from nmsfree_training.published import from_published_keys
 from nmsfree_training.standin import standin_state_dict
 
+WEIGHTS = Path(__file__).parents[2] / "weights"
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
 IMAGES = 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
@@ -98,6 +101,36 @@ def test_every_engine_runs_every_model(content: dict[str, Any], rows: list[dict[
     assert content["settings"] == {"bursts": {"64x64": 4}}
 
 
+def test_int8_and_memory_are_measured_beside_fp32(
+    tiny: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is not quick, of the trained NMS-free model: random weights bear no 8 bits."""
+    monkeypatch.setattr("nmsfree_benchmarks.common.exported.CALIBRATION_IMAGES", 3)
+    plan = Plan(seconds=0, min_rounds=2, burst=2)
+    monkeypatch.setitem(PLANS, ("nano", False), plan)
+    (tmp_path / "weights").mkdir()
+    shutil.copy(WEIGHTS / "fcos_e2e_nano.safetensors", tmp_path / "weights")
+    options = [f"--{name}={tmp_path / name}" for name in ("weights", "work", "out")]
+    options += [f"--data={tiny / 'data'}", "--size=nano", "--seconds=0", "--threads=1", "--json=-"]
+    result = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    rows = {
+        record["subject"]["engine"]: record
+        for record in content["records"]
+        if record["parameters"]["call"] == "detector"
+    }
+    assert list(rows)[: len(CPU_ENGINES)] == list(CPU_ENGINES)
+    for engine in ("onnxruntime_int8", "openvino_int8"):
+        subject, plain = rows[engine]["subject"], rows["onnxruntime"]["subject"]
+        assert (subject["precision"], plain["precision"]) == ("int8", "fp32")
+        assert subject["file_bytes"] < 0.5 * plain["file_bytes"]
+        assert f"fcos_e2e_nano {engine}" in content["facts"]["speed_beside_fp32"]
+        assert rows[engine]["figures"]["engine_rss_mb"] != 0
+    assert "engine_rss_mb" not in rows["eager_timing"]["figures"]
+    assert all(rows[e]["figures"]["share_of_limit"] > 0 for e in (*CPU_ENGINES, "openvino_int8"))
+
+
 def test_every_stage_takes_time(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         raw = {name: np.array(values) for name, values in row["raw_ns"].items()}
@@ -117,7 +150,7 @@ def test_ap_is_that_of_the_same_weights_in_every_engine(rows: list[dict[str, Any
 
 def test_hashes_and_sizes_are_those_of_the_files(folder: Path, rows: list[dict[str, Any]]) -> None:
     for subject in (row["subject"] for row in rows):
-        onnx_file = folder / "work" / f"{subject['model']}.onnx"
+        onnx_file = exported(folder, subject["model"])
         checkpoint = folder / "weights" / f"{subject['model']}.safetensors"
         path = onnx_file if subject["engine"] == "onnxruntime" else checkpoint
         assert hashlib.sha256(path.read_bytes()).hexdigest() == subject["sha256"]
@@ -146,6 +179,12 @@ def test_the_report_is_in_its_folder(folder: Path, content: dict[str, Any]) -> N
     assert str(folder) not in (folder / "out" / written[1]).read_text(encoding="utf-8")
 
 
+def exported(folder: Path, model: str) -> Path:
+    """The FP32 file that the run made."""
+    (path,) = (folder / "work").glob(f"{model}-fp32-*.onnx")
+    return path
+
+
 def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[Any]:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs: list[Any] = session.run(None, inputs)
@@ -154,7 +193,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_graph_is_split_at_the_networks_raw_maps(folder: Path, model: str) -> None:
-    first, rest = split_at_raw_maps(folder / "work" / f"{model}.onnx")
+    first, rest = split_at_raw_maps(exported(folder, model))
     kinds = {node.op_type for node in first.graph.node}
     assert not kinds & {"TopK", "NonMaxSuppression", "ReduceMax", "Sigmoid", "Concat"}
     assert not {node.op_type for node in rest.graph.node} & {"Conv", "Relu", "Resize"}
@@ -173,7 +212,7 @@ def test_the_graph_is_split_at_the_networks_raw_maps(folder: Path, model: str) -
 
 @pytest.mark.parametrize("model", MODELS)
 def test_both_parts_together_are_the_whole_graph(folder: Path, model: str) -> None:
-    path = folder / "work" / f"{model}.onnx"
+    path = exported(folder, model)
     first, rest = split_at_raw_maps(path)
     maps = run(first, {"images": PIXELS})
     names = [output.name for output in first.graph.output]
@@ -203,7 +242,7 @@ def test_last_convolutions_are_found() -> None:
 
 
 def test_bare_and_partial_calls_time_one_part(folder: Path) -> None:
-    path = folder / "work" / "fcos_rt_nano.onnx"
+    path = exported(folder, "fcos_rt_nano")
     watch = Stopwatch()
     with Detector(TimedBackend(OnnxRuntimeBackend(path, threads=1), watch)) as detector:
         picture = np.zeros((100, 80, 3), np.uint8)

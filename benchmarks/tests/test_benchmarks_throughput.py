@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nmsfree_benchmarks.record.records import Record, Results, Subject
 from nmsfree_benchmarks.throughput.rules import conclusions, curves, facts_of, saturation
 from nmsfree_benchmarks.throughput.setup import ratios_of
 from nmsfree_benchmarks.throughput.streams import run_window
+from nmsfree_benchmarks.throughput.suite import Options
 
 SPEC = ModelSpec("made", "o2o", 32, 32, None, ("a",), (1,))
 STEADY = np.linspace(0.995, 1.005, 12)
@@ -83,13 +85,19 @@ def test_what_fails_in_a_stream_is_raised() -> None:
 
 
 def make(
-    ms: float, streams: int = 1, batch: int = 1, model: str = "nano", spread: float = 1.0
+    ms: float,
+    streams: int = 1,
+    batch: int = 1,
+    model: str = "nano",
+    spread: float = 1.0,
+    **state: Any,
 ) -> Record:
     """A record of so many milliseconds an image."""
     subject = Subject(
         model, "o2o", (64, 64), 10, "digits", "0" * 64, 1, "onnxruntime", "made", "fp32", batch, 1,
         100, 0.05, NmsSpec().__dict__ if model == "nms" else None,
     )  # fmt: skip
+    subject = replace(subject, **state)
     times = (ms * 1e6 * (1 + spread * (STEADY - 1))[:, None]).astype(np.int64)
     load = {"batch": batch, "streams": streams, "threads": 1}
     figures = {"processor_ms_per_image": ms, "call_p50_ms": ms, "call_p99_ms": ms}
@@ -129,6 +137,19 @@ def test_saturation_is_the_smallest_load_near_the_best() -> None:
         False,
     )
     assert (second["axis"], second["at"], second["open_end"]) == ("batch", 16, True)
+
+
+def test_a_gpu_has_no_engine_threads() -> None:
+    gpu = {"engine": "onnxruntime_cuda", "transfers": "in and out"}
+    said = conclusions(results_of([make(10, **gpu), make(5, streams=2, **gpu)]))
+    assert said[0] == (
+        "nano, ONNX Runtime CUDA: 2 streams reach 200 images/s: not saturated within what was "
+        "tried."
+    )
+    assert said[-1] == "nano at most: 200 images/s, batch 1, streams 2."
+    options = Options(weights=Path(), work=Path(), threads=2, device="tensorrt-rtx:1")
+    assert options.engine_threads == [2]
+    assert replace(options, device="openvino").engine_threads == [1, 2]
 
 
 def test_what_may_be_worse_than_near_is_not_taken() -> None:

@@ -20,6 +20,7 @@ from nmsfree_export.export import ExportOptions, Int8Options
 from nmsfree_export.precision import Precision
 
 CALIBRATION_IMAGES = 128
+STANDIN_IMAGES = 16  # for weights that are only timed: ranges change neither kernels nor shapes
 TRAIN_ANNOTATIONS = Path("annotations/instances_train.json")
 
 Progress = Callable[[int, int], None]
@@ -49,12 +50,17 @@ class Wanted:
         kind = self.precision if self.target is None else f"{self.precision}-{self.target}"
         return f"{self.source.name}-{kind}-{height}x{width}-batch{self.batch or 'N'}"
 
+    @property
+    def calibration_images(self) -> int:
+        """Pictures that an INT8 file is calibrated with."""
+        return STANDIN_IMAGES if self.source.training == "untrained" else CALIBRATION_IMAGES
+
     def options(self, calibration: Path | None) -> ExportOptions:
         """Say it to the exporter; `calibration` is a folder with a split `train`."""
         int8 = None
         if self.target is not None:
             assert calibration is not None
-            int8 = Int8Options(self.target, calibration, images=CALIBRATION_IMAGES)
+            int8 = Int8Options(self.target, calibration, images=self.calibration_images)
         return ExportOptions(
             input_size=self.size, batch=self.batch, precision=self.precision, int8=int8
         )
@@ -114,7 +120,7 @@ def _key(wanted: Wanted, calibration: Path | None) -> str:
         "versions": _versions(),
     }
     if wanted.target is not None and calibration is not None:
-        what["pictures"] = sha256(calibration / TRAIN_ANNOTATIONS), CALIBRATION_IMAGES
+        what["pictures"] = sha256(calibration / TRAIN_ANNOTATIONS), wanted.calibration_images
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

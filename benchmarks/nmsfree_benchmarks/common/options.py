@@ -21,6 +21,9 @@ Pause = Annotated[
     float | None,
     typer.Option(min=0, metavar="MS", help="Idle gap before each turn; some ms if not given."),
 ]
+Device = Annotated[
+    str, typer.Option(help="Where the models run: cpu, openvino, cuda, tensorrt-rtx.")
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help='Write the JSON here too; "-" is stdout.'),

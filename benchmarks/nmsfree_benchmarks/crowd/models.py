@@ -1,6 +1,8 @@
 """The detectors that are run on crowded scenes: exported at the scenes' size, then cached."""
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,13 +10,14 @@ import cv2
 import onnx
 
 from nmsfree.atomic import write_atomic
-from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends import Backend
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
 from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.common.exported import exporting_code
 from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.common.on_device import CPU, DeviceOptions, open_on, subject_on
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.measure import Stopwatch
 from nmsfree_benchmarks.nms.graphs import with_settings
@@ -50,14 +53,23 @@ class Job:
         return work / "crowd" / f"{self.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.onnx"
 
 
-def nano_jobs(weights: Path, side: int) -> list[Job]:
-    """Return the o2m and the NMS-free detector for square pictures of any number.
+def batch_on(device: str) -> int | None:
+    """Return the batch of the files for a device: one picture, and any number on the processor.
+
+    On the processor NMS is measured at several batches. Elsewhere files are as they are deployed
+    for one picture after another: compilers and CUDA graphs want shapes that are fixed.
+    """
+    return None if device == CPU else 1
+
+
+def nano_jobs(weights: Path, side: int, device: str = CPU) -> list[Job]:
+    """Return the o2m and the NMS-free detector for square pictures, see `batch_on`.
 
     Raises:
         InputError: the weights are not there.
     """
     options = ExportOptions(
-        input_size=(side, side), batch=None, top_k=TOP_K, score_floor=LOWEST_FLOOR
+        input_size=(side, side), batch=batch_on(device), top_k=TOP_K, score_floor=LOWEST_FLOOR
     )
     return [Job(name, _weights(weights, name), options) for name in (WITH_NMS, NMS_FREE)]
 
@@ -116,15 +128,17 @@ def with_floor(file: Path, floor: float) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A file in ONNX Runtime, whose calls mark a stopwatch.
+    """A file on a device, whose calls mark a stopwatch.
 
     Attributes:
-        detector: its backend marks the watch before and after the graph.
+        detector: its backend marks the watch before and after the engine's call.
+        backend: without the marks.
         subject: how it is described in the results.
         file: that was opened.
     """
 
     detector: Detector
+    backend: Backend
     subject: Subject
     file: Path
 
@@ -133,22 +147,21 @@ class Opened:
         return self.detector.spec.score_floor
 
 
-def open_timed(file: Path, training: str, threads: int, watch: Stopwatch) -> Opened:
-    """Open an exported file for one image at a time."""
-    backend = OnnxRuntimeBackend(file, threads=threads)
-    subject = Subject.of(
-        backend.spec,
-        training=training,
-        sha256=sha256(file),
-        file_bytes=file.stat().st_size,
-        engine="onnxruntime",
-        provider=backend.description,
-        threads=threads,
-        batch=1,
-    )
-    return Opened(Detector(TimedBackend(backend, watch)), subject, file)
+def open_all(
+    files: Sequence[Path], training: str, options: DeviceOptions, watch: Stopwatch, stack: ExitStack
+) -> list[Opened]:
+    """Open exported files for one image at a time, until the stack unwinds."""
+    opened = []
+    for file in files:
+        backend = open_on(file, options.device, options.threads)
+        detector = stack.enter_context(Detector(TimedBackend(backend, watch)))
+        subject = subject_on(
+            options.device, backend, file, training=training, threads=options.threads, batch=1
+        )
+        opened.append(Opened(detector, backend, subject, file))
+    return opened
 
 
 def use_threads(threads: int) -> None:
-    """Give OpenCV this many threads; ONNX Runtime is told when a session opens."""
+    """Give OpenCV this many threads; an engine is told when a file is opened."""
     cv2.setNumThreads(threads)

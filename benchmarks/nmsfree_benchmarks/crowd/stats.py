@@ -57,6 +57,21 @@ def nms_cost(whole: Record, without: Record, burst: int) -> tuple[Interval, Inte
     return bootstrap(milliseconds, calls, burst), bootstrap(share, calls, burst)
 
 
+def part_cost(whole: Record, part: str, burst: int) -> tuple[Interval, Interval]:
+    """Return what one timed part of a call costs: milliseconds, and its share of the call."""
+    own = whole.times[:, whole.parts.index(part)] / 1e6
+    total = whole.times.sum(axis=1) / 1e6
+
+    def milliseconds(rows: Rows) -> Values:
+        return _medians(own[rows])
+
+    def share(rows: Rows) -> Values:
+        return milliseconds(rows) / _medians(total[rows])
+
+    calls = len(total)
+    return bootstrap(milliseconds, calls, burst), bootstrap(share, calls, burst)
+
+
 def slope(milliseconds: Values, objects: Sequence[int], burst: int) -> Interval:
     """Return milliseconds for 100 further objects: a least-squares line through the medians.
 

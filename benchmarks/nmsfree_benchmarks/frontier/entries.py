@@ -12,15 +12,15 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
 from nmsfree.identity import sha256
+from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.frontier import accuracy as frontier_accuracy
 from nmsfree_benchmarks.frontier.accuracy import Accuracy
 from nmsfree_benchmarks.frontier.rules import SPEED, is_reference
-from nmsfree_benchmarks.frontier.variants import ENGINES, Variant
+from nmsfree_benchmarks.frontier.variants import Variant
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch, Times
 from nmsfree_benchmarks.machine.memory import MemoryMeter
 from nmsfree_benchmarks.record.records import Ratio, Record, Subject
-from nmsfree_benchmarks.table.device_engines import GPU, has_graph
 from nmsfree_benchmarks.table.entries import timed_call
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 
@@ -62,8 +62,10 @@ class Opener:
             NmsfreeError: the engine does not take the file.
         """
         engine = ENGINES[variant.engine]
-        figures = self.memory.measure(file, engine.device, self.threads, engine.arithmetic)
         backend = engine.open(file, self.threads)
+        figures = self.memory.measure(
+            engine.ran(file), engine.device, self.threads, engine.arithmetic
+        )
         detector = self.stack.enter_context(Detector(TimedBackend(backend, self.watch)))
         accuracy = frontier_accuracy.measure(detector, self.judged)
         return Entry(variant, file, backend, detector, figures, accuracy)
@@ -121,7 +123,7 @@ def records_of(entry: Entry, times: Mapping[str, Times], threads: int) -> list[R
         ap=round(accuracy.ap, 5),
         ap50=round(accuracy.ap50, 5),
         ap_images=accuracy.images,
-        **_state(variant, entry.backend),
+        **ENGINES[variant.engine].state(entry.backend, variant.wanted.precision),
     )
     tenths = [round(ap, 5) for ap in accuracy.without]
     figures = {**entry.figures, "ap_without_tenths": tenths}
@@ -133,16 +135,6 @@ def records_of(entry: Entry, times: Mapping[str, Times], threads: int) -> list[R
     name, bare = variant.name, f"{variant.name} bare"
     whole = Record(name, same | {"call": "detector"}, times[name], PARTS, figures, subject)
     return [whole, Record(bare, same | {"call": "bare"}, times[bare], subject=subject)]
-
-
-def _state(variant: Variant, backend: Backend) -> dict[str, Any]:
-    """What of the subject belongs to the engine."""
-    engine = ENGINES[variant.engine]
-    if engine.on_gpu:
-        return {**GPU, "cuda_graph": has_graph(backend)}
-    if engine.arithmetic == "bf16" and variant.wanted.precision != "int8":
-        return {"precision": "bf16"}
-    return {}
 
 
 def ratios_of(records: Sequence[Record], burst: int) -> list[Ratio]:

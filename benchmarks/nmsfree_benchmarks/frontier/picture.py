@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.plot_style import FAINT, INK, bare_axes, colours, finish, new_figure
 from nmsfree_benchmarks.frontier.rules import ap_of, detectors, pareto
-from nmsfree_benchmarks.frontier.variants import ENGINES
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
@@ -135,7 +135,7 @@ def _legend(axes: Axes, colour: dict[str, str], records: list[Record]) -> None:
     engines = list(dict.fromkeys(r.subject.engine for r in records if r.subject is not None))
     handles = [Line2D([], [], color=c, linewidth=4, label=model) for model, c in colour.items()]
     handles += [
-        Line2D([], [], color=INK, marker=MARKERS[e], linestyle="", label=ENGINES[e].label)
+        Line2D([], [], color=INK, marker=MARKERS[e], linestyle="", label=ENGINES[e].short)
         for e in engines
     ]
     axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=9)

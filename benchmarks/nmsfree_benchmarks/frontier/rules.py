@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
 from nmsfree_benchmarks.frontier.accuracy import Gap
-from nmsfree_benchmarks.frontier.variants import DEPLOYED, ENGINES
 from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge

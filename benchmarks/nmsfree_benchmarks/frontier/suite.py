@@ -8,13 +8,14 @@ from pathlib import Path
 
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_benchmarks.common import inputs
+from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
 from nmsfree_benchmarks.common.publishing import now
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.common.sources import trained_sources
 from nmsfree_benchmarks.frontier.entries import Opener, calls_of, ratios_of, records_of
 from nmsfree_benchmarks.frontier.rules import facts_of
-from nmsfree_benchmarks.frontier.variants import ENGINES, SCALES, variants
+from nmsfree_benchmarks.frontier.variants import SCALES, variants
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -67,7 +68,7 @@ def run_frontier(options: Options, progress: Progress = silent) -> Results:
         entries = opener.open_all(ready, files, skipped, progress)
         if not entries:
             raise InputError("nothing to measure: " + "; ".join(skipped.values()))
-        gpu = GpuWatch(any(ENGINES[entry.variant.engine].on_gpu for entry in entries))
+        gpu = GpuWatch(any(ENGINES[entry.variant.engine].gpu is not None for entry in entries))
 
         def after_round(done: int, total: int) -> None:
             gpu.look()

@@ -1,5 +1,6 @@
 """The frontier in tables: one for each model."""
 
+from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.frontier.rules import (
     compared,
@@ -9,7 +10,6 @@ from nmsfree_benchmarks.frontier.rules import (
     pareto,
     points,
 )
-from nmsfree_benchmarks.frontier.variants import ENGINES
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
@@ -42,7 +42,7 @@ def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
     bare = results.record(f"{record.name} bare").summary.p50
     return (
         str(record.parameters["file"]) + ("*" if on_front else ""),
-        ENGINES[subject.engine].label + ("" if summary.trusted else "!"),
+        ENGINES[subject.engine].short + ("" if summary.trusted else "!"),
         "×".join(map(str, subject.size)),
         f"{summary.p50:.2f}",
         f"{summary.p99:.1f}",

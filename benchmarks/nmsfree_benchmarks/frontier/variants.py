@@ -2,58 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.spec import Target
+from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
 from nmsfree_benchmarks.common.exported import Wanted
-from nmsfree_benchmarks.table.device_engines import build_here
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_export.precision import PRECISIONS, Precision
 
 SCALES = (0.75, 1.0, 1.25, 1.5)  # of the deployed side: 192, 256, 320 and 384 of 256 pixels
 STEP = 32  # pixels, of an input's sides
-DEPLOYED = "onnxruntime"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What runs a file.
-
-    Attributes:
-        label: in tables and pictures.
-        device: as `Detector` takes it.
-        target: which INT8 file it takes.
-        arithmetic: OpenVINO's precision; None elsewhere.
-        builds: whether an engine is built of the file and run in its place.
-    """
-
-    label: str
-    device: str
-    target: Target = "cpu"
-    arithmetic: Literal["f32", "bf16"] | None = None
-    builds: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.target == "tensorrt"
-
-    def open(self, path: Path, threads: int) -> Backend:
-        """Open a file; raises what `open_backend` raises."""
-        if self.builds:
-            return open_backend(build_here(path), self.device)
-        return open_backend(path, self.device, Options(threads, precision=self.arithmetic))
-
-
-ENGINES = {
-    DEPLOYED: Engine("ONNX Runtime", "cpu"),
-    "openvino": Engine("OpenVINO", "openvino", arithmetic="f32"),
-    "openvino_bf16": Engine("OpenVINO bf16", "openvino", arithmetic="bf16"),
-    "onnxruntime_cuda": Engine("ORT CUDA", "cuda", "tensorrt"),
-    "tensorrt_rtx_plugin": Engine("ORT TensorRT-RTX", "tensorrt-rtx", "tensorrt"),
-    "tensorrt_rtx": Engine("TensorRT-RTX", "tensorrt-rtx", "tensorrt", builds=True),
-}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,17 +12,16 @@ from nmsfree.backends.onnxruntime_gpu import CUDA, TF32_VARIABLE
 from nmsfree.backends.tensorrt import TensorRtBackend
 from nmsfree.engines.flavour import load_flavour
 from nmsfree.errors import GateError, InputError, MissingExtraError
-from nmsfree_benchmarks.gpu_check.claims import (
-    CannotTry,
-    Claim,
+from nmsfree_benchmarks.gpu_check.checks import (
+    closing_frees,
     memory_is_flat,
-    on,
+    replays_graph,
     same_answers,
     same_bytes,
     scenes,
-    the_gpu,
     threads_agree,
 )
+from nmsfree_benchmarks.gpu_check.claims import CannotTry, Claim, on, the_gpu
 from nmsfree_benchmarks.gpu_check.marked_tests import run_marked_tests
 from nmsfree_benchmarks.machine.gpu import gpu_state
 
@@ -129,6 +128,25 @@ def _threads(folder: Path) -> str:
         return threads_agree(backend)
 
 
+def _cuda_threads(folder: Path) -> str:
+    backend = _needing_gpu("cuda", folder, FREE)
+    try:
+        return threads_agree(backend)
+    finally:
+        backend.close()
+
+
+def _cuda_graph(folder: Path) -> str:
+    """A replayed graph; whether one was captured only a run can tell."""
+    with _opened(folder) as backend:
+        return replays_graph(backend)
+
+
+def _closing(folder: Path) -> str:
+    engine = _engine(folder)
+    return closing_frees(lambda: TensorRtBackend(engine), lambda: gpu_state().memory_used_mib)
+
+
 def _memory(folder: Path) -> str:
     with _opened(folder) as backend:
         return memory_is_flat(backend, lambda: gpu_state().memory_used_mib)
@@ -203,7 +221,10 @@ CLAIMS = (
     Claim("pycuda", "pycuda and cuda-python give the same results", _pycuda),
     Claim("device-arrays", "an image on the GPU is taken as it is", _device_arrays),
     Claim("threads", "threads share an engine, with the results of one thread", _threads),
+    Claim("threads-cuda", "threads share a session of ONNX Runtime CUDA, too", _cuda_threads),
+    Claim("cuda-graph", "an engine's runs replay a CUDA graph, and stay the same", _cuda_graph),
     Claim("memory", "memory does not grow", _memory),
+    Claim("closing", "closing an engine frees its memory", _closing),
     Claim("kernel-cache", "compiled kernels are kept beside the engine", _kernel_cache),
     Claim("eager", "PyTorch on the GPU finds what the processor finds (TF32 off)", _eager),
     Claim("tests", "the tests that need a GPU pass", _marked_tests),

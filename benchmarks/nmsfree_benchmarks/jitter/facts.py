@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.crowd.stats import slope
-from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.machine.quiet import tail, undisturbed
 from nmsfree_benchmarks.record.records import Ratio, Record, Results
-from nmsfree_benchmarks.record.verdict import judge
 
 WITH_BY_FREE = "call with NMS by the NMS-free call, same frames"
 FLAT = 0.01  # of the median: so little for the whole stream's change of objects is no dependence
@@ -47,7 +45,34 @@ def by_frame(record: Record, frames: int) -> NDArray[np.float64]:
 
 def facts_of(results: Results) -> dict[str, Any]:
     """Return the facts of every record, by its name."""
-    return {record.name: _facts(record, results.settings) for record in results.records}
+    facts = {record.name: _facts(record, results.settings) for record in results.records}
+    for order in dict.fromkeys(r.parameters["order"] for r in results.records):
+        for name, found in _quiet_facts(results, order).items():
+            facts[name] |= found
+    return facts
+
+
+def _quiet_facts(results: Results, order: str) -> dict[str, dict[str, Any]]:
+    """What the probes say of the records of one order; nothing where there are none.
+
+    "probe_p99_by_p50": the machine's own tail, of constant work; "quiet_calls": that it left
+    undisturbed; "quiet_p99_by_p50": of these, None where they are too few.
+    """
+    own = [r for r in results.records if r.parameters["order"] == order]
+    probes = [np.array(r.figures["probes_ns"]) for r in own if "probes_ns" in r.figures]
+    if len(probes) < len(own):
+        return {}
+    work = np.concatenate(probes).ravel()
+    machine = round(float(np.percentile(work, 99) / np.median(work)), 4)
+    found = {}
+    for record, quiet in zip(own, undisturbed(probes), strict=True):
+        share = tail(milliseconds(record)[quiet])
+        found[record.name] = {
+            "probe_p99_by_p50": machine,
+            "quiet_calls": int(quiet.sum()),
+            "quiet_p99_by_p50": None if share is None else round(share, 4),
+        }
+    return found
 
 
 def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,97 +95,3 @@ def ratios_of(results: Results) -> Iterator[Ratio]:
         for record in own:
             if record is not free:
                 yield Ratio.between(record, free, WITH_BY_FREE, results.settings["burst"])
-
-
-def sheet(results: Results) -> Sheet:
-    """One row for each detector and order."""
-    header = (
-        "order",
-        "detector",
-        "p50",
-        "p99",
-        "worst",
-        "p99/p50",
-        "by frame",
-        "ms per 100 objects (95 %)",
-    )
-    return Sheet(
-        "A stream whose crowding changes, ms a frame",
-        header,
-        tuple(_row(results, record) for record in results.records),
-        words=2,
-    )
-
-
-def _row(results: Results, record: Record) -> tuple[str, ...]:
-    facts, summary = results.facts[record.name], record.summary
-    doubt = "" if summary.trusted else "!"
-    return (
-        record.parameters["order"],
-        label(record),
-        f"{summary.p50:.1f}{doubt}",
-        f"{summary.p99:.1f}",
-        f"{milliseconds(record).max():.1f}",
-        f"{facts['p99_by_p50']:.2f}",
-        f"{facts['frame_p99_by_p50']:.2f}",
-        signed(Interval(**facts["ms_per_100_objects"])),
-    )
-
-
-def signed(interval: Interval) -> str:
-    """A slope with its interval: "+0.12 (+0.05 – +0.20)"."""
-    value, low, high = (round(v, 2) + 0.0 for v in (interval.value, interval.low, interval.high))
-    return f"{value:+.2f} ({low:+.2f} – {high:+.2f})"  # + 0.0 makes 0 of −0
-
-
-def conclusions(results: Results) -> list[str]:
-    """Say it in sentences; whether content matters only where the run may be believed."""
-    lines = [*_scatter(results), _stream(results), *_found(results)]
-    if not judge(results).ranks:
-        return [*lines, "The machine was too noisy to rank: whose times depend on content is open."]
-    return lines + [_dependence(results, record) for record in results.records]
-
-
-def _scatter(results: Results) -> Iterator[str]:
-    """p99 by p50 of every detector, one line for each order."""
-    for order in dict.fromkeys(r.parameters["order"] for r in results.records):
-        own = [r for r in results.records if r.parameters["order"] == order]
-        facts = {label(r): results.facts[r.name] for r in own}
-        said = (
-            f"{name} {f['p99_by_p50']:.2f} (by frame {f['frame_p99_by_p50']:.2f})"
-            for name, f in facts.items()
-        )
-        yield f"p99 / p50, {order}: {', '.join(said)}."
-
-
-def _stream(results: Results) -> str:
-    s = results.settings
-    height, width = s["size"]
-    return (
-        f"{s['frames']} frames of {height} × {width} pixels, {s['passes']} passes in each order, "
-        f"turns of {s['burst']} frames; NMS with IoU {s['iou']:g} within a class, {s['top_k']} "
-        "rows of output; from the picture in memory to boxes in its pixels."
-    )
-
-
-def _found(results: Results) -> Iterator[str]:
-    first = results.records[0].parameters["order"]
-    for record in results.records:
-        if record.parameters["order"] == first:
-            objects = record.figures["objects"]
-            yield (
-                f"{label(record)} finds {record.figures['found_empty']:.0f} with a score above 0.3 "
-                f"in frames of {min(objects)} objects, {record.figures['found_fullest']:.0f} in "
-                f"frames of {max(objects)}."
-            )
-
-
-def _dependence(results: Results, record: Record) -> str:
-    interval = Interval(**results.facts[record.name]["ms_per_100_objects"])
-    objects = record.figures["objects"]
-    change = abs(interval.value) * (max(objects) - min(objects)) / 100
-    unsure = interval.low <= 0 <= interval.high
-    small = change <= FLAT * record.summary.p50
-    verdict = "no dependence on content is seen" if unsure or small else "depends on content"
-    which = f"{record.parameters['order']}, {label(record)}"
-    return f"{which}: {signed(interval)} ms per 100 objects: {verdict}."

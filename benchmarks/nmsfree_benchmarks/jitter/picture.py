@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from nmsfree_benchmarks.common.direct_labels import End, spread
+from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import FAINT, SERIES, bare_axes, finish, new_figure
 from nmsfree_benchmarks.jitter.facts import label, milliseconds
 from nmsfree_benchmarks.record.records import Record, Results
@@ -25,7 +26,8 @@ def draw(results: Results, path: Path) -> None:
         _panel(panel, own, results)
         panel.set_title(TITLES.get(order, order), loc="left", fontsize=10)
     panels[-1].set_xlabel("frame of the stream", fontsize=9)
-    finish(figure, results, "Latency over a stream whose crowding changes", path)
+    title = titled("Latency over a stream whose crowding changes", results)
+    finish(figure, results, title, path)
 
 
 def _panel(panel: Axes, records: list[Record], results: Results) -> None:

@@ -2,10 +2,11 @@
 
 A stream of frames grows from empty to crowded and back, then the same frames come in a shuffled
 order. The NMS-free detector and the detector with NMS, at two score floors, take turns on the same
-few consecutive frames, again and again: what slows the machine for a while slows all of them.
+few consecutive frames, again and again: what slows the machine for a while slows all of them. On
+the processor every call has a constant piece of work before and after it, which tells the calls
+that the machine disturbed (`machine.quiet`).
 """
 
-import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from nmsfree_benchmarks.common.on_device import DeviceOptions, after_round, on_gpu, watch_gpu
 from nmsfree_benchmarks.common.publishing import now
-from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
+from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.crowd.models import (
     IOU,
     LOWEST_FLOOR,
@@ -24,15 +26,24 @@ from nmsfree_benchmarks.crowd.models import (
     Opened,
     export_all,
     nano_jobs,
-    open_timed,
+    open_all,
     use_threads,
     with_floor,
 )
-from nmsfree_benchmarks.crowd.scenes import TILES, make_crowd
+from nmsfree_benchmarks.crowd.scenes import TILES
 from nmsfree_benchmarks.jitter.facts import facts_of, ratios_of
+from nmsfree_benchmarks.jitter.stream import (
+    Frame,
+    burst_of,
+    in_order,
+    ramp,
+    stream_plan,
+    time_stream,
+)
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
-from nmsfree_benchmarks.machine.measure import Image, Plan, Stopwatch, Times, take_turns
+from nmsfree_benchmarks.machine.measure import Stopwatch, Times
+from nmsfree_benchmarks.machine.quiet import probe
 from nmsfree_benchmarks.nms.calls import FOUND_ABOVE, PARTS
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.table.entries import timed_call
@@ -41,23 +52,25 @@ FLOORS = (0.05, LOWEST_FLOOR)
 ORDERS = ("ramp", "shuffled")
 LEVELS = (0, 10, 25, 50, 100, 150, 200, 300, 400, 500)  # objects; up, then down again
 QUICK_LEVELS = (0, 50, 100, 300, 500)
-PASSES, QUICK_PASSES = 10, 2  # of the whole stream, in each order
-BURST = 5  # frames of a turn
+PASSES, QUICK_PASSES = 25, 5  # of the whole stream, in each order: 500 calls for a p99
+SIDE = 512  # px of the networks' input: short calls are told from the machine's moods
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(DeviceOptions):
     """What to run; rounds follow from frames and passes, not from seconds.
 
     Attributes:
         passes: of the stream in each order; None takes `PASSES` or `QUICK_PASSES`.
         levels: objects of the frames on the way up; None takes `LEVELS` or `QUICK_LEVELS`.
         tiles: to a side of a frame, 256 pixels each.
+        side: of the networks' square input, in pixels.
     """
 
     passes: int | None = None
     levels: tuple[int, ...] | None = None
     tiles: int = TILES
+    side: int = SIDE
 
     @property
     def chosen_levels(self) -> tuple[int, ...]:
@@ -66,32 +79,6 @@ class Options(RunOptions):
     @property
     def chosen_passes(self) -> int:
         return self.passes or (QUICK_PASSES if self.quick else PASSES)
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A picture of the stream, BGR uint8, and how many objects are in it."""
-
-    image: Image
-    objects: int
-
-
-def ramp(levels: Sequence[int], tiles: int, progress: Progress) -> list[Frame]:
-    """Draw the stream: up the levels and down again, every frame another scene."""
-    wanted = [(n, 0) for n in levels] + [(n, 1) for n in reversed(levels)]
-    frames = []
-    for n, index in wanted:
-        frames.append(Frame(make_crowd(n, index, tiles).image, n))
-        progress("frames", len(frames), len(wanted))
-    return frames
-
-
-def in_order(frames: Sequence[Frame], order: str) -> list[Frame]:
-    """Return the frames in one of the `ORDERS`; "shuffled" is the same in every run."""
-    ordered = list(frames)
-    if order == "shuffled":
-        random.Random(0).shuffle(ordered)
-    return ordered
 
 
 def run_jitter(options: Options, progress: Progress = silent) -> Results:
@@ -103,24 +90,28 @@ def run_jitter(options: Options, progress: Progress = silent) -> Results:
     """
     started, stamp = time.monotonic(), now()
     use_threads(options.threads)
-    jobs = nano_jobs(options.weights, 256 * options.tiles)
-    environment = describe(options.threads)
+    jobs = nano_jobs(options.weights, options.side, options.device)
+    environment = describe(options.threads, options.device)
     with_nms, nms_free = export_all(jobs, options.work, progress)
     frames = ramp(options.chosen_levels, options.tiles, progress)
-    watch = Stopwatch()
+    watch, gpu = Stopwatch(), watch_gpu(options.device)
     records, loads = [], []
     with ExitStack() as stack:
         files = [nms_free, *(with_floor(with_nms, floor) for floor in FLOORS)]
-        opened = [open_timed(file, jobs[0].training, options.threads, watch) for file in files]
-        for one in opened:
-            stack.enter_context(one.detector)
+        opened = open_all(files, jobs[0].training, options, watch, stack)
         found = [_found(one, frames) for one in opened]
+        calls = {one.file.name: timed_call(one.detector, watch) for one in opened}
+        plan = options.timed(stream_plan(len(frames), options.chosen_passes))
+        # A GPU has moods of its own, of which the processor's work says nothing.
+        constant = None if on_gpu(options.device) else probe(options.threads)
         for order in ORDERS:
+            shown = in_order(frames, order)
+            told = after_round(gpu, partial(progress, f"stream: {order}"))
             with LoadMeter() as meter:
-                times = _stream(opened, in_order(frames, order), options, watch, order, progress)
+                times, probes = time_stream(calls, shown, plan, constant, told)
             loads += [] if meter.others is None else [meter.others]
             records += [
-                _record(one, in_order(frames, order), times[one.file.name], order, counts)
+                _record(one, shown, times[one.file.name], probes.get(one.file.name), order, counts)
                 for one, counts in zip(opened, found, strict=True)
             ]
     results = Results(
@@ -128,7 +119,7 @@ def run_jitter(options: Options, progress: Progress = silent) -> Results:
         stamp,
         options.command,
         options.quick,
-        environment,
+        environment | gpu.to_json(),
         tuple(records),
         max(loads, default=None),
         _settings(options, frames),
@@ -144,33 +135,11 @@ def _settings(options: Options, frames: Sequence[Frame]) -> dict[str, Any]:
         "frames": len(frames),
         "passes": options.chosen_passes,
         "size": [256 * options.tiles] * 2,
+        "input": [options.side] * 2,
         "iou": IOU,
         "top_k": TOP_K,
+        **options.settings(),
     }
-
-
-def burst_of(frames: int) -> int:
-    """Return the frames of a turn: at most `BURST`, and the stream is a whole number of turns."""
-    return max(n for n in range(1, BURST + 1) if frames % n == 0)
-
-
-def _stream(
-    opened: Sequence[Opened],
-    frames: Sequence[Frame],
-    options: Options,
-    watch: Stopwatch,
-    order: str,
-    progress: Progress,
-) -> dict[str, Times]:
-    """Let all detectors take turns over the stream, as many passes as wanted."""
-    burst = burst_of(len(frames))
-    rounds = options.chosen_passes * len(frames) // burst
-    return take_turns(
-        {one.file.name: timed_call(one.detector, watch) for one in opened},
-        [frame.image for frame in frames],
-        Plan(seconds=0, min_rounds=rounds, max_rounds=rounds, lead_in=1, burst=burst),
-        partial(progress, f"stream: {order}"),
-    )
 
 
 def _found(opened: Opened, frames: Sequence[Frame]) -> dict[int, float]:
@@ -186,15 +155,22 @@ def _record(
     opened: Opened,
     frames: Sequence[Frame],
     times: Times,
+    probes: Times | None,
     order: str,
     found: dict[int, float],
 ) -> Record:
-    """Say of every timed call how many objects were in its frame."""
+    """Say of every timed call how many objects were in its frame, and how the machine was."""
     objects = [frames[call % len(frames)].objects for call in range(len(times))]
     spec = opened.detector.spec
     iou = None if spec.nms is None else spec.nms.iou
     parameters = {"order": order, "floor": spec.score_floor, "iou": iou}
     most = max(objects)
-    figures = {"objects": objects, "found_empty": found[min(objects)], "found_fullest": found[most]}
+    figures: dict[str, Any] = {
+        "objects": objects,
+        "found_empty": found[min(objects)],
+        "found_fullest": found[most],
+    }
+    if probes is not None:
+        figures["probes_ns"] = probes.tolist()
     name = f"{order} {spec.name}, floor {spec.score_floor:g}"
     return Record(name, parameters, times, PARTS, figures, opened.subject)

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from nmsfree.backends.devices import parse_device
 from nmsfree.identity import processor_name
 from nmsfree_benchmarks.machine.gpu import gpu_state
 from nmsfree_benchmarks.machine.load import busy_cores
@@ -71,7 +72,7 @@ def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
         "cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
-        "gpu": gpu_state().name,
+        "gpu": gpu_state(parse_device(device).index).name,
     }
     return same_machine | {
         "fingerprint": _fingerprint(same_machine),

@@ -7,20 +7,22 @@ from nmsfree_benchmarks.machine.gpu import GpuState, gpu_state
 
 
 class GpuWatch:
-    """Asks the first GPU between the rounds of a measurement, outside every timer.
+    """Asks a GPU between the rounds of a measurement, outside every timer.
 
     Args:
         on: False for a run on the processor, which then costs nothing.
+        index: which GPU, as CUDA counts them.
     """
 
-    def __init__(self, on: bool) -> None:
+    def __init__(self, on: bool, index: int = 0) -> None:
         self._on = on
+        self._index = index
         self._states: list[GpuState] = []
 
     def look(self) -> None:
         """Ask once; call it after each round."""
         if self._on:
-            self._states.append(gpu_state())
+            self._states.append(gpu_state(self._index))
 
     def to_json(self) -> dict[str, Any]:
         """What results say in `environment`; nothing where nobody looked.

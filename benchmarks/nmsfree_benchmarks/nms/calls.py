@@ -6,6 +6,10 @@ same scenes; `Detector(image)` of the NMS-free head; and of that without the fil
 work of NMS in it. With NMS minus without is what NMS costs in the call, with the filter minus
 without what the filter does. The tail alone says the same as the former without the network's
 noise, but with warmer caches.
+
+The second and the third run in ONNX Runtime on the processor; on other devices there are the whole
+calls alone. A native engine has NMS behind it, on the host: the runtime's own clock then tells what
+it took in each of the very calls.
 """
 
 import time
@@ -28,6 +32,8 @@ from nmsfree_export.nms_tail import CANDIDATES
 FOUND_ABOVE = 0.3  # a detection with this score counts as found
 UNFILTERED = "NMS-free, filter taken out"
 PARTS = ("preprocess", "network", "postprocess")
+ON_HOST = "nms"  # the part of a call in which the runtime does NMS behind a native engine
+PARTS_ON_HOST = ("preprocess", "network", ON_HOST, "postprocess")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,7 @@ class Contest:
         nms_free: None where there is none to compare with.
         unfiltered: the same weights without their filter; None where they have none.
         watch: that their backends mark.
+        in_parts: time the graph's parts, too: they run in ONNX Runtime on the processor.
         measured: what the records are filed under.
     """
 
@@ -47,6 +54,7 @@ class Contest:
     unfiltered: Opened | None
     watch: Stopwatch
     threads: int
+    in_parts: bool = True
     measured: str = "call"
 
     def timed(self, scenes: Mapping[int | None, Sequence[Image]]) -> list[Timed]:
@@ -65,11 +73,12 @@ class Contest:
         detector = self.with_nms[0].detector
         pixels = [detector.preprocess([picture])[0][0] for picture in pictures]
         found = find_candidates(cut, pixels)
-        made = [self._without(objects, pictures, cut)]
+        made = [self._without(objects, pictures, cut)] if self.in_parts else []
         for opened in self.with_nms:
             load = _load(opened, found)
             made.append(self._whole("with NMS", opened, objects, pictures, load))
-            made.append(self._tail(opened, objects, found))
+            if self.in_parts:
+                made.append(self._tail(opened, objects, found))
         for what, free in (("NMS-free", self.nms_free), (UNFILTERED, self.unfiltered)):
             if free is not None:
                 made.append(self._whole(what, free, objects, pictures, {}))
@@ -91,7 +100,7 @@ class Contest:
         load: Mapping[str, float],
     ) -> Timed:
         detector, floor = opened.detector, opened.floor
-        run = timed_call(detector, self.watch)
+        run, parts = split_host_nms(opened, timed_call(detector, self.watch))
         threshold = max(FOUND_ABOVE, floor)
         found = [len(detector(picture, threshold=threshold)) for picture in pictures]
         return Timed(
@@ -99,7 +108,7 @@ class Contest:
             lambda image: run(pictures[slot_of(image)]),
             self._parameters(what, objects, floor),
             {"found": round(float(np.mean(found)), 1), **load},
-            PARTS,
+            parts,
             opened.subject,
         )
 
@@ -127,6 +136,23 @@ class Contest:
             self._parameters("NMS tail alone", objects, opened.floor),
             _load(opened, found),
         )
+
+
+def split_host_nms(opened: Opened, call: Call) -> tuple[Call, tuple[str, ...]]:
+    """Return the call with NMS on the host as a part of its own, and its parts' names.
+
+    Engines that have NMS inside, or none, keep the parts that they have.
+    """
+    if "NMS on the host" not in opened.backend.description:
+        return call, PARTS
+    timings = opened.backend.timings  # type: ignore[attr-defined]  # of this thread's last run
+
+    def split(image: Image) -> Sequence[int]:
+        preprocess, run, postprocess = call(image)
+        nms = round(1e6 * timings().nms)
+        return preprocess, run - nms, nms, postprocess
+
+    return split, PARTS_ON_HOST
 
 
 def _load(opened: Opened, found: Candidates) -> dict[str, float]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nmsfree_benchmarks.common.run_options import RunOptions
+from nmsfree.errors import InputError
+from nmsfree_benchmarks.common.on_device import CPU, DeviceOptions, engine_of
 from nmsfree_benchmarks.crowd.models import IOU, LOWEST_FLOOR
 from nmsfree_benchmarks.crowd.scenes import TILES
 from nmsfree_benchmarks.machine.measure import Plan
@@ -68,11 +69,12 @@ LARGE_PLAN = Plan(seconds=60, min_rounds=6, lead_in=1, burst=2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(DeviceOptions):
     """What to run.
 
     Attributes:
-        implementations: of NMS, see `implementations.NAMES`; None takes all.
+        implementations: of NMS, see `implementations.NAMES`; None takes all. They run on the
+            processor.
         large: also measure the published architecture.
         range: None takes `FULL` or `QUICK`.
         tiles: to a side of a scene, 256 pixels each.
@@ -86,3 +88,24 @@ class Options(RunOptions):
     @property
     def chosen(self) -> Range:
         return self.range or (QUICK if self.quick else FULL)
+
+    def left_out(self) -> dict[str, str]:
+        """What cannot be measured on the device, and why.
+
+        Raises:
+            InputError: implementations were asked for on a device that has none of them.
+        """
+        if self.device == CPU:
+            return {}
+        if self.implementations is not None:
+            raise InputError(
+                f"device is {self.device!r}, but the implementations of NMS run on the processor: "
+                "leave --implementation or --device out"
+            )
+        engine = engine_of(self.device)
+        inside = "NMS is behind its engine, on the host" if engine.builds else "NMS is in its graph"
+        return {
+            "NMS alone": "its implementations run on the processor, measure them with --device cpu",
+            "the graph without its NMS, and its NMS alone": f"{engine.label} runs whole files; "
+            + inside,
+        }

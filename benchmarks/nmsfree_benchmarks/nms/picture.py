@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
 from nmsfree_benchmarks.common.direct_labels import End, spread
+from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import FAINT, INK, SERIES, bare_axes, finish, new_figure
 from nmsfree_benchmarks.nms.alone import HEAD
-from nmsfree_benchmarks.nms.facts import key, of_kind
 from nmsfree_benchmarks.nms.implementations import MAKERS
-from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.nms.picture_shares import FLOORS, draw_shares, floors_of
+from nmsfree_benchmarks.nms.price import of_kind
 from nmsfree_benchmarks.record.records import Record, Results
 
 AXES = {"objects": "objects", "floor": "score floor", "iou": "IoU threshold", "batch": "batch"}
@@ -23,15 +25,23 @@ NAMES = {
     "torchvision": "torchvision",
     HEAD: "NMS-free head, all of\nits post-processing",
 }
-FLOORS = (SERIES[1], SERIES[4], SERIES[3])
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the picture as PNG."""
-    figure = new_figure(11, 8)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.05))[:, 0]
+    """Write the picture as PNG; without the upper row where NMS alone was not measured."""
+    alone = bool(of_kind(results, measured="alone"))
+    figure = new_figure(11, 8 if alone else 4.4)
+    rows = figure.subfigures(1 + alone, 1, squeeze=False, height_ratios=(1, 1.05)[-1 - alone :])
+    if alone:
+        _all_alone(rows[0, 0], results)
+    _all_calls(rows[-1, 0], results)
+    finish(figure, results, titled("The price of NMS", results), path)
+
+
+def _all_alone(figure: SubFigure, results: Results) -> None:
+    """NMS alone, a panel for each axis."""
     base = results.settings["base"]
-    panels = upper.subplots(1, 4, sharey=True, width_ratios=(1.9, 1, 1, 1))
+    panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.9, 1, 1, 1))
     for panel, (axis, label) in zip(panels, AXES.items(), strict=True):
         _alone(panel, results, axis, label)
     panels[0].set_ylabel("ms a call, median")
@@ -43,10 +53,15 @@ def draw(results: Results, path: Path) -> None:
         fontsize=9,
         color=FAINT,
     )
-    calls, shares = lower.subplots(1, 2, width_ratios=(1.35, 1))
-    _calls(calls, results)
-    _shares(shares, results)
-    finish(figure, results, "The price of NMS", path)
+
+
+def _all_calls(figure: SubFigure, results: Results) -> None:
+    """Whole calls, and beside them what NMS and the filter take, where that was told apart."""
+    shared = any("_share_of_call_" in fact for fact in results.facts)
+    panels = figure.subplots(1, 1 + shared, squeeze=False, width_ratios=(1.35, 1)[: 1 + shared])
+    _calls(panels[0, 0], results)
+    if shared:
+        draw_shares(panels[0, 1], results)
 
 
 def _alone(panel: Axes, results: Results, axis: str, label: str) -> None:
@@ -115,10 +130,10 @@ def _line(
 
 def _calls(panel: Axes, results: Results) -> None:
     """Whole calls over the number of objects: one line for each floor, and the NMS-free one."""
-    lines = [("NMS-free", f, SERIES[0], "NMS-free") for f in _floors(results, "NMS-free")]
+    lines = [("NMS-free", f, SERIES[0], "NMS-free") for f in floors_of(results, "NMS-free")]
     lines += [
         ("with NMS", floor, colour, f"NMS, floor {floor:g}")
-        for floor, colour in zip(_floors(results, "with NMS"), FLOORS, strict=False)
+        for floor, colour in zip(floors_of(results, "with NMS"), FLOORS, strict=False)
     ]
     ends = []
     for what, floor, colour, label in lines:
@@ -142,43 +157,5 @@ def _calls(panel: Axes, results: Results) -> None:
     bare_axes(panel, "y")
 
 
-def _floors(results: Results, what: str) -> list[float]:
-    found = of_kind(results, measured="call", what=what)
-    return sorted({float(r.parameters["floor"]) for r in found})
-
-
 def _quartiles(record: Record) -> list[float]:
     return [float(v) for v in np.percentile(record.times.sum(axis=1) / 1e6, (25, 50, 75))]
-
-
-def _shares(panel: Axes, results: Results) -> None:
-    """NMS as a share of the call, with its interval, over objects and floors."""
-    wholes = of_kind(results, measured="call", what="with NMS")
-    objects = sorted({r.parameters["objects"] for r in wholes})
-    floors = _floors(results, "with NMS")
-    for i, (floor, colour) in enumerate(zip(floors, FLOORS, strict=False)):
-        for record in (r for r in wholes if r.parameters["floor"] == floor):
-            share = Interval(**results.facts[f"nms_share_of_call_{key(record)}"])
-            x = objects.index(record.parameters["objects"]) + 0.16 * (i - (len(floors) - 1) / 2)
-            panel.plot([x, x], [100 * share.low, 100 * share.high], color=colour, linewidth=1.4)
-            panel.plot(x, 100 * share.value, "o", color=colour, markersize=5)
-            tail = Interval(**results.facts[f"nms_tail_share_of_call_{key(record)}"])
-            panel.plot(x + 0.06, 100 * tail.value, "D", color=colour, markersize=4, mfc="white")
-    _filter_shares(panel, results, objects)
-    panel.axhline(0, color=INK, linewidth=0.8)
-    panel.set_xticks(range(len(objects)), [str(n) for n in objects])
-    panel.set_xlabel("objects in the scene", fontsize=9)
-    panel.set_ylabel("% of the call, 95 % interval")
-    title = "NMS in the call: ● with − without, ◇ NMS alone; ■ the filter in its place"
-    panel.set_title(title, loc="left", fontsize=10)
-    bare_axes(panel, "y")
-
-
-def _filter_shares(panel: Axes, results: Results, objects: list[int]) -> None:
-    """The filter as a share of the NMS-free call; older results do not have it."""
-    for at, count in enumerate(objects):
-        if f"filter_share_of_call_{count}" in results.facts:
-            share = Interval(**results.facts[f"filter_share_of_call_{count}"])
-            x = at + 0.34
-            panel.plot([x, x], [100 * share.low, 100 * share.high], color=SERIES[0], linewidth=1.4)
-            panel.plot(x, 100 * share.value, "s", color=SERIES[0], markersize=5)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from nmsfree.data.digits import make_scene
 from nmsfree_benchmarks.common import inputs
+from nmsfree_benchmarks.common.on_device import CPU
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.crowd.models import (
     LOWEST_FLOOR,
     Job,
-    Opened,
+    batch_on,
     export_all,
-    open_timed,
+    open_all,
     with_floor,
 )
 from nmsfree_benchmarks.crowd.scenes import make_crowd
@@ -50,17 +51,12 @@ def open_contest(
     Args:
         files: with NMS, NMS-free, NMS-free without its filter; the last ones may be missing.
     """
-    training = jobs[0].training
-
-    def opened(file: Path) -> Opened:
-        made = open_timed(file, training, options.threads, watch)
-        stack.enter_context(made.detector)
-        return made
-
     floors = options.chosen.floors
-    with_nms = [opened(with_floor(files[0], floor)) for floor in floors]
-    nms_free, unfiltered = [*map(opened, files[1:]), None, None][:2]
-    return Contest(with_nms, nms_free, unfiltered, watch, options.threads)
+    wanted = [*(with_floor(files[0], floor) for floor in floors), *files[1:]]
+    opened = open_all(wanted, jobs[0].training, options, watch, stack)
+    nms_free, unfiltered = [*opened[len(floors) :], None, None][:2]
+    in_parts = options.device == CPU
+    return Contest(opened[: len(floors)], nms_free, unfiltered, watch, options.threads, in_parts)
 
 
 def make_alone(
@@ -96,7 +92,7 @@ def make_large(
         options.weights, options.work, lambda done, total: progress("weights", done, total)
     )
     source = next(source for source in sources if source.name == LARGE)
-    export = ExportOptions(batch=None, score_floor=LOWEST_FLOOR)
+    export = ExportOptions(batch=batch_on(options.device), score_floor=LOWEST_FLOOR)
     job = Job(source.name, source.file, export, source.training)
     files = export_all([job], options.work, lambda what, d, t: progress(f"{what} large", d, t))
     contest = replace(open_contest(files, [job], options, watch, stack), measured="large")

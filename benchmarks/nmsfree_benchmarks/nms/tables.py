@@ -1,21 +1,36 @@
 """The tables of `nmsfree bench nms`."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.nms.alone import HEAD
-from nmsfree_benchmarks.nms.facts import NMS_FREE, find_ratio, key, neighbour, of_kind, percent
+from nmsfree_benchmarks.nms.calls import ON_HOST
+from nmsfree_benchmarks.nms.facts import percent
 from nmsfree_benchmarks.nms.implementations import MAKERS, REFERENCE
+from nmsfree_benchmarks.nms.price import NMS_FREE, find_ratio, neighbour, of_kind, price_of
 from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
 
 SHORT = {"numpy": "NumPy", "onnx": "ONNX", "opencv": "OpenCV", "torchvision": "torchvision"}
+ALONE = (
+    "NMS alone: from candidates in memory to the rows kept, the floor included. NMS-free: from raw "
+    "maps to detections, so choosing and decoding are in it and not in the others; its floor is "
+    "the lowest."
+)
+# What a table of calls has of NMS itself, by its first column; "" where it is not told apart.
+PRICES = {
+    "tail": "Tail: the graph's NMS alone. NMS, % of call: (graph with − the same graph cut before "
+    "its NMS) / the call.",
+    "NMS on host": "NMS on host: behind the engine, by the runtime's own clock in these "
+    "calls; its share is of the whole call.",
+    "": "What NMS takes of a call with it in the graph is not told apart here.",
+}
 
 
 def sheets(results: Results) -> list[Sheet]:
-    """NMS alone, whole calls, and the published architecture where it was measured."""
-    made = [_alone(results), _calls(results, "call", "whole calls")]
+    """NMS alone, whole calls, and the published architecture, of those what was measured."""
+    made = [_alone(results)] if of_kind(results, measured="alone") else []
+    made.append(_calls(results, "call", "whole calls"))
     if of_kind(results, measured="large"):
         made.append(_calls(results, "large", "whole calls of the published architecture"))
     return made
@@ -25,16 +40,15 @@ def notes(results: Results) -> list[str]:
     """What the numbers mean."""
     s = results.settings
     height, width = s["size"]
+    alone = bool(of_kind(results, measured="alone"))
+    batch = "any number of images" if alone else "one image"
     return [
-        f"Scenes of {height} × {width} pixels, {s['scenes']} with each number of objects, any "
-        f"batch; the best {s['candidates_per_level']} (cell, class) pairs of a level are "
-        f"candidates; {s['top_k']} rows of output; NMS within a class.",
-        "NMS alone: from candidates in memory to the rows kept, the floor included. NMS-free: "
-        "from raw maps to detections, so choosing and decoding are in it and not in the others; "
-        "its floor is the lowest.",
+        f"Scenes of {height} × {width} pixels, {s['scenes']} with each number of objects, files "
+        f"for {batch}; the best {s['candidates_per_level']} (cell, class) pairs of a level "
+        f"are candidates; {s['top_k']} rows of output; NMS within a class.",
+        *([ALONE] if alone else []),
         "Whole calls: Detector(image), one image after another, IoU "
-        f"{s['base']['iou']:g}. Cand.: candidates above the floor. Tail: the graph's NMS "
-        "alone. NMS, % of call: (graph with − the same graph cut before its NMS) / the call.",
+        f"{s['base']['iou']:g}. Cand.: candidates above the floor. {PRICES[_price(results)]}",
         "! The interquartile range is above 10 % of the median.",
     ]
 
@@ -76,33 +90,26 @@ def _alone_row(results: Results, record: Record, names: list[str]) -> tuple[str,
     )
 
 
+def _price(results: Results) -> str:
+    """Which of `PRICES` was measured."""
+    if of_kind(results, what="NMS tail alone"):
+        return "tail"
+    return "NMS on host" if any(ON_HOST in r.parts for r in results.records) else ""
+
+
 def _calls(results: Results, measured: str, title: str) -> Sheet:
-    header = (
-        "objects",
-        "floor",
-        "cand.",
-        "kept",
-        "with NMS",
-        "tail",
-        "NMS, % of call",
-        "NMS-free",
-        "NMS-free / with",
-    )
+    price = _price(results)
+    columns = (price, "NMS, % of call") if price else ()
+    header = ("objects", "floor", "cand.", "kept", "with NMS", *columns)
     rows = tuple(_call_rows(results, measured))
-    return Sheet(f"NMS in {title}, median ms", header, rows, words=0)
+    return Sheet(
+        f"NMS in {title}, median ms", (*header, "NMS-free", "NMS-free / with"), rows, words=0
+    )
 
 
 def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:
     for whole in of_kind(results, measured=measured, what="with NMS"):
-        beside: dict[str, Any] = {
-            what: neighbour(results, whole, what, floor=floor)
-            for what, floor in (
-                ("NMS tail alone", True),
-                ("NMS-free", False),
-            )
-        }
-        free = beside["NMS-free"]
-        share = Interval(**results.facts[f"nms_share_of_call_{key(whole)}"])
+        free = neighbour(results, whole, "NMS-free", floor=False)
         ratio = find_ratio(results, NMS_FREE, whole)
         yield (
             "–" if whole.parameters["objects"] is None else str(whole.parameters["objects"]),
@@ -110,11 +117,20 @@ def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:
             f"{whole.figures['candidates']:.0f}",
             f"{whole.figures['kept']:.0f}",
             ms(whole),
-            ms(beside["NMS tail alone"]),
-            percent(share).replace(" %", "").replace(" – ", "–"),
+            *_price_cells(results, whole),
             "–" if free is None else ms(free),
             "–" if ratio is None else _short(ratio.interval),
         )
+
+
+def _price_cells(results: Results, whole: Record) -> tuple[str, ...]:
+    """What NMS takes by itself, and its share of the call; none where that is not told apart."""
+    price = price_of(results, whole)
+    if price is None:
+        return ()
+    tail = neighbour(results, whole, "NMS tail alone", floor=True)
+    cost = f"{price[0].value:.3g}" if tail is None else ms(tail)
+    return cost, percent(price[1]).replace(" %", "").replace(" – ", "–")
 
 
 def _short(interval: Interval) -> str:

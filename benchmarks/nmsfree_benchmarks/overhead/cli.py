@@ -10,6 +10,7 @@ from nmsfree_benchmarks.common.options import (
     WEIGHTS,
     WORK,
     Data,
+    Device,
     Json,
     Out,
     Pause,
@@ -26,6 +27,7 @@ def overhead(
     large: Annotated[
         bool, typer.Option("--large", help="The published 512 × 736 network as well.")
     ] = False,
+    device: Device = "cpu",
     threads: Threads = None,
     weights: Weights = WEIGHTS,
     data: Data = DATA,
@@ -44,7 +46,12 @@ def overhead(
     Example: nmsfree bench overhead
 
     With the large network: nmsfree bench overhead --large --seconds 60
+
+    On a GPU: nmsfree bench overhead --device cuda
     """
+    from nmsfree_benchmarks.common.on_device import unless_cpu, use_device
+
+    device = use_device(device)
     from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.overhead.picture import draw
@@ -52,11 +59,18 @@ def overhead(
     from nmsfree_benchmarks.overhead.suite import Options, run_overhead
     from nmsfree_benchmarks.overhead.tables import notes, sheets
 
-    given = {"large": large, "threads": threads, "seconds": seconds, "pause": pause}
+    given = {
+        "device": unless_cpu(device),
+        "large": large,
+        "threads": threads,
+        "seconds": seconds,
+        "pause": pause,
+    }
     options = Options(
         weights=weights,
         data=data,
         work=work,
+        device=device,
         large=large,
         seconds=seconds,
         pause=pause,
@@ -68,7 +82,7 @@ def overhead(
         "What is around the network",
         run_overhead,
         sheets,
-        lambda r: [*conclusions(r), *notes()],
+        lambda r: [*conclusions(r), *notes(r)],
         draw,
     )
     answer(question, options, out, json_file)

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.identity import sha256
 from nmsfree_benchmarks.common.exported import Wanted
+from nmsfree_benchmarks.common.on_device import CPU, DeviceOptions, open_on, subject_on
 from nmsfree_benchmarks.machine.measure import Call, Image, Plan, Stopwatch, Times, take_turns
-from nmsfree_benchmarks.overhead.calls import decode_calls, from_scene, preprocess_call
+from nmsfree_benchmarks.overhead.calls import decode_calls, engine_call, from_scene, preprocess_call
 from nmsfree_benchmarks.overhead.rules import OVERHEAD, PREPROCESS_SOURCE
 from nmsfree_benchmarks.overhead.sources import Scene, label
 from nmsfree_benchmarks.overhead.stages import PARTS, StagedDetector, staged_call
@@ -21,7 +20,7 @@ Scenes = Mapping[tuple[int, int], list[Scene]]  # by size: the same scenes, in t
 def measure_network(
     wanted: Wanted,
     file: Path,
-    threads: int,
+    options: DeviceOptions,
     bases: Sequence[Image],
     scenes: Scenes,
     plan: Plan,
@@ -30,19 +29,24 @@ def measure_network(
 ) -> list[Record]:
     """Time one network on every size.
 
+    The bare call is `session.run` in ONNX Runtime on the processor; other engines are called
+    through their backends, which know how.
+
     Args:
         bases: the scenes in their own size, which name those of every other size.
         alone: time beside it what needs no network: decoding files, and preprocessing.
     """
     watch, name = Stopwatch(), wanted.source.name
     calls: dict[str, Call] = {}
-    backend = OnnxRuntimeBackend(file, threads=threads)
+    device, threads = options.device, options.threads
+    backend = open_on(file, device, threads)
     with closing(StagedDetector(backend, watch)) as detector:
 
         def prepare(image: Image) -> Image:
             return detector.preprocess([image])[0]
 
-        bare = bare_call(file, threads, prepare)
+        on_cpu = device == CPU
+        bare = bare_call(file, threads, prepare) if on_cpu else engine_call(backend, prepare)
         for size, made in scenes.items():
             images = [scene.image for scene in made]
             calls[f"{name} {label(size)}"] = from_scene(staged_call(detector), bases, images)
@@ -50,15 +54,8 @@ def measure_network(
         if alone:
             calls |= _without_network(bases, scenes)
         times = take_turns(calls, bases, plan, progress)
-        subject = Subject.of(
-            detector.spec,
-            training=wanted.source.training,
-            sha256=sha256(file),
-            file_bytes=file.stat().st_size,
-            engine="onnxruntime",
-            provider=backend.description,
-            threads=threads,
-        )
+        training = wanted.source.training
+        subject = subject_on(device, backend, file, training=training, threads=threads)
     return [r for size in scenes for r in _records(size, scenes[size], times, subject)]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import INK, bare_axes, finish, new_figure
 from nmsfree_benchmarks.overhead.rules import OVERHEAD
 from nmsfree_benchmarks.overhead.tables import by_call, models, of_model, stage_ms
@@ -45,7 +46,8 @@ def draw(results: Results, path: Path) -> None:
         panel.set_visible(False)
     handles = [Patch(color=COLOURS[stage], label=LABELS[stage]) for stage in COLOURS]
     figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=9)
-    finish(figure, results, "What is around the network, by source picture", path)
+    title = titled("What is around the network, by source picture", results)
+    finish(figure, results, title, path)
 
 
 def _ratio_labels(results: Results, records: Sequence[Record]) -> list[str]:

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
+from nmsfree_benchmarks.common.on_device import ran_in
 from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
-from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.record.records import Ratio, Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
 OVERHEAD = "Detector by bare call"
 PREPROCESS_LIMIT = 1.5  # ms, a 1080p picture → 512 × 736
-CALL_LIMIT = 1.15  # times the bare call, a 640×480 picture → the nano network
+# Times the bare call, a 640×480 picture → the nano network; promised of ONNX Runtime on the
+# processor: beside the call of a GPU the same preprocessing is a large part.
+CALL_LIMIT = 1.15
 CALL_SOURCE, PREPROCESS_SOURCE = "640×480", "1920×1080"
 LARGE_INPUT = (512, 736)  # height, width
 NANO, LARGE = "fcos_e2e_nano", "fcos_e2e_r18_3x"  # the networks
@@ -65,13 +69,20 @@ def targets(results: Results) -> Iterator[Target]:
             found = median_ms(record, results.settings["burst"][PREPROCESS_BESIDE])
             name = f"preprocessing {PREPROCESS_SOURCE} → {height} × {width}"
             yield Target(name, PREPROCESS_LIMIT, "ms", found, ranks)
+    for engine, ratio in _small_calls(results):
+        if engine == DEPLOYED:
+            name = f"{NANO}, {CALL_SOURCE}: Detector(image) by the bare call"
+            yield Target(name, CALL_LIMIT, "×", ratio.interval, ranks)
+
+
+def _small_calls(results: Results) -> Iterator[tuple[str, Ratio]]:
+    """The nano network's Detector by the bare call on a usual picture, with the engine's key."""
     for ratio in results.ratios:
         record = results.record(ratio.of)
         small = record.subject is not None and record.subject.model == NANO
         if ratio.meaning == OVERHEAD and small and record.parameters["source"] == CALL_SOURCE:
             assert record.subject is not None
-            name = f"{record.subject.model}, {CALL_SOURCE}: Detector(image) by the bare call"
-            yield Target(name, CALL_LIMIT, "×", ratio.interval, ranks)
+            yield record.subject.engine, ratio
 
 
 def facts_of(results: Results) -> dict[str, Any]:
@@ -81,4 +92,10 @@ def facts_of(results: Results) -> dict[str, Any]:
 
 def conclusions(results: Results) -> list[str]:
     """The same in words."""
-    return [f"{target}." for target in targets(results)]
+    elsewhere = [
+        f"{NANO}, {CALL_SOURCE}, {ENGINES[engine].label}: Detector(image) takes {ratio.interval} × "
+        "the bare call."
+        for engine, ratio in _small_calls(results)
+        if engine != DEPLOYED
+    ]
+    return [*elsewhere, *(f"{target}." for target in targets(results)), *ran_in(results)]

@@ -11,8 +11,9 @@ import cv2
 from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.exported import Wanted, export_all
+from nmsfree_benchmarks.common.on_device import DeviceOptions, after_round, watch_gpu
 from nmsfree_benchmarks.common.publishing import now
-from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
+from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.common.sources import published_sources, trained_sources
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -34,7 +35,7 @@ PLANS = {  # by group, quick
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(DeviceOptions):
     """What to run; OpenCV gets as many threads as the engine.
 
     Attributes:
@@ -60,7 +61,7 @@ def run_overhead(options: Options, progress: Progress = silent) -> Results:
     """
     started, stamp = time.monotonic(), now()
     use_threads(options.threads)
-    environment = describe(options.threads)
+    environment = describe(options.threads, options.device)
     wanted = {"nano": Wanted(_nano(options))}
     if options.large:
         wanted["large"] = Wanted(_large(options, progress))
@@ -70,6 +71,7 @@ def run_overhead(options: Options, progress: Progress = silent) -> Results:
     if refused:
         raise GateError("; ".join(refused.values()))
     bases = _bases(options, progress)
+    gpu = watch_gpu(options.device)
     loads: list[float] = []
     records: list[Record] = []
     options.work.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,12 @@ def run_overhead(options: Options, progress: Progress = silent) -> Results:
                 records += measure_network(
                     one,
                     files[one.name],
-                    options.threads,
+                    options,
                     bases,
                     scenes,
                     options.plan(group),
                     group == "nano",
-                    partial(progress, f"rounds {group}"),
+                    after_round(gpu, partial(progress, f"rounds {group}")),
                 )
             loads += [] if meter.others is None else [meter.others]
     bursts = {one.source.name: options.plan(group).burst for group, one in wanted.items()}
@@ -95,7 +97,7 @@ def run_overhead(options: Options, progress: Progress = silent) -> Results:
         stamp,
         options.command,
         options.quick,
-        environment,
+        environment | gpu.to_json(),
         tuple(records),
         max(loads, default=None),
         {"burst": bursts, "opencv_threads": cv2.getNumThreads()},

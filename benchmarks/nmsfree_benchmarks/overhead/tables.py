@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from nmsfree_benchmarks.common.on_device import CPU, device_of
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.overhead.rules import OVERHEAD
 from nmsfree_benchmarks.overhead.stages import PARTS
@@ -83,10 +84,12 @@ def _decoding(results: Results) -> Iterator[Sheet]:
         yield Sheet("Reading and decoding a file, before all that", DECODE_HEADER, tuple(rows), 2)
 
 
-def notes() -> list[str]:
+def notes(results: Results) -> list[str]:
     """What the columns mean."""
+    on_cpu = device_of(results) == CPU
+    bare = "the same file's session.run and nothing else" if on_cpu else "the same call by itself"
     return [
-        "Engine is the backend's call, bare the same file's session.run and nothing else. Python "
-        "is what is between the stages: arguments, thresholds, the answer. Files are read from "
-        "the system's cache. ! distrusts itself: interquartile range above 10 % of the median.",
+        f"Engine is the backend's call, bare {bare}. Python is what is between the stages: "
+        "arguments, thresholds, the answer. Files are read from the system's cache. ! distrusts "
+        "itself: interquartile range above 10 % of the median.",
     ]

@@ -48,7 +48,7 @@ def _nms(results: Results) -> Words:
 
 
 def _jitter(results: Results) -> Words:
-    from nmsfree_benchmarks.jitter.facts import conclusions, sheet
+    from nmsfree_benchmarks.jitter.words import conclusions, sheet
 
     return _both(conclusions(results), [sheet(results)])
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+from nmsfree_benchmarks.common.engines import DEPLOYED
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.record.records import Ratio, Record, Results, Subject
 from nmsfree_benchmarks.record.verdict import judge
-from nmsfree_benchmarks.table.rows import DEPLOYED, ENGINES
+from nmsfree_benchmarks.table.rows import ENGINES, FP32
+from nmsfree_benchmarks.table.tables import limit_cell, ram_cell
 
 WITH_NMS = "with NMS by without"
 EAGER = "eager by ONNX Runtime"
@@ -44,6 +46,24 @@ def conclusions(results: Results) -> Iterator[str]:
             f"The same networks take {min(eager):.2f} to {max(eager):.2f} × as long in eager "
             "PyTorch, as published, as in ONNX Runtime."
         )
+    yield from _beside_fp32(results)
+
+
+def _beside_fp32(results: Results) -> Iterator[str]:
+    """How much faster each precision and engine is than FP32 in ONNX Runtime, by input size."""
+    if not judge(results).ranks:
+        return
+    found: dict[tuple[str, tuple[int, int]], list[float]] = {}
+    for ratio in results.ratios:
+        if ratio.meaning.startswith(FP32):
+            subject = _subject(results, ratio.to)
+            key = ENGINES.get(subject.engine, subject.engine), subject.size
+            found.setdefault(key, []).append(ratio.interval.value)
+    for (engine, size), values in found.items():
+        yield (
+            f"{engine} has {min(values):.2f} to {max(values):.2f} × the speed of {FP32} at "
+            f"{size[0]} × {size[1]}."
+        )
 
 
 def _with_nms(results: Results, ratio: Ratio, ranks: bool) -> str:
@@ -77,7 +97,7 @@ def sheets(results: Results) -> list[Sheet]:
 def _sheet(size: tuple[int, int], records: list[Record]) -> Sheet:
     header = (
         *("model", "head", "engine", "FPS", "p50 ms", "p90 ms", "p99 ms", "AP", "AP50"),
-        *("pre / net / post %", "weights"),
+        *("pre / net / post %", "limit %", "RAM MB", "weights"),
     )
     rows = tuple(_row(record) for record in records)
     return Sheet(f"Input of {size[0]} × {size[1]} pixels", header, rows, words=3)
@@ -96,5 +116,7 @@ def _row(record: Record) -> tuple[str, ...]:
         "–" if s.ap is None else f"{100 * s.ap:.1f}",
         "–" if s.ap50 is None else f"{100 * s.ap50:.1f}",
         " / ".join("–" if share is None else f"{100 * share:.0f}" for share in stages),
+        limit_cell(record.figures.get("share_of_limit")),
+        ram_cell(record.figures),
         s.training,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nmsfree.errors import EngineError
 from nmsfree_benchmarks.machine.measure import Call, Image, Plan, Times, take_turns
 from nmsfree_benchmarks.record.records import Record
 
@@ -94,13 +95,30 @@ def read_peaks(probes: Sequence[Probe], times: Mapping[str, Times]) -> Peaks:
     return Peaks(flops, tuple(sorted(copies.items())))
 
 
-def measure_peaks(threads: int, plan: Plan = QUICK) -> Peaks:
-    """Measure the processor's peaks in about a second, FP32 and INT8 in ONNX Runtime alone."""
-    from nmsfree_benchmarks.roofline.peaks_cpu import copy_probes, onnxruntime_probes
+def measure_peaks(threads: int, device: str = "cpu", plan: Plan = QUICK) -> Peaks:
+    """Measure a device's peaks in about a second.
 
-    probes = [*onnxruntime_probes(threads), *copy_probes(threads)]
+    A processor's FP32 and INT8 in ONNX Runtime alone; a GPU's FP32 and FP16 through PyTorch, none
+    where PyTorch does not run on it.
+    """
+    probes = _cpu_probes(threads) if device == "cpu" else _gpu_probes()
     nothing = [np.zeros((1, 1, 3), np.uint8)]
     return read_peaks(probes, take_turns({p.name: p.call for p in probes}, nothing, plan))
+
+
+def _cpu_probes(threads: int) -> list[Probe]:
+    from nmsfree_benchmarks.roofline.peaks_cpu import copy_probes, onnxruntime_probes
+
+    return [*onnxruntime_probes(threads), *copy_probes(threads)]
+
+
+def _gpu_probes() -> list[Probe]:
+    from nmsfree_benchmarks.roofline.peaks_cuda import cuda_probes
+
+    try:
+        return cuda_probes()[0]
+    except EngineError:
+        return []
 
 
 def timed(run: Callable[[], object], finish: Callable[[], object] = lambda: None) -> Call:

@@ -14,15 +14,14 @@ from nmsfree.backends.contract import one_line
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
 from nmsfree.identity import sha256
+from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import CompiledBackend, Source, eager_backends, nms_load
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend, bare_call, postprocess_call
-from nmsfree_benchmarks.table.rows import COMPILED, DEPLOYED, HASH_DIGITS
+from nmsfree_benchmarks.table.rows import COMPILED, HASH_DIGITS
 
 LOAD_PICTURES = 4
-
-FileOf = Callable[[Source, str], Path]  # a model and a precision → its exported file
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +31,7 @@ class Entry:
     Attributes:
         file, sha256: what runs, or what it was built from.
         provider: how the backend describes itself, and which engine was built for it.
+        ran: the engine of an exported file; None in PyTorch.
         nms_candidates: pairs above the floor that enter NMS, mean of a few images; None = no NMS.
         in_graph, bare: the part of an ONNX graph behind its raw maps, and the engine alone.
         state: further attributes of `records.Subject`.
@@ -44,6 +44,7 @@ class Entry:
     file: Path
     sha256: str
     provider: str
+    ran: Engine | None = None
     nms_candidates: float | None = None
     in_graph: Call | None = None
     bare: Call | None = None
@@ -74,6 +75,7 @@ def cpu_entries(
         path,
         sha256(path),
         runtime.description,
+        ENGINES[DEPLOYED],
         load["eager_evaluation"],  # the same floor and selection
         postprocess_call(path, threads, prepare, pictures),
         bare_call(path, threads, prepare),
@@ -103,7 +105,7 @@ def eager_entries(
             source.file,
             source.sha256,
             backend.description,
-            load.get(key),
+            nms_candidates=load.get(key),
             state=state,
         )
         for key, backend in backends.items()
@@ -157,25 +159,32 @@ def compiled_entry(
 def device_entries(
     source: Source,
     engines: Sequence[DeviceEngine],
-    file_of: FileOf,
+    files: Mapping[str, Path],
     watch: Stopwatch,
     threads: int,
 ) -> tuple[list[Entry], dict[str, str]]:
-    """A model in every engine that runs it here; and of the others, why not."""
+    """A model in every engine that runs it here; and of the others, why not.
+
+    Args:
+        files: by `Wanted.name`; an engine whose file could not be made is passed over.
+    """
     entries: list[Entry] = []
     refused: dict[str, str] = {}
     for engine in engines:
+        file = files.get(engine.wanted(source).name)
+        if file is None:
+            continue
         try:
-            entries.append(_device_entry(source, engine, file_of, watch, threads))
+            entries.append(_device_entry(source, engine, file, watch, threads))
         except NmsfreeError as error:
             refused[engine.key] = str(error)
     return entries, refused
 
 
 def _device_entry(
-    source: Source, engine: DeviceEngine, file_of: FileOf, watch: Stopwatch, threads: int
+    source: Source, how: DeviceEngine, file: Path, watch: Stopwatch, threads: int
 ) -> Entry:
-    file = file_of(source, engine.precision)
+    engine = how.engine
     backend = engine.open(file, threads)
     timed = TimedBackend(backend, watch)
     detector = Detector(timed)
@@ -183,14 +192,15 @@ def _device_entry(
     if ran != file:
         provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
     return Entry(
-        engine.key,
+        how.key,
         source,
         detector,
         file,
         sha256(file),
         provider,
+        engine,
         bare=_bare(backend, detector),
-        state=engine.state(backend),
+        state=engine.state(backend, how.precision),
         stages=timed.stages,
     )
 

@@ -1,16 +1,19 @@
 """Models of one size: exported, opened in every engine of the device, evaluated, timed in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
+from nmsfree.errors import GateError, NmsfreeError
 from nmsfree.evaluate import Metrics, evaluate
-from nmsfree_benchmarks.common.exporting import exporter
+from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
 from nmsfree_benchmarks.machine.measure import Image, Stopwatch, take_turns
+from nmsfree_benchmarks.machine.memory import MemoryMeter
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_benchmarks.table.entries import (
@@ -23,8 +26,6 @@ from nmsfree_benchmarks.table.entries import (
 )
 from nmsfree_benchmarks.table.options import Options
 from nmsfree_benchmarks.table.rows import Row
-from nmsfree_export.export import ExportOptions
-from nmsfree_export.precision import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +48,11 @@ class Group:
     others: tuple[DeviceEngine, ...] = ()
 
     @property
-    def precisions(self) -> list[Precision]:
-        """Of the files that the engines take; FP32 first, which all others come from."""
-        return list(dict.fromkeys(["fp32", *(engine.precision for engine in self.others)]))
+    def wanted(self) -> list[Wanted]:
+        """The files that the engines take; FP32 of every model first."""
+        plain = [Wanted(source) for source in self.sources]
+        others = [engine.wanted(source) for source in self.sources for engine in self.others]
+        return list({wanted.name: wanted for wanted in (*plain, *others)}.values())
 
 
 def run_group(
@@ -63,15 +66,15 @@ def run_group(
 
     watch = Stopwatch()
     entries: list[Entry] = []
-    skipped: dict[str, str] = {}
-    export_files(group, options, progress)
+    files, skipped = export_files(group, options, progress)
     for source in group.sources:
-        made, refused = make_entries(source, group, watch, options)
+        made, refused = make_entries(source, group, files, watch, options)
         entries += made
         skipped |= refused
     if not entries:
         return [], skipped
     metrics = evaluate_all(entries, group, progress)
+    memory = {} if options.quick else memory_of_all(entries, group, options, skipped, progress)
     progress(f"rounds {group.size}", 0, options.plan(group.size).min_rounds)
     times = take_turns(
         all_calls(entries, watch),
@@ -101,36 +104,84 @@ def run_group(
             state=entry.state,
             joules=joules.get(entry.name),
             device_ms=stages[entry.name],
+            memory=memory.get(entry.name, {}),
+            graph=files[Wanted(entry.source).name] if entry.ran is None else entry.file,
         )
         for entry in entries
     ]
     return rows, skipped
 
 
-def export_files(group: Group, options: Options, progress: Progress) -> None:
-    """Export every model in every precision that its engines take."""
-    jobs = [(s, p) for s in group.sources for p in group.precisions]
-    progress(f"export {group.size}", 0, len(jobs))
-    with exporter() as other:
-        for done, (source, precision) in enumerate(jobs, start=1):
-            out = options.onnx(source, precision)
-            other.export(source.file, source.name, out, ExportOptions(precision=precision))
-            progress(f"export {group.size}", done, len(jobs))
+def export_files(
+    group: Group, options: Options, progress: Progress
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Export every model in every precision that its engines take.
+
+    Returns:
+        The files by `Wanted.name`; and of those that could not be made, why.
+
+    Raises:
+        GateError: an FP32 file, which all else is held against, could not be made.
+    """
+    calibration = None
+    if any(wanted.precision == "int8" for wanted in group.wanted):
+        calibration = digits_train(
+            options.data, options.work, lambda done, total: progress("digits train", done, total)
+        )
+    files, refused = export_all(
+        group.wanted,
+        options.work,
+        calibration,
+        lambda done, total: progress(f"export {group.size}", done, total),
+    )
+    for source in group.sources:
+        if Wanted(source).name in refused:
+            raise GateError(refused[Wanted(source).name])
+    return files, refused
 
 
 def make_entries(
-    source: Source, group: Group, watch: Stopwatch, options: Options
+    source: Source,
+    group: Group,
+    files: Mapping[str, Path],
+    watch: Stopwatch,
+    options: Options,
 ) -> tuple[list[Entry], dict[str, str]]:
     """Put a model into every engine of the device; also what does not run here, and why."""
     refused: dict[str, str] = {}
+    plain = files[Wanted(source).name]
     if options.device == "cpu":
-        made = cpu_entries(source, options.onnx(source), group.pictures, watch, options.threads)
+        made = cpu_entries(source, plain, group.pictures, watch, options.threads)
         entries = [entry for entry in made if entry.engine in group.engines]
     else:
-        with Detector(options.onnx(source)) as onnx:
+        with Detector(plain) as onnx:
             entries, refused = torch_entries(source, onnx, group.pictures, watch, options.device)
-    others, missing = device_entries(source, group.others, options.onnx, watch, options.threads)
+    others, missing = device_entries(source, group.others, files, watch, options.threads)
     return [*entries, *others], refused | missing
+
+
+def memory_of_all(
+    entries: Sequence[Entry],
+    group: Group,
+    options: Options,
+    skipped: dict[str, str],
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """What each engine takes with its file; why one could not be weighed goes to `skipped`."""
+    meter, found = MemoryMeter(), {}
+    weighed = [entry for entry in entries if entry.ran is not None]
+    for done, entry in enumerate(weighed):
+        progress(f"memory {group.size}", done, len(weighed))
+        assert entry.ran is not None
+        engine, file = entry.ran, entry.ran.ran(entry.file)
+        try:
+            found[entry.name] = meter.measure(
+                file, engine.device, options.threads, engine.arithmetic
+            )
+        except NmsfreeError as error:
+            skipped[f"memory of {entry.name}"] = str(error).replace(str(file), file.name)
+    progress(f"memory {group.size}", len(weighed), len(weighed))
+    return found
 
 
 def energy_of_all(

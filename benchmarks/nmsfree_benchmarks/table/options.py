@@ -1,11 +1,9 @@
 """What `nmsfree bench` measures, and for how long."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.machine.measure import Plan
-from nmsfree_benchmarks.table.eager import Source
 
 SIZES = ("nano", "large")
 PLANS = {  # by size, quick; seconds are aimed at, min_rounds are kept
@@ -27,11 +25,6 @@ class Options(RunOptions):
 
     sizes: tuple[str, ...] = SIZES
     device: str = "cpu"
-
-    def onnx(self, source: Source, precision: str = "fp32") -> Path:
-        """Return where a model's exported file is."""
-        kind = "" if precision == "fp32" else f".{precision}"
-        return self.work / f"{source.name}{kind}.onnx"
 
     def plan(self, size: str) -> Plan:
         """Return how long the models of a size are timed."""

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from nmsfree_benchmarks.machine.measure import STAGES
-from nmsfree_benchmarks.table.rows import Report, Row
-from nmsfree_benchmarks.table.tables import SHORT_ENGINES, head_label
+from nmsfree_benchmarks.table.results import Report
+from nmsfree_benchmarks.table.rows import SHORT_ENGINES, Row
+from nmsfree_benchmarks.table.tables import head_label
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 COLOURS = {"preprocess": "#E69F00", "network": "#56B4E9", "postprocess": "#D55E00"}
@@ -66,7 +67,7 @@ def _panel(panel: Axes, rows: list[Row]) -> None:
     panel.set_ylim(y - 0.4, -0.25)
     panel.set_xlim(0, longest * 1.22)
     spec = rows[0].spec
-    size = f"{spec.height} × {spec.width}, {len(spec.class_names)} classes, {spec.precision}"
+    size = f"{spec.height} × {spec.width}, {len(spec.class_names)} classes"
     panel.set_title(size, loc="left", fontsize=10, color=INK)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.table.picture import draw
-from nmsfree_benchmarks.table.rows import Report
+from nmsfree_benchmarks.table.results import Report
 from nmsfree_benchmarks.table.tables import markdown
 
 

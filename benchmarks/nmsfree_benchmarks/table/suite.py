@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.common import inputs
+from nmsfree_benchmarks.common.engines import DEPLOYED
 from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.common.sources import NANO, published_sources, trained_sources
 from nmsfree_benchmarks.machine.environment import describe
@@ -17,7 +18,8 @@ from nmsfree_benchmarks.table.device_engines import DEVICES
 from nmsfree_benchmarks.table.eager import use_threads
 from nmsfree_benchmarks.table.group import Group, run_group
 from nmsfree_benchmarks.table.options import Options
-from nmsfree_benchmarks.table.rows import BASELINE, CPU_ENGINES, DEPLOYED, Report, Row
+from nmsfree_benchmarks.table.results import Report
+from nmsfree_benchmarks.table.rows import BASELINE, CPU_ENGINES, Row
 
 QUICK_AP_IMAGES = 40
 NANO_PICTURES, HD_PICTURES = 32, 4
@@ -39,7 +41,7 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     use_threads(options.threads)
     environment = describe(options.threads, options.device)
-    peaks = measure_peaks(options.threads)
+    peaks = measure_peaks(options.threads, options.device)
     groups, skipped = make_groups(options, progress)
     rows: list[Row] = []
     loads: list[float] = []
@@ -50,14 +52,14 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
         skipped |= refused
         rows += found
         # A machine that was slow at the start would otherwise seem to beat its own limit.
-        peaks = peaks.or_faster(measure_peaks(options.threads))
+        peaks = peaks.or_faster(measure_peaks(options.threads, options.device))
         if meter.others is not None:
             loads.append(meter.others)
     return Report(
         stamp,
         environment | gpu.to_json(),
         options.quick,
-        tuple(with_limit(row, options, peaks) for row in rows),
+        tuple(with_limit(row, peaks) for row in rows),
         skipped,
         time.monotonic() - started,
         options.command,
@@ -67,11 +69,11 @@ def run_suite(options: Options, progress: Progress = silent) -> Report:
     )
 
 
-def with_limit(row: Row, options: Options, peaks: Peaks) -> Row:
-    """Add what an exported file takes at least."""
-    if row.engine != DEPLOYED:
+def with_limit(row: Row, peaks: Peaks) -> Row:
+    """Add what a graph takes at least, where the peak of its arithmetic was measured."""
+    if row.graph is None or row.subject.precision not in peaks.flops:
         return row
-    return replace(row, limit_ms=limit_of(options.work / f"{row.spec.name}.onnx", peaks).ms)
+    return replace(row, limit_ms=limit_of(row.graph, peaks).ms)
 
 
 def make_groups(options: Options, progress: Progress) -> tuple[list[Group], dict[str, str]]:

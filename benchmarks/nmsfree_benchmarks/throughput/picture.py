@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import (
     INK,
     bare_axes,
@@ -16,7 +17,7 @@ from nmsfree_benchmarks.common.plot_style import (
 )
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
-from nmsfree_benchmarks.throughput.rules import AXES, Curve, curves, saturation
+from nmsfree_benchmarks.throughput.rules import AXES, Curve, curves, on_a_gpu, saturation
 
 LABELS = {"streams": "parallel streams, one image a call", "batch": "images of a call, one stream"}
 
@@ -50,7 +51,7 @@ def draw(results: Results, path: Path) -> None:
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     ring = "; ring: more gives no more" if judge(results).ranks else ""
-    finish(figure, results, f"Throughput, median of windows{ring}", path)
+    finish(figure, results, titled(f"Throughput, median of windows{ring}", results), path)
 
 
 def _speed(record: Record) -> float:
@@ -75,8 +76,9 @@ def _end(
     """Where a curve ends, and what is written there."""
     last = curve.records[-1]
     y, digits = value(last), 0 if value(last) >= 100 else 1
-    threads = f"{curve.threads} thread" + ("s" if curve.threads > 1 else "")
-    return float(last.parameters[curve.axis]), y, f"{y:.{digits}f} {threads}", colour
+    threads = f" {curve.threads} thread" + ("s" if curve.threads > 1 else "")
+    text = f"{y:.{digits}f}" + ("" if on_a_gpu(last) else threads)
+    return float(last.parameters[curve.axis]), y, text, colour
 
 
 def _mark(axes: Axes, shown: list[Curve], colour: dict[str, str]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nmsfree_benchmarks.common.engines import ENGINES
+from nmsfree_benchmarks.common.on_device import ran_in
 from nmsfree_benchmarks.record.intervals import ratio_interval
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
@@ -24,8 +26,21 @@ class Curve:
 
     @property
     def name(self) -> str:
-        plural = "s" if self.threads > 1 else ""
-        return f"{self.model}, {self.threads} engine thread{plural}"
+        return f"{self.model}, {engine_text(self.records[0])}"
+
+
+def engine_text(record: Record) -> str:
+    """What tells curves of one model apart: "2 engine threads", and of a GPU the engine."""
+    assert record.subject is not None
+    if on_a_gpu(record):
+        return ENGINES[record.subject.engine].label
+    threads = int(record.parameters["threads"])
+    return f"{threads} engine thread" + ("s" if threads > 1 else "")
+
+
+def on_a_gpu(record: Record) -> bool:
+    """Whether pictures go elsewhere to be seen."""
+    return record.subject is not None and record.subject.transfers != "none"
 
 
 def curves(records: Sequence[Record]) -> list[Curve]:
@@ -106,9 +121,10 @@ def facts_of(results: Results) -> dict[str, Any]:
 def conclusions(results: Results) -> list[str]:
     """The same in words, and the most images a second of each model."""
     if not judge(results).ranks:
-        return ["No saturation point and no winner: this run cannot tell its rows apart."]
+        unsure = "No saturation point and no winner: this run cannot tell its rows apart."
+        return [unsure, *ran_in(results)]
     lines = [f"{saturation(curve)}." for curve in curves(results.records)]
-    return [*lines, *_most(results)]
+    return [*lines, *_most(results), *ran_in(results)]
 
 
 def _most(results: Results) -> list[str]:
@@ -120,6 +136,7 @@ def _most(results: Results) -> list[str]:
             best[record.subject.model] = record
     return [
         f"{model} at most: {r.summary.fps:.0f} images/s, batch {r.parameters['batch']}, streams "
-        f"{r.parameters['streams']}, engine threads {r.parameters['threads']}."
+        f"{r.parameters['streams']}"
+        + ("." if on_a_gpu(r) else f", engine threads {r.parameters['threads']}.")
         for model, r in best.items()
     ]

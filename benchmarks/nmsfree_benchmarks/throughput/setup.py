@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from nmsfree.detector import Detector
+from nmsfree_benchmarks.common.on_device import subject_on
 from nmsfree_benchmarks.machine.measure import Image, Times
-from nmsfree_benchmarks.record.records import Ratio, Record, Subject
+from nmsfree_benchmarks.record.records import Ratio, Record
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_benchmarks.throughput.rules import PER_IMAGE, WITH_NMS
 from nmsfree_benchmarks.throughput.streams import Window, run_window
@@ -20,6 +21,7 @@ class Setup:
 
     source: Source
     file: Path
+    device: str
     detector: Detector
     threads: int
     batch: int
@@ -40,19 +42,17 @@ class Setup:
         self.windows.append(window)
         return (window.elapsed_ns // window.images,)
 
-    def record(self, times: Times, digest: str) -> Record:
+    def record(self, times: Times) -> Record:
         """Times [windows, 1] ns an image; latency and processor time of the same windows."""
         kept = self.windows[-len(times) :]  # without the warm-up
         calls = np.concatenate([window.calls_ns for window in kept]) / 1e6
         images = sum(window.images for window in kept)
         processor = sum(window.processor_ns for window in kept) / images / 1e6
-        subject = Subject.of(
-            self.detector.spec,
+        subject = subject_on(
+            self.device,
+            self.detector.backend,
+            self.file,
             training=self.source.training,
-            sha256=digest,
-            file_bytes=self.file.stat().st_size,
-            engine="onnxruntime",
-            provider=self.detector.backend.description,
             threads=self.threads,
             batch=self.batch,
         )

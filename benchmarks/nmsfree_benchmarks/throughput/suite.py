@@ -1,18 +1,26 @@
-"""Images a second over batch and parallel streams, until the processor is full."""
+"""Images a second over batch and parallel streams, until the device is full."""
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError
-from nmsfree.identity import sha256
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.exported import Wanted, export_all
+from nmsfree_benchmarks.common.on_device import (
+    CPU,
+    DeviceOptions,
+    after_round,
+    on_gpu,
+    open_on,
+    watch_gpu,
+)
 from nmsfree_benchmarks.common.publishing import now
-from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
+from nmsfree_benchmarks.common.run_options import Progress, silent
 from nmsfree_benchmarks.common.sources import trained_sources
 from nmsfree_benchmarks.machine.environment import describe
 from nmsfree_benchmarks.machine.load import LoadMeter
@@ -33,8 +41,10 @@ WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(DeviceOptions):
     """What to run; each model is measured with one engine thread and with `threads` of them.
+
+    A GPU has no such threads, and each model is measured once.
 
     Attributes:
         models: which models; None takes `MODELS`.
@@ -51,6 +61,19 @@ class Options(RunOptions):
         """Seconds of one window."""
         return QUICK_WINDOW if self.quick else WINDOW
 
+    @property
+    def engine_threads(self) -> list[int]:
+        """Every number of engine threads."""
+        return [self.threads] if on_gpu(self.device) else sorted({1, self.threads})
+
+    def wanted(self, source: Source, batch: int) -> Wanted:
+        """Return the file for a batch: on the processor one for all of them.
+
+        Elsewhere each batch has its own, as it is deployed: compilers and CUDA graphs want shapes
+        that are fixed.
+        """
+        return Wanted(source, batch=None if self.device == CPU else batch)
+
     def loads(self) -> list[tuple[int, int]]:
         """(batch, streams); while one of them grows the other is 1."""
         batches = QUICK_BATCHES if self.quick else BATCHES
@@ -59,7 +82,7 @@ class Options(RunOptions):
 
 
 def run_throughput(options: Options, progress: Progress = silent) -> Results:
-    """Measure every model with one and with all engine threads under every load.
+    """Measure every model, with one and with all engine threads, under every load.
 
     Raises:
         InputError: there is no such model.
@@ -68,35 +91,30 @@ def run_throughput(options: Options, progress: Progress = silent) -> Results:
     """
     started, stamp = time.monotonic(), now()
     use_threads(options.threads)
-    environment = describe(options.threads)
+    environment = describe(options.threads, options.device)
     sources, skipped = choose(options)
     dataset = inputs.digits_val(
         options.data, options.work, lambda done, total: progress("digits val", done, total)
     )
     pictures = inputs.pictures(dataset, PICTURES)
-    wanted = [Wanted(source, batch=None) for source in sources]
-    files, refused = export_all(
-        wanted, options.work, None, lambda done, total: progress("export", done, total)
-    )
-    if refused:
-        raise GateError("; ".join(refused.values()))
+    files = _export(sources, options, progress)
+    gpu = watch_gpu(options.device)
     with ExitStack() as stack:
-        setups = [s for w in wanted for s in _setups(w, files[w.name], pictures, options, stack)]
+        setups = [s for source in sources for s in _setups(source, files, pictures, options, stack)]
         with LoadMeter() as meter:
             times = take_turns(
                 {setup.name: setup for setup in setups},
                 pictures,
                 options.plan,
-                lambda done, total: progress("rounds", done, total),
+                after_round(gpu, partial(progress, "rounds")),
             )
-        digests = {path: sha256(path) for path in files.values()}
-        records = [setup.record(times[setup.name], digests[setup.file]) for setup in setups]
+        records = [setup.record(times[setup.name]) for setup in setups]
     results = Results(
         "throughput",
         stamp,
         options.command,
         options.quick,
-        environment,
+        environment | gpu.to_json(),
         tuple(records),
         meter.others,
         {"burst": 1, "window_s": options.window},
@@ -124,15 +142,34 @@ def choose(options: Options) -> tuple[list[Source], dict[str, str]]:
     return found, skipped
 
 
+def _export(sources: Sequence[Source], options: Options, progress: Progress) -> dict[str, Path]:
+    """Export the files for all loads; returns them by `Wanted.name`."""
+    all_wanted = [options.wanted(s, batch) for s in sources for batch, _ in options.loads()]
+    wanted = {one.name: one for one in all_wanted}
+    files, refused = export_all(
+        list(wanted.values()), options.work, None, partial(progress, "export")
+    )
+    if refused:
+        raise GateError("; ".join(refused.values()))
+    return files
+
+
 def _setups(
-    wanted: Wanted, file: Path, pictures: list[Image], options: Options, stack: ExitStack
+    source: Source,
+    files: Mapping[str, Path],
+    pictures: list[Image],
+    options: Options,
+    stack: ExitStack,
 ) -> list[Setup]:
-    """Open a file once for each number of engine threads, and put it under every load."""
+    """Open each file once for each number of engine threads, and put it under its loads."""
     setups = []
-    for threads in sorted({1, options.threads}):
-        detector = stack.enter_context(Detector(OnnxRuntimeBackend(file, threads=threads)))
-        setups += [
-            Setup(wanted.source, file, detector, threads, *load, pictures, options.window)
-            for load in options.loads()
-        ]
+    for threads in options.engine_threads:
+        opened: dict[Path, Detector] = {}
+        for batch, streams in options.loads():
+            file = files[options.wanted(source, batch).name]
+            if file not in opened:
+                backend = open_on(file, options.device, threads)
+                opened[file] = stack.enter_context(Detector(backend))
+            load = (threads, batch, streams, pictures, options.window)
+            setups.append(Setup(source, file, options.device, opened[file], *load))
     return setups

@@ -1,5 +1,6 @@
 """Throughput in tables: a row for each load, smallest first."""
 
+from nmsfree_benchmarks.common.on_device import CPU, device_of
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.throughput.rules import AXES, PER_IMAGE, curves
@@ -49,4 +50,5 @@ def notes(results: Results) -> list[str]:
         "one Detector, each with one image a call. CPU ms is the processor time of an image, "
         "with what the engine's threads spend waiting. ! distrusts itself: interquartile range "
         "of its windows above 10 % of the median.",
+        *([] if device_of(results) == CPU else ["Every batch has a file of its own."]),
     ]

@@ -1,0 +1,168 @@
+"""A stream in a table and in sentences."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nmsfree_benchmarks.common.on_device import ran_in
+from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.jitter.facts import FLAT, label, milliseconds
+from nmsfree_benchmarks.machine.quiet import ENOUGH
+from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.record.verdict import judge
+
+AIM = 1.10  # p99 / p50 of the NMS-free detector, from empty to 500 objects
+
+
+def sheet(results: Results) -> Sheet:
+    """One row for each detector and order."""
+    header = (
+        "order",
+        "detector",
+        "p50",
+        "p99",
+        "worst",
+        "p99/p50",
+        "quiet",
+        "by frame",
+        "ms / 100 objects (95 %)",
+    )
+    return Sheet(
+        "A stream whose crowding changes, ms a frame",
+        header,
+        tuple(_row(results, record) for record in results.records),
+        words=2,
+    )
+
+
+def _row(results: Results, record: Record) -> tuple[str, ...]:
+    facts, summary = results.facts[record.name], record.summary
+    doubt = "" if summary.trusted else "!"
+    return (
+        record.parameters["order"],
+        label(record),
+        f"{summary.p50:.1f}{doubt}",
+        f"{summary.p99:.1f}",
+        f"{milliseconds(record).max():.1f}",
+        f"{facts['p99_by_p50']:.2f}",
+        _ratio(facts.get("quiet_p99_by_p50")),
+        f"{facts['frame_p99_by_p50']:.2f}",
+        signed(Interval(**facts["ms_per_100_objects"])),
+    )
+
+
+def signed(interval: Interval) -> str:
+    """A slope with its interval: "+0.12 (+0.05 – +0.20)"."""
+    value, low, high = (round(v, 2) + 0.0 for v in (interval.value, interval.low, interval.high))
+    return f"{value:+.2f} ({low:+.2f} – {high:+.2f})"  # + 0.0 makes 0 of −0
+
+
+def conclusions(results: Results) -> list[str]:
+    """Say it in sentences; whether content matters only where the run may be believed."""
+    lines = [
+        *_aim(results),
+        *_scatter(results),
+        *_machine(results),
+        _stream(results),
+        *ran_in(results),
+        *_found(results),
+    ]
+    if not judge(results).ranks:
+        return [*lines, "The machine was too noisy to rank: whose times depend on content is open."]
+    return lines + [_dependence(results, record) for record in results.records]
+
+
+def _scatter(results: Results) -> Iterator[str]:
+    """p99 by p50 of every detector, and what the machine has to do with it."""
+    for order in dict.fromkeys(r.parameters["order"] for r in results.records):
+        own = [r for r in results.records if r.parameters["order"] == order]
+        facts = {label(r): results.facts[r.name] for r in own}
+        said = (
+            f"{name} {f['p99_by_p50']:.2f} (by frame {f['frame_p99_by_p50']:.2f})"
+            for name, f in facts.items()
+        )
+        yield f"p99 / p50, {order}: {', '.join(said)}."
+
+
+def _machine(results: Results) -> Iterator[str]:
+    """p99 by p50 of constant work, and of the calls that the machine left undisturbed."""
+    for order in dict.fromkeys(r.parameters["order"] for r in results.records):
+        own = [r for r in results.records if r.parameters["order"] == order]
+        facts = {label(r): results.facts[r.name] for r in own}
+        if not all("quiet_calls" in f for f in facts.values()):
+            continue
+        machine = next(iter(facts.values()))["probe_p99_by_p50"]
+        said = (
+            f"{name} {_ratio(f['quiet_p99_by_p50'])} ({f['quiet_calls']} of {len(r.times)} calls)"
+            for (name, f), r in zip(facts.items(), own, strict=True)
+        )
+        yield (
+            f"The machine itself, {order}: p99 / p50 is {machine:.2f} for a constant matrix "
+            f"product. Of the calls it left undisturbed: {', '.join(said)}."
+        )
+
+
+def _aim(results: Results) -> Iterator[str]:
+    """Whether the NMS-free detector is as steady as it should be, where that can be told."""
+    free = [results.facts[r.name] for r in results.records if label(r) == "NMS-free"]
+    key = "quiet_p99_by_p50" if all("quiet_calls" in f for f in free) else "p99_by_p50"
+    tails = [f[key] for f in free]
+    others = [results.facts[r.name].get(key) for r in results.records if label(r) != "NMS-free"]
+    calls = "undisturbed calls" if key.startswith("quiet") else "all calls"
+    what = f"NMS-free, {calls} of both orders: p99 / p50 at most"
+    if any(value is None for value in tails):
+        yield (
+            f"Whether p99 / p50 of the NMS-free detector is at most {AIM:.2f} is open: fewer than "
+            f"{ENOUGH} calls were undisturbed in an order; run it for longer, or on a machine "
+            "that does nothing else."
+        )
+    else:
+        reached = "reached" if max(tails) <= AIM else "missed"
+        with_nms = ", ".join(sorted({_ratio(value) for value in others}))
+        yield f"{what} {max(tails):.2f} (with NMS {with_nms}); aim {AIM:.2f}: {reached}."
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _stream(results: Results) -> str:
+    s = results.settings
+    height, width = s["size"]
+    return (
+        f"{s['frames']} frames of {height} × {width} pixels{_seen_by(s)}, {s['passes']} passes in "
+        "each order, "
+        f"turns of {s['burst']} frames; NMS with IoU {s['iou']:g} within a class, {s['top_k']} "
+        "rows of output; from the picture in memory to boxes in its pixels."
+    )
+
+
+def _seen_by(settings: Mapping[str, Any]) -> str:
+    """The input of the networks, which older results do not tell: it was the frames' size."""
+    if "input" not in settings:
+        return ""
+    height, width = settings["input"]
+    return f", seen by networks of {height} × {width}"
+
+
+def _found(results: Results) -> Iterator[str]:
+    first = results.records[0].parameters["order"]
+    for record in results.records:
+        if record.parameters["order"] == first:
+            objects = record.figures["objects"]
+            yield (
+                f"{label(record)} finds {record.figures['found_empty']:.0f} with a score above 0.3 "
+                f"in frames of {min(objects)} objects, {record.figures['found_fullest']:.0f} in "
+                f"frames of {max(objects)}."
+            )
+
+
+def _dependence(results: Results, record: Record) -> str:
+    interval = Interval(**results.facts[record.name]["ms_per_100_objects"])
+    objects = record.figures["objects"]
+    change = abs(interval.value) * (max(objects) - min(objects)) / 100
+    unsure = interval.low <= 0 <= interval.high
+    small = change <= FLAT * record.summary.p50
+    verdict = "no dependence on content is seen" if unsure or small else "depends on content"
+    which = f"{record.parameters['order']}, {label(record)}"
+    return f"{which}: {signed(interval)} ms per 100 objects: {verdict}."

@@ -1,0 +1,338 @@
+"""The questions on another device than the processor: what is said of it, and what is refused.
+
+OpenVINO really runs. No machine of these tests has a GPU: a native engine is the runtime's own
+backend over its fakes, which compute in ONNX Runtime.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend, RawDetections
+from nmsfree.backends.onnxruntime_gpu import TF32_VARIABLE
+from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.backends.tensorrt_fake import fake_flavour
+from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
+from nmsfree.cuda.fake import FakeCuda
+from nmsfree.errors import EngineError, InputError, NmsfreeError
+from nmsfree.gpus import Gpu, Gpus, find_gpus
+from nmsfree.identity import sha256
+from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.common import on_device
+from nmsfree_benchmarks.common.on_device import open_on, ran_in, state_of, titled, use_device
+from nmsfree_benchmarks.common.publishing import Publication, publish
+from nmsfree_benchmarks.common.sample import results_of
+from nmsfree_benchmarks.crowd import models
+from nmsfree_benchmarks.jitter.suite import Options as JitterOptions
+from nmsfree_benchmarks.jitter.suite import run_jitter
+from nmsfree_benchmarks.machine.measure import Plan
+from nmsfree_benchmarks.nms.facts import conclusions
+from nmsfree_benchmarks.nms.graphs import open_session, without_nms
+from nmsfree_benchmarks.nms.options import Options, Range
+from nmsfree_benchmarks.nms.picture import draw
+from nmsfree_benchmarks.nms.suite import run_nms
+from nmsfree_benchmarks.nms.tables import notes, sheets
+from nmsfree_benchmarks.page.kinds import words_of
+from nmsfree_benchmarks.record import file as results_file
+from nmsfree_benchmarks.record.compare import compare
+from nmsfree_benchmarks.record.records import Results
+from nmsfree_export.nms_tail import CANDIDATES
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+QUESTIONS = ("jitter", "nms", "overhead", "throughput")
+NO_GPU = pytest.mark.skipif(not find_gpus().problem, reason="this machine has a GPU")
+PLAN = Plan(seconds=0, min_rounds=6, pause=0)
+TINY = Range((0, 20), (0.05, 0.001), (0.6,), (1,), scenes=2, alone=PLAN, call=PLAN)
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for a GPU switches TF32 off for the whole process; it is what it was afterwards."""
+    monkeypatch.setenv(TF32_VARIABLE, "0")
+
+
+def refused(question: str, folder: Path, *options: str) -> NmsfreeError:
+    """What a question is refused with; it has made nothing by then."""
+    paths = [f"--{name}={folder / name}" for name in ("weights", "work", "out")]
+    with pytest.raises(NmsfreeError) as error:
+        CliRunner().invoke(app, [question, *paths, *options], catch_exceptions=False)
+    assert not list(folder.iterdir())
+    return error.value
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_unknown_device_is_told(question: str, tmp_path: Path) -> None:
+    error = refused(question, tmp_path, "--device=tpu")
+    assert isinstance(error, InputError)
+    assert str(error) == (
+        "device is 'tpu', this benchmark runs on: cpu, openvino, cuda, tensorrt-rtx; cuda:1 is the "
+        "second GPU"
+    )
+
+
+@NO_GPU
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("device", ["cuda", "tensorrt-rtx:1"])
+def test_without_a_gpu_nothing_is_begun(question: str, device: str, tmp_path: Path) -> None:
+    error = refused(question, tmp_path, f"--device={device}")
+    assert isinstance(error, EngineError)
+    assert str(error) == find_gpus().problem
+
+
+def test_a_device_has_one_name() -> None:
+    assert [use_device(text) for text in ("cpu", "openvino", "openvino:CPU")] == [
+        "cpu",
+        "openvino",
+        "openvino",
+    ]
+    for text in ("openvino:GPU", "tensorrt", "cpu:0"):
+        with pytest.raises(InputError, match="this benchmark runs on"):
+            use_device(text)
+
+
+def test_a_gpu_that_is_not_there_or_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TF32_VARIABLE)
+    old = Gpus((Gpu("Pascal", (6, 1), 8 << 30),), "13.1", "")
+    monkeypatch.setattr(on_device, "find_gpus", lambda: old)
+    with pytest.raises(EngineError) as error:
+        use_device("cuda:1")
+    assert str(error.value) == (
+        "device is 'cuda:1', but the NVIDIA GPUs here are: 0 = Pascal (compute capability 6.1)"
+    )
+    assert os.environ[TF32_VARIABLE] == "0"
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(InputError, match=r"^target is SM 6\.1, the builder can do "):
+        use_device("tensorrt-rtx")
+
+
+@pytest.fixture
+def ask(here: None, options: list[str]) -> Callable[..., Results]:
+    """Return a function that asks a question on tiny networks, and reads what it leaves."""
+
+    def run(question: str, *more: str) -> Results:
+        command = [question, *options, *more, "--json=-"]
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return Results.from_json(json.loads(result.stdout))
+
+    return run
+
+
+def says_openvino(results: Results) -> None:
+    """Every place that tells where a run was made, tells OpenVINO."""
+    assert "--device openvino" in results.command
+    assert results.environment["device"] == "openvino"
+    subjects = [record.subject for record in results.records if record.subject is not None]
+    assert subjects and {subject.engine for subject in subjects} == {"openvino"}
+    for subject in subjects:
+        assert subject.provider.startswith("OpenVINO ") and subject.precision == "fp32"
+        assert (subject.tf32, subject.cuda_graph, subject.transfers) == (None, None, "none")
+    said = words_of(results)[0]
+    assert any(line.startswith("Run in OpenVINO ") for line in said)
+    assert not any("ONNX Runtime" in line for line in said)
+
+
+def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results]) -> None:
+    found = ask("overhead", "--device=openvino")
+    says_openvino(found)
+    assert found.settings["device"] == "openvino"
+    assert [r.to for r in found.ratios] == [f"{r.of} bare" for r in found.ratios]
+    # What was promised of ONNX Runtime is not asked of others.
+    assert [target["unit"] for target in found.facts["targets"]] == ["ms"]
+    said = words_of(found)[0]
+    assert said[0].startswith("fcos_e2e_nano, 640×480, OpenVINO: Detector(image) takes ")
+    usual = ask("overhead")
+    assert "device" not in usual.settings and "--device" not in usual.command
+    for by_ratios in (False, True):  # ratios carry over between machines, not between engines
+        with pytest.raises(InputError, match=r"device is .* before and 'openvino' after"):
+            compare(usual, found, by_ratios=by_ratios)
+    compare(found, found)
+
+
+def test_throughput_on_openvino_has_a_file_for_every_batch(
+    ask: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmsfree_benchmarks.throughput.suite.QUICK_WINDOW", 0.02)
+    monkeypatch.setattr("nmsfree_benchmarks.throughput.suite.QUICK_BATCHES", (1, 2))
+    found = ask("throughput", "--device=openvino:CPU", "--threads=2")
+    says_openvino(found)
+    loads = [(r.parameters["batch"], r.parameters["streams"]) for r in found.records]
+    assert loads == [(1, 1), (2, 1), (1, 2), (1, 4)] * 2
+    assert {r.parameters["threads"] for r in found.records} == {1, 2}
+    files = {(r.parameters["batch"], r.subject.sha256) for r in found.records if r.subject}
+    assert sorted(batch for batch, _ in files) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
+
+
+def nms_on(device: str, work: Path) -> Results:
+    options = Options(
+        weights=WEIGHTS, work=work, threads=1, range=TINY, tiles=1, device=device, command=(
+            f"nmsfree bench nms --device {device}"
+        ),
+    )  # fmt: skip
+    return run_nms(options)
+
+
+@pytest.fixture(scope="module")
+def openvino(work: Path) -> Results:
+    return nms_on("openvino", work)
+
+
+def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
+    says_openvino(openvino)
+    what = [r.parameters["what"] for r in openvino.records]
+    assert sorted(what) == sorted(["NMS-free", "NMS-free, filter taken out"] * 2 + ["with NMS"] * 4)
+    assert list(openvino.skipped) == [
+        "NMS alone",
+        "the graph without its NMS, and its NMS alone",
+    ]
+    assert "OpenVINO runs whole files; NMS is in its graph" in openvino.skipped.values()
+    for record in openvino.records:
+        assert len(record.times) == PLAN.min_rounds and record.subject is not None
+        assert record.subject.batch == 1 and record.subject.size == (256, 256)
+    # It finds what ONNX Runtime finds: the same candidates enter NMS.
+    crowded = openvino.record("call with NMS, objects 20, floor 0.05").figures
+    assert 14 <= crowded["found"] <= 30 and crowded["kept"] < crowded["candidates"]
+
+
+def test_nothing_is_said_of_what_was_not_measured(openvino: Results) -> None:
+    assert not [fact for fact in openvino.facts if "nms_share" in fact or "agree" in fact]
+    said = " ".join([*conclusions(openvino), *notes(openvino)])
+    for absent in ("implementations", "tail", "timed by itself", "on the host", "ONNX Runtime"):
+        assert absent not in said
+    assert "is not told apart here" in said
+    (calls,) = sheets(openvino)
+    assert calls.header[4:6] == ("with NMS", "NMS-free")
+    assert {len(row) for row in calls.rows} == {len(calls.header)}
+
+
+def test_implementations_are_refused_elsewhere() -> None:
+    options = Options(
+        weights=WEIGHTS, work=Path("none"), threads=1, device="openvino", implementations=("onnx",)
+    )
+    with pytest.raises(InputError) as error:
+        run_nms(options)
+    assert str(error.value) == (
+        "device is 'openvino', but the implementations of NMS run on the processor: leave "
+        "--implementation or --device out"
+    )
+
+
+def test_jitter_on_openvino(work: Path) -> None:
+    options = JitterOptions(
+        weights=WEIGHTS, work=work, threads=1, passes=1, levels=(0, 20), tiles=1, side=256,
+        device="openvino", command="nmsfree bench jitter --device openvino",
+    )  # fmt: skip
+    found = run_jitter(options)
+    says_openvino(found)
+    assert {r.subject.batch for r in found.records if r.subject} == {1}
+
+
+def fake_engine(file: Path, device: str, threads: int) -> Backend:
+    """Open a file as a native engine over the fakes: the network up to NMS in ONNX Runtime."""
+    whole = OnnxRuntimeBackend(file, threads=threads)
+    spec = whole.spec
+    whole.close()
+    names = list(RawDetections._fields) if spec.nms is None else list(CANDIDATES)
+    graph = file.read_bytes() if spec.nms is None else without_nms(file)
+    session, cuda = open_session(graph, threads), FakeCuda()
+
+    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        found = dict(zip(names, session.run(names, {"images": images}), strict=True))
+        return {n: v.astype(np.int32) if "classes" in n else v for n, v in found.items()}
+
+    count = None if spec.nms is None else run(np.zeros((1, 256, 256, 3), np.uint8))[names[1]].size
+    engine, digest = file.with_suffix(".engine"), sha256(file)
+    write_fake_engine(engine, spec, batch=(1, 1, 1), candidates=count, onnx_sha256=digest)
+    flavour = fake_flavour(cuda, run)
+    return TensorRtBackend(engine, device, cuda=cuda, flavour=flavour, rebuild=False)
+
+
+@pytest.fixture(scope="module")
+def native(work: Path) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "open_on", fake_engine)
+        return nms_on("tensorrt-rtx", work)
+
+
+def test_nms_behind_a_native_engine_is_a_part_of_the_call(native: Results) -> None:
+    for record in native.records:
+        assert record.subject is not None and record.subject.engine == "tensorrt_rtx"
+        assert (record.subject.tf32, record.subject.transfers) == (False, "in and out")
+        with_nms = record.parameters["what"] == "with NMS"
+        assert ("nms" in record.parts) is ("nms_ms" in record.figures) is with_nms
+        assert (record.times >= 0).all()
+    record = native.record("call with NMS, objects 20, floor 0.001")
+    assert record.parts == ("preprocess", "network", "nms", "postprocess")
+    median = float(np.median(record.times[:, 2])) / 1e6
+    assert median > 0 and record.figures["nms_ms"] == pytest.approx(median, abs=1e-4)
+    assert native.facts["host_nms_ms_20_0.001"]["value"] == pytest.approx(median, abs=1e-4)
+    share = native.facts["host_nms_share_of_call_20_0.001"]["value"]
+    assert share == pytest.approx(median / record.summary.p50, abs=1e-4)
+    # The same boxes as in the graph.
+    assert record.figures["found"] > 13
+
+
+def test_a_native_engine_is_put_into_words_and_pictures(
+    native: Results, openvino: Results, tmp_path: Path
+) -> None:
+    said = [*conclusions(native), *notes(native)]
+    assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host, takes ")
+    assert any(
+        "NMS on host: behind the engine, by the runtime's own clock" in line for line in said
+    )
+    assert any(line.startswith("Run in ") and "NMS on the host" in line for line in said)
+    assert native.skipped["the graph without its NMS, and its NMS alone"] == (
+        "TensorRT-RTX runs whole files; NMS is behind its engine, on the host"
+    )
+    (calls,) = sheets(native)
+    assert calls.header[5:7] == ("NMS on host", "NMS, % of call")
+    assert {len(row) for row in calls.rows} == {len(calls.header)}
+    for results in (native, openvino):
+        folder = tmp_path / results.environment["device"]
+        publish(Publication("NMS", results, sheets(results), said, draw), folder, None)
+        again = results_file.read(folder / f"{results.stamp}-nms.json")
+        assert again.to_json() == results.to_json()
+        picture = cv2.imread(str(folder / f"{results.stamp}-nms.png"))
+        assert picture is not None and picture.shape[1] > 1000 > picture.shape[0]
+    with pytest.raises(InputError, match="device is 'openvino' before and 'tensorrt-rtx' after"):
+        compare(openvino, native)
+
+
+def test_titles_name_what_is_not_usual() -> None:
+    usual = results_of()
+    assert titled("Speed", usual) == "Speed" and ran_in(usual) == []
+    gpu = results_of(environment={**usual.environment, "device": "cuda:1", "gpu": "GeForce"})
+    assert titled("Speed", gpu) == "Speed, ONNX Runtime CUDA on GeForce"
+    assert ran_in(gpu) == ["Run in ONNX Runtime 1.31.0 CPU, threads 2."]  # what the records tell
+
+
+def test_a_gpus_state_is_what_subjects_say() -> None:
+    spec = ModelSpec("made", "o2o", 64, 64, 1, ("a",), (1,))
+    told = "ONNX Runtime 1 CUDA, GeForce, TF32 off, no CUDA graph"
+    opened = CallableBackend(lambda images: pytest.fail("nothing is run"), spec, told)
+    assert state_of("cuda:1", opened) == {
+        "engine": "onnxruntime_cuda",
+        "tf32": False,
+        "transfers": "in and out",
+        "cuda_graph": False,
+    }
+
+
+@NO_GPU
+def test_engines_are_built_for_the_gpu_of_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"driver|GPU"):
+        open_on(tmp_path / "model.onnx", "tensorrt-rtx", 1)
