@@ -144,6 +144,19 @@ def test_ratios_are_compared_across_devices() -> None:
     assert agreement(before, before, "no such ratio") == (0, 0)
 
 
+def test_a_speed_that_grows_is_no_regression() -> None:
+    """Ratios of times grow when something becomes slower, those of speeds when it gains."""
+    speed = Ratio("free", "nms", "FP32 in ONNX Runtime by OpenVINO", Interval(2.0, 1.9, 2.1))
+    twice = replace(speed, interval=Interval(4.0, 3.8, 4.2))
+    before, after = (replace(results_of(), ratios=(ratio,)) for ratio in (speed, twice))
+    faster = compare(before, after, by_ratios=True)
+    assert faster.changes[0].interval.value == pytest.approx(0.5)
+    assert faster.regressions(1.05) == []
+    slower = compare(after, before, by_ratios=True)
+    assert slower.changes[0].interval.low == pytest.approx(3.8 / 2.1)
+    assert len(slower.regressions(1.05)) == 1
+
+
 def test_only_what_is_named_is_compared() -> None:
     run = results_of()
     names = [change.name for change in compare(run, run).changes]

@@ -41,7 +41,7 @@ from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_export.nms_tail import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
-HERE = ["numpy", "onnx", "opencv"]  # what needs no further package
+HERE = ["numpy", "host", "onnx", "opencv"]  # what needs no further package
 PLAN = Plan(seconds=0, min_rounds=2, pause=0)
 TINY = Range((0, 20), (0.05, 0.001), (0.6,), (1, 2), scenes=2, alone=PLAN, call=PLAN)
 SETTINGS = [(0.05, 0.6), (0.001, 0.6), (0.3, 0.45), (0.05, 0.8)]  # floor, IoU
@@ -316,7 +316,8 @@ def test_an_unknown_implementation_is_named() -> None:
     result = CliRunner().invoke(app, ["nms", "--implementation", "magic"])
     assert isinstance(result.exception, InputError)
     assert str(result.exception) == (
-        "implementation is 'magic', expected one of: numpy, onnx, opencv, torchvision, efficientnms"
+        "implementation is 'magic', expected one of: numpy, host, onnx, opencv, torchvision, "
+        "efficientnms"
     )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from nmsfree.evaluate import Metrics
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_benchmarks.machine.environment import available_cores, describe
+from nmsfree_benchmarks.machine.environment import available_cores, describe, hardware
 from nmsfree_benchmarks.machine.measure import STAGES, Times
 from nmsfree_benchmarks.page.table import conclusions
 from nmsfree_benchmarks.record.file import to_text
@@ -144,7 +144,8 @@ def test_other_engines_stand_beside_fp32_in_onnx_runtime(report: Report) -> None
     assert ratio.meaning == "FP32 in ONNX Runtime by OpenVINO, INT8"
     assert (ratio.of, ratio.to) == (first.name, int8.name)
     assert ratio.interval.value == pytest.approx(2.0, rel=1e-3)
-    assert "Times the speed of FP32 in ONNX Runtime" in markdown(found)
+    line = f"{first.spec.name}, times the speed of FP32 in ONNX Runtime (95 %): OpenVINO, INT8 2.0"
+    assert line in markdown(found)
     assert any("OpenVINO, INT8 has 2.00 to 2.00 ×" in c for c in conclusions(found.results()))
 
 
@@ -159,7 +160,7 @@ def test_limit_and_memory_are_told_where_they_are_known(report: Report) -> None:
     eager = replace(report.rows[0], limit_ms=11.0)
     assert eager.share_of_limit == pytest.approx(11.0 / eager.summary.p50)
     cells = dict(zip(HEADER, markdown_cells(row), strict=True))
-    assert (cells["limit"], cells["RAM MB"]) == ("75 %", "34")
+    assert (cells["limit %"], cells["RAM MB"]) == ("75", "34")
     record = next(row.records())
     assert record.figures["share_of_limit"] == 0.75 and record.figures["engine_rss_mb"] == 34.4
     assert dict(zip(HEADER, markdown_cells(report.rows[0]), strict=True))["RAM MB"] == "–"
@@ -278,3 +279,21 @@ def test_files_are_written(report: Report, tmp_path: Path) -> None:
 
 def test_cores_are_counted() -> None:
     assert available_cores() >= 1
+
+
+def test_a_gpu_is_named_where_it_ran_the_models() -> None:
+    here = {"processor": "EPYC", "device": "cpu", "gpu": "RTX 4060"}
+    assert hardware(here) == "EPYC (cpu)"
+    assert hardware(here | {"device": "cuda:1"}) == "RTX 4060 (cuda:1), EPYC"
+    assert hardware(here | {"device": "openvino", "gpu": None}) == "EPYC (openvino)"
+
+
+def test_on_a_gpu_rows_stand_beside_fp32_in_onnx_runtime_there(report: Report) -> None:
+    first = next(row for row in report.rows if row.engine == "onnxruntime")
+    plain = replace(first, engine="onnxruntime_cuda")
+    half = replace(first, engine="tensorrt_rtx_fp16", times=first.times // 4)
+    results = replace(report, rows=(plain, half)).results()
+    assert results.facts["speed_beside_fp32"] == {half.name: pytest.approx(4.0, rel=1e-3)}
+    assert first.spec.name in results.facts["detector_overhead"]
+    (ratio,) = [r for r in results.ratios if r.is_speed]
+    assert (ratio.of, ratio.to) == (plain.name, half.name)

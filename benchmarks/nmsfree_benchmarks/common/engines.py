@@ -73,6 +73,7 @@ class Engine:
 
 
 DEPLOYED = "onnxruntime"
+REFERENCES = (DEPLOYED, "onnxruntime_cuda")  # what others stand beside, on either device
 _ALL = (
     Engine(DEPLOYED, "ONNX Runtime", "ONNX Runtime", "cpu"),
     Engine("openvino", "OpenVINO", "OpenVINO", "openvino", "f32"),

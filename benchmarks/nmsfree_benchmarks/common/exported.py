@@ -20,7 +20,7 @@ from nmsfree_export.export import ExportOptions, Int8Options
 from nmsfree_export.precision import Precision
 
 CALIBRATION_IMAGES = 128
-STANDIN_IMAGES = 16  # for weights that are only timed: ranges change neither kernels nor shapes
+TIMED_IMAGES = 16  # where a file is timed and not evaluated: ranges change no kernels
 TRAIN_ANNOTATIONS = Path("annotations/instances_train.json")
 
 Progress = Callable[[int, int], None]
@@ -52,8 +52,8 @@ class Wanted:
 
     @property
     def calibration_images(self) -> int:
-        """Pictures that an INT8 file is calibrated with."""
-        return STANDIN_IMAGES if self.source.training == "untrained" else CALIBRATION_IMAGES
+        """Digits scenes that an INT8 file is calibrated with; few for what knows no digits."""
+        return CALIBRATION_IMAGES if self.source.training == "digits" else TIMED_IMAGES
 
     def options(self, calibration: Path | None) -> ExportOptions:
         """Say it to the exporter; `calibration` is a folder with a split `train`."""

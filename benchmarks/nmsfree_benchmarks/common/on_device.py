@@ -23,6 +23,7 @@ from nmsfree.identity import sha256
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
+from nmsfree_benchmarks.machine.memory_child import build_tiny
 from nmsfree_benchmarks.record.records import Results, Subject
 
 CPU = "cpu"
@@ -78,8 +79,7 @@ def use_device(text: str) -> str:
     major, minor = _find(place).capability
     if engine.builds:
         resolve_targets((), (10 * major + minor,), load_flavour("tensorrt-rtx").buildable())
-    else:
-        _try(str(place))
+    _try(str(place), built=engine.builds)
     return str(place)
 
 
@@ -107,10 +107,15 @@ def _find(place: Device) -> Gpu:
     return gpus.found[place.index]
 
 
-def _try(device: str) -> None:
-    """Open the runtime's own tiny model: a library that is missing is told at once."""
+def _try(device: str, built: bool = False) -> None:
+    """Open the runtime's own tiny model, or an engine of it.
+
+    A library that is missing or a driver that is too old is told before minutes of exports.
+    """
     with tempfile.TemporaryDirectory(prefix="nmsfree-bench-") as folder:
-        open_backend(write_model(Path(folder)), device).close()
+        tiny = write_model(Path(folder))
+        file = build_tiny(tiny, parse_device(device).index) if built else tiny
+        open_backend(file, device).close()
 
 
 def engine_of(device: str) -> Engine:

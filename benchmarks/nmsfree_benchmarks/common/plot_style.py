@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.record.records import Results
 from nmsfree_benchmarks.record.verdict import judge
 from nmsfree_benchmarks.table.picture import FAINT, INK
@@ -63,7 +64,7 @@ def finish(figure: Figure, results: Results, title: str, path: Path) -> None:
     quick = ", quick" if results.quick else ""
     doubt = "" if judge(results).ranks else " · too noisy to rank: read no winner from it"
     figure.supxlabel(
-        f"{e['processor']}, threads per engine: {e['threads']}{quick}{doubt}",
+        f"{hardware(e)}, threads per engine: {e['threads']}{quick}{doubt}",
         fontsize=9,
         color=INK if judge(results).ranks else SERIES[1],
     )

@@ -14,6 +14,7 @@ from nmsfree.errors import InputError
 from nmsfree.progress import progress_bar
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Results
 from nmsfree_benchmarks.record.verdict import judge
@@ -108,7 +109,7 @@ def environment_lines(results: Results) -> list[str]:
     e = results.environment
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     return [
-        f"{e['processor']} ({e['device']}), threads per engine: {e['threads']}, cores: "
+        f"{hardware(e)}, threads per engine: {e['threads']}, cores: "
         f"{e['cores']}, {e['system']}, Python {e['python']}",
         versions,
         f"{results.stamp}, `{results.command}`, {results.seconds:.0f} s",

@@ -63,10 +63,10 @@ class Opener:
         """
         engine = ENGINES[variant.engine]
         backend = engine.open(file, self.threads)
+        detector = self.stack.enter_context(Detector(TimedBackend(backend, self.watch)))
         figures = self.memory.measure(
             engine.ran(file), engine.device, self.threads, engine.arithmetic
         )
-        detector = self.stack.enter_context(Detector(TimedBackend(backend, self.watch)))
         accuracy = frontier_accuracy.measure(detector, self.judged)
         return Entry(variant, file, backend, detector, figures, accuracy)
 

@@ -6,12 +6,12 @@ from typing import Any
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
 from nmsfree_benchmarks.frontier.accuracy import Gap
 from nmsfree_benchmarks.record.intervals import Interval
-from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.record.records import FP32_BY, Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
 WORTH = 1.10  # times the speed from which another file or engine is worth the change
 TOLERATED = 0.005  # AP, 0-1, whose loss does not speak against one
-SPEED = "FP32 in ONNX Runtime at the deployed size by it"  # of a ratio: how many times the speed
+SPEED = f"{FP32_BY} at the deployed size by it"  # of a ratio: how many times the speed
 
 
 def detectors(results: Results) -> list[Record]:

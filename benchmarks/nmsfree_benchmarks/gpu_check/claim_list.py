@@ -76,7 +76,10 @@ def _accepted(folder: Path) -> str:
     build_engine(_onnx(folder), engine, BuildOptions(sms=flavour.buildable()))
     problem = flavour.engine_problem(flavour.create_runtime(), engine.read_bytes())
     if problem is not None:
-        raise CannotTry(f"{flavour} refuses its engines on {gpu}: {problem}")
+        said = f"{flavour} refuses its engines on {gpu}: {problem}"
+        major, minor = gpu.capability
+        # A GPU that it builds for must take what it built; of others nothing is claimed.
+        raise (GateError if 10 * major + minor in flavour.buildable() else CannotTry)(said)
     return f"{flavour} takes its engines on {gpu}"
 
 
@@ -129,7 +132,8 @@ def _threads(folder: Path) -> str:
 
 
 def _cuda_threads(folder: Path) -> str:
-    backend = _needing_gpu("cuda", folder, FREE)
+    """Of the file with NMS: without, runs replay one CUDA graph and take turns."""
+    backend = _needing_gpu("cuda", folder, WITH_NMS)
     try:
         return threads_agree(backend)
     finally:

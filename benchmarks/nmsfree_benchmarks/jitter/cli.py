@@ -22,7 +22,7 @@ from nmsfree_benchmarks.common.options import (
 def jitter(
     quick: Quick = False,
     passes: Annotated[
-        int | None, typer.Option(min=1, help="Of the stream, in each order; 25, quick 5.")
+        int | None, typer.Option(min=1, help="Of the stream, in each order; 30, quick 5.")
     ] = None,
     side: Annotated[
         int, typer.Option(min=64, help="Input of the networks, in pixels; frames have 1024.")
@@ -40,7 +40,7 @@ def jitter(
     The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
     same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
     On the processor a constant piece of work before and after every call tells which calls the
-    machine disturbed; p99 by the median is given of the others, too.
+    machine left alone; p99 by the median is given of these, too.
 
     Example: nmsfree bench jitter
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree_benchmarks.crowd.stats import slope
-from nmsfree_benchmarks.machine.quiet import tail, undisturbed
+from nmsfree_benchmarks.machine.quiet import left_alone, tail
+from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Ratio, Record, Results
 
 WITH_BY_FREE = "call with NMS by the NMS-free call, same frames"
@@ -56,23 +57,32 @@ def _quiet_facts(results: Results, order: str) -> dict[str, dict[str, Any]]:
     """What the probes say of the records of one order; nothing where there are none.
 
     "probe_p99_by_p50": the machine's own tail, of constant work; "quiet_calls": that it left
-    undisturbed; "quiet_p99_by_p50": of these, None where they are too few.
+    alone; "quiet_levels": numbers of objects in their frames; "quiet_p99_by_p50": of these calls
+    with its interval, "quiet_probe_p99_by_p50": of the work beside them; None of too few calls.
     """
     own = [r for r in results.records if r.parameters["order"] == order]
     probes = [np.array(r.figures["probes_ns"]) for r in own if "probes_ns" in r.figures]
     if len(probes) < len(own):
         return {}
-    work = np.concatenate(probes).ravel()
-    machine = round(float(np.percentile(work, 99) / np.median(work)), 4)
-    found = {}
-    for record, quiet in zip(own, undisturbed(probes), strict=True):
-        share = tail(milliseconds(record)[quiet])
-        found[record.name] = {
-            "probe_p99_by_p50": machine,
+    machine = tail(np.concatenate(probes).ravel() / 1e6)
+    return {
+        record.name: {
+            "probe_p99_by_p50": _value(machine),
             "quiet_calls": int(quiet.sum()),
-            "quiet_p99_by_p50": None if share is None else round(share, 4),
+            "quiet_levels": len(set(np.array(record.figures["objects"])[quiet].tolist())),
+            "quiet_p99_by_p50": _json(tail(milliseconds(record)[quiet])),
+            "quiet_probe_p99_by_p50": _value(tail(work[quiet].ravel() / 1e6)),
         }
-    return found
+        for record, work, quiet in zip(own, probes, left_alone(probes), strict=True)
+    }
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else round(interval.value, 4)
+
+
+def _json(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else interval.to_json()
 
 
 def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ FLOORS = (0.05, LOWEST_FLOOR)
 ORDERS = ("ramp", "shuffled")
 LEVELS = (0, 10, 25, 50, 100, 150, 200, 300, 400, 500)  # objects; up, then down again
 QUICK_LEVELS = (0, 50, 100, 300, 500)
-PASSES, QUICK_PASSES = 25, 5  # of the whole stream, in each order: 500 calls for a p99
+PASSES, QUICK_PASSES = 30, 5  # of the whole stream, in each order: 600 calls for a p99
 SIDE = 512  # px of the networks' input: short calls are told from the machine's moods
 
 
@@ -138,7 +138,6 @@ def _settings(options: Options, frames: Sequence[Frame]) -> dict[str, Any]:
         "input": [options.side] * 2,
         "iou": IOU,
         "top_k": TOP_K,
-        **options.settings(),
     }
 
 

@@ -22,9 +22,12 @@ PACKAGES = (
     "torch",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
     "openvino",
     "tensorrt_rtx",
     "tensorrt",
+    "cuda-python",
+    "pycuda",
     "onnx",
     "opencv-python-headless",
     "numpy",
@@ -81,6 +84,15 @@ def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
         "busy_cores_before": busy_cores(),
         "versions": _versions(),
     }
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """Name what ran the models, and the device: "AMD EPYC (cpu)", "RTX 4060 (cuda), AMD EPYC"."""
+    processor, device = environment["processor"], environment["device"]
+    gpu = environment.get("gpu")
+    if gpu is None or device.partition(":")[0] not in ("cuda", "tensorrt-rtx"):
+        return f"{processor} ({device})"
+    return f"{gpu} ({device}), {processor}"
 
 
 def _fingerprint(facts: Mapping[str, Any]) -> str:

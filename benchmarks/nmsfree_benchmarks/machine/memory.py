@@ -1,7 +1,8 @@
 """How much memory an engine takes: the peak of a process that does nothing else.
 
-A process of its own opens one file in one engine and runs it; another one imports the same and
-opens nothing. Their difference is what the model costs an application that has the engine already.
+A process of its own opens one file in one engine and runs it; another one has the same engine and
+no model: its library, and on a GPU a tiny one for the sake of its context. Their difference is what
+the model costs an application that has the engine already.
 """
 
 import json
@@ -59,7 +60,7 @@ class MemoryMeter:
     """Measures files; what an engine takes without a model is measured once and kept."""
 
     def __init__(self) -> None:
-        self._without: dict[str, float] = {}
+        self._without: dict[tuple[str, bool], float] = {}
 
     def measure(
         self, model: Path, device: str, threads: int, precision: str | None = None
@@ -74,8 +75,9 @@ class MemoryMeter:
             EngineError: the file does not run there.
         """
         target = f"{CHILD}:run_model"
-        if device not in self._without:
-            self._without[device] = peak_of(target, None, device, threads, precision)
+        kind = device, model.suffix == ".engine"
+        if kind not in self._without:
+            self._without[kind] = peak_of(f"{CHILD}:run_nothing", *kind)
         seen: list[float] = []
         place = parse_device(device)
         on_gpu = place.kind not in ("cpu", "openvino")
@@ -86,7 +88,7 @@ class MemoryMeter:
 
         look()
         peak = peak_of(target, str(model), device, threads, precision, look=look)
-        figures = {"peak_rss_mb": peak, "engine_rss_mb": peak - self._without[device]}
+        figures = {"peak_rss_mb": peak, "engine_rss_mb": peak - self._without[kind]}
         if seen:
             figures["peak_device_mb"] = (max(seen) - seen[0]) * MIB
         return {name: round(value, 1) for name, value in figures.items()}

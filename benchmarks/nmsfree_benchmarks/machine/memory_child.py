@@ -5,10 +5,12 @@
 
 import json
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from nmsfree.doctor_model import write_model
 from nmsfree.errors import NmsfreeError
 
 RUNS = 3  # engines take more memory in their first runs
@@ -33,8 +35,27 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def run_model(model: str | None, device: str, threads: int | None, precision: str | None) -> object:
-    """Open a model and run it a few times; without a model, import what would run it.
+def run_nothing(device: str, built: bool) -> object:
+    """Take what an engine takes without a model: its library, and on a GPU its context.
+
+    Args:
+        built: whether a file that was built for the device is run there, and no ONNX file.
+
+    Returns:
+        What must stay alive until the memory is read.
+    """
+    from nmsfree.backends.devices import parse_device
+
+    place = parse_device(device)
+    if place.kind in ("cpu", "openvino"):
+        return import_module("openvino" if place.kind == "openvino" else "onnxruntime")
+    with tempfile.TemporaryDirectory(prefix="nmsfree-memory-") as folder:
+        tiny = write_model(Path(folder))
+        return run_model(str(build_tiny(tiny, place.index) if built else tiny), device, None, None)
+
+
+def run_model(model: str, device: str, threads: int | None, precision: str | None) -> object:
+    """Open a model and run it a few times.
 
     Returns:
         What must stay alive until the memory is read.
@@ -42,17 +63,26 @@ def run_model(model: str | None, device: str, threads: int | None, precision: st
     import numpy as np
 
     from nmsfree.backends import Options, open_backend
-    from nmsfree.backends.devices import parse_device
 
-    if model is None:
-        kind = parse_device(device).kind
-        return import_module("openvino" if kind == "openvino" else "onnxruntime")
-    backend = open_backend(model, device, Options(threads=threads, precision=precision))
+    # An engine for a GPU has its precision in it, and no threads to be given.
+    engine = Path(model).suffix == ".engine"
+    options = Options() if engine else Options(threads=threads, precision=precision)
+    backend = open_backend(model, device, options)
     spec = backend.spec
     pixels = np.zeros((spec.batch or 1, spec.height, spec.width, 3), np.uint8)
     for _ in range(RUNS):
         backend.run(pixels)
     return backend
+
+
+def build_tiny(onnx: Path, index: int) -> Path:
+    """Build the runtime's own tiny model for a GPU; returns the engine's path."""
+    from nmsfree.doctor_engine import build
+    from nmsfree.engines.flavour import load_flavour
+    from nmsfree.gpus import find_gpus
+
+    major, minor = find_gpus().found[index].capability
+    return build(onnx, load_flavour("tensorrt-rtx"), 10 * major + minor)
 
 
 def main(target: str, arguments: str) -> None:

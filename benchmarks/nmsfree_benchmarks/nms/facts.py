@@ -64,7 +64,10 @@ def _headline(results: Results) -> Iterator[str]:
         if host is not None:
             alone = results.facts[f"host_nms_ms_{key(whole)}"]["value"]
             share = percent(Interval(**host))
-            yield f"{where}, on the host, takes {alone:.2f} ms, {share} of the whole call."
+            yield (
+                f"{where}, on the host behind the engine ({LABELS['host']}), takes {alone:.2f} ms, "
+                f"{share} of the whole call."
+            )
 
 
 def _filter_price(results: Results) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
-from nmsfree.nms import suppress
+from nmsfree.nms import suppress, suppress_at_once
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.nms.graphs import SELECTED, nms_operator, open_session
 from nmsfree_export.nms_tail import CANDIDATES
@@ -116,6 +116,20 @@ def numpy_nms(setting: Setting) -> Nms:
     return run
 
 
+def host_nms(setting: Setting) -> Nms:
+    """What this runtime does behind a TensorRT-RTX engine: a matrix of overlaps, in NumPy."""
+
+    def run(found: Candidates) -> Kept:
+        kept = []
+        for boxes, scores, classes in zip(*found, strict=True):
+            rows = np.flatnonzero(scores > np.float32(setting.floor))
+            best = suppress_at_once(boxes[rows], scores[rows], classes[rows], setting.iou)
+            kept.append(rows[best])
+        return kept
+
+    return run
+
+
 def torchvision_nms(setting: Setting) -> Nms:
     """`torchvision.ops.batched_nms`, image by image."""
     import torch
@@ -136,6 +150,7 @@ def torchvision_nms(setting: Setting) -> Nms:
 # The first is what the others are held against.
 MAKERS: dict[str, Callable[[Setting], Nms]] = {
     "numpy": numpy_nms,
+    "host": host_nms,
     "onnx": onnx_nms,
     "opencv": opencv_nms,
     "torchvision": torchvision_nms,
@@ -144,6 +159,7 @@ REFERENCE = "numpy"
 NAMES = (*MAKERS, "efficientnms")
 LABELS = {
     "numpy": "NumPy, greedy loop",
+    "host": "NumPy, matrix (the runtime's)",
     "onnx": "ONNX NonMaxSuppression",
     "opencv": "OpenCV NMSBoxesBatched",
     "torchvision": "torchvision batched_nms",
@@ -174,7 +190,9 @@ def _missing(name: str) -> str | None:
     if name == "efficientnms" and find_spec("tensorrt") is None:
         return "TensorRT, whose plugin it is, is not installed"
     if name == "efficientnms":
-        return "this plugin of TensorRT needs a GPU, and the others are timed on the processor"
+        return (
+            "this project does not run TensorRT's plugin yet: it has timed NMS on processors only"
+        )
     return None
 
 

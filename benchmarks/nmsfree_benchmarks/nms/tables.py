@@ -11,7 +11,13 @@ from nmsfree_benchmarks.nms.price import NMS_FREE, find_ratio, neighbour, of_kin
 from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
 
-SHORT = {"numpy": "NumPy", "onnx": "ONNX", "opencv": "OpenCV", "torchvision": "torchvision"}
+SHORT = {
+    "numpy": "NumPy loop",
+    "host": "NumPy matrix",
+    "onnx": "ONNX",
+    "opencv": "OpenCV",
+    "torchvision": "torchvision",
+}
 ALONE = (
     "NMS alone: from candidates in memory to the rows kept, the floor included. NMS-free: from raw "
     "maps to detections, so choosing and decoding are in it and not in the others; its floor is "

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from nmsfree_benchmarks.common.engines import DEPLOYED
+from nmsfree_benchmarks.common.engines import REFERENCES
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.machine.measure import STAGES
-from nmsfree_benchmarks.record.records import Ratio, Record, Results, Subject
+from nmsfree_benchmarks.record.records import FP32_BY, Ratio, Record, Results, Subject
 from nmsfree_benchmarks.record.verdict import judge
-from nmsfree_benchmarks.table.rows import ENGINES, FP32
+from nmsfree_benchmarks.table.rows import ENGINES
 from nmsfree_benchmarks.table.tables import limit_cell, ram_cell
 
 WITH_NMS = "with NMS by without"
@@ -35,7 +35,7 @@ def conclusions(results: Results) -> Iterator[str]:
     pairs = [
         ratio
         for ratio in results.ratios
-        if ratio.meaning == WITH_NMS and _subject(results, ratio.to).engine == DEPLOYED
+        if ratio.meaning == WITH_NMS and _subject(results, ratio.to).engine in REFERENCES
     ]
     # The first sentence is the section's headline: the detector that is most right.
     for ratio in sorted(pairs, key=lambda pair: -(_subject(results, pair.to).ap or 0)):
@@ -53,16 +53,18 @@ def _beside_fp32(results: Results) -> Iterator[str]:
     """How much faster each precision and engine is than FP32 in ONNX Runtime, by input size."""
     if not judge(results).ranks:
         return
-    found: dict[tuple[str, tuple[int, int]], list[float]] = {}
+    found: dict[tuple[str, tuple[int, int]], list[Ratio]] = {}
     for ratio in results.ratios:
-        if ratio.meaning.startswith(FP32):
+        if ratio.meaning.startswith(FP32_BY):
             subject = _subject(results, ratio.to)
             key = ENGINES.get(subject.engine, subject.engine), subject.size
-            found.setdefault(key, []).append(ratio.interval.value)
-    for (engine, size), values in found.items():
+            found.setdefault(key, []).append(ratio)
+    for (engine, size), ratios in found.items():
+        values = [ratio.interval.value for ratio in ratios]
+        unsure = "" if all(r.interval.decides for r in ratios) else ", not all of it sure"
         yield (
-            f"{engine} has {min(values):.2f} to {max(values):.2f} × the speed of {FP32} at "
-            f"{size[0]} × {size[1]}."
+            f"{engine} has {min(values):.2f} to {max(values):.2f} × the speed of {FP32_BY} at "
+            f"{size[0]} × {size[1]}{unsure}."
         )
 
 

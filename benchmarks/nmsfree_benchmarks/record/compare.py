@@ -20,7 +20,8 @@ class Change:
     Attributes:
         name: of the record, or what the ratio means.
         before, after: milliseconds (median), or the ratio's value.
-        interval: after / before; of two ratios, of their values.
+        interval: after / before, of times and of ratios of times; before / after of speeds, so that
+            above 1 is slower.
         ap_before, ap_after: 0-1; None where it was not measured.
     """
 
@@ -170,6 +171,8 @@ def _ratio_changes(before: Results, after: Results) -> Iterator[Change]:
             continue
         # Of two independent intervals: the extremes of their quotient, wider than 95 %.
         quotient = Interval(new.value / old.value, new.low / old.high, new.high / old.low)
+        if ratio.is_speed:
+            quotient = Interval(1 / quotient.value, 1 / quotient.high, 1 / quotient.low)
         yield Change(_name(ratio), old.value, new.value, quotient)
 
 

@@ -14,6 +14,7 @@ from nmsfree_benchmarks.machine.measure import Summary, Times, summarize
 from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
 
 FORMAT_VERSION = "2.0"
+EAGER_BY, FP32_BY = "eager by", "FP32 in ONNX Runtime"  # how meanings of speeds begin
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,11 @@ class Ratio:
     to: str
     meaning: str
     interval: Interval
+
+    @property
+    def is_speed(self) -> bool:
+        """Whether it says how fast `to` is beside a reference: then more is better."""
+        return self.meaning.startswith((EAGER_BY, FP32_BY))
 
     @classmethod
     def between(cls, of: Record, to: Record, meaning: str, burst: int = 1) -> "Ratio":

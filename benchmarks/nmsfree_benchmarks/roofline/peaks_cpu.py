@@ -37,29 +37,17 @@ def onnxruntime_probes(threads: int) -> list[Probe]:
         u8 = draw.integers(0, 256, (side, side), dtype=np.uint8)
         s8 = draw.integers(-128, 128, (side, side), dtype=np.int8)
         made += [
-            _onnxruntime_probe(threads, "fp32", "MatMul", f32, f32, TensorProto.FLOAT),
-            _onnxruntime_probe(threads, "int8", "MatMulInteger", u8, s8, TensorProto.INT32),
+            _onnxruntime_probe(threads, "fp32", "MatMul", f32, f32),
+            _onnxruntime_probe(threads, "int8", "MatMulInteger", u8, s8),
         ]
     return made
 
 
 def _onnxruntime_probe(
-    threads: int, precision: str, operator: str, a: NDArray[Any], b: NDArray[Any], result: int
+    threads: int, precision: str, operator: str, a: NDArray[Any], b: NDArray[Any]
 ) -> Probe:
-    """The second factor is an initialiser, as weights are, so that the engine may pack it."""
-    info = helper.make_tensor_value_info
-    kind = helper.np_dtype_to_tensor_dtype(a.dtype)
-    graph = helper.make_graph(
-        [helper.make_node(operator, ["a", "b"], ["c"])],
-        "product",
-        [info("a", kind, a.shape)],
-        [info("c", result, a.shape)],
-        [onnx.numpy_helper.from_array(b, "b")],
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
     side = len(a)
-    session = _session(model.SerializeToString(), threads)
+    session = product_session(threads, operator, a, b)
     return Probe(
         f"matrix product {precision} {side}, ONNX Runtime",
         timed(lambda: session.run(None, {"a": a})),
@@ -69,12 +57,35 @@ def _onnxruntime_probe(
     )
 
 
-def _session(model: bytes, threads: int) -> Any:
+def product_session(
+    threads: int, operator: str, a: NDArray[Any], b: NDArray[Any], *, spinning: bool = True
+) -> Any:
+    """Open a session that multiplies "a" with `b`, which the engine may pack as it packs weights.
+
+    Args:
+        operator: "MatMul" of float32, or "MatMulInteger" of uint8 by int8.
+        a: of the shape and type that will be fed.
+        spinning: whether its threads wait for the next run without sleeping.
+    """
     import onnxruntime as ort
 
+    result = TensorProto.FLOAT if operator == "MatMul" else TensorProto.INT32
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["a", "b"], ["c"])],
+        "product",
+        [info("a", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)],
+        [info("c", result, a.shape)],
+        [onnx.numpy_helper.from_array(b, "b")],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def _torch_probe(threads: int, kind: torch.dtype, precision: str, side: int) -> Probe:

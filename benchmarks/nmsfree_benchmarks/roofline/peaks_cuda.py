@@ -1,5 +1,8 @@
 """Probes of an NVIDIA GPU: matrix products with cuBLAS and copies in its memory, by PyTorch."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from nmsfree.errors import EngineError
@@ -14,7 +17,17 @@ PRODUCTS = (  # precision, type of the factors, whether TF32 is allowed
 
 
 def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
-    """All probes; FP32 with TF32 off, and TF32 by itself.
+    """All probes at once; FP32 with TF32 off, and TF32 by itself.
+
+    Raises:
+        EngineError: PyTorch finds no such GPU.
+    """
+    skipped = {"int8": "PyTorch has no plain INT8 matrix product to measure on a GPU"}
+    return [make() for make in cuda_makers(index)], skipped
+
+
+def cuda_makers(index: int = 0) -> list[Callable[[], Probe]]:
+    """Return what makes the probes: each takes hundreds of megabytes once it is made.
 
     Raises:
         EngineError: PyTorch finds no such GPU.
@@ -24,10 +37,8 @@ def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
             f"device is 'cuda:{index}', but PyTorch finds no such GPU: see `nmsfree doctor`"
         )
     device = torch.device("cuda", index)
-    products = [_product_probe(device, *product) for product in PRODUCTS]
-    copies = [_copy_probe(device, mib) for mib in GPU_COPIED_MIB]
-    skipped = {"int8": "PyTorch has no plain INT8 matrix product to measure on a GPU"}
-    return [*products, *copies], skipped
+    products = [partial(_product_probe, device, *product) for product in PRODUCTS]
+    return [*products, *(partial(_copy_probe, device, mib) for mib in GPU_COPIED_MIB)]
 
 
 def _product_probe(device: torch.device, precision: str, kind: torch.dtype, tf32: bool) -> Probe:
@@ -35,8 +46,10 @@ def _product_probe(device: torch.device, precision: str, kind: torch.dtype, tf32
     b, c = torch.ones_like(a), torch.empty_like(a)
 
     def run() -> None:
+        before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.mm(a, b, out=c)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
     return Probe(
         f"matrix product {precision} {GPU_SIDE}, cuBLAS",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from nmsfree_benchmarks.common.engines import DEPLOYED
+from nmsfree_benchmarks.common.engines import DEPLOYED, REFERENCES
 from nmsfree_benchmarks.machine.measure import ratio
 from nmsfree_benchmarks.table.rows import BASELINE, EAGER, Row
 
@@ -17,7 +17,7 @@ def speedups(rows: Iterable[Row]) -> dict[str, float]:
     return {
         name: round(ratio(by_key[name, BASELINE].times, row.times), 3)
         for (name, engine), row in by_key.items()
-        if engine == DEPLOYED and (name, BASELINE) in by_key
+        if engine in REFERENCES and (name, BASELINE) in by_key
     }
 
 
@@ -26,18 +26,18 @@ def overheads(rows: Iterable[Row]) -> dict[str, float]:
     return {
         row.spec.name: round(ratio(row.times, row.bare), 3)
         for row in rows
-        if row.engine == DEPLOYED and row.bare is not None
+        if row.engine in REFERENCES and row.bare is not None
     }
 
 
 def beside_fp32(rows: Iterable[Row]) -> dict[str, float]:
     """Row of another exported file or engine → how many times the speed of FP32 in ONNX Runtime."""
     rows = [row for row in rows if row.engine not in EAGER]
-    plain = {row.spec.name: row.times for row in rows if row.engine == DEPLOYED}
+    plain = {row.spec.name: row.times for row in rows if row.engine in REFERENCES}
     return {
         row.name: round(ratio(plain[row.spec.name], row.times), 3)
         for row in rows
-        if row.engine != DEPLOYED and row.spec.name in plain
+        if row.engine not in REFERENCES and row.spec.name in plain
     }
 
 
@@ -58,7 +58,7 @@ def postprocess_ms(rows: Iterable[Row]) -> dict[str, float]:
 
 def ap_gaps(rows: Iterable[Row]) -> dict[str, float]:
     """NMS-free model → its AP minus that of the NMS model of its size, both in ONNX Runtime."""
-    deployed = [r for r in rows if r.engine == DEPLOYED and r.metrics is not None]
+    deployed = [r for r in rows if r.engine in REFERENCES and r.metrics is not None]
     with_nms = {size_of(r): r.metrics.ap for r in deployed if r.spec.nms and r.metrics}
     return {
         r.spec.name: round(r.metrics.ap - with_nms[size_of(r)], 5)

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.table.results import Report
 from nmsfree_benchmarks.table.rows import SHORT_ENGINES, Row
@@ -34,7 +35,7 @@ def draw(report: Report, path: Path) -> None:
     handles = [Patch(color=COLOURS[stage], label=LABELS[stage]) for stage in STAGES]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(STAGES), frameon=False)
     e = report.environment
-    about = f"milliseconds, one image after another · {e['processor']}, threads: {e['threads']}"
+    about = f"milliseconds, one image after another · {hardware(e)}, threads: {e['threads']}"
     ranks = report.verdict.ranks
     figure.supxlabel(
         about if ranks else f"{about} · too noisy to rank: read no winner from it",

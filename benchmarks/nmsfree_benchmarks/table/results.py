@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from nmsfree_benchmarks.common.engines import DEPLOYED
-from nmsfree_benchmarks.record.records import Ratio, Results
+from nmsfree_benchmarks.common.engines import REFERENCES
+from nmsfree_benchmarks.record.records import EAGER_BY, FP32_BY, Ratio, Results
 from nmsfree_benchmarks.record.verdict import Verdict, judge
 from nmsfree_benchmarks.table.facts import (
     ap_gaps,
@@ -17,7 +17,7 @@ from nmsfree_benchmarks.table.facts import (
     size_of,
     speedups,
 )
-from nmsfree_benchmarks.table.rows import BASELINE, EAGER, ENGINES, FP32, Row
+from nmsfree_benchmarks.table.rows import BASELINE, EAGER, ENGINES, Row
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,14 @@ class Report:
                 eager = found.get(f"{row.spec.name} {BASELINE}")
                 bare = found.get(f"{row.name} bare")
                 if row.engine not in EAGER and eager is not None:
-                    meaning = f"eager by {ENGINES[row.engine]}"
+                    meaning = f"{EAGER_BY} {ENGINES[row.engine]}"
                     yield Ratio.between(eager, own, meaning, burst)
-                plain = found.get(f"{row.spec.name} {DEPLOYED}")
+                plain = next(
+                    (found[key] for e in REFERENCES if (key := f"{row.spec.name} {e}") in found),
+                    None,
+                )
                 if row.engine not in EAGER and plain is not None and plain is not own:
-                    yield Ratio.between(plain, own, f"{FP32} by {ENGINES[row.engine]}", burst)
+                    yield Ratio.between(plain, own, f"{FP32_BY} by {ENGINES[row.engine]}", burst)
                 if bare is not None:
                     yield Ratio.between(own, bare, "Detector by bare call", burst)
                 for other in rows:

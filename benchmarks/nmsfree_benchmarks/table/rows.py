@@ -14,7 +14,6 @@ from nmsfree_benchmarks.record.records import Record, Subject
 from nmsfree_benchmarks.table import device_engines
 
 HASH_DIGITS = 12
-FP32 = "FP32 in ONNX Runtime"
 EAGER = ("eager_timing", "eager_evaluation", "eager_two_stage", "compiled")
 BASELINE, COMPILED = "eager_timing", "compiled"
 CPU_ENGINES = {

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.table.notes import notes
 from nmsfree_benchmarks.table.results import Report
@@ -79,7 +80,16 @@ def _ap_cells(row: Row) -> list[str]:
 
 HEADER = (
     *("model", "head", "weights", "size", "engine", "precision", "FPS", "p50 ms", "p90 ms"),
-    *("p99 ms", "preprocess", "network", "post-processing + NMS", "limit", "AP", "AP50", "RAM MB"),
+    *(
+        "p99 ms",
+        "preprocess",
+        "network",
+        "post-processing + NMS",
+        "limit %",
+        "AP",
+        "AP50",
+        "RAM MB",
+    ),
     *("file MB", "file"),
 )
 
@@ -108,7 +118,7 @@ def markdown_cells(row: Row) -> list[str]:
         row.summary.fps_text,
         *(f"{ms:.1f}" for ms in row.summary.percentiles),
         *(f"{row.shares[stage] * 100:.1f} %" for stage in STAGES),
-        limit_cell(row.share_of_limit) + " %",
+        limit_cell(row.share_of_limit),
         *_ap_cells(row),
         ram_cell(row.memory),
         f"{row.file_bytes / 1e6:.1f}",
@@ -121,7 +131,7 @@ def environment_lines(report: Report) -> list[str]:
     e = report.environment
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     return [
-        f"{e['processor']} ({e['device']}), threads per engine: {e['threads']}, cores: "
+        f"{hardware(e)}, threads per engine: {e['threads']}, cores: "
         f"{e['cores']}, {e['system']}, Python {e['python']}",
         versions,
         f"{report.stamp}{', quick' if report.quick else ''}: one image after another, all rows of "
