@@ -40,7 +40,7 @@ app.command()(throughput)
 def bench(
     context: typer.Context,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Under two minutes: fewer rounds, rows and images.")
+        bool, typer.Option("--quick", help="Two minutes on a processor: fewer rounds and rows.")
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of every engine; the physical cores if not given.")
@@ -49,7 +49,8 @@ def bench(
         Path, typer.Option(help="Trained checkpoints; published ones in its published/.")
     ] = Path("weights"),
     data: Annotated[
-        Path, typer.Option(help="Digits set; its val split is made elsewhere when missing.")
+        Path,
+        typer.Option(help="Digits set: val for AP, train for INT8; made elsewhere when missing."),
     ] = Path("data/digits"),
     work: Annotated[
         Path, typer.Option(help="Where ONNX files and missing digits are made.")
@@ -72,11 +73,14 @@ def bench(
 ) -> None:
     """Measure NMS-free against NMS: latency by stage, and AP of the very files that are timed.
 
-    All models of a size run in turn, in eager PyTorch as published and in ONNX Runtime, which
-    runs files exported here. Models at 512 × 736 without published weights get stand-in weights
-    and no AP.
+    All models of a size run in turn: in eager PyTorch as published, and as files exported here in
+    ONNX Runtime and OpenVINO, FP32 and INT8 (bf16 where the processor has it); on a GPU in
+    PyTorch, ONNX Runtime and TensorRT-RTX, FP32, FP16 and INT8. Models at 512 × 736 without
+    published weights get stand-in weights and no AP.
 
-    Example: nmsfree bench --quick
+    A first look: nmsfree bench --quick
+
+    On a GPU: nmsfree bench --device cuda
     """
     if context.invoked_subcommand is not None:
         return

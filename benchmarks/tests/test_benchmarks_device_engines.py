@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.tensorrt_lane import Timings
 from nmsfree.data.digits import make_scene
+from nmsfree.doctor_model import write_model
 from nmsfree.errors import EngineError
-from nmsfree.gpus import find_gpus
+from nmsfree.gpus import Gpu, Gpus, find_gpus
 from nmsfree.identity import computes_bf16, sha256
-from nmsfree_benchmarks.common.engines import BF16_MISSING
+from nmsfree_benchmarks.common.engines import BF16_MISSING, build_here
 from nmsfree_benchmarks.common.engines import ENGINES as OPENED
 from nmsfree_benchmarks.machine.gpu import GpuState
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
@@ -264,3 +265,24 @@ def test_a_native_engine_tells_its_stages(
         timed.run(np.zeros((1, 8, 8, 3), np.uint8))
     assert timed.stages() == {"h2d_ms": 0.2, "network_ms": 2.0, "d2h_ms": 0.05, "nms_ms": 0.0}
     assert made[0][0].stages() == {}  # OpenVINO tells none
+
+
+def test_an_engine_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the real builder, which needs no GPU; another file or GPU gets an engine of its own."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def gpu(*capability: int) -> Gpus:
+        return Gpus((Gpu("of a test", (capability[0], capability[1]), 0),), "13.1", "")
+
+    monkeypatch.setattr("nmsfree_benchmarks.common.engines.find_gpus", lambda: gpu(8, 9))
+    onnx = write_model(tmp_path)
+    engine = build_here(onnx)
+    first = engine.stat().st_mtime_ns
+    assert build_here(onnx).stat().st_mtime_ns == first
+    monkeypatch.setattr("nmsfree_benchmarks.common.engines.find_gpus", lambda: gpu(8, 6))
+    second = build_here(onnx).stat().st_mtime_ns
+    assert second > first
+    onnx.write_bytes(onnx.read_bytes() + b"\x72\x00")  # an empty metadata entry
+    assert build_here(onnx).stat().st_mtime_ns > second
+    with pytest.raises(EngineError, match=r"^GPU 1 was asked for, this machine has 1$"):
+        build_here(onnx, 1)

@@ -38,6 +38,7 @@ def build_app() -> typer.Typer:
         name="nmsfree",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # paragraphs flow to the terminal's width
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.devices import parse_device
-from nmsfree.errors import EngineError
+from nmsfree.engines.sidecar import read_sidecar
+from nmsfree.errors import EngineError, NmsfreeError
 from nmsfree.gpus import find_gpus
-from nmsfree.identity import computes_bf16
+from nmsfree.identity import computes_bf16, sha256
 from nmsfree.spec import Target
 
 BF16_MISSING = "the processor has no bfloat16 arithmetic, it would be emulated"
@@ -98,7 +99,7 @@ def has_graph(backend: Backend) -> bool | None:
 
 
 def build_here(file: Path, index: int = 0) -> Path:
-    """Build an engine for a GPU of this machine beside the file.
+    """Build an engine for a GPU of this machine beside the file, unless it is there already.
 
     Args:
         index: which GPU, as CUDA counts them.
@@ -115,6 +116,16 @@ def build_here(file: Path, index: int = 0) -> Path:
     if index >= len(gpus.found):
         raise EngineError(f"GPU {index} was asked for, this machine has {len(gpus.found)}")
     major, minor = gpus.found[index].capability
-    engine = file.with_suffix(".engine")
-    build_engine(file, engine, BuildOptions(sms=(10 * major + minor,)))
+    engine, sm = file.with_suffix(".engine"), 10 * major + minor
+    if not _is_built(engine, file, sm):
+        build_engine(file, engine, BuildOptions(sms=(sm,)))
     return engine
+
+
+def _is_built(engine: Path, file: Path, sm: int) -> bool:
+    """Whether an engine is of this very file and GPU; loading checks the rest of what it is."""
+    try:
+        built = read_sidecar(engine)
+    except NmsfreeError:  # there is none
+        return False
+    return engine.is_file() and built.onnx_sha256 == sha256(file) and sm in built.targets

@@ -11,20 +11,20 @@ from nmsfree_benchmarks.common.direct_labels import End, spread
 from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import FAINT, INK, SERIES, bare_axes, finish, new_figure
 from nmsfree_benchmarks.nms.alone import HEAD
-from nmsfree_benchmarks.nms.implementations import MAKERS
 from nmsfree_benchmarks.nms.picture_shares import FLOORS, draw_shares, floors_of
 from nmsfree_benchmarks.nms.price import of_kind
 from nmsfree_benchmarks.record.records import Record, Results
 
 AXES = {"objects": "objects", "floor": "score floor", "iou": "IoU threshold", "batch": "batch"}
-COLOURS = dict(zip((*MAKERS, HEAD), (*SERIES[1:5], SERIES[0]), strict=True))
 NAMES = {
     "numpy": "NumPy loop",
     "onnx": "ONNX operator",
     "opencv": "OpenCV",
     "torchvision": "torchvision",
+    "host": "NumPy matrix",
     HEAD: "NMS-free head, all of\nits post-processing",
 }
+COLOURS = dict(zip(NAMES, (*SERIES[1:], SERIES[0]), strict=True))
 
 
 def draw(results: Results, path: Path) -> None:

@@ -36,7 +36,8 @@ def notes(report: Report) -> Iterator[str]:
     yield (
         "limit: the least time that this device needs for the network's arithmetic and bytes, of "
         "the bare call's; in PyTorch of the whole call's. Peaks are those of matrix products in "
-        "ONNX Runtime (on a GPU in cuBLAS), measured before and after the rounds. RAM: peak of a "
+        "ONNX Runtime (on a GPU in cuBLAS), measured before and after the rounds; above 100 an "
+        "engine does better, or the machine did just then. RAM: peak of a "
         "process with this file and engine alone, minus one that opens no model."
     )
     yield from _facts(report)
