@@ -155,7 +155,7 @@ def disturbed(results: Results, calls: int = 200) -> Results:
         figures = {**record.figures, "objects": objects, "probes_ns": probes[:, None].repeat(2, 1)}
         records.append(replace(record, times=times, figures=figures))
     settings = {**results.settings, "frames": 1}
-    found = replace(results, records=tuple(records), settings=settings)
+    found = replace(results, records=tuple(records), settings=settings, other_load=0.0)
     return replace(found, facts=facts_of(found))
 
 
@@ -173,6 +173,10 @@ def test_the_machines_tail_is_told_from_the_detectors(results: Results) -> None:
     )
     assert any("p99 / p50 of a constant matrix product is 1.33." in line for line in said)
     assert any("NMS-free 1.00 in 180 of 200 calls (the product 1.00)" in line for line in said)
+    busy = conclusions(replace(found, other_load=1.5))
+    assert (
+        busy[0] == "Whether p99 / p50 is at most 1.10 is open: the machine was too noisy to judge."
+    )
     few = conclusions(disturbed(results, calls=100))
     assert few[0].startswith("Whether p99 / p50 of the NMS-free detector is at most 1.10 is open")
     assert tail(np.ones(99)) is None
