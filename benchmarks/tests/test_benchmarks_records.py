@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks.common.sample import ENVIRONMENT, MS, record_of, results_of, times_of
+from nmsfree_benchmarks.common.sample import (
+    ENVIRONMENT,
+    MS,
+    record_of,
+    results_of,
+    subject_of,
+    times_of,
+)
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
@@ -178,3 +185,10 @@ def test_too_few_calls_decide_nothing() -> None:
     assert judge(results_of(records=(few,), ratios=())).reasons == (
         "1 of 1 rows have under 5 calls: measure longer",
     )
+
+
+def test_a_cuda_graph_that_only_one_of_two_has_is_told() -> None:
+    free, nms = subject_of(cuda_graph=True), subject_of("fcos_rt_nano", cuda_graph=False)
+    assert free.graph_beside(free) == subject_of().graph_beside(subject_of()) == ""
+    said = " (only fcos_e2e_nano replays a CUDA graph)"
+    assert free.graph_beside(nms) == nms.graph_beside(free) == said

@@ -1,6 +1,5 @@
 """The variants of the frontier: opened, weighed, evaluated; how they are timed and recorded."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from nmsfree_benchmarks.frontier import accuracy as frontier_accuracy
 from nmsfree_benchmarks.frontier.accuracy import Accuracy
 from nmsfree_benchmarks.frontier.rules import SPEED, is_reference
 from nmsfree_benchmarks.frontier.variants import Variant
-from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch, Times
+from nmsfree_benchmarks.machine.measure import Call, Stopwatch, Times
 from nmsfree_benchmarks.machine.memory import MemoryMeter
 from nmsfree_benchmarks.record.records import Ratio, Record, Subject
 from nmsfree_benchmarks.table.entries import timed_call
-from nmsfree_benchmarks.table.onnx_engine import TimedBackend
+from nmsfree_benchmarks.table.onnx_engine import TimedBackend, engine_call, prepare_of
 
 PARTS = ("preprocess", "engine", "to_source")
 
@@ -95,18 +94,8 @@ def calls_of(entries: Sequence[Entry], watch: Stopwatch) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for entry in entries:
         calls[entry.variant.name] = timed_call(entry.detector, watch)
-        calls[f"{entry.variant.name} bare"] = _bare_call(entry)
+        calls[f"{entry.variant.name} bare"] = engine_call(entry.backend, prepare_of(entry.detector))
     return calls
-
-
-def _bare_call(entry: Entry) -> Call:
-    def call(image: Image) -> Sequence[int]:
-        pixels = entry.detector.preprocess([image])[0]
-        start = time.perf_counter_ns()
-        entry.backend.run(pixels)
-        return (time.perf_counter_ns() - start,)
-
-    return call
 
 
 def records_of(entry: Entry, times: Mapping[str, Times], threads: int) -> list[Record]:

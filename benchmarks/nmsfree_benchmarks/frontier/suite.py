@@ -4,12 +4,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
+from nmsfree_benchmarks.common.on_device import after_round
 from nmsfree_benchmarks.common.publishing import now
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions, silent
 from nmsfree_benchmarks.common.sources import trained_sources
@@ -69,17 +71,12 @@ def run_frontier(options: Options, progress: Progress = silent) -> Results:
         if not entries:
             raise InputError("nothing to measure: " + "; ".join(skipped.values()))
         gpu = GpuWatch(any(ENGINES[entry.variant.engine].gpu is not None for entry in entries))
-
-        def after_round(done: int, total: int) -> None:
-            gpu.look()
-            progress("rounds", done, total)
-
         with LoadMeter() as meter:
             times = take_turns(
                 calls_of(entries, watch),
                 inputs.pictures(dataset, PICTURES),
                 options.plan,
-                after_round,
+                after_round(gpu, partial(progress, "rounds")),
             )
         records = [
             record for entry in entries for record in records_of(entry, times, options.threads)

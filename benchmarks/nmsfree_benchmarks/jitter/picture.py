@@ -58,8 +58,12 @@ def _panel(panel: Axes, records: list[Record], results: Results) -> None:
 
 def _label(record: Record, results: Results) -> str:
     facts = results.facts[record.name]
-    tail = f"p99/p50 {facts['p99_by_p50']:.2f}, worst/p50 {facts['worst_by_p50']:.2f}"
-    return f"{label(record)}\n{tail}"
+    quiet = facts.get("quiet_p99_by_p50")
+    if quiet is None:
+        more = f"worst/p50 {facts['worst_by_p50']:.2f}"
+    else:
+        more = f"left alone {quiet['value']:.2f}"
+    return f"{label(record)}\np99/p50 {facts['p99_by_p50']:.2f}, {more}"
 
 
 def _line(panel: Axes, record: Record, frames: int, colour: str) -> float:

@@ -125,14 +125,20 @@ def _ranking(results: Results) -> Iterator[str]:
     yield from _fastest(results)
     yield from _dearest(results)
     for ratio in results.ratios:
-        whole = results.record(ratio.to)
+        free, whole = results.record(ratio.of), results.record(ratio.to)
         if ratio.meaning == NMS_FREE and whole.parameters["objects"] == base["objects"]:
             better = {True: "faster", False: "slower"}[ratio.interval.value < 1]
             yield (
                 f"NMS-free by NMS at floor {whole.parameters['floor']:g}, {base['objects']} "
-                f"objects: {ratio.interval} of the time, "
+                f"objects: {ratio.interval} of the time{_graphs(free, whole)}, "
                 + (f"surely {better}." if ratio.interval.decides else "the same or unsure.")
             )
+
+
+def _graphs(one: Record, other: Record) -> str:
+    if one.subject is None or other.subject is None:
+        return ""
+    return one.subject.graph_beside(other.subject)
 
 
 def _fastest(results: Results) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Calls beside those of the Detector: the engine alone, decoding a file, preprocessing alone."""
+"""Calls that need no network: decoding a file, and preprocessing alone."""
 
 import time
 from collections.abc import Sequence
@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends import Backend, CallableBackend, RawDetections
+from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.machine.measure import Call, Image
 from nmsfree_benchmarks.overhead.rules import LARGE_INPUT
 from nmsfree_benchmarks.overhead.sources import Scene
-from nmsfree_benchmarks.table.onnx_engine import Prepare
 
 
 def from_scene(call: Call, bases: Sequence[Image], images: Sequence[Image]) -> Call:
@@ -24,18 +23,6 @@ def from_scene(call: Call, bases: Sequence[Image], images: Sequence[Image]) -> C
     """
     picture = {id(base): image for base, image in zip(bases, images, strict=True)}
     return lambda base: call(picture[id(base)])
-
-
-def engine_call(backend: Backend, prepare: Prepare) -> Call:
-    """Return a call that times an engine as its backend calls it, copies to its device included."""
-
-    def call(image: Image) -> Sequence[int]:
-        pixels = prepare(image)
-        start = time.perf_counter_ns()
-        backend.run(pixels)
-        return (time.perf_counter_ns() - start,)
-
-    return call
 
 
 def decode_calls(name: str, bases: Sequence[Image], scenes: Sequence[Scene]) -> dict[str, Call]:

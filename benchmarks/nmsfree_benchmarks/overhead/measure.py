@@ -7,12 +7,12 @@ from pathlib import Path
 from nmsfree_benchmarks.common.exported import Wanted
 from nmsfree_benchmarks.common.on_device import CPU, DeviceOptions, open_on, subject_on
 from nmsfree_benchmarks.machine.measure import Call, Image, Plan, Stopwatch, Times, take_turns
-from nmsfree_benchmarks.overhead.calls import decode_calls, engine_call, from_scene, preprocess_call
+from nmsfree_benchmarks.overhead.calls import decode_calls, from_scene, preprocess_call
 from nmsfree_benchmarks.overhead.rules import OVERHEAD, PREPROCESS_SOURCE
 from nmsfree_benchmarks.overhead.sources import Scene, label
 from nmsfree_benchmarks.overhead.stages import PARTS, StagedDetector, staged_call
 from nmsfree_benchmarks.record.records import Ratio, Record, Subject
-from nmsfree_benchmarks.table.onnx_engine import bare_call
+from nmsfree_benchmarks.table.onnx_engine import bare_call, engine_call
 
 Scenes = Mapping[tuple[int, int], list[Scene]]  # by size: the same scenes, in the same order
 

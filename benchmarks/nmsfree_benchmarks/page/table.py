@@ -76,6 +76,7 @@ def _with_nms(results: Results, ratio: Ratio, ranks: bool) -> str:
         f"{other.model} without NMS takes {to.summary.p50:.2f} ms, {one.model} with NMS "
         f"{of.summary.p50:.2f} ms: {i.value:.2f} × (95 %: {i.low:.2f} – {i.high:.2f})"
     )
+    text += other.graph_beside(one)
     if not ranks:
         text += ", measured too noisily to rank them"
     elif not i.decides:

@@ -74,6 +74,12 @@ class Subject:
         }
         return cls(**(known | rest))
 
+    def graph_beside(self, other: "Subject") -> str:
+        """Say that only one of both replays a CUDA graph, which is part of their difference."""
+        if self.cuda_graph == other.cuda_graph:
+            return ""
+        return f" (only {(self if self.cuda_graph else other).model} replays a CUDA graph)"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"size": list(self.size)}
 

@@ -1,6 +1,5 @@
 """Models in engines, ready to be timed: what `nmsfree bench` puts into its table."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends import Backend, OnnxRuntimeBackend
+from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import one_line
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
@@ -18,7 +17,13 @@ from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
 from nmsfree_benchmarks.table.device_engines import DeviceEngine
 from nmsfree_benchmarks.table.eager import CompiledBackend, Source, eager_backends, nms_load
-from nmsfree_benchmarks.table.onnx_engine import TimedBackend, bare_call, postprocess_call
+from nmsfree_benchmarks.table.onnx_engine import (
+    TimedBackend,
+    bare_call,
+    engine_call,
+    postprocess_call,
+    prepare_of,
+)
 from nmsfree_benchmarks.table.rows import COMPILED, HASH_DIGITS
 
 LOAD_PICTURES = 4
@@ -199,22 +204,10 @@ def _device_entry(
         sha256(file),
         provider,
         engine,
-        bare=_bare(backend, detector),
+        bare=engine_call(backend, prepare_of(detector)),
         state=engine.state(backend, how.precision),
         stages=timed.stages,
     )
-
-
-def _bare(backend: Backend, detector: Detector) -> Call:
-    """Time the engine alone, copies to and from its device with it."""
-
-    def call(image: Image) -> Sequence[int]:
-        pixels = detector.preprocess([image])[0]
-        start = time.perf_counter_ns()
-        backend.run(pixels)
-        return (time.perf_counter_ns() - start,)
-
-    return call
 
 
 def all_calls(entries: Sequence[Entry], watch: Stopwatch) -> dict[str, Call]:

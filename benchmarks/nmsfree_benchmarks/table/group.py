@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nmsfree.data.coco import DetectionDataset
@@ -9,6 +10,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import GateError, NmsfreeError
 from nmsfree.evaluate import Metrics, evaluate
 from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
+from nmsfree_benchmarks.common.on_device import after_round
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
@@ -59,11 +61,6 @@ def run_group(
     group: Group, options: Options, progress: Progress, gpu: GpuWatch
 ) -> tuple[list[Row], dict[str, str]]:
     """Export, evaluate and time the models of one size; also what does not run here, and why."""
-
-    def after_round(done: int, total: int) -> None:
-        gpu.look()
-        progress(f"rounds {group.size}", done, total)
-
     watch = Stopwatch()
     entries: list[Entry] = []
     files, skipped = export_files(group, options, progress)
@@ -80,7 +77,7 @@ def run_group(
         all_calls(entries, watch),
         group.pictures,
         options.plan(group.size),
-        after_round,
+        after_round(gpu, partial(progress, f"rounds {group.size}")),
     )
     stages = {entry.name: entry.stages() for entry in entries}
     joules = energy_of_all(entries, group, options, watch, progress)

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from onnx.utils import Extractor
 
 from nmsfree.backends import Backend, RawDetections
+from nmsfree.detector import Detector
 from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
@@ -89,12 +90,29 @@ def split_at_raw_maps(path: Path) -> tuple[ModelProto, ModelProto]:
     return parts.extract_model(["images"], maps), parts.extract_model(maps, outputs)
 
 
+def prepare_of(detector: Detector) -> Prepare:
+    """Return what makes one input of any picture, as a detector does."""
+    return lambda image: detector.preprocess([image])[0]
+
+
 def bare_call(path: Path, threads: int, prepare: Prepare) -> Call:
     """Return a call that times `session.run` of a file and nothing around it."""
     session = _session(str(path), threads)
 
     def call(image: Image) -> Sequence[int]:
         return _timed_run(session, {"images": prepare(image)})
+
+    return call
+
+
+def engine_call(backend: Backend, prepare: Prepare) -> Call:
+    """Return a call that times an engine as its backend calls it, copies to its device included."""
+
+    def call(image: Image) -> Sequence[int]:
+        pixels = prepare(image)
+        start = time.perf_counter_ns()
+        backend.run(pixels)
+        return (time.perf_counter_ns() - start,)
 
     return call
 
