@@ -290,7 +290,7 @@ def test_a_native_engine_is_put_into_words_and_pictures(
     native: Results, openvino: Results, tmp_path: Path
 ) -> None:
     said = [*conclusions(native), *notes(native)]
-    assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host, takes ")
+    assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host (NumPy, ")
     assert any(
         "NMS on host: behind the engine, by the runtime's own clock" in line for line in said
     )

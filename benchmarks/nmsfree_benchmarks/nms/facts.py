@@ -65,7 +65,7 @@ def _headline(results: Results) -> Iterator[str]:
             alone = results.facts[f"host_nms_ms_{key(whole)}"]["value"]
             share = percent(Interval(**host))
             yield (
-                f"{where}, on the host behind the engine ({LABELS['host']}), takes {alone:.2f} ms, "
+                f"{where}, on the host ({LABELS['host']}), takes {alone:.2f} ms, "
                 f"{share} of the whole call."
             )
 

@@ -159,7 +159,7 @@ REFERENCE = "numpy"
 NAMES = (*MAKERS, "efficientnms")
 LABELS = {
     "numpy": "NumPy, greedy loop",
-    "host": "NumPy, matrix (the runtime's)",
+    "host": "NumPy, matrix of overlaps",
     "onnx": "ONNX NonMaxSuppression",
     "opencv": "OpenCV NMSBoxesBatched",
     "torchvision": "torchvision batched_nms",

@@ -12,8 +12,8 @@ from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
 
 SHORT = {
-    "numpy": "NumPy loop",
-    "host": "NumPy matrix",
+    "numpy": "loop",
+    "host": "matrix",
     "onnx": "ONNX",
     "opencv": "OpenCV",
     "torchvision": "torchvision",
@@ -63,7 +63,8 @@ def ms(record: Record) -> str:
     """Median milliseconds, marked where the record distrusts itself."""
     p50 = record.summary.p50
     doubt = "" if record.summary.trusted else "!"
-    return (f"{p50:.3g}" if p50 < 100 else f"{p50:.0f}") + doubt
+    digits = "2g" if p50 < 1 else "3g" if p50 < 100 else "0f"
+    return f"{p50:.{digits}}{doubt}"
 
 
 def _alone(results: Results) -> Sheet:
@@ -74,7 +75,7 @@ def _alone(results: Results) -> Sheet:
     )
     columns = ("objects", "floor", "IoU", "batch", "cand.", "kept")
     header = ("varied", *columns, *(SHORT[name] for name in names), "NMS-free")
-    return Sheet("NMS alone, median ms of a call", header, rows)
+    return Sheet("NMS alone, median ms of a call; loop and matrix: in NumPy", header, rows)
 
 
 def _alone_row(results: Results, record: Record, names: list[str]) -> tuple[str, ...]:
@@ -84,7 +85,7 @@ def _alone_row(results: Results, record: Record, names: list[str]) -> tuple[str,
     own = [of_kind(results, implementation=name, **point)[0] for name in names]
     head = of_kind(results, implementation=HEAD, objects=p["objects"], batch=p["batch"])[0]
     return (
-        ", ".join(varied).replace("iou", "IoU"),
+        " + ".join(varied).replace("iou", "IoU"),
         str(p["objects"]),
         f"{p['floor']:g}",
         f"{p['iou']:g}",
