@@ -7,8 +7,6 @@ No deployed NMS-free model runs this. What NMS would still change on a whole dat
 by `nmsfree.evaluation.matching.survivors`, for all images at once; a test holds the two together.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,33 +38,17 @@ def suppress(
     labels: NDArray[np.int64],
     iou: float,
     class_aware: bool = True,
+    *,
+    at_once: bool = False,
 ) -> NDArray[np.int64]:
-    """Greedy NMS, class by class unless `class_aware` is False; indices, best score first."""
+    """Greedy NMS, class by class unless `class_aware` is False; indices, best score first.
+
+    Args:
+        at_once: from a matrix of overlaps, instead of a row for each kept box; the same result.
+    """
+    nms = _matrix_nms if at_once else greedy_nms
     if not class_aware:
-        return greedy_nms(boxes, scores, iou)
-    return _by_class(greedy_nms, boxes, scores, labels, iou)
-
-
-def suppress_at_once(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    iou: float,
-    class_aware: bool = True,
-) -> NDArray[np.int64]:
-    """The same as `suppress`, from a matrix of overlaps instead of a row for each kept box."""
-    if not class_aware:
-        return _matrix_nms(boxes, scores, iou)
-    return _by_class(_matrix_nms, boxes, scores, labels, iou)
-
-
-def _by_class(
-    nms: Callable[[NDArray[np.float32], NDArray[np.float32], float], NDArray[np.int64]],
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    iou: float,
-) -> NDArray[np.int64]:
+        return nms(boxes, scores, iou)
     kept = [np.zeros(0, np.int64)]
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import nms
-from nmsfree.nms import greedy_nms, suppress, suppress_at_once
+from nmsfree.nms import greedy_nms, suppress
 
 Drawn = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
@@ -26,7 +26,7 @@ def draw(count: int, seed: int, classes: int = 5) -> Drawn:
 def test_the_matrix_keeps_what_the_loop_keeps(count: int, iou: float, class_aware: bool) -> None:
     boxes, scores, labels = draw(count, seed=count)
     expected = suppress(boxes, scores, labels, iou, class_aware)
-    found = suppress_at_once(boxes, scores, labels, iou, class_aware)
+    found = suppress(boxes, scores, labels, iou, class_aware, at_once=True)
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == expected.dtype == np.int64
     if count == 700 and iou == 0.6:
@@ -37,7 +37,7 @@ def test_boxes_without_an_area_stay() -> None:
     boxes = np.array([[5, 5, 5, 9], [5, 5, 5, 9], [0, 0, 10, 10]], np.float32)
     scores = np.array([0.5, 0.9, 0.7], np.float32)
     labels = np.zeros(3, np.int64)
-    assert suppress_at_once(boxes, scores, labels, 0.6).tolist() == [1, 2, 0]
+    assert suppress(boxes, scores, labels, 0.6, at_once=True).tolist() == [1, 2, 0]
     assert suppress(boxes, scores, labels, 0.6).tolist() == [1, 2, 0]
 
 
@@ -55,6 +55,6 @@ def test_many_boxes_of_a_class_go_to_the_loop(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(nms, "greedy_nms", counted)
     boxes, scores, labels = draw(45, seed=1, classes=2)
     labels[:] = np.arange(45) < 15
-    found = suppress_at_once(boxes, scores, labels, 0.6)
+    found = suppress(boxes, scores, labels, 0.6, at_once=True)
     assert sizes == [30]
     np.testing.assert_array_equal(found, suppress(boxes, scores, labels, 0.6))

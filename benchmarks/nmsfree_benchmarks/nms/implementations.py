@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
-from nmsfree.nms import suppress, suppress_at_once
+from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.nms.graphs import SELECTED, nms_operator, open_session
 from nmsfree_export.nms_tail import CANDIDATES
@@ -105,25 +105,20 @@ def opencv_nms(setting: Setting) -> Nms:
 
 def numpy_nms(setting: Setting) -> Nms:
     """The published post-processing: a greedy loop over the boxes of each class, in NumPy."""
-
-    def run(found: Candidates) -> Kept:
-        kept = []
-        for boxes, scores, classes in zip(*found, strict=True):
-            rows = np.flatnonzero(scores > np.float32(setting.floor))
-            kept.append(rows[suppress(boxes[rows], scores[rows], classes[rows], setting.iou)])
-        return kept
-
-    return run
+    return _in_numpy(setting, at_once=False)
 
 
 def host_nms(setting: Setting) -> Nms:
     """What this runtime does behind a TensorRT-RTX engine: a matrix of overlaps, in NumPy."""
+    return _in_numpy(setting, at_once=True)
 
+
+def _in_numpy(setting: Setting, *, at_once: bool) -> Nms:
     def run(found: Candidates) -> Kept:
         kept = []
         for boxes, scores, classes in zip(*found, strict=True):
             rows = np.flatnonzero(scores > np.float32(setting.floor))
-            best = suppress_at_once(boxes[rows], scores[rows], classes[rows], setting.iou)
+            best = suppress(boxes[rows], scores[rows], classes[rows], setting.iou, at_once=at_once)
             kept.append(rows[best])
         return kept
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.nms import suppress_at_once
+from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec
 
 CANDIDATES = ("candidate_boxes", "candidate_scores", "candidate_classes")
@@ -39,7 +39,10 @@ def _suppress_one(
     above = np.flatnonzero(scores > np.float32(spec.score_floor))
     labels = classes[above].astype(np.int64)
     nms = spec.nms
-    kept = above[suppress_at_once(boxes[above], scores[above], labels, nms.iou, nms.class_aware)]
+    best_first = suppress(
+        boxes[above], scores[above], labels, nms.iou, nms.class_aware, at_once=True
+    )
+    kept = above[best_first]
     left = np.zeros_like(scores)
     left[kept] = scores[kept]
     best = np.argsort(-left, kind="stable")[: spec.top_k]
