@@ -169,7 +169,7 @@ def criterion(
 def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     from rich.console import Console
 
-    from nmsfree.atomic import write_atomic
+    from nmsfree.files import write_atomic
     from nmsfree_benchmarks.record.file import to_text
     from nmsfree_benchmarks.table.report import write
     from nmsfree_benchmarks.table.tables import show

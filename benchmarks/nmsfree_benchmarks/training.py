@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.load import load_dataset
+from nmsfree.files import write_atomic
 from nmsfree_training.config import preset
 from nmsfree_training.predict import torch_device
 from nmsfree_training.step_cost import measure_step

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nmsfree.atomic import write_atomic
 from nmsfree.engines.flavour import Flavour, load_flavour
 from nmsfree.engines.sidecar import Sidecar, this_platform, write_sidecar
 from nmsfree.engines.targets import resolve_targets
 from nmsfree.engines.vendor_log import reason
 from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree.files import write_atomic
 from nmsfree.gpus import find_gpus
 from nmsfree.made_for import check_made_for
 from nmsfree_export.engine_batch import Batch, add_profile, resolve_batch

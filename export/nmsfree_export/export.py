@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.dataset import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluate import category_ids_of
+from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec
 from nmsfree_export.accuracy import Accuracy
 from nmsfree_export.auto_mixed import Attempt, explain, search

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from nmsfree.atomic import write_atomic
+from nmsfree.files import write_atomic
 
 
 def write_json(target: str | None, report: dict[str, object]) -> None:

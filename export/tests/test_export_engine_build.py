@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nmsfree import EngineError, InputError, MissingExtraError, ModelError, ModelSpec
-from nmsfree.atomic import write_atomic
 from nmsfree.engines.flavour import Flavour, is_installed, load_flavour
 from nmsfree.engines.load import load_plan
 from nmsfree.engines.sidecar import read_sidecar, sidecar_path, write_sidecar
+from nmsfree.files import write_atomic
 from nmsfree.gpus import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
 from nmsfree_export import engine as engine_module

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nmsfree.atomic import write_atomic
+from nmsfree.files import write_atomic
 
 if TYPE_CHECKING:
     from nmsfree.data.check_report import Check

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nmsfree.detections import Detections
 from nmsfree.draw import draw, zoom_for
 from nmsfree.errors import InputError
-from nmsfree.finished_files import LinesFile, VideoFile, cannot_write, write_picture
+from nmsfree.files import LinesFile, VideoFile, cannot_write, write_picture
 from nmsfree.sources import IMAGE_SUFFIXES, Source
 
 LINES_NAME = "detections.jsonl"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nmsfree.atomic import write_atomic
+from nmsfree.files import write_atomic
 
 
 def doctor(

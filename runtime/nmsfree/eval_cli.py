@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nmsfree.atomic import write_atomic
 from nmsfree.backends.options import Options
 from nmsfree.engine_options_cli import (
     AllowCpuOption,
@@ -20,6 +19,7 @@ from nmsfree.engine_options_cli import (
     TrustOption,
 )
 from nmsfree.errors import InputError, MissingExtraError
+from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
 
 if TYPE_CHECKING:

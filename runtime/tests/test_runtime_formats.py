@@ -13,7 +13,7 @@ from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene
 from nmsfree.data.load import ground_truth, load_dataset
 from nmsfree.errors import DataError
 from nmsfree.evaluate import Result, coco_metrics
-from nmsfree.finished_files import write_picture
+from nmsfree.files import write_picture
 
 SIDE, SCENES = 256, 6
 FORMATS = ("COCO", "YOLO", "VOC")

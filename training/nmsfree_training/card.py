@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cost import gmac

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.errors import CheckpointError, ModelError
+from nmsfree.files import write_atomic
 from nmsfree.thresholds import Thresholds
 from nmsfree_training.config import ModelConfig, preset
 from nmsfree_training.detector import Fcos

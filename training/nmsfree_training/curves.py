@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from nmsfree.atomic import write_atomic
+from nmsfree.files import write_atomic
 from nmsfree_training.events import is_loss
 from nmsfree_training.metrics_file import Record, read_metrics
 

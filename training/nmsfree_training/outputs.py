@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.coco import DetectionDataset
+from nmsfree.files import write_atomic
 from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import Preset
 from nmsfree_training.metrics_file import parse_record

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detections import Detections
 from nmsfree.draw import FONT, INK, color_of, draw
 from nmsfree.errors import InputError
 from nmsfree.evaluation.plot_style import shorten
+from nmsfree.files import write_atomic
 from nmsfree_training.assign import MIN_SIDE
 from nmsfree_training.batch import Batch, collate
 from nmsfree_training.config import Preset

@@ -201,7 +201,7 @@ def table(
     """
     from rich.console import Console
 
-    from nmsfree.atomic import write_atomic
+    from nmsfree.files import write_atomic
     from nmsfree_training.study.summary import summarise
     from nmsfree_training.study.table import markdown as as_markdown
     from nmsfree_training.study.table import print_table, to_json

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError
+from nmsfree.files import write_atomic
 from nmsfree_training.torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import CheckpointError, InputError
+from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
 from nmsfree_training.checkpoint import load_published
 from nmsfree_training.config import preset

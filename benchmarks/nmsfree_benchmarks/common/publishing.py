@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree.progress import progress_bar
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import onnx
 
-from nmsfree.atomic import write_atomic
 from nmsfree.backends import Backend
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
 from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.common.exported import exporting_code

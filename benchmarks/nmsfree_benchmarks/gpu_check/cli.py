@@ -40,8 +40,8 @@ def gpu_check(
     """
     from rich.console import Console
 
-    from nmsfree.atomic import write_atomic
     from nmsfree.errors import GateError
+    from nmsfree.files import write_atomic
     from nmsfree_benchmarks.gpu_check.check import prepare, try_claims
     from nmsfree_benchmarks.gpu_check.claims import the_gpu
 

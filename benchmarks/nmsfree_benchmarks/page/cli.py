@@ -28,7 +28,7 @@ def report(
     """
     from rich.console import Console
 
-    from nmsfree.atomic import write_atomic
+    from nmsfree.files import write_atomic
     from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
     from nmsfree_benchmarks.page.html import to_html
     from nmsfree_benchmarks.page.markdown import to_markdown

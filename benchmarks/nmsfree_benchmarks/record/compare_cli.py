@@ -37,8 +37,8 @@ def compare(
     """
     from rich.console import Console
 
-    from nmsfree.atomic import write_atomic
     from nmsfree.errors import GateError
+    from nmsfree.files import write_atomic
     from nmsfree_benchmarks.common.publishing import MIN_WIDTH
     from nmsfree_benchmarks.record import file as results_file
     from nmsfree_benchmarks.record.compare import agreement, compare

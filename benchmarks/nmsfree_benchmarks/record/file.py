@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree_benchmarks.record.records import FORMAT_VERSION, Results
 
 _NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")

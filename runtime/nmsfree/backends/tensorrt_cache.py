@@ -8,8 +8,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 
 _logger = logging.getLogger(__name__)
 MAGIC = b"nmsfree kernels 1\n"

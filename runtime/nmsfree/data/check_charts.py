@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.check_report import Check, SplitCheck
 from nmsfree.data.check_stats import EDGES
 from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure, short
+from nmsfree.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from nmsfree.data.sheet import Tile, make_sheet
 from nmsfree.data.sheet_marks import Mark
 from nmsfree.draw import color_of
 from nmsfree.errors import InputError
-from nmsfree.finished_files import write_picture
+from nmsfree.files import write_picture
 from nmsfree.images import read_image
 
 COLUMNS, BATCH, MOST_FAULTS = 4, 12, 24  # tiles

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.check_copies import unions
 from nmsfree.data.check_report import Check, SplitCheck
 from nmsfree.data.coco import load_coco, own_info, read_json
@@ -27,6 +26,7 @@ from nmsfree.data.faults import DESCRIPTIONS, Fault, Kind
 from nmsfree.data.fix_content import MARK, category_ids, content_of, source_mark
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import DataError
+from nmsfree.files import write_atomic
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nmsfree.atomic import write_atomic
 from nmsfree.errors import EngineError, ModelError
+from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec
 
 FORMAT_VERSION = "1.0"

@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nmsfree.atomic import write_atomic
 from nmsfree.evaluation.plot_confusion import draw_confusion
 from nmsfree.evaluation.plot_curves import draw_calibration, draw_f1, draw_precision_recall
 from nmsfree.evaluation.plot_style import import_figure
+from nmsfree.files import write_atomic
 
 if TYPE_CHECKING:
     from nmsfree.evaluation.analysis import Analysis

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.load import load_dataset
+from nmsfree.files import write_atomic
 from nmsfree.identity import processor_name, sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.events import is_loss

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.atomic import write_atomic
 from nmsfree.data.dataset import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.data.sheet import Tile, make_sheet
@@ -24,6 +23,7 @@ from nmsfree.evaluate import Result, predict
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes
 from nmsfree.evaluation.matching import match
+from nmsfree.files import write_atomic
 from nmsfree.images import read_image
 
 TRUE, FOUND, MISSED, WRONG = (120, 200, 90), (90, 200, 90), (60, 60, 235), (0, 165, 255)  # BGR

@@ -1,0 +1,130 @@
+"""Files written whole or not at all, and brought to the disk before anyone is told."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from nmsfree.errors import InputError
+from nmsfree.files import PartFile, check_outputs, write_atomic, write_json
+
+
+def test_file_and_folder_are_new_and_readable(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.bin"
+    write_atomic(path, b"first")
+    write_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644 or os.name == "nt"
+
+
+def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written") as error:
+        write_atomic(tmp_path / "a", b"a folder has that name")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_atomic(Path(f"{tmp_path}/a/{'b' * 300}"), b"")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be opened there")
+def test_content_is_synced_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.bin", os.fsync
+    synced: list[tuple[bool, bool]] = []  # whether a folder, whether the name was there
+
+    def watched(handle: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_atomic(path, b"content")
+    assert synced == [(False, False), (True, True)]
+
+
+def test_systems_that_cannot_sync_a_folder_write_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def refusing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError("not for folders")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    write_atomic(tmp_path / "a.bin", b"content")
+    assert (tmp_path / "a.bin").read_bytes() == b"content"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+def test_mode_follows_the_umask_and_an_existing_mode_stays(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    old = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "new", b"")
+        write_atomic(secret, b"changed")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("folder/target")
+    write_atomic(link, b"first")
+    write_atomic(link, b"second")
+    assert link.is_symlink()
+    assert (tmp_path / "folder" / "target").read_bytes() == b"second"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFO there")
+def test_a_pipe_is_written_through(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_json(pipe, {"ap": float("nan")})
+        assert json.loads(os.read(reader, 100)) == {"ap": None}
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed there")
+def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"left")
+    busy = PartFile(tmp_path / "busy")
+    write_atomic(tmp_path / "a", b"")
+    busy.write(b"content")
+    busy.finish()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "busy"]
+
+
+def test_names_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
+    write_atomic(tmp_path / ("x" * 255), b"content")
+    assert (tmp_path / ("x" * 255)).read_bytes() == b"content"
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.touch()
+    (tmp_path / "folder").mkdir()
+    check_outputs([None, "-", tmp_path / "new.json"], [model])
+    for wrong, reason in (
+        (tmp_path / "folder" / ".." / "m.onnx", "is an input"),
+        ("", "empty name"),
+        (tmp_path / "folder", "it is a folder"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            check_outputs([wrong], [model])
