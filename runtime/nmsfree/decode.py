@@ -1,0 +1,180 @@
+"""Reading what others wrote: files of bounded size, and JSON, YAML and TOML as typed records.
+
+A record is a frozen dataclass or `msgspec.Struct`; its annotations are the check. Unknown fields
+are ignored. Whatever does not fit is one sentence that names the field, never another exception.
+"""
+
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from nmsfree.errors import InputError, MissingExtraError, NmsfreeError
+from nmsfree.text import shown
+
+T = TypeVar("T")
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+MAX_FILE = 64 << 20  # bytes
+MAX_YAML = 512 << 10  # bytes; its reader takes up to ten seconds for that many
+# What the three decoders and the conversion were seen to raise. YAMLError is no ValueError.
+MALFORMED = (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError)
+
+
+def read_bytes(
+    path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
+) -> bytes:
+    """Read a regular file, or what a link to one leads to.
+
+    Args:
+        limit: most bytes that are read; the variable NMSFREE_MAX_FILE_MB replaces it.
+
+    Raises:
+        error: no such file, a folder, a pipe or device, no permission, or larger than the limit.
+    """
+    check_file(path, limit, error)
+    try:
+        return Path(path).read_bytes()
+    except OSError as refusal:
+        raise error(f"{shown(path)}: cannot be read ({refusal.strerror})") from None
+
+
+def check_file(
+    path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
+) -> int:
+    """Return the bytes of a regular file that another library is going to open.
+
+    Raises:
+        error: as `read_bytes`.
+    """
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        raise error(f"{shown(path)}: no such file") from None
+    except (OSError, ValueError) as refusal:  # ValueError: a NUL or a lone surrogate in the name
+        reason = getattr(refusal, "strerror", None) or refusal
+        raise error(f"{shown(path)}: cannot be read ({reason})") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise error(f"{shown(path)}: is a folder, expected a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"{shown(path)}: is a pipe or device, expected a regular file")
+    limit = _allowed(limit)
+    if found.st_size > limit:
+        raise error(
+            f"{shown(path)}: has {found.st_size >> 20} MB, expected at most {limit >> 20}: if the "
+            f"file is right, set NMSFREE_MAX_FILE_MB={(found.st_size >> 20) + 1}"
+        )
+    return found.st_size
+
+
+def decode_json(
+    data: bytes | str, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
+) -> T:
+    """Decode JSON (UTF-8, with or without a byte-order mark) into `type`.
+
+    Args:
+        where: what the data is, usually its file; begins the message.
+        advice: what to do; ends the message.
+
+    Raises:
+        error: not JSON, a field is missing, of another type or out of its bounds; an integer
+            beyond 64 bits; NaN and infinity, which JSON does not have.
+    """
+    try:
+        raw = (data.encode() if isinstance(data, str) else data).removeprefix(b"\xef\xbb\xbf")
+        found = msgspec.json.decode(raw, type=type)
+        if re.search(rb"[0-9]{19}", raw):
+            _check_values(msgspec.json.decode(raw), len(raw))
+        return found
+    except MALFORMED as refusal:
+        raise _refused(refusal, "JSON", where, error, advice) from None
+
+
+def decode_yaml(
+    data: bytes, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
+) -> T:
+    """Decode YAML of which every value is text as written (`no` is "no"), as `decode_json`.
+
+    A field that is a number takes text of a number. Aliases may not multiply the content.
+
+    Raises:
+        error: as `decode_json`; larger than 512 kB.
+        MissingExtraError: PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("reading YAML", "nmsfree[eval]") from None
+    if len(data) > _allowed(MAX_YAML):
+        raise error(f"{shown(where)}: has {len(data)} bytes, expected at most {MAX_YAML}")
+    try:
+        content = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+        _check_values(content, len(data))
+        return msgspec.convert(content, type, strict=False)
+    except (*MALFORMED, yaml.YAMLError) as refusal:
+        raise _refused(refusal, "YAML", where, error, advice) from None
+
+
+def decode_toml(
+    data: bytes, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
+) -> T:
+    """Decode TOML, as `decode_json`.
+
+    Raises:
+        error: as `decode_json`.
+    """
+    import tomllib
+
+    try:
+        content = tomllib.loads(data.decode("utf-8-sig"))
+        _check_values(content, len(data))
+        return msgspec.convert(content, type)
+    except MALFORMED as refusal:
+        raise _refused(refusal, "TOML", where, error, advice) from None
+
+
+def _allowed(limit: int) -> int:
+    """Return the limit in bytes, or the one that the user set in the environment."""
+    megabytes = os.environ.get("NMSFREE_MAX_FILE_MB", "")
+    return int(megabytes) << 20 if re.fullmatch("[0-9]{1,9}", megabytes) else limit
+
+
+def _check_values(content: Any, size: int) -> None:
+    """Refuse numbers that no field can hold, and aliases that make much of a small file."""
+    left = 10_000 + size
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError("its aliases stand for more values than the file has bytes")
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"it holds the number {value}, expected finite numbers")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("it holds an integer beyond 64 bits")
+
+
+def _refused(
+    refusal: Exception, kind: str, where: object, error: type[NmsfreeError], advice: str
+) -> NmsfreeError:
+    """Return the sentence for what a decoder raised."""
+    end = f": {advice}" if advice else ""
+    text, _, place = str(refusal).replace("`", "").rpartition(" - at ")
+    if isinstance(refusal, msgspec.ValidationError):
+        field = place.removeprefix("$").removeprefix(".") if text else ""
+        subject = f"{shown(where)}: {shown(field)}: " if field else f"{shown(where)}: "
+        text = (text or place).replace("Expected", "expected")
+        return error(f"{subject}{shown(text)}{end}")
+    deep = isinstance(refusal, RecursionError)
+    reason = "nested too deeply" if deep else " ".join(str(refusal).split())
+    return error(f"{shown(where)}: is not readable {kind} ({shown(reason)}){end}")
