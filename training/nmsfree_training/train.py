@@ -52,7 +52,7 @@ class Trainer:
         watcher: Watcher | None = None,
         world: World | None = None,
     ) -> None:
-        check_data(train_set, val_set)
+        self.objects = check_data(preset, train_set, val_set)
         self.preset, self.run, self.train_set = preset, run, train_set
         self.watcher, self.world = watcher or Silent(), world or World()
         self.network = place(network or fresh_network(preset, run.seed), run.device)
@@ -75,7 +75,8 @@ class Trainer:
             self.ema,
             self.world,
         )
-        self.outputs = Outputs(run.out, preset, train_set, run.provenance)
+        said = run.provenance | {"objects": str(self.objects)}
+        self.outputs = Outputs(run.out, preset, train_set, said)
         self.validator = (
             Validator(self.outputs, val_set, self.world, self._progress) if val_set else None
         )

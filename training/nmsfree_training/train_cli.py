@@ -15,6 +15,7 @@ from nmsfree.data.coco import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.identity import computes_bf16
+from nmsfree.text import shown
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World, join_world
@@ -108,7 +109,7 @@ def run_training(options: TrainOptions) -> int:
                 world=world,
             )
             try:
-                _announce(watcher, start, run, train_set, world)
+                _announce(watcher, trainer, start.message)
                 title = f"{start.preset.model.name} on {options.data.name} {options.split}"
                 return _fit(trainer, watcher, stop, title)
             finally:
@@ -284,22 +285,35 @@ def _check_folder(run: RunConfig) -> None:
         )
 
 
-def _announce(
-    watcher: Watcher,
-    start: Start,
-    run: RunConfig,
-    train_set: DetectionDataset,
-    world: World,
-) -> None:
-    recipe = start.preset.train
-    processes = f" × {world.size} processes" if world.size > 1 else ""
+def _announce(watcher: Watcher, trainer: Trainer, origin: str) -> None:
+    preset, run, objects = trainer.preset, trainer.run, trainer.objects
+    recipe, images = preset.train, objects.images
+    batch = min(recipe.batch_size, images)
+    size = trainer.world.size
+    processes = f" × {size} processes" if size > 1 else ""
     watcher.message(
-        f"{start.preset.model.name}: {len(train_set)} images, {len(train_set.class_names)} "
-        f"classes, {recipe.epochs} epochs of batch {recipe.batch_size} on {run.device.type}"
+        f"{preset.model.name}: {images} images, {len(trainer.train_set.class_names)} "
+        f"classes, {recipe.epochs} epochs of batch {batch} on {run.device.type}"
         f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
+    watcher.message(str(objects))
+    if objects.absent:
+        names = ", ".join(objects.absent[:5]) + (", …" if len(objects.absent) > 5 else "")
+        watcher.message(
+            f"warning: {len(objects.absent)} of {len(trainer.train_set.class_names)} classes have "
+            f"no object to train on, and will not be found: {shown(names)}"
+        )
+    if batch < recipe.batch_size:
+        watcher.message(
+            f"a batch of {recipe.batch_size} is more than there is: all {images} images are one"
+        )
+    if images % batch:
+        watcher.message(
+            f"{images % batch} of {images} images do not fill a batch, and are left out of an "
+            "epoch, others in each"
+        )
     if not run.resume:
-        watcher.message(start.message)
+        watcher.message(origin)
     if run.precision == "bf16" and not _computes_bf16(run.device):
         what, faster = ("GPU", "fp16") if run.device.type == "cuda" else ("processor", "fp32")
         watcher.message(

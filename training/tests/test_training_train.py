@@ -1,15 +1,17 @@
 """The training loop on a dozen pictures: it learns, repeats, goes on, and says what is wrong."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from nmsfree.data.coco import DetectionDataset, load_coco
+from nmsfree.data.coco import DetectionDataset, Sample, load_coco
 from nmsfree.errors import CheckpointError, DataError, NmsfreeError
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.config import Preset, preset
@@ -20,6 +22,7 @@ from nmsfree_training.loader import epoch_loader
 from nmsfree_training.losses import detector_losses
 from nmsfree_training.outputs import Outputs
 from nmsfree_training.run_config import Interrupted, RunConfig
+from nmsfree_training.start import count_objects
 from nmsfree_training.step import LossReader
 from nmsfree_training.train import Trainer
 from nmsfree_training.train_state import load_state
@@ -508,15 +511,92 @@ def test_a_split_without_images(tmp_path: Path, train_set: DetectionDataset) -> 
         train(tmp_path, replace(train_set, samples=()))
 
 
-def test_images_without_objects_train(tmp_path: Path, train_set: DetectionDataset) -> None:
-    nothing = train_set.samples[0].boxes[:0], train_set.samples[0].labels[:0]
-    samples = tuple(
-        replace(s, boxes=nothing[0], labels=nothing[1], iscrowd=s.iscrowd[:0])
-        for s in train_set.samples[:4]
+def without_objects(sample: Sample) -> Sample:
+    return replace(
+        sample, boxes=sample.boxes[:0], labels=sample.labels[:0], iscrowd=sample.iscrowd[:0]
     )
-    train(tmp_path, replace(train_set, samples=samples), tiny(epochs=1))
-    record = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert record["o2m_box"] == record["o2o_box"] == 0 < record["loss"]
+
+
+def test_a_batch_without_objects_trains(tmp_path: Path, train_set: DetectionDataset) -> None:
+    empty = [without_objects(s) for s in train_set.samples[1:4]]
+    data = replace(train_set, samples=(train_set.samples[0], *empty))
+    trainer = Trainer(
+        tiny(batch_size=1), data, None, RunConfig(out=tmp_path, device=torch.device("cpu"))
+    )
+    losses: list[dict[str, float]] = []
+
+    class Listener(Silent):
+        def on_step(self, event: StepEvent) -> None:
+            losses.append(event.losses)
+
+    trainer.watcher = Listener()
+    trainer.fit()
+    boxes = [(step["o2m_box"], step["o2o_box"]) for step in losses[:4]]
+    assert boxes.count((0.0, 0.0)) == 3 and all(step["loss"] > 0 for step in losses)
+
+
+def scaled(sample: Sample, factor: float) -> Sample:
+    """Boxes shrunk towards their upper left."""
+    corner = sample.boxes[:, :2]
+    return replace(
+        sample, boxes=np.hstack([corner, corner + factor * (sample.boxes[:, 2:] - corner)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (without_objects, "found 0 boxes, 0 of them under 8 px .* and 0 crowd regions"),
+        (
+            lambda s: replace(s, iscrowd=np.ones(len(s.labels), bool)),
+            r"found 0 boxes, 0 of them .* and \d+ crowd regions",
+        ),
+        (lambda s: scaled(s, 0.01), r"found (\d+) boxes, \1 of them under 8 px once resized"),
+        (  # of a picture that cannot be read, and whose size is not known
+            lambda s: replace(s, width=1, height=1, boxes=s.boxes + 50),
+            r"found (\d+) boxes, \1 of them under 8 px",
+        ),
+    ],
+    ids=["none", "crowd", "tiny", "unreadable"],
+)
+def test_a_split_without_an_object_to_train_on_is_refused(
+    change: Callable[[Sample], Sample], found: str, tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    data = replace(train_set, samples=tuple(change(s) for s in train_set.samples))
+    with pytest.raises(DataError, match=f"no object to train on in the 12 images .* {found}"):
+        train(tmp_path, data)
+    assert list(tmp_path.iterdir()) == []
+    one = replace(data, samples=(train_set.samples[0], *data.samples[1:]))
+    Trainer(tiny(), one, None, RunConfig(out=tmp_path, device=torch.device("cpu")))
+
+
+def test_objects_that_are_too_small_are_counted(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """At the size of the input, and at the largest that the recipe draws."""
+    sample = train_set.samples[0]
+    height, width = preset("fcos_e2e_nano").input_size
+    boxes = np.array([[9, 9, 9 + side, 90] for side in (3, 5, 8, 40)], np.float32)
+    four = replace(
+        sample,
+        width=width,
+        height=height,
+        boxes=boxes,
+        labels=np.arange(4),
+        iscrowd=boxes[:, 0] < 0,
+    )
+    data = replace(train_set, samples=(four,))
+    objects = count_objects(data, tiny(scale=(0.5, 2.0)))
+    assert (objects.images, objects.count, objects.small, objects.never) == (1, 4, 2, 1)
+    assert objects.absent == tuple("0456789")
+    assert "4 objects; 2 objects (50.0%) are under 8 px" in str(objects)
+    assert "1 at no size of the recipe" in str(objects)
+    assert count_objects(data, tiny()).never == 2
+    double = replace(four, width=2 * width, height=2 * height)
+    assert count_objects(replace(data, samples=(double,)), tiny()).small == 3
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"))
+    said = Trainer(tiny(), data, None, config).outputs.checkpoint({}).provenance
+    assert said["objects"] == str(count_objects(data, tiny()))
 
 
 def test_published_recipe_trains_at_small_size(tmp_path: Path, train_set: DetectionDataset) -> None:

@@ -70,6 +70,31 @@ def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> Non
     )
 
 
+def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(digits, tmp_path / "digits")
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    tiny, crowd, *_ = content["annotations"]
+    tiny["bbox"][2:], crowd["iscrowd"] = [2, 2], 1
+    content["categories"].append({"id": 77, "name": "no\x1b[31mne", "supercategory": ""})
+    file.write_text(json.dumps(content))
+    options = ("--workers", 0, "--val", "", "--epochs", 1, "--no-tensorboard")
+    result = run("--data", data, "--out", tmp_path / "run", "--batch-size", 5, *options)
+    assert result.exit_code == 0, result.output
+    count = len(content["annotations"]) - 1
+    assert f"{count} objects, and 1 crowd regions that are not trained on" in result.stderr
+    assert f"1 objects ({1 / count:.1%}) are under 8 px in the input of 256 × 256" in result.stderr
+    assert "1 of 11 classes have no object to train on" in result.stderr
+    assert r"no\x1b[31mne" in result.stderr and "\x1b" not in result.stderr
+    assert "2 of 12 images do not fill a batch" in result.stderr
+    result = run("--data", data, "--out", tmp_path / "few", "--batch-size", 50, *options)
+    assert "a batch of 50 is more than there is: all 12 images are one" in result.stderr
+    content["annotations"] = []
+    file.write_text(json.dumps(content))
+    message = complaint(DataError, "--data", data, "--out", tmp_path / "none", *options)
+    assert "found 0 boxes" in message and not (tmp_path / "none").exists()
+
+
 def test_wrong_options(digits: Path, tmp_path: Path) -> None:
     def refused(*arguments: object) -> str:
         out = tmp_path / "run"
