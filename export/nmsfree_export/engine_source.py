@@ -73,7 +73,4 @@ def _read_spec(path: Path, model: ModelProto) -> ModelSpec:
             f"{path}: no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: "
             "export the checkpoint with `nmsfree export`"
         )
-    try:
-        return ModelSpec.from_json(texts[0])
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+    return ModelSpec.from_json(texts[0], f"{path}: model description")

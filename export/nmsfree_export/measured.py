@@ -1,10 +1,11 @@
 """Recommended thresholds for a file that is exported: of the checkpoint, or of an evaluation."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nmsfree.errors import InputError, ModelError
+from nmsfree.decode import decode_json, read_bytes
+from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree.thresholds import Thresholds
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import HeadName
@@ -34,42 +35,35 @@ def default_head(checkpoint: Checkpoint) -> HeadName:
     return "o2o" if "o2o" in checkpoint.model.heads else "o2m"
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What is of use here of a report of `nmsfree eval --json`."""
+
+    class_names: tuple[str, ...]
+    thresholds: Thresholds
+    head: HeadName | None = None
+
+
 def _read(file: Path, class_names: tuple[str, ...], head: HeadName) -> Thresholds:
-    report = _read_json(file)
-    if not isinstance(report, dict) or "thresholds" not in report or "class_names" not in report:
+    content = read_bytes(file, error=InputError)
+    report = decode_json(
+        content, _Report, file, InputError, "give what `nmsfree eval --json` wrote"
+    )
+    if report.class_names != class_names:
         raise InputError(
-            f"{file}: no thresholds and class_names, expected what `nmsfree eval --json` writes"
-        )
-    names = tuple(report["class_names"])
-    if names != class_names:
-        raise InputError(
-            f"{file}: measured for other classes ({_difference(names, class_names)}): "
+            f"{file}: measured for other classes ({_difference(report.class_names, class_names)}): "
             "evaluate this checkpoint"
         )
-    if report.get("head", head) != head:
+    if report.head not in (None, head):
         raise InputError(
-            f"{file}: measured for the head {report['head']}, this export is of {head}: "
+            f"{file}: measured for the head {report.head}, this export is of {head}: "
             "evaluate a file of that head"
         )
-    try:
-        return Thresholds.from_json(report["thresholds"])
-    except ModelError as error:
-        raise InputError(f"{file}: {error}") from None
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(
-            f"{file}: not JSON ({error}), expected what `nmsfree eval --json` writes"
-        ) from None
+    return report.thresholds
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
     if len(found) != len(expected):
         return f"{len(found)}, the checkpoint has {len(expected)}"
     number = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
-    return f"class {number} is {found[number]!r}, the checkpoint's is {expected[number]!r}"
+    return f"class {number} is {shown(found[number])!r}, the checkpoint's is {expected[number]!r}"

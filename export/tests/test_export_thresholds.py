@@ -92,8 +92,14 @@ def test_a_file_goes_before_the_checkpoint(known: Checkpoint, tmp_path: Path) ->
         ({"class_names": list("bacdefg")}, "class 0 is 'b', the checkpoint's is 'a'"),
         ({"class_names": ["a"]}, "1, the checkpoint has 7"),
         ({"head": "o2m"}, "measured for the head o2m, this export is of o2o"),
-        ({"thresholds": {"best_f1": 0.4}}, "thresholds lack best_f1_per_class"),
-        ({"thresholds": None}, "thresholds are None"),
+        ({"thresholds": {"best_f1": 0.4}}, "thresholds: lacks the field best_f1_per_class"),
+        (
+            {"thresholds": measured(7).to_json() | {"best_f1": 1.5}},
+            r"thresholds\.best_f1: expected",
+        ),
+        ({"head": 3}, "head: "),
+        ({"class_names": 3}, "class_names: expected array"),
+        ({"thresholds": None}, "thresholds: expected object, got null"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(
@@ -106,14 +112,14 @@ def test_a_file_that_does_not_fit_is_refused(
     assert "\n" not in str(info.value)
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"AP": 0.5}'])
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"AP": 0.5}', "[" * 10**5, "\udcff"])
 def test_something_else_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, text: str | None
 ) -> None:
     file = tmp_path / "eval.json"
     if text is not None:
-        file.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"cannot be read|`nmsfree eval --json` writes"):
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(InputError, match=r"no such file|`nmsfree eval --json` wrote"):
         make_export_spec(checkpoint, ExportOptions(thresholds=file))
 
 
@@ -158,7 +164,8 @@ def test_the_onnx_file_carries_what_was_measured(both: Path) -> None:
     report = read(both / "checkpoint.json")
     with Detector(both / "nano.onnx", threads=1) as detector:
         spec: ModelSpec = detector.spec
-        assert spec.thresholds == Thresholds.from_json(report["thresholds"])
+        assert spec.thresholds is not None
+        assert spec.thresholds.to_json() == report["thresholds"]
         assert spec.threshold == report["thresholds"]["best_f1"]
         sample = load_coco(both / "digits", "val").samples[0]
         found = detector(sample.path, threshold="per-class")

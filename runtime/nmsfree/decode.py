@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,12 +20,17 @@ from nmsfree.text import shown
 T = TypeVar("T")
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]  # pixels
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[
+    str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/\\\x00-\x1f]{1,255}$")
+]  # no folder
 
 MAX_FILE = 64 << 20  # bytes
 MAX_YAML = 512 << 10  # bytes; its reader takes up to ten seconds for that many
 # What the three decoders and the conversion were seen to raise. YAMLError is no ValueError.
-MALFORMED = (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError)
+MALFORMED = (ValueError, TypeError, OverflowError, RecursionError, NmsfreeError)
 
 
 def read_bytes(
@@ -64,13 +70,23 @@ def check_file(
         raise error(f"{shown(path)}: is a folder, expected a file")
     if not stat.S_ISREG(found.st_mode):
         raise error(f"{shown(path)}: is a pipe or device, expected a regular file")
-    limit = _allowed(limit)
-    if found.st_size > limit:
-        raise error(
-            f"{shown(path)}: has {found.st_size >> 20} MB, expected at most {limit >> 20}: if the "
-            f"file is right, set NMSFREE_MAX_FILE_MB={(found.st_size >> 20) + 1}"
-        )
+    check_size(found.st_size, limit, path, error)
     return found.st_size
+
+
+def check_size(size: int, limit: int, where: object, error: type[NmsfreeError]) -> None:
+    """Refuse what has more bytes than the limit, or than NMSFREE_MAX_FILE_MB where that is set.
+
+    Raises:
+        error: it has.
+    """
+    megabytes = os.environ.get("NMSFREE_MAX_FILE_MB", "")
+    limit = int(megabytes) << 20 if re.fullmatch("[0-9]{1,9}", megabytes) else limit
+    if size > limit:
+        raise error(
+            f"{shown(where)}: has {size / 2**20:.1f} MB, expected at most {limit / 2**20:g}: if it "
+            f"is right, set NMSFREE_MAX_FILE_MB={(size >> 20) + 1}"
+        )
 
 
 def decode_json(
@@ -96,6 +112,28 @@ def decode_json(
         raise _refused(refusal, "JSON", where, error, advice) from None
 
 
+@dataclass(frozen=True)
+class _Format:
+    format_version: str
+
+
+def check_format(
+    data: bytes | str, ours: str, where: object, error: type[NmsfreeError], advice: str
+) -> None:
+    """Refuse JSON whose "format_version" is of another major version.
+
+    Raises:
+        error: it is, or there is none.
+    """
+    found = decode_json(data, _Format, where, error, advice).format_version
+    major = ours.partition(".")[0]
+    if found.partition(".")[0] != major:
+        raise error(
+            f"{shown(where)}: has format {shown(found, 40)}, this version reads {major}.x: "
+            f"update nmsfree, or {advice}"
+        )
+
+
 def decode_yaml(
     data: bytes, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
 ) -> T:
@@ -111,8 +149,7 @@ def decode_yaml(
         import yaml
     except ImportError:
         raise MissingExtraError("reading YAML", "nmsfree[eval]") from None
-    if len(data) > _allowed(MAX_YAML):
-        raise error(f"{shown(where)}: has {len(data)} bytes, expected at most {MAX_YAML}")
+    check_size(len(data), MAX_YAML, where, error)
     try:
         content = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
         _check_values(content, len(data))
@@ -137,12 +174,6 @@ def decode_toml(
         return msgspec.convert(content, type)
     except MALFORMED as refusal:
         raise _refused(refusal, "TOML", where, error, advice) from None
-
-
-def _allowed(limit: int) -> int:
-    """Return the limit in bytes, or the one that the user set in the environment."""
-    megabytes = os.environ.get("NMSFREE_MAX_FILE_MB", "")
-    return int(megabytes) << 20 if re.fullmatch("[0-9]{1,9}", megabytes) else limit
 
 
 def _check_values(content: Any, size: int) -> None:
@@ -174,7 +205,10 @@ def _refused(
         field = place.removeprefix("$").removeprefix(".") if text else ""
         subject = f"{shown(where)}: {shown(field)}: " if field else f"{shown(where)}: "
         text = (text or place).replace("Expected", "expected")
+        text = text.replace("Object missing required field", "lacks the field")
         return error(f"{subject}{shown(text)}{end}")
+    if isinstance(refusal, NmsfreeError):  # of a record that checks its fields together
+        return error(f"{shown(where)}: {refusal}")
     deep = isinstance(refusal, RecursionError)
     reason = "nested too deeply" if deep else " ".join(str(refusal).split())
     return error(f"{shown(where)}: is not readable {kind} ({shown(reason)}){end}")

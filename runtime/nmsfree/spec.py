@@ -7,14 +7,19 @@ It travels as JSON under the metadata key ``nmsfree`` of an ONNX file. The JSON 
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from nmsfree.decode import Positive, Share, Side, check_format, decode_json
 from nmsfree.errors import ModelError
 from nmsfree.thresholds import Thresholds
 
 METADATA_KEY = "nmsfree"
 FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: made_for
+
+AGAIN = "export the model again"
 
 Head = Literal["o2o", "o2m"]
 Interpolation = Literal["linear", "area"]
@@ -32,9 +37,9 @@ class NmsSpec:
         candidates_per_level: best (cell, class) pairs of a pyramid level that enter NMS.
     """
 
-    iou: float = 0.6
+    iou: Share = 0.6
     class_aware: bool = True
-    candidates_per_level: int = 1000
+    candidates_per_level: Positive = 1000
 
 
 @dataclass(frozen=True)
@@ -63,21 +68,21 @@ class ModelSpec:
 
     name: str
     head: Head
-    height: int
-    width: int
-    batch: int | None
-    class_names: tuple[str, ...]
+    height: Side
+    width: Side
+    batch: Positive | None
+    class_names: Annotated[tuple[str, ...], Meta(min_length=1)]
     category_ids: tuple[int, ...]
-    top_k: int = 100
-    score_floor: float = 0.05
-    threshold: float = 0.3
+    top_k: Positive = 100
+    score_floor: Share = 0.05
+    threshold: Share = 0.3
     interpolation: Interpolation = "linear"
     nms: NmsSpec | None = None
     precision: str = "fp32"
     made_for: Target | None = None
     thresholds: Thresholds | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
-    format_version: str = FORMAT_VERSION
+    format_version: Annotated[str, Meta(pattern=r"^1(\.|$)")] = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if len(self.category_ids) != len(self.class_names):
@@ -100,68 +105,15 @@ class ModelSpec:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelSpec":
+    def from_json(cls, text: str, where: object = "model description") -> "ModelSpec":
         """Read a description.
 
+        Args:
+            where: what the text is; begins the message.
+
         Raises:
-            ModelError: not JSON, a newer major version, or a field missing or of a wrong type.
+            ModelError: not JSON, another major version, or a field missing, of another type or
+                out of its bounds.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ModelError(f"model description is not JSON ({error}): export it again") from None
-        if not isinstance(values, dict):
-            raise ModelError("model description is not a JSON object: export the model again")
-        _check_version(values.get("format_version"))
-        known = {f.name: f for f in fields(cls)}
-        required = [n for n, f in known.items() if f.default is f.default_factory is MISSING]
-        missing = [name for name in required if name not in values]
-        if missing:
-            raise ModelError(
-                f"model description lacks {', '.join(missing)}: export the model again"
-            )
-        try:
-            return cls(**{k: _read(k, v) for k, v in values.items() if k in known})
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"model description is wrong ({error}): export it again") from None
-
-
-def _check_version(version: Any) -> None:
-    ours = FORMAT_VERSION.split(".")[0]
-    found = str(version).split(".")[0]
-    if found != ours:
-        raise ModelError(
-            f"model description has format {version}, this nmsfree reads {ours}.x: "
-            + ("update nmsfree" if found.isdigit() and int(found) > int(ours) else "export again")
-        )
-
-
-def _read(key: str, value: Any) -> Any:
-    """Turn one JSON value into the field's type."""
-    match key:
-        case "class_names" | "category_ids" if not isinstance(value, list | tuple):
-            raise ValueError(f"{key} is {value!r}, expected a list")
-        case "class_names":
-            return tuple(str(v) for v in value)
-        case "category_ids":
-            return tuple(int(v) for v in value)
-        case "nms":
-            known = {f.name for f in fields(NmsSpec)}
-            return value and NmsSpec(**{k: v for k, v in value.items() if k in known})
-        case "thresholds":
-            return None if value is None else Thresholds.from_json(value)
-        case "provenance":
-            return {str(k): str(v) for k, v in value.items()}
-        case "head" if value not in ("o2o", "o2m"):
-            raise ValueError(f"head is {value!r}, expected o2o or o2m")
-        case "interpolation" if value not in ("linear", "area"):
-            raise ValueError(f"interpolation is {value!r}, expected linear or area")
-        case "made_for" if value not in (None, *TARGETS):
-            raise ValueError(f"made_for is {value!r}, expected {' or '.join(TARGETS)}")
-        case "batch" if value is None:
-            return None
-        case "height" | "width" | "top_k" | "batch" if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} is {value!r}, expected a positive whole number")
-        case "score_floor" | "threshold" if not 0 <= value <= 1:
-            raise ValueError(f"{key} is {value!r}, expected a number from 0 to 1")
-    return value
+        check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
+        return decode_json(text, cls, where, ModelError, AGAIN)

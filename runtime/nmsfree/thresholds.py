@@ -1,9 +1,9 @@
 """Recommended score thresholds of a model, measured by `nmsfree eval` and kept in its file."""
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from nmsfree.decode import Share
 from nmsfree.errors import ModelError
 
 TARGET_PRECISION = 0.9
@@ -28,13 +28,13 @@ class Thresholds:
         measured_on: what they were measured on, "digits val, 300 images, IoU 0.5".
     """
 
-    best_f1: float
-    best_f1_per_class: tuple[float | None, ...]
-    target_precision: float = TARGET_PRECISION
-    at_precision: float | None
-    at_precision_per_class: tuple[float | None, ...]
-    recall_at_precision: float | None
-    recall_at_precision_per_class: tuple[float | None, ...]
+    best_f1: Share
+    best_f1_per_class: tuple[Share | None, ...]
+    target_precision: Share = TARGET_PRECISION
+    at_precision: Share | None
+    at_precision_per_class: tuple[Share | None, ...]
+    recall_at_precision: Share | None
+    recall_at_precision_per_class: tuple[Share | None, ...]
     measured_on: str
 
     def __post_init__(self) -> None:
@@ -65,49 +65,3 @@ class Thresholds:
     def to_json(self) -> dict[str, Any]:
         """Return the fields, ready for `json.dumps`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Thresholds":
-        """Read what `to_json` returned; fields of a newer version are ignored.
-
-        Raises:
-            ModelError: a field is missing, or not what it should be.
-        """
-        if not isinstance(values, Mapping):
-            raise ModelError(f"thresholds are {values!r}, expected what `nmsfree eval` writes")
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
-        if missing:
-            raise ModelError(
-                f"thresholds lack {', '.join(missing)}: measure them again with `nmsfree eval`"
-            )
-        known = [f.name for f in fields(cls) if f.name in values]
-        return cls(**{name: _read(name, values[name]) for name in known})
-
-
-def _read(name: str, value: Any) -> Any:
-    """Turn one JSON value into the field's type, or say what is wrong with it."""
-    if name == "measured_on":
-        return str(value)
-    if name.endswith("_per_class"):
-        if not isinstance(value, list | tuple):
-            raise _wrong(name, value, "a list")
-        return tuple(_number(name, v) for v in value)
-    if value is None and name in ("best_f1", "target_precision"):
-        raise _wrong(name, value, "a number from 0 to 1")
-    return _number(name, value)
-
-
-def _number(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    other = isinstance(value, bool) or not isinstance(value, int | float)
-    if other or not 0 <= value <= 1:
-        raise _wrong(name, value, "a number from 0 to 1")
-    return float(value)
-
-
-def _wrong(name: str, value: Any, expected: str) -> ModelError:
-    return ModelError(
-        f"threshold {name} is {value!r}, expected {expected}: "
-        "measure the thresholds again with `nmsfree eval`"
-    )

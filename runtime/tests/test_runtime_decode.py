@@ -45,7 +45,7 @@ def test_json_becomes_a_record_and_unknown_fields_are_ignored() -> None:
             r"a\.json: images\[1\]\.id: expected int, got str",
         ),
         (b'{"images": [{"id": 3.7}]}', r"images\[0\]\.id: expected int, got float"),
-        (b'{"images": [{}]}', r"images\[0\]: .*missing required field id"),
+        (b'{"images": [{}]}', r"images\[0\]: lacks the field id"),
         (b'{"images": [{"id": 1, "width": 0}]}', r"images\[0\]\.width: expected int >= 1"),
         (b'{"images": [], "share": 1e400}', "share: Number out of range"),
         (b'{"images": [], "share": NaN}', "not readable JSON"),
@@ -113,7 +113,7 @@ def _laughs(levels: int) -> bytes:
         (b'a: "\\UFFFFFFFF"', "not readable YAML"),
         (b"%YAML " + b"9" * 5000 + b".1\n---\na: b", "not readable YAML"),
         (b"? [a]\n: b", "not readable YAML"),
-        (b"a: " + b"b" * 600_000, "600003 bytes"),
+        (b"a: " + b"b" * 600_000, "has 0.6 MB, expected at most 0.5"),
         (b"", "expected object, got null"),
         (b"a: " + b"9" * 5000, "a.*: expected int, got str|out of range"),
     ],
@@ -170,7 +170,7 @@ def test_only_regular_files_of_bounded_size_are_read(
         with pytest.raises(DataError, match=expected) as found:
             read_bytes(tmp_path / name, error=DataError)
         _line(found)
-    with pytest.raises(InputError, match="expected at most 0"):
+    with pytest.raises(InputError, match="expected at most"):
         read_bytes(file, limit=4)
     monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "1")
     assert read_bytes(file, limit=4) == b"12345"

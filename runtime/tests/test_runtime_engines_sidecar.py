@@ -60,80 +60,52 @@ def test_a_newer_minor_version_loads(sidecar: Sidecar) -> None:
     [
         (
             {"format_version": "2.0"},
-            "engine description has format 2.0, this nmsfree reads 1.x: update nmsfree",
+            f"has format 2.0, this version reads 1.x: update nmsfree, or {AGAIN}",
         ),
-        (
-            {"format_version": None},
-            f"engine description has format None, this nmsfree reads 1.x: {AGAIN}",
-        ),
-        (
-            {"targets": []},
-            "engine description is wrong (targets is [], expected a list of whole numbers from 1 "
-            f"up): {AGAIN}",
-        ),
-        (
-            {"targets": ["89"]},
-            "engine description is wrong (targets is ['89'], expected a list of whole numbers "
-            f"from 1 up): {AGAIN}",
-        ),
-        (
-            {"batch": [4, 1, 8]},
-            "engine description is wrong (batch is [4, 1, 8], expected three ascending whole "
-            f"numbers): {AGAIN}",
-        ),
-        (
-            {"tf32": "no"},
-            f"engine description is wrong (tf32 is 'no', expected true or false): {AGAIN}",
-        ),
-        (
-            {"build_seconds": "1"},
-            f"engine description is wrong (build_seconds is '1', expected a number): {AGAIN}",
-        ),
-        (
-            {"builder": 3},
-            f"engine description is wrong (builder is 3, expected a text): {AGAIN}",
-        ),
-        (
-            {"onnx": "../other.onnx"},
-            "engine description is wrong (onnx is '../other.onnx', expected the name of a file in "
-            f"the same folder): {AGAIN}",
-        ),
-        (
-            {"spec": {"format_version": "9.0"}},
-            "model description has format 9.0, this nmsfree reads 1.x: update nmsfree",
-        ),
+        ({"format_version": None}, f"format_version: expected str, got null: {AGAIN}"),
+        ({"targets": []}, f"targets: expected array of length >= 1: {AGAIN}"),
+        ({"targets": ["89"]}, f"targets[0]: expected int, got str: {AGAIN}"),
+        ({"targets": [2**40]}, f"targets[0]: expected int <= 2147483647: {AGAIN}"),
+        ({"batch": [4, 1, 8]}, f"batch is (4, 1, 8), expected ascending numbers: {AGAIN}"),
+        ({"batch": [1, 4]}, "batch: expected array of length 3"),
+        ({"tf32": "no"}, f"tf32: expected bool, got str: {AGAIN}"),
+        ({"build_seconds": "1"}, f"build_seconds: expected float, got str: {AGAIN}"),
+        ({"builder": 3}, f"builder: expected str, got int: {AGAIN}"),
+        ({"spec": {"format_version": "9.0"}}, "spec.format_version: expected str matching"),
+        ({"engine_sha256": "e" * 63}, "engine_sha256: expected str matching regex"),
     ],
 )
 def test_wrong_fields_are_named(sidecar: Sidecar, change: dict[str, object], message: str) -> None:
     values = json.loads(sidecar.to_json()) | change
     with pytest.raises(ModelError) as error:
         Sidecar.from_json(json.dumps(values))
-    assert str(error.value) == message
+    assert str(error.value).startswith(f"engine description: {message}")
+
+
+@pytest.mark.parametrize("name", ["../other.onnx", "a/b", "a\\b", "", ".", "..", "a\0", "a" * 300])
+def test_the_onnx_file_is_in_the_same_folder(sidecar: Sidecar, name: str) -> None:
+    values = json.loads(sidecar.to_json()) | {"onnx": name}
+    with pytest.raises(ModelError, match="engine description: onnx: expected"):
+        Sidecar.from_json(json.dumps(values))
 
 
 def test_missing_fields_are_named(sidecar: Sidecar) -> None:
     values = json.loads(sidecar.to_json())
-    del values["batch"], values["onnx"]
+    del values["batch"]
     with pytest.raises(ModelError) as error:
         Sidecar.from_json(json.dumps(values))
-    assert str(error.value) == f"engine description lacks onnx, batch: {AGAIN}"
+    assert str(error.value) == f"engine description: lacks the field batch: {AGAIN}"
 
 
-def test_what_is_no_description(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff{}", b"", b"[" * 10**5])
+def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
     engine = tmp_path / "model.engine"
     path = sidecar_path(engine)
-    path.write_text("[1]")
+    path.write_bytes(content)
     with pytest.raises(ModelError) as error:
         read_sidecar(engine)
-    assert str(error.value) == f"{path}: engine description is not a JSON object: {AGAIN}"
-    path.write_text("{")
-    with pytest.raises(ModelError) as error:
-        read_sidecar(engine)
-    assert str(error.value).startswith(f"{path}: engine description is not JSON (")
-    path.write_bytes(b"\xff{}")
-    with pytest.raises(ModelError) as error:
-        read_sidecar(engine)
-    assert str(error.value) == f"{path}: engine description is not UTF-8: {AGAIN}"
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).endswith(AGAIN)
 
 
 def test_no_sidecar(tmp_path: Path) -> None:

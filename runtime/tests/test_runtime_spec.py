@@ -93,7 +93,7 @@ def test_the_engine_that_a_file_was_made_for(make_spec: MakeSpec) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(text), schema)
     assert refused(text) == (
-        "model description is wrong (made_for is 'npu', expected cpu or tensorrt): export it again"
+        "model description: made_for: Invalid enum value 'npu': export the model again"
     )
 
 
@@ -122,13 +122,11 @@ def test_a_newer_major_version_is_refused(make_spec: MakeSpec, version: str) -> 
     assert "update nmsfree" in message
 
 
-@pytest.mark.parametrize("version", [None, "", "0.9", "one", 1])
-def test_other_versions_are_refused_or_read(make_spec: MakeSpec, version: object) -> None:
-    text = changed(make_spec(), format_version=version)
-    if version == 1:  # written by hand, and clear
-        assert ModelSpec.from_json(text).name == "tiny"
-    else:
-        assert "export again" in refused(text)
+@pytest.mark.parametrize("version", [None, "", "0.9", "one", "²", "9" * 5000, 1])
+def test_other_versions_are_refused(make_spec: MakeSpec, version: object) -> None:
+    message = refused(changed(make_spec(), format_version=version))
+    assert "export the model again" in message
+    assert len(message) < 1000
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -144,6 +142,15 @@ def test_a_missing_field_is_named(make_spec: MakeSpec, name: str) -> None:
         ("head", "nms"),
         ("interpolation", "cubic"),
         ("height", 0),
+        ("height", 10**9),
+        ("width", 64.0),
+        ("category_ids", [1, 2, 2**64]),
+        ("category_ids", [1, 2, 3.7]),
+        ("class_names", ["a", "b", None]),
+        ("class_names", []),
+        ("top_k", 2**31),
+        ("nms", {"iou": -1, "class_aware": True, "candidates_per_level": 1}),
+        ("provenance", {"seed": 3}),
         ("width", "96"),
         ("batch", 0),
         ("batch", "N"),
@@ -160,13 +167,15 @@ def test_a_missing_field_is_named(make_spec: MakeSpec, name: str) -> None:
 )
 def test_a_wrong_value_is_refused(make_spec: MakeSpec, name: str, value: object) -> None:
     message = refused(changed(make_spec(), **{name: value}))
-    assert "model description" in message or "thresholds" in message
+    assert message.startswith(f"model description: {name}") or "64 bits" in message
 
 
 def test_every_class_needs_its_id(make_spec: MakeSpec) -> None:
     assert "1 category ids for 3 class names" in refused(changed(make_spec(), category_ids=[1]))
 
 
-@pytest.mark.parametrize("text", ["", "hello", "[]", "null", '{"format_version": "1.0"', "3"])
+@pytest.mark.parametrize(
+    "text", ["", "hello", "[]", "null", '{"format_version": "1.0"', "3", "[" * 10**5, "\udcff"]
+)
 def test_other_text_is_refused(text: str) -> None:
-    assert "JSON" in refused(text)
+    assert refused(text).endswith(": export the model again")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nmsfree import ModelError
+from nmsfree.decode import decode_json
 from nmsfree.thresholds import Thresholds
 
 MEASURED = Thresholds(
@@ -20,24 +21,27 @@ MEASURED = Thresholds(
 )
 
 
+def read(values: object) -> Thresholds:
+    return decode_json(json.dumps(values), Thresholds, "thresholds", ModelError)
+
+
 def refused(**fields: Any) -> str:
     with pytest.raises(ModelError) as info:
-        Thresholds.from_json(MEASURED.to_json() | fields)
+        read(MEASURED.to_json() | fields)
     assert "\n" not in str(info.value)
-    assert "nmsfree eval" in str(info.value)
     return str(info.value)
 
 
 def test_json_round_trip_is_identity() -> None:
     nothing = dataclasses.replace(MEASURED, at_precision=None, recall_at_precision=None)
     for thresholds in (MEASURED, nothing):
-        assert Thresholds.from_json(json.loads(json.dumps(thresholds.to_json()))) == thresholds
+        assert read(thresholds.to_json()) == thresholds
 
 
 def test_fields_of_a_newer_version_are_ignored_and_the_default_is_known() -> None:
     values = MEASURED.to_json() | {"best_f2": 0.1}
     del values["target_precision"]
-    assert Thresholds.from_json(values) == MEASURED
+    assert read(values) == MEASURED
     assert MEASURED.target_precision == 0.9
 
 
@@ -46,7 +50,7 @@ def test_a_missing_field_is_named(name: str) -> None:
     values = MEASURED.to_json()
     del values[name]
     with pytest.raises(ModelError, match=name):
-        Thresholds.from_json(values)
+        read(values)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,6 @@ def test_a_missing_field_is_named(name: str) -> None:
         ("best_f1", "0.4"),
         ("best_f1", True),
         ("best_f1", 1.01),
-        ("best_f1", float("nan")),
         ("target_precision", None),
         ("at_precision", -0.1),
         ("best_f1_per_class", 0.4),
@@ -64,7 +67,7 @@ def test_a_missing_field_is_named(name: str) -> None:
     ],
 )
 def test_a_wrong_value_is_refused(name: str, value: object) -> None:
-    assert f"threshold {name} is" in refused(**{name: value})
+    assert refused(**{name: value}).startswith(f"thresholds: {name}")
 
 
 def test_lists_of_different_lengths_are_refused() -> None:
@@ -73,8 +76,8 @@ def test_lists_of_different_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize("other", [None, [], "0.4", 0.4])
 def test_something_else_is_refused(other: Any) -> None:
-    with pytest.raises(ModelError, match="expected what `nmsfree eval` writes"):
-        Thresholds.from_json(other)
+    with pytest.raises(ModelError, match="thresholds: expected object"):
+        read(other)
 
 
 def test_every_class_has_a_threshold() -> None:

@@ -7,26 +7,28 @@ header. Published `.pth` files are read by `load_published`. Nothing that is unp
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.errors import CheckpointError, ModelError
+from nmsfree.decode import Side, check_format, decode_json
+from nmsfree.errors import CheckpointError
 from nmsfree.files import write_atomic
+from nmsfree.text import shown
 from nmsfree.thresholds import Thresholds
-from nmsfree_training.config import ModelConfig, preset
+from nmsfree_training.config import MAX_CLASSES, ModelConfig, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.published import from_published_keys, has_two_heads, looks_published
-from nmsfree_training.torch_file import describe_bytes, read_torch_file
+from nmsfree_training.torch_file import check_values, read_safetensors, read_torch_file
 
 HEADER_KEY = "nmsfree"
+AGAIN = "train or copy the checkpoint again"
 FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: deployed_rival_iou
 
 
@@ -86,8 +88,6 @@ def load_checkpoint(
         CheckpointError: missing, truncated, not a checkpoint, or not matching the network.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, expected a .safetensors or .pth checkpoint")
     checkpoint = (
         load_published(path, model) if path.suffix.lower() == ".pth" else _load_safetensors(path)
     )
@@ -102,55 +102,38 @@ def load_checkpoint(
     return checkpoint
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What a checkpoint says of itself; unknown fields come from a newer minor version."""
+
+    model: ModelConfig
+    input_size: tuple[Side, Side]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    provenance: dict[str, str]
+    thresholds: Thresholds | None = None
+
+    def __post_init__(self) -> None:
+        counts = self.model.num_classes, len(self.class_names), len(self.category_ids)
+        if len(set(counts)) > 1:
+            raise CheckpointError(
+                f"{counts[0]} classes, {counts[1]} names and {counts[2]} ids, expected as many of "
+                f"each: {AGAIN}"
+            )
+
+
 def _load_safetensors(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: {describe_bytes(path)}, expected a whole .safetensors file ({error})"
-        ) from None
+    metadata, state = read_safetensors(path)
     if HEADER_KEY not in metadata:
         raise CheckpointError(
             f"{path}: no '{HEADER_KEY}' entry in the header, so this file was not written by "
             "nmsfree: train with `nmsfree train`, or load a published .pth"
         )
-    checkpoint = _from_header(path, metadata[HEADER_KEY], state)
-    _check_keys(path, checkpoint.model, state)
-    return checkpoint
-
-
-def _from_header(path: Path, text: str, state: Mapping[str, Tensor]) -> Checkpoint:
-    """Fields that this version does not know come from a newer minor version: ignored."""
-    try:
-        header = json.loads(text)
-        found = str(header["format_version"])
-        if found.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-            raise CheckpointError(
-                f"{path}: checkpoint format {found}, this version reads {FORMAT_VERSION}: "
-                "update nmsfree-training"
-            )
-        known = {f.name for f in fields(ModelConfig)}
-        model = {k: v for k, v in header["model"].items() if k in known}
-        return Checkpoint(
-            ModelConfig(**model | {"heads": tuple(model["heads"])}),
-            (header["input_size"][0], header["input_size"][1]),
-            tuple(header["class_names"]),
-            tuple(header["category_ids"]),
-            state,
-            header["provenance"],
-            _read_thresholds(header.get("thresholds")),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, ModelError) as error:
-        raise CheckpointError(
-            f"{path}: the '{HEADER_KEY}' entry of the header cannot be read ({error!r}): "
-            "train or copy the checkpoint again"
-        ) from None
-
-
-def _read_thresholds(values: Any) -> Thresholds | None:
-    return None if values is None else Thresholds.from_json(values)
+    text, where = metadata[HEADER_KEY], f"{shown(path)}: '{HEADER_KEY}' entry of the header"
+    check_format(text, FORMAT_VERSION, where, CheckpointError, AGAIN)
+    header = decode_json(text, _Header, where, CheckpointError, AGAIN)
+    _check_tensors(path, header.model, state)
+    return Checkpoint(state=state, **vars(header))
 
 
 def load_published(path: Path, model: str | None = None) -> Checkpoint:
@@ -162,14 +145,14 @@ def load_published(path: Path, model: str | None = None) -> Checkpoint:
     state, extra = _read_pth(path)
     if not looks_published(state):
         raise CheckpointError(
-            f"{path}: keys such as {next(iter(state), 'none')!r}, expected a published FCOS "
+            f"{path}: keys such as {shown(next(iter(state), 'none'))!r}, expected a published FCOS "
             "checkpoint with keys 'backbone.body.…'"
         )
     name = model or _published_model(path, state)
     num_classes = _count_classes(path, state)
     chosen = preset(name, num_classes)
     renamed = from_published_keys(chosen.model.heads, state)
-    _check_keys(path, chosen.model, renamed)
+    _check_tensors(path, chosen.model, renamed)
     names, ids = COCO_NAMES, COCO_CATEGORY_IDS
     if num_classes != len(names):  # the file does not carry names: number them, visibly
         ids = tuple(range(num_classes))
@@ -193,7 +176,9 @@ def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
-        raise CheckpointError(f"{path}: no 'model' entry with tensors, found {list(content)[:6]}")
+        raise CheckpointError(
+            f"{path}: no 'model' entry with tensors, found {shown(list(content)[:6])}"
+        )
     extra = {"source": path.name}
     figures = {k: content.get(k) for k in ("mAP", "epoch")}
     extra |= {k: str(float(v)) for k, v in figures.items() if isinstance(v, int | float)}
@@ -209,14 +194,18 @@ def _published_model(path: Path, state: Mapping[str, Tensor]) -> str:
 
 def _count_classes(path: Path, state: Mapping[str, Tensor]) -> int:
     counts = {t.shape[0] for k, t in state.items() if k.endswith("cls_pred.weight") and t.ndim}
-    if len(counts) != 1:
-        raise CheckpointError(f"{path}: class counts {sorted(counts)} in 'cls_pred', expected one")
+    if len(counts) != 1 or not 1 <= min(counts) <= MAX_CLASSES:
+        raise CheckpointError(
+            f"{path}: class counts {shown(sorted(counts))} in 'cls_pred', expected one, from 1 to "
+            f"{MAX_CLASSES}"
+        )
     return int(counts.pop())
 
 
-def _check_keys(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):
-        expected = {k: tuple(t.shape) for k, t in Fcos(config).state_dict().items()}
+        own = Fcos(config).state_dict()
+    expected = {k: tuple(t.shape) for k, t in own.items()}
     missing = [k for k in expected if k not in state]
     extra = [k for k in state if k not in expected]
     wrong = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
@@ -231,7 +220,8 @@ def _check_keys(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) ->
             f"{path}: does not fit {config.name}: {key} has shape {tuple(state[key].shape)}, "
             f"expected {expected[key]}"
         )
+    check_values(path, state, own)
 
 
 def _first(keys: list[str]) -> str:
-    return f" (first: {keys[0]})" if keys else ""
+    return f" (first: {shown(keys[0])})" if keys else ""

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from nmsfree.decode import Share
 from nmsfree.errors import InputError
 
 HeadName = Literal["o2m", "o2o"]
 HeadNorm = Literal["group", "batch", "batch_per_level"]
 MaxFilter = Literal["none", "logits", "features"]
+
+GROUPS = 32  # of group norm
+MAX_CLASSES = 20_000
 
 STRIDES = (8, 16, 32)  # of the three pyramid levels P3, P4, P5
 
@@ -35,18 +41,24 @@ class ModelConfig:
     """
 
     name: str
-    num_classes: int
-    heads: tuple[HeadName, ...]
-    depth: int = 18
-    width: int = 64
+    num_classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
+    heads: Annotated[tuple[HeadName, ...], Meta(min_length=1, max_length=2)]
+    depth: Literal[18, 34, 50] = 18
+    width: Annotated[int, Meta(ge=1, le=512)] = 64
     frozen_norm: bool = True
-    frozen_stages: int = 2
-    channels: int = 256
-    head_convs: int = 4
+    frozen_stages: Annotated[int, Meta(ge=0, le=5)] = 2
+    channels: Annotated[int, Meta(ge=1, le=2048)] = 256
+    head_convs: Annotated[int, Meta(ge=0, le=64)] = 4
     head_norm: HeadNorm = "group"
     max_filter: MaxFilter = "none"
-    rival_iou: float = 0.0
-    deployed_rival_iou: float = 0.0
+    rival_iou: Share = 0.0
+    deployed_rival_iou: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.head_norm == "group" and self.channels % GROUPS:
+            raise InputError(
+                f"channels is {self.channels}, expected a multiple of {GROUPS} (group norm)"
+            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmsfree_training.config import HeadNorm, MaxFilter
+from nmsfree_training.config import GROUPS, HeadNorm, MaxFilter
 from nmsfree_training.max_filter import FeatureFilter, LogitFilter, Maps
 from nmsfree_training.rival_filter import RivalFilter
 
@@ -49,7 +49,7 @@ def _joint(norm: nn.Module, maps: Maps) -> Maps:
 def _make_norm(norm: HeadNorm, channels: int, levels: int) -> nn.Module:
     match norm:
         case "group":
-            return nn.GroupNorm(32, channels)
+            return nn.GroupNorm(GROUPS, channels)
         case "batch":
             return nn.BatchNorm2d(channels)
         case "batch_per_level":

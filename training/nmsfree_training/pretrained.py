@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nmsfree.errors import CheckpointError
 from nmsfree_training.detector import Fcos
-from nmsfree_training.torch_file import describe_bytes, read_torch_file
+from nmsfree_training.torch_file import check_values, read_safetensors, read_torch_file
 
 
 def load_imagenet(network: Fcos, path: Path) -> None:
@@ -34,19 +32,17 @@ def load_imagenet(network: Fcos, path: Path) -> None:
             f"{network.config.width}: {len(missing)} keys missing, {len(extra)} too many, "
             f"{len(wrong)} of another shape"
         )
+    check_values(path, state, own)
     network.backbone.load_state_dict(state, strict=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, expected ResNet weights (.pth, .safetensors)")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {describe_bytes(path)} ({error})") from None
+        return read_safetensors(path)[1]
     state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise CheckpointError(
             f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
             "state dict with torchvision's names"

@@ -137,7 +137,7 @@ def test_versions(tmp_path: Path) -> None:
     assert load_checkpoint(path).model == loaded.model
     rewrite(path, format_version="2.0")
     message = refusal(path)
-    assert f"format 2.0, this version reads {FORMAT_VERSION}: update nmsfree-training" in message
+    assert "format 2.0, this version reads 1.x: update nmsfree" in message
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,12 @@ def test_versions(tmp_path: Path) -> None:
         {"model": "nano"},
         {"input_size": [3]},
         {"class_names": 4},
+        {"class_names": ["a"]},
+        {"category_ids": [1, 5, 2**70]},
+        {"category_ids": [1, 5, 2.5]},
+        {"input_size": [10**9, 32]},
+        {"thresholds": {"best_f1": 2}},
+        {"provenance": {"seed": ["3"]}},
         {"provenance": None},
     ],
 )
@@ -156,13 +162,67 @@ def test_damaged_description(changes: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(make_checkpoint(), path)
     rewrite(path, **changes)
-    assert "entry of the header cannot be read" in refusal(path)
+    message = refusal(path)
+    assert message.startswith(f"{path}: 'nmsfree' entry of the header: ")
+    assert message.endswith(": train or copy the checkpoint again")
+    assert len(message) < 1000
 
 
-def test_description_that_is_no_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("head_convs", 10**9),
+        ("head_convs", -1),
+        ("channels", 10**9),
+        ("width", 0),
+        ("num_classes", 10**9),
+        ("num_classes", 3.0),
+        ("depth", 19),
+        ("heads", []),
+        ("heads", ["o2o"] * 10**5),
+        ("head_norm", "layer"),
+        ("rival_iou", 1.5),
+        ("frozen_norm", "no"),
+        ("name", 3),
+    ],
+)
+def test_a_network_out_of_bounds_is_refused_before_it_is_built(
+    field: str, value: object, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(1)}, path, metadata={HEADER_KEY: "{"})
-    assert "entry of the header cannot be read" in refusal(path)
+    save_checkpoint(make_checkpoint(), path)
+    header, _ = read_header(path)
+    model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
+    rewrite(path, model=model | {field: value})
+    assert f"model.{field}" in refusal(path)
+
+
+def test_channels_that_group_norm_cannot_divide(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(make_checkpoint(), path)
+    header, _ = read_header(path)
+    model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
+    rewrite(path, model=model | {"head_norm": "group", "channels": 33})
+    assert "expected a multiple of 32" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    path, made = tmp_path / "model.safetensors", make_checkpoint()
+    state = {k: v.clone() for k, v in made.state.items()}
+    state["backbone.conv1.weight"][0, 0, 0, 0] = value
+    save_checkpoint(replace(made, state=state), path)
+    assert "backbone.conv1.weight holds values that are not finite" in refusal(path)
+    state["backbone.conv1.weight"] = torch.zeros(16, 3, 7, 7, dtype=torch.int64)
+    save_checkpoint(replace(made, state=state), path)
+    assert "backbone.conv1.weight holds torch.int64, expected torch.float32" in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "[" * 10**5, "9" * 5000, '{"model": NaN}'])
+def test_description_that_is_no_json(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={HEADER_KEY: text})
+    assert "'nmsfree' entry of the header: " in refusal(path)
 
 
 def test_foreign_safetensors_file(tmp_path: Path) -> None:
@@ -185,7 +245,8 @@ def test_keys_and_shapes_are_checked(tmp_path: Path) -> None:
     save_checkpoint(replace(made, state=wrong), path)
     assert "has shape (3,), expected (64,)" in refusal(path)
     other = replace(made.model, num_classes=4)
-    save_checkpoint(replace(made, model=other), path)
+    four = replace(made, model=other, class_names=(*NAMES, "d"), category_ids=(1, 5, 90, 91))
+    save_checkpoint(four, path)
     assert "cls_pred.weight has shape (3, 64, 3, 3), expected (4, 64, 3, 3)" in refusal(path)
 
 
@@ -200,6 +261,7 @@ def test_other_class_count_than_asked_for(tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     assert "no such file" in refusal(path)
+    assert "is a folder" in refusal(tmp_path)
     path.write_bytes(b"")
     assert "empty file" in refusal(path)
     path.write_text("<html>not found</html>")

@@ -220,7 +220,7 @@ def test_nothing_that_is_pickled_runs(
 def test_other_classes_are_refused(thin_state: ThinState, tmp_path: Path) -> None:
     path = tmp_path / "own.pth"
     torch.save(published_content(thin_state()) | {"args": Harmless()}, path)
-    assert "Harmless, expected tensors and plain values" in refusal(path)
+    assert "Harmless, expected dense tensors and plain values" in refusal(path)
     torch.save(published_content(thin_state()) | {"mAP": np.arange(3)}, path)
     assert "holds the Python object numpy" in refusal(path)
 
@@ -236,13 +236,80 @@ def test_the_allowance_ends_with_the_call(pth: Callable[..., Path]) -> None:
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     assert "no such file" in refusal(path)
-    assert "no such file" in refusal(tmp_path)
+    assert "no such file" in refusal(tmp_path / "none.pth")
+    (tmp_path / "folder.pth").mkdir()
+    assert "is a folder" in refusal(tmp_path / "folder.pth")
     path.write_bytes(b"")
     assert "empty file" in refusal(path)
     path.write_text("<!DOCTYPE html>\n<html><body>Not Found</body></html>")
     assert "an HTML page, probably an error page" in refusal(path)
     path.write_bytes(b"\x00\x01garbage" * 50)
     assert "450 bytes that cannot be read" in refusal(path)
+
+
+def odd_tensors() -> dict[str, Any]:
+    dense = torch.ones(4, 4)
+    return {
+        "sparse": dense.to_sparse(),
+        "sparse rows": dense.to_sparse_csr(),
+        "meta": torch.empty(10**6, 10**4, device="meta"),
+        "quantised": torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "complex": torch.ones(3, dtype=torch.complex64),
+        "float 8": torch.ones(3).to(torch.float8_e4m3fn),
+        "bytes": bytearray(10),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("kind", odd_tensors())
+def test_only_dense_tensors_are_made(
+    thin_state: ThinState, tmp_path: Path, kind: str, old_format: bool
+) -> None:
+    path = tmp_path / "odd.pth"
+    content = thin_state() | {"head.cls_pred.bias": odd_tensors()[kind]}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    assert "expected dense tensors" in refusal(path)
+
+
+class Sized:
+    """A tensor made of a number, as the safe loader of PyTorch would do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (torch.FloatTensor, (10**9,))
+
+
+def test_a_small_file_makes_no_large_tensor(thin_state: ThinState, tmp_path: Path) -> None:
+    path = tmp_path / "small.pth"
+    torch.save({"model": thin_state(), "optimizer": Sized()}, path)
+    assert "torch.FloatTensor, expected dense" in refusal(path)
+    state = thin_state() | {"head.cls_pred.weight": torch.zeros(1).expand(10**9, 256, 3, 3)}
+    torch.save(state, path)
+    assert "class counts [1000000000] in 'cls_pred', expected one, from 1 to" in refusal(path)
+    torch.save({"model": thin_state()}, path, pickle_protocol=4)
+    assert "behind STACK_GLOBAL" in refusal(path)
+
+
+def test_what_unpacks_to_more_than_the_limit_is_refused(
+    thin_state: ThinState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, packed = tmp_path / "large.pth", tmp_path / "packed.pth"
+    torch.save({"model": thin_state(), "more": torch.zeros(3 << 18)}, path)
+    with zipfile.ZipFile(path) as one, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as two:
+        for name in one.namelist():
+            two.writestr(name, one.read(name))
+    assert packed.stat().st_size < 1 << 18
+    assert load_checkpoint(packed).model.name == "fcos_rt_r18_3x"
+    monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "2")
+    message = refusal(packed)
+    assert "unpacked" in message
+    assert "set NMSFREE_MAX_FILE_MB=4" in message
+
+
+def test_a_published_file_with_nan_is_refused(pth: Callable[..., Path]) -> None:
+    path = pth(**{"head.cls_pred.bias": torch.full((80,), float("nan"))})
+    assert "cls_pred.bias holds values that are not finite" in refusal(path)
 
 
 @pytest.mark.parametrize("old_format", [False, True])

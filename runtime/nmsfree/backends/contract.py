@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nmsfree.backends.base import RawDetections
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree.text import shown
 
 
 class Port(NamedTuple):
@@ -42,10 +43,7 @@ def read_spec(
         raise ModelError(
             f"{path}: outputs {', '.join(missing)} are missing, found {', '.join(names)}"
         )
-    try:
-        spec = ModelSpec.from_json(metadata)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+    spec = ModelSpec.from_json(metadata, f"{shown(path)}: model description")
     _check_input(path, spec, inputs)
     _check_outputs(path, spec, outputs)
     return spec
@@ -56,9 +54,9 @@ def _check_input(path: Path, spec: ModelSpec, inputs: Sequence[Port]) -> None:
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
     expected = ("images", "tensor(uint8)", [spec.batch, spec.height, spec.width, 3])
     if found != [expected]:
-        shown = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        given = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise ModelError(
-            f"{path}: input is {shown}, but its description says images tensor(uint8) "
+            f"{path}: input is {shown(given)}, but its description says images tensor(uint8) "
             f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
         )
 

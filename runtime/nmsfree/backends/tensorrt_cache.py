@@ -8,11 +8,13 @@ import hashlib
 import logging
 from pathlib import Path
 
+from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 
 _logger = logging.getLogger(__name__)
 MAGIC = b"nmsfree kernels 1\n"
+MAX_CACHE = 1 << 30  # bytes
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -24,12 +26,12 @@ def cache_path(engine: Path) -> Path:
 def read_cache(engine: Path) -> bytes | None:
     """Return the vendor's bytes; None where there are none, or the file is damaged."""
     path = cache_path(engine)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        _logger.warning("%s: cannot be read (%s), kernels are compiled again", path, error.strerror)
+    try:
+        content = read_bytes(path, limit=MAX_CACHE)
+    except InputError as error:
+        _logger.warning("%s: kernels are compiled again", error)
         return None
     head = len(MAGIC) + _DIGEST
     payload = content[head:]

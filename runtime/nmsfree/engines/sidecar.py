@@ -5,15 +5,19 @@
 
 import json
 import platform
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from msgspec import Meta
+
+from nmsfree.decode import FileName, Positive, Sha256, check_format, decode_json, read_bytes
 from nmsfree.errors import EngineError, ModelError
 from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec
 
 FORMAT_VERSION = "1.0"
+AGAIN = "build the engine again with `nmsfree build`"
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,25 @@ class Sidecar:
         format_version: of this description, "major.minor".
     """
 
-    engine_sha256: str
-    onnx: str
-    onnx_sha256: str
+    engine_sha256: Sha256
+    onnx: FileName
+    onnx_sha256: Sha256
     spec: ModelSpec
     builder: str
     builder_version: str
-    targets: tuple[int, ...]
+    targets: Annotated[tuple[Positive, ...], Meta(min_length=1)]
     platform: str
     precision: str
     tf32: bool
-    batch: tuple[int, int, int]
+    batch: tuple[Positive, Positive, Positive]
     nms_on_host: bool
     build_seconds: float
     created: str
     format_version: str = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if list(self.batch) != sorted(self.batch):
+            raise ModelError(f"batch is {self.batch}, expected ascending numbers: {AGAIN}")
 
     def to_json(self) -> str:
         """Return the description as readable JSON."""
@@ -64,27 +72,18 @@ class Sidecar:
         return {"format_version": self.format_version} | asdict(self)
 
     @classmethod
-    def from_json(cls, text: str) -> "Sidecar":
+    def from_json(cls, text: bytes | str, where: object = "engine description") -> "Sidecar":
         """Read a description; one of a newer minor version loads, fields it adds are ignored.
 
+        Args:
+            where: what the text is; begins the message.
+
         Raises:
-            ModelError: not JSON, another major version, or a field missing or of a wrong type.
+            ModelError: not JSON, another major version, or a field missing, of another type or
+                out of its bounds.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ModelError(f"engine description is not JSON ({error}): {AGAIN}") from None
-        if not isinstance(values, dict):
-            raise ModelError(f"engine description is not a JSON object: {AGAIN}")
-        _check_version(values.get("format_version"))
-        known = {f.name: f for f in fields(cls)}
-        missing = [n for n, f in known.items() if f.default is MISSING and n not in values]
-        if missing:
-            raise ModelError(f"engine description lacks {', '.join(missing)}: {AGAIN}")
-        return cls(**{name: _read(name, values[name]) for name in known if name in values})
-
-
-AGAIN = "build the engine again with `nmsfree build`"
+        check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
+        return decode_json(text, cls, where, ModelError, AGAIN)
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -110,65 +109,10 @@ def read_sidecar(engine: Path) -> Sidecar:
             f"{engine}: no {path.name} beside it, so neither who built it nor what it takes and "
             "gives is known: build it with `nmsfree build`, or bring that file along"
         )
-    try:
-        return Sidecar.from_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ModelError(f"{path}: engine description is not UTF-8: {AGAIN}") from None
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+    return Sidecar.from_json(read_bytes(path, error=ModelError), path)
 
 
 def this_platform() -> str:
     """System and processor architecture, "Linux x86_64"; Windows calls the same one AMD64."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64", "ARM64": "aarch64"}
     return f"{platform.system()} {machine.get(platform.machine(), platform.machine())}"
-
-
-def _check_version(version: Any) -> None:
-    ours = FORMAT_VERSION.split(".")[0]
-    found = str(version).split(".")[0]
-    if found != ours:
-        newer = found.isdigit() and int(found) > int(ours)
-        raise ModelError(
-            f"engine description has format {version}, this nmsfree reads {ours}.x: "
-            + ("update nmsfree" if newer else AGAIN)
-        )
-
-
-def _read(name: str, value: Any) -> Any:
-    """Turn one JSON value into the field's type."""
-    match name:
-        case "spec":
-            return ModelSpec.from_json(json.dumps(value))
-        case "targets":
-            return _whole_numbers(name, value)
-        case "batch":
-            numbers = _whole_numbers(name, value)
-            if len(numbers) != 3 or list(numbers) != sorted(numbers):
-                raise _wrong(name, value, "three ascending whole numbers")
-            return numbers
-        case "tf32" | "nms_on_host":
-            return _typed(name, value, bool, "true or false")
-        case "build_seconds":
-            return float(_typed(name, value, int | float, "a number"))
-        case "onnx" if Path(_typed(name, value, str, "a text")).name != value:
-            raise _wrong(name, value, "the name of a file in the same folder")
-    return _typed(name, value, str, "a text")
-
-
-def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or any(type(v) is not int or v < 1 for v in value):
-        raise _wrong(name, value, "a list of whole numbers from 1 up")
-    return tuple(value)
-
-
-def _typed(name: str, value: Any, kind: Any, expected: str) -> Any:
-    if not isinstance(value, kind):
-        raise _wrong(name, value, expected)
-    return value
-
-
-def _wrong(name: str, value: Any, expected: str) -> ModelError:
-    return ModelError(
-        f"engine description is wrong ({name} is {value!r}, expected {expected}): {AGAIN}"
-    )
