@@ -1,5 +1,13 @@
-"""Pictures in: files, BGR and RGB arrays, Pillow images → BGR uint8 [h, w, 3]."""
+"""Pictures in: files, BGR and RGB arrays, Pillow images → BGR uint8 [h, w, 3].
 
+A picture is turned as its Exif says and by nothing else (XMP is not asked), alpha is dropped, and
+of samples of 16 bits the upper 8 are kept, whichever way it comes.
+"""
+
+import io
+import os
+import re
+import struct
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,57 +15,151 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
+from nmsfree.image_header import Header, avif_is_turned, orientation_of, read_header
+from nmsfree.text import shown
 
 Color = Literal["bgr", "rgb"]
+Reduction = Literal[1, 2, 4, 8]
+
+MAX_FILE = 1 << 30  # bytes
+MAX_PIXELS = 1 << 28  # 0.8 GB as BGR; the largest sensors of phones have 200 million
+_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_END = b"\xff\xd9"  # of a JPEG
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of these occurs within a scan
+# What a JPEG decoder shows where its scan ends too early, in RGB or grey and in CMYK.
+_UNDECODED = {(128, 128, 128), (65, 65, 65)}
+# More of a scan, after a restart too, wherever one is still wanted; 255 would begin a marker.
+_NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()
+_MORE = b"".join(_NOISE + bytes((0xFF, 0xD0 + n)) for n in range(8))
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image file as BGR uint8 [h, w, 3]; EXIF rotation is applied, alpha is dropped.
+    """Read an image file as BGR uint8 [h, w, 3]; Exif rotation is applied, alpha is dropped.
+
+    Of an animation or a file of several pages the first picture is read. A progressive JPEG that
+    lacks its last scans is whole, though blurred.
 
     Raises:
-        InputError: the file is missing, empty, or not an image OpenCV can decode.
+        InputError: the file is missing, no regular file, empty, cut, not an image OpenCV can
+            decode, or of more pixels than `MAX_PIXELS` (or the variable NMSFREE_MAX_PIXELS).
     """
-    path = Path(path)
-    try:
-        data = np.fromfile(path, dtype=np.uint8)  # cv2.imread fails on some Windows paths
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if data.size == 0:
-        raise InputError(f"{path}: empty file, expected an image")
-    try:
-        image = None if _is_cut_jpeg(data) else cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
+    return read_reduced(path, 1)[0]
+
+
+def read_reduced(
+    path: str | Path, reduction: Reduction
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Read an image file as `read_image` does, a JPEG at 1/reduction of its size, rounded up.
+
+    Returns:
+        The picture, and the (height, width) of its file.
+    """
+    data = read_bytes(path, MAX_FILE)
+    if not data:
+        raise InputError(f"{shown(path)}: empty file, expected an image")
+    header = read_header(io.BytesIO(data))
+    _check_claim(path, header, data)
+    if header is None or header.kind != "JPEG" or header.turned is None:
+        reduction = 1
+    image = _decode(data, reduction)
+    if data.startswith(b"\xff\xd8"):
+        ended = data.endswith(_END) or _end_of_jpeg(data) is not None
+        if not ended:
+            data = data.rstrip(b"\0") if data.endswith(bytes(16)) else data  # space never filled
+            image = _decode(data + _END, reduction)
+        if image is not None and not (ended and _shows_its_end(image)):
+            more = _decode(
+                data[: _end_of_jpeg(data)] + _MORE + _END, reduction
+            )  # changes no complete scan
+            if more is None or not np.array_equal(image, more):
+                raise InputError(
+                    f"{shown(path)}: is cut, the rest of the JPEG is missing: get the file again"
+                )
     if image is None:
-        raise InputError(f"{path}: not an image that can be decoded (corrupt, cut or unknown)")
-    return np.asarray(image, dtype=np.uint8)
+        raise InputError(f"{shown(path)}: {_why_not(header)}")
+    height, width = image.shape[:2]
+    if header is not None and reduction > 1:
+        height, width = header.height, header.width
+        if header.turned:
+            height, width = width, height
+    return image, (height, width)
 
 
-def _is_cut_jpeg(data: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG lacks its end marker: OpenCV 4 gives such a file back half grey.
+def _decode(data: bytes, reduction: Reduction) -> NDArray[np.uint8] | None:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[reduction])
+    except cv2.error:
+        return None
+    return None if image is None else np.asarray(image, dtype=np.uint8)
 
-    Segments before the scan are skipped by their lengths (a thumbnail among them ends with the
-    marker too); inside the scan the marker's bytes cannot occur.
+
+def _check_claim(path: str | Path, header: Header | None, data: bytes) -> None:
+    if header is None:
+        return
+    limit = _max_pixels()
+    if header.width * header.height > limit:
+        raise InputError(
+            f"{shown(path)}: {header.width} × {header.height} pixels, expected at most {limit:,} "
+            "in all: reduce it, or set the variable NMSFREE_MAX_PIXELS"
+        )
+    if header.kind == "AVIF" and avif_is_turned(data):
+        raise InputError(
+            f"{shown(path)}: an AVIF picture that is to be turned or mirrored, which OpenCV does "
+            "not do: convert it to JPEG or PNG"
+        )
+
+
+def _max_pixels() -> int:
+    text = os.environ.get("NMSFREE_MAX_PIXELS", "")
+    if not text:
+        return MAX_PIXELS
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise InputError(f"NMSFREE_MAX_PIXELS is {shown(text)!r}, expected a whole number")
+    return int(text)
+
+
+def _end_of_jpeg(data: bytes) -> int | None:
+    """Return where the end marker of the first picture in a JPEG file begins; None if it lacks.
+
+    Segments are skipped by their lengths: a thumbnail among them has an end marker, too.
     """
-    if data[:2].tobytes() != b"\xff\xd8":
-        return False
     position = 2
-    while position + 4 <= data.size and data[position] == 0xFF:
-        if data[position + 1] == 0xFF:  # fill byte
-            position += 1
-            continue
-        if data[position + 1] == 0xDA:  # start of scan
-            return data[position:].tobytes().rfind(b"\xff\xd9") < 0
-        position += 2 + 256 * int(data[position + 2]) + int(data[position + 3])
-    return False  # not a plain sequence of segments: the decoder decides
+    while (found := _MARKER.search(data, position)) is not None:
+        if data[found.start() + 1] == _END[1]:
+            return found.start()
+        position = found.end()
+        position += int.from_bytes(data[position : position + 2], "big")
+    return None
+
+
+def _shows_its_end(image: NDArray[np.uint8]) -> bool:
+    """Whether every corner looks decoded; which of them comes last, Exif decides."""
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()  # [4, 3]
+    return not any(tuple(corner) in _UNDECODED for corner in corners)
+
+
+def _why_not(header: Header | None) -> str:
+    if header is None:
+        return "not an image that can be decoded (corrupt, or no format that is known)"
+    sort = f"{header.kind} of {header.width} × {header.height} pixels"
+    if " of " in header.kind:
+        return f"a {sort}, which OpenCV does not read: convert it to 8 bits a sample"
+    return f"a {sort} that cannot be decoded (damaged or of a rare kind): get or convert it again"
 
 
 def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
     """Check what the caller gave and return it as BGR uint8 [h, w, 3], C-contiguous if converted.
 
     Args:
-        image: a path; an array uint8 [h, w, 3]; or a Pillow image (needs color="rgb").
+        image: a path; an array uint8 [h, w, 3]; or a Pillow image (needs color="rgb"), which is
+            turned as its Exif says: who has turned its pixels removes that entry.
         color: channel order of an array.
 
     Raises:
@@ -81,13 +183,44 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
 def _from_pillow(image: Any, color: Color) -> NDArray[np.uint8]:
     if color != "rgb":
         raise InputError("a Pillow image is RGB, but color is 'bgr': pass color='rgb'")
+    if image.width * image.height > (limit := _max_pixels()):
+        raise InputError(
+            f"Pillow image has {image.width} × {image.height} pixels, expected at most {limit:,} "
+            "in all: reduce it, or set the variable NMSFREE_MAX_PIXELS"
+        )
+    # What Pillow widens to mode I from formats of 16 bits.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("I", "F") and not deep:
+        raise InputError(
+            f"Pillow image has mode {image.mode}, samples of 32 bits and unknown range: scale them "
+            "to 0 … 255 and convert it to mode L"
+        )
     try:
-        rgb = np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (OSError, ValueError) as error:  # Pillow reads the file only now
-        raise InputError(f"Pillow image cannot be read ({error})") from None
+        if deep:
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            rgb = np.repeat(grey[:, :, None], 3, axis=2)
+        else:
+            rgb = np.asarray(image.convert("RGB"), dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the file only now
+        raise InputError(f"Pillow image cannot be read ({shown(error)})") from None
     if rgb.size == 0:
         raise InputError(f"image is empty ({image.height} × {image.width})")
-    return np.ascontiguousarray(rgb[:, :, ::-1])
+    return np.ascontiguousarray(_upright(rgb, image)[:, :, ::-1])
+
+
+def _upright(pixels: NDArray[np.uint8], image: Any) -> NDArray[np.uint8]:
+    """Turn pixels [h, w, 3] as the Exif of a Pillow image says (Pillow itself asks XMP as well)."""
+    try:
+        orientation = orientation_of(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    except (ValueError, struct.error):
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _check_array(image: NDArray[Any]) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from nmsfree.data.dataset import DetectionDataset, Sample
-from nmsfree.errors import InputError
 from nmsfree.evaluate import Progress, Result, category_ids_of, check_size, coco_results
+from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 from nmsfree_training.augment import resized_size
 from nmsfree_training.checkpoint import load_checkpoint
@@ -31,7 +31,6 @@ from nmsfree_training.postprocess import (
 from nmsfree_training.predict import make_spec, open_network
 
 SETTINGS: dict[HeadName, PostprocessConfig] = {"o2m": EVALUATE_O2M, "o2o": EVALUATE_O2O}
-WIDE_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin so; it would clip them
 
 # Boxes float32 [n, 4], xyxy as shares of the image's width and height; scores [n]; labels [n].
 Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
@@ -100,16 +99,7 @@ def detect(network: Fcos, inputs: Tensor) -> Found:
 
 
 def _read(sample: Sample) -> Image.Image:
-    """Read a picture as RGB, turned as its EXIF says."""
-    try:
-        with Image.open(sample.path) as file:
-            if file.mode.startswith(WIDE_MODES):
-                raise InputError(
-                    f"{sample.path}: {file.mode} pixels of more than 8 bits, expected 8: "
-                    "convert it, or use the deployed protocol"
-                )
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{sample.path}: not an image that can be decoded ({error})") from None
+    """Read a picture as everywhere, for Pillow's antialiased resize."""
+    image = Image.fromarray(np.ascontiguousarray(read_image(sample.path)[:, :, ::-1]))
     check_size(sample, image.height, image.width)
     return image

@@ -1,25 +1,24 @@
 """A sample of a dataset → its picture in memory, checked against its annotation."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
 
 from nmsfree.data.coco import Sample
 from nmsfree.errors import InputError
-from nmsfree.images import read_image
+from nmsfree.images import Reduction, read_reduced
 from nmsfree.preprocess import fit
 from nmsfree_training.augment import Example, short_side_size
 from nmsfree_training.config import TrainConfig
 
-REDUCTIONS = (8, 4, 2)  # a JPEG can be decoded at these fractions of its size
+REDUCTIONS: tuple[Reduction, ...] = (
+    8,
+    4,
+    2,
+)  # a JPEG can be decoded at these fractions of its size
 # A reduced JPEG must still be this many times larger than what is needed of it. Measured against
 # decoding it whole, both resized by area: 41 … 52 dB and 3 % of sharpness; without this margin
 # 35 … 45 dB and 20 %. Resizing by linear interpolation instead: 28 … 43 dB.
 MARGIN = 2
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def read_example(sample: Sample, needed: tuple[int, int]) -> Example:
@@ -63,7 +62,7 @@ def largest_size(
 
 def _read(sample: Sample, needed: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Return the picture and the (height, width) of its file."""
-    reduction = next(
+    reduction: Reduction = next(
         (
             r
             for r in REDUCTIONS
@@ -71,29 +70,4 @@ def _read(sample: Sample, needed: tuple[int, int]) -> tuple[NDArray[np.uint8], t
         ),
         1,
     )
-    if reduction > 1:
-        reduced = _read_reduced(sample.path, reduction)
-        if reduced is not None:
-            return reduced
-    image = read_image(sample.path)
-    return image, (image.shape[0], image.shape[1])
-
-
-def _read_reduced(path: Path, reduction: int) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
-    """Decode a JPEG at 1/reduction, rotated as its EXIF says; None for other formats.
-
-    Pillow reads it, because it tells the size of the whole image and refuses a file that is cut.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.format != "JPEG":
-                return None
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-            image.draft("RGB", (width // reduction, height // reduction))  # at least this large
-            upright = ImageOps.exif_transpose(image)
-            rgb = np.asarray(upright.convert("RGB"), np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from None
-    size = (width, height) if turned else (height, width)
-    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), np.uint8), size
+    return read_reduced(sample.path, reduction)

@@ -365,7 +365,7 @@ def test_unusable_images_are_replaced_and_told(
     failed = dict(failure for batch in alone for failure in batch.failed)
     bad = [str(sample.path) for sample in data.samples[:3]]
     assert set(failed) == set(bad)
-    assert "No such file" in failed[bad[0]]
+    assert "no such file" in failed[bad[0]]
     assert "annotated as" in failed[bad[2]]
     assert all("\n" not in reason and bad[0] not in reason for reason in failed.values())
     assert not set(bad) & {name for batch in alone for name in batch.names}

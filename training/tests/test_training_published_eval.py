@@ -230,7 +230,7 @@ def one_picture(folder: Path, width: int, height: int) -> DetectionDataset:
 def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
     dataset = one_picture(tmp_path / "set", 40, 30)
     model, picture = untrained(tmp_path, ("it",)), tmp_path / "set/val/a.png"
-    with pytest.raises(InputError, match=r"a\.png: not an image"):
+    with pytest.raises(InputError, match=r"a\.png: no such file"):
         predict_published(model, dataset)
     picture.write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"a\.png: not an image that can be decoded"):
@@ -238,10 +238,7 @@ def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
     Image.new("RGB", (30, 40)).save(picture)
     with pytest.raises(DataError, match="30 × 40 pixels, its annotations say 40 × 30"):
         predict_published(model, dataset)
-    Image.new("I;16", (40, 30)).save(picture)
-    with pytest.raises(InputError, match="more than 8 bits"):
-        predict_published(model, dataset)
-    for mode in ("RGB", "L", "P", "RGBA", "1"):
+    for mode in ("RGB", "L", "P", "RGBA", "1", "I;16"):
         Image.new(mode, (40, 30)).save(picture)
         assert predict_published(model, dataset)[1] == []  # untrained: nothing above the floor
 

@@ -181,7 +181,8 @@ def test_nearly_square_jpegs_are_turned_as_their_exif_says(
     turned = orientation in (5, 6, 7, 8)
     upright = (width, height) if turned else (height, width)
     assert read_image(path).shape[:2] == upright
-    assert read_example(sample(path, *upright), (64, 64)).image.shape == (135, 135, 3)
+    found = read_example(sample(path, *upright), (64, 64)).image.shape[:2]
+    assert found == (upright if orientation == 9 else (135, 135)), "9 is left to the decoder"
     if height != width:
         with pytest.raises(InputError, match=f"is {upright[1]} × {upright[0]} pixels, annotated"):
             read_example(sample(path, *upright[::-1]), (64, 64))
