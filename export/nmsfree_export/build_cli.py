@@ -51,22 +51,24 @@ def build(
     """
     from rich.console import Console
 
+    from nmsfree.engines.sidecar import sidecar_path
     from nmsfree.errors import InputError
+    from nmsfree.files import check_outputs, write_json
     from nmsfree_export.engine import BuildOptions, build_engine
     from nmsfree_export.engine_progress import show_phases
-    from nmsfree_export.json_report import write_json
 
     out = out or onnx.with_suffix(".engine")
     if out.suffix != ".engine":
         raise InputError(f"output is {out}, expected a name that ends in .engine")
+    check_outputs([out, sidecar_path(out), json_out], [onnx])
     options = BuildOptions(builder, tuple(gpu or ()), tuple(sm or ()), batch, tf32, layers)
     console = Console(stderr=True)
     with show_phases(console) as phases:
         report = build_engine(onnx, out, options, phases)
-    write_json(json_out, report.to_json())
     if report.layers is not None:
         _show_layers(report.layers, console)
     _show(report, onnx, console)
+    write_json(json_out, report.to_json())
 
 
 def _show_layers(table: "LayerTable", console: "Console") -> None:

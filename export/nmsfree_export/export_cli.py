@@ -6,11 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from nmsfree.data.formats import find_layout
+from nmsfree.data.image_files import images_below
 from nmsfree.errors import InputError
+from nmsfree.files import check_outputs, write_json
 from nmsfree.spec import ModelSpec
 from nmsfree_export.export import ExportReport, export_onnx
 from nmsfree_export.export_options import CheckOptions, ExportOptions, Int8Options
-from nmsfree_export.json_report import write_json
 from nmsfree_export.layer_table import print_layers
 from nmsfree_export.prove import FragileError
 from nmsfree_training.checkpoint import load_checkpoint
@@ -100,6 +102,11 @@ def run_export(request: ExportRequest) -> None:
     """Export and show the proofs."""
     console = Console(stderr=True)
     options = request.options()
+    inputs = [request.checkpoint, request.thresholds]
+    inputs += images_below(request.images) if request.images else []
+    for data in (request.calibrate, request.check_data):
+        inputs += find_layout(data).files() if data else []
+    check_outputs([request.out, request.json_out], inputs)
     checkpoint = load_checkpoint(request.checkpoint, request.model)
     try:
         with console.status("exporting") as status:
@@ -113,8 +120,8 @@ def run_export(request: ExportRequest) -> None:
     except FragileError as error:
         print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
         raise
-    write_json(request.json_out, report.to_json())
     _show(report, console)
+    write_json(request.json_out, report.to_json())
 
 
 def _show(report: ExportReport, console: Console) -> None:

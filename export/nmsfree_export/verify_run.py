@@ -8,12 +8,13 @@ from rich.console import Console
 
 from nmsfree.backends import Backend
 from nmsfree.data.dataset import DetectionDataset
+from nmsfree.data.image_files import images_below
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluate import category_ids_of
+from nmsfree.files import check_outputs, write_json
 from nmsfree_export.accuracy import Accuracy, measure
 from nmsfree_export.gate import Gate, gate_for
-from nmsfree_export.json_report import write_json
 from nmsfree_export.layer_table import print_layers
 from nmsfree_export.parity import Parity, Pictures, Tolerance, compare, load_images
 from nmsfree_export.verify import Side, open_pair
@@ -103,6 +104,9 @@ def run_verify(request: VerifyRequest) -> None:
     console = Console(stderr=True)
     pictures = load_images(request.images)
     dataset = None if request.data is None else load_dataset(request.data, request.split or "val")
+    inputs = [request.a.path, request.b.path, *(dataset.files() if dataset else ())]
+    inputs += images_below(request.images) if request.images else []
+    check_outputs([request.json_out], inputs)
     with console.status("opening") as status:
         first, second = open_pair(request.a, request.b)
         try:
@@ -113,8 +117,10 @@ def run_verify(request: VerifyRequest) -> None:
         finally:
             first.close()
             second.close()
-    write_json(request.json_out, outcome.to_json())
-    _show(outcome, console)
+    try:
+        _show(outcome, console)
+    finally:  # also of models that differ
+        write_json(request.json_out, outcome.to_json())
 
 
 def verify_pair(

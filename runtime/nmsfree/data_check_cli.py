@@ -1,16 +1,14 @@
 """`nmsfree data check`: what is wrong with a dataset, before it is trained on."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, problems_in, write_json
 
 if TYPE_CHECKING:
     from nmsfree.data.check_report import Check
-    from nmsfree.data.fix import Fixed
 
 
 def check(
@@ -46,30 +44,43 @@ def check(
     Example: nmsfree data check data/digits --json report.json
     """
     from nmsfree.data.check_charts import write_charts
-    from nmsfree.data.check_sheets import write_sheets
+    from nmsfree.data.check_sheets import sheet_paths, write_sheets
     from nmsfree.data.faults import Level
     from nmsfree.data.fix import default_folder, needs_fixing, write_fixed
+    from nmsfree.data.formats import find_layout
     from nmsfree.data_check_print import print_check, print_fixed
     from nmsfree.evaluation.plot_style import import_figure
 
     import_figure()  # fail before the work, not after it
     _quiet_opencv()
+    check_outputs([json_file], find_layout(directory).files())
     found = _run(directory, split or [])
     folder = out or Path("runs/data-check") / found.layout.root.resolve().name
-    pictures = write_sheets(found, folder)
-    write_charts(found, folder / "histograms.png")
-    pictures.append(folder / "histograms.png")
-    fixed = None
-    if fix and needs_fixing(found):
-        fixed = write_fixed(found, out_fixed or default_folder(found))
+    check_outputs([json_file], found.files())
+    charts = folder / "histograms.png"
+    sheet, sheets = sheet_paths(found, folder)
+    pictures: list[Path] = []
+    problems: list[str] = []
+    with problems_in(problems):
+        check_outputs([charts, sheet, *sheets.values()], found.files())
+        pictures += write_sheets(found, folder)
+        write_charts(found, charts)
+        pictures.append(charts)
     if json_file != "-":
         print_check(found, pictures)
-        if fix:
-            print_fixed(found, fixed)
-    if json_file is not None:
-        _write_json(json_file, found, pictures, fixed)
+    fixed = None
+    if fix and needs_fixing(found):
+        with problems_in(problems):
+            fixed = write_fixed(found, out_fixed or default_folder(found))
+    if fix and json_file != "-":
+        print_fixed(found, fixed)
+    written = {"pictures": [str(path) for path in pictures], "fixed": fixed and fixed.to_json()}
+    with problems_in(problems):
+        write_json(json_file, found.to_json() | written)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
     left = bool(fixed.unfixed) if fixed else bool(found.count(Level.ERROR))
-    raise typer.Exit(1 if left else 0)
+    raise typer.Exit(1 if left or problems else 0)
 
 
 def _run(directory: Path, splits: list[str]) -> "Check":
@@ -96,14 +107,3 @@ def _quiet_opencv() -> None:
         cv2.setLogLevel(0)
     else:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def _write_json(target: str, found: "Check", pictures: list[Path], fixed: "Fixed | None") -> None:
-    report: dict[str, Any] = found.to_json()
-    report["pictures"] = [str(path) for path in pictures]
-    report["fixed"] = fixed and fixed.to_json()
-    text = json.dumps(report, indent=2)
-    if target == "-":
-        typer.echo(text)
-    else:
-        write_atomic(Path(target), (text + "\n").encode())

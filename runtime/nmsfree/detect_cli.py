@@ -108,10 +108,12 @@ def detect(
         typer.echo(f"engine: {detector.backend.description}", err=True)
         names = picture_names(found)
         folder = (save_dir or new_run_folder(RUNS)) if save else None
-        with Output(names, folder, pictures=pictures, json_target=json_file) as output:
+        output = Output(names, folder, pictures=pictures, json_target=json_file, model=model)
+        with output:
             run = Run(look, output, detector.spec.batch or 1, max_frames)
             totals = run.over(found)
     totals.problems[:0] = problems
+    totals.problems += output.problems
     _report(totals, folder, to_stderr=json_file == "-")
 
 

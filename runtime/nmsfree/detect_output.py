@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -14,7 +13,14 @@ from numpy.typing import NDArray
 from nmsfree.detections import Detections
 from nmsfree.draw import draw, zoom_for
 from nmsfree.errors import InputError
-from nmsfree.files import LinesFile, VideoFile, cannot_write, write_picture
+from nmsfree.files import (
+    LinesFile,
+    VideoFile,
+    cannot_write,
+    check_outputs,
+    problems_in,
+    write_picture,
+)
 from nmsfree.sources import IMAGE_SUFFIXES, Source
 
 LINES_NAME = "detections.jsonl"
@@ -96,17 +102,20 @@ def new_run_folder(parent: Path) -> Path:
 class Output:
     """Takes results in the order of the sources and writes lines, pictures and videos.
 
-    Leaving the `with` block without an error finishes every file; after an error the files that
-    were being written keep their provisional names.
+    Leaving the `with` block finishes every file, whatever ended it: what is done is kept.
 
     Args:
         names: path of every source's picture or video below `folder`, see `picture_names`.
         folder: where to write; None writes nothing there.
         pictures: write annotated pictures and videos too.
         json_target: one more place for the lines: a path, "-" for stdout, or None.
+        model: the file that detects; no output may replace it.
+
+    Attributes:
+        problems: a line for each output that could not be written; the others go on.
 
     Raises:
-        InputError: a picture would replace its source, or a file cannot be written.
+        InputError: a picture would replace its source, or no file can be written there.
     """
 
     def __init__(
@@ -116,18 +125,21 @@ class Output:
         *,
         pictures: bool = True,
         json_target: str | None = None,
+        model: Path | None = None,
     ) -> None:
+        self.problems: list[str] = []
         self._paths = (
             {source: folder / name for source, name in names.items()}
             if folder is not None and pictures
             else {}
         )
-        _check_sources_stay(self._paths)
-        self._stdout: TextIO | None = sys.stdout if json_target == "-" else None
-        targets = [folder / LINES_NAME] if folder is not None else []
-        if json_target is not None and json_target != "-":
-            targets.append(Path(json_target))
-        self._lines = [LinesFile(path) for path in targets]
+        inputs = [*(Path(source.name) for source in names if source.kind != "camera"), model]
+        _check_inputs_stay(self._paths, inputs)
+        lines = folder / LINES_NAME if folder is not None else None
+        check_outputs([lines, json_target], inputs)
+        targets = [path for path in (lines, json_target) if path is not None and path != "-"]
+        self._lines = [LinesFile(Path(path)) for path in targets]
+        self._stdout = sys.stdout if json_target == "-" else None
         self._video: tuple[Source, VideoFile] | None = None
 
     def add(
@@ -139,19 +151,38 @@ class Output:
         fps: float = 0.0,
     ) -> None:
         """Write what was found in one image, or in one frame of a video of `fps`."""
-        for line in lines_of(source, frame, detections):
-            for file in self._lines:
-                file.write(line)
-            if self._stdout is not None:
-                self._stdout.write(line + "\n")
+        text = "".join(line + "\n" for line in lines_of(source, frame, detections))
+        for file in list(self._lines):
+            try:
+                file.write(text)
+            except InputError as error:
+                self.problems.append(str(error))
+                self._lines.remove(file)
         if self._stdout is not None:
-            self._stdout.flush()
+            self._print(self._stdout, text)
         if source in self._paths:
-            picture = draw(image, detections, zoom=zoom_for(*image.shape[:2]))
-            if source.kind == "image":
-                write_picture(self._paths[source], picture)
-            else:
-                self._add_frame(source, picture, fps)
+            try:
+                picture = draw(image, detections, zoom=zoom_for(*image.shape[:2]))
+                if source.kind == "image":
+                    write_picture(self._paths[source], picture)
+                else:
+                    self._add_frame(source, picture, fps)
+            except InputError as error:
+                self.problems.append(str(error))
+                del self._paths[source]
+
+    def _print(self, stdout: TextIO, text: str) -> None:
+        """Print lines; if the reader is gone (`| head`), the files go on."""
+        try:
+            stdout.write(text)
+            stdout.flush()
+        except BrokenPipeError:
+            if not self._lines:
+                raise  # nothing is left to be written
+            self.problems.append("stdout: closed by its reader; the files have all lines")
+            self._stdout = None
+            with open(os.devnull, "w") as nothing:  # noqa: PTH123 (not a file)
+                os.dup2(nothing.fileno(), stdout.fileno())  # what is buffered goes nowhere
 
     def _add_frame(self, source: Source, picture: NDArray[np.uint8], fps: float) -> None:
         if self._video is None or self._video[0] != source:
@@ -162,28 +193,24 @@ class Output:
 
     def _finish_video(self) -> None:
         if self._video is not None:
-            self._video[1].finish()
-            self._video = None
+            video, self._video = self._video[1], None
+            with problems_in(self.problems):
+                video.finish()
 
     def __enter__(self) -> "Output":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._finish_video()
-            for file in self._lines:
+    def __exit__(self, *_: object) -> None:
+        self._finish_video()
+        for file in self._lines:
+            with problems_in(self.problems):
                 file.finish()
 
 
-def _check_sources_stay(paths: dict[Source, Path]) -> None:
-    originals = {os.path.realpath(s.name) for s in paths if s.kind != "camera"}
+def _check_inputs_stay(paths: dict[Source, Path], inputs: Sequence[Path | None]) -> None:
+    originals = {os.path.realpath(path) for path in inputs if path is not None}
     for path in paths.values():
         if os.path.realpath(path) in originals:
             raise InputError(
-                f"{path}: the annotated picture would replace a source, give another --save-dir"
+                f"{path}: the annotated picture would replace an input, give another --save-dir"
             )

@@ -1,12 +1,10 @@
 """`nmsfree doctor`: which engines run on this machine, and what is missing."""
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, write_json
 
 
 def doctor(
@@ -25,20 +23,12 @@ def doctor(
     from nmsfree.doctor_print import print_report
     from nmsfree.progress import progress_bar
 
+    check_outputs([json_file])
     with progress_bar() as bar:
         task = bar.add_task("trying engines", total=len(ENGINES))
         report = examine(lambda name: bar.advance(task))
-    if json_file is not None:
-        _write_json(json_file, report.to_json())
     if json_file != "-":
         print_report(report)
+    write_json(json_file, report.to_json())
     if not report.healthy:
         raise typer.Exit(1)
-
-
-def _write_json(target: str, report: dict[str, object]) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    if target == "-":
-        typer.echo(text)
-        return
-    write_atomic(Path(target), (text + "\n").encode())

@@ -1,6 +1,5 @@
 """`nmsfree eval`: what a model file finds, and how to use it."""
 
-import json
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +18,7 @@ from nmsfree.engine_options_cli import (
     TrustOption,
 )
 from nmsfree.errors import InputError, MissingExtraError
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, problems_in, write_atomic, write_json
 from nmsfree.identity import sha256
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("deployed", "published")
 RUNS = Path("runs/eval")
+SUMMARIES = ("summary.json", "summary.md")
 
 
 def eval_command(
@@ -92,6 +92,11 @@ def eval_command(
     if not no_plots:
         import_figure()
     dataset = load_dataset(data, split)
+    folder = None
+    if not no_plots:
+        folder = plots or RUNS / _run_name(file, folder_name(dataset), split, protocol)
+    summaries = [folder / name for name in SUMMARIES] if folder else []
+    check_outputs([json_file, *summaries], [file, *dataset.files()])
     start = time.perf_counter()
     options = Options(threads, allow_cpu, tf32, engine_precision, rebuild, trust)
     spec, results = _run(file, dataset, protocol, device, options)
@@ -100,16 +105,23 @@ def eval_command(
     seconds = time.perf_counter() - start
     report = _report(file, dataset, protocol, analysis, seconds)
     title = _title(file, dataset, protocol, analysis)
-    if json_file is not None:
-        _write_json(json_file, report)
-    if not no_plots:
-        folder = plots or RUNS / _run_name(file, folder_name(dataset), split, protocol)
-        pictures = [path.name for path in write_plots(analysis, folder)]
-        write_atomic(folder / "summary.md", markdown(analysis, title, pictures).encode())
-        _write_json(str(folder / "summary.json"), report)
-        typer.echo(f"pictures and summary: {folder}", err=True)
-    if json_file != "-":  # last: a pager that closes early takes nothing away
-        print_report(analysis, title, Console(), all_classes)
+    problems: list[str] = []
+    try:
+        if folder is not None:
+            with problems_in(problems):
+                pictures = [path.name for path in write_plots(analysis, folder)]
+                write_atomic(folder / "summary.md", markdown(analysis, title, pictures).encode())
+                write_json(folder / "summary.json", report)
+                typer.echo(f"pictures and summary: {folder}", err=True)
+        with problems_in(problems):
+            write_json(json_file, report)
+    finally:  # whatever became of the files; and last: a pager that closes early takes nothing away
+        if json_file != "-":
+            print_report(analysis, title, Console(), all_classes)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
 
 
 def _check_request(file: Path, protocol: str, plots: Path | None, no_plots: bool) -> None:
@@ -200,11 +212,3 @@ def _run_name(file: Path, data: str, split: str, protocol: str) -> str:
     if protocol != "deployed":
         parts.append(protocol)
     return "-".join(part for part in parts if part)
-
-
-def _write_json(target: str, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    if target == "-":
-        typer.echo(text)
-        return
-    write_atomic(Path(target), (text + "\n").encode())

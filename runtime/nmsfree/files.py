@@ -1,13 +1,14 @@
 """Files in whole: written beside their place and renamed, so that nobody meets half of one."""
 
 import json
+import logging
 import math
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ try:
 except ImportError:  # Windows: a file that is open cannot be removed there
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
 _tidied: set[str] = set()  # folders without leftovers of killed processes
 
 
@@ -65,8 +67,10 @@ class PartFile:
             self.discard()
             raise cannot_write(self.path, error) from None
 
-    def finish(self) -> None:
-        """Bring the content to the disk, then give the file its name."""
+    def finish(self, path: Path | None = None) -> None:
+        """Bring the content to the disk, then give the file its name, or another in its folder."""
+        if path is not None and path != self.path:
+            self._target = path
         try:
             self.stream.flush()
             if self.part is not None:
@@ -106,12 +110,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     file.finish()
 
 
-def write_json(target: str | Path, content: Any) -> None:
-    """Write a JSON document to a file, or to stdout if `target` is "-"; NaN becomes null.
+def write_json(target: str | Path | None, content: Any) -> None:
+    """Write a JSON document to a file, to stdout if `target` is "-", nowhere if it is None.
+
+    NaN becomes null.
 
     Raises:
         InputError: the operating system refuses.
     """
+    if target is None:
+        return
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
@@ -120,28 +128,70 @@ def write_json(target: str | Path, content: Any) -> None:
         write_atomic(Path(target), text.encode("utf-8", "surrogateescape"))
 
 
-def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path]) -> None:
-    """Refuse, before any work is done, an output that would replace an input.
+def check_outputs(
+    outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse, before any work is done, outputs that cannot be or that would replace an input.
 
     Args:
         outputs: files to be written; None and "-" (stdout) are passed over.
-        inputs: files that are read.
+        inputs: files that are read; looked at only where an output exists.
 
     Raises:
-        InputError: an output is an input, a folder, or empty.
+        InputError: an output is an input, another output, a folder, below a file, or empty.
     """
-    given = {os.path.realpath(path) for path in inputs}
+    there: dict[tuple[int, int], str | Path] = {}
+    places: set[str] = set()
     for output in outputs:
         if output is None or output == "-":
             continue
         if not str(output):
             raise InputError("an output has an empty name: give a file, or - for stdout")
-        if Path(output).is_dir():
-            raise InputError(f"{output}: cannot be written (it is a folder): give a file's name")
-        if os.path.realpath(output) in given:
+        if _is_stream(Path(output)):
+            continue
+        _check_place(Path(output))
+        place = os.path.realpath(output)
+        if place in places:
+            raise InputError(f"{output}: is named for two outputs: give two names")
+        places.add(place)
+        if (identity := _identity(output)) is not None:
+            there[identity] = output
+    if not there:
+        return
+    for path in inputs:
+        if path is not None and (identity := _identity(path)) in there:
             raise InputError(
-                f"{output}: is an input of this command and would be replaced: give another output"
+                f"{there[identity]}: is an input of this command and would be replaced: "
+                "give another output"
             )
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written (it is a folder): give a file's name")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"{path}: cannot be written ({folder} is no folder): give another output")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written ({folder} is protected): give another output")
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Device and number of a file, the same by whatever name; None if there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def problems_in(problems: list[str]) -> Iterator[None]:
+    """Make an output that fails within the block a line of `problems`; the work goes on."""
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
 
 
 def cannot_write(path: Path, error: OSError | ValueError) -> InputError:
@@ -150,36 +200,80 @@ def cannot_write(path: Path, error: OSError | ValueError) -> InputError:
 
 
 class LinesFile:
-    """A text file of lines that appears under its name when it is finished."""
+    """A text file of lines that appears under its name when it is finished.
+
+    What another process has put there since the start stays: this file then gets a number.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._before = _version(path)
         self._file = PartFile(path)
 
-    def write(self, line: str) -> None:
-        self._file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    def write(self, text: str) -> None:
+        """Add whole lines."""
+        self._file.write(text.encode("utf-8", "surrogateescape"))
 
     def finish(self) -> None:
-        self._file.finish()
+        wanted = path = self._file.path
+        with _held(path.parent):  # two may end at once
+            number = 1
+            while self._file.part is not None and _version(path) not in (None, self._before):
+                number += 1
+                path = wanted.with_stem(f"{wanted.stem}-{number}")
+            if path != wanted:
+                logger.warning("%s: written by another run meanwhile, ours is %s", wanted, path)
+            self._file.finish(path)
 
 
 class VideoFile:
-    """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished."""
+    """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished.
+
+    Raises:
+        InputError: it cannot be written, or not be read back when it is finished.
+    """
 
     def __init__(self, path: Path, fps: float, height: int, width: int) -> None:
         self._file = PartFile(path, suffix=".mp4")
+        self._size, self._frames = (height, width), 0
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(str(self._file.part), codec, fps, (width, height))
-        if not self._writer.isOpened():
+        if self._file.part is None or not self._writer.isOpened():
             self._file.discard()
             raise InputError(f"{path}: cannot be written (OpenCV opened no mp4 encoder here)")
 
     def write(self, picture: NDArray[np.uint8]) -> None:
-        """Add a frame, BGR uint8 [height, width, 3] of the size given at the start."""
+        """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
+
+        Raises:
+            InputError: it has another size, of which OpenCV would say nothing.
+        """
+        if picture.shape[:2] != self._size:
+            (height, width), (h, w) = self._size, picture.shape[:2]
+            raise InputError(
+                f"{self._file.path}: ends after {self._frames} frames of {height} × {width} "
+                f"pixels, as the next has {h} × {w}"
+            )
         self._writer.write(picture)
+        self._frames += 1
 
     def finish(self) -> None:
-        self._writer.release()
+        self._writer.release()  # says nothing of a full disk
+        if not self._is_whole():
+            self._file.discard()
+            raise InputError(
+                f"{self._file.path}: its {self._frames} frames cannot be read back, so it is not "
+                "kept: make sure that the disk has room"
+            )
         self._file.finish()
+
+    def _is_whole(self) -> bool:
+        """Whether the file has the frames that were written, and the last one decodes."""
+        video = cv2.VideoCapture(str(self._file.part))
+        found = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        video.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
+        whole = found == self._frames and video.read()[0]
+        video.release()
+        return whole
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -213,7 +307,7 @@ def _open_locked(folder: Path, suffix: str) -> tuple[Path, IO[bytes]]:
         if fcntl is None:
             return part, stream
         with suppress(OSError):  # a file system without locks; nobody will tidy up there
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:
             return part, stream
         stream.close()  # taken for a leftover before it was locked
@@ -232,6 +326,30 @@ def _tidy(folder: Path) -> None:
             with part.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes when a file is replaced; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder for the block, where the system has such locks."""
+    handle = None
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -425,3 +425,52 @@ def test_many_classes_give_one_page(tmp_path: Path) -> None:
         assert run(root, "--out", tmp_path / str(count)).exit_code == 0
         heights.append(read_image(tmp_path / str(count) / "histograms.png").shape[0])
     assert heights[0] < heights[1] < heights[2] < 2600
+
+
+def test_outputs_never_replace_the_dataset(tmp_path: Path) -> None:
+    for root in (yolo(tmp_path / "yolo"), voc(tmp_path / "voc")):
+        files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for path in files:
+            result = run(root, "--json", path, "--out", tmp_path / "out")
+            assert "is an input of this command" in str(result.exception), path
+        picture(root / "images/train/problems.jpg", 0)
+        assert not (tmp_path / "out").exists()
+        assert {path: path.read_bytes() for path in files} == files
+
+
+def test_pictures_that_cannot_be_written_do_not_cost_the_report(tmp_path: Path) -> None:
+    root, out = yolo(tmp_path / "yolo"), tmp_path / "file"
+    out.touch()
+    result = run(root, "--out", out, "--json", tmp_path / "report.json")
+    assert result.exit_code == 1
+    assert "no errors" in result.stdout
+    assert result.stderr.count("error: ") == 1 and f"{out} is no folder" in result.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["pictures"] == []
+
+
+def test_no_sheet_replaces_a_picture_of_the_dataset(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "yolo")
+    (root / "images/val/3.png").rename(root / "images/val/problems.jpg")
+    (root / "labels/val/3.txt").rename(root / "labels/val/problems.txt")
+    before = (root / "images/val/problems.jpg").read_bytes()
+    result = run(root, "--out", root / "images/val")
+    assert result.exit_code == 1 and "is an input of this command" in result.stderr
+    assert (root / "images/val/problems.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["../../leak", "{tmp}/leak", "a/b"])
+def test_no_name_of_a_split_is_a_path(tmp_path: Path, name: str) -> None:
+    root, name = yolo(tmp_path / "a" / "yolo"), name.format(tmp=tmp_path)
+    with (root / "data.yaml").open("a") as file:
+        file.write(f"'{name}': images/val\n")
+    before = set(tmp_path.rglob("*"))
+    result = run(root, "--out", tmp_path / "out", "--fix", "--out-fixed", tmp_path / "clean")
+    assert result.exit_code == 1
+    assert "the name of split" in result.stdout
+    made = set(tmp_path.rglob("*")) - before
+    assert made and all(
+        path.is_relative_to(tmp_path / "out") for path in made if path.suffix == ".jpg"
+    )
+    assert not [path for path in made if "leak" in path.name or path.parts[-2:-1] == ("a",)]
+    with pytest.raises(DataError, match="is a path"):
+        load_dataset(root, name)

@@ -1,6 +1,7 @@
 """`nmsfree detect` as a user runs it, on a tiny model that finds pure colours."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def test_sources_are_never_overwritten(detect: Detect, photos: Path) -> None:
     before = (photos / "a.png").read_bytes()
     status, _, err = detect("photos", "--save-dir", "photos")
     assert status == 2
-    assert "would replace a source" in err
+    assert "would replace an input" in err
     assert (photos / "a.png").read_bytes() == before
     assert "detections.jsonl" not in written(photos)
 
@@ -278,11 +279,113 @@ def test_ctrl_c_finishes_what_is_there(photos: Path, clip: Path, place: Path) ->
     assert {row.get("frame") for row in found} == {None, 0, 1, 2, 3, 4}
 
 
-def test_a_run_that_dies_leaves_no_half_file(photos: Path, clip: Path, place: Path) -> None:
-    with pytest.raises(MemoryError):
-        interrupted_run(place, MemoryError)
-    final = [name for name in written(place / "out") if not Path(name).name.startswith(".")]
-    assert final == ["photos/a.png"]
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])  # SIGTERM gives the latter
+def test_a_run_that_ends_early_keeps_what_is_done(
+    photos: Path, clip: Path, place: Path, error: type[BaseException]
+) -> None:
+    with pytest.raises(error):
+        interrupted_run(place, error)
+    assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl", "photos/a.png"]
+    found = lines((place / "out/detections.jsonl").read_text("utf-8"))
+    assert {row.get("frame") for row in found} == {None, 0, 1, 2, 3, 4}
+
+
+def test_an_output_that_fails_is_named_and_the_rest_is_done(
+    detect: Detect, photos: Path, clip: Path, place: Path
+) -> None:
+    (place / "out").mkdir()
+    (place / "out/sub").write_text("a file where a folder should be")
+    (place / "out/b.jpg").mkdir()
+    status, out, err = detect("photos", "--save-dir", "out")
+    assert status == 1
+    assert "3 images" in out
+    named = [line.split(": ")[1] for line in err.splitlines() if line.startswith("error: ")]
+    assert named == [str(Path("out/b.jpg")), str(Path("out/sub/a.png"))]
+    assert written(place / "out") == ["a.png", "detections.jsonl", "sub"]
+    found = lines((place / "out/detections.jsonl").read_text("utf-8"))
+    assert len({row["image"] for row in found}) == 3
+
+
+def test_a_reader_that_leaves_does_not_cost_the_files(
+    photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `nmsfree detect … --json - | head -1`."""
+    sources, _ = expand(["photos"])
+    for folder in (place / "out", None):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as stdout, Detector("tiny.onnx") as detector:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            output = Output(picture_names(sources), folder, json_target="-")
+            run = Run(detector.batch, output, batch=1, max_frames=None)
+            if folder is None:  # nothing else is written: the run ends
+                with pytest.raises(BrokenPipeError):
+                    run.over(sources)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+            else:
+                with output:
+                    assert run.over(sources).images == 3
+                assert output.problems == ["stdout: closed by its reader; the files have all lines"]
+    assert written(place / "out") == ["a.png", "b.jpg", "detections.jsonl", "sub/a.png"]
+    assert len(lines((place / "out/detections.jsonl").read_text("utf-8"))) > 3
+
+
+def test_runs_into_one_folder_at_once_keep_their_lines(
+    detect: Detect, photos: Path, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source, *_), _ = expand(["photos"])
+    outputs = [Output({source: Path("a.png")}, place / "out") for _ in range(3)]
+    with Detector("tiny.onnx") as detector:
+        image = read_image(source.name)
+        for output in outputs:
+            output.add(source, None, image, detector(image))
+    for output in outputs:
+        with output:
+            pass
+    names = ["detections-2.jsonl", "detections-3.jsonl", "detections.jsonl"]
+    assert written(place / "out") == ["a.png", *names]
+    assert len({(place / "out" / name).read_text("utf-8") for name in names}) == 1
+    assert "written by another run meanwhile" in caplog.text
+    assert detect("photos", "--save-dir", "out")[0] == 0  # alone again: replaces its own
+    assert [name for name in written(place / "out") if "jsonl" in name] == names
+
+
+@pytest.mark.parametrize("target", ["tiny.onnx", "photos/a.png", "", "photos/a.png/x.json"])
+def test_outputs_that_would_replace_an_input_are_refused(
+    detect: Detect, photos: Path, place: Path, target: str
+) -> None:
+    before = {name: (place / name).read_bytes() for name in written(place)}
+    status, out, err = detect("photos", "--save-dir", "out", "--json", target)
+    assert (status, out) == (2, "")
+    assert "input of this command" in err or "empty name" in err or "is no folder" in err
+    assert {name: (place / name).read_bytes() for name in written(place)} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limit of file sizes there")
+def test_a_video_that_the_disk_does_not_take_is_not_kept(place: Path, noise: Noise) -> None:
+    import resource
+
+    video = VideoFile(place / "big.mp4", 10, 256, 256)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for seed in range(20):
+            video.write(noise(seed, 256, 256))
+        with pytest.raises(InputError, match="20 frames cannot be read back"):
+            video.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert written(place) == ["tiny.onnx"]
+
+
+def test_a_video_ends_where_its_frames_change_their_size(place: Path, noise: Noise) -> None:
+    """OpenCV would drop such a frame without a word."""
+    video = VideoFile(place / "a.mp4", 10, 64, 96)
+    video.write(noise(0))
+    with pytest.raises(InputError, match="ends after 1 frames of 64 × 96"):
+        video.write(noise(1, 96, 64))
+    video.finish()
+    assert written(place) == ["a.mp4", "tiny.onnx"]
 
 
 def test_a_video_of_odd_size_can_be_written(place: Path, noise: Noise) -> None:

@@ -245,3 +245,25 @@ def test_no_run_writes_over_another(
     assert _run_name(Path("best.onnx"), "digits", "val", "deployed") == names[1]
     assert _run_name(Path("best.onnx"), "digits", "val", "published") == f"{names[1]}-published"
     assert _run_name(Path("best.pth"), "digits", "val", "deployed") == "first-best-pth-digits-val"
+
+
+def test_outputs_never_replace_an_input(digits: Path, constant_model: Path) -> None:
+    annotations = digits / "annotations/instances_val.json"
+    for target in (constant_model, annotations, load_coco(digits, "val").samples[0].path):
+        before = target.read_bytes()
+        assert "is an input" in str(refused(constant_model, digits, "--json", str(target)))
+        assert target.read_bytes() == before
+    assert "empty name" in str(refused(constant_model, digits, "--json", ""))
+    Path("file").touch()
+    assert "is no folder" in str(refused(constant_model, digits, "--plots", "file/x"))
+
+
+def test_plots_that_cannot_be_written_do_not_cost_the_figures(
+    digits: Path, constant_model: Path
+) -> None:
+    Path("plots/pr_curve.png").mkdir(parents=True)
+    outcome = run(constant_model, digits, "--plots", "plots", "--json", "figures.json")
+    assert outcome.exit_code == 1
+    assert "100.0   100.0   100.0" in outcome.stdout
+    assert "error: plots/pr_curve.png: cannot be written" in outcome.stderr
+    assert json.loads(Path("figures.json").read_text())["AP"] == pytest.approx(1)

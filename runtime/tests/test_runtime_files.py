@@ -125,6 +125,25 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
         (tmp_path / "folder" / ".." / "m.onnx", "is an input"),
         ("", "empty name"),
         (tmp_path / "folder", "it is a folder"),
+        (model / "new.json", "is no folder"),
+        (model / "deep" / "new.json", "is no folder"),
     ):
         with pytest.raises(InputError, match=reason):
             check_outputs([wrong], [model])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_an_input_is_known_by_every_name(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.touch()
+    (tmp_path / "soft").symlink_to(model)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for name in ("soft", "folder/m.onnx"):
+        with pytest.raises(InputError, match="is an input"):
+            check_outputs([tmp_path / name], [None, model])
+        with pytest.raises(InputError, match="is an input"):
+            check_outputs([model], [tmp_path / name])
+    with pytest.raises(InputError, match="two outputs"):
+        check_outputs([tmp_path / "a.json", tmp_path / "folder" / "a.json"])
+    os.mkfifo(tmp_path / "pipe")
+    check_outputs([tmp_path / "pipe", "/dev/stdout"], [model])  # written through

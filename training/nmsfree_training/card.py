@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from nmsfree.errors import CheckpointError, InputError
-from nmsfree.files import write_atomic
+from nmsfree.files import write_json
 from nmsfree.identity import sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cost import gmac
@@ -64,7 +64,7 @@ def write_card(
         gmac=round(gmac(checkpoint.build(), checkpoint.input_size), 4),
         sha256=sha256(checkpoint_path),
     )
-    write_atomic(card_path, (json.dumps(card, indent=2) + "\n").encode())
+    write_json(card_path, card)
     return card
 
 

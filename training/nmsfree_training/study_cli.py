@@ -1,6 +1,5 @@
 """`nmsfree study`."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -192,7 +191,8 @@ def table(
         Path | None, typer.Option("--markdown", metavar="FILE", help="Also write Markdown.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write JSON, AP 0–1.")
+        str | None,
+        typer.Option("--json", metavar="FILE", help='Also write JSON, AP 0–1; "-" is stdout.'),
     ] = None,
 ) -> None:
     """Show mean ± deviation of every row over its seeds, and the difference to NMS.
@@ -201,17 +201,26 @@ def table(
     """
     from rich.console import Console
 
-    from nmsfree.files import write_atomic
+    from nmsfree.files import check_outputs, problems_in, write_atomic, write_json
     from nmsfree_training.study.summary import summarise
     from nmsfree_training.study.table import markdown as as_markdown
     from nmsfree_training.study.table import print_table, to_json
 
-    rows = summarise(_read(results or [RESULTS], epochs))
-    print_table(rows, Console())
+    folders = results or [RESULTS]
+    check_outputs([markdown, json_file], _result_files(folders))
+    rows = summarise(_read(folders, epochs))
+    if json_file != "-":
+        print_table(rows, Console())
+    problems: list[str] = []
     if markdown is not None:
-        write_atomic(markdown, as_markdown(rows).encode())
-    if json_file is not None:
-        write_atomic(json_file, (json.dumps(to_json(rows), indent=2) + "\n").encode())
+        with problems_in(problems):
+            write_atomic(markdown, as_markdown(rows).encode())
+    with problems_in(problems):
+        write_json(json_file, to_json(rows))
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -227,9 +236,12 @@ def plot(
     With older results: nmsfree study plot --epochs 16 --results docs/study
     --results docs/study/narrow-filter --out docs/study.png
     """
+    from nmsfree.files import check_outputs
     from nmsfree_training.study.picture import write_picture
 
-    write_picture(_read(results or [RESULTS], epochs), out)
+    folders = results or [RESULTS]
+    check_outputs([out], _result_files(folders))
+    write_picture(_read(folders, epochs), out)
     typer.echo(f"{out}", err=True)
 
 
@@ -264,6 +276,10 @@ def scenes(
         f"{outcome.only_without} only without: {out}",
         err=True,
     )
+
+
+def _result_files(folders: list[Path]) -> list[Path]:
+    return [file for folder in folders for file in folder.glob("*.json")]
 
 
 def _read(folders: list[Path], epochs: int | None) -> "list[Result]":

@@ -14,6 +14,7 @@ from rich.console import Console
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.files import check_outputs
 from nmsfree.identity import computes_bf16
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
@@ -124,6 +125,7 @@ def _prepare(options: TrainOptions, world: World) -> Prepared:
         train_set = load_dataset(options.data, options.split)
         val_set = load_dataset(options.data, options.val) if options.val else None
         start = _start(options, train_set)
+        _check_inputs_stay(options, start, [train_set, *([val_set] if val_set else [])])
         check_batch(train_set, start.preset, world.size)
         prepared = Prepared(train_set, val_set, start)
     except NmsfreeError as caught:
@@ -247,7 +249,7 @@ def _run_config(
 ) -> RunConfig:
     origin = options.retrofit or options.init or options.imagenet
     return RunConfig(
-        out=options.out or Path("runs/train") / _run_name(options, start),
+        out=_run_folder(options, start),
         device=device,
         seed=options.seed,
         workers=options.workers,
@@ -268,8 +270,19 @@ def _run_config(
     )
 
 
-def _run_name(options: TrainOptions, start: Start) -> str:
-    return start.preset.model.name + ("_retrofit" if options.retrofit else "")
+def _run_folder(options: TrainOptions, start: Start) -> Path:
+    name = Path(start.preset.model.name).name  # of a checkpoint: may be anything
+    return options.out or Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
+
+
+def _check_inputs_stay(
+    options: TrainOptions, start: Start, datasets: list[DetectionDataset]
+) -> None:
+    names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
+    folder = _run_folder(options, start)
+    outputs = [options.preview] if options.preview else [folder / name for name in names]
+    files = (file for dataset in datasets for file in dataset.files())
+    check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *files])
 
 
 def _check_folder(run: RunConfig) -> None:

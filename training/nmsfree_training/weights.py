@@ -57,6 +57,13 @@ class Manifest:
         """Where published files are kept."""
         return self.folder / "published"
 
+    def files(self) -> list[Path]:
+        """Return every file of the list, there or not."""
+        bundled = [
+            self.folder / name for weight in self.bundled for name in (weight.file, weight.card)
+        ]
+        return [*bundled, *(self.downloads / weight.file for weight in self.published)]
+
     def choose(self, names: list[str]) -> list[PublishedWeight]:
         """Return published weights by name; all without names.
 

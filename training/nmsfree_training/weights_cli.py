@@ -27,7 +27,7 @@ def weights() -> None:
 def list_weights(
     manifest: ManifestOption = MANIFEST,
     json_file: Annotated[
-        typer.FileTextWrite | None,
+        str | None,
         typer.Option("--json", metavar="FILE", help='Write the list as JSON; "-" is stdout.'),
     ] = None,
 ) -> None:
@@ -35,17 +35,16 @@ def list_weights(
 
     Example: nmsfree weights list
     """
-    import json
-
+    from nmsfree.files import check_outputs, write_json
     from nmsfree_training.weights import load_manifest
     from nmsfree_training.weights_status import statuses
 
-    found = statuses(load_manifest(manifest))
-    if json_file is None or json_file.name != "<stdout>":
+    weights = load_manifest(manifest)
+    check_outputs([json_file], [manifest, *weights.files()])
+    found = statuses(weights)
+    if json_file != "-":
         _print_table(found)
-    if json_file is not None:
-        rows = [asdict(status) | {"file": str(status.file)} for status in found]
-        json_file.write(json.dumps(rows, indent=2) + "\n")
+    write_json(json_file, [asdict(status) | {"file": str(status.file)} for status in found])
 
 
 def _print_table(found: "list[Status]") -> None:
@@ -144,9 +143,12 @@ def card(
     from nmsfree.data.load import load_dataset
     from nmsfree.detector import Detector
     from nmsfree.evaluate import evaluate
+    from nmsfree.files import check_outputs
     from nmsfree.progress import progress_bar
     from nmsfree_training.card import minutes_of_run, write_card
 
+    target = file.with_suffix(".json")
+    check_outputs([target], [file])
     took = minutes_of_run(file) if minutes is None else minutes
     ap = {}
     with Detector(file, threads=threads) as detector, progress_bar() as bar:
@@ -154,7 +156,6 @@ def card(
             task = bar.add_task(f"{file.name} on {dataset.name}", total=len(dataset))
             advance = lambda done, _, task=task: bar.update(task, completed=done)  # noqa: E731
             ap[dataset.name] = evaluate(detector, dataset, progress=advance).ap
-    target = file.with_suffix(".json")
     written = write_card(file, target, ap=ap, minutes=took, machine=machine)
     scores = ", ".join(f"{split} {value * 100:.1f}" for split, value in written["AP"].items())
     typer.echo(f"{target}: AP {scores}; {written['gmac']} GMAC", err=True)

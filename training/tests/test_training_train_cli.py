@@ -58,6 +58,17 @@ def test_an_occupied_folder_is_left_alone(finished: Path, digits: Path) -> None:
     assert (finished / "last.safetensors").read_bytes() == before
 
 
+def test_a_run_does_not_replace_what_it_reads(finished: Path, digits: Path, tmp_path: Path) -> None:
+    best = tmp_path / "best.safetensors"
+    shutil.copy(finished / "best.safetensors", best)
+    small = ("--data", digits, "--model", "fcos_o2o_nano", "--init", best)
+    assert "is an input" in complaint(InputError, *small, "--out", tmp_path)
+    assert "is an input" in complaint(InputError, *small, "--preview", best)
+    picture = load_coco(digits, "train").samples[0].path
+    assert "is an input" in complaint(InputError, *small, "--preview", picture)
+    assert best.read_bytes() == (finished / "best.safetensors").read_bytes()
+
+
 def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     options = ("--data", digits, "--out", out, "--batch-size", 6, "--workers", 0, "--seed", 4)

@@ -92,6 +92,9 @@ def test_list_command(folder: Path) -> None:
     target = folder / "list.json"
     result = run("list", "--manifest", folder / "manifest.toml", "--json", target)
     assert "fcos_o2o_nano" in result.stdout and json.loads(target.read_text()) == rows
+    result = run("list", "--manifest", folder / "manifest.toml", "--json", folder / "manifest.toml")
+    assert "is an input of this command" in str(result.exception)
+    assert (folder / "manifest.toml").read_text() == MANIFEST
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What checking a dataset found, by kind and split, and as JSON."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ class Check:
     facts: dict[Path, ImageFact]
     leaks: tuple[Leak, ...]
     faults: tuple[Fault, ...]
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files that annotate and the pictures, which no output may replace."""
+        yield from self.layout.files()
+        for split in self.splits.values():
+            for image in split.rows.images:
+                yield from (image.path, image.source)
 
     def findings(self) -> list["Finding"]:
         """Return all faults by kind and split, the worst kinds first."""

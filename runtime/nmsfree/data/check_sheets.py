@@ -25,25 +25,30 @@ MOST_NAMES = 40  # boxes of an image that get their names
 _SHOWN = (Level.ERROR, Level.WARNING)
 
 
+def sheet_paths(check: Check, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """Return where the problems go, and the labelled batch of every split."""
+    return folder / "problems.jpg", {n: folder / f"{n}_labels.jpg" for n in check.splits}
+
+
 def write_sheets(check: Check, folder: Path) -> list[Path]:
-    """Write SPLIT_labels.jpg for every split, and problems.jpg if there is anything to show.
+    """Write a picture for every split, and one of the problems if there is anything to show.
 
     Raises:
         InputError: a file cannot be written.
     """
     written: list[Path] = []
+    problems, labelled = sheet_paths(check, folder)
     for name, split in check.splits.items():
         tiles = [_labelled(check, split, image) for image in choose(check, split)]
         if tiles:
-            written.append(folder / f"{name}_labels.jpg")
-            write_picture(written[-1], make_sheet(tiles, COLUMNS))
+            write_picture(labelled[name], make_sheet(tiles, COLUMNS))
+            written.append(labelled[name])
     faulty = [_faulty(check, *found) for found in choose_faults(check)]
-    path = folder / "problems.jpg"
     if faulty:
-        written.append(path)
-        write_picture(path, make_sheet(faulty, COLUMNS))
-    else:
-        path.unlink(missing_ok=True)  # of an earlier check
+        write_picture(problems, make_sheet(faulty, COLUMNS))
+        written.append(problems)
+    elif folder.is_dir():
+        problems.unlink(missing_ok=True)  # of an earlier check
     return written
 
 

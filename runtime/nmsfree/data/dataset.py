@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class DetectionDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def files(self) -> Iterator[Path]:
+        """Yield the annotation file and the pictures, which no output may replace."""
+        yield self.annotation_file
+        yield from (sample.path for sample in self.samples)
 
 
 def build(rows: SplitRows) -> DetectionDataset:

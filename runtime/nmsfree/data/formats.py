@@ -11,6 +11,7 @@ from nmsfree.data.voc import read_voc, voc_splits
 from nmsfree.data.yolo import ReadSize, read_yolo
 from nmsfree.data.yolo_config import find_configs, read_config
 from nmsfree.errors import DataError
+from nmsfree.text import shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
 LOOKED_FOR = (
@@ -49,12 +50,22 @@ class Layout:
             )
         return sorted(found, key=_purpose)
 
+    def files(self) -> list[Path]:
+        """Return the files that define the splits."""
+        if self.config is not None:
+            return [self.config]
+        place = "annotations/instances_*.json" if self.format == "COCO" else "ImageSets/Main/*.txt"
+        return sorted(self.root.glob(place))
+
     def read(self, split: str, report: Report, read_size: ReadSize = image_size) -> SplitRows:
         """Read one split; faults are reported.
 
         Raises:
-            DataError: there is no such split, or its files are no such dataset.
+            DataError: there is no such split, its files are no such dataset, or its name is a
+                path: what is written about a split is named after it.
         """
+        if split != Path(split).name:
+            raise DataError(f"the name of split {shown(split)!r} is a path: give it a plain name")
         if self.config is not None:
             return read_yolo(self.config, split, report, read_size)
         if self.format == "COCO":

@@ -23,7 +23,7 @@ from nmsfree.evaluate import Result, predict
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes
 from nmsfree.evaluation.matching import match
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, write_atomic
 from nmsfree.images import read_image
 
 TRUE, FOUND, MISSED, WRONG = (120, 200, 90), (90, 200, 90), (60, 60, 235), (0, 165, 255)  # BGR
@@ -95,6 +95,7 @@ def write_scenes(
         NmsfreeError: a model or the dataset cannot be used.
     """
     dataset = load_dataset(data, split)
+    check_outputs([out], [with_nms, without, *dataset.files()])
     total = len(dataset)
     with Detector(with_nms) as baseline, Detector(without) as free:
         _check(baseline, with_nms, needs_nms=True)
