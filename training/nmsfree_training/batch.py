@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree_training.assign import Targets, pad_targets
 from nmsfree_training.augment import Example
 from nmsfree_training.normalize import normalize
@@ -64,6 +66,30 @@ class PackedBatch:
     targets: Targets
     names: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
+
+    def share(self) -> None:
+        """Move the tensors to memory that other processes read.
+
+        PyTorch does so when it sends them, in a thread whose errors reach nobody: the process that
+        trains would wait for ever.
+
+        Raises:
+            InputError: there is too little of it.
+        """
+        targets = self.targets
+        try:
+            for tensor in (self.pixels, targets.boxes, targets.labels, targets.valid):
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            reason = shown(error)
+            enough = "--shm-size 2g for a container (docker gives 64 MB)"
+            if "Too many open files" in reason:
+                enough = "a higher `ulimit -n`"
+            raise InputError(
+                f"a batch of {self.pixels.nbytes / 2**20:.1f} MB cannot be handed over in shared "
+                f"memory ({reason}): expected room for a few; give {enough}, fewer --workers, or "
+                "--workers 0, which needs none"
+            ) from None
 
 
 def pack(examples: Sequence[Example]) -> PackedBatch:

@@ -1,10 +1,10 @@
 """The examples of an epoch: what an index gives depends on (seed, epoch, index) alone."""
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from nmsfree.data.coco import DetectionDataset
-from nmsfree.errors import DataError, InputError
+from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree_training.augment import Example, finish, place
 from nmsfree_training.batch import PackedBatch, pack
 from nmsfree_training.config import Preset
@@ -89,7 +89,13 @@ class TrainingSet(Dataset[Example]):
         return int(rng.integers(len(self.samples)))
 
 
-class MicroBatches(Dataset["PackedBatch | DataError"]):
+class LoaderError(NmsfreeError):
+    """Loading images failed for want of memory, or a process that loads them was ended."""
+
+    exit_status = 1
+
+
+class MicroBatches(Dataset["PackedBatch | NmsfreeError"]):
     """Packed batches by their number.
 
     An error is handed over instead of raised: PyTorch would bring it from another process with
@@ -103,8 +109,13 @@ class MicroBatches(Dataset["PackedBatch | DataError"]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, number: int) -> "PackedBatch | DataError":
+    def __getitem__(self, number: int) -> "PackedBatch | NmsfreeError":
         try:
-            return pack([self.examples[index] for index in self.parts[number]])
-        except DataError as error:
+            packed = pack([self.examples[index] for index in self.parts[number]])
+            if get_worker_info() is not None:
+                packed.share()
+        except NmsfreeError as error:
             return error
+        except MemoryError:
+            return LoaderError("there is no memory left to load images: give fewer --workers")
+        return packed

@@ -1,7 +1,9 @@
 """Dataset → batches: which images make which step, and the processes that load them."""
 
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -11,14 +13,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from nmsfree.data.coco import DetectionDataset
-from nmsfree.errors import DataError, InputError
+from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree_training.batch import CPU, Batch, PackedBatch, collate, pad_batch, unpack
 from nmsfree_training.config import Preset
-from nmsfree_training.examples import MicroBatches, TrainingSet
+from nmsfree_training.examples import LoaderError, MicroBatches, TrainingSet
 
 __all__ = [
     "Batch",
     "EpochLoader",
+    "LoaderError",
     "TrainingSet",
     "check_batch",
     "collate",
@@ -126,11 +129,51 @@ class EpochLoader(DataLoader[Any]):
         self.batches, self.device = batches, device
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for item in super().__iter__():
-            if isinstance(item, DataError):
+        for item in self._items():
+            if isinstance(item, NmsfreeError):
                 raise item
             assert isinstance(item, PackedBatch)
             yield unpack(item, self.device)
+
+    def _items(self) -> Iterator[object]:
+        try:
+            with _same_child_handler():
+                items = super().__iter__()
+        except OSError as error:
+            raise InputError(
+                f"{self.num_workers} processes that load images cannot be started "
+                f"({error.strerror or error}): give fewer --workers, or 0"
+            ) from None
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise LoaderError(
+                    f"a process that loads images was ended from outside ({error}), most often "
+                    f"because memory ran out: give fewer --workers than {self.num_workers}; 0 "
+                    "needs no process"
+                ) from None
+            yield item
+
+
+@contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """PyTorch's handler raises as soon as a loader is killed, also in the middle of a step.
+
+    The loss is noticed in any case when the next batch is asked for.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _as_it_is(item: object) -> object:

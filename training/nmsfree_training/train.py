@@ -93,6 +93,7 @@ class Trainer:
         Raises:
             Interrupted: it was asked to stop, and saved.
             DivergedError: a loss or a gradient is not finite.
+            LoaderError: a process that loads images was killed; what was done is saved.
         """
         if self.run.resume:
             self._resume()
@@ -145,21 +146,32 @@ class Trainer:
         self._add(self.step.flush())  # waits for the steps that a GPU has not done yet
         position.seconds += time.monotonic() - started
 
-    def _agree(self, parts: list[Batch], error: NmsfreeError | None) -> list[Batch]:
+    def _agree(self, parts: list[Batch], error: Exception | None) -> list[Batch]:
         """What all processes do together: bring images to one size, stop, save, or fail."""
         sizes = [side for part in parts for side in part.images.shape[-2:]]
         sizes += [0] * (2 * self.preset.train.accumulate - len(sizes))
         flags = [self.run.stop(), self._is_save_due(), error is not None]
         *sizes, stop, save, failed = self.world.maximum([*sizes, *map(int, flags)])
-        if failed:
-            self.world.check(error)
-        if stop:
+        if stop:  # first: what ends a job may have ended its loaders, too
             self._interrupt()
+        if failed:
+            self._give_up(error)
         if save:
             self._add(self.step.flush())
             self._save()
         pairs = zip(sizes[::2], sizes[1::2], strict=True)
         return [pad_batch(part, *size) for part, size in zip(parts, pairs, strict=True)]
+
+    def _give_up(self, error: Exception | None) -> None:
+        """Save, and end all processes: the images of the next step could not be had."""
+        if self.position.step > 0:  # else there is nothing new
+            self._add(self.step.flush())
+            self._save()
+        if error is not None and not isinstance(error, NmsfreeError):
+            raise error
+        if error is not None and self.position.iteration > 0:
+            error = type(error)(f"{error}; saved at {self.position}: go on with --resume")
+        self.world.check(error)
 
     def _set_rate(self, steps: int) -> float:
         factor = rate_factor(self.preset.train, self.position.iteration, steps)
@@ -321,9 +333,9 @@ class Trainer:
         self.step.close()
 
 
-def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], NmsfreeError | None]:
+def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], Exception | None]:
     """The parts of the next step; or none, and why."""
     try:
         return list(islice(batches, count)), None
-    except NmsfreeError as error:
+    except Exception as error:  # noqa: BLE001, raised again once what is done is saved
         return [], error

@@ -1,8 +1,16 @@
 """Batches: padding, determinism, and no influence of the number of workers."""
 
-from collections.abc import Sequence
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -19,6 +27,7 @@ from nmsfree_training.batch import pack, unpack
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.loader import (
     Batch,
+    LoaderError,
     TrainingSet,
     collate,
     epoch_loader,
@@ -388,6 +397,95 @@ def test_a_set_of_unusable_images_is_refused_in_one_line(
     with pytest.raises(DataError, match="nmsfree data check") as error:
         batches(broken(train_set, 12, tmp_path), chosen, workers)
     assert "\n" not in str(error.value)
+
+
+# Loaders that lack something, or are ended.
+
+
+@contextmanager
+def limited(what: int, soft: int) -> Iterator[None]:
+    """A lower limit for this process and the loaders it starts."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is no file elsewhere")
+def test_shared_memory_that_does_not_suffice(train_set: DetectionDataset, chosen: Preset) -> None:
+    """A limit on the size of files refuses it as a small /dev/shm does, at another place."""
+    with limited(resource.RLIMIT_FSIZE, 100_000):
+        assert len(batches(train_set, chosen)) == 3  # in this process it needs none
+        with pytest.raises(
+            InputError, match=r"a batch of \d\.\d MB .*--shm-size .*--workers 0"
+        ) as e:
+            batches(train_set, chosen, 2)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
+def test_loaders_that_cannot_be_started(train_set: DetectionDataset, chosen: Preset) -> None:
+    used = len(list(Path("/dev/fd").iterdir()))
+    with (
+        limited(resource.RLIMIT_NOFILE, used + 4),
+        pytest.raises(
+            InputError, match=r"4 processes .* cannot be started \(Too many open files\)"
+        ),
+    ):
+        batches(train_set, chosen, 4)
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_killed_loader_is_told_when_its_batch_is_asked_for(
+    taken: int, train_set: DetectionDataset, chosen: Preset
+) -> None:
+    """In the first batch and later; never in between, where it could cut a step in two."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    loader = epoch_loader(train_set, with_recipe(chosen, batch_size=1), 0, 0, 1)
+    loader.batches.examples = Slow(train_set, chosen, 0, 0)
+    items = iter(loader)
+    got = [next(items) for _ in range(taken)]
+    killer = Timer(1.0 if not taken else 0.0, kill_children)
+    killer.start()
+    with pytest.raises(LoaderError, match=r"ended from outside .*fewer --workers than 1"):
+        got += list(items)
+    killer.join()
+    assert taken <= len(got) < 12
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+class Slow(TrainingSet):
+    def __getitem__(self, index: int) -> Example:
+        time.sleep(0.3)
+        return super().__getitem__(index)
+
+
+def kill_children() -> None:
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+
+
+class Faulty(TrainingSet):
+    """Raises what no picture can cause."""
+
+    error: type[Exception] = MemoryError
+
+    def __getitem__(self, index: int) -> Example:
+        raise self.error("of the loader")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_raises(workers: int, train_set: DetectionDataset, chosen: Preset) -> None:
+    loader = epoch_loader(train_set, chosen, 0, 0, workers)
+    loader.batches.examples = Faulty(train_set, chosen, 0, 0)
+    with pytest.raises(LoaderError, match="no memory left to load images"):
+        next(iter(loader))
+    loader.batches.examples = faulty = Faulty(train_set, chosen, 0, 0)
+    faulty.error = ZeroDivisionError  # a fault of ours keeps its traceback
+    with pytest.raises(ZeroDivisionError, match="of the loader"):
+        next(iter(loader))
 
 
 def test_images_without_objects_make_batches(train_set: DetectionDataset, chosen: Preset) -> None:

@@ -1,6 +1,8 @@
 """The training loop on a dozen pictures: it learns, repeats, goes on, and says what is wrong."""
 
+import itertools
 import json
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.events import EpochEvent, StepEvent
+from nmsfree_training.examples import LoaderError, MicroBatches
 from nmsfree_training.finish import finish
 from nmsfree_training.loader import epoch_loader
 from nmsfree_training.losses import detector_losses
@@ -178,6 +181,65 @@ def test_a_request_to_stop_saves_within_the_epoch(
     whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     assert same(whole, cut)
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+class KillLoaders(Silent):
+    """As the system does where memory runs out."""
+
+    def on_step(self, event: StepEvent) -> None:
+        if event.iteration == 2:
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+
+
+def test_a_killed_loader_loses_no_work(tmp_path: Path, train_set: DetectionDataset) -> None:
+    chosen = tiny("fcos_rt_nano", batch_size=1, epochs=1)
+    few = replace(train_set, samples=train_set.samples[:8])
+    train(tmp_path / "whole", few, chosen)
+    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), workers=1)
+    with pytest.raises(LoaderError, match=r"fewer --workers .* saved at epoch 1, step .* --resume"):
+        Trainer(chosen, few, None, config, watcher=KillLoaders()).fit()
+    assert 2 <= load_state(tmp_path / "cut")[0].position["step"] < 8
+    train(tmp_path / "cut", few, chosen, resume=True)
+    whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert same(whole, cut)
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception) -> None:
+    """Loading the batch of this number (from 1) fails."""
+    asked, make = itertools.count(1), MicroBatches.__getitem__
+
+    def faulty(self: MicroBatches, index: int) -> Any:
+        if next(asked) == number:
+            raise error
+        return make(self, index)
+
+    monkeypatch.setattr(MicroBatches, "__getitem__", faulty)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_fault_while_loading_saves_what_is_done(
+    number: int, tmp_path: Path, train_set: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, number, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, train_set, tiny("fcos_rt_nano"))
+    if number == 1:  # nothing is done, so nothing is in the way of another start
+        assert not (tmp_path / "last.state.pt").exists()
+    else:
+        assert load_state(tmp_path)[0].position["step"] == 2
+
+
+def test_a_job_that_is_ended_with_its_loaders_is_stopped_not_failed(
+    tmp_path: Path, train_set: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler sends SIGTERM to every process of a job."""
+    fail_at(monkeypatch, 2, LoaderError("ended"))
+    asked = iter([False, True])
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), stop=lambda: next(asked))
+    with pytest.raises(Interrupted, match="stopped and saved at epoch 1, step 1"):
+        Trainer(tiny("fcos_rt_nano"), train_set, None, config).fit()
 
 
 def test_resuming_a_finished_run_changes_nothing(
