@@ -1,15 +1,18 @@
 """Model cards: how a bundled checkpoint was made, what it costs and what it scores."""
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
+from nmsfree.decode import Sha256, Share
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_json
 from nmsfree.identity import sha256
+from nmsfree.text import shown
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cost import gmac
+from nmsfree_training.metrics_file import read_metrics
 
 
 class Card(TypedDict):
@@ -24,9 +27,9 @@ class Card(TypedDict):
     seed: int
     minutes: float
     machine: str
-    AP: dict[str, float]
+    AP: dict[str, Share]
     gmac: float
-    sha256: str
+    sha256: Sha256
 
 
 def write_card(
@@ -55,6 +58,8 @@ def write_card(
             f"{checkpoint_path}: does not say its {', '.join(missing)}, expected a checkpoint of "
             "`nmsfree train`"
         )
+    if not re.fullmatch("[0-9]{1,18}", said["seed"]):
+        raise CheckpointError(f"{checkpoint_path}: its seed is {shown(said['seed'])!r}")
     card = Card(
         command=said["command"],
         seed=int(said["seed"]),
@@ -77,8 +82,7 @@ def minutes_of_run(checkpoint_path: Path) -> float:
     path = checkpoint_path.parent / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such file, so the training time is unknown: give --minutes")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return float(sum(json.loads(line)["seconds"] for line in lines)) / 60
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error!r}): give --minutes") from None
+    records = read_metrics(path)
+    if any("seconds" not in record for record in records):
+        raise InputError(f"{path}: an epoch does not say its seconds: give --minutes")
+    return sum(record["seconds"] for record in records) / 60

@@ -1,14 +1,17 @@
 """Reading `metrics.jsonl`, also of a run that was killed while it wrote."""
 
-import json
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
+from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, float]
+MAX_EPOCHS = 1_000_000
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -19,10 +22,7 @@ def read_metrics(path: Path) -> list[Record]:
     Raises:
         InputError: the file cannot be read or has no finished epoch.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    lines = read_bytes(path).splitlines()
     epochs: dict[float, Record] = {}
     for number, line in enumerate(lines, 1):
         record = parse_record(line)
@@ -35,17 +35,17 @@ def read_metrics(path: Path) -> list[Record]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def parse_record(line: str) -> Record | None:
+def parse_record(line: bytes | str) -> Record | None:
     """Return the numbers of a line by name, or None if it is not the record of an epoch."""
+    text = line.encode("utf-8", "replace") if isinstance(line, str) else line
+    strict = re.sub(rb"-?\b(NaN|Infinity)\b", b"null", text)  # as Python writes what is no number
     try:
-        values = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(values, dict):
+        values = decode_json(strict, dict[str, Any], "line", InputError)
+    except InputError:
         return None
     record = {
         name: float(value)
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return record if record.get("epoch", 0.0) >= 1 else None
+    return record if 1 <= record.get("epoch", 0.0) <= MAX_EPOCHS else None

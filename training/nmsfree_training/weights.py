@@ -1,47 +1,77 @@
 """The weights of the project: the manifest, what is on the disk, and getting the published ones.
 
 `manifest.toml` lists bundled weights (small, committed, each with a card) and published ones
-(downloaded into `published/`). The SHA-256 of a published file is recorded in
-`published/SHA256SUMS` at its first download, in the format of `sha256sum`, and checked from then
-on.
+(downloaded into `published/`). A published file is compared with the `size` and `sha256` of its
+entry where the manifest knows them. Its SHA-256 is also recorded in `published/SHA256SUMS` at its
+first download, in the format of `sha256sum`, and compared from then on: where the manifest has
+none, this notices changes later, not what was wrong at first.
 """
 
-import json
+import os
 import re
-import tomllib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from msgspec import Meta, Struct
+
+from nmsfree.decode import (
+    FileName,
+    Positive,
+    Sha256,
+    Share,
+    check_file,
+    decode_json,
+    decode_toml,
+    read_bytes,
+)
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
+from nmsfree.text import shown
+from nmsfree_training.card import Card
 from nmsfree_training.checkpoint import load_published
 from nmsfree_training.config import preset
 from nmsfree_training.download import Progress, fetch
+from nmsfree_training.torch_file import MAX_BYTES
 
 SUMS = "SHA256SUMS"
+END_OF_ARCHIVE = 22  # bytes of the record that ends a zip archive
 
 
-@dataclass(frozen=True)
-class PublishedWeight:
-    """A file of the published experiment: preset, file name, address, expected COCO AP (0–1)."""
+class PublishedWeight(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the published experiment.
+
+    Attributes:
+        name: preset.
+        file: name in `published/`.
+        url: where it is downloaded from.
+        ap, ap50: as published, on COCO val2017, 0–1.
+        size, sha256: bytes and SHA-256 of the file; None where they are not known.
+    """
 
     name: str
-    file: str
-    url: str
-    ap: float
-    ap50: float
+    file: FileName
+    url: Annotated[str, Meta(pattern="^https?://", max_length=2000)]
+    ap: Share
+    ap50: Share
+    size: Positive | None = None
+    sha256: Sha256 | None = None
 
 
-@dataclass(frozen=True)
-class BundledWeight:
+class BundledWeight(Struct, frozen=True, forbid_unknown_fields=True):
     """A checkpoint that comes with the project: preset, file and card names."""
 
     name: str
-    file: str
-    card: str
+    file: FileName
+    card: FileName
+
+
+class _Entries(Struct, frozen=True, forbid_unknown_fields=True):
+    published: tuple[PublishedWeight, ...] = ()
+    bundled: tuple[BundledWeight, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,25 +115,15 @@ def load_manifest(path: Path) -> Manifest:
     Raises:
         InputError: missing, not TOML, or an entry with missing, unknown or wrong fields.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{path}: no such file: run in the project's folder, or give --manifest FILE"
         )
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        published = tuple(PublishedWeight(**entry) for entry in content.get("published", []))
-        bundled = tuple(BundledWeight(**entry) for entry in content.get("bundled", []))
-    except (tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    everything: list[PublishedWeight | BundledWeight] = [*published, *bundled]
+    entries = decode_toml(read_bytes(path), _Entries, path, InputError)
+    everything: tuple[PublishedWeight | BundledWeight, ...] = (*entries.published, *entries.bundled)
     for weight in everything:
         preset(weight.name)
-        if Path(weight.file).name != weight.file:
-            raise InputError(f"{path}: file is {weight.file!r}, expected a name without folders")
-    for entry in published:
-        if not entry.url.startswith(("https://", "http://")):
-            raise InputError(f"{path}: url is {entry.url!r}, expected https://…")
-    return Manifest(path.parent, published, bundled)
+    return Manifest(path.parent, entries.published, entries.bundled)
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -116,20 +136,25 @@ def read_sums(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     sums = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(path).decode("utf-8", "replace").splitlines():
         match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
         if match is None:
-            raise InputError(f"{path}: line {line!r}, expected 'SHA-256  file': delete the line")
+            raise InputError(
+                f"{path}: line {shown(line)!r}, expected 'SHA-256  file': delete the line"
+            )
         sums[match[2]] = match[1]
     return sums
 
 
-def obtain(weight: PublishedWeight, folder: Path, progress: Progress) -> bool:
+def obtain(
+    weight: PublishedWeight, folder: Path, progress: Progress, *, allow_http: bool = False
+) -> bool:
     """Make sure that a published file is there and is what it was at its first download.
 
     Args:
         folder: of the file, its `.part` and the recorded sums.
         progress: called as (bytes done, bytes in all or None).
+        allow_http: see `fetch`.
 
     Returns:
         True if the file was downloaded now, False if it was there.
@@ -142,7 +167,7 @@ def obtain(weight: PublishedWeight, folder: Path, progress: Progress) -> bool:
         _admit(target, weight, folder)
         return False
     part = folder / f"{weight.file}.part"
-    fetch(weight.url, part, progress)
+    fetch(weight.url, part, progress, size=weight.size, allow_http=allow_http)
     try:
         _admit(part, weight, folder)
     except CheckpointError:
@@ -153,8 +178,14 @@ def obtain(weight: PublishedWeight, folder: Path, progress: Progress) -> bool:
 
 
 def _admit(path: Path, weight: PublishedWeight, folder: Path) -> None:
-    """Compare with the recorded sum; at the first download check the content and record it."""
+    """Compare with the sums that are known; the first time check the content and record it."""
+    check_file(path, MAX_BYTES, CheckpointError)
     found, recorded = sha256(path), read_sums(folder).get(weight.file)
+    if weight.sha256 not in (None, found):
+        raise CheckpointError(
+            f"{path}: SHA-256 {found[:12]}…, in the manifest: {weight.sha256[:12]}…: these are "
+            "other bytes than were meant; remove the file and download again"
+        )
     if recorded is None:
         check_content(path, weight.name)
         _record(folder, weight.file, found)
@@ -173,15 +204,19 @@ def check_content(path: Path, name: str) -> None:
         CheckpointError: it is not.
     """
     load_published(path, name)
+    if not zipfile.is_zipfile(path):  # of PyTorch before 1.6, which has no sums inside
+        return
     # PyTorch does not compare the check sums inside the file, so a flipped bit would load.
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except zipfile.BadZipFile as error:
-            damaged = str(error)
-        if damaged is not None:
-            raise CheckpointError(f"{path}: damaged inside ({damaged}): download it again")
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            file.seek(-END_OF_ARCHIVE, os.SEEK_END)
+            if damaged is None and not file.read().startswith(b"PK\5\6"):
+                damaged = "more bytes behind its end"
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged inside ({shown(damaged)}): download it again")
 
 
 def _record(folder: Path, file: str, digest: str) -> None:
@@ -190,16 +225,10 @@ def _record(folder: Path, file: str, digest: str) -> None:
     write_atomic(folder / SUMS, "".join(lines).encode())
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> Card:
     """Return a model card, see `card.py`.
 
     Raises:
-        InputError: missing, or not a JSON object.
+        InputError: it cannot be read, or is no model card.
     """
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}): write it with weights card") from None
-    if not isinstance(card, dict):
-        raise InputError(f"{path}: a JSON {type(card).__name__}, expected a model card")
-    return card
+    return decode_json(read_bytes(path), Card, path, InputError, "write it with weights card")

@@ -72,11 +72,17 @@ def download(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Which; all by default.")
     ] = None,
     manifest: ManifestOption = MANIFEST,
+    allow_http: Annotated[
+        bool,
+        typer.Option("--allow-http", help="Also without encryption: bytes can be changed."),
+    ] = False,
 ) -> None:
     """Download published weights into published/ beside the manifest.
 
-    Interrupted downloads go on where they stopped. The SHA-256 is recorded at the first download
-    and checked from then on. Exit status 1 if some could not be had; the others are there.
+    Interrupted downloads go on where they stopped. A file is compared with the SHA-256 in the
+    manifest; where there is none, it is loaded as a check, and its SHA-256 is recorded at the
+    first download and compared from then on. Exit status 1 if some could not be had; the others
+    are there.
 
     Example: nmsfree weights download fcos_e2e_r18_3x
     """
@@ -86,15 +92,15 @@ def download(
     failed = 0
     for weight in chosen.choose(names or []):
         try:
-            _download_one(weight, chosen.downloads)
-        except NmsfreeError as error:
+            _download_one(weight, chosen.downloads, allow_http)
+        except (NmsfreeError, OSError) as error:
             typer.echo(f"error: {weight.name}: {error}", err=True)
             failed += 1
     if failed:
         raise typer.Exit(1)
 
 
-def _download_one(weight: "PublishedWeight", folder: Path) -> None:
+def _download_one(weight: "PublishedWeight", folder: Path, allow_http: bool) -> None:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -105,7 +111,7 @@ def _download_one(weight: "PublishedWeight", folder: Path) -> None:
         TransferSpeedColumn,
     )
 
-    from nmsfree_training.weights import obtain
+    from nmsfree_training.weights import obtain, read_sums
 
     columns = (
         TextColumn("{task.description}"),
@@ -116,10 +122,20 @@ def _download_one(weight: "PublishedWeight", folder: Path) -> None:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(weight.file, total=None)
+        recorded = read_sums(folder).get(weight.file)
         downloaded = obtain(
-            weight, folder, lambda done, total: bar.update(task, completed=done, total=total)
+            weight,
+            folder,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            allow_http=allow_http,
         )
-    state = "downloaded, checked" if downloaded else "there already, as recorded"
+    state = "downloaded" if downloaded else "there already"
+    if weight.sha256 is not None:
+        state += ", SHA-256 as in the manifest"
+    elif recorded is not None:
+        state += ", SHA-256 as at the first download"
+    else:
+        state += ", loads as this model; its SHA-256 was known to nobody and is recorded now"
     typer.echo(f"{weight.name}: {folder / weight.file}, {state}", err=True)
 
 

@@ -20,8 +20,8 @@ class Status:
         file: path of the file, there or not.
         ap: AP (0–1) by split: as published, or from the card; empty without a card.
         size: bytes; None where the file is missing.
-        sha: compared with the card or the recorded sum; "unknown" where there is none;
-            None where the file is missing.
+        sha: compared with the card, the manifest or the recorded sum; "unknown" where there is
+            none; None where the file is missing.
     """
 
     name: str
@@ -37,14 +37,15 @@ def statuses(manifest: Manifest) -> list[Status]:
     found = []
     for bundled in manifest.bundled:
         path = manifest.folder / bundled.card
-        card = read_card(path) if path.exists() else {}
+        card = read_card(path) if path.exists() else None
         file = manifest.folder / bundled.file
-        size, sha = _look(file, card.get("sha256"))
-        found.append(Status(bundled.name, "bundled", file, card.get("AP", {}), size, sha))
+        size, sha = _look(file, card and card["sha256"])
+        ap = card["AP"] if card else {}
+        found.append(Status(bundled.name, "bundled", file, ap, size, sha))
     sums = read_sums(manifest.downloads)
     for published in manifest.published:
         file = manifest.downloads / published.file
-        size, sha = _look(file, sums.get(published.file))
+        size, sha = _look(file, published.sha256 or sums.get(published.file))
         ap = {"COCO": published.ap}
         found.append(Status(published.name, "published", file, ap, size, sha))
     return found

@@ -100,12 +100,19 @@ def test_list_command(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("[[published]]", "[[published", "cannot be read"),
-        ("ap = 0.358\n", "", "cannot be read"),
-        ("ap = 0.358", "ap = 0.358\nextra = 1", "cannot be read"),
+        ("[[published]]", "[[published", "not readable TOML"),
+        ("ap = 0.358\n", "", r"published\[0\]: lacks the field ap"),
+        ("ap = 0.358", "ap = 0.358\nextra = 1", r"published\[0\]: .*unknown field extra"),
         ('"fcos_rt_r18_3x"', '"fcos"', "'fcos' is unknown"),
-        ("https://", "file:///", "expected https://"),
-        ('"small.safetensors"', '"../small.safetensors"', "expected a name without folders"),
+        ("https://", "file:///", r"published\[0\]\.url: expected"),
+        ("ap = 0.358", "ap = nan", "finite"),
+        ("ap = 0.358", "ap = 35.8", r"published\[0\]\.ap: expected float <= 1"),
+        ("ap = 0.358", "ap = 0.358\nsize = 99999999999999999999", "64 bits"),
+        ("ap = 0.358", "ap = 0.358\nsha256 = 'abc'", r"published\[0\]\.sha256: expected"),
+        ('"rt.pth"', '".."', r"published\[0\]\.file: expected"),
+        ('"rt.pth"', '"a\\u0000b"', r"published\[0\]\.file: expected"),
+        ("[[published]]", "published = 3\n[[bundled]]", "published"),
+        ('"small.safetensors"', '"../small.safetensors"', r"bundled\[0\]\.file: expected"),
     ],
 )
 def test_wrong_manifests(folder: Path, old: str, new: str, complaint: str) -> None:
@@ -153,9 +160,11 @@ def test_minutes_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "best.safetensors"
     with pytest.raises(InputError, match="give --minutes"):
         minutes_of_run(file)
-    (tmp_path / "metrics.jsonl").write_text('{"seconds": 90}\n{"seconds": 30.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"epoch": 1, "seconds": 90}\n{"epoch": 2, "seconds": 30.0}\n'
+    )
     assert minutes_of_run(file) == 2
-    (tmp_path / "metrics.jsonl").write_text('{"second": 90}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "second": 90}\n')
     with pytest.raises(InputError, match="give --minutes"):
         minutes_of_run(file)
 
