@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.data.load import ground_truth
-from nmsfree.errors import DataError, MissingExtraError
+from nmsfree.errors import DataError, import_extra
 
 Result = dict[str, Any]  # image_id, category_id, bbox xywh in source pixels, score
 
@@ -148,11 +148,8 @@ def import_coco() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: faster-coco-eval is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingExtraError("computing AP", "nmsfree[eval]") from None
-    return COCO, COCOeval_faster
+    package = import_extra("faster_coco_eval", "computing AP", "nmsfree[eval]")
+    return package.COCO, package.COCOeval_faster
 
 
 def _by_class(ids: list[int], precision: NDArray[np.float64]) -> dict[int, float | None]:
