@@ -195,20 +195,24 @@ def _check_values(content: Any, size: int) -> None:
             raise ValueError("it holds an integer beyond 64 bits")
 
 
+def explain(refusal: Exception, kind: str) -> str:
+    """Say what a decoder refused, as the rest of a sentence that begins with the place."""
+    text, _, place = str(refusal).replace("`", "").rpartition(" - at ")
+    if isinstance(refusal, msgspec.ValidationError):
+        field = place.removeprefix("$").removeprefix(".") if text else ""
+        text = (text or place).replace("Expected", "expected")
+        text = shown(text.replace("Object missing required field", "lacks the field"))
+        return f"{shown(field)}: {text}" if field else text
+    if isinstance(refusal, NmsfreeError):  # of a record that checks its fields together
+        return str(refusal)
+    deep = isinstance(refusal, RecursionError)
+    reason = "nested too deeply" if deep else " ".join(str(refusal).split())
+    return f"is not readable {kind} ({shown(reason)})"
+
+
 def _refused(
     refusal: Exception, kind: str, where: object, error: type[NmsfreeError], advice: str
 ) -> NmsfreeError:
     """Return the sentence for what a decoder raised."""
     end = f": {advice}" if advice else ""
-    text, _, place = str(refusal).replace("`", "").rpartition(" - at ")
-    if isinstance(refusal, msgspec.ValidationError):
-        field = place.removeprefix("$").removeprefix(".") if text else ""
-        subject = f"{shown(where)}: {shown(field)}: " if field else f"{shown(where)}: "
-        text = (text or place).replace("Expected", "expected")
-        text = text.replace("Object missing required field", "lacks the field")
-        return error(f"{subject}{shown(text)}{end}")
-    if isinstance(refusal, NmsfreeError):  # of a record that checks its fields together
-        return error(f"{shown(where)}: {refusal}")
-    deep = isinstance(refusal, RecursionError)
-    reason = "nested too deeply" if deep else " ".join(str(refusal).split())
-    return error(f"{shown(where)}: is not readable {kind} ({shown(reason)}){end}")
+    return error(f"{shown(where)}: {explain(refusal, kind)}{end}")

@@ -1,6 +1,6 @@
 """COCO metrics of a detector, measured on the pixels and the file that are deployed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def predict(
         images = [_read(sample) for sample in samples]
         found = detector.batch(images, threshold=detector.spec.score_floor)
         for sample, detections in zip(samples, found, strict=True):
-            categories = category_ids[detections.class_id]
+            categories = [category_ids[label] for label in detections.class_id.tolist()]
             results += coco_results(
                 sample.image_id, detections.xyxy, categories, detections.confidence
             )
@@ -83,7 +83,7 @@ def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
     return CocoScorer(dataset).score(results).metrics
 
 
-def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> NDArray[np.int64]:
+def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> tuple[int, ...]:
     """Return the dataset's category id of every class id of the model."""
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     if sorted(model_names) != sorted(dataset.class_names):
@@ -93,7 +93,7 @@ def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> 
             f"classes differ: the model has {len(model_names)}, {dataset.annotation_file} has "
             f"{len(ids)}; only in the model: {_shown(extra)}; only in the data: {_shown(missing)}"
         )
-    return np.array([ids[name] for name in model_names], dtype=np.int64)
+    return tuple(ids[name] for name in model_names)
 
 
 def _shown(names: list[str]) -> str:
@@ -122,7 +122,7 @@ def check_size(sample: Sample, height: int, width: int) -> None:
 def coco_results(
     image_id: int,
     xyxy: NDArray[np.float32],
-    categories: NDArray[np.int64],
+    categories: Sequence[int],
     confidence: NDArray[np.float32],
 ) -> list[Result]:
     """Return the detections of one image as COCO results.
@@ -130,12 +130,12 @@ def coco_results(
     Args:
         image_id: the dataset's own.
         xyxy: float32 [n, 4], in source pixels.
-        categories: int64 [n], the dataset's category ids.
+        categories: [n], the dataset's category ids, which may be larger than any array holds.
         confidence: float32 [n].
     """
     boxes = xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(boxes.tolist(), categories.tolist(), confidence.tolist(), strict=True)
+    rows = zip(boxes.tolist(), categories, confidence.tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
         for box, category, score in rows

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 
 from nmsfree.data.coco import DetectionDataset, load_coco
+from nmsfree.data.formats import find_layout
+from nmsfree.data.load import load_dataset
 from nmsfree.errors import DataError
+from nmsfree.evaluate import Result, coco_metrics
+from nmsfree.evaluation.analysis import folder_name
 
 
 def content() -> dict[str, Any]:
@@ -106,13 +111,13 @@ def broken(change: str) -> Any:
     ("change", "message"),
     [
         ("json", "not readable JSON"),
-        ("list", "a JSON list, expected COCO"),
+        ("list", "expected object, got array: expected COCO"),
         ("categories", "has no 'categories' list: expected COCO"),
         ("images", "has no 'images'"),
         ("annotations", "has no 'annotations'"),
-        ("bbox", "has no 'bbox'"),
-        ("image_id", "has no 'image_id'"),
-        ("short bbox", "is malformed"),
+        ("bbox", "annotation 1: lacks the field bbox"),
+        ("image_id", "annotation 1: lacks the field image_id"),
+        ("short bbox", "annotation 1: bbox: expected array of length 4"),
         ("category", "annotation 1 names category 4, which"),
         ("image", "annotation 1 names image 4, which"),
         ("twice", "image id twice"),
@@ -163,12 +168,69 @@ def test_images_are_found_in_the_usual_folders(tmp_path: Path, folder: str, name
     assert load(tmp_path, data).samples[0].path == path
 
 
-@pytest.mark.parametrize("name", ["../val/b.jpg", "/b.jpg", "a/../../b.jpg", "..\\b.jpg", "", "."])
-def test_no_file_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["../../b.jpg", "/b.jpg", "a/../../../b.jpg", "..\\..\\b.jpg", "", ".", "./", "..", "/"]
+)
+def test_no_file_name_leads_out_of_the_set(tmp_path: Path, name: str) -> None:
     data = content()
     data["images"][0]["file_name"] = name
-    with pytest.raises(DataError, match=r"image entry 1 is malformed \(file name .* leads out of"):
+    with pytest.raises(
+        DataError, match=r"image entry 1: file name .* (leads out of|names no file)"
+    ):
         load(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 300, f"val/{'ß' * 200}.jpg", "x" * 10**6])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    data = content()
+    data["images"][0]["file_name"] = name
+    with pytest.raises(
+        DataError, match=r"image entry 1: file name .* none that a file can"
+    ) as found:
+        load(tmp_path, data)
+    assert str(found.value).isprintable()
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "val/{}",
+        "./val/{}",
+        "../val/{}",
+        "..\\val\\{}",
+        "..\\annotations\\..\\val\\{}",
+        "sub/../{}",
+        "{root}/val/{}",
+    ],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_names_are_counted_from_the_set_or_given_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, relative: bool
+) -> None:
+    data = content()
+    for image in data["images"]:
+        image["file_name"] = name.format(image["file_name"], root=tmp_path)
+    (tmp_path / "val").mkdir()
+    for picture in ("a.jpg", "b.jpg"):
+        (tmp_path / "val" / picture).touch()
+    monkeypatch.chdir(tmp_path)
+    dataset = load(Path() if relative else tmp_path, data)
+    assert [sample.path.resolve() for sample in dataset.samples] == [
+        tmp_path / "val/b.jpg",
+        tmp_path / "val/a.jpg",
+    ]
+
+
+def test_roboflow_layout(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "b.jpg").touch()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content()))
+    assert find_layout(tmp_path).splits() == ["train", "valid"]
+    dataset = load_dataset(tmp_path, "valid")
+    assert dataset.samples[0].path == tmp_path / "valid/b.jpg"
+    assert (dataset.root, folder_name(dataset)) == (tmp_path, tmp_path.name)
 
 
 @pytest.mark.parametrize("folder", ["elsewhere/photos", "../photos", "/absolute"])
@@ -185,11 +247,13 @@ def test_any_other_header_is_ignored(tmp_path: Path, info: Any) -> None:
     assert load(tmp_path, content() | {"info": info}).samples[0].path == tmp_path / "val" / "b.jpg"
 
 
-@pytest.mark.parametrize("size", [0, -1, None, "wide", float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "size", [0, -1, None, "wide", float("nan"), float("inf"), 64.5, 2**40, [64], True]
+)
 def test_sizes_must_make_sense(tmp_path: Path, size: Any) -> None:
     data = content()
     data["images"][0]["width"] = size
-    with pytest.raises(DataError, match=r"instances_val\.json: image entry 1 is malformed"):
+    with pytest.raises(DataError, match=r"instances_val\.json: image entry 1: width: expected int"):
         load(tmp_path, data)
 
 
@@ -206,3 +270,123 @@ def test_ids_may_be_text(tmp_path: Path) -> None:
         image["id"] = f"{image['id']:06d}"
     data["annotations"][0]["image_id"] = "000012"
     assert load(tmp_path, data).samples[0].image_id == 12
+
+
+@pytest.mark.parametrize("start", [2**31, 2**53, 2**63 - 1, 2**64, 10**40, -(2**53), -(2**70)])
+def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
+    """Neighbours that a float cannot tell apart stay two images, two classes."""
+    data = content()
+    for image in data["images"]:
+        image["id"] += start
+    for category in data["categories"]:
+        category["id"] += start
+    for annotation in data["annotations"]:
+        for name in ("id", "image_id", "category_id"):
+            annotation[name] += start
+    dataset = load(tmp_path, data)
+    assert [sample.image_id for sample in dataset.samples] == [start + 12, start + 5]
+    assert dataset.category_ids == (start + 3, start + 90)
+    assert dataset.samples[0].labels.tolist() == [1, 0]
+    brush = {"image_id": start + 12, "category_id": start + 90, "bbox": [1.5, 2, 10, 20]}
+    found: Result = brush | {"score": 0.5}
+    assert coco_metrics(dataset, [found]).ap == pytest.approx(1)
+    for name, other in (("image_id", start + 5), ("category_id", start + 3)):
+        assert coco_metrics(dataset, [found | {name: other}]).ap == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value", "message"),
+    [
+        ("images", "id", "img_1", "image entry 1: id: expected a whole number, got 'img_1'"),
+        ("images", "id", 3.7, r"image entry 1: id: expected int \| str, got float"),
+        ("images", "id", None, r"image entry 1: id: .*, got null"),
+        ("images", "id", True, r"image entry 1: id: .*, got bool"),
+        ("images", "file_name", 7, "image entry 1: file_name: expected str, got int"),
+        ("categories", "id", "x", "category 1: id: expected a whole number, got 'x'"),
+        ("categories", "id", 3.7, "category 1: id: expected .*, got float"),
+        ("categories", "name", None, "category 1: name: expected .*, got null"),
+        ("categories", "name", ["a"], "category 1: name: expected .*, got array"),
+        ("annotations", "category_id", 3.7, "annotation 1: category_id: .*, got float"),
+        ("annotations", "category_id", None, "annotation 1: category_id: .*, got null"),
+        ("annotations", "image_id", 12.5, "annotation 1: image_id: .*, got float"),
+        ("annotations", "image_id", "9" * 5000, "annotation 1: image_id: expected a whole number"),
+        ("annotations", "iscrowd", "false", "annotation 1: iscrowd: expected a whole number"),
+        ("annotations", "iscrowd", 0.5, "annotation 1: iscrowd: expected .*, got float"),
+        ("annotations", "bbox", {"x": 1}, "annotation 1: bbox: expected array, got object"),
+        ("annotations", "bbox", [1, 2, "wide", 4], r"annotation 1: bbox\[2\]: expected float"),
+        ("annotations", "area", "large", "annotation 1: area: expected float"),
+        ("annotations", "area", [4], "annotation 1: area: expected float"),
+    ],
+)
+def test_a_message_names_the_field(
+    tmp_path: Path, place: str, field: str, value: Any, message: str
+) -> None:
+    data = content()
+    data[place][0][field] = value
+    with pytest.raises(DataError, match=message) as found:
+        load(tmp_path, data)
+    assert str(found.value).isprintable()
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[",
+        "[" * 100_000,
+        '{"images": ' + "[" * 100_000,
+        '{"images": ' + "9" * 5000 + "}",
+        '{"images": 1e400, "annotations": [], "categories": []}',
+        '{"images": ["\\ud800"], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [], "categories": [], "categories": 3}',
+        '{"images": {}, "annotations": [], "categories": []}',
+        '{"images": null, "annotations": [], "categories": []}',
+        '{"images": [3, null, "x", [], 1e400], "annotations": [], "categories": []}',
+        b'{"images": [{"id": 1, "file_name": "\xff"}], "annotations": [], "categories": []}',
+        b"\xff\xfe\x00",
+        b"\xef\xbb\xbf",
+        b"\x00" * 1000,
+    ],
+)
+def test_whatever_a_file_holds_is_one_sentence(tmp_path: Path, text: str | bytes) -> None:
+    load(tmp_path, content())
+    data = text.encode() if isinstance(text, str) else text
+    (tmp_path / "annotations/instances_val.json").write_bytes(data)
+    with pytest.raises(DataError, match=r"instances_val\.json") as found:
+        load_coco(tmp_path, "val")
+    assert str(found.value).isprintable()
+    assert len(str(found.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path, encoding: str) -> None:
+    load(tmp_path, content())
+    text = json.dumps(content()).replace("brush", "Bürste")
+    file = tmp_path / "annotations/instances_val.json"
+    file.write_bytes(text.encode(encoding))
+    assert load_coco(tmp_path, "val").class_names == ("car", "Bürste")
+
+
+def test_a_pipe_and_a_large_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(tmp_path, content() | {"info": "x" * (2 << 20)})
+    monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "1")
+    with pytest.raises(DataError, match=r"has 2.* MB, expected at most 1.* NMSFREE_MAX_FILE_MB=3"):
+        load_coco(tmp_path, "val")
+    monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "3")
+    assert len(load_coco(tmp_path, "val")) == 2
+    file = tmp_path / "annotations/instances_val.json"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="is a pipe or device"):
+        load_coco(tmp_path, "val")
+
+
+@pytest.mark.parametrize("area", [None, -5, 2e10, float("nan"), "12.5", 12.5])
+def test_an_area_that_is_none_is_that_of_the_box(tmp_path: Path, area: Any) -> None:
+    data = content()
+    data["annotations"][0]["area"] = area
+    expected = 12.5 if area in (12.5, "12.5") else 200
+    assert load(tmp_path, data).samples[0].area.tolist() == [expected, 64 * 48]

@@ -19,7 +19,7 @@ from nmsfree.data.check_images import read_images
 from nmsfree.data.check_report import Check
 from nmsfree.data.faults import DESCRIPTIONS, Kind, Level
 from nmsfree.data.fix import default_folder, needs_fixing, write_fixed
-from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.data.load import load_dataset
 from nmsfree.data_check_classes import COMMONEST, RAREST, class_table
 from nmsfree.data_check_cli import check as data_check
 from nmsfree.errors import DataError
@@ -166,7 +166,7 @@ PLANTED: dict[str, tuple[Callable[[Coco], None], dict[str, int]]] = {
     ),
     "escape": (
         lambda c: c.content["train"]["images"].append(
-            {"id": 70, "width": 1, "height": 1, "file_name": "../val/100.png"}
+            {"id": 70, "width": 1, "height": 1, "file_name": "../../val/100.png"}
         ),
         {"image-entry": 1},
     ),
@@ -188,6 +188,17 @@ PLANTED: dict[str, tuple[Callable[[Coco], None], dict[str, int]]] = {
     "outside left": (box([-20, 5, 20, 5]), {"box-outside": 1}),
     "reaches out": (box([80, 5, 20, 5]), {"box-partly-outside": 1}),
     "rounding": (box([80, 5, 16.9, 5]), {}),
+    "area below nothing": (annotation(area=-3), {"box-area": 1}),
+    "no area": (annotation(area=0), {"box-area": 1}),
+    "area beyond the box": (annotation(area=5000), {"box-area": 1}),
+    "area of a mask": (annotation(area=3.5), {}),
+    "area not stated": (annotation(area=None), {}),
+    "fraction of a class": (annotation(category_id=1.5), {"annotation-malformed": 1}),
+    "crowd in words": (annotation(iscrowd="no"), {"annotation-malformed": 1}),
+    "many objects": (
+        lambda c: [c.box("train", 1, [4 * i, 4 * j, 2, 2]) for i in range(23) for j in range(5)],
+        {"image-full": 1},
+    ),
     "repeated": (box([11, 20, 30, 25]), {"box-duplicate": 1}),
     "nearly repeated": (box([11.9, 19.1, 30, 25]), {"box-duplicate": 1}),
     "not repeated": (box([12.1, 20, 30, 25]), {}),
@@ -237,13 +248,16 @@ def test_a_fixed_set_is_clean_and_loads(tmp_path: Path, name: str) -> None:
     assert (fixed.folder, fixed.unfixed) == (tmp_path / "set-clean", ())
     again = check_dataset(fixed.folder)
     assert kinds(again, Level.ERROR) == {}
-    assert kinds(again).keys() <= {"image-duplicate", "class-empty"}  # nothing to mend
+    assert kinds(again).keys() <= {
+        "image-duplicate",
+        "class-empty",
+        "image-full",
+    }  # nothing to mend
     assert not needs_fixing(again)
     for split, written in fixed.splits.items():
         dataset = load_dataset(fixed.folder, split)
         assert len(dataset) == written.images
         assert sum(len(sample.boxes) for sample in dataset.samples) == written.objects
-        assert len(ground_truth(dataset)["annotations"]) == written.objects
         for sample in dataset.samples:
             assert sample.path.is_file()
             assert (sample.boxes >= 0).all()
@@ -378,7 +392,7 @@ def test_an_unreadable_split_is_reported_beside_the_others(tmp_path: Path) -> No
     with pytest.raises(DataError, match="not readable JSON"):
         check_dataset(root, ["val"])
     (root / "annotations/instances_train.json").write_text("[]")
-    with pytest.raises(DataError, match="a JSON list"):
+    with pytest.raises(DataError, match="expected object, got array"):
         check_dataset(root)
 
 

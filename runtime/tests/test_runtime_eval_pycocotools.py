@@ -15,8 +15,8 @@ from nmsfree.data.coco import DetectionDataset, load_coco
 from nmsfree.data.digits import write_digits
 from nmsfree.evaluate import coco_metrics
 from nmsfree.evaluation.analysis import analyse
-from nmsfree.evaluation.boxes import best_first, read_boxes
-from nmsfree.evaluation.coco_scores import CocoScorer, Result
+from nmsfree.evaluation.boxes import best_first, objects_of, read_boxes
+from nmsfree.evaluation.coco_scores import Result
 from nmsfree.evaluation.curves import Curve
 from nmsfree.evaluation.matching import match
 from nmsfree.spec import ModelSpec
@@ -125,6 +125,67 @@ def test_metrics_equal_pycocotools(scene: DetectionDataset, seed: int) -> None:
         assert ours[name] == expected, name
 
 
+def dense(folder: Path, objects: int, seed: int = 0) -> tuple[DetectionDataset, list[Result]]:
+    """An image with many objects of a class, and detections of them, some wrong or moved."""
+    rng = np.random.default_rng(seed)
+    boxes = [[16 * x, 16 * y, 12, 12] for x in range(20) for y in range(20)][:objects]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    annotations = [
+        {"id": n, "image_id": 4, "category_id": 9, "bbox": box, "area": 144, "iscrowd": 0}
+        for n, box in enumerate(boxes, start=1)
+    ]
+    content = {
+        "images": [{"id": 4, "file_name": "a.png", "width": 320, "height": 320}],
+        "categories": [{"id": 9, "name": "a"}],
+        "annotations": annotations,
+    }
+    (folder / "annotations/instances_val.json").write_text(json.dumps(content))
+    results = [
+        {
+            "image_id": 4,
+            "category_id": 9,
+            "bbox": (np.array(box) + rng.normal(0, 0.4, 4)).tolist(),
+            "score": float(rng.uniform(0.1, 0.9)),
+        }
+        for box in [*boxes, *([[300, 300, 9, 9]] * 30)]
+    ]
+    return load_coco(folder, "val"), results
+
+
+@pytest.mark.parametrize("objects", [20, 90, 100])
+def test_up_to_100_objects_of_a_class_ap_is_the_official_one(tmp_path: Path, objects: int) -> None:
+    """Also where more than 100 detections of the class compete."""
+    dataset, results = dense(tmp_path, objects)
+    ours = coco_metrics(dataset, results)
+    assert ours.max_detections == 100
+    theirs = official(dataset, results).stats
+    assert ours.ap == pytest.approx(theirs[0], abs=1e-9)
+    assert ours.ar100 == pytest.approx(theirs[8], abs=1e-9)
+
+
+@pytest.mark.parametrize("objects", [101, 150, 400])
+def test_beyond_100_objects_of_a_class_ap_takes_all_detections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, objects: int
+) -> None:
+    dataset, results = dense(tmp_path, objects)
+    ours = coco_metrics(dataset, results)
+    assert f"holds {objects} objects of one class, more than COCO's 100 detections" in caplog.text
+    assert ours.max_detections == len(results)
+    theirs = official(dataset, results)
+    assert ours.ar100 == pytest.approx(theirs.stats[8], abs=1e-9)  # still COCO's
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs.params.maxDets = [1, 10, len(results)]
+        theirs.evaluate()
+        theirs.accumulate()
+    precision = theirs.eval["precision"][:, :, :, 0, -1]
+    assert ours.ap == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    perfect = [
+        r | {"bbox": s.tolist()} for r, s in zip(results, dataset.samples[0].xywh, strict=False)
+    ]
+    assert coco_metrics(dataset, perfect).ap == pytest.approx(1)
+
+
 def test_annotations_are_as_awkward_as_they_should_be(tmp_path: Path) -> None:
     dataset = awkward(tmp_path / "set")
     counts = [len(sample.labels) for sample in dataset.samples]
@@ -140,13 +201,17 @@ def test_matches_equal_pycocotools(scene: DetectionDataset, seed: int) -> None:
     results = random_results(scene, seed)
     expected = {}
     evaluation = official(scene, results)
+    annotations = json.loads(scene.annotation_file.read_text())["annotations"]
+    order = [sample.image_id for sample in scene.samples]
+    annotations.sort(key=lambda a: order.index(a["image_id"]))  # as `objects_of` has them
+    row_of = {0: -1} | {a["id"]: row for row, a in enumerate(annotations)}
     for piece in evaluation.evalImgs:
         if piece is None or piece["aRng"] != evaluation.params.areaRng[0]:
             continue
         rows = zip(piece["dtScores"], piece["dtMatches"][0], piece["dtIgnore"][0], strict=True)
         for rank, (score, truth, ignored) in enumerate(rows):
             key = (piece["image_id"], piece["category_id"], rank)
-            expected[key] = (score, -1 if ignored else int(truth) - 1, bool(ignored))
+            expected[key] = (score, -1 if ignored else row_of[int(truth)], bool(ignored))
     found, matches = matched(scene, results)
     ids = [sample.image_id for sample in scene.samples]
     ranks: dict[tuple[int, int], int] = {}
@@ -167,9 +232,8 @@ def crowds(dataset: DetectionDataset) -> int:
 def matched(dataset: DetectionDataset, results: list[Result]) -> Any:
     ids = [sample.image_id for sample in dataset.samples]
     labels = {category: label for label, category in enumerate(dataset.category_ids)}
-    annotations = CocoScorer(dataset).truth["annotations"]
     found = best_first(read_boxes(results, ids, labels))
-    return found, match(found, read_boxes(annotations, ids, labels))
+    return found, match(found, objects_of(dataset, labels))
 
 
 def test_own_curves_integrate_to_the_official_ap50(scene: DetectionDataset) -> None:

@@ -130,6 +130,35 @@ def test_results_of_another_dataset_are_refused(make_dataset: Make) -> None:
         coco_metrics(make_dataset({"bbox": A}), [result(A, 0.9, image=3)])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["score", 0, 3])
+def test_results_that_are_no_numbers_are_refused(
+    make_dataset: Make, value: float, place: str | int
+) -> None:
+    broken = result(list(A), 0.9)
+    if isinstance(place, str):
+        broken[place] = value
+    else:
+        broken["bbox"][place] = value
+    with pytest.raises(DataError, match=f"a result of image 0 has .*{value}.* expected finite"):
+        coco_metrics(make_dataset({"bbox": A}), [broken])
+
+
+def test_boxes_without_area_do_not_count(make_dataset: Make) -> None:
+    """They are dropped, as the warning says: nobody can find them."""
+    nothing = [{"bbox": [50, 50, 0, 20]}, {"bbox": [50, 50, 20, 0]}]
+    dataset = make_dataset({"bbox": A}, *nothing)
+    analysis_ap = coco_metrics(dataset, [result(A, 0.9)])
+    assert analysis_ap == coco_metrics(make_dataset({"bbox": A}), [result(A, 0.9)])
+
+
+def test_a_shortened_dataset_takes_the_results_of_the_whole(make_dataset: Make) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": B, "image_id": 1}, images=2)
+    shortened = dataclasses.replace(dataset, samples=dataset.samples[:1])
+    results = [result(A, 0.9), result(A, 0.8, image=1)]
+    assert coco_metrics(shortened, results).ap == pytest.approx(1)
+
+
 def oracle(dataset: DetectionDataset, names: tuple[str, ...]) -> Detector:
     """A model that knows every picture of a digits set by its pixels."""
     known = {read_image(sample.path).tobytes(): sample for sample in dataset.samples}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
-from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.data.load import load_dataset
 from nmsfree.data.voc import voc_splits
 from nmsfree.errors import DataError
 
@@ -178,18 +178,6 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         (root / f"ImageSets/Main/{name}.txt").unlink()
     with pytest.raises(DataError, match="no annotation names a class: write the names into"):
         load_dataset(root, "test")
-
-
-def test_ground_truth_of_a_difficult_object_is_to_be_ignored(tmp_path: Path) -> None:
-    truth = ground_truth(load_dataset(make(tmp_path), "train"))
-    assert [row["bbox"] for row in truth["annotations"]] == [[10, 5, 10, 10], [0, 0, 64, 32]]
-    assert [row["iscrowd"] for row in truth["annotations"]] == [0, 1]
-    assert [row["category_id"] for row in truth["annotations"]] == [3, 2]
-    assert [row["id"] for row in truth["annotations"]] == [1, 2]
-    assert [image["file_name"] for image in truth["images"]] == [
-        "JPEGImages/a.jpg",
-        "JPEGImages/b.jpg",
-    ]
 
 
 def test_names_with_spaces(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Reading YOLO datasets: the many ways to write a data.yaml, and rows of labels."""
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
-from nmsfree.data.load import ground_truth, load_dataset
+from nmsfree.data.load import load_dataset
 from nmsfree.data.yolo import label_file
 from nmsfree.data.yolo_labels import parse_row
 from nmsfree.errors import DataError
@@ -233,25 +232,14 @@ def test_images_without_any_label_file_are_a_mistake(tmp_path: Path) -> None:
     assert boxes(load_dataset(root, "train")) == [[], []]
 
 
-def test_ground_truth_keeps_full_precision_and_the_numbering(tmp_path: Path) -> None:
+def test_metrics_get_the_full_precision(tmp_path: Path) -> None:
     root = make(tmp_path)
     label(root / "labels/train/b.txt", "1 0.123456789012 0.5 0.1 0.333333333333")
-    truth: dict[str, Any] = ground_truth(load_dataset(root, "train"))
-    assert truth["categories"] == [{"id": 0, "name": "car"}, {"id": 1, "name": "bus"}]
-    assert [(i["id"], i["file_name"]) for i in truth["images"]] == [
-        (1, "images/train/a.png"),
-        (2, "images/train/b.png"),
-    ]
-    (row,) = truth["annotations"]
+    sample = load_dataset(root, "train").samples[1]
     width, height = 0.1 * WIDTH, 0.333333333333 * HEIGHT
-    assert row["bbox"] == [
-        (0.123456789012 - 0.05) * WIDTH,
-        (0.5 - 0.333333333333 / 2) * HEIGHT,
-        width,
-        height,
-    ]
-    assert (row["id"], row["image_id"], row["category_id"]) == (1, 2, 1)
-    assert (row["area"], row["iscrowd"]) == (width * height, 0)
+    left, top = (0.123456789012 - 0.05) * WIDTH, (0.5 - 0.333333333333 / 2) * HEIGHT
+    assert sample.xywh.tolist() == [[left, top, width, height]]
+    assert sample.area.tolist() == [width * height]
 
 
 def test_boxes_that_reach_out_are_kept(tmp_path: Path) -> None:

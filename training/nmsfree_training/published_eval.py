@@ -73,7 +73,8 @@ def predict_published(
     for done, sample in enumerate(dataset.samples, start=1):
         boxes, scores, labels = detect(network, prepare(_read(sample), sides))
         scale = np.array([sample.width, sample.height] * 2, np.float32)
-        results += coco_results(sample.image_id, boxes * scale, categories[labels], scores)
+        own = [categories[label] for label in labels.tolist()]
+        results += coco_results(sample.image_id, boxes * scale, own, scores)
         if progress is not None:
             progress(done, len(dataset.samples))
     return make_spec(checkpoint, network.deployed_head), results

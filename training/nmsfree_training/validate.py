@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import DataError, InputError, NmsfreeError
-from nmsfree.evaluate import Result, coco_metrics, predict
+from nmsfree.evaluate import Result, predict
+from nmsfree.evaluation.coco_scores import CocoScorer
 from nmsfree.images import read_image
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World
@@ -44,10 +46,14 @@ class Validator:
         share = dataset.samples[world.rank :: world.size]
         self._share = replace(dataset, samples=share)
 
+    @cached_property
+    def _scorer(self) -> CocoScorer:
+        return CocoScorer(self.dataset)
+
     def metrics(self, network: Fcos) -> dict[str, float]:
         """COCO metrics, the same on every process; what is undefined is left out."""
         results = self.results(network)
-        values = self.world.on_main(lambda: coco_metrics(self.dataset, results).to_json())
+        values = self.world.on_main(lambda: self._scorer.score(results).metrics.to_json())
         return {name: value for name, value in values.items() if value is not None}
 
     def results(self, network: Fcos) -> list[Result]:

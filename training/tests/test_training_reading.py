@@ -1,6 +1,7 @@
 """Image files: any kind and size is read, what does not fit its annotation is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,14 @@ NANO, R18 = preset("fcos_rt_nano"), preset("fcos_rt_r18_3x")
 
 def sample(path: Path, height: int, width: int, crowd: bool = False) -> Sample:
     box = np.array([[width / 4, height / 4, width / 2, height / 2]], np.float32)
-    return Sample(1, path, width, height, box, np.array([3]), np.array([crowd]))
+    return made_of(path, width, height, box, np.array([3]), np.array([crowd]))
+
+
+def made_of(path: Path, width: int, height: int, boxes: Any, labels: Any, crowd: Any) -> Sample:
+    """A sample as training sees it; the metrics' columns are not used here."""
+    xywh = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).astype(np.float64)
+    area = xywh[:, 2:].prod(axis=1)
+    return Sample(1, path, width, height, boxes, labels, crowd, xywh, area)
 
 
 def picture(height: int, width: int) -> NDArray[np.uint8]:
@@ -119,8 +127,7 @@ def test_boxes_follow_into_a_reduced_jpeg(tmp_path: Path, extra: int) -> None:
     image = np.zeros((size, size, 3), np.uint8)
     image[300:800, 200:] = 255
     cv2.imwrite(str(path), image)
-    made = Sample(
-        1,
+    made = made_of(
         path,
         size,
         size,
@@ -203,9 +210,7 @@ def test_boxes_are_clipped_to_their_picture(tmp_path: Path, needed: tuple[int, i
     path, inside = tmp_path / "a.jpg", [10.3, 20.7, 499.9, 400]
     cv2.imwrite(str(path), picture(400, 500))
     boxes = [inside, [-7.5, -3, 90, 80], [450, 390, 510.25, 1e6], [600, 10, 700, 90]]
-    made = Sample(
-        1, path, 500, 400, np.array(boxes, np.float32), np.arange(4), np.zeros(4, np.bool_)
-    )
+    made = made_of(path, 500, 400, np.array(boxes, np.float32), np.arange(4), np.zeros(4, np.bool_))
     read = read_example(made, needed)
     factor = 500 / read.image.shape[1]
     assert factor == (1 if needed[0] > 400 else 4)

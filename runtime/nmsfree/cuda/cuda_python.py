@@ -1,6 +1,7 @@
 """CUDA through NVIDIA's cuda-python (`cuda.bindings`), the driver interface."""
 
 import ctypes
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from nmsfree.cuda.base import (
     wrong_gpu,
 )
 from nmsfree.cuda.streams import stream_handle
-from nmsfree.errors import import_extra
+from nmsfree.errors import MissingExtraError
 
 
 class CudaPython:
@@ -192,5 +193,7 @@ def load_driver() -> Any:
     Raises:
         MissingExtraError: cuda-python is not installed.
     """
-    # Of two extras, hence its own name.
-    return import_extra("cuda.bindings.driver", "running an engine", "cuda-python")
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError:
+        raise MissingExtraError("running an engine", "cuda-python") from None  # of two extras

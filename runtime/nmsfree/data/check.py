@@ -6,7 +6,7 @@ The readers are those that load a dataset, told to go on where loading would sto
 from collections.abc import Sequence
 from pathlib import Path
 
-from nmsfree.data.check_boxes import box_faults, empty_images, judge, small_boxes
+from nmsfree.data.check_boxes import box_faults, empty_images, full_images, judge, small_boxes
 from nmsfree.data.check_classes import class_faults, faults_between, list_faults
 from nmsfree.data.check_copies import copies_within, leak_faults, leaks
 from nmsfree.data.check_files import set_file_faults, split_file_faults
@@ -78,4 +78,5 @@ def _check_split(
     faults += class_faults(rows, stats)
     faults += empty_images(rows, boxes, facts)
     faults += small_boxes(rows, boxes)
+    faults += full_images(rows, boxes)
     return SplitCheck(rows, boxes, stats, tuple(faults))

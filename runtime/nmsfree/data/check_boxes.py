@@ -1,5 +1,6 @@
 """Judging the boxes of a split: which have no area, lie outside, or are there twice."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.data.check_images import ImageFact
-from nmsfree.data.dataset import boxes_of, to_corners, with_area
+from nmsfree.data.dataset import areas_of, boxes_of, to_corners, with_area
 from nmsfree.data.faults import Fault, Kind, Xywh
 from nmsfree.data.image_size import Size
 from nmsfree.data.rows import ImageRow, SplitRows
 
 OVERHANG = 1.0  # pixels by which a box may reach out of its image unreported: rounding
 SAME_CORNERS = 1.0  # pixels by which the corners of duplicates may differ
+AREA_SLACK = 0.05  # by which a stated area may exceed its box: rounding, whole pixels counted
+MANY = 100  # objects: rows of a model's output by default, and detections of a class in COCO's AP
 SMALL_SIDE = 8.0  # pixels: the finest stride of the detectors
 
 
@@ -30,6 +33,7 @@ class Boxes:
         partly_outside: bool [n], reaches out by more than `OVERHANG`.
         duplicate_of: int64 [n], row of the earlier box that it repeats; −1 for none.
         crowd: bool [n], regions to ignore.
+        area_odd: bool [n], the stated area is none, or larger than the box.
     """
 
     xyxy: NDArray[np.float64]
@@ -39,6 +43,7 @@ class Boxes:
     partly_outside: NDArray[np.bool_]
     duplicate_of: NDArray[np.int64]
     crowd: NDArray[np.bool_]
+    area_odd: NDArray[np.bool_]
 
     @property
     def good(self) -> NDArray[np.bool_]:
@@ -65,7 +70,9 @@ def judge(rows: SplitRows, sizes: Mapping[int, Size | None]) -> Boxes:
     partly = area & ~outside & (reach > OVERHANG)
     countable = np.flatnonzero(area & ~outside & ~crowd)
     duplicates = _duplicates(rows, clipped, countable)
-    return Boxes(xyxy, clipped, ~area, outside, partly, duplicates, crowd)
+    stated, of_box = areas_of(rows), (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
+    odd = area & ~np.isnan(stated) & ~((stated > 0) & (stated <= of_box * (1 + AREA_SLACK) + 1))
+    return Boxes(xyxy, clipped, ~area, outside, partly, duplicates, crowd, odd)
 
 
 def _duplicates(
@@ -103,6 +110,7 @@ def box_faults(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) 
         (Kind.BOX_OUTSIDE, boxes.outside),
         (Kind.BOX_PARTLY_OUTSIDE, boxes.partly_outside),
         (Kind.BOX_DUPLICATE, boxes.duplicate_of >= 0),
+        (Kind.BOX_AREA, boxes.area_odd),
     )
     for kind, mask in verdicts:
         for index in np.flatnonzero(mask).tolist():
@@ -117,9 +125,11 @@ def _words(rows: SplitRows, boxes: Boxes, kind: Kind, index: int, size: Size | N
     row = rows.objects[index]
     if kind is Kind.BOX_DUPLICATE:
         return f"repeats {rows.place(rows.objects[boxes.duplicate_of[index]])}"
+    x, y, width, height = row.bbox
+    if kind is Kind.BOX_AREA:
+        return f"area {row.area:g}, its box has {width * height:g}"
     if row.note:
         return row.note
-    x, y, width, height = row.bbox
     if kind is Kind.BOX_WITHOUT_AREA:
         return f"{width:g} × {height:g} pixels at ({x:g}, {y:g})"
     corners = f"{x:.6g}, {y:.6g} to {x + width:.6g}, {y + height:.6g}"
@@ -138,6 +148,16 @@ def small_boxes(rows: SplitRows, boxes: Boxes) -> Iterator[Fault]:
         image = images[image_id]
         detail = f"{len(found)} boxes" if len(found) > 1 else "1 box"
         yield Fault(Kind.BOX_SMALL, image.source, detail, image.path, tuple(found))
+
+
+def full_images(rows: SplitRows, boxes: Boxes) -> Iterator[Fault]:
+    """Yield the images with more objects than a model's output has rows by default."""
+    usable = np.flatnonzero(boxes.good & ~boxes.crowd).tolist()
+    counts = Counter(rows.objects[index].image_id for index in usable)
+    for image in rows.images:
+        if counts[image.id] > MANY:
+            detail = f"{counts[image.id]} objects"
+            yield Fault(Kind.IMAGE_FULL, image.source, detail, image.path)
 
 
 def empty_images(rows: SplitRows, boxes: Boxes, facts: Mapping[Path, ImageFact]) -> Iterator[Fault]:

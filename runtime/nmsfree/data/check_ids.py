@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from nmsfree.data.coco import fields_of
 from nmsfree.data.faults import Fault, Kind
 from nmsfree.data.rows import SplitRows
 
@@ -13,7 +14,7 @@ def id_faults(rows: SplitRows) -> Iterator[Fault]:
     Loading numbers objects anew and does not mind; readers that keep objects by their id, as
     pycocotools does, silently keep the last one.
     """
-    ids = Counter(str(row.entry["id"]) for row in rows.objects if "id" in row.entry)
+    ids = Counter(str(row.number) for row in rows.objects if "id" in fields_of(row.entry))
     for number, times in ids.items():
         if times > 1:
             detail = f"{times} annotations have the id {number}"

@@ -15,6 +15,7 @@ from nmsfree.errors import DataError
 logger = logging.getLogger(__name__)
 
 UNKNOWN_SIZE = (1, 1)  # the smallest, so that whoever computes with it before reading can
+LARGEST_AREA = 1e10  # pixels²: COCO's metrics pass over what is larger
 NAMED = 3  # files in a warning
 
 
@@ -30,6 +31,8 @@ class Sample:
         boxes: float32 [n, 4], xyxy in source pixels.
         labels: int64 [n], index into the dataset's class names.
         iscrowd: bool [n], regions of many objects: no training target, ignored by the metrics.
+        xywh: float64 [n, 4], the same boxes at the source's full precision, for the metrics.
+        area: float64 [n], in pixels²: the stated one (that of a mask), else that of the box.
     """
 
     image_id: int
@@ -39,6 +42,8 @@ class Sample:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
+    xywh: NDArray[np.float64]
+    area: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +55,19 @@ class DetectionDataset:
         samples: all images, also those without objects, in the order of the dataset.
         class_names: by label; classes are ordered by category id.
         category_ids: the dataset's own id of each class, ascending, possibly sparse.
+        image_ids: of the whole split, ascending; `samples` may be a part of it.
         annotation_file: what defines the split: the COCO file, the YOLO data.yaml, the list in
             ImageSets/Main of a VOC folder.
+        root: folder of the dataset.
     """
 
     name: str
     samples: tuple[Sample, ...]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    image_ids: tuple[int, ...]
     annotation_file: Path
+    root: Path
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -95,18 +104,31 @@ def build(rows: SplitRows) -> DetectionDataset:
     of_image: dict[int, list[int]] = defaultdict(list)
     for index in np.flatnonzero(good).tolist():
         of_image[rows.objects[index].image_id].append(index)
-    corners = to_corners(xywh).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # in boxes that were dropped
+        corners = to_corners(xywh).astype(np.float32)
+        of_box, stated = xywh[:, 2] * xywh[:, 3], areas_of(rows)
+    area = np.where((stated >= 0) & (stated <= LARGEST_AREA), stated, of_box)
     labels = np.array([label_of[row.category_id] for row in rows.objects], dtype=np.int64)
     crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
 
     def sample(image: ImageRow) -> Sample:
         own = np.array(of_image[image.id], dtype=np.int64)
         size = image.size or UNKNOWN_SIZE
-        return Sample(image.id, image.path, *size, corners[own], labels[own], crowd[own])
+        return Sample(
+            image.id,
+            image.path,
+            *size,
+            boxes=corners[own],
+            labels=labels[own],
+            iscrowd=crowd[own],
+            xywh=xywh[own],
+            area=area[own],
+        )
 
     _warn_of_unreadable([image.path for image in rows.images if image.size is None], rows.file)
     samples = tuple(sample(image) for image in rows.images)
-    return DetectionDataset(rows.name, samples, names, tuple(label_of), rows.file)
+    ids = tuple(sorted(image.id for image in rows.images))
+    return DetectionDataset(rows.name, samples, names, tuple(label_of), ids, rows.file, rows.root)
 
 
 def _warn_of_unreadable(paths: list[Path], file: Path) -> None:
@@ -119,6 +141,11 @@ def _warn_of_unreadable(paths: list[Path], file: Path) -> None:
 def boxes_of(rows: SplitRows) -> NDArray[np.float64]:
     """Return left, top, width, height of all objects, float64 [n, 4] in source pixels."""
     return np.array([row.bbox for row in rows.objects], dtype=np.float64).reshape(-1, 4)
+
+
+def areas_of(rows: SplitRows) -> NDArray[np.float64]:
+    """Return the stated area of all objects, float64 [n] in pixels²; NaN where none is stated."""
+    return np.array([row.area for row in rows.objects], dtype=np.float64)
 
 
 def to_corners(xywh: NDArray[np.float64]) -> NDArray[np.float64]:

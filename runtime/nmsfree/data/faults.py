@@ -41,6 +41,8 @@ class Kind(StrEnum):
     CLASSES_DIFFER = "classes-differ"
     LEAKAGE = "leakage"
     BOX_PARTLY_OUTSIDE = "box-partly-outside"
+    BOX_AREA = "box-area"
+    IMAGE_FULL = "image-full"
     IMAGE_DUPLICATE = "image-duplicate"
     IMAGE_UNANNOTATED = "image-unannotated"
     LABEL_WITHOUT_IMAGE = "label-without-image"
@@ -129,6 +131,18 @@ DESCRIPTIONS: dict[Kind, Description] = {
     ),
     Kind.BOX_PARTLY_OUTSIDE: Description(
         _W, "boxes partly outside (by more than 1 pixel)", "training clips them", "clipped"
+    ),
+    Kind.BOX_AREA: Description(
+        _W,
+        "areas that are none, or larger than their box",
+        "APs, APm and APl go by them",
+        "made at most that of the box",
+    ),
+    Kind.IMAGE_FULL: Description(
+        _W,
+        "images with more than 100 objects",
+        "a model's output has 100 rows: export with a larger --top-k; where one class has more "
+        "than 100, AP takes all detections, COCO's own the best 100",
     ),
     Kind.IMAGE_DUPLICATE: Description(
         _W, "images twice in a split (same bytes)", "they count double"

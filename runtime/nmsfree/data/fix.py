@@ -11,7 +11,6 @@ the folder of the images (see `nmsfree.data.coco`). It holds what the check foun
 Annotation ids are renumbered; everything else that COCO entries hold is kept.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -19,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nmsfree.data.check_copies import unions
 from nmsfree.data.check_report import Check, SplitCheck
-from nmsfree.data.coco import load_coco, own_info, read_json
+from nmsfree.data.coco import load_coco, own_info, read_fields
 from nmsfree.data.faults import DESCRIPTIONS, Fault, Kind
-from nmsfree.data.fix_content import MARK, category_ids, content_of, source_mark
+from nmsfree.data.fix_content import category_ids, content_of, source_mark
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import DataError
 from nmsfree.files import write_atomic
@@ -104,7 +105,7 @@ def write_fixed(check: Check, folder: Path) -> Fixed:
             continue
         content = content_of(check, split, kept[name], ids, folder)
         file = folder / "annotations" / f"instances_{name}.json"
-        write_atomic(file, json.dumps(content).encode())
+        write_atomic(file, msgspec.json.encode(content))
         load_coco(folder, name)  # it must load; anything else is a defect of this module
         changes = _changes(check, split, kept[name])
         written[name] = FixedSplit(
@@ -121,7 +122,7 @@ def _refuse_others(check: Check, folder: Path) -> None:
     found = folder.rglob("*") if folder.is_dir() else iter([folder])
     for file in (path for path in found if path.is_file()):
         ours = file.parent == folder / "annotations" and file.suffix == ".json"
-        if not ours or own_info(read_json(file)).get(MARK) != source_mark(check, folder):
+        if not ours or own_info(read_fields(file)).cleaned_from != source_mark(check, folder):
             raise DataError(
                 f"{file} is no earlier result of --fix for {check.layout.root}, so {folder} is "
                 "left alone: delete it, or give another folder with --out-fixed"

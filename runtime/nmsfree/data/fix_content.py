@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from nmsfree.data.check_report import Check, SplitCheck
-from nmsfree.data.coco import read_json
-from nmsfree.data.rows import ImageRow
+from nmsfree.data.coco import OwnInfo, category_of, entries, fields_of, read_fields
+from nmsfree.data.rows import EMPTY, ImageRow
 from nmsfree.errors import DataError
-
-MARK = "cleaned_from"
 
 
 def source_mark(check: Check, folder: Path) -> str:
@@ -55,16 +53,18 @@ def content_of(
         DataError: no single folder holds all images.
     """
     rows = split.rows
-    source = read_json(rows.file) if rows.format == "COCO" else {}
+    source = read_fields(rows.file) if rows.format == "COCO" else {}
+    categories = entries(source, "categories", rows.file) if source else []
+    fields = {category_of(entry).name: fields_of(entry) for entry in categories}
     pictures = _common_folder(images)
-    info = source.get("info")
-    own = {"image_folder": _relative(pictures, folder), MARK: source_mark(check, folder)}
-    entries = {str(c["name"]): c for c in source.get("categories", [])}
+    header = source.get("info", EMPTY)
+    info = fields_of(header) if bytes(header).startswith(b"{") else {}
+    own = OwnInfo(_relative(pictures, folder), source_mark(check, folder))
     return {
         **source,
-        "info": {**(info if isinstance(info, dict) else {}), "nmsfree": own},
+        "info": {**info, "nmsfree": own},
         "categories": [
-            {**entries.get(name, {}), "id": number, "name": name} for name, number in ids.items()
+            {**fields.get(name, {}), "id": number, "name": name} for name, number in ids.items()
         ],
         "images": [_image_entry(check, image, pictures) for image in images],
         "annotations": _annotations(split, {image.id for image in images}, ids),
@@ -83,7 +83,13 @@ def _image_entry(check: Check, image: ImageRow, pictures: Path) -> dict[str, Any
     assert size is not None  # only usable images are kept
     name = _relative(image.path, pictures)
     width, height = size
-    return {**image.entry, "id": image.id, "file_name": name, "width": width, "height": height}
+    return {
+        **fields_of(image.entry),
+        "id": image.id,
+        "file_name": name,
+        "width": width,
+        "height": height,
+    }
 
 
 def _annotations(
@@ -102,20 +108,22 @@ def _annotations(
         bbox = [x1, y1, x2 - x1, y2 - y1] if cut[index] else list(row.bbox)
         found.append(
             {
-                **row.entry,
+                **fields_of(row.entry),
                 "id": len(found) + 1,
                 "image_id": row.image_id,
                 "category_id": ids[names[row.category_id]],
                 "bbox": bbox,
-                "area": _area(row.entry.get("area"), bbox[2] * bbox[3], bool(cut[index])),
+                "area": _area(
+                    row.area, bbox[2] * bbox[3], bool(cut[index] or boxes.area_odd[index])
+                ),
                 "iscrowd": int(row.iscrowd),
             }
         )
     return found
 
 
-def _area(stated: Any, of_box: float, cut: bool) -> float:
+def _area(stated: float | None, of_box: float, changed: bool) -> float:
     """Return the area to write: the stated one, that of a mask, where it can still be right."""
-    if not isinstance(stated, int | float) or not math.isfinite(stated):
+    if stated is None or not 0 < stated < math.inf:
         return of_box
-    return min(stated, of_box) if cut else stated
+    return min(stated, of_box) if changed else stated

@@ -1,14 +1,18 @@
 """What every format is read into: images, objects and categories, boxes not judged yet."""
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from msgspec import Raw
 
 from nmsfree.data.faults import Xywh
+from nmsfree.text import shown
 
 Format = Literal["COCO", "YOLO", "VOC"]
+LONGEST_NAME = 255  # bytes between two slashes, on every usual file system
+EMPTY = Raw(b"{}")
 # How an object is called in messages; the number behind it is `ObjectRow.number`.
 _PLACE = {"COCO": "annotation", "YOLO": "line", "VOC": "object"}
 
@@ -28,14 +32,14 @@ class ImageRow(NamedTuple):
         path: image file.
         source: file that annotates it.
         size: width, height in pixels; None if the annotations do not say.
-        entry: the COCO entry it was read from, if that is the format.
+        entry: the COCO entry it was read from as it stands, an empty one for other formats.
     """
 
     id: int
     path: Path
     source: Path
     size: tuple[int, int] | None
-    entry: Mapping[str, Any] = {}
+    entry: Raw = EMPTY
 
 
 class ObjectRow(NamedTuple):
@@ -46,8 +50,9 @@ class ObjectRow(NamedTuple):
         bbox: left, top, width, height in source pixels, at the source's full precision.
         iscrowd: a region to ignore: no training target, no false positive.
         number: annotation id, line or position in its file, for messages.
-        entry: the COCO entry it was read from, if that is the format.
+        entry: as in `ImageRow`.
         note: what is odd about its box as it is written; empty if nothing.
+        area: in pixels² as stated, None if it is not.
     """
 
     image_id: int
@@ -55,8 +60,9 @@ class ObjectRow(NamedTuple):
     bbox: Xywh
     iscrowd: bool
     number: int | str
-    entry: Mapping[str, Any] = {}
+    entry: Raw = EMPTY
     note: str = ""
+    area: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,49 +94,32 @@ class SplitRows:
         return f"{_PLACE[self.format]} {row.number}"
 
 
-def to_coco(rows: SplitRows) -> dict[str, Any]:
-    """Return the rows as COCO instances, complete enough for the official evaluation.
-
-    Annotation ids count from 1 (0 reads as "unmatched"), areas are those of the boxes.
-    """
-    return {
-        "categories": [category._asdict() for category in rows.categories],
-        "images": [_image_entry(rows, image) for image in rows.images],
-        "annotations": list(_annotation_entries(rows)),
-    }
-
-
-def _image_entry(rows: SplitRows, image: ImageRow) -> dict[str, Any]:
-    width, height = image.size or (0, 0)
-    name = relative_name(image.path, rows.root)
-    return {"id": image.id, "file_name": name, "width": width, "height": height}
-
-
-def _annotation_entries(rows: SplitRows) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(rows.objects, start=1):
-        yield {
-            "id": number,
-            "image_id": row.image_id,
-            "category_id": row.category_id,
-            "bbox": list(row.bbox),
-            "area": row.bbox[2] * row.bbox[3],
-            "iscrowd": int(row.iscrowd),
-        }
-
-
 def relative_name(path: Path, root: Path) -> str:
     """Return a path as reports show it: from the dataset's folder if it lies there."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Return the file of a folder that annotations name; `/` and `\\` both part folders.
+def inside(folder: Path, name: str, root: Path | None = None) -> Path:
+    """Return the file that annotations name; `/` and `\\` both part folders.
+
+    Args:
+        folder: where relative names begin.
+        root: folder that the name may not lead out of, by `..` or as a whole path; `folder` if
+            not given.
 
     Raises:
-        ValueError: the name leads out of the folder, or to nothing.
+        ValueError: the name leads out of the root or to nothing, or no file can have it.
     """
     name = name.replace("\\", "/")
+    if "\0" in name or any(len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/")):
+        raise ValueError(f"file name {shown(name)!r} is none that a file can have")
     drive = os.name == "nt" and ":" in name
-    if not name.strip("./") or name.startswith("/") or ".." in name.split("/") or drive:
-        raise ValueError(f"file name {name!r} leads out of {folder}")
-    return folder / name
+    path = folder / name
+    if name.startswith("/") or ".." in name.split("/") or drive:
+        path = Path(os.path.normpath(path))
+        limit = os.path.abspath(root or folder)  # noqa: PTH100 (resolve() follows links)
+        if not Path(os.path.abspath(path)).is_relative_to(limit):  # noqa: PTH100
+            raise ValueError(f"file name {shown(name)!r} leads out of {root or folder}")
+    if not name.strip("./"):
+        raise ValueError(f"file name {shown(name)!r} names no file in {folder}")
+    return path

@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.evaluate import category_ids_of
-from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes, to_results
+from nmsfree.evaluation.boxes import (
+    Boxes,
+    best_first,
+    objects_of,
+    read_boxes,
+    to_results,
+)
 from nmsfree.evaluation.calibration import Calibration, calibrate
 from nmsfree.evaluation.class_report import ClassReport, class_report
 from nmsfree.evaluation.coco_scores import CocoScorer, Metrics, Result
@@ -19,9 +25,6 @@ from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, sur
 from nmsfree.evaluation.recommend import recommend
 from nmsfree.spec import ModelSpec
 from nmsfree.thresholds import TARGET_PRECISION, Thresholds
-
-# Folders of the COCO and VOC formats between the dataset's own folder and the annotations.
-_LAYOUT_FOLDERS = ("annotations", "Main", "ImageSets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +79,7 @@ class Analysis:
         """Return all figures under flat names, ready for `json.dumps`."""
         return {
             **self.metrics.to_json(),
+            "max_detections_per_class": self.metrics.max_detections,
             "AP_with_nms": self.ap_with_nms,
             "duplicates_per_image": self.duplicates_per_image,
             "wrong_duplicates_per_image": self.wrong_duplicates_per_image,
@@ -117,12 +121,12 @@ def analyse(
         DataError: no objects, other classes, or results of another dataset.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    category_ids = [int(i) for i in category_ids_of(spec.class_names, dataset)]
+    category_ids = category_ids_of(spec.class_names, dataset)
     image_ids = [sample.image_id for sample in dataset.samples]
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     scorer = CocoScorer(dataset)
     scores = scorer.score(results)
-    truth = read_boxes(scorer.truth["annotations"], image_ids, labels)
+    truth = objects_of(dataset, labels)
     found = best_first(read_boxes(results, image_ids, labels))
     matches = match(found, truth)
     curves, overall = _curves(found, matches, truth, spec)
@@ -196,7 +200,4 @@ def _describe(dataset: DetectionDataset) -> str:
 
 def folder_name(dataset: DetectionDataset) -> str:
     """Return the name of the dataset's own folder: "digits"."""
-    folder = dataset.annotation_file.resolve().parent
-    while folder.name in _LAYOUT_FOLDERS:
-        folder = folder.parent
-    return folder.name
+    return dataset.root.resolve().name

@@ -1,12 +1,13 @@
 """Detections and objects of a whole dataset as columns, and the pairs of them that overlap."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.data.dataset import DetectionDataset
 from nmsfree.errors import DataError
 from nmsfree.evaluation.coco_scores import Result
 
@@ -49,7 +50,7 @@ class Boxes:
 def read_boxes(
     rows: Sequence[dict[str, Any]], image_ids: Sequence[int], labels: dict[int, int]
 ) -> Boxes:
-    """Return COCO annotations, or COCO results, of the wanted images in the order given.
+    """Return COCO results, or annotations, of the wanted images in the order given.
 
     Args:
         image_ids: images that count; rows of others are left out.
@@ -76,6 +77,24 @@ def read_boxes(
         column(lambda row: row["bbox"], np.float64).reshape(-1, 4),
         column(lambda row: row.get("score", 1.0), np.float64),
         column(lambda row: row.get("iscrowd", 0), np.bool_),
+    )
+
+
+def objects_of(dataset: DetectionDataset, labels: Mapping[int, int]) -> Boxes:
+    """Return the annotated objects of a dataset, image by image.
+
+    Args:
+        labels: class id of every category id.
+    """
+    samples = dataset.samples
+    class_ids = np.array([labels[i] for i in dataset.category_ids], np.int64)
+    own = class_ids[np.concatenate([sample.labels for sample in samples])]
+    return Boxes(
+        np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples]),
+        own,
+        np.concatenate([sample.xywh for sample in samples]),
+        np.ones(len(own)),
+        np.concatenate([sample.iscrowd for sample in samples]),
     )
 
 

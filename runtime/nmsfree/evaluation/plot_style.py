@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from nmsfree.errors import import_extra
+from nmsfree.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,10 +36,11 @@ def import_figure() -> "type[Figure]":
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure: type[Figure] = import_extra(
-        "matplotlib.figure", "drawing curves", "nmsfree[eval]"
-    ).Figure
-    return figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing curves", "nmsfree[eval]") from None
+    return Figure
 
 
 def short(name: str) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from nmsfree.evaluation.analysis import Analysis
 from nmsfree.evaluation.class_report import ClassReport
+from nmsfree.evaluation.coco_scores import COUNTED
 from nmsfree.evaluation.plot_style import shorten
 
 if TYPE_CHECKING:
@@ -121,7 +122,18 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     if analysis.cap_hits is not None:
         found.append(("Rows", about_rows(analysis.cap_hits, analysis)))
+    if analysis.metrics.max_detections > COUNTED[-1]:
+        found.insert(0, ("AP", about_limit(analysis)))
     return found
+
+
+def about_limit(analysis: Analysis) -> str:
+    """Why this AP is not over COCO's 100 detections."""
+    return (
+        f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "
+        f"{analysis.metrics.max_detections} detections of a class in an image, where COCO's own "
+        f"takes {COUNTED[-1]}; the recalls (AR) are COCO's"
+    )
 
 
 def about_nms(analysis: Analysis) -> str:

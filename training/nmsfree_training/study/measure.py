@@ -68,8 +68,8 @@ class _Found:
             else:
                 rows = suppress(image.boxes, image.scores, image.labels, nms)[:TOP_K]
             boxes = image.geometry.to_source(np.clip(image.boxes[rows], 0, limit))
-            labels, scores = categories[image.labels[rows]], image.scores[rows]
-            results += coco_results(image.image_id, boxes, labels, scores)
+            own = [categories[label] for label in image.labels[rows].tolist()]
+            results += coco_results(image.image_id, boxes, own, image.scores[rows])
         return results
 
     def analysis(self, results: list[Result]) -> Analysis:
@@ -152,7 +152,7 @@ def _with_nms(found: _Found, scorer: CocoScorer) -> list[float]:
 def _on_top(found: _Found, results: list[Result], scorer: CocoScorer) -> list[float]:
     """AP after NMS on top of the output, at every threshold of the grid."""
     image_ids = [sample.image_id for sample in found.dataset.samples]
-    category_ids = category_ids_of(found.checkpoint.class_names, found.dataset).tolist()
+    category_ids = category_ids_of(found.checkpoint.class_names, found.dataset)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     boxes = best_first(read_boxes(results, image_ids, labels))
     kept = (boxes.select(survivors(boxes, iou)) for iou in NMS_GRID)
