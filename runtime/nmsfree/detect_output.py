@@ -21,7 +21,7 @@ from nmsfree.files import (
     problems_in,
     write_picture,
 )
-from nmsfree.sources import IMAGE_SUFFIXES, Source
+from nmsfree.sources import WRITTEN_SUFFIXES, Source
 
 LINES_NAME = "detections.jsonl"
 
@@ -80,7 +80,7 @@ def _picture_name(source: Source, base: str) -> Path:
     suffix = path.suffix.lower()
     if source.kind == "video":
         return relative if suffix == ".mp4" else relative.with_name(relative.name + ".mp4")
-    return relative if suffix in IMAGE_SUFFIXES else relative.with_name(relative.name + ".png")
+    return relative if suffix in WRITTEN_SUFFIXES else relative.with_name(relative.name + ".png")
 
 
 def new_run_folder(parent: Path) -> Path:

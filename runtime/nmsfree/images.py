@@ -103,7 +103,7 @@ def _decode(data: bytes, reduction: Reduction) -> NDArray[np.uint8] | None:
 def _check_claim(path: str | Path, header: Header | None, data: bytes) -> None:
     if header is None:
         return
-    limit = _max_pixels()
+    limit = max_pixels()
     if header.width * header.height > limit:
         raise InputError(
             f"{shown(path)}: {header.width} × {header.height} pixels, expected at most {limit:,} "
@@ -116,7 +116,8 @@ def _check_claim(path: str | Path, header: Header | None, data: bytes) -> None:
         )
 
 
-def _max_pixels() -> int:
+def max_pixels() -> int:
+    """Return the most pixels that are decoded."""
     text = os.environ.get("NMSFREE_MAX_PIXELS", "")
     if not text:
         return MAX_PIXELS
@@ -183,7 +184,7 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
 def _from_pillow(image: Any, color: Color) -> NDArray[np.uint8]:
     if color != "rgb":
         raise InputError("a Pillow image is RGB, but color is 'bgr': pass color='rgb'")
-    if image.width * image.height > (limit := _max_pixels()):
+    if image.width * image.height > (limit := max_pixels()):
         raise InputError(
             f"Pillow image has {image.width} × {image.height} pixels, expected at most {limit:,} "
             "in all: reduce it, or set the variable NMSFREE_MAX_PIXELS"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert first.labels.tolist() == [1, 0]
     assert first.iscrowd.tolist() == [False, True]
     assert (second.boxes.shape, second.labels.shape, second.iscrowd.shape) == ((0, 4), (0,), (0,))
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_files_are_found_in_either_unicode_form(tmp_path: Path, stored: str, written: str) -> None:
+    data = content()
+    name = "größe/é.jpg"
+    data["images"][0]["file_name"] = unicodedata.normalize(written, name)  # type: ignore[arg-type]
+    path = tmp_path / "val" / unicodedata.normalize(stored, name)  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert load(tmp_path, data).samples[0].path == path
 
 
 def test_types_do_not_depend_on_the_number_of_objects(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nmsfree import Detector, InputError, cli, read_image
 from nmsfree.detect_output import Output, picture_names
 from nmsfree.detect_run import Run
 from nmsfree.files import VideoFile, write_picture
-from nmsfree.sources import IMAGE_SUFFIXES, Source, Video, expand
+from nmsfree.sources import WRITTEN_SUFFIXES, Source, Video, expand
 
 Noise = Callable[..., NDArray[np.uint8]]
 Detect = Callable[..., tuple[int, str, str]]
@@ -196,7 +196,7 @@ def test_pictures_and_videos_together_with_a_fixed_batch(
     assert detect(*arguments)[1] == single != ""
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN_SUFFIXES)
 def test_every_image_suffix_can_be_written(
     detect: Detect, place: Path, noise: Noise, suffix: str
 ) -> None:

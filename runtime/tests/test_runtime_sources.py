@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from nmsfree import InputError
+from nmsfree import InputError, read_image
 from nmsfree.detect_output import new_run_folder, picture_names
-from nmsfree.sources import Source, Video, expand
+from nmsfree.sources import Source, Video, expand, find_images
 
 
 @pytest.fixture
@@ -47,6 +48,82 @@ def make_video(noise: Callable[..., NDArray[np.uint8]]) -> Callable[..., Path]:
     return make
 
 
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    """The one line that a walk logged."""
+    (record,) = caplog.records
+    caplog.clear()
+    return record.getMessage()
+
+
+def test_what_a_folder_leaves_out_is_said_in_one_line(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tree / "sub/pipe.jpg")
+    for name in ("clip.heic", "d.svg", "sub/\x1b[31m.exe"):
+        (tree / name).touch()
+    names(".")
+    assert said(caplog) == (
+        ".: left out: 2 hidden (.cache, .hidden.png); "
+        "5 of other kinds (clip.heic, clip.mp4, d.svg, …); 1 no regular files (sub/pipe.jpg)"
+    )
+    names("sub")
+    assert r"(\x1b[31m.exe)" in said(caplog)
+    names("*")
+    assert said(caplog) == "*: left out: 3 of other kinds (clip.heic, d.svg, notes.txt)"
+    find_images(tree / "sub/deep")
+    find_images(tree / "nowhere")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".ppm", ".pgm", ".jp2", ".avif"])
+def test_every_suffix_that_is_taken_from_a_folder_can_be_read(tmp_path: Path, suffix: str) -> None:
+    kind = {".jfif": "JPEG", ".JPE": "JPEG", ".jp2": "JPEG2000"}.get(suffix)
+    Image.new("L" if suffix == ".pgm" else "RGB", (40, 30)).save(tmp_path / f"a{suffix}", kind)
+    (path,) = find_images(tmp_path)
+    assert read_image(path).shape == (30, 40, 3)
+
+
+def test_linked_folders_are_followed_once_and_never_in_circles(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("in/real/a.png", "store/b.png", "store/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/early").symlink_to(tmp_path / "in/real")  # before its target in the alphabet
+    (tmp_path / "in/one").symlink_to(tmp_path / "store")
+    (tmp_path / "in/two").symlink_to(tmp_path / "store")
+    (tmp_path / "store/deep/back").symlink_to(tmp_path / "in")
+    (tmp_path / "in/broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in/broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "in/loop.png").symlink_to(tmp_path / "in/loop.png")
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in find_images(tmp_path / "in")]
+    expected = ["broken.png", "loop.png", "one/b.png", "one/deep/c.png", "real/a.png"]
+    assert found == expected, "what cannot be read is named when it is read"
+    assert "3 linked twice or in a circle (early, two, one/deep/back)" in said(caplog)
+
+
+def test_a_folder_without_permission_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/a.png").touch()
+    (tmp_path / "b.png").touch()
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed").chmod(0)
+    monkeypatch.chdir(tmp_path)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # root may read everything
+    try:
+        found = find_images(Path())
+    finally:
+        if root:
+            os.seteuid(0)
+        (tmp_path / "closed").chmod(0o755)
+    assert found == [Path("b.png")]
+    assert "1 not to be read (Permission denied) (closed)" in said(caplog)
+
+
 def test_a_folder_gives_its_images_sorted(tree: Path) -> None:
     everything = ["a.JPG", "b.png", "odd[1].png", "sub/a.jpg", "sub/deep/c.webp"]
     assert names(".") == everything
@@ -77,6 +154,7 @@ def test_kinds(tree: Path) -> None:
     found, problems = expand(["clip.mp4", "a.JPG", "notes.txt", "0", "7"])
     assert [s.kind for s in found] == ["video", "image", "image", "camera", "image"]
     assert problems == []
+    assert expand(["9" * 20])[0] == []
 
 
 def test_what_leads_nowhere_is_said(tree: Path) -> None:
@@ -167,3 +245,17 @@ def test_a_video_that_ends_early_is_noticed(
 def test_a_camera_that_is_absent_is_refused() -> None:
     with pytest.raises(InputError, match="camera 99"):
         Video(Source("camera", "99"))
+
+
+def test_videos_of_any_name_are_read_and_pipes_are_not(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    clip = make_video(tmp_path / "clip.mp4")
+    for name in (b"caf\xe9.mp4", "café ✓.mp4".encode(), b"\x1b[31m.mp4"):
+        odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))  # noqa: PTH118
+        odd.symlink_to(clip)
+        with Video(Source("video", str(odd))) as video:
+            assert len(list(video)) == 12
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(InputError, match="is a pipe or device"):
+        Video(Source("video", str(tmp_path / "pipe.mp4")))

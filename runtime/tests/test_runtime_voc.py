@@ -1,5 +1,6 @@
 """Reading Pascal VOC folders."""
 
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -51,6 +52,14 @@ def load_one(root: Path, *things: str) -> DetectionDataset:
     image(root, "a", *things)
     split(root, "train", "a")
     return load_dataset(root, "train")
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_files_are_found_in_either_unicode_form(tmp_path: Path, stored: str, written: str) -> None:
+    image(tmp_path, unicodedata.normalize(stored, "é"), thing("dog"))  # type: ignore[arg-type]
+    split(tmp_path, "train", unicodedata.normalize(written, "é"))  # type: ignore[arg-type]
+    (sample,) = load_dataset(tmp_path, "train").samples
+    assert sample.path.is_file() and len(sample.boxes) == 1
 
 
 def test_everything_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading YOLO datasets: the many ways to write a data.yaml, and rows of labels."""
 
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -125,6 +126,52 @@ def test_labels_beside_images_without_a_folder_images(tmp_path: Path) -> None:
     label(tmp_path / "train/a.txt", "0 .5 .5 .5 .5")
     (tmp_path / "data.yaml").write_text("train: train\nnames: [car]")
     assert boxes(load_dataset(tmp_path, "train")) == [[[16, 8, 48, 24]]]
+
+
+def test_labels_are_looked_for_image_by_image(tmp_path: Path) -> None:
+    """Two folders of one split, one labelled in labels/, the other beside its images."""
+    root = make(tmp_path, "train: [images/train, more/images]\nnames: [car, bus]\n")
+    image(root / "more/images/e.png")
+    image(root / "more/images/f.png")
+    label(root / "more/images/e.txt", "1 0.5 0.5 0.25 0.5")
+    label(root / "more/images/f.txt", "1 0.5 0.5 1 1")
+    label(root / "more/labels/f.txt", "0 0.5 0.5 0.25 0.5")
+    dataset = load_dataset(root, "train")
+    assert boxes(dataset) == [*EXPECTED, [[24, 8, 40, 24]], [[24, 8, 40, 24]]]
+    assert [s.labels.tolist() for s in dataset.samples[2:]] == [[1], [0]]
+
+
+def test_linked_folders_are_read_and_what_is_left_out_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make(tmp_path / "set")
+    (tmp_path / "pictures").mkdir()
+    image(tmp_path / "pictures/d.jfif.png").rename(tmp_path / "pictures/d.jfif")
+    label(tmp_path / "labels/d.txt", "0 0.5 0.5 1 1")
+    (root / "images/train/cam").symlink_to(tmp_path / "pictures")
+    (root / "labels/train/cam").symlink_to(tmp_path / "labels")
+    (root / "images/train/x.heic").touch()
+    (root / "images/train/b.txt").touch()  # beside its image: the one in labels/ counts
+    for _ in range(2):
+        dataset = load_dataset(root, "train")
+        assert boxes(dataset) == [*EXPECTED, [[0, 0, WIDTH, HEIGHT]]]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{root / 'images/train'}: left out: 1 of other kinds (x.heic)"
+    ]
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_found_in_either_unicode_form(tmp_path: Path, stored: str, written: str) -> None:
+    def on(form: str, name: str) -> str:
+        return unicodedata.normalize(form, name)  # type: ignore[arg-type]
+
+    root = make(tmp_path, "train: list.txt\nnames: [car, bus]\n")
+    image(root / on(stored, "images/träin/é.png"))
+    label(root / on(written, "labels/träin/é.txt"), "0 0.5 0.5 1 1")
+    (root / "list.txt").write_text(on(written, "images/träin/é.png\n"), encoding="utf-8")
+    dataset = load_dataset(root, "train")
+    assert [s.path for s in dataset.samples] == [root / on(stored, "images/träin/é.png")]
+    assert boxes(dataset) == [[[0, 0, WIDTH, HEIGHT]]]
 
 
 @pytest.mark.parametrize(

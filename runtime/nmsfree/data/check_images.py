@@ -1,8 +1,10 @@
 """Reading every image of a dataset once: does it decode, how large is it, which bytes is it."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,11 @@ from nmsfree.data.image_size import Size, header_size
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
-from nmsfree.images import read_image
+from nmsfree.images import max_pixels, read_image
+from nmsfree.text import shown
+
+LARGE = 1 << 25  # pixels; such images are decoded one at a time, not one on every core
+_one_large = threading.Lock()
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -36,7 +42,7 @@ class ImageFact:
 def read_images(
     paths: Sequence[Path], progress: Progress | None = None, threads: int | None = None
 ) -> dict[Path, ImageFact]:
-    """Decode images on all cores (OpenCV frees the interpreter meanwhile).
+    """Decode images on all cores (OpenCV frees the interpreter meanwhile), the largest singly.
 
     Args:
         paths: image files, each once.
@@ -58,17 +64,18 @@ def read_images(
 def read_fact(path: Path) -> ImageFact:
     """Read and decode one image."""
     if not path.is_file():
-        return ImageFact(None, "", Kind.IMAGE_MISSING, "no such file")
+        detail = "no regular file" if path.exists() else "no such file"
+        return ImageFact(None, "", Kind.IMAGE_MISSING, detail)
+    header = header_size(path)
+    pixels = None if header is None else header[0] * header[1]
     try:
         digest = sha256(path)
-        height, width = read_image(path).shape[:2]
+        with _one_large if pixels is None or pixels > LARGE else nullcontext():
+            height, width = read_image(path).shape[:2]
     except (OSError, InputError) as error:
-        header = header_size(path)
-        if header is None:
-            detail = str(error).removeprefix(f"{path}: ")
-            return ImageFact(None, "", Kind.IMAGE_UNREADABLE, detail)
-        detail = f"its header says {header[0]} × {header[1]} pixels, but they do not decode"
-        return ImageFact(None, "", Kind.IMAGE_TRUNCATED, detail)
+        damaged = pixels is not None and pixels <= max_pixels()
+        kind = Kind.IMAGE_TRUNCATED if damaged else Kind.IMAGE_UNREADABLE
+        return ImageFact(None, "", kind, str(error).removeprefix(f"{shown(path)}: "))
     return ImageFact((width, height), digest)
 
 

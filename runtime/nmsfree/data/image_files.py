@@ -1,27 +1,54 @@
-"""The image files of a folder."""
+"""The image files of a dataset's folders, and what lists call them."""
 
-import os
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
-from nmsfree.sources import IMAGE_SUFFIXES
+from nmsfree.sources import IMAGE_SUFFIXES, find_images
+
+# What stands among the images of datasets, and is read where it belongs to one.
+BESIDE_IMAGES = frozenset((".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".cache", ".md"))
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return all image files of a folder tree, unordered, hidden ones left out."""
-    found: list[Path] = []
-    for parent, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += images_in(Path(parent))
-    return found
+    """Return all image files of a folder tree, sorted; one warning says what was left out."""
+    return find_images(folder, BESIDE_IMAGES)
 
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files of a folder alone, unordered, hidden ones left out."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return [
-            folder / entry.name
-            for entry in entries
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-        ]
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
+
+
+def on_disk(path: Path) -> Path:
+    """Return the file that a list names, also where the disk has its name in another Unicode form.
+
+    An é is one character or two (NFC, NFD); archives and file systems change between them.
+    """
+    if str(path).isascii() or path.exists():
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[len(found.parts) :]:
+        exact = found / part
+        if not part.isascii() and not exact.exists() and found.is_dir():
+            names = _by_form(found, found.stat().st_mtime_ns)
+            exact = found / names.get(nfc(part), part)
+        found = exact
+    return found
+
+
+def nfc(name: str) -> str:
+    """Return a name in the Unicode form by which names are compared."""
+    return unicodedata.normalize("NFC", name)
+
+
+@lru_cache(maxsize=256)
+def _by_form(folder: Path, changed: int) -> dict[str, str]:
+    """Return the names in a folder by their NFC; `changed` (its time) tells listings apart."""
+    return {nfc(path.name): path.name for path in folder.iterdir()}

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from msgspec import Raw
 
 from nmsfree.data.faults import Xywh
+from nmsfree.data.image_files import on_disk
 from nmsfree.text import shown
 
 Format = Literal["COCO", "YOLO", "VOC"]
@@ -107,6 +108,8 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
         root: folder that the name may not lead out of, by `..` or as a whole path; `folder` if
             not given.
 
+    The disk may have the name in another Unicode form.
+
     Raises:
         ValueError: the name leads out of the root or to nothing, or no file can have it.
     """
@@ -122,4 +125,4 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
             raise ValueError(f"file name {shown(name)!r} leads out of {root or folder}")
     if not name.strip("./"):
         raise ValueError(f"file name {shown(name)!r} names no file in {folder}")
-    return path
+    return on_disk(path)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from nmsfree.data.faults import Fault, Kind, Report
-from nmsfree.data.image_files import images_in
+from nmsfree.data.image_files import images_in, nfc
 from nmsfree.data.image_size import image_size
 from nmsfree.data.rows import Category, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.data.voc_xml import VocAnnotation, read_xml
@@ -141,7 +141,7 @@ def _ignore(fault: Fault) -> None:
 
 
 class _Pictures:
-    """The image files of a folder, by name without suffix."""
+    """The image files of a folder, by name without suffix, in either Unicode form."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -149,11 +149,11 @@ class _Pictures:
         self._folder = folder
         self._files: dict[str, list[str]] = {}
         for file in images_in(folder):
-            self._files.setdefault(file.stem, []).append(file.name)
+            self._files.setdefault(nfc(file.stem), []).append(file.name)
 
     def find(self, name: str, wanted: str) -> Path:
         """Return the image of a name: the one its annotation names, else the first there is."""
-        files = sorted(self._files.get(name, []))
+        files = sorted(self._files.get(nfc(name), []))
         chosen = wanted if wanted in files else next(iter(files), f"{name}.jpg")
         return self._folder / chosen
 

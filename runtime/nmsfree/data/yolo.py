@@ -1,9 +1,9 @@
 """Reading YOLO datasets: DIR/data.yaml, images, and a text file of labels for each image.
 
 The label file of an image is found by replacing the last folder `images` of its path by `labels`
-and its suffix by .txt; without such a folder it lies beside the image. Its rows are described in
-`nmsfree.data.yolo_labels`. An image without label file is an image without objects. Images are
-ordered by path and numbered from 1; category ids are the class indices of the data.yaml.
+and its suffix by .txt; where that leads to no file, it lies beside the image. Its rows are
+described in `nmsfree.data.yolo_labels`. An image without label file is an image without objects.
+Images are ordered by path and numbered from 1; category ids are the class indices of the data.yaml.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nmsfree.data.faults import Report
+from nmsfree.data.image_files import on_disk
 from nmsfree.data.image_size import Size, image_size
 from nmsfree.data.rows import ImageRow, ObjectRow, SplitRows
 from nmsfree.data.yolo_config import YoloConfig, image_files, place, read_config
@@ -85,16 +86,20 @@ def yolo_images(config: YoloConfig, split: str) -> list[Path]:
 
 
 def label_files(images: list[Path], root: Path) -> list[Path]:
-    """Return where the labels of the images of a split are.
+    """Return where the labels of the images of a split are, for each image the first that exists.
 
-    A folder `images` below the root is replaced first; if that gives no file at all, one above it,
-    as other readers do.
+    A folder `images` below the root is replaced first, then one above it, as other readers do;
+    then the labels are looked for beside the image.
     """
-    below = [label_file(image, root) for image in images]
-    if any(label.is_file() for label in below):
-        return below
-    anywhere = [label_file(image, Path()) for image in images]
-    return anywhere if any(label.is_file() for label in anywhere) else below
+    return [_label_of(image, root) for image in images]
+
+
+def _label_of(image: Path, root: Path) -> Path:
+    usual = label_file(image, root)
+    if usual.is_file():
+        return usual
+    others = (on_disk(usual), label_file(image, Path()), image.with_suffix(".txt"))
+    return next((path for path in others if path.is_file()), usual)
 
 
 def label_file(image: Path, root: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nmsfree.data.image_files import images_below
+from nmsfree.data.image_files import images_below, on_disk
 from nmsfree.data.rows import Category
 from nmsfree.errors import DataError, MissingExtraError
 
@@ -116,7 +116,7 @@ def image_files(place: Path, root: Path) -> list[Path]:
     paths = []
     for name in (line.strip().replace("\\", "/") for line in lines):
         if name:
-            near, far = place.parent / name, root / name
+            near, far = on_disk(place.parent / name), on_disk(root / name)
             paths.append(Path(os.path.normpath(far if far.exists() > near.exists() else near)))
     return paths
 
