@@ -230,8 +230,8 @@ def test_the_newest_of_each_kind_is_taken(tmp_path: Path) -> None:
         ("table", table().stamp),
         ("nms", newer.stamp),
     ]
-    assert skipped[OLD.name] == "format 1.0, this version reads 2.0"
-    assert skipped["broken.json"].startswith("not JSON (")
+    assert skipped[OLD.name].startswith("has format 1.0, this version reads 2.x")
+    assert skipped["broken.json"].startswith("is not readable JSON (")
     html = to_html(make_page(found, skipped))
     assert "Left out" in html and OLD.name in html
 
@@ -241,10 +241,10 @@ def test_without_results_the_reason_is_told(tmp_path: Path) -> None:
         newest_of_each_kind(tmp_path)
     shutil.copy(OLD, tmp_path)
     with pytest.raises(
-        InputError, match=r"run one first; format_1.json: format 1\.0, this version reads"
+        InputError, match=r"run one first; format_1.json: has format 1\.0, this version reads"
     ):
         newest_of_each_kind(tmp_path)
-    with pytest.raises(InputError, match=r"format 1\.0, this version reads 2\.0: measure again"):
+    with pytest.raises(InputError, match=r"format 1\.0, this version reads 2\.x: update nmsfree"):
         open_files([OLD])
 
 

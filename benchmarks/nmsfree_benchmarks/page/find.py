@@ -1,11 +1,11 @@
 """Which result files a report is made of."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.records import FORMAT_VERSION, Results
@@ -45,10 +45,6 @@ def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
     newest: dict[str, Found] = {}
     skipped: dict[str, str] = {}
     for path in sorted(folder.glob("*.json")):
-        older = _older_format(path)
-        if older is not None:
-            skipped[path.name] = older
-            continue
         try:
             found = _open(path)
         except InputError as error:
@@ -66,22 +62,14 @@ def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
 
 
 def _open(path: Path) -> Found:
-    results = results_file.read(path)
+    data = read_bytes(path)
     picture = path.with_suffix(".png")
-    digest = sha256(path.read_bytes()).hexdigest()
-    return Found(path, results, digest, picture if picture.is_file() else None)
-
-
-def _older_format(path: Path) -> str | None:
-    """Say that a file is of another major version; None for everything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # reading it says why
-    version = str(content.get("format_version", "")) if isinstance(content, dict) else ""
-    if not version or version.split(".")[0] == FORMAT_VERSION.split(".")[0]:
-        return None
-    return f"format {version}, this version reads {FORMAT_VERSION}"
+    return Found(
+        path,
+        results_file.parse(path, data),
+        sha256(data).hexdigest(),
+        picture if picture.is_file() else None,
+    )
 
 
 def _order(kind: str) -> int:

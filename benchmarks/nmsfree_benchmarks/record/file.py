@@ -9,10 +9,14 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from nmsfree.decode import check_format, decode_json, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
+from nmsfree.text import shown
 from nmsfree_benchmarks.record.records import FORMAT_VERSION, Results
 
+AGAIN = "measure again with `nmsfree bench`"
+EXPECTED = "expected a file of `nmsfree bench`"
 _NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
 
 
@@ -39,34 +43,26 @@ def read(path: Path) -> Results:
     Raises:
         InputError: it cannot be read, is no result file, or is of a newer format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise InputError(
-            f"{path}: not JSON ({error}), expected a file of `nmsfree bench`"
-        ) from None
+    return parse(path, read_bytes(path))
+
+
+def parse(path: Path, data: bytes) -> Results:
+    """Return the results in the bytes of a file; `path` is for the message.
+
+    Raises:
+        InputError: they are no result file, or of a newer format.
+    """
+    check_format(data, FORMAT_VERSION, path, InputError, AGAIN)
+    content = decode_json(data, dict[str, Any], path, InputError, AGAIN)
     _check(path, content)
     return Results.from_json(content)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
-
-
-def _check(path: Path, content: Any) -> None:
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise InputError(f"{path}: no format_version, expected a file of `nmsfree bench`")
-    found, known = str(content["format_version"]), FORMAT_VERSION
-    if found.split(".")[0] != known.split(".")[0]:
-        raise InputError(f"{path}: format {found}, this version reads {known}: measure again")
+def _check(path: Path, content: dict[str, Any]) -> None:
     error = next(_validator().iter_errors(content), None)
     if error is not None:
-        place = "/".join(map(str, error.absolute_path)) or "the file"
-        raise InputError(
-            f"{path}: {place}: {error.message[:200]}, expected a file of `nmsfree bench`"
-        )
+        place = shown("/".join(map(str, error.absolute_path))) or "the file"
+        raise InputError(f"{shown(path)}: {place}: {shown(error.message, 200)}, {EXPECTED}")
     for index, record in enumerate(content["records"]):
         lengths = {len(times) for times in record["raw_ns"].values()}
         if lengths != {record["timed_calls"]} or lengths == {0}:
