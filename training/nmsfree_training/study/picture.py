@@ -54,7 +54,8 @@ def _panel(panel: "Axes", results: Sequence[Result], rows: list[RowSummary], spl
         own = [r for r in results if r["row"] == row.row and split in r["splits"]]
         if own:
             _row(panel, place, own, row, split)
-    _reference(panel, [r for r in results if r["row"] == REFERENCE], split)
+    reference = [r for r in results if r["row"] == REFERENCE]
+    _reference(panel, [r for r in reference if "o2m" in r["splits"].get(split, {})], split)
     panel.set_xlabel(f"AP on {split}", color=INK)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.margins(x=0.09)

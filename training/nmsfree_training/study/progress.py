@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nmsfree.decode import read_bytes
+from nmsfree.errors import InputError
 from nmsfree_training.metrics_file import parse_record
 from nmsfree_training.study.jobs import Job
 
@@ -37,9 +39,9 @@ def read_progress(job: Job, clock: Callable[[], float] = time.time) -> Progress:
     """Return how far a run is; one that has not written anything yet is at its start."""
     path = job.folder / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(path).splitlines()
         age = clock() - path.stat().st_mtime
-    except OSError:
+    except (OSError, InputError):
         return Progress(0)
     records = [record for record in map(parse_record, lines) if record is not None]
     if not records:

@@ -1,17 +1,21 @@
 """The measured figures of finished runs: one JSON file for each, kept in the repository."""
 
-import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+from nmsfree.decode import Positive, decode_json, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.evaluation.matching import NMS_IOU
+from nmsfree.text import shown
 
 Result = dict[str, Any]  # see `record.make_result`
 
 NMS_GRID = tuple(percent / 100 for percent in range(50, 100, 5))  # IoU thresholds, 0.50 … 0.95
-REQUIRED = ("row", "title", "epochs", "seed", "command", "minutes", "splits")
+AGAIN = "expected what `nmsfree study run` writes: delete the file, or move it elsewhere"
 
 
 def grid_key(iou: float) -> str:
@@ -22,26 +26,59 @@ def grid_key(iou: float) -> str:
 PUBLISHED_NMS = grid_key(NMS_IOU)
 
 
+_Score = Annotated[float, Meta(ge=-1, le=1)]  # −1 where a split has no object
+_Count = Annotated[float, Meta(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the tables need of the figures of a head."""
+
+    AP: _Score
+    F1: _Score
+    F1_with_nms: _Score
+    duplicates_per_image: _Count
+    wrong_duplicates_per_image: _Count
+    nms: dict[str, _Score]
+
+    def __post_init__(self) -> None:
+        missing = [key for key in map(grid_key, NMS_GRID) if key not in self.nms]
+        if missing:
+            raise InputError(f"nms has no AP at IoU {', '.join(missing)}: {AGAIN}")
+
+
+@dataclass(frozen=True)
+class _Split:
+    o2m: _Head | None = None
+    o2o: _Head | None = None
+
+    def __post_init__(self) -> None:
+        if self.o2m is self.o2o is None:
+            raise InputError(f"a split has the figures of no head, expected o2m or o2o: {AGAIN}")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The fields that a result must have; the others are for its readers."""
+
+    row: str
+    title: str
+    epochs: Positive
+    seed: int
+    command: str
+    minutes: _Count
+    splits: dict[str, _Split]
+
+
 def read_result(path: Path) -> Result:
     """Read the figures of one run.
 
     Raises:
         InputError: the file cannot be read, or is something else.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError:
-        values = None
-    missing = [name for name in REQUIRED if not isinstance(values, dict) or name not in values]
-    if missing:
-        raise InputError(
-            f"{path}: no {', '.join(missing)} in it, expected what `nmsfree study run` writes: "
-            "delete the file, or move it elsewhere"
-        )
-    assert isinstance(values, dict)
-    return values
+    data = read_bytes(path)
+    decode_json(data, _Known, path, InputError, AGAIN)
+    return decode_json(data, dict[str, Any], path, InputError, AGAIN)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -78,7 +115,8 @@ def once(results: list[Result]) -> list[Result]:
     """Return them as they are.
 
     Raises:
-        InputError: two of them are the same run, as results of several folders may be.
+        InputError: two of them are the same run, as results of several folders may be, or two
+            runs of a row were measured differently.
     """
     runs = Counter((result["row"], result["epochs"], result["seed"]) for result in results)
     for (row, epochs, seed), count in runs.items():
@@ -86,6 +124,14 @@ def once(results: list[Result]) -> list[Result]:
             raise InputError(
                 f"{row}, {epochs} epochs, seed {seed} is there {count} times, expected once:"
                 " leave one of the folders out"
+            )
+    measured: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        heads = {name: sorted({"o2m", "o2o"} & set(s)) for name, s in result["splits"].items()}
+        if measured.setdefault(result["row"], heads) != heads:
+            raise InputError(
+                f"{shown(result['row'])}, seed {result['seed']}: has other splits or heads than"
+                " another seed of the row: measure them alike"
             )
     return results
 

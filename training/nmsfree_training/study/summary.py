@@ -145,6 +145,7 @@ def _gain(results: Sequence[Result], split: str) -> Callable[[str], list[float]]
 
 
 def _against(results: list[Result], reference: list[Result], split: str) -> Stat | None:
+    reference = [r for r in reference if "o2m" in r["splits"].get(split, {})]
     seeds = {result["seed"] for result in results} & {result["seed"] for result in reference}
     if not seeds:
         return None
