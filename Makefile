@@ -11,7 +11,7 @@ BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench gpu-check detect weights test lint clean
+.PHONY: help setup setup-cuda data train eval export bench gpu-check detect weights test fuzz lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ ifeq ($(ARGS),)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto training/tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto export/tests benchmarks/tests
 endif
+
+fuzz: setup  ## give 10,000 malformed inputs to the commands (half an hour)
+	$(BIN)/python benchmarks/tests/fuzz.py $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check .

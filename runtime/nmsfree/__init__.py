@@ -4,6 +4,11 @@
 >>> detections = Detector("model.onnx")("street.jpg")
 """
 
+import os
+
+# Read when ONNX Runtime is imported, which would report to its maker. The user's own value stands.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from nmsfree.backends import Backend, CallableBackend, RawDetections
 from nmsfree.detections import Detection, Detections
 from nmsfree.detector import Detector

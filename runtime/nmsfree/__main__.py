@@ -1,6 +1,6 @@
 """`python -m nmsfree`, for launchers that start modules, as torchrun does."""
 
-from nmsfree.cli import main
+from nmsfree_start import main
 
 if __name__ == "__main__":
     main()

@@ -1,20 +1,29 @@
 """The `nmsfree` command: sub-commands come from every installed distribution of the project."""
 
+import atexit
 import io
 import logging
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
+from nmsfree.text import shown
+from nmsfree_start import answer_with, leave
 
 try:
     import typer
 except ImportError:
     print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
     sys.exit(2)
+
+INTERNAL = 4  # exit status after a fault of our own
+MESSAGE = 2000  # longest message in characters
 
 # What the project can do, and which distribution brings it.
 COMMANDS = {
@@ -90,22 +99,69 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a Windows code page has no → or ×
-    # What must be tidied up is tidied up when a container or a scheduler ends the process, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        """Unwind, so that what is half done is tidied up; a second signal does not wait for it."""
+        answer_with(leave)
+        stopped.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    answer_with(stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        build_app()()
-    except NmsfreeError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_status)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        try:
+            build_app()()
+        finally:
+            answer_with(leave)
     except SystemExit as end:
         # Within a command typer has turned the interrupt into an exit without a word.
         if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)  # noqa: T201
-        raise
+            _say("interrupted")
+        if not stopped:
+            raise
+        _end_now(end.code if isinstance(end.code, int) else 128 + stopped[0])
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the outermost boundary)
+        if not stopped:
+            sys.exit(_tell(error))
+        # The interrupt may have become another error on its way, "numpy cannot be imported".
+        _tell(error if stopped[0] == signal.SIGTERM else KeyboardInterrupt())
+        _end_now(128 + stopped[0])
+
+
+def _tell(error: BaseException) -> int:
+    """Say in one line what ended a command; return the exit status."""
+    if os.environ.get("NMSFREE_DEBUG", "0") != "0":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted")
+        return 128 + signal.SIGINT
+    if isinstance(error, NmsfreeError):
+        _say(f"error: {shown(error, MESSAGE)}")
+        return error.exit_status
+    if isinstance(error, OSError) and error.errno is not None:
+        _say(f"error: {shown(error, MESSAGE)} (NMSFREE_DEBUG=1 shows where)")
+        return 2
+    _say(
+        f"internal error: {type(error).__name__}: {shown(error, MESSAGE)}: this is a fault of"
+        " nmsfree, please report what the same command prints with NMSFREE_DEBUG=1"
+    )
+    return INTERNAL
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+
+
+def _end_now(status: int) -> NoReturn:
+    """End after a signal, though threads or a library's own clean-up still go on.
+
+    Python gives signals back to the system before the last of that, so that another Ctrl-C
+    would change the status.
+    """
+    atexit._run_exitfuncs()
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)

@@ -15,6 +15,7 @@ from typing import Any
 
 from nmsfree import doctor_model
 from nmsfree.backends import open_backend
+from nmsfree.backends.openvino_model import import_openvino
 from nmsfree.backends.options import DEFAULTS, Options
 from nmsfree.doctor_child import ask_child, module_command
 from nmsfree.errors import EngineError, MissingExtraError, NmsfreeError
@@ -71,9 +72,7 @@ def _run_on_nvidia(device: str, options: Options) -> Outcome:
 
 
 def _run_on_intel_gpu() -> Outcome:
-    import openvino
-
-    devices = openvino.Core().available_devices
+    devices = import_openvino().Core().available_devices
     if not any(device.startswith("GPU") for device in devices):
         return Outcome(False, "no Intel GPU was found (it needs its OpenCL driver)", absent=True)
     return _run_onnx("openvino:GPU")

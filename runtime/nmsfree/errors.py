@@ -5,13 +5,16 @@
     ├── ModelError               a file that is not one of our models, or does not fit the request
     ├── CheckpointError          a checkpoint that cannot be read or does not match the network
     ├── DataError                a dataset that is missing, malformed or does not fit the model
-    ├── MissingExtraError        an optional dependency is not installed; names the one to install
+    ├── MissingExtraError        an optional dependency is missing; names the one to install
     ├── GateError                a check refused the result (parity, certificate): exit status 1
     └── EngineError              an engine that does not fit this machine: exit status 3
 
 A message is one line: what was found, what was expected, what to do.
 Vendor exceptions are translated into this tree at one place per backend.
 """
+
+import importlib
+from typing import Any
 
 
 class NmsfreeError(Exception):
@@ -37,17 +40,36 @@ class DataError(NmsfreeError):
 
 
 class MissingExtraError(NmsfreeError):
-    """An optional dependency is not installed.
+    """An optional dependency is not installed, or cannot be loaded.
 
     Args:
         feature: what the user wanted to do.
         requirement: what to install, for example "nmsfree[cpu]".
+        problem: what is wrong with the package.
     """
 
-    def __init__(self, feature: str, requirement: str) -> None:
-        super().__init__(
-            f'{feature} needs a package that is not installed: pip install "{requirement}"'
-        )
+    def __init__(self, feature: str, requirement: str, problem: str = "is not installed") -> None:
+        super().__init__(f'{feature} needs a package that {problem}: pip install "{requirement}"')
+        self._made_of = feature, requirement, problem
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:
+        """An error that cannot be pickled hangs a pool of processes."""
+        return MissingExtraError, self._made_of
+
+
+def import_extra(module: str, feature: str, requirement: str) -> Any:
+    """Import an optional dependency.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be loaded.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise MissingExtraError(feature, requirement) from None
+        line = " ".join(str(error).split())[:300]
+        raise MissingExtraError(feature, requirement, f"cannot be loaded ({line})") from error
 
 
 class GateError(NmsfreeError):

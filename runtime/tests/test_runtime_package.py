@@ -1,16 +1,23 @@
 """The package as a whole: public names, imports without torch, every command's help."""
 
+import os
+import pickle
+import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
-from typing import get_args, get_type_hints
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import nmsfree
 from nmsfree import backends, errors
 from nmsfree.cli import COMMANDS, build_app
+from nmsfree.files import write_picture
 from nmsfree.thresholds import Thresholds
 
 # Blocks packages the runtime may not need, then imports all of it: prints the modules.
@@ -40,10 +47,79 @@ ENGINES = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycud
 OPTIONAL = [*ENGINES, "onnx", "PIL", "matplotlib", "faster_coco_eval", "torchvision"]
 
 
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+# Opens and runs a model, then counts what the process wanted to send, in a network without a way
+# out; in the end it asks for a name itself, to see that this is counted.
+ASK_NOBODY = """
+import socket, sys, time
+from nmsfree import Detector
+
+def wanted():
+    names, counts = (line.split() for line in open("/proc/net/snmp") if line.startswith("Ip:"))
+    counted = dict(zip(names, counts))
+    return int(counted["OutRequests"]) + int(counted["OutNoRoutes"])
+
+with Detector(sys.argv[1], device=sys.argv[2], threads=1) as detector:
+    detector(sys.argv[3])
+time.sleep(1)  # OpenVINO's package sends from a process of its own
+if sys.argv[4] == "alone":
+    asked = wanted()
+    try:
+        socket.getaddrinfo("example.org", 443)
+    except OSError:
+        pass
+    assert wanted() > 0, "a look-up is not counted"
+    sys.exit(f"{asked} packets" if asked else 0)
+"""
+
+
+def run_python(
+    code: str, *arguments: object, under: tuple[str, ...] = (), **environment: object
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+        [*under, sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {name: str(value) for name, value in environment.items()},
     )
+
+
+def no_network() -> tuple[str, ...]:
+    """A command that starts another without a network; none where the system has no such thing."""
+    command = ("unshare", "--map-root-user", "--net")
+    if shutil.which("unshare") and not subprocess.run([*command, "true"], check=False).returncode:
+        return command
+    return ()
+
+
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_engines_ask_nobody_and_leave_nothing(
+    tmp_path: Path, make_onnx: Any, make_spec: Any, device: str
+) -> None:
+    pytest.importorskip("openvino")
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    model = make_onnx(work / "m.onnx", make_spec())
+    picture = work / "p.png"
+    write_picture(picture, np.zeros((64, 96, 3), np.uint8))
+    folders = {"HOME": home, "XDG_CACHE_HOME": home / "cache", "TMPDIR": home}
+    alone = no_network()
+    arguments = (model, device, picture, "alone" if alone else "")
+    done = run_python(ASK_NOBODY, *arguments, under=alone, **folders)
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []
+
+
+def test_the_users_own_word_on_telemetry_stands(tmp_path: Path) -> None:
+    code = "import os, nmsfree; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    assert run_python(code, ORT_DISABLE_TELEMETRY="0").stdout == "0\n"
+    (tmp_path / "intel").mkdir()
+    (tmp_path / "intel/openvino_telemetry").write_text("1")
+    code = "from nmsfree.backends.openvino_model import _agreed_to_telemetry as f; print(f())"
+    assert run_python(code, HOME=tmp_path).stdout == "True\n"
+    (tmp_path / "intel/openvino_telemetry").write_text("0")
+    assert run_python(code, HOME=tmp_path).stdout == "False\n"
 
 
 def test_every_module_imports_without_torch() -> None:
@@ -146,15 +222,138 @@ def test_a_command_that_is_not_installed_names_its_distribution() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_interrupt_within_a_command_is_said() -> None:
-    code = (
-        "import typer, nmsfree.cli as cli\n"
+def command_that(work: str) -> str:
+    """A program: the command line with one command, which does `work`."""
+    return (
+        "import sys, time, typer, nmsfree.cli as cli\n"
         "app = typer.Typer()\n"
         "@app.command()\n"
         "def work() -> None:\n"
-        "    raise KeyboardInterrupt\n"
+        f"    {work}\n"
         "cli.build_app = lambda: app\n"
         "cli.main()"
     )
-    done = run_python(code)
+
+
+def test_an_interrupt_within_a_command_is_said() -> None:
+    done = run_python(command_that("raise KeyboardInterrupt"))
     assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+
+
+def signalled(*command: str, number: int, times: int = 1) -> tuple[int, str]:
+    """Start a command, wait for its first line, send a signal; its status and standard error.
+
+    In a process where signals are as a terminal has them, whatever started the tests.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout
+    for _ in range(times):
+        assert process.stdout.readline()
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_has_its_status(number: int) -> None:
+    code = (
+        "import sys, nmsfree_start\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'nmsfree.detector':\n"
+        "            print('importing', flush=True)\n"
+        "            import time; time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "nmsfree_start.main()"
+    )
+    assert signalled(sys.executable, "-c", code, number=number) == (128 + number, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "swallowed", ["raise ImportError('numpy cannot be imported')", "raise cli.NmsfreeError('no')"]
+)
+def test_a_signal_that_a_library_makes_an_error_is_a_signal(number: int, swallowed: str) -> None:
+    work = f"""
+    try:
+        print('working', flush=True)
+        time.sleep(60)
+    except BaseException:
+        {swallowed}
+"""
+    status, said = signalled(sys.executable, "-c", command_that(work), number=number)
+    assert status == 128 + number and "Traceback" not in said
+    assert "interrupted" in said or number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(number: int) -> None:
+    work = """
+    try:
+        print('working', flush=True)
+        time.sleep(60)
+    finally:
+        print('tidying up', flush=True)
+        time.sleep(60)
+"""
+    assert signalled(sys.executable, "-c", command_that(work), number=number, times=2) == (
+        128 + number,
+        "",
+    )
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    code = command_that("import os; os.kill(os.getpid(), 2); print('done')")
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = run_python(ignoring + code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        (
+            "raise TypeError('no\\x1bsuch thing')",
+            4,
+            "internal error: TypeError: no\\x1bsuch thing: ",
+        ),
+        ("raise OSError('not from the system')", 4, "internal error: OSError: "),
+        ("open('/nonexistent/file')", 2, "error: [Errno 2] No such file or directory: "),
+        ("raise cli.MissingExtraError('a', 'b')", 2, "error: a needs a package that is not"),
+        ("raise RecursionError", 4, "internal error: RecursionError"),
+    ],
+)
+def test_whatever_goes_wrong_is_a_line_and_a_status(work: str, status: int, said: str) -> None:
+    done = run_python(command_that(work), NMSFREE_DEBUG="0")
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert done.stderr.startswith(said)
+    debugged = run_python(command_that(work), NMSFREE_DEBUG="1")
+    assert debugged.returncode == status
+    assert "Traceback" in debugged.stderr and debugged.stderr.splitlines()[-1].startswith(said)
+
+
+def test_a_dependency_that_cannot_be_loaded_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "broken_one.py").write_text("import nowhere_to_be_found")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from nmsfree.errors import import_extra\n"
+        "try: import_extra(sys.argv[2], 'this', 'nmsfree[x]')\n"
+        "except Exception as error: print(error)"
+    )
+    assert "cannot be loaded (No module named 'nowhere_to_be_found')" in (
+        run_python(code, tmp_path, "broken_one").stdout
+    )
+    assert "is not installed: pip install" in run_python(code, tmp_path, "no_such_one").stdout
+
+
+def test_errors_survive_pickling() -> None:
+    for kind in (getattr(nmsfree, name) for name in nmsfree.__all__ if name.endswith("Error")):
+        error = kind("a", "b") if kind is errors.MissingExtraError else kind("a")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind and str(again) == str(error)

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnxruntime
-
 from nmsfree.backends import Backend
 from nmsfree.backends.onnxruntime_gpu import CUDA, TF32_VARIABLE
 from nmsfree.backends.tensorrt import TensorRtBackend
@@ -101,6 +99,8 @@ def _needing_gpu(device: str, folder: Path, name: str) -> Backend:
         CannotTry: the ONNX Runtime that is installed is the one for processors.
     """
     the_gpu()  # without one, that is the reason to give
+    import onnxruntime
+
     if device == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise CannotTry(
             "the installed onnxruntime is built without CUDA: pip uninstall -y onnxruntime, then "

@@ -45,10 +45,11 @@ def run_nothing(device: str, built: bool) -> object:
         What must stay alive until the memory is read.
     """
     from nmsfree.backends.devices import parse_device
+    from nmsfree.backends.openvino_model import import_openvino
 
     place = parse_device(device)
     if place.kind in ("cpu", "openvino"):
-        return import_module("openvino" if place.kind == "openvino" else "onnxruntime")
+        return import_openvino() if place.kind == "openvino" else import_module("onnxruntime")
     with tempfile.TemporaryDirectory(prefix="nmsfree-memory-") as folder:
         tiny = write_model(Path(folder))
         return run_model(str(build_tiny(tiny, place.index) if built else tiny), device, None, None)

@@ -23,7 +23,7 @@ from nmsfree.backends.onnxruntime_session import (
 )
 from nmsfree.backends.options import Options
 from nmsfree.cuda.base import DOCTOR, NO_MEMORY
-from nmsfree.errors import EngineError, InputError, MissingExtraError
+from nmsfree.errors import EngineError, InputError, import_extra
 from nmsfree.gpus import Gpu, find_gpus
 from nmsfree.spec import ModelSpec
 
@@ -95,12 +95,11 @@ def open_tensorrt_rtx(path: Path, spec: ModelSpec, device: Device, options: Opti
         MissingExtraError: the plugin is not installed.
         EngineError: ONNX Runtime is too old, or there is no GPU that the plugin takes.
     """
-    try:
-        import onnxruntime_ep_nv_tensorrt_rtx as plugin
-    except ImportError:
-        raise MissingExtraError(
-            "running an ONNX file on TensorRT-RTX", "nmsfree[tensorrt-rtx-ort]"
-        ) from None
+    plugin = import_extra(
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "running an ONNX file on TensorRT-RTX",
+        "nmsfree[tensorrt-rtx-ort]",
+    )
     _check_tf32(spec, device, options)
     gpus = _gpus(device)
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import Port, one_line, read_spec
-from nmsfree.errors import EngineError, MissingExtraError, ModelError
+from nmsfree.errors import EngineError, ModelError, import_extra
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
 CPU = "CPUExecutionProvider"
@@ -40,12 +40,11 @@ def vendor_errors() -> tuple[type[Exception], ...]:
     """Exceptions of ONNX Runtime: they share no base class, and versions differ in their set.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        MissingExtraError: onnxruntime is not installed, or cannot be loaded.
     """
-    try:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-    except ImportError:
-        raise MissingExtraError("running an ONNX file", "nmsfree[cpu]") from None
+    state = import_extra(
+        "onnxruntime.capi.onnxruntime_pybind11_state", "running an ONNX file", "nmsfree[cpu]"
+    )
     found = vars(state).values()
     return tuple(v for v in found if isinstance(v, type) and issubclass(v, Exception))
 

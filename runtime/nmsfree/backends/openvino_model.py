@@ -1,14 +1,17 @@
 """OpenVINO's side of opening a file: read, held against the contract, compiled, read back."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import Port, one_line, read_spec
-from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.identity import computes_bf16, processor_name
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
+TELEMETRY = "openvino_telemetry"  # package and file of consent
 # OpenVINO raises RuntimeErrors, but for its readers' own, which have no base in common.
 READERS_ERRORS = (
     "GeneralFailure",
@@ -43,16 +46,31 @@ def check_request(plugin: str, threads: int | None, precision: str) -> None:
 
 
 def import_openvino() -> Any:
-    """Import it.
+    """Import it, without the telemetry that it would start unless the user has agreed to that.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: it is not installed, or cannot be loaded.
     """
+    feature = "running a model in OpenVINO", "nmsfree[openvino]"
+    if TELEMETRY in sys.modules or "openvino" in sys.modules or _agreed_to_telemetry():
+        return import_extra("openvino", *feature)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # "not installed"
     try:
-        import openvino
-    except ImportError:
-        raise MissingExtraError("running a model in OpenVINO", "nmsfree[openvino]") from None
-    return openvino
+        return import_extra("openvino", *feature)
+    finally:
+        del sys.modules[TELEMETRY]  # others may need it
+
+
+def _agreed_to_telemetry() -> bool:
+    """Whether `opt_in_out --opt_in` of OpenVINO's package has been called by this user."""
+    try:
+        if os.name == "nt":
+            folder = Path(os.environ["LOCALAPPDATA"], "Intel Corporation")
+        else:
+            folder = Path.home() / "intel"
+        return (folder / TELEMETRY).read_bytes().strip() == b"1"
+    except (OSError, KeyError, RuntimeError):  # no such file, or no home
+        return False
 
 
 def vendor_errors(openvino: Any) -> tuple[type[Exception], ...]:

@@ -1,7 +1,6 @@
 """CUDA through NVIDIA's cuda-python (`cuda.bindings`), the driver interface."""
 
 import ctypes
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from nmsfree.cuda.base import (
     wrong_gpu,
 )
 from nmsfree.cuda.streams import stream_handle
-from nmsfree.errors import MissingExtraError
+from nmsfree.errors import import_extra
 
 
 class CudaPython:
@@ -193,7 +192,5 @@ def load_driver() -> Any:
     Raises:
         MissingExtraError: cuda-python is not installed.
     """
-    try:
-        return importlib.import_module("cuda.bindings.driver")
-    except ImportError:
-        raise MissingExtraError("running an engine", "cuda-python") from None  # of two extras
+    # Of two extras, hence its own name.
+    return import_extra("cuda.bindings.driver", "running an engine", "cuda-python")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.data.coco import DetectionDataset
-from nmsfree.errors import DataError, MissingExtraError
+from nmsfree.errors import DataError, import_extra
 
 logger = logging.getLogger(__name__)
 
@@ -229,11 +229,8 @@ def import_coco() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: faster-coco-eval is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise MissingExtraError("computing AP", "nmsfree[eval]") from None
-    return COCO, COCOeval_faster
+    package = import_extra("faster_coco_eval", "computing AP", "nmsfree[eval]")
+    return package.COCO, package.COCOeval_faster
 
 
 def _by_class(ids: tuple[int, ...], precision: NDArray[np.float64]) -> dict[int, float | None]:

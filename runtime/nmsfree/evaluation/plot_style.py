@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from nmsfree.errors import MissingExtraError
+from nmsfree.errors import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,10 @@ def import_figure() -> "type[Figure]":
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("drawing curves", "nmsfree[eval]") from None
-    return Figure
+    figure: type[Figure] = import_extra(
+        "matplotlib.figure", "drawing curves", "nmsfree[eval]"
+    ).Figure
+    return figure
 
 
 def short(name: str) -> str:
