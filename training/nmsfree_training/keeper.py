@@ -25,6 +25,7 @@ from nmsfree_training.train_state import (
 
 EPOCHS = "train.epochs"
 FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
+MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
 
 
 class Keeper:
@@ -85,16 +86,18 @@ class Keeper:
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
         changed = self._compare(state.recipe)
+        moved = self._compare_machine(state.recipe)
         if warning is not None:
             # The next save would put it in the place of the one that is good.
             put_damaged_aside(self.folder)
-        return state, [text for text in (warning, changed) if text]
+        return state, [text for text in (warning, changed, moved) if text]
 
     def _compare(self, before: dict[str, Any]) -> str | None:
         """Refuse another recipe; a change of epochs is told."""
         longer = before.get(EPOCHS) != self.recipe[EPOCHS]
         for name, value in self.recipe.items():
-            if before.get(name) != value and not (longer and name in FOLLOW_EPOCHS):
+            free = name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
+            if before.get(name) != value and not free:
                 raise CheckpointError(
                     f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
                     f"{value}: give the options it was started with, or choose another --out"
@@ -106,6 +109,19 @@ class Keeper:
             f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
         )
 
+    def _compare_machine(self, before: dict[str, Any]) -> str | None:
+        changed = [
+            f"{name.removeprefix(MACHINE)} = {before[name]} is now {value}"
+            for name, value in self.recipe.items()
+            if name.startswith(MACHINE) and before.get(name, value) != value
+        ]
+        if not changed:
+            return None
+        return (
+            f"warning: the run was started elsewhere: {', '.join(changed)}; it goes on, but its "
+            "weights will not be bit for bit those of a run that was not interrupted"
+        )
+
 
 def describe_recipe(
     preset: Preset,
@@ -113,6 +129,8 @@ def describe_recipe(
     seed: int,
     precision: str,
     train_set: DetectionDataset,
+    device: torch.device,
+    world: World,
 ) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values by name."""
     settings = {
@@ -125,6 +143,10 @@ def describe_recipe(
         "classes": train_set.class_names,
         "images": len(train_set),
         "annotations": _digest(train_set),
+        f"{MACHINE}device": device.type,
+        f"{MACHINE}threads": torch.get_num_threads() if device.type == "cpu" else None,
+        f"{MACHINE}processes": world.size,
+        f"{MACHINE}torch": torch.__version__,
     }
     recipe: dict[str, Any] = json.loads(json.dumps(settings))
     return recipe

@@ -68,7 +68,9 @@ class Trainer:
         self.ema = None if decay is None else Ema(self.network, decay)
         self.keeper = Keeper(
             run.out,
-            describe_recipe(preset, self.heads, run.seed, run.precision, train_set),
+            describe_recipe(
+                preset, self.heads, run.seed, run.precision, train_set, run.device, self.world
+            ),
             self.network,
             self.optimizer,
             self.step.scaler,

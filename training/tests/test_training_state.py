@@ -1,5 +1,6 @@
 """The file a run goes on from: atomic, checked, with one before it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,30 @@ def test_a_damaged_file_falls_back(damage: str, tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
+def test_any_flipped_bit_falls_back(tmp_path: Path) -> None:
+    """A bit of the archive's table of contents once gave other weights without a word."""
+    for step in (1, 2):
+        save_state(state(step), tmp_path)
+    whole = (tmp_path / LAST).read_bytes()
+    table = whole.index(b"PK\x01\x02")
+    for at in range(table, len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / LAST).write_bytes(damaged)
+        loaded, warning = load_state(tmp_path)
+        assert loaded.position["step"] == 1 and warning is not None, at
+    (tmp_path / PREVIOUS).write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"no state is left to go on from, .* --init"):
+        load_state(tmp_path)
+
+
 def test_something_else_than_a_state(tmp_path: Path) -> None:
     torch.save({"epoch": 1}, tmp_path / LAST)
-    with pytest.raises(CheckpointError, match="not a training state"):
+    with pytest.raises(CheckpointError, match=r"damaged .* or of another version"):
+        load_state(tmp_path)
+    later = replace(state(1), position=vars(Position()) | {"unknown": 1})
+    save_state(later, tmp_path)
+    with pytest.raises(CheckpointError, match="not a training state of this version"):
         load_state(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
         load_state(tmp_path / "nothing")

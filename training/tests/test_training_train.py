@@ -27,8 +27,9 @@ from nmsfree_training.outputs import Outputs
 from nmsfree_training.run_config import Interrupted, RunConfig
 from nmsfree_training.start import count_objects
 from nmsfree_training.step import LossReader
+from nmsfree_training.threads import torch_threads
 from nmsfree_training.train import Trainer
-from nmsfree_training.train_state import load_state
+from nmsfree_training.train_state import load_state, save_state
 from nmsfree_training.watch import Silent
 
 EPOCHS = 2
@@ -383,6 +384,24 @@ def test_more_epochs_can_be_added(tmp_path: Path, train_set: DetectionDataset) -
     Trainer(tiny(epochs=2), train_set, None, config, watcher=Listener()).fit()
     assert "was started for 1 epochs, now it is 2" in told[0]
     assert [r["epoch"] for r in records(tmp_path)] == [1, 2]
+
+
+def test_other_threads_are_told_when_a_run_goes_on(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    few = replace(train_set, samples=train_set.samples[:4])
+    chosen = tiny("fcos_rt_nano", epochs=1)
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    with torch_threads(1):
+        train(tmp_path, few, chosen)
+        assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    with torch_threads(2):
+        (told,) = Trainer(chosen, few, None, config).keeper.load()[1]
+    assert "threads = 1 is now 2" in told and "not be bit for bit" in told
+    state = load_state(tmp_path)[0]
+    older = {k: v for k, v in state.recipe.items() if not k.startswith("machine.")}
+    save_state(replace(state, recipe=older), tmp_path)  # it does not know: nothing to say
+    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
 
 
 def test_every_nth_checkpoint_is_kept(tmp_path: Path, train_set: DetectionDataset) -> None:
