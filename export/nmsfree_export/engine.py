@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from nmsfree.engines.flavour import Flavour, load_flavour
-from nmsfree.engines.sidecar import Sidecar, this_platform, write_sidecar
+from nmsfree.engines.sidecar import Sidecar, lock_path, this_platform, write_engine
 from nmsfree.engines.targets import resolve_targets
 from nmsfree.engines.vendor_log import reason
 from nmsfree.errors import EngineError, InputError, ModelError
-from nmsfree.files import write_atomic
 from nmsfree.gpus import find_gpus
+from nmsfree.lock import locked
 from nmsfree.made_for import check_made_for
 from nmsfree_export.engine_batch import Batch, add_profile, resolve_batch
 from nmsfree_export.engine_layers import LayerTable, read_layers
@@ -105,6 +105,15 @@ def build_engine(
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
+    plan, report = _make(onnx, out, options, phases, sm)
+    with locked(lock_path(out)), stoppable():
+        write_engine(out, plan, report.sidecar)
+    return report
+
+
+def _make(
+    onnx: Path, out: Path, options: BuildOptions, phases: Phases | None, sm: int | None
+) -> tuple[bytes, BuildReport]:
     flavour = load_flavour(options.builder)
     targets = _targets(flavour, options, sm)
     source = read_source(onnx, builds_nms=flavour.builds_nms)
@@ -136,17 +145,14 @@ def build_engine(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     table = read_layers(flavour, plan, layers) if options.layers else None
-    with stoppable():  # at the end only: neither without the other
-        write_atomic(out, plan)
-        write_sidecar(out, sidecar)
-    return BuildReport(out, len(plan), sidecar, *inputs_and_outputs(network), table)
+    return plan, BuildReport(out, len(plan), sidecar, *inputs_and_outputs(network), table)
 
 
 def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | None) -> None:
     """Build an engine again as it was, for the GPUs it was built for and this one.
 
     The entry point `rebuild` of the group `nmsfree.engines`: the runtime calls it for an engine
-    that does not fit this machine.
+    that does not fit this machine, and holds its lock.
 
     Args:
         sidecar: of the engine that does not fit; names the ONNX file beside it.
@@ -158,7 +164,9 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
     if load_flavour(builder).builds_without_gpu:
         targets = {*sidecar.targets} | ({sm} if sm is not None else set())
         options = replace(options, sms=tuple(sorted(targets)))
-    build_engine(engine.with_name(sidecar.onnx), engine, options, sm=sm)
+    plan, report = _make(engine.with_name(sidecar.onnx), engine, options, None, sm)
+    with stoppable():
+        write_engine(engine, plan, report.sidecar)
 
 
 def _targets(flavour: Flavour, options: BuildOptions, sm: int | None) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nmsfree import EngineError, InputError, MissingExtraError, ModelError, ModelSpec
+from nmsfree.engines import sidecar as sidecar_module
 from nmsfree.engines.flavour import Flavour, is_installed, load_flavour
 from nmsfree.engines.load import load_plan
 from nmsfree.engines.sidecar import read_sidecar, sidecar_path, write_sidecar
@@ -98,12 +99,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_small_network_leaves_engine_and_sidecar_only(tmp_path: Path) -> None:
+def test_a_small_network_leaves_engine_sidecar_and_lock_only(tmp_path: Path) -> None:
     engine = tmp_path / "made" / "model.engine"
     build_engine(save(tiny(), tmp_path), engine)
     assert {path.name for path in engine.parent.iterdir()} == {
         "model.engine",
         "model.engine.json",
+        "model.engine.lock",
     }
 
 
@@ -319,6 +321,7 @@ def test_rebuilt_as_it_was(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.engine",
         "model.engine.json",
+        "model.engine.lock",
         "model.onnx",
     ]
 
@@ -472,7 +475,7 @@ def test_ctrl_c_while_writing_leaves_engine_and_sidecar_of_one_build(
         write_atomic(path, data)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(engine_module, "write_atomic", write_and_press)
+    monkeypatch.setattr(sidecar_module, "write_atomic", write_and_press)
     engine = tmp_path / "model.engine"
     with pytest.raises(KeyboardInterrupt):
         build_engine(save(tiny(), tmp_path), engine)

@@ -15,8 +15,15 @@ from nmsfree.engines import load
 from nmsfree.engines.check import check_engine
 from nmsfree.engines.flavour import Flavour
 from nmsfree.engines.load import load_plan
-from nmsfree.engines.lock import lock_path, locked
-from nmsfree.engines.sidecar import Sidecar, sidecar_path, this_platform, write_sidecar
+from nmsfree.engines.sidecar import (
+    Sidecar,
+    lock_path,
+    sidecar_path,
+    this_platform,
+    write_engine,
+    write_sidecar,
+)
+from nmsfree.lock import locked
 
 RTX = Flavour("tensorrt-rtx", None, "1.7.1.116")
 PLAN, ONNX = b"a plan", b"a graph"
@@ -226,7 +233,6 @@ def test_rebuild(
             f"{engine}: {problem}; building it again from model.onnx",
         )
     ]
-    assert not lock_path(engine).exists()
 
 
 def test_rebuild_without_the_onnx_file(engine: Path, rebuilder: Rebuilder) -> None:
@@ -279,7 +285,7 @@ def test_a_plan_that_is_just_being_written_is_waited_for(engine: Path) -> None:
         written.set()
         plans.append(load_plan(engine, flavour=RTX, sm=89)[0])
 
-    with locked(engine):
+    with locked(lock_path(engine)):
         engine.write_bytes(b"a new plan")
         thread = threading.Thread(target=load_meanwhile)
         thread.start()
@@ -289,6 +295,39 @@ def test_a_plan_that_is_just_being_written_is_waited_for(engine: Path) -> None:
         alter(engine, engine_sha256=digest(b"a new plan"))
     thread.join()
     assert plans == [b"a new plan"]
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_build_that_is_cut_short_leaves_an_engine_that_fits(
+    engine: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    old = Sidecar.from_json(sidecar_path(engine).read_text("utf-8"))
+    new = dataclasses.replace(old, engine_sha256=digest(b"a new plan"), tf32=True)
+    real, done = Path.replace, iter(range(9))
+
+    def cut(part: Path, target: Path) -> Path:
+        if next(done) == renames:
+            raise KeyboardInterrupt
+        return real(part, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cut)
+        with pytest.raises(KeyboardInterrupt):
+            write_engine(engine, b"a new plan", new)
+    assert load_plan(engine, flavour=RTX, sm=89) == (PLAN, old)
+    write_engine(engine, b"a new plan", new)
+    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    assert (plan, sidecar.tf32, sidecar.previous) == (b"a new plan", True, old)
+    write_engine(engine, b"a third", dataclasses.replace(new, engine_sha256=digest(b"a third")))
+    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    assert plan == b"a third" and sidecar.previous == new, "one older description, not a chain"
+
+
+def test_an_older_description_vouches_for_its_own_plan_only(engine: Path) -> None:
+    old = Sidecar.from_json(sidecar_path(engine).read_text("utf-8"))
+    write_engine(engine, b"new", dataclasses.replace(old, engine_sha256=digest(b"new")))
+    engine.write_bytes(b"a stranger's plan")
+    assert "an engine runs native code" in refusal(engine)
 
 
 def test_check_engine_leaves_unchecked_what_is_not_known(engine: Path) -> None:

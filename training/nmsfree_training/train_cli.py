@@ -5,6 +5,8 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from nmsfree.data.load import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.files import check_outputs
 from nmsfree.identity import computes_bf16
+from nmsfree.lock import RUN_LOCK, locked
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.detector import Fcos
@@ -97,7 +100,6 @@ def run_training(options: TrainOptions) -> int:
             world.on_main(lambda: _write_preview(options, train_set, start.preset))
             return 0
         run = _run_config(options, start, device, stop)
-        world.on_main(lambda: _check_folder(run))
         with watching(run, world) as watcher:
             trainer = Trainer(
                 start.preset,
@@ -110,9 +112,10 @@ def run_training(options: TrainOptions) -> int:
                 world=world,
             )
             try:
-                _announce(watcher, trainer, start.message)
                 title = f"{start.preset.model.name} on {options.data.name} {options.split}"
-                return _fit(trainer, watcher, stop, title)
+                with _owned(run, world):
+                    _announce(watcher, trainer, start.message)
+                    return _fit(trainer, watcher, stop, title)
             finally:
                 trainer.close()
 
@@ -283,6 +286,19 @@ def _check_inputs_stay(
     outputs = [options.preview] if options.preview else [folder / name for name in names]
     files = (file for dataset in datasets for file in dataset.files())
     check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *files])
+
+
+@contextmanager
+def _owned(run: RunConfig, world: World) -> Iterator[None]:
+    """Hold the run's folder for one training, whatever the number of its processes."""
+    with ExitStack() as stack:
+
+        def own() -> None:
+            stack.enter_context(locked(run.out / RUN_LOCK, patience=0))
+            _check_folder(run)
+
+        world.on_main(own)
+        yield
 
 
 def _check_folder(run: RunConfig) -> None:

@@ -19,11 +19,11 @@ from typer.testing import CliRunner, Result
 from nmsfree.data.digits import write_digits
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
+from nmsfree.lock import RUN_LOCK, locked
 from nmsfree_training.study import rows as study_rows
-from nmsfree_training.study import runner
+from nmsfree_training.study import runner, worker
 from nmsfree_training.study.display import StudyDisplay
 from nmsfree_training.study.jobs import Job
-from nmsfree_training.study.lock import locked
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.progress import Progress, read_progress
 from nmsfree_training.study.rows import Row
@@ -194,16 +194,32 @@ def test_a_crash_of_the_display_ends_the_workers(
     assert issubclass(StoppedError, Exception)
 
 
-def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "x.lock"
-    with (
-        locked(path),
-        pytest.raises(InputError, match="held by another process"),
-        locked(path, patience=0.0),
-    ):
-        pass
-    with locked(path, patience=0.0):  # free again
-        pass
+def test_two_workers_do_not_work_on_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a worker beside a training that lost its own."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.0)
+    one = job(tmp_path)
+    for lock in (one.runs / f"{one.name}.lock", one.folder / RUN_LOCK):
+        process = held(lock)
+        with pytest.raises(InputError, match="held by another process"):
+            worker.carry_out(one)
+        process.kill()  # the system drops the lock
+        process.wait()
+        with locked(lock, patience=20.0):
+            pass
+
+
+def held(lock: Path) -> "subprocess.Popen[str]":
+    """Start a process that holds a lock until it is killed."""
+    code = (
+        "import pathlib, sys, time; from nmsfree.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(300)"
+    )
+    words = [sys.executable, "-c", code, str(lock)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
 
 
 def test_progress_comes_from_the_lines_that_are_whole(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from nmsfree.data.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
+from nmsfree.lock import RUN_LOCK, locked
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.cli import train
 from nmsfree_training.train import Trainer
@@ -67,6 +68,18 @@ def test_a_run_does_not_replace_what_it_reads(finished: Path, digits: Path, tmp_
     picture = load_coco(digits, "train").samples[0].path
     assert "is an input" in complaint(InputError, *small, "--preview", picture)
     assert best.read_bytes() == (finished / "best.safetensors").read_bytes()
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(
+    finished: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "begun")
+    for out, more in ((tmp_path / "new", ()), (tmp_path / "begun", ("--resume",))):
+        with locked(out / RUN_LOCK):
+            before = sorted(out.iterdir())
+            message = complaint(InputError, "--data", digits, "--out", out, *more)
+        assert "held by another process" in message
+        assert sorted(out.iterdir()) == before
 
 
 def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def check_plan(
     builder: str | None = None,
 ) -> Verdict:
     """The same for the bytes that will be deserialised, so that nobody swaps them in between."""
-    sidecar = read_sidecar(engine)
     digest = hashlib.sha256(plan).hexdigest()
+    sidecar = read_sidecar(engine, digest)
     if digest != sidecar.engine_sha256:
         if not trust:
             raise EngineError(_other_hash(engine, digest, sidecar))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from nmsfree.engines.check import Verdict, check_plan, read_plan
 from nmsfree.engines.flavour import Flavour
-from nmsfree.engines.lock import lock_path, locked
-from nmsfree.engines.sidecar import AGAIN, Sidecar
+from nmsfree.engines.sidecar import AGAIN, Sidecar, lock_path
 from nmsfree.errors import EngineError, MissingExtraError
+from nmsfree.lock import locked
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def load_plan(
     if verdict.mismatch is None:
         return plan, verdict.sidecar
     onnx = _rebuildable(engine, verdict, rebuild)
-    with locked(engine):
+    with locked(lock_path(engine)):
         plan, verdict = _checked(engine, flavour, sm, trust=False)
         if verdict.mismatch is not None:  # nobody else has built it meanwhile
             _rebuild(engine, onnx, verdict, flavour, sm)
@@ -60,7 +60,7 @@ def _settled(engine: Path, flavour: Flavour, sm: int | None, trust: bool) -> tup
     except EngineError:
         if not lock_path(engine).exists():
             raise
-    with locked(engine):
+    with locked(lock_path(engine)):
         return _checked(engine, flavour, sm, trust)
 
 

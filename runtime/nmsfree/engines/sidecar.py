@@ -1,22 +1,27 @@
 """The JSON beside an engine: what it was built from, by what, and for what.
 
 `model.engine` has `model.engine.json` beside it. The engine itself stays a plain plan.
+
+No system renames two files at once. The description comes first and holds that of the plan it
+finds, too: whatever cuts a build short, one of the two belongs to the plan that is there.
 """
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
 from nmsfree.decode import FileName, Positive, Sha256, check_format, decode_json, read_bytes
-from nmsfree.errors import EngineError, ModelError
+from nmsfree.errors import EngineError, ModelError, NmsfreeError
 from nmsfree.files import write_atomic
+from nmsfree.identity import sha256
 from nmsfree.spec import ModelSpec
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"  # 1.1: `previous`
 AGAIN = "build the engine again with `nmsfree build`"
 
 
@@ -41,6 +46,7 @@ class Sidecar:
         build_seconds: how long the builder took.
         created: ISO 8601, UTC.
         format_version: of this description, "major.minor".
+        previous: what was there before; the plan is still that one if a build was cut short.
     """
 
     engine_sha256: Sha256
@@ -58,6 +64,7 @@ class Sidecar:
     build_seconds: float
     created: str
     format_version: str = FORMAT_VERSION
+    previous: "Sidecar | None" = None
 
     def __post_init__(self) -> None:
         if list(self.batch) != sorted(self.batch):
@@ -69,7 +76,8 @@ class Sidecar:
 
     def to_json_values(self) -> dict[str, object]:
         """Return the description as what JSON is made of."""
-        return {"format_version": self.format_version} | asdict(self)
+        values = {"format_version": self.format_version} | asdict(self)
+        return {k: v for k, v in values.items() if k != "previous" or v is not None}
 
     @classmethod
     def from_json(cls, text: bytes | str, where: object = "engine description") -> "Sidecar":
@@ -91,13 +99,33 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
+def lock_path(engine: Path) -> Path:
+    """`model.engine` → `model.engine.lock`, held by who writes the two others."""
+    return engine.with_name(engine.name + ".lock")
+
+
+def write_engine(engine: Path, plan: bytes, sidecar: Sidecar) -> None:
+    """Write a plan and its description, in the place of older ones; hold the lock meanwhile."""
+    older: Sidecar | None = None
+    with suppress(NmsfreeError, OSError):
+        digest = sha256(engine)
+        found = read_sidecar(engine, digest)
+        if found.engine_sha256 == digest:
+            older = replace(found, previous=None)
+    write_sidecar(engine, replace(sidecar, previous=older))
+    write_atomic(engine, plan)
+
+
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
     """Write the description beside its engine."""
     write_atomic(sidecar_path(engine), sidecar.to_json().encode())
 
 
-def read_sidecar(engine: Path) -> Sidecar:
+def read_sidecar(engine: Path, digest: str | None = None) -> Sidecar:
     """Read the description beside an engine.
+
+    Args:
+        digest: sha256 of the plan; the older description is returned where it is that one's.
 
     Raises:
         EngineError: there is none.
@@ -109,7 +137,9 @@ def read_sidecar(engine: Path) -> Sidecar:
             f"{engine}: no {path.name} beside it, so neither who built it nor what it takes and "
             "gives is known: build it with `nmsfree build`, or bring that file along"
         )
-    return Sidecar.from_json(read_bytes(path, error=ModelError), path)
+    found = Sidecar.from_json(read_bytes(path, error=ModelError), path)
+    older = found.previous
+    return older if older is not None and older.engine_sha256 == digest else found
 
 
 def this_platform() -> str:

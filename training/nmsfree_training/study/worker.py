@@ -15,11 +15,12 @@ from threading import Thread
 import typer
 
 from nmsfree.errors import NmsfreeError
+from nmsfree.lock import RUN_LOCK, locked
 from nmsfree_training.study.jobs import INTERRUPTED, Job
-from nmsfree_training.study.lock import locked
 
 # Those of `train_state`, which is not imported: this process waits for hours, without PyTorch.
 STATES = "*.state.pt"
+PATIENCE = 60.0  # seconds: a training that was asked to stop saves first
 
 
 def main() -> None:
@@ -53,8 +54,10 @@ def carry_out(job: Job) -> int:
         NmsfreeError: another process works on this run, or it cannot be measured.
         KeyboardInterrupt: SIGINT came; the training has saved.
     """
-    with locked(job.runs / f"{job.name}.lock") as lock:
-        status = _train(job, lock)
+    with locked(job.runs / f"{job.name}.lock", PATIENCE):
+        with locked(job.folder / RUN_LOCK, PATIENCE):
+            pass  # a training that outlived its worker has ended
+        status = _train(job)
         if status == 0:
             _measure(job)
     return status
@@ -66,12 +69,9 @@ def training_command(job: Job) -> list[str]:
     return [sys.executable, "-m", "nmsfree", *job.arguments, *["--resume"] * begun]
 
 
-def _train(job: Job, lock: int) -> int:
+def _train(job: Job) -> int:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # The training keeps the lock if this process is killed before it.
-    process = subprocess.Popen(
-        training_command(job), stdin=subprocess.DEVNULL, env=environment, pass_fds=(lock,)
-    )
+    process = subprocess.Popen(training_command(job), stdin=subprocess.DEVNULL, env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:
