@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nmsfree.data.check_report import Check, SplitCheck
 from nmsfree.data.faults import Fault, Level
@@ -88,7 +87,7 @@ def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
 
 
 def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
-    own = np.flatnonzero(split.boxes.good & (_image_ids(split) == image.id)).tolist()
+    own = _usable(split, {image.id})
     marks = _class_marks(split, own, named=len(own) <= MOST_NAMES)
     picture = read_image(image.path)
     height, width = picture.shape[:2]
@@ -96,8 +95,11 @@ def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
     return Tile(picture, marks, relative_name(image.path, split.rows.root), note)
 
 
-def _image_ids(split: SplitCheck) -> NDArray[np.int64]:
-    return np.array([row.image_id for row in split.rows.objects], dtype=np.int64)
+def _usable(split: SplitCheck, image_ids: set[int]) -> list[int]:
+    """Return the rows of the usable boxes of some images."""
+    objects = split.rows.objects
+    good = np.flatnonzero(split.boxes.good).tolist()
+    return [index for index in good if objects[index].image_id in image_ids]
 
 
 def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> tuple[Mark, ...]:
@@ -134,8 +136,7 @@ def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
     names = [split] if split else list(check.splits)
     for name in names:
         found = check.splits[name]
-        ids = [image.id for image in found.rows.images if image.path == path]
-        own = np.flatnonzero(found.boxes.good & np.isin(_image_ids(found), ids)).tolist()
+        own = _usable(found, {image.id for image in found.rows.images if image.path == path})
         if own:
             marks = _class_marks(found, own, named=False)
             return tuple(replace(mark, color=PALE, line=1) for mark in marks)
