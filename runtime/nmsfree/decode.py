@@ -51,6 +51,22 @@ def read_bytes(
         raise error(f"{shown(path)}: cannot be read ({refusal.strerror})") from None
 
 
+def read_text(
+    path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
+) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark, as PowerShell writes it.
+
+    Raises:
+        error: as `read_bytes`; it is no such text.
+    """
+    data = read_bytes(path, limit, error)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as refusal:
+        raise error(f"{shown(path)}: is no text in UTF-8 (byte {refusal.start})") from None
+
+
 def check_file(
     path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
 ) -> int:
@@ -199,7 +215,8 @@ def explain(refusal: Exception, kind: str) -> str:
     """Say what a decoder refused, as the rest of a sentence that begins with the place."""
     text, _, place = str(refusal).replace("`", "").rpartition(" - at ")
     if isinstance(refusal, msgspec.ValidationError):
-        field = place.removeprefix("$").removeprefix(".") if text else ""
+        place = place.replace("key in $", "a key").removeprefix("$").removeprefix(".")
+        field = place if text else ""
         text = (text or place).replace("Expected", "expected")
         text = shown(text.replace("Object missing required field", "lacks the field"))
         return f"{shown(field)}: {text}" if field else text

@@ -290,19 +290,21 @@ def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
     data = content()
     for image in data["images"]:
         image["id"] += start
+    of_class = start if abs(start) < 2**62 else 2**62  # model files hold 64 bits
     for category in data["categories"]:
-        category["id"] += start
+        category["id"] += of_class
     for annotation in data["annotations"]:
-        for name in ("id", "image_id", "category_id"):
+        annotation["category_id"] += of_class
+        for name in ("id", "image_id"):
             annotation[name] += start
     dataset = load(tmp_path, data)
     assert [sample.image_id for sample in dataset.samples] == [start + 12, start + 5]
-    assert dataset.category_ids == (start + 3, start + 90)
+    assert dataset.category_ids == (of_class + 3, of_class + 90)
     assert dataset.samples[0].labels.tolist() == [1, 0]
-    brush = {"image_id": start + 12, "category_id": start + 90, "bbox": [1.5, 2, 10, 20]}
+    brush = {"image_id": start + 12, "category_id": of_class + 90, "bbox": [1.5, 2, 10, 20]}
     found: Result = brush | {"score": 0.5}
     assert coco_metrics(dataset, [found]).ap == pytest.approx(1)
-    for name, other in (("image_id", start + 5), ("category_id", start + 3)):
+    for name, other in (("image_id", start + 5), ("category_id", of_class + 3)):
         assert coco_metrics(dataset, [found | {name: other}]).ap == 0
 
 
@@ -316,6 +318,9 @@ def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
         ("images", "file_name", 7, "image entry 1: file_name: expected str, got int"),
         ("categories", "id", "x", "category 1: id: expected a whole number, got 'x'"),
         ("categories", "id", 3.7, "category 1: id: expected .*, got float"),
+        ("categories", "id", 2**63, "category 1: id: 9223372036854775808 is beyond 64 bits"),
+        ("categories", "id", f"-{2**70}", "category 1: id: -1180.* is beyond 64 bits"),
+        ("categories", "name", "x" * 5000, "category 1: name: expected str of length <= 1000"),
         ("categories", "name", None, "category 1: name: expected .*, got null"),
         ("categories", "name", ["a"], "category 1: name: expected .*, got array"),
         ("annotations", "category_id", 3.7, "annotation 1: category_id: .*, got float"),

@@ -1,5 +1,6 @@
 """Reading Pascal VOC folders."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nmsfree.data.check import check_dataset
 from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
+from nmsfree.data.faults import Kind
 from nmsfree.data.load import load_dataset
 from nmsfree.data.voc import voc_splits
 from nmsfree.errors import DataError
@@ -127,9 +130,40 @@ def test_a_size_that_is_not_stated_is_that_of_the_file(tmp_path: Path, size: str
     [
         ("<annotation>", "is not readable XML"),
         ("<html/>", "its root is <html>, expected <annotation>"),
-        ("<annotation><object/></annotation>", "object 1 has no <name>"),
-        ("<annotation><object><name>a</name></object></annotation>", "object 1 has no <bndbox>"),
-        (f"<annotation>{thing('a', '1 2 3 x')}</annotation>", "object 1 is malformed"),
+        ("<annotation><object/></annotation>", "object 1: name: expected str of length >= 1"),
+        (
+            "<annotation><object><name>a</name></object></annotation>",
+            "object 1: lacks the field bndbox",
+        ),
+        (
+            f"<annotation>{thing('a', '1 2 3 x')}</annotation>",
+            "object 1: bndbox.ymax: expected float, got str",
+        ),
+        (
+            f"<annotation>{thing('a', more='<difficult>maybe</difficult>')}</annotation>",
+            "object 1: difficult: expected .*, got str",
+        ),
+        (
+            f"<annotation>{thing('a', more='<difficult>2<b/></difficult>')}</annotation>",
+            "object 1: difficult: expected .*, got object",
+        ),
+        (f"<annotation>{thing('a' * 5000)}</annotation>", "object 1: name: .* length <= 1000"),
+        (
+            "<annotation><object><name>a</name><bndbox>5</bndbox></object></annotation>",
+            "object 1: bndbox: expected object, got float",
+        ),
+        (
+            "<annotation><object><name>a</name>"
+            + "<bndbox>" * 100_000
+            + "</bndbox>" * 100_000
+            + "</object></annotation>",
+            "object 1: .*nested too deeply",
+        ),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', "is not readable XML"),
+        ('<?xml version="1.0" encoding="shift_jis"?><annotation/>', "is not readable XML"),
+        (f"<{'a' * 5000}/>", "its root is <a+ … a+>, expected <annotation>"),
+        ("<annotation>\0</annotation>", "is not readable XML"),
+        ("<annotation>" + " " * (8 << 20) + "</annotation>", "has 8.* MB, expected at most 8"),
         (
             '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotation>&d;</annotation>',
             "has a DOCTYPE, which no VOC annotation needs: delete it",
@@ -146,7 +180,9 @@ def test_unusable_xml_is_one_clear_line(tmp_path: Path, xml: str, message: str) 
     with pytest.raises(DataError, match=message) as caught:
         load_dataset(root, "train")
     assert str(root / "Annotations/b.xml") in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).count("mend it") < 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
@@ -219,3 +255,72 @@ def test_an_image_without_size_that_cannot_be_read_stays(
     (sample,) = load_dataset(tmp_path, "train").samples
     assert (sample.width, sample.height) == UNKNOWN_SIZE
     assert "1 image cannot be read" in caplog.text and "a.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("0", False), ("1", True), ("", False), (" 1 ", True), ("0.0", False), ("1.0", True),
+        ("true", True), ("False", False), ("Unspecified", False),
+    ],
+)  # fmt: skip
+def test_ways_to_write_difficult(tmp_path: Path, written: str, expected: bool) -> None:
+    dataset = load_one(tmp_path, thing("dog", more=f"<difficult>{written}</difficult>"))
+    assert dataset.samples[0].iscrowd.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "suffix"),
+    [
+        ("cam/{}", ".png"),
+        ("./cam/{}", ".jpg"),
+        ("cam\\{}", ".png"),
+        ("cam/{}.png", ".png"),
+        ("cam/{}.JPG", ".jpg"),
+        ("cam/{}  1", ".png"),
+        ("cam/{}.png -1", ".png"),
+    ],
+)
+def test_lists_with_folders_and_suffixes(tmp_path: Path, line: str, suffix: str) -> None:
+    for folder in ("Annotations/cam", "JPEGImages/cam"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = ("a", "b.v2", "é")
+    for name in names:
+        image(tmp_path, f"cam/{name}", thing("dog"), suffix=suffix)
+    image(tmp_path, "a", thing("cat"))  # of the same name in another folder
+    split(tmp_path, "train", *(line.format(name) for name in names))
+    split(tmp_path, "val", "a.jpg")
+    dataset = load_dataset(tmp_path, "train")
+    expected = [tmp_path / f"JPEGImages/cam/{name}{suffix}" for name in names]
+    assert [sample.path for sample in dataset.samples] == expected
+    assert all(len(sample.boxes) == 1 for sample in dataset.samples)
+    check = check_dataset(tmp_path)
+    assert not [f for f in check.faults if f.kind is Kind.IMAGE_UNANNOTATED]
+
+
+def test_a_suffix_belongs_to_a_name_that_is_annotated_so(tmp_path: Path) -> None:
+    image(tmp_path, "a.jpg", thing("dog"), suffix=".png")
+    image(tmp_path, "a", thing("dog"))
+    split(tmp_path, "train", "a.jpg", "a")
+    names = [sample.path.name for sample in load_dataset(tmp_path, "train").samples]
+    assert names == ["a.jpg", "a.jpg.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    root = make(tmp_path)
+    (root / "ImageSets/Main/train.txt").write_text("b\na\n", encoding)
+    assert len(load_dataset(root, "train")) == 2
+
+
+def test_pipes_and_other_encodings_among_the_lists(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    os.mkfifo(root / "ImageSets/Main/other.txt")
+    (root / "ImageSets/Main/latin.txt").write_bytes(b"\xe4\n")
+    with pytest.raises(DataError, match=r"other\.txt: is a pipe or device"):
+        load_dataset(root, "other")
+    with pytest.raises(DataError, match=r"latin\.txt: is no text in UTF-8"):
+        load_dataset(root, "latin")
+    (root / "classes.txt").write_bytes(b"\xe4\n")
+    with pytest.raises(DataError, match=r"classes\.txt: is no text in UTF-8"):
+        load_dataset(root, "train")

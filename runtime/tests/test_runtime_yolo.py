@@ -1,5 +1,6 @@
 """Reading YOLO datasets: the many ways to write a data.yaml, and rows of labels."""
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -249,10 +250,13 @@ def test_unusable_rows_are_one_clear_line(tmp_path: Path, row: str, message: str
         ("train: images/train\nnc: 2", "for its 2 classes: add `names:"),
         ("train: images/train\nnames: []", "has no list of class names"),
         ("train: images/train\nnames: classes.txt", "has no list of class names"),
-        ("train: images/train\nnames: [a, '']", "is no class name"),
-        ("train: images/train\nnames: [a, [b]]", "is no class name"),
-        ("train: images/train\nnames: {a: b}", "names is malformed"),
-        ("train: images/train\nnames: {-1: b}", "index -1, expected 0 or more"),
+        ("train: images/train\nnames: [a, '']", r"names: \[1\]: expected str of length >= 1"),
+        ("train: images/train\nnames: [a, [b]]", r"names: \[1\]: expected str, got array"),
+        (
+            "train: images/train\nnames: {a: b}",
+            "names: a key: expected int, got str: expected a list, or",
+        ),
+        ("train: images/train\nnames: {-1: b}", "names: a key: expected int >= 0"),
         ("train: images/train\nnames: [a, a]", "gives several classes one name"),
         ("train: images/train\nnames: [a]\nnc: 2", "nc is 2, but names has 1"),
         ("names: [a]\ntrain:", "names no images: add `train"),
@@ -260,14 +264,85 @@ def test_unusable_rows_are_one_clear_line(tmp_path: Path, row: str, message: str
         ("train: labels/train\nnames: [a]", "train holds no image"),
         ("val: images/val\nnames: [a]", "has no split 'train'; splits found: val"),
         ("train: [a\nnames: b", "is not readable YAML"),
-        ("names", "holds no `key: value` lines"),
+        ("names", "expected `key: value` lines"),
+        ("[" * 50_000, "is not readable YAML"),
+        ("train: images/train\nnames: [a]\n? [b, c]\n: d", "is not readable YAML"),
+        ("train: images/train\nnames: {99999999999999999999: a}", "names: a key: expected int"),
+        (f"train: images/train\nnames: [{'a' * 5000}]", "expected str of length <= 1000"),
+        (f"train: {'x' * 5000}\nnames: [a]", "is neither a folder nor a list of images"),
+        (f"path: {'x' * 5000}\ntrain: images/train\nnames: [a]", "path: file name .* none that"),
+        (f"train: images/train\nnames: [a]\nnc: {'9' * 5000}", "nc is 9+ … 9+, but names has 1"),
+        ('train: "a\\0b"\nnames: [a]', "is neither a folder nor a list of images"),
+        ('train: "\\uD800"\nnames: [a]', "data.yaml"),
+        ("train: /dev/zero\nnames: [a]", "is a pipe or device, expected a regular file"),
+        ("train: pipe\nnames: [a]", "is a pipe or device, expected a regular file"),
+        ("train: [images/train, pipe]\nnames: [a]", "is a pipe or device"),
     ],
 )
 def test_unusable_yaml_is_one_clear_line(tmp_path: Path, yaml: str, message: str) -> None:
+    root = make(tmp_path, yaml)
+    os.mkfifo(root / "pipe")
     with pytest.raises(DataError, match=message) as caught:
-        load_dataset(make(tmp_path, yaml), "train")
-    assert "data.yaml" in str(caught.value)
-    assert "\n" not in str(caught.value)
+        load_dataset(root, "train")
+    assert str(root) in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_aliases_do_not_multiply_what_a_small_file_holds(tmp_path: Path) -> None:
+    """Nine levels of nine aliases are 3 × 10⁸ values in 332 bytes."""
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    bomb = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *levels, "names: *a8"])
+    root = make(tmp_path, YAML.replace("names: [car, bus]", bomb))
+    with pytest.raises(DataError, match="its aliases stand for more values than") as caught:
+        load_dataset(root, "train")
+    assert len(str(caught.value)) < 1000
+    root = make(tmp_path / "few", "train: &t images/train\nval: *t\nnames: [car, bus]\n")
+    assert boxes(load_dataset(root, "val")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\x00", r"b\.txt: is no text in UTF-8 \(byte 0\)"),
+        (b"1 0.5 0.5 0.25 0.5 \x00", r"b\.txt: line 1 has 6 columns"),
+        (b"a" * 10**6, "line 1 has 1 columns"),
+        (b"0 " * 10**6, "line 1 has 1000000 columns"),
+        (b"9" * 400 + b" 0.5 0.5 0.25 0.5", "line 1 has class 9+ … 9+, expected a whole number"),
+        (b"1e300 0.5 0.5 0.25 0.5", "line 1 has class 1000.* does not name"),
+        (b"\x1b[31m 0.5 0.5 0.25 0.5", r"line 1 is not made of numbers \(\\x1b"),
+        (b"x" * (8 << 20) + b"x", r"b\.txt: has 8.* MB, expected at most 8"),
+    ],
+)
+def test_whatever_a_label_file_holds_is_one_sentence(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    root = make(tmp_path)
+    (root / "labels/train/b.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(root, "train")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path, encoding: str) -> None:
+    root = make(tmp_path, YAML.replace("images/train", "list.txt"))
+    (root / "list.txt").write_text("images/train/b.png\nimages/train/a.png", encoding)
+    for file in (root / "labels/train").iterdir():
+        file.write_text(file.read_text(), encoding)
+    assert boxes(load_dataset(root, "train")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300 + ".png", "a\0b.png", "a/" * 1500 + "b.png", "x" * 10**6]
+)
+def test_lists_with_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path, YAML.replace("images/train", "list.txt"))
+    (root / "list.txt").write_text(f"images/train/b.png\n{name}\n")
+    with pytest.raises(DataError, match=r"list\.txt: line 2: file name .* none that a") as caught:
+        load_dataset(root, "train")
+    assert len(str(caught.value)) < 1000
 
 
 def test_images_without_any_label_file_are_a_mistake(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from nmsfree.data.faults import Fault, Kind
 from nmsfree.data.formats import Layout
-from nmsfree.data.image_files import images_below, images_in
+from nmsfree.data.image_files import images_below, images_in, nfc
 from nmsfree.data.rows import SplitRows
-from nmsfree.data.voc import read_names, voc_splits
+from nmsfree.data.voc import picture_name, read_names, voc_splits
 from nmsfree.data.yolo import label_files, yolo_images
 from nmsfree.data.yolo_config import read_config
 from nmsfree.errors import DataError
@@ -32,9 +32,10 @@ def set_file_faults(layout: Layout) -> Iterator[Fault]:
     if layout.format == "VOC":
         lists = layout.root / "ImageSets" / "Main"
         splits = [lists / f"{split}.txt" for split in voc_splits(layout.root)]
-        names = {name for file in splits for name in read_names(file)}
-        pictures = images_below(layout.root / "JPEGImages")
-        yield from _unannotated((path for path in pictures if path.stem not in names), lists)
+        names = {nfc(name) for file in splits for name in read_names(file)}
+        folder = layout.root / "JPEGImages"
+        pictures = (p for p in images_below(folder) if picture_name(p, folder) not in names)
+        yield from _unannotated(pictures, lists)
     if layout.config is not None:
         yield from _labels_alone(layout.config)
 

@@ -28,7 +28,7 @@ from msgspec import Meta, Raw, Struct
 
 from nmsfree.data.dataset import DetectionDataset, Sample, build
 from nmsfree.data.faults import Fault, Kind, Report, refuse
-from nmsfree.data.rows import Category, ImageRow, ObjectRow, SplitRows, inside
+from nmsfree.data.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.decode import MALFORMED, explain, read_bytes
 from nmsfree.errors import DataError
 from nmsfree.text import shown
@@ -53,7 +53,7 @@ _Number = float | None  # None: NaN
 
 class _Category(Struct, frozen=True):
     id: _Id
-    name: str | int | float | bool
+    name: ClassName | int | float | bool
 
 
 class _Image(Struct, frozen=True):
@@ -237,7 +237,10 @@ def _categories(found: list[Raw], file: Path) -> tuple[Category, ...]:
 def category_of(entry: Raw) -> Category:
     """Decode a category; raises one of `MALFORMED`."""
     category = _CATEGORY.decode(entry)
-    return Category(_whole(category.id, "id"), str(category.name))
+    category_id = _whole(category.id, "id")
+    if not -(2**63) <= category_id < 2**63:
+        raise ValueError(f"id: {shown(category_id, 40)} is beyond 64 bits, which model files hold")
+    return Category(category_id, str(category.name))
 
 
 _CATEGORY = msgspec.json.Decoder(_Category, strict=False)

@@ -3,20 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmsfree.data.coco import coco_splits, read_coco
+from nmsfree.data.coco import ROBOFLOW, coco_splits, read_coco
 from nmsfree.data.faults import Report
-from nmsfree.data.image_size import image_size
 from nmsfree.data.rows import Format, SplitRows
 from nmsfree.data.voc import read_voc, voc_splits
-from nmsfree.data.yolo import ReadSize, read_yolo
+from nmsfree.data.yolo import read_yolo
 from nmsfree.data.yolo_config import find_configs, read_config
 from nmsfree.errors import DataError
 from nmsfree.text import shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
 LOOKED_FOR = (
-    "COCO (annotations/instances_SPLIT.json), YOLO (data.yaml with names and train) or Pascal VOC "
-    "(Annotations/ and ImageSets/Main/SPLIT.txt)"
+    "COCO (annotations/instances_SPLIT.json or SPLIT/_annotations.coco.json), YOLO (data.yaml "
+    "with names and train) or Pascal VOC (Annotations/ and ImageSets/Main/SPLIT.txt)"
 )
 
 
@@ -57,7 +56,7 @@ class Layout:
         place = "annotations/instances_*.json" if self.format == "COCO" else "ImageSets/Main/*.txt"
         return sorted(self.root.glob(place))
 
-    def read(self, split: str, report: Report, read_size: ReadSize = image_size) -> SplitRows:
+    def read(self, split: str, report: Report) -> SplitRows:
         """Read one split; faults are reported.
 
         Raises:
@@ -67,7 +66,7 @@ class Layout:
         if split != Path(split).name:
             raise DataError(f"the name of split {shown(split)!r} is a path: give it a plain name")
         if self.config is not None:
-            return read_yolo(self.config, split, report, read_size)
+            return read_yolo(self.config, split, report)
         if self.format == "COCO":
             return read_coco(self.root, split, report)
         return read_voc(self.root, split, report)
@@ -121,4 +120,6 @@ def _layouts(path: Path) -> list[Layout]:
 def _evidence(layout: Layout) -> str:
     if layout.config is not None:
         return layout.config.name
-    return "annotations/" if layout.format == "COCO" else "Annotations/"
+    if layout.format == "VOC":
+        return "Annotations/"
+    return "annotations/" if (layout.root / "annotations").is_dir() else ROBOFLOW

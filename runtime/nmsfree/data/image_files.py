@@ -8,6 +8,7 @@ from nmsfree.sources import IMAGE_SUFFIXES, find_images
 
 # What stands among the images of datasets, and is read where it belongs to one.
 BESIDE_IMAGES = frozenset((".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".cache", ".md"))
+LONGEST_LIST = 256 << 20  # bytes of a list of images: some millions of paths
 
 
 def images_below(folder: Path) -> list[Path]:

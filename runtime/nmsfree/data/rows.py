@@ -3,16 +3,19 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from nmsfree.data.faults import Xywh
 from nmsfree.data.image_files import on_disk
 from nmsfree.text import shown
 
+# Bounded, because it goes into model files.
+ClassName = Annotated[str, Meta(min_length=1, max_length=1000)]
 Format = Literal["COCO", "YOLO", "VOC"]
 LONGEST_NAME = 255  # bytes between two slashes, on every usual file system
+LONGEST_PATH = 2000  # characters; systems allow 4096 bytes with the folders above
 EMPTY = Raw(b"{}")
 # How an object is called in messages; the number behind it is `ObjectRow.number`.
 _PLACE = {"COCO": "annotation", "YOLO": "line", "VOC": "object"}
@@ -114,8 +117,7 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
         ValueError: the name leads out of the root or to nothing, or no file can have it.
     """
     name = name.replace("\\", "/")
-    if "\0" in name or any(len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/")):
-        raise ValueError(f"file name {shown(name)!r} is none that a file can have")
+    check_name(name)
     drive = os.name == "nt" and ":" in name
     path = folder / name
     if name.startswith("/") or ".." in name.split("/") or drive:
@@ -126,3 +128,16 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
     if not name.strip("./"):
         raise ValueError(f"file name {shown(name)!r} names no file in {folder}")
     return on_disk(path)
+
+
+def check_name(name: str) -> None:
+    """Refuse what no file can be called, so that asking the system for it raises nothing.
+
+    Raises:
+        ValueError: a NUL, half of a surrogate pair, or longer than file systems allow.
+    """
+    long = len(name) > LONGEST_PATH or any(
+        len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/")
+    )
+    if long or "\0" in name:
+        raise ValueError(f"file name {shown(name)!r} is none that a file can have")

@@ -1,6 +1,7 @@
 """Reading Pascal VOC datasets: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/*.txt.
 
-- A split is a list ImageSets/Main/SPLIT.txt with an image name a line, which may hold spaces. Lists
+- A split is a list ImageSets/Main/SPLIT.txt with an image name a line, which may hold spaces,
+  folders (cam/photo is JPEGImages/cam/photo.jpg) and the suffix of the image. Lists
   with a column of 1, 0 and -1 behind the names (`aeroplane_train.txt`, one class's presence) are
   no splits, unless they have the name of one (train, val, trainval, test).
 - Classes are the sorted names in the annotations of all splits, the same whatever split is read;
@@ -12,17 +13,20 @@
 - Images are numbered from 1 in the order of their names.
 """
 
+import os
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from nmsfree.data.faults import Fault, Kind, Report
-from nmsfree.data.image_files import images_in, nfc
+from nmsfree.data.image_files import LONGEST_LIST, images_below, nfc
 from nmsfree.data.image_size import image_size
 from nmsfree.data.rows import Category, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.data.voc_xml import VocAnnotation, read_xml
+from nmsfree.decode import MAX_FILE, read_text
 from nmsfree.errors import DataError, InputError
+from nmsfree.sources import IMAGE_SUFFIXES
+from nmsfree.text import shown
 
 USUAL = frozenset(("train", "val", "trainval", "test"))
 PROBED = 20  # lines that tell whether a list has a second column
@@ -38,21 +42,38 @@ def voc_splits(directory: Path) -> list[str]:
 def _is_split(file: Path) -> bool:
     if file.stem in USUAL:
         return True
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        found = [line.strip() for line in islice(lines, PROBED) if line.strip()]
-    return not found or any(_name(line, _annotation_folder(file)) == line for line in found)
+    try:
+        lines = read_text(file, LONGEST_LIST, DataError).splitlines()
+    except DataError:
+        return True  # reading it tells
+    found = [line.strip() for line in lines[:PROBED] if line.strip()]
+    folder = _annotation_folder(file)
+    return not found or any(
+        _PRESENCE.fullmatch(line) is None or _is_there(folder, line) for line in found
+    )
 
 
 def _annotation_folder(file: Path) -> Path:
     return file.parents[2] / "Annotations"  # of DIR/ImageSets/Main/SPLIT.txt
 
 
+def _is_there(annotations: Path, name: str) -> bool:
+    return os.path.isfile(annotations / f"{name}.xml")  # noqa: PTH113 (any text may stand in a list)
+
+
 def _name(line: str, annotations: Path) -> str:
-    """Return the image name in a stripped line; "photo 1" is one if it is annotated."""
+    """Return the image name in a stripped line, without a column of presence and a suffix.
+
+    "photo 1" and "photo.jpg" are names if they are annotated.
+    """
+    line = line.replace("\\", "/").removeprefix("./")
     column = _PRESENCE.fullmatch(line)
-    if column is None or (annotations / f"{line}.xml").is_file():
-        return line
-    return column[1]
+    if column is not None and not _is_there(annotations, line):
+        line = column[1]
+    stem, dot, suffix = line.rpartition(".")
+    if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not _is_there(annotations, line):
+        return stem
+    return line
 
 
 def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
@@ -62,10 +83,11 @@ def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
         DataError: a folder or list is missing or empty, or no class is named anywhere.
     """
     file = directory / "ImageSets" / "Main" / f"{split}.txt"
-    if not file.is_file():
+    if not os.path.exists(file):  # noqa: PTH110 (a split may have any name)
         found = ", ".join(voc_splits(directory)) or "none"
         raise DataError(
-            f"{file} is missing: write one image name a line; splits found in {directory}: {found}"
+            f"{shown(file)} is missing: write one image name a line; splits found in {directory}: "
+            f"{shown(found)}"
         )
     names = read_names(file)
     if not names:
@@ -89,10 +111,7 @@ def read_names(file: Path) -> list[str]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is no text ({error}): write one image name a line") from error
+    lines = read_text(file, LONGEST_LIST, DataError).splitlines()
     folder = _annotation_folder(file)
     return sorted({_name(line.strip(), folder) for line in lines if line.strip()})
 
@@ -111,18 +130,23 @@ def _annotations(
             detail = "is missing: an image without objects needs a file without <object>, too"
             report(Fault(Kind.ANNOTATION_FILE_MISSING, file, detail))
             continue
+        faults: list[Fault] = []
         try:
-            yield name, read_xml(file, report)
+            annotation = read_xml(file, faults.append)
         except DataError as error:
             detail = str(error).removeprefix(f"{file}: ")
             report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
+            continue
+        for fault in faults:
+            report(fault)
+        yield name, annotation
 
 
 def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Category, ...]:
     """Return all classes of the dataset; `read` are the annotations that are at hand already."""
     listed = directory / "classes.txt"
     if listed.is_file():
-        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(listed, MAX_FILE, DataError).splitlines()
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
         lists = [directory / "ImageSets" / "Main" / f"{s}.txt" for s in voc_splits(directory)]
@@ -141,21 +165,25 @@ def _ignore(fault: Fault) -> None:
 
 
 class _Pictures:
-    """The image files of a folder, by name without suffix, in either Unicode form."""
+    """The image files below a folder, by path without suffix, in either Unicode form."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder} is missing: the images belong there")
         self._folder = folder
-        self._files: dict[str, list[str]] = {}
-        for file in images_in(folder):
-            self._files.setdefault(nfc(file.stem), []).append(file.name)
+        self._files: dict[str, list[Path]] = {}
+        for file in images_below(folder):
+            self._files.setdefault(picture_name(file, folder), []).append(file)
 
     def find(self, name: str, wanted: str) -> Path:
         """Return the image of a name: the one its annotation names, else the first there is."""
-        files = sorted(self._files.get(nfc(name), []))
-        chosen = wanted if wanted in files else next(iter(files), f"{name}.jpg")
-        return self._folder / chosen
+        files = self._files.get(nfc(name), [self._folder / f"{name}.jpg"])
+        return next((file for file in files if file.name == wanted), files[0])
+
+
+def picture_name(file: Path, folder: Path) -> str:
+    """Return how lists call an image of the folder JPEGImages."""
+    return nfc(file.relative_to(folder).with_suffix("").as_posix())
 
 
 def _size(path: Path, annotation: VocAnnotation) -> tuple[int, int] | None:
@@ -176,7 +204,9 @@ def _objects(
 ) -> Iterator[ObjectRow]:
     for item in annotation.objects:
         if item.name not in ids:
-            detail = f"object {item.number} is {item.name!r}, which classes.txt does not name"
+            detail = (
+                f"object {item.number} is {shown(item.name)!r}, which classes.txt does not name"
+            )
             report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (item.bbox,)))
             continue
         yield ObjectRow(image.id, ids[item.name], item.bbox, item.difficult, item.number)

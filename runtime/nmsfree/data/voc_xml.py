@@ -4,10 +4,22 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
+import msgspec
+from msgspec import Struct
+
 from nmsfree.data.faults import Fault, Kind, Report, Xywh
+from nmsfree.data.rows import ClassName
+from nmsfree.decode import MALFORMED, Positive, explain, read_bytes
 from nmsfree.errors import DataError
+from nmsfree.text import shown
+
+LARGEST = 8 << 20  # bytes of a file
+# What is read of an object and of the size; the boxes of <part> are not.
+READ = frozenset(("bndbox", "difficult", "xmin", "ymin", "xmax", "ymax", "width", "height"))
+UNSTATED = frozenset(("", "unspecified"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,24 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
+class _Corners(Struct, frozen=True):
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class _Object(Struct, frozen=True):
+    name: ClassName
+    bndbox: _Corners
+    difficult: bool | float = False
+
+
+class _Size(Struct, frozen=True):
+    width: Positive
+    height: Positive
+
+
 def read_xml(file: Path, report: Report) -> VocAnnotation:
     """Read a file; objects that cannot be used are reported and left out.
 
@@ -52,7 +82,7 @@ def read_xml(file: Path, report: Report) -> VocAnnotation:
     """
     root = _parse(file)
     if root.tag != "annotation":
-        raise DataError(f"{file}: its root is <{root.tag}>, expected <annotation>")
+        raise DataError(f"{file}: its root is <{shown(root.tag, 40)}>, expected <annotation>")
     filename = (root.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
     return VocAnnotation(file, filename, _size(root), tuple(_objects(root, file, report)))
 
@@ -69,43 +99,45 @@ def _parse(file: Path) -> ElementTree.Element:
 
     parser.StartDoctypeDeclHandler = doctype
     try:
-        parser.Parse(file.read_bytes(), True)
-    except (OSError, ValueError, expat.ExpatError) as error:
-        raise DataError(f"{file}: is not readable XML ({error})") from None
+        parser.Parse(read_bytes(file, LARGEST, DataError), True)
+    except (LookupError, ValueError, expat.ExpatError) as error:  # LookupError: its encoding
+        raise DataError(f"{file}: is not readable XML ({shown(error)})") from None
     return builder.close()
 
 
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+def _value(element: ElementTree.Element) -> dict[str, Any] | str | float:
+    """Return the children by name, or the number or text of an element without any."""
+    if len(element):
+        return {child.tag: _value(child) for child in element if child.tag in READ}
+    text = (element.text or "").strip()
     try:
-        size = (
-            int(float(root.findtext("size/width", "0"))),
-            int(float(root.findtext("size/height", "0"))),
-        )
-    except (ValueError, OverflowError):
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    size = root.find("size")
+    try:
+        found = msgspec.convert({} if size is None else _value(size), _Size, strict=False)
+    except MALFORMED:
         return None
-    return size if min(size) > 0 else None
+    return found.width, found.height
 
 
 def _objects(root: ElementTree.Element, file: Path, report: Report) -> Iterator[VocObject]:
     for number, element in enumerate(root.findall("object"), start=1):
         try:
-            yield _object(element, number)
-        except ValueError as error:
-            report(Fault(Kind.ANNOTATION_MALFORMED, file, f"object {number} {error}"))
-
-
-def _object(element: ElementTree.Element, number: int) -> VocObject:
-    name = (element.findtext("name") or "").strip()
-    if not name:
-        raise ValueError("has no <name>")
-    corners = [element.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
-    if None in corners:
-        raise ValueError("has no <bndbox> with xmin, ymin, xmax and ymax")
-    try:
-        left, top, right, bottom = (float(corner or "") for corner in corners)
-        difficult = bool(int(element.findtext("difficult") or 0))
-    except ValueError as error:
-        raise ValueError(f"is malformed ({error})") from None
-    # From pixels counted from 1, the last included, to edges counted from 0.
-    bbox = (left - 1, top - 1, right - left + 1, bottom - top + 1)
-    return VocObject(name, bbox, difficult, number)
+            fields = {child.tag: _value(child) for child in element if child.tag in READ}
+            fields["name"] = (element.findtext("name") or "").strip()
+            if str(fields.get("difficult")).lower() in UNSTATED:
+                del fields["difficult"]
+            found = msgspec.convert(fields, _Object, strict=False)
+        except MALFORMED as error:
+            detail = f"object {number}: {explain(error, 'XML')}"
+            report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
+            continue
+        box = found.bndbox
+        # From pixels counted from 1, the last included, to edges counted from 0.
+        bbox = (box.xmin - 1, box.ymin - 1, box.xmax - box.xmin + 1, box.ymax - box.ymin + 1)
+        yield VocObject(found.name, bbox, bool(found.difficult), number)

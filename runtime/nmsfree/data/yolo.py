@@ -7,7 +7,6 @@ Images are ordered by path and numbered from 1; category ids are the class indic
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from nmsfree.data.faults import Report
@@ -17,17 +16,14 @@ from nmsfree.data.rows import ImageRow, ObjectRow, SplitRows
 from nmsfree.data.yolo_config import YoloConfig, image_files, place, read_config
 from nmsfree.data.yolo_labels import read_labels
 from nmsfree.errors import DataError, InputError
+from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10_000  # images
 
-ReadSize = Callable[[Path], Size]  # raises InputError
 
-
-def read_yolo(
-    file: Path, split: str, report: Report, read_size: ReadSize = image_size
-) -> SplitRows:
+def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
     """Read one split as it stands; what cannot be used is reported and left out.
 
     Args:
@@ -35,7 +31,6 @@ def read_yolo(
         split: one of its keys, for example `train`.
         report: what to do with a fault. Images that cannot be read are no fault here: they stay,
             without size and labels, because reading their pixels tells.
-        read_size: gives the width and height of an image, after Exif rotation.
 
     Raises:
         DataError: the file, the images or all the labels are missing, or classes have no names.
@@ -52,7 +47,7 @@ def read_yolo(
     images: list[ImageRow] = []
     objects: list[ObjectRow] = []
     for number, (path, label) in enumerate(zip(paths, labels, strict=True), start=1):
-        size = _size(path, read_size)
+        size = _size(path)
         images.append(ImageRow(number, path, label, size))
         if size is not None and label.is_file():
             objects += read_labels(images[-1], size, config, report)
@@ -70,16 +65,20 @@ def yolo_images(config: YoloConfig, split: str) -> list[Path]:
     """
     if split not in config.splits:
         found = ", ".join(sorted(config.splits))
-        raise DataError(f"{config.file} has no split {split!r}; splits found: {found}")
+        raise DataError(f"{config.file} has no split {split!r}; splits found: {shown(found)}")
     paths: set[Path] = set()
     for entry in config.splits[split]:
         found_place = place(config.root, entry)
         if found_place is None:
             raise DataError(
-                f"{config.file}: {split} is {entry!r}, but {config.root / entry} is neither a "
-                "folder nor a list of images: correct `path` or the entry"
+                f"{config.file}: {shown(split)} is {shown(entry)!r}, but "
+                f"{shown(config.root / entry)} is neither a folder nor a list of images: correct "
+                "`path` or the entry"
             )
-        paths.update(image_files(found_place, config.root))
+        try:
+            paths.update(image_files(found_place, config.root))
+        except DataError as error:
+            raise DataError(f"{config.file}: {shown(split)}: {error}") from None
     if not paths:
         raise DataError(f"{config.file}: {split} holds no image: correct `path` or the entry")
     return sorted(paths, key=Path.as_posix)
@@ -113,8 +112,8 @@ def label_file(image: Path, root: Path) -> Path:
     return root.joinpath(*parts, f"{image.stem}.txt")
 
 
-def _size(path: Path, read_size: ReadSize) -> Size | None:
+def _size(path: Path) -> Size | None:
     try:
-        return read_size(path)
+        return image_size(path)
     except InputError:
         return None

@@ -4,11 +4,15 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from nmsfree.data.image_files import images_below, on_disk
-from nmsfree.data.rows import Category
-from nmsfree.errors import DataError, MissingExtraError
+import msgspec
+
+from nmsfree.data.image_files import LONGEST_LIST, images_below, on_disk
+from nmsfree.data.rows import Category, ClassName, check_name
+from nmsfree.decode import MALFORMED, MAX_YAML, decode_yaml, explain, read_bytes, read_text
+from nmsfree.errors import DataError
+from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +22,10 @@ OTHER_KEYS = frozenset(
 )
 USUAL_SPLITS = ("train", "val", "valid", "test")
 NOTHING = frozenset(("", "null", "~"))  # how YAML writes an empty value
+EXPECTED = "expected `key: value` lines with names, train and val"
 MARKS = frozenset(("names", "nc", *USUAL_SPLITS))  # a YAML file with one of them is ours
+
+_Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +59,8 @@ def find_configs(directory: Path) -> list[Path]:
 def _is_marked(file: Path) -> bool:
     """Tell whether a line begins with a key of ours; needs no YAML package."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError):
+        lines = read_text(file, MAX_YAML, DataError).splitlines()
+    except DataError:
         return False
     return any(line.partition(":")[0].strip("'\"") in MARKS for line in lines if ":" in line)
 
@@ -65,10 +72,12 @@ def read_config(file: Path) -> YoloConfig:
         DataError: it is not YAML, or names no classes or splits.
         MissingExtraError: PyYAML is not installed.
     """
-    content = _read_yaml(file)
+    content = decode_yaml(
+        read_bytes(file, MAX_YAML, DataError), dict[str, Any], file, DataError, EXPECTED
+    )
     categories = _categories(content, file)
     splits = {
-        str(key): entries
+        key: entries
         for key, value in content.items()
         if key not in OTHER_KEYS and (entries := _entries(value))
     }
@@ -90,6 +99,10 @@ def place(root: Path, entry: str) -> Path | None:
     nowhere, the leading `../` is ignored.
     """
     below = entry.replace("\\", "/")
+    try:
+        check_name(below)
+    except ValueError:
+        return None
     candidates = [root / below]
     while below.startswith("../"):
         below = below.removeprefix("../")
@@ -109,67 +122,45 @@ def image_files(place: Path, root: Path) -> list[Path]:
     """
     if place.is_dir():
         return images_below(place)
-    try:
-        lines = place.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{place} is no list of images ({error}): one path a line") from error
     paths = []
-    for name in (line.strip().replace("\\", "/") for line in lines):
+    for number, line in enumerate(read_text(place, LONGEST_LIST, DataError).splitlines(), start=1):
+        name = line.strip().replace("\\", "/")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise DataError(f"{place}: line {number}: {error}: one path a line") from None
         if name:
             near, far = on_disk(place.parent / name), on_disk(root / name)
             paths.append(Path(os.path.normpath(far if far.exists() > near.exists() else near)))
     return paths
 
 
-def _read_yaml(file: Path) -> dict[Any, Any]:
-    """Return the mapping in a file; every value is text as written (no `no` read as False)."""
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("reading a YOLO dataset", "nmsfree[eval]") from None
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(f"{file} is not readable YAML ({line}): mend it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file} holds no `key: value` lines: expected names, train and val")
-    return content
-
-
-def _categories(content: dict[Any, Any], file: Path) -> tuple[Category, ...]:
+def _categories(content: dict[str, Any], file: Path) -> tuple[Category, ...]:
     names = content.get("names")
     if not names or isinstance(names, str):
         count = content.get("nc")
-        known = f" for its {count} classes" if isinstance(count, str) else ""
+        known = f" for its {shown(count)} classes" if isinstance(count, str) else ""
         raise DataError(
             f"{file} has no list of class names{known}: add `names: [first, second, …]` in the "
             "order of the class indices"
         )
-    pairs = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
     try:
-        found = [Category(int(index), _name(name)) for index, name in pairs]
-    except (TypeError, ValueError) as error:
+        given = msgspec.convert(names, dict[_Index, ClassName] | list[ClassName], strict=False)
+    except MALFORMED as error:
         raise DataError(
-            f"{file}: names is malformed ({error}): expected a list, or `index: name` lines"
+            f"{file}: names: {explain(error, 'YAML')}: expected a list, or `index: name` lines"
         ) from None
-    if min(found).id < 0:
-        raise DataError(f"{file}: a class has the index {min(found).id}, expected 0 or more")
+    pairs = given.items() if isinstance(given, dict) else enumerate(given)
+    found = sorted(Category(index, name) for index, name in pairs)
     _check_count(content, found, file)
-    return tuple(sorted(found))
+    return tuple(found)
 
 
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{name!r} is no class name")
-    return name
-
-
-def _check_count(content: dict[Any, Any], found: list[Category], file: Path) -> None:
+def _check_count(content: dict[str, Any], found: list[Category], file: Path) -> None:
     count = content.get("nc")
     if isinstance(count, str) and count not in NOTHING and count != str(len(found)):
         raise DataError(
-            f"{file}: nc is {count}, but names has {len(found)} classes: correct one of them"
+            f"{file}: nc is {shown(count)}, but names has {len(found)} classes: correct one of them"
         )
 
 
@@ -181,7 +172,7 @@ def _entries(value: Any) -> tuple[str, ...]:
     return tuple(entry for entry in values if entry not in NOTHING)
 
 
-def _root(content: dict[Any, Any], file: Path, entries: list[str]) -> Path:
+def _root(content: dict[str, Any], file: Path, entries: list[str]) -> Path:
     """Return the folder that `path` means: from the file's folder, or that folder itself.
 
     Datasets are moved and their `path` stays behind: where it leads to no split at all, the
@@ -190,10 +181,14 @@ def _root(content: dict[Any, Any], file: Path, entries: list[str]) -> Path:
     written = content.get("path")
     if not isinstance(written, str) or written in NOTHING:
         return file.parent
+    try:
+        check_name(written)
+    except ValueError as error:
+        raise DataError(f"{file}: path: {error}") from None
     named = file.parent / written.replace("\\", "/")
     if any(place(named, entry) for entry in entries):
         return named
     if any(place(file.parent, entry) for entry in entries):
-        logger.warning("%s: its path %s is not there, taking %s", file, written, file.parent)
+        logger.warning("%s: its path %s is not there, taking %s", file, shown(written), file.parent)
         return file.parent
     return named

@@ -14,7 +14,11 @@ from nmsfree.data.faults import Fault, Kind, Report, Xywh
 from nmsfree.data.image_size import Size
 from nmsfree.data.rows import ImageRow, ObjectRow
 from nmsfree.data.yolo_config import YoloConfig
+from nmsfree.decode import read_text
+from nmsfree.errors import DataError
+from nmsfree.text import shown
 
+LARGEST = 8 << 20  # bytes of a file: some 200,000 boxes
 TOLERANCE = 0.01  # of the image's size by which a coordinate may miss 0 … 1
 BOX, SMALLEST_POLYGON = 5, 7  # columns
 NAMES = ("cx", "cy", "w", "h")
@@ -33,9 +37,9 @@ def read_labels(
     """
     known = {category.id for category in config.categories}
     try:
-        lines = image.source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        report(_malformed(image, f"is no text ({error})"))
+        lines = read_text(image.source, LARGEST, DataError).splitlines()
+    except DataError as error:
+        report(_malformed(image, str(error).removeprefix(f"{image.source}: ")))
         return
     for number, line in enumerate(lines, start=1):
         columns = line.split()
@@ -48,7 +52,8 @@ def read_labels(
             continue
         if category_id not in known:
             detail = (
-                f"line {number} has class {category_id}, which {config.file.name} does not name"
+                f"line {number} has class {shown(category_id, 40)}, which {config.file.name} does "
+                "not name"
             )
             report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (bbox,)))
             continue
@@ -89,9 +94,9 @@ def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[
         index = float(columns[0])
         values = [float(column) for column in columns[1 : BOX if is_box else count]]
     except ValueError:
-        raise ValueError(f"is not made of numbers ({' '.join(columns[:BOX])})") from None
+        raise ValueError(f"is not made of numbers ({shown(' '.join(columns[:BOX]))})") from None
     if not index.is_integer():
-        raise ValueError(f"has class {columns[0]}, expected a whole number")
+        raise ValueError(f"has class {shown(columns[0], 40)}, expected a whole number")
     bbox = _box(values, size) if is_box else _around(values, size)
     return int(index), bbox, _strays(values, is_box)
 
