@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM ask a run to stop at the next step, where it can save."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,13 +22,19 @@ class StopRequest:
 
     def _take(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:  # asked twice: do not wait for the step
+            if number == signal.SIGTERM:
+                sys.exit(128 + number)
             raise KeyboardInterrupt
         self.signal = number
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request, until the block ends; the second one interrupts."""
+    """Turn SIGINT and SIGTERM into a request, until the block ends.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: it is the second SIGINT, or SIGTERM.
+    """
     request = StopRequest()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, request._take) for number in numbers}

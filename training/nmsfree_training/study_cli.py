@@ -108,7 +108,7 @@ def run(
     from rich.console import Console
 
     from nmsfree_training.study.display import StudyDisplay
-    from nmsfree_training.study.jobs import INTERRUPTED, is_done, plan
+    from nmsfree_training.study.jobs import is_done, plan
     from nmsfree_training.study.rows import choose_rows
     from nmsfree_training.study.runner import StoppedError, run_study
 
@@ -126,15 +126,13 @@ def run(
     )
     pending = [job for job in wanted if not is_done(job)]
     console = Console(stderr=True)
-    with StudyDisplay(console, wanted, len(wanted) - len(pending), jobs) as display:
-        try:
+    try:
+        with StudyDisplay(console, wanted, len(wanted) - len(pending), jobs) as display:
             failures = run_study(pending, jobs, display)
-        except StoppedError:
-            failures = None
-    if failures is None:
+    except StoppedError as stopped:
         again = shlex.join(["nmsfree", *sys.argv[1:]])
         typer.echo(f"stopped, all is saved; go on with: {again}", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(stopped.exit_status) from None
     _conclude(len(wanted), failures, results)
 
 

@@ -93,31 +93,38 @@ def run_training(options: TrainOptions) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch_device(options.device)  # say first that there is no GPU
-    with join_world(options.device) as (world, device), stop_on_signals() as stop:
+    with join_world(options.device) as (world, device):
         prepared = _prepare(options, world)
         train_set, start = prepared.train_set, prepared.start
         if options.preview is not None:
             world.on_main(lambda: _write_preview(options, train_set, start.preset))
             return 0
-        run = _run_config(options, start, device, stop)
-        with watching(run, world) as watcher:
-            trainer = Trainer(
-                start.preset,
-                train_set,
-                prepared.val_set,
-                run,
-                network=start.network,
-                heads=start.heads,
-                watcher=watcher,
-                world=world,
-            )
-            try:
-                title = f"{start.preset.model.name} on {options.data.name} {options.split}"
-                with _owned(run, world):
-                    _announce(watcher, trainer, start.message)
-                    return _fit(trainer, watcher, stop, title)
-            finally:
-                trainer.close()
+        with stop_on_signals() as stop:  # from here on there are steps to stop at
+            return _train(options, prepared, world, _run_config(options, start, device, stop), stop)
+
+
+def _train(
+    options: TrainOptions, prepared: Prepared, world: World, run: RunConfig, stop: StopRequest
+) -> int:
+    start = prepared.start
+    with watching(run, world) as watcher:
+        trainer = Trainer(
+            start.preset,
+            prepared.train_set,
+            prepared.val_set,
+            run,
+            network=start.network,
+            heads=start.heads,
+            watcher=watcher,
+            world=world,
+        )
+        try:
+            title = f"{start.preset.model.name} on {options.data.name} {options.split}"
+            with _owned(run, world):
+                _announce(watcher, trainer, start.message)
+                return _fit(trainer, watcher, stop, title)
+        finally:
+            trainer.close()
 
 
 def _prepare(options: TrainOptions, world: World) -> Prepared:

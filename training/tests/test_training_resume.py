@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from nmsfree.data.digits import write_digits
 from nmsfree.errors import CheckpointError
 from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_training.interrupt import stop_on_signals
 from nmsfree_training.train_state import load_state
 
 EPOCHS, STEPS = 3, 6  # 12 images in batches of 2
@@ -100,3 +102,35 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert "--resume" in told.splitlines()[-1] or "--resume" in told
     finish(command(digits, out, "--save-minutes", "60", "--resume"))
     assert_equal(whole, out)
+
+
+def test_stopped_while_it_evaluates(tmp_path: Path) -> None:
+    data, out = tmp_path / "digits", tmp_path / "run"
+    write_digits(data, train=4, val=120, crowd=1)
+    words = command(data, out, "--save-minutes", "60", "--epochs", "1")
+    process = start(words)
+    wait_for_step(process, out, 2)  # 4 images in batches of 2: the epoch is saved, then evaluated
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 143, told
+    assert "stopped and saved at epoch 1, step 2; go on with" in told and "Traceback" not in told
+    assert not (out / "metrics.jsonl").exists()
+    finish([*words, "--resume"])
+    (record,) = (out / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(record)["AP"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_who_asks_twice_does_not_wait(number: signal.Signals, raised: type[BaseException]) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert not stop
+        signal.raise_signal(number)
+        assert stop and stop.exit_status == 128 + number
+        with pytest.raises(raised) as caught:
+            signal.raise_signal(number)
+    if number == signal.SIGTERM:
+        assert str(caught.value) == "143"
+    assert signal.getsignal(number) is before

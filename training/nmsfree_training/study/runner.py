@@ -29,7 +29,15 @@ class Display(Protocol):
 
 
 class StoppedError(Exception):
-    """Somebody asked the study to stop; all trainings have saved."""
+    """Somebody asked the study to stop; all trainings have saved.
+
+    Attributes:
+        exit_status: that answers the signal.
+    """
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__("stopped by a signal")
+        self.exit_status = exit_status
 
 
 def run_study(jobs: Sequence[Job], at_once: int, display: Display) -> list[Failure]:
@@ -62,7 +70,7 @@ def run_study(jobs: Sequence[Job], at_once: int, display: Display) -> list[Failu
             display.stopping()
             for worker in running.values():
                 worker.wait()
-            raise StoppedError
+            raise StoppedError(stop.exit_status)
     return failures
 
 
