@@ -43,7 +43,8 @@ def bench(
         bool, typer.Option("--quick", help="Two minutes on a processor: fewer rounds and rows.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of every engine; the physical cores if not given.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Of every engine; the physical cores if not given."),
     ] = None,
     weights: Annotated[
         Path, typer.Option(help="Trained checkpoints; published ones in its published/.")
@@ -62,7 +63,7 @@ def bench(
         str | None, typer.Option(help="Only nano (digits) or only large (512 × 736).")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="Time for the rounds of each input size.")
+        float | None, typer.Option(min=0, max=86400, help="Time for the rounds of each input size.")
     ] = None,
     pause: Pause = None,
     device: Annotated[str, typer.Option(help="Where the models run: cpu or cuda.")] = "cpu",
@@ -134,7 +135,9 @@ def training(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     threads: Annotated[int | None, THREADS] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=86400, help="Time for each measurement.")
+    ] = 5.0,
     json_file: Annotated[str | None, JSON] = None,
 ) -> None:
     """Images a second: what one core loads, beside what training consumes.
@@ -148,12 +151,12 @@ def training(
 
 @app.command()
 def criterion(
-    batch: Annotated[int, typer.Option(min=1, help="Images; 16 take about 10 GB.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, max=65536, help="Images; 16 take about 10 GB.")] = 16,
     size: Annotated[
         tuple[int, int], typer.Option(metavar="H W", help="Size of the images in pixels.")
     ] = (512, 736),
-    objects: Annotated[int, typer.Option(min=1, help="Objects in every image.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 3,
+    objects: Annotated[int, typer.Option(min=1, max=10_000, help="Objects in every image.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Steps that are timed.")] = 3,
     threads: Annotated[int | None, THREADS] = None,
     json_file: Annotated[str | None, JSON] = None,
 ) -> None:
@@ -163,6 +166,8 @@ def criterion(
     """
     from nmsfree_benchmarks.training import measure_criterion
 
+    if not all(32 <= side <= 16384 for side in size):
+        raise InputError(f"size is {size[0]} × {size[1]}, expected sides of 32 … 16384 pixels")
     measure_criterion(batch, size, objects, rounds, threads, json_file)
 
 

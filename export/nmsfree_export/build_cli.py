@@ -23,7 +23,9 @@ def build(
     ] = None,
     sm: Annotated[
         list[int] | None,
-        typer.Option(help="The same by compute capability, 89 for 8.9; may be repeated."),
+        typer.Option(
+            min=10, max=999, help="The same by compute capability, 89 for 8.9; may be repeated."
+        ),
     ] = None,
     batch: Annotated[
         tuple[int, int, int] | None,

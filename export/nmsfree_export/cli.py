@@ -22,7 +22,7 @@ def export(
         tuple[int, int] | None, typer.Option(metavar="H W", help="Input size in pixels.")
     ] = None,
     batch: Annotated[str, typer.Option(help="A number, or 'dynamic'.")] = "1",
-    top_k: Annotated[int, typer.Option(min=1, help="Rows of the output.")] = 100,
+    top_k: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows of the output.")] = 100,
     score_floor: Annotated[float, typer.Option(help="Lowest score that is counted.")] = 0.05,
     threshold: Annotated[
         float | None,
@@ -60,7 +60,7 @@ def export(
         str | None, typer.Option(help="Its training split; train if not given.")
     ] = None,
     calibration_images: Annotated[
-        int | None, typer.Option(min=1, help="At most this many, 128 if not given.")
+        int | None, typer.Option(min=1, max=1_000_000, help="At most this many, 128 if not given.")
     ] = None,
     max_unmatched: Annotated[
         float | None,
@@ -74,7 +74,8 @@ def export(
         str | None, typer.Option(help="Split to compare on; val if not given.")
     ] = None,
     max_ap_drop: Annotated[
-        float | None, typer.Option(min=0, help="AP points that may be lost, 1.0 if not given.")
+        float | None,
+        typer.Option(min=0, max=100, help="AP points that may be lost, 1.0 if not given."),
     ] = None,
     auto_mixed: Annotated[
         bool,
@@ -104,6 +105,7 @@ def export(
 
     nmsfree export my.safetensors --precision int8 --for cpu --calibrate DATA
     """
+    from nmsfree.decode import whole_number
     from nmsfree.errors import InputError, MissingExtraError
 
     try:
@@ -112,14 +114,15 @@ def export(
         if error.name not in ("torch", "nmsfree_training", "onnxscript"):
             raise
         raise MissingExtraError("exporting a checkpoint", "nmsfree-export[torch]") from None
-    if batch != "dynamic" and not (batch.isdigit() and int(batch) > 0):
-        raise InputError(f"batch is {batch!r}, expected a number from 1 up or 'dynamic'")
+    number = None if batch == "dynamic" else whole_number(batch)
+    if batch != "dynamic" and not 1 <= (number or 0) <= 65536:
+        raise InputError(f"batch is {batch!r}, expected a number of 1 … 65536, or 'dynamic'")
     request = ExportRequest(
         checkpoint=checkpoint,
         out=out or Path("runs/export") / f"{checkpoint.stem}.onnx",
         head=head,
         size=size,
-        batch=None if batch == "dynamic" else int(batch),
+        batch=number,
         top_k=top_k,
         score_floor=score_floor,
         threshold=threshold,

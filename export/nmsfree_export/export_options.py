@@ -15,6 +15,7 @@ from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.predict import make_spec
 
 DEFAULT_THRESHOLD = 0.3
+MAX_SIDE = 16384  # as a description may say, see `ModelSpec`
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
             f"size is {height} × {width}, expected multiples of {STRIDES[-1]} from 32 up: "
             f"for example {_nearest(height)} × {_nearest(width)}"
         )
+    if max(height, width) > MAX_SIDE:
+        raise InputError(f"size is {height} × {width}, expected sides of {MAX_SIDE} pixels at most")
     _check_precision(options)
     if not 0 <= options.score_floor < 1:
         raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")

@@ -25,10 +25,11 @@ def verify(
         Path | None, typer.Option(help="Folder of pictures to compare on; else bundled ones.")
     ] = None,
     score_tolerance: Annotated[
-        float | None, typer.Option(help="Largest score difference; 1e-4, with FP16 0.01.")
+        float | None, typer.Option(min=0, help="Largest score difference; 1e-4, with FP16 0.01.")
     ] = None,
     box_tolerance: Annotated[
-        float | None, typer.Option(help="Largest box difference in pixels; 0.05, with FP16 0.5.")
+        float | None,
+        typer.Option(min=0, help="Largest box difference in pixels; 0.05, with FP16 0.5."),
     ] = None,
     max_unmatched: Annotated[
         float | None,
@@ -41,7 +42,8 @@ def verify(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Its split; val if not given.")] = None,
     max_ap_drop: Annotated[
-        float | None, typer.Option(min=0, help="AP points that B may lose, 1.0 if not given.")
+        float | None,
+        typer.Option(min=0, max=100, help="AP points that B may lose, 1.0 if not given."),
     ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show the worst layers even if the models agree.")

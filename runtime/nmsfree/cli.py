@@ -3,6 +3,7 @@
 import atexit
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
 from nmsfree.text import shown
@@ -18,6 +19,7 @@ from nmsfree_start import answer_with, leave
 
 try:
     import typer
+    import typer.core
 except ImportError:
     print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
     sys.exit(2)
@@ -41,10 +43,43 @@ COMMANDS = {
 }
 
 
+class _Commands(typer.core.TyperGroup):
+    """The root; it has every number of the chosen command looked at."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        _check_numbers(found[1])
+        return found
+
+
+def _check_numbers(command: Any) -> None:
+    """Let the options of a command and its sub-commands take no NaN, infinity or huge integer.
+
+    A comparison with a bound lets NaN pass.
+    """
+    for child in getattr(command, "commands", {}).values():
+        _check_numbers(child)
+    for option in command.params:
+        option.callback = _checked(option.callback)
+
+
+def _checked(first: Callable[..., Any] | None) -> Callable[..., Any]:
+    def check(ctx: Any, option: Any, value: Any) -> Any:
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise typer.BadParameter(f"{number} is no finite number.")
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise typer.BadParameter(f"{shown(number, 40)} is beyond 64 bits.")
+        return value if first is None else first(ctx, option, value)
+
+    return check
+
+
 def build_app() -> typer.Typer:
     """Collect the sub-commands of the installed distributions."""
     app = typer.Typer(
         name="nmsfree",
+        cls=_Commands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",  # paragraphs flow to the terminal's width

@@ -8,6 +8,8 @@ import typer
 from nmsfree.data_check_cli import check
 from nmsfree.errors import InputError
 
+MOST = 1_000_000  # images of a split
+
 app = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
 
 
@@ -22,10 +24,12 @@ def data() -> None:
 @app.command()
 def digits(
     out: Annotated[Path | None, typer.Option(help="Folder to write the set to.")] = None,
-    train: Annotated[int, typer.Option(min=0, help="Images to train on; 0 leaves it out.")] = 2000,
-    val: Annotated[int, typer.Option(min=0, help="Images to validate on.")] = 300,
+    train: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Images to train on; 0 leaves it out.")
+    ] = 2000,
+    val: Annotated[int, typer.Option(min=0, max=MOST, help="Images to validate on.")] = 300,
     crowd: Annotated[
-        int, typer.Option(min=0, help="Images full of overlapping pairs of one class.")
+        int, typer.Option(min=0, max=MOST, help="Images full of overlapping pairs of one class.")
     ] = 150,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another set.")] = 0,
     preview: Annotated[

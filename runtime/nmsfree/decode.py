@@ -33,6 +33,11 @@ MAX_YAML = 512 << 10  # bytes; its reader takes up to ten seconds for that many
 MALFORMED = (ValueError, TypeError, OverflowError, RecursionError, NmsfreeError)
 
 
+def whole_number(text: str) -> int | None:
+    """Return what up to nine digits of ASCII write; None for every other text, "²" among them."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+
+
 def read_bytes(
     path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
 ) -> bytes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nmsfree.decode import whole_number
 from nmsfree.engine_options_cli import (
     AllowCpuOption,
     DeviceOption,
@@ -47,7 +48,8 @@ def detect(
         str | None, typer.Option(metavar="A,B", help="Keep these classes, names or ids.")
     ] = None,
     max_detections: Annotated[
-        int | None, typer.Option(min=1, help="Keep at most this many in an image, the best.")
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Keep at most this many in an image, the best."),
     ] = None,
     save_dir: Annotated[
         Path | None, typer.Option(help="Where to write; a new runs/detect/N if not given.")
@@ -63,7 +65,8 @@ def detect(
         typer.Option("--json", metavar="FILE", help='Write the lines here too; "-" is stdout.'),
     ] = None,
     max_frames: Annotated[
-        int | None, typer.Option(min=1, help="Stop each video or camera after this many.")
+        int | None,
+        typer.Option(min=1, max=2**31 - 1, help="Stop each video or camera after this many."),
     ] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -149,7 +152,8 @@ def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | in
     if classes is None:
         return None
     parts = [part.strip() for part in classes.split(",")]
-    return [int(p) if p.isdecimal() and p not in names else p for p in parts if p]
+    numbers = [None if part in names else whole_number(part) for part in parts]
+    return [part if n is None else n for part, n in zip(parts, numbers, strict=True) if part]
 
 
 def _report(totals: "Totals", folder: Path | None, *, to_stderr: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.decode import whole_number
 from nmsfree.detections import Detections
 from nmsfree.draw import draw, zoom_for
 from nmsfree.errors import InputError
@@ -87,7 +88,7 @@ def new_run_folder(parent: Path) -> Path:
     """Make and return the next free numbered folder: parent/1, parent/2, …"""
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=0)
+        number = max((whole_number(p.name) or 0 for p in parent.iterdir()), default=0)
         while True:
             number += 1
             try:

@@ -14,7 +14,8 @@ DeviceOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, help="Processor threads; the engine's choice if not given.")
+    int | None,
+    typer.Option(min=1, max=1024, help="Processor threads; the engine's choice if not given."),
 ]
 AllowCpuOption = Annotated[
     bool, typer.Option("--allow-cpu", help="Run on the processor where the GPU cannot, and warn.")

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from nmsfree.decode import Positive, Share, decode_json, decode_toml, decode_yaml, read_bytes
+from nmsfree.decode import (
+    Positive,
+    Share,
+    decode_json,
+    decode_toml,
+    decode_yaml,
+    read_bytes,
+    whole_number,
+)
 from nmsfree.errors import DataError, InputError
 
 
@@ -151,6 +159,12 @@ def test_malformed_toml_is_a_sentence(data: bytes, expected: str) -> None:
 
 def test_toml_becomes_a_record() -> None:
     assert decode_toml(b"[[images]]\nid = 7", Content, "a.toml", DataError).images == (Image(7),)
+
+
+def test_whole_numbers_are_those_of_ascii() -> None:
+    assert (whole_number("0"), whole_number("007"), whole_number("9" * 9)) == (0, 7, 999_999_999)
+    for text in ("", "-1", "+1", "1_0", " 1", "²", "٣", "0x1", "1.0", "9" * 5000):
+        assert whole_number(text) is None
 
 
 def test_only_regular_files_of_bounded_size_are_read(

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import nmsfree
@@ -211,6 +212,57 @@ def test_every_command_has_help(name: str) -> None:
     done = CliRunner().invoke(build_app(), [name, "--help"])
     assert done.exit_code == 0, done.output
     assert name in done.stdout
+
+
+def number_options() -> list[tuple[str, str, int, bool]]:
+    """Options for numbers: words of the command, option, how many it takes, only whole ones."""
+    found = []
+
+    def look(command: Any, words: str) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            look(child, f"{words} {name}".strip())
+        for option in command.params:
+            described = getattr(option, "type_descriptor", None)
+            kind = str(option.type if described is None else described.annotation).lower()
+            if ("int" in kind or "float" in kind) and option.opts[0].startswith("-"):
+                whole = "float" not in kind
+                found.append((words, option.opts[0], max(option.nargs, 1), whole))
+
+    look(typer.main.get_command(build_app()), "")
+    return found
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1e400", "1" + "0" * 20, "9" * 5000, "²"])
+def test_every_number_of_every_option_is_bounded(number: str) -> None:
+    app = build_app()
+    options = number_options()
+    assert {"--threads", "--size", "--learning-rate"} <= {option for _, option, _, _ in options}
+    for words, option, count, whole in options:
+        if number.isascii() and number.isdigit() and not whole:
+            continue  # a finite number; what it means is for the command to judge
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(
+            app, [*words.split(), option, *[number] * count]
+        )
+        assert done.exit_code == 2, (words, option)
+        assert f"for '{option}'" in done.output or f"/ '{option}'" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [
+        ("--threads", "1000000000"),
+        ("--workers", "1000000000"),
+        ("--epochs", "1000000000"),
+        ("--batch-size", "1000000000"),
+        ("--long-side", "1000000000"),
+        ("--keep-every", "-1"),
+        ("--save-minutes", "-1"),
+    ],
+)
+def test_counts_that_no_machine_has_are_refused(option: str, number: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(build_app(), ["train", option, number])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
 
 
 def test_a_command_that_is_not_installed_names_its_distribution() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 DATA, WEIGHTS = "Data and output", "Where the weights start"
+EPOCHS = 1_000_000  # more of them are a slip of the finger
 HEADS = "NMS-free head (instead of the preset's)"
 RECIPE, PICTURES = "Recipe (instead of the preset's)", "Augmentation (instead of the preset's)"
 MACHINE = "Machine"
@@ -56,18 +57,27 @@ def train(
         str, typer.Option(help="Split for AP; '' = none.", rich_help_panel=DATA)
     ] = "val",
     eval_every: Annotated[
-        int, typer.Option(min=0, help="Epochs between AP; 0 = at the end.", rich_help_panel=DATA)
+        int,
+        typer.Option(
+            min=0, max=EPOCHS, help="Epochs between AP; 0 = at the end.", rich_help_panel=DATA
+        ),
     ] = 1,
     keep_every: Annotated[
         int,
         typer.Option(
-            min=0, help="Epochs between checkpoints that are kept; 0 = none.", rich_help_panel=DATA
+            min=0,
+            max=EPOCHS,
+            help="Epochs between checkpoints that are kept; 0 = none.",
+            rich_help_panel=DATA,
         ),
     ] = 0,
     save_minutes: Annotated[
         float,
         typer.Option(
-            help="Minutes between saves within an epoch; 0 = every step.", rich_help_panel=DATA
+            min=0,
+            max=100_000,
+            help="Minutes between saves within an epoch; 0 = every step.",
+            rich_help_panel=DATA,
         ),
     ] = 10.0,
     resume: Annotated[
@@ -107,12 +117,12 @@ def train(
             "--unfreeze", help="With --retrofit: train everything.", rich_help_panel=WEIGHTS
         ),
     ] = False,
-    epochs: Annotated[int | None, _recipe("Passes over the data.", min=1)] = None,
+    epochs: Annotated[int | None, _recipe("Passes over the data.", min=1, max=EPOCHS)] = None,
     batch_size: Annotated[
-        int | None, _recipe("Images of a step, all processes together.", min=1)
+        int | None, _recipe("Images of a step, all processes together.", min=1, max=65536)
     ] = None,
     accumulate: Annotated[
-        int | None, _recipe("Cut each batch into parts, to save memory.", min=1)
+        int | None, _recipe("Cut each batch into parts, to save memory.", min=1, max=65536)
     ] = None,
     optimizer: Annotated[str | None, _recipe("sgd or adamw.")] = None,
     learning_rate: Annotated[
@@ -123,7 +133,7 @@ def train(
     milestones: Annotated[
         str | None, _recipe("Epochs after which a step schedule divides by ten.", metavar="24,33")
     ] = None,
-    warmup: Annotated[int | None, _recipe("Steps of linear warm-up.", min=0)] = None,
+    warmup: Annotated[int | None, _recipe("Steps of linear warm-up.", min=0, max=2**31 - 1)] = None,
     clip_norm: Annotated[float | None, _recipe("Largest gradient norm; 0 = off.")] = None,
     ema: Annotated[float | None, _recipe("Decay of averaged weights, as 0.999; 0 = off.")] = None,
     freeze: Annotated[
@@ -135,7 +145,7 @@ def train(
     short_sides: Annotated[
         str | None, _picture("Short sides to draw from, in pixels.", metavar="256,288,…")
     ] = None,
-    long_side: Annotated[int | None, _picture("Limit of the long side.", min=32)] = None,
+    long_side: Annotated[int | None, _picture("Limit of the long side.", min=32, max=16384)] = None,
     scale: Annotated[
         tuple[float, float] | None, _picture("Random zoom.", metavar="LOW HIGH")
     ] = None,
@@ -146,7 +156,7 @@ def train(
     mosaic: Annotated[float | None, _picture("Probability of four images in one.")] = None,
     mixup: Annotated[float | None, _picture("Probability of two images blended.")] = None,
     plain_epochs: Annotated[
-        int | None, _picture("Last epochs without mosaic and mixup.", min=0)
+        int | None, _picture("Last epochs without mosaic and mixup.", min=0, max=EPOCHS)
     ] = None,
     o2o_gradient: Annotated[
         float | None, _heads("Share of its gradient that trains backbone and neck too, 0 … 1.")
@@ -185,10 +195,12 @@ def train(
         typer.Option(help="fp32, or bf16 or fp16 for the network.", rich_help_panel=MACHINE),
     ] = "fp32",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads.", rich_help_panel=MACHINE)
+        int | None,
+        typer.Option(min=1, max=1024, help="Processor threads.", rich_help_panel=MACHINE),
     ] = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that load images.", rich_help_panel=MACHINE)
+        int,
+        typer.Option(min=0, max=1024, help="Processes that load images.", rich_help_panel=MACHINE),
     ] = 2,
 ) -> None:
     """Train a detector, or retrofit one that needs NMS.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields, replace
 
+from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree_training.config import Matching, Preset
 
@@ -19,6 +20,7 @@ SHARES = (
 )
 MODEL_FIELDS = ("head_norm", "frozen_stages", "max_filter", "rival_iou", "deployed_rival_iou")
 MATCHING_OPTIONS = ("o2o_matching", "o2o_quality", "o2m_quality")
+MAX_SIDE = 16384  # pixels
 FILTERS = ("max_filter", "rival_iou", "deployed_rival_iou")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
 
@@ -136,17 +138,19 @@ class RecipeOptions:
         for name in ("weight_decay", "clip_norm", "crop"):
             if name in given and float(given[name]) < 0:  # type: ignore[arg-type]
                 raise InputError(f"{_option(name)} is {given[name]}, expected 0 or more")
-        if self.crop is not None and self.crop > 4:
+        if self.crop and not 0.05 <= self.crop <= 4:
             raise InputError(
-                f"--crop is {self.crop}, expected a share of the input's side, up to 4"
+                f"--crop is {self.crop}, expected 0 (off), or a share of the input's side of "
+                "0.05 … 4"
             )
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 8:
+        if self.scale is not None and not 0.05 <= self.scale[0] <= self.scale[1] <= 8:
             raise InputError(
-                f"--scale is {self.scale[0]} {self.scale[1]}, expected LOW ≤ HIGH within 0 … 8"
+                f"--scale is {self.scale[0]} {self.scale[1]}, expected LOW ≤ HIGH within 0.05 … 8"
             )
-        if self.short_sides is not None and min(self.short_sides) < 32:
+        sides = self.short_sides
+        if sides is not None and not 32 <= min(sides) <= max(sides) <= MAX_SIDE:
             raise InputError(
-                f"--short-sides has {min(self.short_sides)}, expected 32 pixels or more"
+                f"--short-sides has {min(sides)} … {max(sides)}, expected 32 … {MAX_SIDE} pixels"
             )
 
 
@@ -162,7 +166,7 @@ def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"{option} is {text!r}, expected whole numbers as in 24,33") from None
+    numbers = [whole_number(part.strip()) for part in text.split(",")]
+    if None in numbers:
+        raise InputError(f"{option} is {text!r}, expected whole numbers as in 24,33")
+    return tuple(number for number in numbers if number is not None)

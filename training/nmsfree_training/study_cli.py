@@ -23,7 +23,9 @@ FoldersOption = Annotated[
     list[Path] | None,
     typer.Option("--results", help="Figures of finished runs, docs/study; again for more of them."),
 ]
-EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Length of a run.")]
+EpochsOption = Annotated[
+    int, typer.Option("--epochs", min=1, max=1_000_000, help="Length of a run.")
+]
 LengthOption = Annotated[
     int | None, typer.Option("--epochs", min=1, help="Only runs of this length.")
 ]
@@ -88,7 +90,7 @@ def run(
         list[int] | None, typer.Option("--seed", min=0, help="Which seed; 0, 1, 2 if not given.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time; one thread each on a processor.")
+        int, typer.Option(min=1, max=1024, help="Runs at a time; one thread each on a processor.")
     ] = 2,
     precision: PrecisionOption = AUTO,
     device: DeviceOption = "cpu",
@@ -250,7 +252,7 @@ def scenes(
     out: Annotated[Path, typer.Option(help="The .png or .jpg to write.")],
     data: DataOption = DATA,
     split: Annotated[str, typer.Option(help="Split whose pictures are looked through.")] = "crowd",
-    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 3,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many scenes.")] = 3,
 ) -> None:
     """Draw the scenes where NMS loses most objects that the other detector finds.
 

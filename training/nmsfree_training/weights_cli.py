@@ -145,12 +145,14 @@ def card(
     data: Annotated[Path, typer.Option(help="Dataset with the splits val and crowd.")],
     minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Training took; else from metrics.jsonl beside FILE."),
+        typer.Option(
+            min=0, max=10_000_000, help="Training took; else from metrics.jsonl beside FILE."
+        ),
     ] = None,
     machine: Annotated[
         str | None, typer.Option(help="Where it was trained; else from the checkpoint.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads.")] = None,
 ) -> None:
     """Measure a checkpoint on val and crowd and write its card, FILE with the suffix .json.
 

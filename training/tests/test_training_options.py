@@ -118,6 +118,10 @@ def test_what_goes_together_is_filled_in() -> None:
         (RecipeOptions(clip_norm=-1.0), "--clip-norm is -1.0"),
         (RecipeOptions(scale=(2.0, 1.0)), "expected LOW ≤ HIGH"),
         (RecipeOptions(short_sides=(8,)), "--short-sides has 8"),
+        (RecipeOptions(short_sides=(64, 10**9)), "--short-sides has 64 … 1000000000, expected 32"),
+        (RecipeOptions(crop=1e-320), "--crop is 1e-320, expected 0 (off), or a share"),
+        (RecipeOptions(crop=4.1), "expected 0 (off), or a share"),
+        (RecipeOptions(scale=(1e-320, 1.0)), "expected LOW ≤ HIGH within 0.05 … 8"),
         (RecipeOptions(o2o_matching="greedy"), "--o2o-matching is 'greedy', expected argmin, hung"),
         (RecipeOptions(max_filter="boxes"), "--max-filter is 'boxes', expected none, logits, feat"),
         (RecipeOptions(o2o_gradient=-0.1), "--o2o-gradient is -0.1, expected 0 … 1"),
@@ -137,5 +141,6 @@ def test_values_that_make_no_sense(options: RecipeOptions, complaint: str) -> No
 def test_lists_of_numbers() -> None:
     assert whole_numbers("--milestones", "24,33") == (24, 33)
     assert whole_numbers("--milestones", None) is None
-    with pytest.raises(InputError, match="--milestones is 'a,b', expected whole numbers"):
-        whole_numbers("--milestones", "a,b")
+    for text in ("a,b", "", "1,", "²", "٣", "1_0", "-1", "9" * 5000):
+        with pytest.raises(InputError, match=r"--milestones is .*, expected whole numbers"):
+            whole_numbers("--milestones", text)

@@ -7,7 +7,8 @@ import typer
 
 Quick = Annotated[bool, typer.Option("--quick", help="Under 40 s: for a first look.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Of every engine; the physical cores if not given.")
+    int | None,
+    typer.Option(min=1, max=1024, help="Of every engine; the physical cores if not given."),
 ]
 Weights = Annotated[Path, typer.Option(help="Folder of trained checkpoints.")]
 Data = Annotated[Path, typer.Option(help="Digits set; missing splits are made in --work.")]
@@ -16,10 +17,12 @@ Out = Annotated[Path, typer.Option(help="Where JSON, picture and Markdown are wr
 Models = Annotated[
     list[str] | None, typer.Option("--model", help="Only this model; may be given again.")
 ]
-Seconds = Annotated[float | None, typer.Option(min=0, help="Time for the timed rounds.")]
+Seconds = Annotated[float | None, typer.Option(min=0, max=86400, help="Time for the timed rounds.")]
 Pause = Annotated[
     float | None,
-    typer.Option(min=0, metavar="MS", help="Idle gap before each turn; some ms if not given."),
+    typer.Option(
+        min=0, max=60_000, metavar="MS", help="Idle gap before each turn; some ms if not given."
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="Where the models run: cpu, openvino, cuda, tensorrt-rtx.")

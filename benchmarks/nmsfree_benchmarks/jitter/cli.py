@@ -22,10 +22,12 @@ from nmsfree_benchmarks.common.options import (
 def jitter(
     quick: Quick = False,
     passes: Annotated[
-        int | None, typer.Option(min=1, help="Of the stream, in each order; 30, quick 5.")
+        int | None,
+        typer.Option(min=1, max=100_000, help="Of the stream, in each order; 30, quick 5."),
     ] = None,
     side: Annotated[
-        int, typer.Option(min=64, help="Input of the networks, in pixels; frames have 1024.")
+        int,
+        typer.Option(min=64, max=4096, help="Input of the networks, in pixels; frames have 1024."),
     ] = 512,
     device: Device = "cpu",
     threads: Threads = None,

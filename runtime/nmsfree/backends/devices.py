@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 
 KINDS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", "openvino")
@@ -38,8 +39,9 @@ def parse_device(text: str) -> Device:
         return Device(kind, plugin=rest or "CPU")
     if kind in KINDS and not colon:
         return Device(kind)
-    if kind in KINDS and kind not in ("cpu", "openvino") and rest.isdecimal():
-        return Device(kind, int(rest))
+    index = whole_number(rest)
+    if kind in KINDS and kind not in ("cpu", "openvino") and index is not None:
+        return Device(kind, index)
     raise InputError(
         f"device is {text!r}, expected one of: {', '.join(KINDS)};"
         " cuda:1 is the second GPU, openvino:GPU an Intel GPU"
@@ -48,4 +50,4 @@ def parse_device(text: str) -> Device:
 
 def _is_plugin(name: str) -> bool:
     family, dot, number = name.partition(".")
-    return family in ("CPU", "GPU") and (not dot or number.isdecimal())
+    return family in ("CPU", "GPU") and (not dot or whole_number(number) is not None)
