@@ -3,36 +3,21 @@
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
+from nmsfree.backends.contract import one_line
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
+from nmsfree_export.allowed import FEW, check_parts, operators_of
 from nmsfree_export.certificate_precision import about_kept, check_precision
 
-# Operators whose output has as many rows as the data decide, or that run as often as they decide.
-FORBIDDEN = frozenset(
-    {"NonMaxSuppression", "Loop", "If", "Scan", "NonZero", "Unique", "Compress", "SequenceAt"}
-)
-# Inputs (by position) that decide an output's shape; every input of Range does.
-SHAPE_INPUTS: dict[str, tuple[int, ...]] = {
-    "Reshape": (1,),
-    "Expand": (1,),
-    "ConstantOfShape": (0,),
-    "Range": (0, 1, 2),
-    "Slice": (1, 2, 3, 4),
-    "TopK": (1,),
-    "Tile": (1,),
-    "Resize": (1, 2, 3),
-    "Pad": (1,),
-    "Split": (1,),
-    "OneHot": (1,),
-    "Squeeze": (1,),
-    "Unsqueeze": (1,),
-}
-SMALL = 64  # elements; smaller initialisers are shapes, axes and scalars the exporter wrote
+# Numbers that a file may hold beside the weights: shapes, axes, thresholds.
+MOST_OTHERS = {"integers": 1024, "floats": 64}
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,6 @@ def certify(
     """
     lines = check_graph(model, spec, opset)
     weights = _inventory(model, deployed)
-    check_nothing_hidden(model)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
     lines.append(check_precision(model, spec.precision, kept))
     if kept:
@@ -86,98 +70,85 @@ def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[st
     Raises:
         GateError: a check failed.
     """
+    check_parts(model, spec)
+    _check_rules(model)
     lines = [_check_opset(model, opset), _check_interface(model, spec)]
+    _check_nothing_hidden(model)
     if spec.nms is None:
-        lines += [_check_operators(model), _check_shapes(model)]
+        used = {node.op_type for node in model.graph.node}
+        lines.append(("no NMS, loop or branch", f"only {', '.join(sorted(used))}"))
+        lines.append(_check_shapes(model, spec))
     return lines
 
 
+def _check_rules(model: ModelProto) -> None:
+    """ONNX's own rules: names, order, numbers of inputs, types and shapes of all values."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GateError(f"certificate: against the rules of ONNX: {one_line(error)}") from None
+
+
 def _check_opset(model: ModelProto, opset: int) -> tuple[str, str]:
-    found = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    foreign = sorted({node.domain for node in model.graph.node if node.domain})
-    if found != {"ai.onnx": opset} or foreign or model.functions:
-        raise GateError(
-            f"certificate: opsets {found}, node domains {foreign or 'standard'}, "
-            f"{len(model.functions)} functions; expected ai.onnx {opset} and nothing else"
-        )
+    found = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
+    if found != [("ai.onnx", opset)]:
+        raise GateError(f"certificate: opsets {found}, expected ai.onnx {opset} and nothing else")
     return "standard operators only", f"ai.onnx opset {opset}, {len(model.graph.node)} nodes"
 
 
 def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
-    n = spec.batch or "N"
-    cells = next(o for o in model.graph.output if o.name == "detection_scores")
-    k = cells.type.tensor_type.shape.dim[1].dim_value
-    expected = {
-        "images": (TensorProto.UINT8, (n, spec.height, spec.width, 3)),
-        "num_detections": (TensorProto.INT32, (n, 1)),
-        "detection_boxes": (TensorProto.FLOAT, (n, k, 4)),
-        "detection_scores": (TensorProto.FLOAT, (n, k)),
-        "detection_classes": (TensorProto.INT32, (n, k)),
-    }
-    found = {}
-    for value in [*model.graph.input, *model.graph.output]:
-        kind = value.type.tensor_type
-        dims = tuple(d.dim_value if d.HasField("dim_value") else "N" for d in kind.shape.dim)
-        found[value.name] = (kind.elem_type, dims)
-    if found != expected or k != spec.top_k:
+    n, k = spec.batch or "batch", spec.top_k
+    expected = [
+        ("images", TensorProto.UINT8, [n, spec.height, spec.width, 3]),
+        ("num_detections", TensorProto.INT32, [n, 1]),
+        ("detection_boxes", TensorProto.FLOAT, [n, k, 4]),
+        ("detection_scores", TensorProto.FLOAT, [n, k]),
+        ("detection_classes", TensorProto.INT32, [n, k]),
+    ]
+    found = [_port(value) for value in [*model.graph.input, *model.graph.output]]
+    if found != expected or len(model.graph.input) != 1:
         raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
     return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
 
 
-def check_nothing_hidden(model: ModelProto) -> None:
-    """Every value is an initialiser or computed on the way to an output, in one flat graph.
+def _port(value: ValueInfoProto) -> tuple[str, int, list[int | str]]:
+    kind = value.type.tensor_type
+    return value.name, kind.elem_type, [d.dim_param or d.dim_value for d in kind.shape.dim]
 
-    Raises:
-        GateError: names what is not.
-    """
+
+def _check_nothing_hidden(model: ModelProto) -> None:
+    """Every value is an initialiser or computed on the way to an output."""
     graph = model.graph
-    if graph.sparse_initializer:
-        raise GateError("certificate: sparse initialisers are not looked into")
     needed = {value.name for value in graph.output}
+    values = {tensor.name for tensor in graph.initializer}
     for node in reversed(graph.node):  # sorted topologically, by ONNX's rules
-        for attribute in node.attribute:
-            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                raise GateError(f"certificate: {node.op_type} '{node.name}' holds a graph inside")
-            if attribute.type == AttributeProto.TENSOR and np.prod(attribute.t.dims) >= SMALL:
-                raise GateError(
-                    f"certificate: {node.op_type} '{node.name}' holds weights that are no "
-                    f"initialiser, {list(attribute.t.dims)}"
-                )
         if not needed.intersection(node.output):
             raise GateError(f"certificate: no output needs {node.op_type} '{node.name}'")
         needed.update(node.input)
+        values.update(node.output)
     unused = [t.name for t in graph.initializer if t.name not in needed]
     if unused:
         raise GateError(f"certificate: no output needs the initialiser '{unused[0]}'")
+    for value in graph.value_info:
+        if value.name not in values:
+            raise GateError(f"certificate: the type of '{value.name}' is given, no such value")
+        values.remove(value.name)
 
 
-def _check_operators(model: ModelProto) -> tuple[str, str]:
-    bad = [f"{n.op_type} '{n.name}'" for n in model.graph.node if n.op_type in FORBIDDEN]
-    if bad:
-        raise GateError(f"certificate: an NMS-free file may not contain {', '.join(bad)}")
-    return "no NMS, loop or branch", "no " + ", ".join(sorted(FORBIDDEN))
-
-
-def _check_shapes(model: ModelProto) -> tuple[str, str]:
+def _check_shapes(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
     """Follow what depends on pixel values through the graph; it may not decide a shape."""
+    operators = operators_of(spec)
     from_data = {value.name for value in model.graph.input}
     for node in model.graph.node:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type == "Shape":
             continue  # depends on the input's shape, not on its values
-        for position in _shape_positions(node):
-            if position < len(node.input) and node.input[position] in from_data:
-                raise GateError(
-                    f"certificate: the shape of {node.op_type} '{node.name}' depends on data"
-                )
-        if any(name in from_data for name in node.input):
+        if from_data.intersection(node.input[operators[node.op_type].data :]):
+            raise GateError(
+                f"certificate: the shape of {node.op_type} '{node.name}' depends on data"
+            )
+        if from_data.intersection(node.input):
             from_data.update(node.output)
     return "no shape depends on data", "every shape is known before an image is seen"
-
-
-def _shape_positions(node: NodeProto) -> tuple[int, ...]:
-    if node.op_type.startswith("Reduce"):
-        return (1,)
-    return SHAPE_INPUTS.get(node.op_type, ())
 
 
 def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) -> dict[str, int]:
@@ -190,38 +161,78 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) 
     copies = Counter(value.tobytes() for value in deployed.values())  # equal tensors are legal
     sizes = dict.fromkeys(("backbone", "fpn", "head", "tables", "constants"), 0)
     seen: Counter[bytes] = Counter()
+    others: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        value = numpy_helper.to_array(tensor)
+        value = array_of(tensor)
         content = value.tobytes()
         if content not in owner:
-            if value.size >= SMALL and not _is_index_table(value):
-                raise GateError(
-                    f"certificate: initialiser '{tensor.name}' {list(value.shape)} belongs to "
-                    "no part of the deployed network"
-                )
+            kind = "floats" if value.dtype.kind == "f" else "integers"
+            others[kind] += _size_of_constant(tensor.name, value)
             sizes["constants"] += len(content)
             continue
+        if not np.isfinite(value).all():
+            raise GateError(f"certificate: '{tensor.name}' holds numbers that are not finite")
         seen[content] += 1
-        if seen[content] > copies[content] and value.size >= SMALL:
+        if seen[content] > copies[content] and value.size > FEW:
             raise GateError(f"certificate: initialiser '{tensor.name}' is stored twice")
         sizes[owner[content]] += len(content)
-    contents = {numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
+    for kind, most in MOST_OTHERS.items():
+        if others[kind] > most:
+            raise GateError(
+                f"certificate: {others[kind]} {kind} beside the weights, expected at most {most}"
+            )
+    contents = {array_of(t).tobytes() for t in model.graph.initializer}
     lost = [key for key, value in deployed.items() if not _is_stored(value, contents)]
     if lost:
         raise GateError(f"certificate: {len(lost)} tensors are missing, first '{lost[0]}'")
     return sizes
 
 
+def array_of(tensor: TensorProto) -> NDArray[Any]:
+    """Return the values of an initialiser.
+
+    Raises:
+        GateError: their number is not that of its shape.
+    """
+    try:
+        return numpy_helper.to_array(tensor)
+    except ValueError:
+        raise GateError(
+            f"certificate: initialiser '{tensor.name}' has {len(tensor.raw_data)} bytes, which"
+            f" are no values of shape {list(tensor.dims)}"
+        ) from None
+
+
+def _size_of_constant(name: str, value: NDArray[Any]) -> int:
+    """How many values a constant holds that is no weight.
+
+    Raises:
+        GateError: more than a few, other than one repeated, or 0, 1, 2, … (the NMS's class axis).
+    """
+    counted = value.dtype == np.int64 and np.array_equal(value.ravel(), np.arange(value.size))
+    distinct = 1 if counted else len(np.unique(value))
+    if distinct > 1 and value.size > FEW:
+        raise GateError(
+            f"certificate: initialiser '{name}' {list(value.shape)} belongs to no part of the"
+            " deployed network"
+        )
+    return min(value.size, distinct)
+
+
 def _is_stored(value: NDArray[np.floating], contents: set[bytes]) -> bool:
     """Whole; or, where a short vector is used element by element, as scalars that are not zero.
 
-    The exporter takes such vectors (a max filter's weights) apart. It leaves out a bias of zeros,
-    rightly, and elements that nothing uses: they have no gradient, so they stay zero.
+    The exporter takes such vectors (a max filter's weights) apart, and rounds a scalar that meets
+    halves. It leaves out a bias of zeros, rightly, and elements that nothing uses: they have no
+    gradient, so they stay zero.
     """
     if not value.any() or value.tobytes() in contents:
         return True
-    is_short_vector = value.ndim == 1 and value.size < SMALL
-    return is_short_vector and all(v.tobytes() in contents for v in value[value != 0])
+    is_short_vector = value.ndim == 1 and value.size <= FEW
+    return is_short_vector and all(
+        contents.intersection((v.tobytes(), v.astype(np.float16).tobytes()))
+        for v in value[value != 0]
+    )
 
 
 def _part(key: str) -> str:
@@ -229,8 +240,3 @@ def _part(key: str) -> str:
         if key.startswith(prefix):
             return part
     return "head" if key.startswith("network.heads.") else "tables"
-
-
-def _is_index_table(value: NDArray[np.generic]) -> bool:
-    """0, 1, 2, …: the class axis of the NMS baseline."""
-    return value.dtype == np.int64 and np.array_equal(value.ravel(), np.arange(value.size))

@@ -3,8 +3,7 @@
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from nmsfree.spec import ModelSpec
 
@@ -29,6 +28,7 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
         "nms_axis2": np.array([2], np.int64),
         "nms_image_and_row": np.array([0, 2], np.int64),
         "nms_zero": np.float32(0),
+        "nms_one": np.float32(1),
         "nms_k": np.array([k], np.int64),
         "nms_limit": np.array([spec.width, spec.height] * 2, np.float32),
     }
@@ -37,7 +37,6 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     model.graph.node.extend(_scores_by_class(spec.nms.class_aware) + _suppress() + _best_rows())
     del model.graph.output[:]
     model.graph.output.extend(_outputs(spec, k))
-    onnx.checker.check_model(model, full_check=True)
 
 
 def _candidate_count(model: ModelProto) -> int:
@@ -64,12 +63,11 @@ def _scores_by_class(class_aware: bool) -> list[NodeProto]:
 def _suppress() -> list[NodeProto]:
     """Scores of the removed candidates become 0: [N, T]."""
     boxes_and_rules = "candidate_boxes nms_scores nms_most nms_iou nms_floor"
-    one = helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0])
     return [
         _node("NonMaxSuppression", boxes_and_rules, "nms_selected"),
         _node("Gather", "nms_selected nms_image_and_row", "nms_rows", axis=1),
         _node("Shape", "nms_rows", "nms_row_count", start=0, end=1),
-        _node("ConstantOfShape", "nms_row_count", "nms_ones", value=one),
+        _node("Expand", "nms_one nms_row_count", "nms_ones"),
         _node("Mul", "candidate_scores nms_zero", "nms_none_kept"),
         _node("ScatterND", "nms_none_kept nms_rows nms_ones", "nms_kept"),
         _node("Mul", "candidate_scores nms_kept", "nms_kept_scores"),
@@ -97,7 +95,7 @@ def _best_rows() -> list[NodeProto]:
     ]
 
 
-def _outputs(spec: ModelSpec, k: int) -> list[onnx.ValueInfoProto]:
+def _outputs(spec: ModelSpec, k: int) -> list[ValueInfoProto]:
     n = "batch" if spec.batch is None else spec.batch
     info = helper.make_tensor_value_info
     return [

@@ -92,9 +92,21 @@ def quantise(
                 **_cache_option(cache),
             )
         quantised = onnx.load(out)
-    del quantised.metadata_props[:]
-    quantised.producer_name, quantised.producer_version = model.producer_name, ""
+    _tidy(quantised, model.producer_name)
     return quantised
+
+
+def _tidy(model: ModelProto, producer: str) -> None:
+    """Leave only what the exporter writes, in place: the quantiser leaves types of lost values."""
+    graph = model.graph
+    for tensor in graph.initializer:  # all in raw bytes
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    known = {t.name for t in graph.initializer}.union(*(node.output for node in graph.node))
+    for value in [value for value in graph.value_info if value.name not in known]:
+        graph.value_info.remove(value)
+    model.ClearField("metadata_props")
+    model.ClearField("producer_version")
+    model.producer_name = producer
 
 
 def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.certificate import Certificate, certify, check_graph, check_nothing_hidden
+from nmsfree_export.certificate import Certificate, array_of, certify, check_graph
 from nmsfree_export.certificate_precision import about_kept, check_precision
 from nmsfree_export.layers import read_layers
 from nmsfree_export.quantise import last_convs
@@ -49,9 +49,11 @@ def certify_int8(
     Raises:
         GateError: a check failed; says which node or tensor.
     """
-    before = certify(original, replace(spec, precision="fp32"), deployed, opset)
+    full = ModelProto()
+    full.CopyFrom(original)
+    full.ClearField("metadata_props")  # describe a file that is not written
+    before = certify(full, replace(spec, precision="fp32"), deployed, opset)
     lines = check_graph(model, spec, opset)
-    check_nothing_hidden(model)
     file = _File(model)
     points = _check_zero_points(file, spec)
     _check_pairs(file)
@@ -82,7 +84,7 @@ class _File:
         self.tensors = {t.name: t for t in model.graph.initializer}
 
     def value(self, name: str) -> NDArray[Any]:
-        return numpy_helper.to_array(self.tensors[name])
+        return array_of(self.tensors[name])
 
     def maker(self, name: str, kind: str) -> NodeProto | None:
         """The node that makes a value, if it is of this kind."""
@@ -107,9 +109,17 @@ def _check_pairs(file: _File) -> None:
         scale = file.value(node.input[1]) if node.input[1] in file.tensors else np.zeros(1)
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             raise GateError(f"certificate: '{node.name}' has a scale that is no positive constant")
-        if makers[0] is not None and list(makers[0].input[1:]) != list(node.input[1:]):
+        quantise = makers[0]
+        if quantise is None:
+            continue
+        if list(quantise.input[1:]) != list(node.input[1:]):
             raise GateError(
-                f"certificate: '{makers[0].name}' and '{node.name}' round in different steps"
+                f"certificate: '{quantise.name}' and '{node.name}' round in different steps"
+            )
+        if scale.size > 1 or file.maker(quantise.input[0], "DequantizeLinear"):
+            raise GateError(
+                f"certificate: '{quantise.name}' rounds in {scale.size} different steps or again,"
+                " expected one step, once"
             )
 
 

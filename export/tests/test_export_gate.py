@@ -8,149 +8,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export import candidate as candidate_module
-from nmsfree_export.certificate import Certificate, certify
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.write import build_onnx
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import fcos_e2e_nano
 from nmsfree_training.detector import Fcos
 from nmsfree_training.predict import TorchBackend, make_spec
-
-Built = tuple[ModelProto, ModelSpec, dict[str, np.ndarray]]
-
-
-@pytest.fixture(scope="module")
-def built(checkpoint: Checkpoint) -> Built:
-    spec = make_spec(checkpoint, "o2o", batch=1)
-    module = deploy_module(checkpoint.build(), spec)
-    return build_onnx(module, spec), spec, deployed_tensors(module)
-
-
-def copy_of(built: Built) -> ModelProto:
-    model = ModelProto()
-    model.CopyFrom(built[0])
-    return model
-
-
-def check(model: ModelProto, built: Built) -> Certificate:
-    return certify(model, built[1], built[2], OPSET)
-
-
-def test_certificate_of_a_good_file(built: Built) -> None:
-    certificate = check(built[0], built)
-    head = sum(
-        {v.tobytes(): v.nbytes for k, v in built[2].items() if ".heads." in k and v.any()}.values()
-    )
-    assert certificate.weight_bytes["head"] == head
-    assert certificate.weight_bytes["constants"] < 1024
-    assert sum(certificate.weight_bytes.values()) == sum(
-        numpy_helper.to_array(t).nbytes for t in built[0].graph.initializer
-    )
-
-
-def add_nms(model: ModelProto) -> None:
-    model.graph.node.append(
-        helper.make_node("NonMaxSuppression", ["detection_boxes", "x"], ["y"], name="hidden")
-    )
-
-
-def add_nonzero(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("NonZero", ["detection_scores"], ["y"], name="z"))
-
-
-def add_data_shape(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("Cast", ["num_detections"], ["n"], to=7))
-    model.graph.node.append(helper.make_node("ConstantOfShape", ["n"], ["y"], name="grows"))
-
-
-def add_custom_domain(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("EfficientNMS", [], ["y"], domain="trt.plugins"))
-
-
-def add_weights(model: ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "o2m"))
-
-
-def drop_weights(model: ModelProto) -> None:
-    big = max(model.graph.initializer, key=lambda t: t.ByteSize())
-    model.graph.initializer.remove(big)
-
-
-def store_twice(model: ModelProto) -> None:
-    big = max(model.graph.initializer, key=lambda t: t.ByteSize())
-    again = model.graph.initializer.add()
-    again.CopyFrom(big)
-    again.name = "again"
-
-
-def other_opset(model: ModelProto) -> None:
-    model.opset_import[0].version = 18
-
-
-def other_output(model: ModelProto) -> None:
-    model.graph.output[3].type.tensor_type.elem_type = TensorProto.INT64
-
-
-def hide_weights(model: ModelProto) -> None:
-    """Weights as the attribute of a Constant that an output needs."""
-    value = numpy_helper.from_array(np.ones((64, 64), np.float32))
-    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], name="hidden", value=value))
-    _touch(model, "w")
-
-
-def hide_a_graph(model: ModelProto) -> None:
-    body = helper.make_graph([], "body", [], [])
-    model.graph.node.insert(0, helper.make_node("SequenceMap", [], ["w"], name="map", body=body))
-    _touch(model, "w")
-
-
-def _touch(model: ModelProto, name: str) -> None:
-    last = next(n for n in model.graph.node if "num_detections" in n.output)
-    last.input.append(name)
-
-
-def leave_a_dead_node(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("Relu", ["detection_scores"], ["y"], name="dead"))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (hide_weights, "'hidden' holds weights"),
-        (hide_a_graph, "'map' holds a graph inside"),
-        (leave_a_dead_node, "no output needs Relu 'dead'"),
-        (add_nms, "may not contain NonMaxSuppression 'hidden'"),
-        (add_nonzero, "may not contain NonZero"),
-        (add_data_shape, "shape of ConstantOfShape 'grows' depends on data"),
-        (add_custom_domain, "trt.plugins"),
-        (add_weights, "'o2m'"),
-        (drop_weights, "tensors are missing"),
-        (store_twice, "stored twice"),
-        (other_opset, "18"),
-        (other_output, "expected"),
-    ],
-)
-def test_certificate_refuses(built: Built, spoil: Callable[[ModelProto], None], words: str) -> None:
-    model = copy_of(built)
-    spoil(model)
-    with pytest.raises(GateError, match=words):
-        check(model, built)
-
-
-def test_certificate_refuses_the_other_head(checkpoint: Checkpoint, built: Built) -> None:
-    """A file of the o2m head's weights is not certified as the o2o head's."""
-    network = checkpoint.build()
-    network.heads["o2o"].load_state_dict(network.heads["o2m"].state_dict())
-    wrong = build_onnx(deploy_module(network, built[1]), built[1])
-    with pytest.raises(GateError, match="belongs to no part"):
-        check(wrong, built)
 
 
 @pytest.mark.parametrize("head", ["o2o", "o2m"])

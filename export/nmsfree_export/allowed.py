@@ -1,0 +1,223 @@
+"""What an exported file may be made of: fields, element types, operators, attributes.
+
+A list of what is allowed, not of what is forbidden: whatever the exporters here do not write is
+refused, also what later versions of ONNX will add.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+
+from nmsfree.errors import GateError
+from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree.text import shown
+
+FEW = 8  # values: a padding has eight, four axes at two ends
+LONGEST_NAME = 100  # characters
+
+# Fields that may be set, by the kind of message.
+FIELDS = {
+    "ModelProto": "ir_version producer_name opset_import graph metadata_props",
+    "OperatorSetIdProto": "domain version",
+    "StringStringEntryProto": "key value",
+    "GraphProto": "name node initializer input output value_info",
+    "NodeProto": "name op_type input output attribute",
+    "AttributeProto": "name type i f s ints",
+    "TensorProto": "name dims data_type raw_data",
+    "ValueInfoProto": "name type",
+    "TypeProto": "tensor_type",
+    "Tensor": "elem_type shape",
+    "TensorShapeProto": "dim",
+    "Dimension": "dim_value dim_param",
+}
+ELEMENTS = {
+    TensorProto.UINT8,
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.BOOL,
+    TensorProto.FLOAT,
+}
+ELEMENTS_OF = {"fp16": {TensorProto.FLOAT16}, "int8": {TensorProto.INT8}}  # and these
+
+INT, INTS = "any integer", "a few integers"
+_WINDOW = {"auto_pad": b"NOTSET", "dilations": INTS, "pads": INTS, "strides": INTS}
+
+
+class Operator(NamedTuple):
+    """How an operator may be used.
+
+    Attributes:
+        data: this many leading inputs may depend on the picture. Of the others the shape of an
+            output depends, so they may not.
+        attributes: the only ones it may have: the value by the name, or INT, or INTS.
+    """
+
+    data: int
+    attributes: dict[str, Any]
+
+
+OPERATORS = {
+    "Add": Operator(2, {}),
+    "Cast": Operator(1, {"to": frozenset(ELEMENTS | {TensorProto.FLOAT16})}),
+    "Clip": Operator(3, {}),
+    "Concat": Operator(9, {"axis": INT}),
+    "Conv": Operator(3, _WINDOW | {"group": 1, "kernel_shape": INTS}),
+    "DepthToSpace": Operator(1, {"blocksize": INT, "mode": b"CRD"}),
+    "Div": Operator(2, {}),
+    "Exp": Operator(1, {}),
+    "Expand": Operator(1, {}),
+    "Floor": Operator(1, {}),
+    "Gather": Operator(2, {"axis": INT}),
+    "GatherElements": Operator(2, {"axis": INT}),
+    "Greater": Operator(2, {}),
+    "InstanceNormalization": Operator(3, {"epsilon": helper.make_attribute("epsilon", 1e-5).f}),
+    "Max": Operator(9, {}),
+    "MaxPool": Operator(1, _WINDOW | {"ceil_mode": INT, "kernel_shape": INTS, "storage_order": 0}),
+    "Min": Operator(9, {}),
+    "Mul": Operator(2, {}),
+    "Neg": Operator(1, {}),
+    "Pad": Operator(1, {"mode": b"constant"}),
+    "ReduceMax": Operator(1, {"keepdims": INT, "noop_with_empty_axes": 0}),
+    "ReduceSum": Operator(1, {"keepdims": INT, "noop_with_empty_axes": 0}),
+    "Relu": Operator(1, {}),
+    "Reshape": Operator(1, {"allowzero": INT}),
+    "Resize": Operator(
+        1,
+        {
+            "antialias": 0,
+            "coordinate_transformation_mode": b"asymmetric",
+            "cubic_coeff_a": -0.75,
+            "exclude_outside": 0,
+            "extrapolation_value": 0.0,
+            "keep_aspect_ratio_policy": b"stretch",
+            "mode": b"nearest",
+            "nearest_mode": b"floor",
+        },
+    ),
+    "Shape": Operator(1, {"start": INT, "end": INT}),
+    "Sigmoid": Operator(1, {}),
+    "Slice": Operator(1, {}),
+    "Split": Operator(1, {"axis": INT, "num_outputs": INT}),
+    "Sub": Operator(2, {}),
+    "Tanh": Operator(1, {}),
+    "TopK": Operator(1, {"axis": INT, "largest": 1, "sorted": 1}),
+    "Transpose": Operator(1, {"perm": INTS}),
+    "Unsqueeze": Operator(1, {}),
+}
+# The NMS baseline has these, too: its rows are as many as the data decide, until its last TopK.
+NMS_OPERATORS = {
+    "Equal": Operator(2, {}),
+    "NonMaxSuppression": Operator(2, {}),
+    "ScatterND": Operator(3, {}),
+    "Where": Operator(3, {}),
+}
+INT8_OPERATORS = {
+    "QuantizeLinear": Operator(1, {}),
+    "DequantizeLinear": Operator(1, {"axis": INT}),
+}
+_VALUE_FIELDS = {
+    AttributeProto.INT: "i",
+    AttributeProto.FLOAT: "f",
+    AttributeProto.STRING: "s",
+    AttributeProto.INTS: "ints",
+}
+
+
+def operators_of(spec: ModelSpec) -> dict[str, Operator]:
+    """The operators that a file of this description may have."""
+    nms = {} if spec.nms is None else NMS_OPERATORS
+    return OPERATORS | nms | (INT8_OPERATORS if spec.precision == "int8" else {})
+
+
+def check_parts(model: ModelProto, spec: ModelSpec) -> None:
+    """Refuse whatever is not on the lists above, wherever it is in a file.
+
+    Raises:
+        GateError: names it.
+    """
+    operators = operators_of(spec)
+    elements = ELEMENTS | ELEMENTS_OF.get(spec.precision, set())
+    for message in _messages(model):
+        kind = message.DESCRIPTOR.name
+        if kind == "NodeProto":
+            _check_node(message, operators)
+        if kind in ("Tensor", "TensorProto"):
+            found = message.elem_type if kind == "Tensor" else message.data_type
+            if found not in elements:
+                raise GateError(
+                    f"certificate: {_name(message)} has elements of type {found}, expected one of"
+                    f" {sorted(elements)}"
+                )
+    entries = [(entry.key, entry.value) for entry in model.metadata_props]
+    if entries not in ([], [(METADATA_KEY, spec.to_json())]):
+        raise GateError(
+            f"certificate: metadata under {shown(', '.join(k for k, _ in entries))}, expected the"
+            f" description under {METADATA_KEY} and nothing else"
+        )
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """Every message of a file, if only fields of the list are set; the outermost first."""
+    kind = message.DESCRIPTOR.name
+    for unknown in UnknownFieldSet(message):
+        number = unknown.field_number
+        raise GateError(f"certificate: {_name(message)} has the unknown field {number}")
+    parts = [(field.name, part) for field, value in message.ListFields() for part in _parts(value)]
+    for name, part in parts:
+        if name not in FIELDS[kind].split():
+            raise GateError(f"certificate: {_name(message)} has a {name}, expected none")
+        if isinstance(part, str) and kind != "StringStringEntryProto" and not _is_name(part):
+            raise GateError(
+                f"certificate: {_name(message)} has a {name} of {len(part)} letters, expected at"
+                f" most {LONGEST_NAME}, of ASCII"
+            )
+    yield message
+    for _, part in parts:
+        if isinstance(part, Message):
+            yield from _messages(part)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """The values of a field, one or many."""
+    return [value] if isinstance(value, str | bytes | int | float | Message) else value
+
+
+def _is_name(text: str) -> bool:
+    return len(text) <= LONGEST_NAME and text.isascii() and text.isprintable()
+
+
+def _name(message: Message) -> str:
+    """What a message is called in a sentence."""
+    own = shown(getattr(message, "name", ""), 40)
+    kind = shown(getattr(message, "op_type", message.DESCRIPTOR.name), 40)
+    return f"{kind} '{own}'" if own else kind
+
+
+def _check_node(node: NodeProto, operators: Mapping[str, Operator]) -> None:
+    operator = operators.get(node.op_type)
+    if operator is None:
+        raise GateError(f"certificate: the file may not contain {_name(node)}")
+    names = [attribute.name for attribute in node.attribute]
+    for attribute in node.attribute:
+        wanted = operator.attributes.get(attribute.name)
+        if wanted is None or names.count(attribute.name) > 1 or not _fits(attribute, wanted):
+            raise GateError(
+                f"certificate: {_name(node)} has the attribute {_name(attribute)}, expected"
+                f" {'none of this name' if wanted is None else f'it once, {wanted}'}"
+            )
+
+
+def _fits(attribute: AttributeProto, wanted: Any) -> bool:
+    """Whether an attribute holds what is wanted, and nothing beside it."""
+    field = _VALUE_FIELDS.get(attribute.type, "")
+    if {f.name for f, _ in attribute.ListFields()} != {"name", "type", field}:
+        return False
+    value = getattr(attribute, field)
+    if wanted is INTS:
+        return field == "ints" and len(value) <= FEW
+    if wanted is INT:
+        return field == "i"
+    return value in wanted if isinstance(wanted, frozenset) else value == wanted
