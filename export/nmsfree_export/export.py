@@ -1,7 +1,6 @@
 """Checkpoint → ONNX file that has proved itself: certificate, then parity, then its name."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from nmsfree.data.dataset import DetectionDataset
 from nmsfree.data.load import load_dataset
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluate import category_ids_of
-from nmsfree.files import write_atomic
+from nmsfree.files import temporary_folder, write_atomic
 from nmsfree.spec import ModelSpec
 from nmsfree_export.accuracy import Accuracy
 from nmsfree_export.auto_mixed import Attempt, explain, search
@@ -111,8 +110,7 @@ def export_onnx(
     if calibration is not None:
         spec = replace(spec, provenance={**spec.provenance, "calibration": calibration.description})
     pictures = load_images(options.images)
-    with tempfile.TemporaryDirectory(prefix="nmsfree-export-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         workshop = Workshop(checkpoint.build(), spec, calibration, folder, progress)
         gates = Gates(workshop, options, pictures, measured, folder, progress)
         if options.auto_mixed:

@@ -15,7 +15,6 @@ the network stay in float32. What is between the quantised convolutions is diffe
 import copy
 import inspect
 import logging
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from nmsfree.files import temporary_folder
 from nmsfree.spec import Target
 from nmsfree_export.layers import read_layers
 from nmsfree_export.quantise_calibration import Calibration
@@ -68,8 +68,8 @@ def quantise(
     nodes = quantised_nodes(model, deployed, target, kept)
     _own_biases(model, set(nodes))
     signed = target == "tensorrt"
-    with tempfile.TemporaryDirectory(prefix="nmsfree-int8-") as folder:
-        out = Path(folder) / "quantised.part"
+    with temporary_folder() as folder:
+        out = folder / "quantised.part"
         with _quiet():
             quantize_static(
                 model,

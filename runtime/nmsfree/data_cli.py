@@ -7,6 +7,7 @@ import typer
 
 from nmsfree.data_check_cli import check
 from nmsfree.errors import InputError
+from nmsfree.files import check_outputs
 
 MOST = 1_000_000  # images of a split
 
@@ -44,6 +45,7 @@ def digits(
     """
     if out is None and preview is None:
         raise InputError("nothing to do: give --out DIR to write the set, --preview FILE to look")
+    check_outputs([preview])
     if preview is not None:
         from nmsfree.data.digits_preview import write_preview
 

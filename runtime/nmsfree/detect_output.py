@@ -20,6 +20,7 @@ from nmsfree.files import (
     cannot_write,
     check_outputs,
     problems_in,
+    remove_leftovers,
     write_picture,
 )
 from nmsfree.sources import WRITTEN_SUFFIXES, Source
@@ -89,6 +90,7 @@ def new_run_folder(parent: Path) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         number = max((whole_number(p.name) or 0 for p in parent.iterdir()), default=0)
+        remove_leftovers(parent / str(number))
         while True:
             number += 1
             try:

@@ -5,7 +5,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,9 +18,9 @@ from nmsfree.backends.openvino_model import import_openvino
 from nmsfree.backends.options import DEFAULTS, Options
 from nmsfree.doctor_child import ask_child, module_command
 from nmsfree.errors import EngineError, MissingExtraError, NmsfreeError
+from nmsfree.files import temporary_folder
 from nmsfree.gpus import find_gpus
 
-FOLDER = "nmsfree-doctor-"
 SHOWN = 400  # characters of a message
 # What messages advise elsewhere, and would be odd in this command's own output.
 ADVICE = (
@@ -53,8 +52,8 @@ def look(name: str) -> Outcome:
 
 
 def _run_onnx(device: str, options: Options = DEFAULTS) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
-        return _run(doctor_model.write_model(Path(folder)), device, options)
+    with temporary_folder() as folder:
+        return _run(doctor_model.write_model(folder), device, options)
 
 
 def _run(path: Path, device: str | None, options: Options) -> Outcome:
@@ -87,8 +86,8 @@ def _run_engine(builder: str) -> Outcome:
     if gpus.problem and not flavour.builds_without_gpu:
         return Outcome(False, gpus.problem, absent=True)
     major, minor = gpus.found[0].capability if gpus.found else (8, 9)  # an RTX 4060
-    with tempfile.TemporaryDirectory(prefix=FOLDER) as folder:
-        engine = build(doctor_model.write_model(Path(folder)), flavour, 10 * major + minor)
+    with temporary_folder() as folder:
+        engine = build(doctor_model.write_model(folder), flavour, 10 * major + minor)
         if gpus.problem:
             return Outcome(False, f"builds engines; {gpus.problem}", absent=True)
         return _run(engine, builder, Options(rebuild=False))

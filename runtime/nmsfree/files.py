@@ -5,8 +5,10 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
+from nmsfree.text import shown
 
 try:
     import fcntl
@@ -24,6 +27,7 @@ except ImportError:  # Windows: a file that is open cannot be removed there
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+PARTS = ".nmsfree-*.part*"
 _tidied: set[str] = set()  # folders without leftovers of killed processes
 
 
@@ -38,13 +42,14 @@ class PartFile:
         path: where the file belongs; missing folders are made. An existing file keeps its mode,
             a new one follows the umask.
         suffix: of the temporary name, for encoders that choose the format by it.
+        sync: bring the content to the disk before it gets its name, which takes milliseconds.
 
     Raises:
         InputError: the operating system refuses.
     """
 
-    def __init__(self, path: Path, suffix: str = "") -> None:
-        self.path = path
+    def __init__(self, path: Path, suffix: str = "", *, sync: bool = True) -> None:
+        self.path, self._sync = path, sync
         self.stream: IO[bytes]
         self.part: Path | None = None  # None: written through
         try:
@@ -68,19 +73,21 @@ class PartFile:
             raise cannot_write(self.path, error) from None
 
     def finish(self, path: Path | None = None) -> None:
-        """Bring the content to the disk, then give the file its name, or another in its folder."""
+        """Give the file its name, or another in its folder."""
         if path is not None and path != self.path:
             self._target = path
         try:
             self.stream.flush()
             if self.part is not None:
-                os.fsync(self.stream.fileno())
+                if self._sync:
+                    os.fsync(self.stream.fileno())
                 with suppress(FileNotFoundError):
                     self.part.chmod(stat.S_IMODE(self._target.stat().st_mode))
                 if fcntl is None:
                     self.stream.close()  # Windows renames no open file
                 self.part.replace(self._target)
-                _sync_folder(self._target.parent)
+                if self._sync:
+                    _sync_folder(self._target.parent)
             self.stream.close()
         except OSError as error:
             self.discard()
@@ -95,19 +102,22 @@ class PartFile:
                 self.part.unlink()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write `data` as a `PartFile`; once this returns it is on the disk, name and all.
+
+    Args:
+        sync: False returns sooner; a failure of power, but no kill, may then cost the content.
 
     Raises:
         InputError: the operating system refuses.
     """
-    file = PartFile(path)
+    file = PartFile(path, sync=sync)
     try:
         file.write(data)
+        file.finish()
     except BaseException:
         file.discard()
         raise
-    file.finish()
 
 
 def write_json(target: str | Path | None, content: Any) -> None:
@@ -152,7 +162,7 @@ def check_outputs(
         _check_place(Path(output))
         place = os.path.realpath(output)
         if place in places:
-            raise InputError(f"{output}: is named for two outputs: give two names")
+            raise InputError(f"{shown(output)}: is named for two outputs: give two names")
         places.add(place)
         if (identity := _identity(output)) is not None:
             there[identity] = output
@@ -161,19 +171,23 @@ def check_outputs(
     for path in inputs:
         if path is not None and (identity := _identity(path)) in there:
             raise InputError(
-                f"{there[identity]}: is an input of this command and would be replaced: "
+                f"{shown(there[identity])}: is an input of this command and would be replaced: "
                 "give another output"
             )
 
 
 def _check_place(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder): give a file's name")
+        raise InputError(f"{shown(path)}: cannot be written (it is a folder): give a file's name")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
-        raise InputError(f"{path}: cannot be written ({folder} is no folder): give another output")
+        raise InputError(
+            f"{shown(path)}: cannot be written ({shown(folder)} is no folder): give another output"
+        )
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: cannot be written ({folder} is protected): give another output")
+        raise InputError(
+            f"{shown(path)}: cannot be written ({shown(folder)} is protected): give another output"
+        )
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
@@ -196,7 +210,9 @@ def problems_in(problems: list[str]) -> Iterator[None]:
 
 def cannot_write(path: Path, error: OSError | ValueError) -> InputError:
     """Say that the operating system refused a path."""
-    return InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})")
+    return InputError(
+        f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error})"
+    )
 
 
 class LinesFile:
@@ -221,7 +237,9 @@ class LinesFile:
                 number += 1
                 path = wanted.with_stem(f"{wanted.stem}-{number}")
             if path != wanted:
-                logger.warning("%s: written by another run meanwhile, ours is %s", wanted, path)
+                logger.warning(
+                    "%s: written by another run meanwhile, ours is %s", shown(wanted), shown(path)
+                )
             self._file.finish(path)
 
 
@@ -236,10 +254,15 @@ class VideoFile:
         self._file = PartFile(path, suffix=".mp4")
         self._size, self._frames = (height, width), 0
         codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._file.part), codec, fps, (width, height))
-        if self._file.part is None or not self._writer.isOpened():
+        self._writer = cv2.VideoWriter()
+        if self._file.part is not None:  # a stream takes no mp4, which is written back and forth
+            with plain_name(self._file.part) as name:
+                self._writer.open(name, codec, fps, (width, height))
+        if not self._writer.isOpened():
             self._file.discard()
-            raise InputError(f"{path}: cannot be written (OpenCV opened no mp4 encoder here)")
+            raise InputError(
+                f"{shown(path)}: cannot be written (OpenCV opened no mp4 encoder here)"
+            )
 
     def write(self, picture: NDArray[np.uint8]) -> None:
         """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
@@ -250,7 +273,7 @@ class VideoFile:
         if picture.shape[:2] != self._size:
             (height, width), (h, w) = self._size, picture.shape[:2]
             raise InputError(
-                f"{self._file.path}: ends after {self._frames} frames of {height} × {width} "
+                f"{shown(self._file.path)}: ends after {self._frames} frames of {height} × {width} "
                 f"pixels, as the next has {h} × {w}"
             )
         self._writer.write(picture)
@@ -261,14 +284,16 @@ class VideoFile:
         if not self._is_whole():
             self._file.discard()
             raise InputError(
-                f"{self._file.path}: its {self._frames} frames cannot be read back, so it is not "
-                "kept: make sure that the disk has room"
+                f"{shown(self._file.path)}: its {self._frames} frames cannot be read back, so it "
+                "is not kept: make sure that the disk has room"
             )
         self._file.finish()
 
     def _is_whole(self) -> bool:
         """Whether the file has the frames that were written, and the last one decodes."""
-        video = cv2.VideoCapture(str(self._file.part))
+        assert self._file.part is not None  # it was opened
+        with plain_name(self._file.part) as name:
+            video = cv2.VideoCapture(name)
         found = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         video.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
         whole = found == self._frames and video.read()[0]
@@ -277,7 +302,7 @@ class VideoFile:
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a BGR uint8 [h, w, 3] picture in the format of the suffix.
+    """Write a BGR uint8 [h, w, 3] picture in the format of the suffix; the disk is not waited for.
 
     Raises:
         InputError: it cannot be encoded or written.
@@ -288,8 +313,10 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         encoded = False
     if not encoded:
         height, width = picture.shape[:2]
-        raise InputError(f"{path}: {height} × {width} pixels cannot be encoded as {path.suffix}")
-    write_atomic(path, data.tobytes())
+        raise InputError(
+            f"{shown(path)}: {height} × {width} pixels cannot be encoded as {path.suffix}"
+        )
+    write_atomic(path, data.tobytes(), sync=False)
 
 
 def _is_stream(path: Path) -> bool:
@@ -313,19 +340,68 @@ def _open_locked(folder: Path, suffix: str) -> tuple[Path, IO[bytes]]:
         stream.close()  # taken for a leftover before it was locked
 
 
-def _tidy(folder: Path) -> None:
-    """Remove temporary files of killed processes, once per process and folder."""
-    if str(folder) in _tidied:
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder in the system's place for temporary files, removed at the end of the block.
+
+    It is locked like a `PartFile`, and what killed processes left is removed.
+    """
+    _tidy(Path(tempfile.gettempdir()))
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=".nmsfree-", suffix=".part"))
+        with _held(folder):
+            if not folder.is_dir():
+                continue  # taken for a leftover before it was locked
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """Give a name by which OpenCV opens a file; one that is not UTF-8 would crash it."""
+    if shown(path, len(str(path))) == str(path):
+        yield str(path)
         return
-    _tidied.add(str(folder))
-    for part in folder.glob(".nmsfree-*.part*"):
-        with suppress(OSError):
-            if fcntl is None:
-                part.unlink()
-                continue
-            with part.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+    with temporary_folder() as folder:
+        link = folder / f"file{path.suffix if path.suffix.isascii() else ''}"
+        link.symlink_to(path.resolve())
+        yield str(link)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file or folder is a temporary one of this project."""
+    return path.match(PARTS)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left anywhere below a folder."""
+    for part in folder.rglob(PARTS):
+        _remove_leftover(part)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder, once per process and folder."""
+    if str(folder) not in _tidied:
+        _tidied.add(str(folder))
+        for part in folder.glob(PARTS):
+            _remove_leftover(part)
+
+
+def _remove_leftover(part: Path) -> None:
+    """Remove a temporary file or folder, unless somebody holds it."""
+    with suppress(OSError):
+        if fcntl is None:
+            part.unlink()  # a folder stays: whether it is in use cannot be told
+            return
+        handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        finally:
+            os.close(handle)
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nmsfree.errors import InputError
 from nmsfree.files import cannot_write
+from nmsfree.text import shown
 
 RUN_LOCK = ".lock"  # in a folder that one process owns, such as that of a training
 
@@ -32,8 +33,8 @@ def locked(path: Path, patience: float = -1) -> Iterator[None]:
         lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
-            f"{path}: held by another process, which still works there: wait for it, end it, or "
-            "choose another place"
+            f"{shown(path)}: held by another process, which still works there: wait for it, end "
+            "it, or choose another place"
         ) from None
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -6,7 +6,6 @@ The walk over a folder is the one of datasets, too.
 import glob
 import logging
 import os
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
+from nmsfree.files import plain_name
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
@@ -260,9 +260,5 @@ class Video:
 def _open_video(path: Path) -> cv2.VideoCapture:
     if path.exists() and not path.is_file():
         raise InputError(f"{shown(path)}: is a pipe or device, expected a regular file")
-    if shown(path, len(str(path))) == str(path):
-        return cv2.VideoCapture(str(path))
-    with tempfile.TemporaryDirectory() as folder:  # OpenCV takes no name that is not UTF-8
-        link = Path(folder, "video").with_suffix(path.suffix if path.suffix.isascii() else "")
-        link.symlink_to(path.resolve())
-        return cv2.VideoCapture(str(link))
+    with plain_name(path) as name:
+        return cv2.VideoCapture(name)

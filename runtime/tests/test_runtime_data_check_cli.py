@@ -474,3 +474,16 @@ def test_no_name_of_a_split_is_a_path(tmp_path: Path, name: str) -> None:
     assert not [path for path in made if "leak" in path.name or path.parts[-2:-1] == ("a",)]
     with pytest.raises(DataError, match="is a path"):
         load_dataset(root, name)
+
+
+def test_a_fix_that_was_killed_is_done_again(tmp_path: Path) -> None:
+    root, clean = yolo(tmp_path / "yolo"), tmp_path / "clean"
+    with (root / "labels/val/3.txt").open("a") as file:
+        file.write("0 0.5 0.5 0 0\n")
+    (clean / "annotations").mkdir(parents=True)
+    (clean / "annotations" / ".nmsfree-0123456789ab.part").write_bytes(b"{")
+    for _ in range(2):
+        result = run(root, "--out", tmp_path / "out", "--fix", "--out-fixed", clean)
+        assert result.exit_code == 0, result.output
+    names = [path.name for path in sorted((clean / "annotations").iterdir())]
+    assert names == ["instances_train.json", "instances_val.json"]

@@ -240,6 +240,16 @@ def test_interrupted_set_is_completed(tmp_path: Path) -> None:
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_a_set_killed_before_its_first_file_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"{")
+    assert write_digits(tmp_path, train=1, val=0, crowd=0) == ["train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "annotations",
+        "digits.json",
+        "train",
+    ]
+
+
 def test_other_data_is_never_touched(tmp_path: Path) -> None:
     write_digits(tmp_path / "set", train=1, val=0, crowd=0)
     with pytest.raises(DataError, match="seed 0, asked for recipe 1 and seed 1"):

@@ -3,12 +3,24 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree.files import PartFile, check_outputs, write_atomic, write_json
+from nmsfree.files import (
+    PartFile,
+    VideoFile,
+    check_outputs,
+    remove_leftovers,
+    temporary_folder,
+    write_atomic,
+    write_json,
+)
 
 
 def test_file_and_folder_are_new_and_readable(tmp_path: Path) -> None:
@@ -111,6 +123,37 @@ def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "busy"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked there")
+def test_temporary_folders_of_killed_processes_are_removed_and_those_in_use_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / ".nmsfree-left.part" / "deep").mkdir(parents=True)
+    (tmp_path / "nmsfree-mine").mkdir()  # not of this project
+    with temporary_folder() as folder:
+        (folder / "model.onnx").write_bytes(b"large")
+        assert sorted(tmp_path.iterdir()) == [folder, tmp_path / "nmsfree-mine"]
+        remove_leftovers(tmp_path.parent)
+        assert (folder / "model.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["nmsfree-mine"]
+
+
+def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Each looks for leftovers first, and must take no file that another has just made."""
+    code = (
+        "import sys, pathlib, nmsfree.files as files\n"
+        "for i in range(150):\n"
+        "    files._tidied.clear()\n"
+        "    path = pathlib.Path(sys.argv[1], f'{sys.argv[2]}-{i}')\n"
+        "    files.write_atomic(path, b'whole', sync=False)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*words, str(n)]) for n in range(3)]
+    assert [writer.wait(100) for writer in writers] == [0, 0, 0]
+    assert len(list(tmp_path.iterdir())) == 450
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"whole"}
+
+
 def test_names_as_long_as_the_system_allows_can_be_written(tmp_path: Path) -> None:
     write_atomic(tmp_path / ("x" * 255), b"content")
     assert (tmp_path / ("x" * 255)).read_bytes() == b"content"
@@ -147,3 +190,12 @@ def test_an_input_is_known_by_every_name(tmp_path: Path) -> None:
         check_outputs([tmp_path / "a.json", tmp_path / "folder" / "a.json"])
     os.mkfifo(tmp_path / "pipe")
     check_outputs([tmp_path / "pipe", "/dev/stdout"], [model])  # written through
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there alone")
+def test_a_video_in_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")  # OpenCV would crash
+    video = VideoFile(folder / "a.mp4", 10, 32, 32)
+    video.write(np.zeros((32, 32, 3), np.uint8))
+    video.finish()
+    assert [path.name for path in folder.iterdir()] == ["a.mp4"]

@@ -8,13 +8,11 @@ digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +20,7 @@ from nmsfree.data.digits_draw import paint
 from nmsfree.data.digits_glyphs import instances
 from nmsfree.data.digits_layout import SIDE, Placed, lay_out
 from nmsfree.errors import DataError
+from nmsfree.files import is_part, write_atomic, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ def _read_record(out: Path, seed: int) -> dict[str, int]:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file: give an empty or new folder for the digits")
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and not all(map(is_part, out.iterdir())):
             raise DataError(f"{out} holds other data: give an empty or new folder for the digits")
         return {}
     try:
@@ -148,10 +147,7 @@ def _write_record(out: Path, seed: int, splits: dict[str, int]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)
+    write_atomic(path, json.dumps(content).encode())
 
 
 def _annotation_path(out: Path, split: str) -> Path:
@@ -172,23 +168,14 @@ def _file_name(index: int) -> str:
 
 
 def _write_split(out: Path, split: str, count: int, seed: int, progress: Progress | None) -> None:
-    (out / split).mkdir(parents=True, exist_ok=True)
     objects = []
     for index in range(count):
         scene = make_scene(split, index, seed)
-        _write_image(out / split / _file_name(index), scene.image)
+        write_picture(out / split / _file_name(index), scene.image)
         objects.append((scene.boxes, scene.labels))
         if progress is not None:
             progress(split, index + 1, count)
     _write_json(_annotation_path(out, split), _coco(split, seed, objects))
-
-
-def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a PNG under its final name only when it is whole."""
-    encoded = cv2.imencode(".png", image)[1]
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(encoded.tobytes())
-    part.replace(path)
 
 
 def _coco(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from nmsfree.data.digits import CLASS_NAMES, SPLITS, Scene, make_scene
 from nmsfree.errors import InputError
+from nmsfree.files import write_picture
 
 COLUMNS = 4
 ZOOM = 2
@@ -46,5 +47,4 @@ def write_preview(path: Path, seed: int = 0) -> None:
     """
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise InputError(f"{path}: not a picture format that can be written, expected .png or .jpg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, contact_sheet(seed))[1].tobytes())
+    write_picture(path, contact_sheet(seed))

@@ -27,7 +27,7 @@ from nmsfree.data.faults import DESCRIPTIONS, Fault, Kind
 from nmsfree.data.fix_content import category_ids, content_of, source_mark
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import DataError
-from nmsfree.files import write_atomic
+from nmsfree.files import is_part, write_atomic
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def _refuse_others(check: Check, folder: Path) -> None:
     if not folder.exists():
         return
     found = folder.rglob("*") if folder.is_dir() else iter([folder])
-    for file in (path for path in found if path.is_file()):
+    for file in (path for path in found if path.is_file() and not is_part(path)):
         ours = file.parent == folder / "annotations" and file.suffix == ".json"
         if not ours or own_info(read_fields(file)).cleaned_from != source_mark(check, folder):
             raise DataError(
