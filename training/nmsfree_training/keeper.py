@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.errors import CheckpointError, NmsfreeError
+from nmsfree.text import shown
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.detector import Fcos
 from nmsfree_training.distributed import World
@@ -24,7 +26,10 @@ from nmsfree_training.train_state import (
 )
 
 EPOCHS = "train.epochs"
+WHOLE = 1000  # pictures whose bytes are compared
+MISSING = "........"  # in place of a checksum
 FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
+DATA = "data"  # compared image by image
 MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
 
 
@@ -85,18 +90,21 @@ class Keeper:
 
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
+        others = _compare_data(self.folder, state.recipe.get(DATA), self.recipe[DATA])
         changed = self._compare(state.recipe)
         moved = self._compare_machine(state.recipe)
         if warning is not None:
             # The next save would put it in the place of the one that is good.
             put_damaged_aside(self.folder)
-        return state, [text for text in (warning, changed, moved) if text]
+        return state, [text for text in (warning, others, changed, moved) if text]
 
     def _compare(self, before: dict[str, Any]) -> str | None:
         """Refuse another recipe; a change of epochs is told."""
         longer = before.get(EPOCHS) != self.recipe[EPOCHS]
         for name, value in self.recipe.items():
-            free = name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
+            free = name == DATA or name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
+            if name == "category_ids" and name not in before:
+                continue  # of an older version
             if before.get(name) != value and not free:
                 raise CheckpointError(
                     f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
@@ -141,8 +149,10 @@ def describe_recipe(
         "seed": seed,
         "precision": precision,
         "classes": train_set.class_names,
+        "category_ids": train_set.category_ids,
         "images": len(train_set),
         "annotations": _digest(train_set),
+        DATA: describe_data(train_set) if world.main else {},
         f"{MACHINE}device": device.type,
         f"{MACHINE}threads": torch.get_num_threads() if device.type == "cpu" else None,
         f"{MACHINE}processes": world.size,
@@ -159,6 +169,78 @@ def _digest(dataset: DetectionDataset) -> str:
         digest.update(sample.path.name.encode())
         digest.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
     return digest.hexdigest()[:16]
+
+
+def describe_data(dataset: DetectionDataset) -> dict[str, str]:
+    """What tells the images of a run from others, in their order.
+
+    Returns:
+        names: of the files, parted by NUL.
+        objects, pictures: a checksum of 8 characters for each image. That of a picture takes its
+            length and, of at most 1000 pictures evenly spread, its bytes.
+    """
+    samples = dataset.samples
+    step = -(-len(samples) // WHOLE)
+    columns = ((s.boxes.tobytes(), s.labels.tobytes(), s.iscrowd.tobytes()) for s in samples)
+    return {
+        "names": "\0".join(sample.path.name for sample in samples),
+        "objects": "".join(f"{zlib.crc32(b''.join(own)):08x}" for own in columns),
+        "pictures": "".join(_picture(s.path, i % step == 0) for i, s in enumerate(samples)),
+    }
+
+
+def _picture(path: Path, whole: bool) -> str:
+    try:
+        content = path.read_bytes() if whole else b""
+        return f"{zlib.crc32(content, path.stat().st_size & 0xFFFFFFFF):08x}"
+    except OSError:
+        return MISSING
+
+
+def _compare_data(folder: Path, before: dict[str, str] | None, now: dict[str, str]) -> str | None:
+    """Refuse other images or objects by their names; other pictures are told.
+
+    Args:
+        before: of the state; None in one of an older version.
+    """
+    if before is None:
+        return None
+    old, names = before["names"].split("\0"), now["names"].split("\0")
+    advice = "bring back those it was started with, or choose another --out"
+    if old != names:
+        gone, new = set(old) - set(names), set(names) - set(old)
+        what = [f"{_named(sorted(n))} {end}" for n, end in ((gone, "gone"), (new, "new")) if n]
+        found = ", ".join(what) or "in another order, or some are there more often"
+        raise CheckpointError(
+            f"{folder}: its images are not those it was started with: {found}: {advice}"
+        )
+    changed = _changed(names, before["objects"], now["objects"])
+    if changed:
+        raise CheckpointError(
+            f"{folder}: the annotations are not those it was started with, the objects of "
+            f"{_named(changed)} differ: {advice}"
+        )
+    changed = _changed(names, before["pictures"], now["pictures"])
+    if changed:
+        return (
+            f"warning: other pictures than the run was started with: {_named(changed)}; it goes on"
+        )
+    return None
+
+
+def _changed(names: list[str], before: str, now: str) -> list[str]:
+    """Return the images whose checksums differ; one that could not be read has none."""
+    pairs = [(before[i : i + 8], now[i : i + 8]) for i in range(0, len(now), 8)]
+    return [
+        name
+        for name, pair in zip(names, pairs, strict=True)
+        if pair[0] != pair[1] and MISSING not in pair
+    ]
+
+
+def _named(names: list[str]) -> str:
+    few = ", ".join(shown(name, 80) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} image{'s' * (len(names) != 1)} ({few})"
 
 
 def _refuse_not_finite(weights: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -347,14 +348,74 @@ def test_an_interrupt_at_the_very_end_leaves_the_state_alone(
     assert {"confusion_matrix.png", "pr_curve.png"} <= {p.name for p in tmp_path.iterdir()}
 
 
-def test_another_dataset_of_the_same_size_is_not_the_same_run(
-    tmp_path: Path, train_set: DetectionDataset
+def other_data(dataset: DetectionDataset, change: str) -> DetectionDataset:
+    first, second, *others = dataset.samples
+    match change:
+        case "box":
+            return replace(
+                dataset, samples=(replace(first, boxes=first.boxes + 1), second, *others)
+            )
+        case "class":
+            labels = (first.labels + 1) % len(dataset.class_names)
+            return replace(dataset, samples=(replace(first, labels=labels), second, *others))
+        case "gone":
+            return replace(dataset, samples=(second, *others))
+        case "new":
+            new = replace(first, path=first.path.with_name("new.png"))
+            return replace(dataset, samples=(*dataset.samples, new))
+        case "order":
+            return replace(dataset, samples=(second, first, *others))
+    return replace(dataset, category_ids=tuple(i + 5 for i in dataset.category_ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("box", r"annotations are not .*, the objects of 1 image \({first}\) differ"),
+        ("class", r"annotations are not .*, the objects of 1 image \({first}\) differ"),
+        ("gone", r"images are not .*: 1 image \({first}\) gone: bring back"),
+        ("new", r"images are not .*: 1 image \(new\.png\) new: bring back"),
+        ("order", "images are not .*: in another order"),
+        ("ids", r"was started with category_ids = \[1, 2"),
+    ],
+)
+def test_resuming_on_other_data_says_what_differs(
+    tmp_path: Path, train_set: DetectionDataset, change: str, message: str
 ) -> None:
-    train(tmp_path, train_set, tiny(epochs=1))
-    moved = replace(train_set.samples[0], boxes=train_set.samples[0].boxes + 1)
-    other = replace(train_set, samples=(moved, *train_set.samples[1:]))
-    with pytest.raises(CheckpointError, match="was started with annotations = "):
-        train(tmp_path, other, tiny(epochs=1), resume=True)
+    few = replace(train_set, samples=train_set.samples[:4])
+    train(tmp_path, few, tiny("fcos_rt_nano", epochs=1))
+    expected = message.format(first=few.samples[0].path.name)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        train(tmp_path, other_data(few, change), tiny("fcos_rt_nano", epochs=1), resume=True)
+    assert not re.search("[0-9a-f]{8}", str(caught.value).removeprefix(str(tmp_path)))
+
+
+def test_resuming_on_other_pictures_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
+    """Also where the file has its old length; one that is missing or came back is no other."""
+    few = replace(train_set, samples=train_set.samples[:4])
+    copies = []
+    for sample in few.samples:
+        path = tmp_path / "set" / sample.path.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(sample.path.read_bytes())
+        copies.append(replace(sample, path=path))
+    few = replace(few, samples=tuple(copies))
+    chosen, out = tiny("fcos_rt_nano", epochs=1), tmp_path / "out"
+    config = RunConfig(out=out, device=torch.device("cpu"), resume=True)
+    train(out, few, chosen)
+    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    path = copies[2].path
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (told,) = Trainer(chosen, few, None, config).keeper.load()[1]
+    assert f"other pictures than the run was started with: 1 image ({path.name})" in told
+    path.unlink()
+    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    state = load_state(out)[0]
+    new = ("data", "category_ids")
+    older = {k: v for k, v in state.recipe.items() if k not in new}
+    save_state(replace(state, recipe=older), out)  # it does not know: nothing to say
+    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
 
 
 def test_a_validation_set_is_checked_before_training(
