@@ -21,6 +21,7 @@ from nmsfree_benchmarks.common.sample import (
 )
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.compare import agreement, compare
+from nmsfree_benchmarks.record.compare_cli import _meaning
 from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Ratio, Results
 
@@ -155,6 +156,24 @@ def test_a_speed_that_grows_is_no_regression() -> None:
     slower = compare(after, before, by_ratios=True)
     assert slower.changes[0].interval.low == pytest.approx(3.8 / 2.1)
     assert len(slower.regressions(1.05)) == 1
+
+
+def test_under_ten_rounds_nothing_is_concluded() -> None:
+    """A ratio of two runs is as sure as the shorter one."""
+    short, long = (
+        results_of(records=(record_of("free", 5, times=times_of(ms, calls=calls)),), ratios=())
+        for ms, calls in ((5, 9), (50, 30))
+    )
+    for before, after in ((short, long), (long, short)):
+        found = compare(before, after)
+        assert found.regressions(1.05) == []
+        assert _meaning(found.changes[0], 1.05) == "undecided: under 10 rounds"
+        assert found.to_json()["changes"][0]["interval"]["low"] is None
+    before = results_of()
+    unsure = replace(before.ratios[0], interval=Interval(9.0))
+    after = replace(before, ratios=(unsure,))
+    assert compare(before, after, by_ratios=True).regressions(1.05) == []
+    assert agreement(before, after) == (0, 0)
 
 
 def test_only_what_is_named_is_compared() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.engines import ENGINES, Engine
-from nmsfree_benchmarks.frontier.accuracy import Gap
+from nmsfree_benchmarks.frontier.accuracy import gap_interval
 from nmsfree_benchmarks.frontier.entries import ratios_of
 from nmsfree_benchmarks.frontier.rules import advise, conclusions, facts_of, pareto, points, what
 from nmsfree_benchmarks.frontier.tables import sheets
@@ -73,8 +73,9 @@ def test_advice_is_read_from_the_figures() -> None:
         "nano: bf16 in OpenVINO: 2.50 × the speed, −0.1 AP: take it.",
         "nano: 192 × 192 input: 1.67 × the speed, −7.0 AP: take it only if the AP can be spared.",
         "nano: 320 × 320 input: 0.50 × the speed, +2.0 AP: take it if the time can be spared.",
-        "On the frontier, by medians, fastest first: nano openvino_bf16 fp32 256x256, "
-        "nano openvino fp32 256x256, nano onnxruntime fp32 320x320.",
+        "On the frontier by medians and AP as measured, fastest first: nano openvino_bf16 fp32 "
+        "256x256, nano openvino fp32 256x256, nano onnxruntime fp32 320x320. Neighbours whose "
+        "intervals overlap may change places.",
     ]
 
 
@@ -94,13 +95,18 @@ def test_a_noisy_run_gives_no_advice() -> None:
          " is 1.05 … 1.90 ×"),
         ((1.5, 1.4, 1.6), (-0.02, -0.05, 0.01), "x: 1.50 × the speed, −2.0 AP (−5.0 … +1.0): "
          "too close to say, measure AP on more images"),
+        ((1.5, 1.4, 1.6), (-0.003, -0.02, 0.01), "x: 1.50 × the speed, −0.3 AP (−2.0 … +1.0): "
+         "too close to say, measure AP on more images"),
+        ((1.5, 1.4, 1.6), (0.01,), "x: 1.50 × the speed, +1.0 AP (–): too close to say, measure AP "
+         "on more images"),
+        ((1.5,), (0, 0, 0), "x: 1.50 × the speed, ±0.0 AP: undecided, under 10 rounds were timed"),
         ((0.5, 0.4, 0.6), (0.02, -0.01, 0.05), "x is not worth it here: 0.50 × the speed, +2.0 AP"),
     ],
 )  # fmt: skip
 def test_what_is_unsure_is_not_advised(
-    speed: tuple[float, float, float], gap: tuple[float, float, float], said: str
+    speed: tuple[float, ...], gap: tuple[float, ...], said: str
 ) -> None:
-    assert advise("x", Interval(*speed), Gap(*gap)) == said
+    assert advise("x", Interval(*speed), Interval(*gap)) == said
 
 
 def test_the_frontier_leaves_out_what_is_slower_and_no_better() -> None:
@@ -111,13 +117,13 @@ def test_the_frontier_leaves_out_what_is_slower_and_no_better() -> None:
 
 
 def test_a_gap_is_as_sure_as_the_images_allow() -> None:
-    same = Gap.between(0.7, 0.6, (0.7 + TENTHS).tolist(), (0.6 + TENTHS).tolist())
+    same = gap_interval(0.7, 0.6, (0.7 + TENTHS).tolist(), (0.6 + TENTHS).tolist())
     assert same.high - same.low == pytest.approx(0)
     # differences d: error² = 9/10 · Σ(d - mean)²
-    apart = Gap.between(0.7, 0.6, (0.7 + TENTHS).tolist(), [0.6] * 10)
+    apart = gap_interval(0.7, 0.6, (0.7 + TENTHS).tolist(), [0.6] * 10)
     error = np.sqrt(0.9 * (TENTHS**2).sum())
     assert (apart.value, apart.low) == pytest.approx((0.1, 0.1 - 2.262 * error))
-    assert Gap.between(0.7, 0.6, [], []) == Gap(pytest.approx(0.1), -1, 1)  # type: ignore[arg-type]
+    assert gap_interval(0.7, 0.6, [], []) == Interval(pytest.approx(0.1))  # type: ignore[arg-type]
 
 
 def test_points_have_a_sign() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nmsfree_benchmarks.machine.measure import Times
-from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
+from nmsfree_benchmarks.record.intervals import AIM, Interval, ratio_interval
 
 MS = 1_000_000
 RUNS = 200
@@ -59,7 +59,7 @@ def test_the_value_is_the_ratio_of_medians_over_all_parts() -> None:
     a = np.array([[1, 2], [2, 2], [5, 5]])
     b = np.array([[1], [2], [2]])
     assert ratio_interval(a, b).value == 2
-    assert ratio_interval(a, a) == Interval(1, 1, 1)
+    assert ratio_interval(to_times(np.ones(10)), to_times(np.ones(10))) == Interval(1, 1, 1)
 
 
 def test_the_same_times_give_the_same_interval() -> None:
@@ -69,8 +69,8 @@ def test_the_same_times_give_the_same_interval() -> None:
 
 
 def test_an_incomplete_last_round_is_left_out() -> None:
-    a = to_times(np.array([1, 1, 1, 1, 9]))
-    assert ratio_interval(a, a[:5], 2) == Interval(1, 1, 1)
+    a = to_times(np.array([*[1.0] * 20, 9]))
+    assert ratio_interval(a, a[::-1][::-1], 2) == Interval(1, 1, 1)
     assert ratio_interval(a, a, 100).value == 1  # a burst longer than the run is one round
 
 
@@ -91,3 +91,26 @@ def test_an_interval_decides_on_one_side_of_one() -> None:
     assert Interval(1, 0.9, 1.1).overlaps(Interval(1.2, 1.1, 1.3))
     assert not Interval(1, 0.9, 1.0).overlaps(Interval(1.2, 1.1, 1.3))
     assert str(Interval(1.23456, 1.1, 1.3)) == "1.235 (1.100 – 1.300)"
+    assert Interval(-0.001, -0.2, 0.1).text(sign="+") == "+0.00 (-0.20 – +0.10)"
+
+
+@pytest.mark.parametrize("burst", [1, 3])
+@pytest.mark.parametrize("paired", [True, False])
+def test_under_ten_rounds_there_is_no_interval_and_nothing_follows(
+    burst: int, paired: bool
+) -> None:
+    slow, fast = (to_times(np.full(10 * burst, ms)) for ms in (20.0, 10.0))
+    assert ratio_interval(slow, fast, burst, paired=paired) == Interval(2, 2, 2)
+    few = ratio_interval(slow[:-1], fast[:-1], burst, paired=paired)
+    assert few == Interval(2) and not few.known and not few.decides
+    assert few.within(1) is None and few.within(9) is None
+    assert few.text(unit=" ms") == "2.00 ms (–)"
+    assert few.to_json() == {"value": 2, "low": None, "high": None}
+    assert Interval.from_json(few.to_json()) == few
+    for quotient in (few.by(Interval(2, 2, 2)), Interval(4, 4, 4).by(few), few.times(3)):
+        assert not quotient.known
+
+
+def test_an_aim_inside_an_interval_is_undecided() -> None:
+    aims = [AIM[Interval(1, 0.9, 1.1).within(most)] for most in (1.2, 1.1, 1.0, 0.9, 0.8)]
+    assert aims == ["reached", "reached", "undecided", "undecided", "missed"]

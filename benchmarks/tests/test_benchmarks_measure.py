@@ -30,6 +30,14 @@ def times_of(*totals: float) -> Times:
     return (np.array([[t / 4, t / 2, t / 4] for t in totals]) * MS).astype(np.int64)
 
 
+@pytest.mark.parametrize(
+    ("calls", "p90", "p99"), [(1, 0, 0), (19, 0, 0), (20, 1, 0), (99, 1, 0), (100, 1, 1)]
+)
+def test_a_percentile_needs_its_calls(calls: int, p90: bool, p99: bool) -> None:
+    summary = summarize(times_of(*range(1, calls + 1)))
+    assert (summary.p90 is not None, summary.p99 is not None) == (p90, p99)
+
+
 def test_percentiles_are_those_of_the_totals() -> None:
     summary = summarize(times_of(*range(1, 102)))  # 1 … 101 ms: percentile p is 1 + p ms
     assert (summary.p50, summary.p90, summary.p99) == pytest.approx((51, 91, 100))

@@ -135,11 +135,11 @@ PREPROCESS = "preprocessing 1920×1080 → 512 × 736"
 CALL = "fcos_e2e_nano, 640×480: Detector(image) by the bare call"
 
 
-def test_targets_are_met_or_missed_by_their_intervals() -> None:
+def test_targets_are_reached_or_missed_by_their_intervals() -> None:
     good, bad = conclusions(results_of(11, 1.2)), conclusions(results_of(12, 1.8))
     assert good == [
-        f"Target met: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
-        f"Target met: {CALL}: 1.10 × (1.09 … 1.11), at most 1.15.",
+        f"Target reached: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
+        f"Target reached: {CALL}: 1.10 × (1.09 … 1.11), at most 1.15.",
     ]
     assert bad == [
         f"Target missed: {PREPROCESS}: 1.80 ms (1.80 … 1.80), at most 1.5.",
@@ -149,8 +149,9 @@ def test_targets_are_met_or_missed_by_their_intervals() -> None:
 
 
 def test_what_is_unsure_is_not_judged() -> None:
-    close = facts_of(results_of(11.5, 1.5, spread=10))["targets"]
-    assert [t["met"] for t in close] == [None, None]
+    close = results_of(11.5, 1.5, spread=10)
+    assert [t["met"] for t in facts_of(close)["targets"]] == [None, None]
+    assert all(line.startswith("Target undecided: ") for line in conclusions(close))
     noisy = results_of(11, 1.2, load=1.0)
     assert [t["met"] for t in facts_of(noisy)["targets"]] == [None, None]
     assert all(line.startswith("Target not judged: ") for line in conclusions(noisy))
@@ -161,7 +162,7 @@ def test_another_engine_promised_nothing() -> None:
     assert said == [
         "fcos_e2e_nano, 640×480, TensorRT-RTX: Detector(image) takes 1.200 (1.193 – 1.207) × the "
         "bare call.",
-        f"Target met: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
+        f"Target reached: {PREPROCESS}: 1.20 ms (1.20 … 1.20), at most 1.5.",
     ]
 
 

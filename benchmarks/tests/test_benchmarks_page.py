@@ -25,7 +25,7 @@ from nmsfree_benchmarks.page.kinds import KINDS, words_of
 from nmsfree_benchmarks.page.markdown import text, to_markdown
 from nmsfree_benchmarks.page.page import make_page
 from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.records import Ratio, Results
+from nmsfree_benchmarks.record.records import FORMAT_VERSION, Ratio, Results
 from nmsfree_benchmarks.roofline.limits import Limit
 from nmsfree_benchmarks.roofline.onnx_cost import Layer
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe
@@ -185,7 +185,7 @@ def test_a_noisy_run_says_so_at_the_top(tmp_path: Path) -> None:
 def test_the_table_answers_in_one_sentence() -> None:
     said, sheets = words_of(table())
     assert said[0].startswith("fcos_e2e_nano without NMS takes 3.99 ms, fcos_rt_nano with")
-    assert "1.2" in said[0] and "(95 %: " in said[0]
+    assert "1.25 × (1.2" in said[0]
     assert said[0].endswith("AP 77.0 without, 79.0 with NMS.")
     assert [sheet.title for sheet in sheets] == ["Input of 256 × 256 pixels"]
     noisy, _ = words_of(replace(table(), other_load=2.0))
@@ -237,7 +237,9 @@ def test_the_newest_of_each_kind_is_taken(tmp_path: Path) -> None:
 
 
 def test_without_results_the_reason_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no result of format 2.0 in it, run one first$"):
+    with pytest.raises(
+        InputError, match=rf"no result of format {FORMAT_VERSION} in it, run one first$"
+    ):
         newest_of_each_kind(tmp_path)
     shutil.copy(OLD, tmp_path)
     with pytest.raises(

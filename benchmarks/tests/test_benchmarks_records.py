@@ -18,7 +18,7 @@ from nmsfree_benchmarks.common.sample import (
     times_of,
 )
 from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.record.records import Ratio, Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
 OLD = Path(__file__).parent / "format_1.json"
@@ -189,8 +189,21 @@ def test_half_of_the_rows_may_be_doubtful() -> None:
 def test_too_few_calls_decide_nothing() -> None:
     few = replace(results_of().records[0], times=np.full((4, 1), 10**6))
     assert judge(results_of(records=(few,), ratios=())).reasons == (
-        "1 of 1 rows have under 5 calls: measure longer",
+        "1 of 1 rows have under 10 rounds: measure longer",
     )
+
+
+def test_too_few_calls_leave_their_places_empty(tmp_path: Path) -> None:
+    """And files of the format before, which gave intervals of four rounds, are read without."""
+    few = [replace(r, times=r.times[:8]) for r in results_of().records]
+    results = results_of(records=few, ratios=(Ratio.between(few[0], few[1], "a by b", 2),))
+    content = json.loads(results_file.to_text(replace(results, settings={"burst": 2})))
+    assert {(r["p90_ms"], r["p99_ms"]) for r in content["records"]} == {(None, None)}
+    assert (content["ratios"][0]["low"], content["ratios"][0]["decided"]) == (None, False)
+    content["ratios"][0] |= {"low": 1.0, "high": 1.1}
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content | {"format_version": "2.0"}), encoding="utf-8")
+    assert not results_file.read(old).ratios[0].interval.known
 
 
 def test_a_cuda_graph_that_only_one_of_two_has_is_told() -> None:

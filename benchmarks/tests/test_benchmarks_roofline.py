@@ -24,6 +24,7 @@ from nmsfree_benchmarks.roofline.onnx_values import load_model
 from nmsfree_benchmarks.roofline.paper import E2E_FCOS, RTX_4060
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, measure_peaks, read_peaks
 from nmsfree_benchmarks.roofline.records import model_record
+from nmsfree_benchmarks.roofline.tables import share_text
 from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import preset
 from nmsfree_training.cost import gmac
@@ -232,6 +233,12 @@ def test_the_share_has_the_interval_of_the_median() -> None:
     assert figures["share_of_limit"] == pytest.approx(0.25, rel=0.05)
     assert figures["share_low"] < figures["share_of_limit"] < figures["share_high"]
     assert figures["beyond_limit_ms"] == {}
+    beaten = model_record("a", subject_of(), times_of(0.5), limit, {}).figures
+    assert beaten["limit_ms"] == 1 and share_text(beaten) == "–"
+    empty = [beaten[key] for key in ("share_of_limit", "share_low", "share_high")]
+    assert empty == [None] * 3 and "it is none" in beaten["share_of_limit_is_empty"]
+    few = model_record("a", subject_of(), times_of(4, calls=9), limit, {}).figures
+    assert share_text(few) == "25 % (–)"
     profiled = model_record("a", subject_of(), times_of(4), limit, {"a": 3.0}).figures
     assert profiled["beyond_limit_ms"] == {"Conv": pytest.approx(2.0)}
     (layer,) = profiled["layers"]

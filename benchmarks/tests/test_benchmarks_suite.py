@@ -25,7 +25,12 @@ from nmsfree.images import read_image
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.inputs import digits_val, full_hd
 from nmsfree_benchmarks.common.sources import trained_sources
-from nmsfree_benchmarks.machine.measure import STAGES, Image, Plan, Stopwatch
+from nmsfree_benchmarks.frontier import suite as frontier
+from nmsfree_benchmarks.machine.measure import CALLS_FOR, STAGES, Image, Plan, Stopwatch
+from nmsfree_benchmarks.nms.options import FULL, LARGE_PLAN, QUICK
+from nmsfree_benchmarks.overhead import suite as overhead
+from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS
+from nmsfree_benchmarks.roofline import suite as roofline
 from nmsfree_benchmarks.table.onnx_engine import (
     TimedBackend,
     bare_call,
@@ -35,6 +40,7 @@ from nmsfree_benchmarks.table.onnx_engine import (
 )
 from nmsfree_benchmarks.table.options import PLANS
 from nmsfree_benchmarks.table.rows import CPU_ENGINES
+from nmsfree_benchmarks.throughput import suite as throughput
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
 from nmsfree_training.detector import Fcos
@@ -93,12 +99,12 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_engine_runs_every_model(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     found = [(row["subject"]["model"], row["subject"]["engine"]) for row in rows]
     assert found == [(model, engine) for model in MODELS for engine in CPU_ENGINES]
-    assert {row["timed_calls"] for row in content["records"]} == {20}
+    assert {row["timed_calls"] for row in content["records"]} == {30}
     assert {tuple(row["subject"]["size"]) for row in rows} == {(64, 64)}
     assert list(content["skipped"]) == ["fcos_o2o_nano"]
     assert content["environment"]["threads"] == 1
     assert content["command"] == "nmsfree bench --quick --threads 1 --size nano --seconds 0"
-    assert content["settings"] == {"bursts": {"64x64": 4}}
+    assert content["settings"] == {"bursts": {"64x64": 3}}
 
 
 def test_int8_and_memory_are_measured_beside_fp32(
@@ -129,6 +135,17 @@ def test_int8_and_memory_are_measured_beside_fp32(
         assert rows[engine]["figures"]["engine_rss_mb"] != 0
     assert "engine_rss_mb" not in rows["eager_timing"]["figures"]
     assert all(rows[e]["figures"]["share_of_limit"] > 0 for e in (*CPU_ENGINES, "openvino_int8"))
+
+
+def test_plans_are_long_enough_for_what_is_said_of_them() -> None:
+    """Ten rounds for an interval in each; a hundred calls for the p99 of a full run's table."""
+    plans = [*PLANS.values(), *overhead.PLANS.values(), LARGE_PLAN]
+    plans += [plan for suite in (frontier, throughput, roofline)
+              for plan in (suite.PLAN, suite.QUICK_PLAN)]  # fmt: skip
+    plans += [plan for chosen in (FULL, QUICK) for plan in (chosen.alone, chosen.call)]
+    assert min(plan.min_rounds for plan in plans) >= FEWEST_ROUNDS
+    for plan in (PLANS["nano", False], frontier.PLAN):
+        assert plan.min_rounds * plan.burst >= CALLS_FOR[99]
 
 
 def test_every_stage_takes_time(rows: list[dict[str, Any]]) -> None:

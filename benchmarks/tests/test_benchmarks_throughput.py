@@ -165,6 +165,15 @@ def test_what_may_be_worse_than_near_is_not_taken() -> None:
     assert saturation(streams).at.parameters["streams"] == 4
 
 
+def test_under_ten_rounds_nothing_is_saturated() -> None:
+    """The best is in the middle by its median, and nothing tells it from the last."""
+    few = [replace(r, times=r.times[:9]) for r in (make(10), make(5, 2), make(5.1, 4))]
+    (streams, _) = curves(few)
+    found = saturation(streams)
+    assert found.at is found.best is few[1] and found.open_end
+    assert str(found).endswith("undecided whether more gives more")
+
+
 def test_a_noisy_run_names_no_saturation() -> None:
     noisy = results_of(RECORDS, load=1.0)
     said = ["No saturation point and no winner: this run cannot tell its rows apart."]

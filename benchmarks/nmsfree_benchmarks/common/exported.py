@@ -2,14 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nmsfree.preprocess
+import nmsfree.spec
 import nmsfree_export
+import nmsfree_training
 from nmsfree.data.digits import write_digits
 from nmsfree.errors import NmsfreeError
 from nmsfree.identity import sha256
@@ -22,6 +25,13 @@ from nmsfree_export.precision import Precision
 CALIBRATION_IMAGES = 128
 TIMED_IMAGES = 16  # where a file is timed and not evaluated: ranges change no kernels
 TRAIN_ANNOTATIONS = Path("annotations/instances_train.json")
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime")
+MADE_OF = (
+    Path(nmsfree_export.__file__).parent,
+    Path(nmsfree_training.__file__).parent,
+    Path(nmsfree.spec.__file__),
+    Path(nmsfree.preprocess.__file__),
+)
 
 Progress = Callable[[int, int], None]
 
@@ -112,12 +122,11 @@ def export_all(
 
 
 def _key(wanted: Wanted, calibration: Path | None) -> str:
-    """Hash what a file depends on: weights, settings, pictures, and the code that exports."""
+    """Hash what a file depends on: weights, settings, pictures, and what makes it."""
     what: dict[str, Any] = {
         "weights": wanted.source.sha256,
         "name": wanted.name,
-        "code": exporting_code(),
-        "versions": _versions(),
+        "made by": made_by(MADE_OF),
     }
     if wanted.target is not None and calibration is not None:
         what["pictures"] = sha256(calibration / TRAIN_ANNOTATIONS), wanted.calibration_images
@@ -125,12 +134,17 @@ def _key(wanted: Wanted, calibration: Path | None) -> str:
 
 
 @cache
-def exporting_code() -> str:
-    """Hash of the exporting code, so that a change of it is never measured with an old file."""
-    folder = Path(str(nmsfree_export.__file__)).parent
-    digests = [sha256(path) for path in sorted(folder.glob("*.py"))]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+def made_by(sources: tuple[Path, ...]) -> str:
+    """Hash the code and the libraries that make files, so that no old one is measured after a
+    change of the network, the exporter or what the runtime writes into a file.
 
-
-def _versions() -> Mapping[str, str]:
-    return {name: version(name) for name in ("torch", "onnx", "onnxruntime")}
+    Args:
+        sources: Python files, and folders of them.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        for file in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            digest.update(f"{file.relative_to(source.parent)} {sha256(file)}\n".encode())
+    for name in LIBRARIES:
+        digest.update(f"{name} {version(name)}\n".encode())
+    return digest.hexdigest()

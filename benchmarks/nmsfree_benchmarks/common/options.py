@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Quick = Annotated[bool, typer.Option("--quick", help="Under 40 s: for a first look.")]
+Quick = Annotated[bool, typer.Option("--quick", help="About a minute: for a first look.")]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Of every engine; the physical cores if not given."),

@@ -7,6 +7,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def number(value: float | None, form: str = ".1f") -> str:
+    """A number in a cell; "–" where it is not known, or too little was measured for it."""
+    return "–" if value is None else f"{value:{form}}"
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Attributes:

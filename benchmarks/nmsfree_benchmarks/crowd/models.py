@@ -15,7 +15,7 @@ from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.identity import sha256
 from nmsfree.spec import NmsSpec
-from nmsfree_benchmarks.common.exported import exporting_code
+from nmsfree_benchmarks.common.exported import MADE_OF, made_by
 from nmsfree_benchmarks.common.exporting import exporter
 from nmsfree_benchmarks.common.on_device import CPU, DeviceOptions, open_on, subject_on
 from nmsfree_benchmarks.common.run_options import Progress
@@ -49,7 +49,7 @@ class Job:
 
     def file(self, work: Path) -> Path:
         """Return where the exported file is: weights, options and code are in its name."""
-        key = f"{sha256(self.checkpoint)} {self.options!r} {exporting_code()}"
+        key = f"{sha256(self.checkpoint)} {self.options!r} {made_by(MADE_OF)}"
         return work / "crowd" / f"{self.model}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.onnx"
 
 
@@ -121,8 +121,7 @@ def export_all(jobs: list[Job], work: Path, progress: Progress) -> list[Path]:
 def with_floor(file: Path, floor: float) -> Path:
     """Write a file of the o2m head with another score floor beside it; returns it."""
     changed = file.with_name(f"{file.stem}-floor{floor:g}.onnx")
-    if not changed.is_file():
-        write_atomic(changed, with_settings(onnx.load(file), floor, IOU).SerializeToString())
+    write_atomic(changed, with_settings(onnx.load(file), floor, IOU).SerializeToString())
     return changed
 
 

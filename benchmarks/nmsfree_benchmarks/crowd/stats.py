@@ -1,39 +1,12 @@
 """Numbers read from times, with bootstrap intervals that resample whole rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree_benchmarks.record.intervals import CONFIDENCE, RESAMPLES, Interval
+from nmsfree_benchmarks.record.intervals import Interval, Rows, Values, bootstrap
 from nmsfree_benchmarks.record.records import Record
-
-Rows = NDArray[np.int64]
-Values = NDArray[np.float64]
-
-
-def bootstrap(statistic: Callable[[Rows], Values], calls: int, burst: int = 1) -> Interval:
-    """Return a statistic of all timed calls, and between which values it lies with 95 %.
-
-    Args:
-        statistic: takes numbers of calls, int64 [draws, calls]; gives one value of each draw, NaN
-            where its calls do not suffice.
-        calls: number of timed calls.
-        burst: calls of a turn, which are drawn together.
-
-    Raises:
-        ValueError: nothing was timed.
-    """
-    if calls == 0:
-        raise ValueError("no times")
-    burst = min(burst, calls)
-    rounds = np.arange(calls // burst * burst).reshape(-1, burst)
-    draw = np.random.default_rng(0)
-    drawn = draw.integers(len(rounds), size=(RESAMPLES, len(rounds)))
-    found = statistic(rounds[drawn].reshape(RESAMPLES, -1))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(found, (tail, 1 - tail)).tolist()
-    return Interval(float(statistic(np.arange(calls)[None])[0]), low, high)
 
 
 def nms_cost(whole: Record, without: Record, burst: int) -> tuple[Interval, Interval]:

@@ -14,6 +14,7 @@ import numpy as np
 from nmsfree.data.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.evaluate import Result, coco_metrics, predict
+from nmsfree_benchmarks.record.intervals import Interval
 
 FOLDS = 10
 STUDENT_95 = 2.262  # 97.5 % quantile of Student's t, FOLDS - 1 degrees of freedom
@@ -34,29 +35,16 @@ class Accuracy:
     without: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Gap:
-    """AP of one thing minus that of another, 0-1, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def between(cls, of: float, to: float, of_without: Sequence[float],
-                to_without: Sequence[float]) -> "Gap":  # fmt: skip
-        """From two APs and their `Accuracy.without`; without those the interval is all there is."""
-        value = of - to
-        if not of_without or len(of_without) != len(to_without):
-            return cls(value, -1.0, 1.0)
-        parts = np.subtract(of_without, to_without)
-        n = len(parts)
-        error = float(np.sqrt((n - 1) / n * ((parts - parts.mean()) ** 2).sum()))
-        return cls(value, value - STUDENT_95 * error, value + STUDENT_95 * error)
-
-    def to_json(self) -> dict[str, float]:
-        return {"value": round(self.value, 5), "low": round(self.low, 5),
-                "high": round(self.high, 5)}  # fmt: skip
+def gap_interval(of: float, to: float, of_without: Sequence[float],
+                 to_without: Sequence[float]) -> Interval:  # fmt: skip
+    """An AP minus another, 0-1, from both and their `Accuracy.without`; no bounds without those."""
+    value = of - to
+    if not of_without or len(of_without) != len(to_without):
+        return Interval(value)
+    parts = np.subtract(of_without, to_without)
+    n = len(parts)
+    error = float(np.sqrt((n - 1) / n * ((parts - parts.mean()) ** 2).sum()))
+    return Interval(value, value - STUDENT_95 * error, value + STUDENT_95 * error)
 
 
 def measure(

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
-from nmsfree_benchmarks.frontier.accuracy import Gap
-from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.frontier.accuracy import gap_interval
+from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS, Interval
 from nmsfree_benchmarks.record.records import FP32_BY, Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
@@ -27,10 +27,10 @@ def is_reference(record: Record) -> bool:
     return plain and bool(parameters["deployed_size"])
 
 
-def gap_between(of: Record, to: Record) -> Gap:
+def gap_between(of: Record, to: Record) -> Interval:
     """AP of one record minus that of another."""
     a, b = ap_of(of), ap_of(to)
-    return Gap.between(a, b, of.figures["ap_without_tenths"], to.figures["ap_without_tenths"])
+    return gap_interval(a, b, of.figures["ap_without_tenths"], to.figures["ap_without_tenths"])
 
 
 def ap_of(record: Record) -> float:
@@ -60,7 +60,7 @@ def what(record: Record) -> str:
     return f"{record.parameters['file'].upper()} in {ENGINES[engine].label}"
 
 
-def advise(name: str, speed: Interval, gap: Gap) -> str:
+def advise(name: str, speed: Interval, gap: Interval) -> str:
     """Say whether a change is worth it.
 
     Args:
@@ -69,19 +69,19 @@ def advise(name: str, speed: Interval, gap: Gap) -> str:
         gap: the AP it gives.
     """
     figures = f"{speed.value:.2f} × the speed, {points(gap.value)} AP"
-    if speed.low > WORTH and gap.value >= -TOLERATED:
+    if speed.low > WORTH and gap.low >= -TOLERATED:
         return f"{name}: {figures}: take it"
     if speed.low > WORTH and gap.high < 0:
         return f"{name}: {figures}: take it only if the AP can be spared"
     if speed.low > WORTH:
-        return (
-            f"{name}: {figures} ({points(gap.low)} … {points(gap.high)}): too close to say, "
-            "measure AP on more images"
-        )
+        bounds = f"{points(gap.low)} … {points(gap.high)}" if gap.known else "–"
+        return f"{name}: {figures} ({bounds}): too close to say, measure AP on more images"
     if speed.value < 1 and gap.low > 0:
         return f"{name}: {figures}: take it if the time can be spared"
     if speed.high <= WORTH:
         return f"{name} is not worth it here: {figures}"
+    if not speed.known:
+        return f"{name}: {figures}: undecided, under {FEWEST_ROUNDS} rounds were timed"
     return f"{name}: {figures}: too close to say, the speed is {speed.low:.2f} … {speed.high:.2f} ×"
 
 
@@ -124,4 +124,8 @@ def conclusions(results: Results) -> list[str]:
         return ["No advice and no frontier: this run cannot tell its rows apart."]
     lines = [f"{model}: {line}." for model, found in advice(results).items() for line in found]
     front = ", ".join(r.name for r in pareto(detectors(results)))
-    return [*lines, f"On the frontier, by medians, fastest first: {front}."]
+    return [
+        *lines,
+        f"On the frontier by medians and AP as measured, fastest first: {front}. Neighbours whose "
+        "intervals overlap may change places.",
+    ]

@@ -27,8 +27,8 @@ from nmsfree_benchmarks.table.eager import Source, use_threads
 
 PICTURES, QUICK_AP_IMAGES = 32, 40
 QUICK_MODELS, QUICK_SCALES = ("fcos_e2e_nano",), (1.0,)
-PLAN = Plan(seconds=90, min_rounds=10, lead_in=2, burst=4)
-QUICK_PLAN = Plan(seconds=6, min_rounds=6, lead_in=1, burst=3)
+PLAN = Plan(seconds=90, min_rounds=25, lead_in=2, burst=4)
+QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The frontier in tables: one for each model."""
 
 from nmsfree_benchmarks.common.engines import ENGINES
-from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.common.sheets import Sheet, number
 from nmsfree_benchmarks.frontier.rules import (
     compared,
     detectors,
@@ -45,7 +45,7 @@ def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
         ENGINES[subject.engine].short + ("" if summary.trusted else "!"),
         "×".join(map(str, subject.size)),
         f"{summary.p50:.2f}",
-        f"{summary.p99:.1f}",
+        number(summary.p99),
         f"{bare:.2f}",
         *_compared(results, record),
         f"{subject.file_bytes / 1e6:.1f}",
@@ -61,8 +61,7 @@ def _compared(results: Results, record: Record) -> tuple[str, str, str]:
         return "1", ap, ""
     for other, reference, speed in compared(results):
         if other is record:
-            shown = f"{speed.value:.2f} ({speed.low:.2f}–{speed.high:.2f})"
-            return shown, ap, points(gap_between(record, reference).value)
+            return speed.text(dash="–"), ap, points(gap_between(record, reference).value)
     return "–", ap, "–"
 
 

@@ -23,7 +23,7 @@ def jitter(
     quick: Quick = False,
     passes: Annotated[
         int | None,
-        typer.Option(min=1, max=100_000, help="Of the stream, in each order; 30, quick 5."),
+        typer.Option(min=1, max=100_000, help="Of the stream, in each order; 30, quick 10."),
     ] = None,
     side: Annotated[
         int,

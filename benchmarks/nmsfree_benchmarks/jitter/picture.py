@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from nmsfree_benchmarks.common.direct_labels import End, spread
 from nmsfree_benchmarks.common.on_device import titled
 from nmsfree_benchmarks.common.plot_style import FAINT, SERIES, bare_axes, finish, new_figure
+from nmsfree_benchmarks.common.sheets import number
 from nmsfree_benchmarks.jitter.facts import label, milliseconds
 from nmsfree_benchmarks.record.records import Record, Results
 
@@ -63,7 +64,7 @@ def _label(record: Record, results: Results) -> str:
         more = f"worst/p50 {facts['worst_by_p50']:.2f}"
     else:
         more = f"left alone {quiet['value']:.2f}"
-    return f"{label(record)}\np99/p50 {facts['p99_by_p50']:.2f}, {more}"
+    return f"{label(record)}\np99/p50 {number(facts['p99_by_p50'], '.2f')}, {more}"
 
 
 def _line(panel: Axes, record: Record, frames: int, colour: str) -> float:

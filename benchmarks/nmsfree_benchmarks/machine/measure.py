@@ -26,6 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 STAGES = ("preprocess", "network", "postprocess")
+# Calls that a percentile needs. With fewer it is little more than the slowest call, which says
+# nothing of a tail: of 100 calls one lies beyond the p99, of 20 one beyond the p95, two the p90.
+CALLS_FOR = {90: 20, 95: 20, 99: 100}
 WIDE_SPREAD = 0.10  # interquartile range / median above which a measurement distrusts itself
 
 Image = NDArray[np.uint8]  # [h, w, 3], BGR
@@ -142,14 +145,15 @@ class Summary:
     """What the totals of one call say.
 
     Attributes:
-        p50, p90, p99: percentiles in milliseconds, linear between neighbours.
+        p50, p90, p99: percentiles in milliseconds, linear between neighbours; None where there are
+            not the calls for one, see `CALLS_FOR`.
         spread: interquartile range / median.
         drift: median of the last third by that of the first, minus 1; 0 for fewer than 6 calls.
     """
 
     p50: float
-    p90: float
-    p99: float
+    p90: float | None
+    p99: float | None
     spread: float
     drift: float = 0.0
 
@@ -164,7 +168,7 @@ class Summary:
         return f"{self.fps:.1f}" if self.fps >= 10 else f"{self.fps:.2f}"
 
     @property
-    def percentiles(self) -> tuple[float, float, float]:
+    def percentiles(self) -> tuple[float, float | None, float | None]:
         return self.p50, self.p90, self.p99
 
     @property
@@ -175,8 +179,16 @@ class Summary:
 def summarize(times: Times) -> Summary:
     """Summarise the totals of raw times [rounds, parts]."""
     totals = times.sum(axis=1) / 1e6
-    p25, p50, p75, p90, p99 = np.percentile(totals, (25, 50, 75, 90, 99)).tolist()
+    p25, p50, p75 = np.percentile(totals, (25, 50, 75)).tolist()
+    p90, p99 = percentile(totals, 90), percentile(totals, 99)
     return Summary(p50, p90, p99, (p75 - p25) / p50, _drift(totals))
+
+
+def percentile(values: NDArray[np.float64], percent: int) -> float | None:
+    """Return a percentile of `CALLS_FOR`; None of fewer values than it needs."""
+    if len(values) < CALLS_FOR[percent]:
+        return None
+    return float(np.percentile(values, percent))
 
 
 def _drift(totals: NDArray[np.float64]) -> float:

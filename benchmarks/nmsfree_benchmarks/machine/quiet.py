@@ -12,15 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree_benchmarks.crowd.stats import bootstrap
-from nmsfree_benchmarks.machine.measure import Call, Image, Times
-from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.machine.measure import CALLS_FOR, Call, Image, Times
+from nmsfree_benchmarks.record.intervals import Interval, Rows, Values, bootstrap
 from nmsfree_benchmarks.roofline.peaks import timed
 from nmsfree_benchmarks.roofline.peaks_cpu import product_session
 
 TOLERATED = 1.05  # of the usual: a product that takes longer was disturbed
 USUAL = 25  # percentile; on a busy machine more than half of the products may be disturbed
-ENOUGH = 100  # calls left alone, below which there is no 99th percentile to speak of
+ENOUGH = CALLS_FOR[99]  # calls left alone, below which nothing is said of their tail
 SIDE = 512  # of the matrices: 3 ms on a slow core
 
 
@@ -60,14 +59,21 @@ def left_alone(probes: Sequence[Times]) -> list[NDArray[np.bool_]]:
     return [np.all(own <= TOLERATED * usual, axis=1) for own in probes]
 
 
-def tail(milliseconds: NDArray[np.float64]) -> Interval | None:
-    """p99 by p50 with its 95 % interval; None where there are too few calls for it."""
-    calls = len(milliseconds)
-    if calls < ENOUGH:
+def tail(
+    milliseconds: Values, burst: int, chosen: NDArray[np.bool_] | None = None
+) -> Interval | None:
+    """p99 by p50 with its 95 % interval; None where there are too few calls for it.
+
+    Args:
+        milliseconds: of all calls; those of a turn, `burst` of them, lie together.
+        chosen: which calls count; all of them if not given.
+    """
+    values = milliseconds if chosen is None else np.where(chosen, milliseconds, np.nan)
+    if np.count_nonzero(~np.isnan(values)) < ENOUGH:
         return None
 
-    def statistic(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        middle, high = np.percentile(milliseconds[rows], (50, 99), axis=-1)
+    def statistic(rows: Rows) -> Values:
+        middle, high = np.nanpercentile(values[rows], (50, 99), axis=-1)
         return np.asarray(high / middle, dtype=np.float64)
 
-    return bootstrap(statistic, calls)
+    return bootstrap(statistic, len(values), burst)

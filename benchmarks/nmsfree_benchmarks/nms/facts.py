@@ -7,7 +7,7 @@ from nmsfree_benchmarks.nms.alone import HEAD
 from nmsfree_benchmarks.nms.calls import UNFILTERED
 from nmsfree_benchmarks.nms.implementations import LABELS
 from nmsfree_benchmarks.nms.price import NMS_FREE, key, of_kind, price_of
-from nmsfree_benchmarks.record.intervals import Interval
+from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
@@ -59,11 +59,14 @@ def _headline(results: Results) -> Iterator[str]:
         host = results.facts.get(f"host_nms_share_of_call_{key(whole)}")
         where = f"At {most} objects and floor {floor:g} NMS"
         if tail is not None:
-            alone, share = results.facts[f"nms_tail_ms_{key(whole)}"], percent(Interval(**tail))
+            alone, share = (
+                results.facts[f"nms_tail_ms_{key(whole)}"],
+                percent(Interval.from_json(tail)),
+            )
             yield f"{where}, timed by itself, takes {alone:.2f} ms, {share} of the whole call."
         if host is not None:
             alone = results.facts[f"host_nms_ms_{key(whole)}"]["value"]
-            share = percent(Interval(**host))
+            share = percent(Interval.from_json(host))
             yield (
                 f"{where}, on the host ({LABELS['host']}), takes {alone:.2f} ms, "
                 f"{share} of the whole call."
@@ -74,11 +77,11 @@ def _filter_price(results: Results) -> Iterator[str]:
     """What the NMS-free detector pays in its place; older results do not say."""
     most = results.settings["base"]["objects"]
     if f"filter_ms_{most}" in results.facts:
-        cost = Interval(**results.facts[f"filter_ms_{most}"])
-        share = Interval(**results.facts[f"filter_share_of_call_{most}"])
+        cost = Interval.from_json(results.facts[f"filter_ms_{most}"])
+        share = Interval.from_json(results.facts[f"filter_share_of_call_{most}"])
         yield (
             "The filter that does its work in the NMS-free network takes "
-            f"{cost.value:.2f} ms ({cost.low:.2f} – {cost.high:.2f}) there, {percent(share)} of "
+            f"{cost.text(unit=' ms')} there, {percent(share)} of "
             "that call."
         )
 
@@ -95,7 +98,7 @@ def _shares(results: Results) -> Iterator[str]:
         yield (
             f"NMS in the call, {where}, floor {whole.parameters['floor']:g}, "
             f"{whole.figures['candidates']:.0f} candidates: {percent(share)} of it, "
-            f"{cost.value:.2f} ms ({cost.low:.2f} – {cost.high:.2f}){_tail(results, whole)}."
+            f"{cost.text(unit=' ms')}{_tail(results, whole)}."
         )
 
 
@@ -104,7 +107,7 @@ def _tail(results: Results, whole: Record) -> str:
     if share is None:
         return ", on the host"
     alone = results.facts[f"nms_tail_ms_{key(whole)}"]
-    return f"; the tail alone takes {alone:.2f} ms, {percent(Interval(**share))}"
+    return f"; the tail alone takes {alone:.2f} ms, {percent(Interval.from_json(share))}"
 
 
 def _large(record: Record) -> str:
@@ -116,8 +119,7 @@ def _large(record: Record) -> str:
 
 def percent(share: Interval) -> str:
     """A share with its interval: "12.0 % (11.1 – 13.0)"."""
-    value, low, high = (100 * v for v in (share.value, share.low, share.high))
-    return f"{value:.1f} % ({low:.1f} – {high:.1f})"
+    return share.times(100).text(1, " %")
 
 
 def _ranking(results: Results) -> Iterator[str]:
@@ -148,13 +150,19 @@ def _fastest(results: Results) -> Iterator[str]:
         for r in of_kind(results, measured="alone", **base)
         if r.parameters["implementation"] != HEAD
     ]
-    if own:
-        best = min(own, key=lambda r: r.summary.p50)
+    own.sort(key=lambda r: r.summary.p50)
+    if len(own) > 1:
+        best, second = own[:2]
+        beside = ratio_interval(best.times, second.times, results.burst(best))
+        unsure = "" if beside.decides else f", not told apart from {_named(second)}"
         yield (
             f"Fastest NMS with {base['objects']} objects, floor {base['floor']:g}, IoU "
-            f"{base['iou']:g}, batch {base['batch']}: {LABELS[best.parameters['implementation']]}, "
-            f"{best.summary.p50:.2f} ms."
+            f"{base['iou']:g}, batch {base['batch']}: {_named(best)}{unsure}."
         )
+
+
+def _named(record: Record) -> str:
+    return f"{LABELS[record.parameters['implementation']]}, {record.summary.p50:.2f} ms"
 
 
 def _dearest(results: Results) -> Iterator[str]:
@@ -162,8 +170,9 @@ def _dearest(results: Results) -> Iterator[str]:
     if tails:
         dearest = max(tails, key=lambda r: r.summary.p50)
         yield (
-            f"The NMS tail of the graph takes longest with {dearest.parameters['objects']} objects "
-            f"at floor {dearest.parameters['floor']:g}: {dearest.summary.p50:.2f} ms for "
+            "By medians the NMS tail of the graph takes longest with "
+            f"{dearest.parameters['objects']} objects at floor "
+            f"{dearest.parameters['floor']:g}: {dearest.summary.p50:.2f} ms for "
             f"{dearest.figures['candidates']:.0f} candidates, of which it keeps "
             f"{dearest.figures['kept']:.0f}."
         )

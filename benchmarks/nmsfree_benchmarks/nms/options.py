@@ -53,8 +53,8 @@ FULL = Range(
     (0.45, IOU, 0.8),
     (1, 4, 8),
     4,
-    Plan(seconds=90, min_rounds=8, lead_in=1, burst=2, pause=0.002),
-    Plan(seconds=120, min_rounds=8, lead_in=1, burst=2),
+    Plan(seconds=90, min_rounds=10, lead_in=1, burst=2, pause=0.002),
+    Plan(seconds=120, min_rounds=10, lead_in=1, burst=2),
 )
 QUICK = Range(
     (0, 100, 500),
@@ -62,10 +62,10 @@ QUICK = Range(
     (0.45, IOU),
     (1, 4),
     2,
-    Plan(seconds=6, min_rounds=4, lead_in=1, pause=0.002),
-    Plan(seconds=8, min_rounds=4, lead_in=1),
+    Plan(seconds=6, min_rounds=10, pause=0.002),
+    Plan(seconds=8, min_rounds=10),
 )
-LARGE_PLAN = Plan(seconds=60, min_rounds=6, lead_in=1, burst=2)
+LARGE_PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,12 +32,12 @@ def draw_shares(panel: Axes, results: Results) -> None:
                 _mark(panel, x, price[1], "o", colour)
             tail = results.facts.get(f"nms_tail_share_of_call_{key(record)}")
             if tail is not None:
-                at = 100 * Interval(**tail).value
+                at = 100 * Interval.from_json(tail).value
                 panel.plot(x + 0.06, at, "D", color=colour, markersize=4, mfc="white")
     for place, count in enumerate(objects):
         share = results.facts.get(f"filter_share_of_call_{count}")
         if share is not None:  # older results do not have it
-            _mark(panel, place + BESIDE * told_apart, Interval(**share), "s", SERIES[0])
+            _mark(panel, place + BESIDE * told_apart, Interval.from_json(share), "s", SERIES[0])
     panel.axhline(0, color=INK, linewidth=0.8)
     panel.set_xticks(range(len(objects)), [str(n) for n in objects])
     panel.set_xlabel("objects in the scene", fontsize=9)
@@ -47,7 +47,8 @@ def draw_shares(panel: Axes, results: Results) -> None:
 
 
 def _mark(panel: Axes, x: float, share: Interval, marker: str, colour: str) -> None:
-    panel.plot([x, x], [100 * share.low, 100 * share.high], color=colour, linewidth=1.4)
+    if share.known:
+        panel.plot([x, x], [100 * share.low, 100 * share.high], color=colour, linewidth=1.4)
     panel.plot(x, 100 * share.value, marker, color=colour, markersize=5)
 
 

@@ -127,5 +127,5 @@ def price_of(results: Results, whole: Record) -> tuple[Interval, Interval] | Non
         share = results.facts.get(f"{measured}_share_of_call_{key(whole)}")
         if share is not None:
             cost = results.facts[f"{measured}_ms_{key(whole)}"]
-            return Interval(**cost), Interval(**share)
+            return Interval.from_json(cost), Interval.from_json(share)
     return None

@@ -8,7 +8,6 @@ from nmsfree_benchmarks.nms.calls import ON_HOST
 from nmsfree_benchmarks.nms.facts import percent
 from nmsfree_benchmarks.nms.implementations import MAKERS, REFERENCE
 from nmsfree_benchmarks.nms.price import NMS_FREE, find_ratio, neighbour, of_kind, price_of
-from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
 
 SHORT = {
@@ -126,7 +125,7 @@ def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:
             ms(whole),
             *_price_cells(results, whole),
             "–" if free is None else ms(free),
-            "–" if ratio is None else _short(ratio.interval),
+            "–" if ratio is None else ratio.interval.text(dash="–"),
         )
 
 
@@ -138,7 +137,3 @@ def _price_cells(results: Results, whole: Record) -> tuple[str, ...]:
     tail = neighbour(results, whole, "NMS tail alone", floor=True)
     cost = f"{price[0].value:.3g}" if tail is None else ms(tail)
     return cost, percent(price[1]).replace(" %", "").replace(" – ", "–")
-
-
-def _short(interval: Interval) -> str:
-    return f"{interval.value:.2f} ({interval.low:.2f}–{interval.high:.2f})"

@@ -8,7 +8,7 @@ import numpy as np
 
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
 from nmsfree_benchmarks.common.on_device import ran_in
-from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
+from nmsfree_benchmarks.record.intervals import AIM, Interval, ratio_interval
 from nmsfree_benchmarks.record.records import Ratio, Record, Results
 from nmsfree_benchmarks.record.verdict import judge
 
@@ -36,17 +36,12 @@ class Target:
     @property
     def met(self) -> bool | None:
         """None where the run does not rank, or the interval has the limit in it."""
-        if not self.ranks or self.found.low <= self.limit < self.found.high:
-            return None
-        return self.found.high <= self.limit
+        return self.found.within(self.limit) if self.ranks else None
 
     def __str__(self) -> str:
-        said = {True: "met", False: "missed", None: "not judged"}[self.met]
-        f = self.found
-        return (
-            f"Target {said}: {self.name}: {f.value:.2f} {self.unit} ({f.low:.2f} … {f.high:.2f}), "
-            f"at most {self.limit:g}"
-        )
+        said = AIM[self.met] if self.ranks else "not judged"
+        found = self.found.text(unit=f" {self.unit}", dash=" … ")
+        return f"Target {said}: {self.name}: {found}, at most {self.limit:g}"
 
     def to_json(self) -> dict[str, Any]:
         return {"target": self.name, "limit": self.limit, "unit": self.unit, "met": self.met} | (

@@ -28,9 +28,9 @@ QUICK_SIZES = ((256, 256), (480, 640), (1080, 1920))
 SCENES = 4
 PLANS = {  # by group, quick
     ("nano", False): Plan(seconds=75, min_rounds=12, lead_in=2, burst=4),
-    ("nano", True): Plan(seconds=10, min_rounds=6, lead_in=1, burst=3),
-    ("large", False): Plan(seconds=120, min_rounds=8, lead_in=1, burst=2),
-    ("large", True): Plan(seconds=15, min_rounds=4, lead_in=0, burst=2),
+    ("nano", True): Plan(seconds=10, min_rounds=10, lead_in=1, burst=3),
+    ("large", False): Plan(seconds=120, min_rounds=10, lead_in=1, burst=2),
+    ("large", True): Plan(seconds=15, min_rounds=10),
 }
 
 

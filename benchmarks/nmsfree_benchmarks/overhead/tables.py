@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nmsfree_benchmarks.common.on_device import CPU, device_of
-from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.common.sheets import Sheet, number
 from nmsfree_benchmarks.overhead.rules import OVERHEAD
 from nmsfree_benchmarks.overhead.stages import PARTS
 from nmsfree_benchmarks.record.records import Record, Results
@@ -76,7 +76,7 @@ def _decoding(results: Results) -> Iterator[Sheet]:
                 str(record.parameters["format"]),
                 f"{megabytes:.2f}",
                 f"{record.summary.p50:.2f}",
-                f"{record.summary.p99:.2f}",
+                number(record.summary.p99, ".2f"),
                 f"{megabytes / seconds:.0f}",
             )
         )

@@ -26,7 +26,7 @@ def said_of_ratios(results: Results) -> list[str]:
 def _said(meaning: str, ratios: Sequence[Ratio]) -> str:
     if len(ratios) == 1:
         (only,) = ratios
-        return f"{meaning}: {only.of} takes {_times(only.interval)} the time of {only.to}."
+        return f"{meaning}: {only.of} takes {only.interval.text(unit=' ×')} the time of {only.to}."
     values = [ratio.interval.value for ratio in ratios]
     above = sum(ratio.interval.low > 1 for ratio in ratios)
     below = sum(ratio.interval.high < 1 for ratio in ratios)
@@ -35,10 +35,6 @@ def _said(meaning: str, ratios: Sequence[Ratio]) -> str:
         f"surely above 1 in {above}, surely below in {below}, undecided in "
         f"{len(ratios) - above - below}."
     )
-
-
-def _times(interval: Interval) -> str:
-    return f"{interval.value:.2f} × ({interval.low:.2f} – {interval.high:.2f})"
 
 
 def rows_sheet(results: Results) -> Sheet:
@@ -98,7 +94,7 @@ def ratios_sheet(results: Results) -> Sheet:
             r.of,
             r.to,
             f"{r.interval.value:.3f}",
-            f"{r.interval.low:.3f} – {r.interval.high:.3f}",
+            f"{r.interval.low:.3f} – {r.interval.high:.3f}" if r.interval.known else "–",
             "yes" if r.interval.decides else "no",
         )
         for r in results.ratios
@@ -121,7 +117,8 @@ def settings_sheet(results: Results) -> Sheet:
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and value.keys() == INTERVAL:
         low, high = _cell(value["low"]), _cell(value["high"])
-        yield prefix.replace("_", " "), f"{_cell(value['value'])} (95 %: {low} – {high})"
+        bounds = "–" if value["low"] is None else f"95 %: {low} – {high}"
+        yield prefix.replace("_", " "), f"{_cell(value['value'])} ({bounds})"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{prefix} · {key}" if prefix else str(key), inner)
@@ -144,5 +141,7 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _ms(ms: float) -> str:
+def _ms(ms: float | None) -> str:
+    if ms is None:
+        return "–"
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}"

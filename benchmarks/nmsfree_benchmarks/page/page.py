@@ -27,10 +27,12 @@ from nmsfree_benchmarks.roofline.records import models
 GLOSSARY = {
     "NMS": "non-maximum suppression: deletes repeated boxes of one object after the network.",
     "NMS-free": "the network answers each object once, so nothing has to be deleted after it.",
-    "p50, p99": "half of all calls took at most the p50 (the median), 99 of 100 at most the p99.",
+    "p50, p99": "half of all calls took at most the p50 (the median), 99 of 100 at most the p99; "
+    "a p99 is given of 100 calls or more, a p90 of 20.",
     "FPS": "images a second one after another: 1 / p50.",
     "interval": "where the true ratio lies with 95 % confidence, found by drawing the measured "
-    "rounds again and again (bootstrap); an interval that holds 1 does not tell which is faster.",
+    "rounds again and again (bootstrap); an interval that holds 1 does not tell which is faster, "
+    "and under 10 rounds there is none.",
     "AP": "average precision on COCO's scale, 0 to 100: how many objects are found, and how "
     "exactly.",
     "limit": "the least time that a device could take, by its measured peaks of arithmetic and "
@@ -177,7 +179,7 @@ def _pictures(found: Found) -> list[Picture]:
 
 
 def _bars(records: Sequence[Record], size: tuple[int, int] | None = None) -> Picture:
-    caption = "Median time of each row; the line reaches to the p99."
+    caption = "Median time of each row; the line reaches to the p99, of 100 calls or more."
     if size is not None:
         caption = f"Input of {size[0]} × {size[1]} pixels. {caption}"
     if len(records) > page_svg.MOST_BARS:

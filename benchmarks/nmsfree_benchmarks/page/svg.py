@@ -23,9 +23,9 @@ SERIES = 6
 
 
 def bars(records: Sequence[Record]) -> Markup:
-    """Median of each record as a bar, split by stage where that is known; a tick marks p99."""
+    """Median of each record as a bar, split by stage where that is known; a tick marks its p99."""
     shown = list(records)[:MOST_BARS]
-    longest = max(record.summary.p99 for record in shown)
+    longest = max(_reach(record) for record in shown)
     height = STEP * len(shown) + 6
     parts = [_bar(record, i * STEP, longest) for i, record in enumerate(shown)]
     return _svg(height, "Median time of each row, milliseconds", Markup("").join(parts))
@@ -33,7 +33,7 @@ def bars(records: Sequence[Record]) -> Markup:
 
 def _bar(record: Record, y: int, longest: float) -> Markup:
     s = record.summary
-    width, worst = WIDEST * s.p50 / longest, WIDEST * s.p99 / longest
+    width, worst = WIDEST * s.p50 / longest, WIDEST * _reach(record) / longest
     label = Markup('<text x="0" y="{}">{}</text>').format(y + 14, record.name)
     parts, x = [label], 0.0
     for name, share in _stages(record):
@@ -44,8 +44,9 @@ def _bar(record: Record, y: int, longest: float) -> Markup:
         )
         x += width * share
     middle = y + 20 + BAR / 2
-    parts.append(_line(width, middle, worst, middle, "tick"))
-    parts.append(_line(worst, y + 20, worst, y + 20 + BAR, "tick"))
+    if s.p99 is not None:
+        parts.append(_line(width, middle, worst, middle, "tick"))
+        parts.append(_line(worst, y + 20, worst, y + 20 + BAR, "tick"))
     doubt = "" if s.trusted else " !"
     number = Markup('<text x="{:.2f}%" dx="6" y="{}" class="number">{}{}</text>')
     parts.append(
@@ -54,6 +55,11 @@ def _bar(record: Record, y: int, longest: float) -> Markup:
         )
     )
     return Markup("").join(parts)
+
+
+def _reach(record: Record) -> float:
+    """Milliseconds at which the drawing of a record ends: the p99, or the median without one."""
+    return record.summary.p99 or record.summary.p50
 
 
 def _stages(record: Record) -> list[tuple[str, float]]:

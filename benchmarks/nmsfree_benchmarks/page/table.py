@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from nmsfree_benchmarks.common.engines import REFERENCES
-from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.common.sheets import Sheet, number
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.record.records import FP32_BY, Ratio, Record, Results, Subject
 from nmsfree_benchmarks.record.verdict import judge
@@ -41,7 +41,7 @@ def conclusions(results: Results) -> Iterator[str]:
     for ratio in sorted(pairs, key=lambda pair: -(_subject(results, pair.to).ap or 0)):
         yield _with_nms(results, ratio, ranks)
     eager = [r.interval.value for r in results.ratios if r.meaning == EAGER]
-    if eager:
+    if eager and ranks:
         yield (
             f"The same networks take {min(eager):.2f} to {max(eager):.2f} × as long in eager "
             "PyTorch, as published, as in ONNX Runtime."
@@ -71,15 +71,14 @@ def _beside_fp32(results: Results) -> Iterator[str]:
 def _with_nms(results: Results, ratio: Ratio, ranks: bool) -> str:
     of, to = results.record(ratio.of), results.record(ratio.to)
     one, other = _subject(results, ratio.of), _subject(results, ratio.to)
-    i = ratio.interval
     text = (
         f"{other.model} without NMS takes {to.summary.p50:.2f} ms, {one.model} with NMS "
-        f"{of.summary.p50:.2f} ms: {i.value:.2f} × (95 %: {i.low:.2f} – {i.high:.2f})"
+        f"{of.summary.p50:.2f} ms: {ratio.interval.text(unit=' ×')}"
     )
     text += other.graph_beside(one)
     if not ranks:
         text += ", measured too noisily to rank them"
-    elif not i.decides:
+    elif not ratio.interval.decides:
         text += ", which does not tell which is faster"
     if one.ap is not None and other.ap is not None:
         text += f"; AP {100 * other.ap:.1f} without, {100 * one.ap:.1f} with NMS"
@@ -115,7 +114,7 @@ def _row(record: Record) -> tuple[str, ...]:
         "o2m + NMS" if s.nms is not None else "o2o, no NMS",
         ENGINES.get(s.engine, s.engine) + ("" if summary.trusted else " !"),
         summary.fps_text,
-        *(f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" for ms in summary.percentiles),
+        *(number(ms, ".2f" if summary.p50 < 10 else ".1f") for ms in summary.percentiles),
         "–" if s.ap is None else f"{100 * s.ap:.1f}",
         "–" if s.ap50 is None else f"{100 * s.ap50:.1f}",
         " / ".join("–" if share is None else f"{100 * share:.0f}" for share in stages),

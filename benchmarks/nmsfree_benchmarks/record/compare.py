@@ -1,6 +1,6 @@
 """Two result files of one benchmark: what became faster or slower, and whether that is sure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -147,20 +147,10 @@ def _changes(before: Results, after: Results) -> Iterator[Change]:
             record.name,
             other.summary.p50,
             record.summary.p50,
-            ratio_interval(record.times, other.times, _burst(after, record), paired=False),
+            ratio_interval(record.times, other.times, after.burst(record), paired=False),
             None if other.subject is None else other.subject.ap,
             None if record.subject is None else record.subject.ap,
         )
-
-
-def _burst(results: Results, record: Record) -> int:
-    """Timed calls of a turn: one number for the run, or by a parameter or the input's size."""
-    burst = results.settings.get("burst", results.settings.get("bursts", 1))
-    if not isinstance(burst, Mapping):
-        return int(burst)
-    size = () if record.subject is None else ("x".join(map(str, record.subject.size)),)
-    keys = [key for key in (*record.parameters.values(), *size) if isinstance(key, str)]
-    return next((int(burst[key]) for key in keys if key in burst), 1)
 
 
 def _ratio_changes(before: Results, after: Results) -> Iterator[Change]:
@@ -169,15 +159,12 @@ def _ratio_changes(before: Results, after: Results) -> Iterator[Change]:
         old, new = known.get(_key(ratio)), ratio.interval
         if old is None:
             continue
-        # Of two independent intervals: the extremes of their quotient, wider than 95 %.
-        quotient = Interval(new.value / old.value, new.low / old.high, new.high / old.low)
-        if ratio.is_speed:
-            quotient = Interval(1 / quotient.value, 1 / quotient.high, 1 / quotient.low)
+        quotient = old.by(new) if ratio.is_speed else new.by(old)
         yield Change(_name(ratio), old.value, new.value, quotient)
 
 
 def agreement(before: Results, after: Results, only: str = "") -> tuple[int, int]:
-    """How many ratios of both runs have intervals that overlap, of how many.
+    """How many ratios of both runs have intervals that overlap, of how many that have intervals.
 
     Args:
         only: ratios with this in their name.
@@ -185,6 +172,7 @@ def agreement(before: Results, after: Results, only: str = "") -> tuple[int, int
     known = {_key(ratio): ratio.interval for ratio in before.ratios}
     named = [ratio for ratio in after.ratios if only in _name(ratio)]
     both = [(known[_key(r)], r.interval) for r in named if _key(r) in known]
+    both = [(a, b) for a, b in both if a.known and b.known]
     return sum(a.overlaps(b) for a, b in both), len(both)
 
 

@@ -92,8 +92,12 @@ def _ap(change: "Change") -> str:
 
 
 def _meaning(change: "Change", tolerance: float) -> str:
+    from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS
+
     if change.slower_than(tolerance):
         return "[red]slower[/]"
+    if not change.interval.known:
+        return f"undecided: under {FEWEST_ROUNDS} rounds"
     if not change.interval.decides:
         return "same or unsure"
     return "faster" if change.interval.value < 1 else "slower, tolerated"

@@ -4,16 +4,16 @@ The format is `results.schema.json`. It holds no paths and no host names.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.machine.measure import Summary, Times, summarize
-from nmsfree_benchmarks.record.intervals import Interval, ratio_interval
+from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS, Interval, ratio_interval
 
-FORMAT_VERSION = "2.0"
+FORMAT_VERSION = "2.1"
 EAGER_BY, FP32_BY = "eager by", "FP32 in ONNX Runtime"  # how meanings of speeds begin
 
 
@@ -122,8 +122,8 @@ class Record:
             "figures": dict(self.figures),
             "fps": round(s.fps, 3),
             "p50_ms": round(s.p50, 4),
-            "p90_ms": round(s.p90, 4),
-            "p99_ms": round(s.p99, 4),
+            "p90_ms": None if s.p90 is None else round(s.p90, 4),
+            "p99_ms": None if s.p99 is None else round(s.p99, 4),
             "worst_ms": round(float(self.times.sum(axis=1).max()) / 1e6, 4),
             "spread": round(s.spread, 4),
             "drift": round(s.drift, 4),
@@ -171,8 +171,7 @@ class Ratio:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Ratio":
-        interval = Interval(values["value"], values["low"], values["high"])
-        return cls(values["of"], values["to"], values["meaning"], interval)
+        return cls(values["of"], values["to"], values["meaning"], Interval.from_json(values))
 
     def to_json(self) -> dict[str, Any]:
         names = {"of": self.of, "to": self.to, "meaning": self.meaning}
@@ -217,6 +216,20 @@ class Results:
         """
         return next((r for r in self.records if r.name == name), None) or _missing(name)
 
+    def burst(self, record: Record) -> int:
+        """Timed calls of a turn: one number for the run, or by a parameter, model or size."""
+        burst = self.settings.get("burst", self.settings.get("bursts", 1))
+        if not isinstance(burst, Mapping):
+            return int(burst)
+        s = record.subject
+        of_subject = () if s is None else (s.model, "x".join(map(str, s.size)))
+        keys = [key for key in (*record.parameters.values(), *of_subject) if isinstance(key, str)]
+        return next((int(burst[key]) for key in keys if key in burst), 1)
+
+    def rounds(self, record: Record) -> int:
+        """How many turns a record had."""
+        return max(1, len(record.times) // self.burst(record))
+
     def to_json(self) -> dict[str, Any]:
         from nmsfree_benchmarks.record.verdict import judge
 
@@ -242,13 +255,21 @@ class Results:
     def from_json(cls, values: Mapping[str, Any]) -> "Results":
         """Read what `to_json` gave; `results_file.read` checks it first."""
         same = ("kind", "stamp", "command", "quick", "environment", "settings", "facts", "skipped")
-        return cls(
+        read = cls(
             **{name: values[name] for name in same},
             records=tuple(map(Record.from_json, values["records"])),
             other_load=values["other_load_cores"],
-            ratios=tuple(map(Ratio.from_json, values["ratios"])),
             seconds=values["seconds"],
         )
+        ratios = map(Ratio.from_json, values["ratios"])
+        return replace(read, ratios=tuple(read._without_doubtful_bounds(r) for r in ratios))
+
+    def _without_doubtful_bounds(self, ratio: Ratio) -> Ratio:
+        """Files of format 2.0 give intervals of fewer rounds than they need."""
+        timed = [record for record in self.records if record.name in (ratio.of, ratio.to)]
+        if all(self.rounds(record) >= FEWEST_ROUNDS for record in timed):
+            return ratio
+        return replace(ratio, interval=Interval(ratio.interval.value))
 
 
 def _missing(name: str) -> Record:

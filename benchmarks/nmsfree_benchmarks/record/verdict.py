@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nmsfree_benchmarks.machine.measure import WIDE_SPREAD
+from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.record.records import Results
 
 BUSY = 0.3  # cores kept busy by other work from which times are those of a shared machine
 WIDE_DRIFT = 0.10  # of the median between the first and the last third of the rounds
-FEWEST = 5  # calls below which an interval means nothing
 DOUBTFUL = 0.5  # share of records that distrust themselves from which the whole run does
 
 
@@ -47,9 +47,12 @@ def _reasons(results: "Results") -> Iterator[str]:
             f"other work kept {results.other_load:.1f} cores busy (at most {BUSY}): "
             "stop it and measure again"
         )
-    few = sum(len(record.times) < FEWEST for record in results.records)
+    few = sum(results.rounds(record) < FEWEST_ROUNDS for record in results.records)
     if few:
-        yield f"{few} of {len(results.records)} rows have under {FEWEST} calls: measure longer"
+        yield (
+            f"{few} of {len(results.records)} rows have under {FEWEST_ROUNDS} rounds: measure "
+            "longer"
+        )
     summaries = [record.summary for record in results.records]
     scattered = sum(not s.trusted for s in summaries)
     if scattered > DOUBTFUL * len(summaries):

@@ -15,6 +15,8 @@ from nmsfree_benchmarks.roofline.onnx_cost import Layer, count_layers
 from nmsfree_benchmarks.roofline.onnx_values import load_model
 from nmsfree_benchmarks.roofline.peaks import Peaks
 
+EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -71,13 +73,22 @@ class Limit:
         """FLOP for each byte."""
         return 2 * self.macs / self.bytes
 
-    def share(self, ms: float) -> float:
+    def share(self, ms: float) -> float | None:
         """What part of `ms` the limit is, 0-1: 1 = as fast as can be.
 
-        Above 1 an engine does better than the counting allows: it keeps values in caches between
-        layers, or computes a convolution with fewer multiplications (Winograd).
+        None where the engine was faster, see `reached`.
         """
-        return self.ms / ms
+        return reached(self.ms / ms)
+
+
+def reached(share: float | None) -> float | None:
+    """Return a share of a limit, or None above 1: what was exceeded is no limit.
+
+    An engine does better than the counting allows where it keeps values in caches between layers or
+    computes a convolution with fewer multiplications (Winograd), and where the peaks were measured
+    in a slower moment.
+    """
+    return None if share is None or share > 1 else share
 
 
 def limit_of(onnx: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:

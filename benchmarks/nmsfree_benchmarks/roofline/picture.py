@@ -10,6 +10,7 @@ from matplotlib.ticker import LogFormatter
 
 from nmsfree_benchmarks.common.plot_style import INK, SERIES, bare_axes, finish, new_figure
 from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.roofline.limits import reached
 from nmsfree_benchmarks.roofline.records import models
 
 ROOFS = ("fp32", "int8", "bf16", "fp16", "tf32")
@@ -64,7 +65,8 @@ def _model(axes: Axes, record: Record, colour: str) -> None:
     points = list(layer_points(record))
     if points:
         axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=4, alpha=0.5)
-    share = f"{100 * f['share_of_limit']:.0f} % of its limit"
+    reached_share = reached(f["share_of_limit"])
+    share = "no limit" if reached_share is None else f"{reached_share:.0%} of its limit"
     axes.plot(
         f["flop_per_byte"],
         f["gflop_per_s"],

@@ -9,7 +9,7 @@ import numpy as np
 from nmsfree_benchmarks.machine.measure import Times
 from nmsfree_benchmarks.record.intervals import ratio_interval
 from nmsfree_benchmarks.record.records import Ratio, Record, Subject
-from nmsfree_benchmarks.roofline.limits import Limit
+from nmsfree_benchmarks.roofline.limits import EXCEEDED, Limit
 from nmsfree_benchmarks.roofline.onnx_cost import Layer
 from nmsfree_benchmarks.roofline.paper import E2E_FCOS, Published
 
@@ -31,10 +31,12 @@ def model_record(
         times: [timed calls, 1] ns of the bare call.
         profiled: layer name → milliseconds; may lack any.
     """
+    p50 = float(np.median(times.sum(axis=1))) / 1e6
     # The limit is a constant here: the interval is that of the median alone.
     constant = np.full((len(times), 1), max(1, round(limit.ms * 1e6)))
-    slower = ratio_interval(times, constant, burst)
-    p50 = float(np.median(times.sum(axis=1))) / 1e6
+    took = ratio_interval(times, constant, burst)
+    share = limit.share(p50)
+    bounds = (1 / took.high, 1 / took.low) if took.known and share is not None else (None, None)
     figures = {
         "gmac": round(limit.macs / 1e9, 4),
         "weights_mb": round(limit.weight_bytes / 1e6, 3),
@@ -44,14 +46,21 @@ def model_record(
         "limit_ms": round(limit.ms, 4),
         "limit_whole_ms": round(limit.whole_ms, 4),
         "limit_by_arithmetic_share": round(limit.computing, 4),
-        "share_of_limit": round(limit.share(p50), 4),
-        "share_low": round(1 / slower.high, 4),
-        "share_high": round(1 / slower.low, 4),
+        **share_figures(share),
+        "share_low": None if bounds[0] is None else round(bounds[0], 4),
+        "share_high": None if bounds[1] is None else round(bounds[1], 4),
         "paper": _paper(limit, subject, E2E_FCOS),
         "beyond_limit_ms": _beyond(limit, profiled),
         "layers": _heaviest(limit, profiled),
     }
     return Record(name, {"call": "bare"}, times, figures=figures, subject=subject)
+
+
+def share_figures(share: float | None) -> dict[str, Any]:
+    """A share of the limit as figures; of none the reason."""
+    if share is None:
+        return {"share_of_limit": None, "share_of_limit_is_empty": EXCEEDED}
+    return {"share_of_limit": round(share, 4)}
 
 
 def _heaviest(limit: Limit, profiled: Mapping[str, float]) -> list[dict[str, Any]]:

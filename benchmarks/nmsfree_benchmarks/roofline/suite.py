@@ -22,7 +22,7 @@ from nmsfree_benchmarks.table.eager import use_threads
 
 PICTURES = 4
 PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
-QUICK_PLAN = Plan(seconds=6, min_rounds=5, lead_in=1, burst=2)
+QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=2)
 
 
 @dataclass(frozen=True, kw_only=True)

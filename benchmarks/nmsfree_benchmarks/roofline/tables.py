@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.common.sheets import Sheet, number
+from nmsfree_benchmarks.record.intervals import Interval
 from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.roofline.limits import EXCEEDED, reached
 from nmsfree_benchmarks.roofline.records import models
 
 LAYERS = 5  # of each model in the table
@@ -18,15 +20,11 @@ def sheets(results: Results) -> list[Sheet]:
 
 def _peaks(results: Results) -> Sheet:
     rows = [
-        (r.name, _number(r.figures.get("gflop_per_s")), _number(r.figures.get("gb_per_s")))
+        (r.name, number(r.figures.get("gflop_per_s")), number(r.figures.get("gb_per_s")))
         for r in results.records
         if r.subject is None
     ]
     return Sheet("Peaks, fastest call", ("what", "GFLOP/s", "GB/s"), tuple(rows))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _models(results: Results) -> Sheet:
@@ -49,9 +47,12 @@ def _model(record: Record) -> tuple[str, ...]:
 
 
 def share_text(figures: Any) -> str:
-    """ "71 % (69 – 73)": share of the limit, with its interval."""
-    value, low, high = (100 * figures[k] for k in ("share_of_limit", "share_low", "share_high"))
-    return f"{value:.0f} % ({low:.0f} – {high:.0f})"
+    """ "71 % (69 – 73)": share of the limit, with its interval; "–" where that is none."""
+    share = reached(figures["share_of_limit"])
+    if share is None:
+        return "–"
+    bounds = {"value": share, "low": figures["share_low"], "high": figures["share_high"]}
+    return Interval.from_json(bounds).times(100).text(0, " %")
 
 
 def _layers(results: Results) -> Sheet:
@@ -101,8 +102,8 @@ def conclusions(results: Results) -> Iterator[str]:
     yield (
         "Limit: every layer takes as long as its arithmetic at the peak or its bytes at the "
         "rate of a copy as large, whichever is longer; a copy counts bytes read and written. "
-        "Above 100 %, the engine keeps values in caches between layers, or multiplies less "
-        "(Winograd)."
+        "Empty where an engine was faster: it keeps values in caches between layers, multiplies "
+        "less (Winograd), or the peaks were measured in a slower moment."
     )
     for record in models(results.records):
         if record.figures["paper"] is not None:
@@ -113,10 +114,13 @@ def conclusions(results: Results) -> Iterator[str]:
 def _of_model(record: Record) -> Iterator[str]:
     f, p50 = record.figures, record.summary.p50
     name = record.name.removesuffix(" bare")
-    yield (
-        f"{name}: {p50:.2f} ms, at least {f['limit_ms']:.2f} ms: {share_text(f)} of the limit, "
-        f"which is arithmetic for {100 * f['limit_by_arithmetic_share']:.0f} %."
-    )
+    if reached(f["share_of_limit"]) is None:
+        yield f"{name}: {p50:.2f} ms, and {f['limit_ms']:.2f} ms counted: {EXCEEDED}."
+    else:
+        yield (
+            f"{name}: {p50:.2f} ms, at least {f['limit_ms']:.2f} ms: {share_text(f)} of the limit, "
+            f"which is arithmetic for {100 * f['limit_by_arithmetic_share']:.0f} %."
+        )
     if f["beyond_limit_ms"]:
         lost = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in f["beyond_limit_ms"].items())
         yield f"{name}, time beyond the limit by kind of layer, profiled: {lost}."

@@ -11,6 +11,8 @@ from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.common.engines import DEPLOYED
 from nmsfree_benchmarks.machine.measure import STAGES, Summary, Times, shares, summarize
 from nmsfree_benchmarks.record.records import Record, Subject
+from nmsfree_benchmarks.roofline.limits import reached
+from nmsfree_benchmarks.roofline.records import share_figures
 from nmsfree_benchmarks.table import device_engines
 
 HASH_DIGITS = 12
@@ -145,16 +147,16 @@ class Row:
 
     @property
     def share_of_limit(self) -> float | None:
-        """The limit by the median of the engine's call, 0-1; None where the limit is unknown.
+        """The limit by the median of the engine's call, 0-1; None where it is unknown or none.
 
         In PyTorch, whose network is not called alone, by that of the whole call.
         """
         if self.limit_ms is None:
             return None
-        return self.limit_ms / summarize(self.times if self.bare is None else self.bare).p50
+        called = self.times if self.bare is None else self.bare
+        return reached(self.limit_ms / summarize(called).p50)
 
-    def _limit_figures(self) -> dict[str, float]:
-        if self.limit_ms is None or self.share_of_limit is None:
+    def _limit_figures(self) -> dict[str, Any]:
+        if self.limit_ms is None:
             return {}
-        limit, share = round(self.limit_ms, 4), round(self.share_of_limit, 4)
-        return {"limit_ms": limit, "share_of_limit": share}
+        return {"limit_ms": round(self.limit_ms, 4), **share_figures(self.share_of_limit)}

@@ -6,8 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from nmsfree_benchmarks.common.sheets import number
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
+from nmsfree_benchmarks.roofline.limits import reached
 from nmsfree_benchmarks.table.notes import notes
 from nmsfree_benchmarks.table.results import Report
 from nmsfree_benchmarks.table.rows import ENGINES, SHORT_ENGINES, Row
@@ -53,7 +55,7 @@ def _terminal_cells(row: Row) -> list[str]:
     return [
         SHORT_ENGINES[row.engine] + ("" if row.summary.trusted else "!"),
         row.summary.fps_text,
-        *(f"{ms:.1f}" if ms < 100 else f"{ms:.0f}" for ms in row.summary.percentiles),
+        *(number(ms, ".1f" if row.summary.p50 < 100 else ".0f") for ms in row.summary.percentiles),
         stages,
         limit_cell(row.share_of_limit),
         *_ap_cells(row),
@@ -63,13 +65,13 @@ def _terminal_cells(row: Row) -> list[str]:
 
 def limit_cell(share: float | None) -> str:
     """A share of the limit in percent: how much of what the device could do is reached."""
-    return "–" if share is None else f"{100 * share:.0f}"
+    share = reached(share)
+    return number(None if share is None else 100 * share, ".0f")
 
 
 def ram_cell(figures: Mapping[str, float]) -> str:
     """MB that an engine takes with a file, "–" where that was not measured."""
-    taken = figures.get("engine_rss_mb")
-    return "–" if taken is None else f"{taken:.0f}"
+    return number(figures.get("engine_rss_mb"), ".0f")
 
 
 def _ap_cells(row: Row) -> list[str]:
@@ -116,7 +118,7 @@ def markdown_cells(row: Row) -> list[str]:
         ENGINES[row.engine] + ("" if row.summary.trusted else "!"),
         spec.precision,
         row.summary.fps_text,
-        *(f"{ms:.1f}" for ms in row.summary.percentiles),
+        *(number(ms) for ms in row.summary.percentiles),
         *(f"{row.shares[stage] * 100:.1f} %" for stage in STAGES),
         limit_cell(row.share_of_limit),
         *_ap_cells(row),

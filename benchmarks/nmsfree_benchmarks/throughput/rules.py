@@ -62,7 +62,7 @@ class Saturation:
     """Attributes:
     at: the smallest record that is surely as good as the best one.
     best: the record with the most images a second.
-    open_end: whether the best is the last: more may give more.
+    open_end: whether more may give more: nothing before the last is surely as good as the last.
     """
 
     curve: Curve
@@ -77,7 +77,11 @@ class Saturation:
         text = f"{self.curve.name}: {at} {reach} {self.at.summary.fps:.0f} images/s"
         if self.at is not self.best:
             text += f", the best ({best}) {self.best.summary.fps:.0f}"
-        return text + (": not saturated within what was tried" if self.open_end else ": saturated")
+        if not self.open_end:
+            return f"{text}: saturated"
+        if self.at is self.curve.records[-1]:
+            return f"{text}: not saturated within what was tried"
+        return f"{text}: undecided whether more gives more"
 
 
 def _amount(axis: str, number: int) -> str:
@@ -90,7 +94,9 @@ def saturation(curve: Curve) -> Saturation:
     """Find the smallest configuration whose time per image is surely near that of the best."""
     best = min(curve.records, key=lambda r: r.summary.p50)
     at = next(r for r in curve.records if r is best or _near(r, best))
-    return Saturation(curve, at, best, at is curve.records[-1] and len(curve.records) > 1)
+    last = curve.records[-1]
+    open_end = len(curve.records) > 1 and (at is last or not _near(at, last))
+    return Saturation(curve, at, best, open_end)
 
 
 def _near(record: Record, best: Record) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nmsfree.detector import Detector
 from nmsfree_benchmarks.common.on_device import subject_on
-from nmsfree_benchmarks.machine.measure import Image, Times
+from nmsfree_benchmarks.machine.measure import Image, Times, percentile
 from nmsfree_benchmarks.record.records import Ratio, Record
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_benchmarks.throughput.rules import PER_IMAGE, WITH_NMS
@@ -46,6 +46,7 @@ class Setup:
         """Times [windows, 1] ns an image; latency and processor time of the same windows."""
         kept = self.windows[-len(times) :]  # without the warm-up
         calls = np.concatenate([window.calls_ns for window in kept]) / 1e6
+        p99 = percentile(calls, 99)
         images = sum(window.images for window in kept)
         processor = sum(window.processor_ns for window in kept) / images / 1e6
         subject = subject_on(
@@ -59,7 +60,7 @@ class Setup:
         figures = {
             "images": images,
             "call_p50_ms": round(float(np.median(calls)), 3),
-            "call_p99_ms": round(float(np.percentile(calls, 99)), 3),
+            "call_p99_ms": None if p99 is None else round(p99, 3),
             "processor_ms_per_image": round(processor, 4),
         }
         load = {"batch": self.batch, "streams": self.streams, "threads": self.threads}

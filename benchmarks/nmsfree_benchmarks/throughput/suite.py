@@ -35,8 +35,8 @@ BATCHES, STREAMS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 QUICK_BATCHES, QUICK_STREAMS = (1, 4, 16), (1, 2, 4)
 PICTURES = 32
 # The pause lets the threads of one engine stop spinning before the next one begins.
-PLAN = Plan(seconds=200, min_rounds=8, pause=0.03)
-QUICK_PLAN = Plan(seconds=15, min_rounds=4, pause=0.02)
+PLAN = Plan(seconds=200, min_rounds=10, pause=0.03)
+QUICK_PLAN = Plan(seconds=15, min_rounds=10, pause=0.02)
 WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
 
 

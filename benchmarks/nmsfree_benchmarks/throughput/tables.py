@@ -35,7 +35,7 @@ def _row(results: Results, record: Record, axis: str) -> tuple[str, ...]:
         f"{record.summary.p50:.2f}",
         "1" if ratio is None else str(ratio.interval),
         f"{record.figures['call_p50_ms']:.2f}",
-        f"{record.figures['call_p99_ms']:.2f}",
+        number(record.figures["call_p99_ms"], ".2f"),
         f"{record.figures['processor_ms_per_image']:.2f}",
     )
 
