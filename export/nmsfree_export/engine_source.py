@@ -8,6 +8,8 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
+from nmsfree.backends import MAX_ONNX
+from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export.engine_cut import cut_nms
@@ -41,9 +43,7 @@ def read_source(path: Path, *, builds_nms: bool) -> Source:
     Raises:
         ModelError: missing, not ONNX, not written by this project, or its weights lie elsewhere.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file, expected an exported ONNX model")
-    content = path.read_bytes()
+    content = read_bytes(path, MAX_ONNX, ModelError)
     model = _parse(path, content)
     spec = _read_spec(path, model)
     if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):

@@ -88,7 +88,33 @@ def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
 def test_a_missing_file_or_folder_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(lambda: Detector(tmp_path / "absent.onnx"))
     (tmp_path / "folder.onnx").mkdir()
-    assert "no such file" in refused(lambda: Detector(str(tmp_path / "folder.onnx")))
+    assert "is a folder" in refused(lambda: Detector(str(tmp_path / "folder.onnx")))
+
+
+def test_a_file_larger_than_the_limit_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "0")
+    assert "set NMSFREE_MAX_FILE_MB=1" in refused(lambda: Detector(tiny))
+
+
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+@pytest.mark.parametrize("place", ["../cells.bin", "{folder}/cells.bin", "linked.bin"])
+def test_no_weights_are_read_outside_the_folder(tiny: Path, place: str, device: str) -> None:
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    inside = tiny.parent / "inside"
+    inside.mkdir()
+    model = onnx.load(tiny)
+    cells = next(t for t in model.graph.initializer if t.name == "cells")
+    (tiny.parent / "cells.bin").write_bytes(cells.raw_data)
+    (inside / "linked.bin").symlink_to(tiny.parent / "cells.bin")
+    cells.data_location = TensorProto.EXTERNAL
+    entry = cells.external_data.add()
+    entry.key, entry.value = "location", place.format(folder=tiny.parent)
+    cells.ClearField("raw_data")
+    (inside / "a.onnx").write_bytes(model.SerializeToString())
+    refused(lambda: open_backend(inside / "a.onnx", device))
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.plan"])

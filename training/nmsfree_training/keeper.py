@@ -81,11 +81,17 @@ class Keeper:
             CheckpointError: there is none, or the run was started with another recipe.
         """
         state, messages = self.world.on_main(self._read)
-        self.network.load_state_dict(state.network)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.scaler.load_state_dict(state.scaler)
-        if self.ema is not None and state.ema is not None:
-            self.ema.load(state.ema)
+        try:
+            self.network.load_state_dict(state.network)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.scaler.load_state_dict(state.scaler)
+            if self.ema is not None and state.ema is not None:
+                self.ema.load(state.ema)
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.folder}: its state does not fit this network ({shown(error)}): start a new "
+                f"run from the weights with --init {self.folder / 'last.safetensors'}"
+            ) from None
         return Position(**state.position), messages
 
     def _read(self) -> tuple[TrainState, list[str]]:

@@ -10,16 +10,22 @@ import io
 import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import torch
+from msgspec import Meta
 
+from nmsfree.decode import read_bytes
 from nmsfree.errors import CheckpointError
 from nmsfree.files import write_atomic
-from nmsfree_training.torch_file import read_torch_file
+from nmsfree_training.torch_file import MAX_BYTES, read_torch_file
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Count = Annotated[int, Meta(ge=0, le=2**40)]
+Seconds = Annotated[float, Meta(ge=0)]
 DIGEST = 32  # bytes of a SHA-256
 LAST, PREVIOUS, DAMAGED = "last.state.pt", "previous.state.pt", "damaged.state.pt"
 
@@ -38,13 +44,13 @@ class Position:
         failed: images left out so far and why, by path; of the first process.
     """
 
-    epoch: int = 0
-    step: int = 0
-    iteration: int = 0
-    best: float = -1.0
+    epoch: Count = 0
+    step: Count = 0
+    iteration: Count = 0
+    best: Annotated[float, Meta(ge=-1, le=1)] = -1.0
     sums: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    wait: float = 0.0
+    seconds: Seconds = 0.0
+    wait: Seconds = 0.0
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -116,22 +122,27 @@ def _read(path: Path) -> TrainState:
         )
     _check_digest(path)
     content = read_torch_file(path)
-    if not (_has_fields(content, TrainState) and _has_fields(content["position"], Position)):
+    try:
+        state = _convert(content, TrainState)
+        _convert(state.position, Position)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path}: not a training state of this version: start again without --resume"
-        )
-    return TrainState(**content)
+            f"{path}: not a training state of this version ({error}): start again without --resume"
+        ) from None
+    return state
 
 
-def _has_fields(content: Any, kind: type[TrainState] | type[Position]) -> bool:
-    return isinstance(content, dict) and content.keys() == {f.name for f in fields(kind)}
+def _convert(content: Any, kind: type[T]) -> T:
+    """Make a record of what was unpickled; `ValueError` for other fields or other types."""
+    made = msgspec.convert(content, kind)
+    unknown = content.keys() - {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(map(str, unknown))}")
+    return made
 
 
 def _check_digest(path: Path) -> None:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    content = read_bytes(path, MAX_BYTES, CheckpointError)
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
         raise CheckpointError(
             f"{path}: damaged (does not match its checksum), or of another version"

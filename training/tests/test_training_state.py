@@ -90,5 +90,9 @@ def test_something_else_than_a_state(tmp_path: Path) -> None:
     save_state(later, tmp_path)
     with pytest.raises(CheckpointError, match="not a training state of this version"):
         load_state(tmp_path)
+    for wrong in ({"epoch": -1}, {"step": "1"}, {"best": float("nan")}, {"sums": {"a": None}}):
+        save_state(replace(state(1), position=vars(Position()) | wrong), tmp_path)
+        with pytest.raises(CheckpointError, match=next(iter(wrong))):
+            load_state(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
         load_state(tmp_path / "nothing")

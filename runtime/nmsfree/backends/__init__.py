@@ -9,6 +9,7 @@ from nmsfree.backends.devices import Device, parse_device
 from nmsfree.backends.onnxruntime import OnnxRuntimeBackend
 from nmsfree.backends.openvino import OpenVinoBackend
 from nmsfree.backends.options import DEFAULTS, Options
+from nmsfree.decode import check_file
 from nmsfree.errors import InputError, MissingExtraError, ModelError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth")
 ENGINE_SUFFIX = ".engine"
+MAX_ONNX = 2 << 30  # bytes that one file can have
 
 
 def open_backend(
@@ -64,6 +66,7 @@ def _open_onnx(path: Path, device: Device, options: Options) -> Backend:
             f"{path}: device is '{device}', which runs engines only: make one with"
             " `nmsfree build --with tensorrt`"
         )
+    check_file(path, MAX_ONNX, ModelError)
     if device.kind == "openvino":
         options.check("OpenVINO", "threads", "precision")
         return OpenVinoBackend(path, device.plugin, options.threads, options.precision or "f32")

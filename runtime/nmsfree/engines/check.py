@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmsfree.decode import read_bytes
 from nmsfree.engines.flavour import same_platform
 from nmsfree.engines.sidecar import (
     AGAIN,
@@ -18,6 +19,7 @@ from nmsfree.errors import EngineError, ModelError
 from nmsfree.identity import sha256
 
 _logger = logging.getLogger(__name__)
+MAX_PLAN = 4 << 30  # bytes
 SHOWN = 12  # digits of a hash in messages
 
 
@@ -39,11 +41,11 @@ def read_plan(engine: Path) -> bytes:
     """Read an engine file.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or it is no regular file or larger than `MAX_PLAN`.
     """
-    if not engine.is_file():
+    if not engine.exists():
         raise ModelError(f"{engine}: no such file, expected an engine made by `nmsfree build`")
-    return engine.read_bytes()
+    return read_bytes(engine, MAX_PLAN, ModelError)
 
 
 def check_engine(
