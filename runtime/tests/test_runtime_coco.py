@@ -361,6 +361,7 @@ def test_a_message_names_the_field(
         '{"images": null, "annotations": [], "categories": []}',
         '{"images": [3, null, "x", [], 1e400], "annotations": [], "categories": []}',
         b'{"images": [{"id": 1, "file_name": "\xff"}], "annotations": [], "categories": []}',
+        b'{"images": [], "annotations": [], "categories": [], "\xff": 1}',
         b"\xff\xfe\x00",
         b"\xef\xbb\xbf",
         b"\x00" * 1000,

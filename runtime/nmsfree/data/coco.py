@@ -144,6 +144,8 @@ def read_fields(path: Path) -> dict[str, Raw]:
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell writes UTF-16
             data = data.decode("utf-16").encode()
         data = data.removeprefix(b"\xef\xbb\xbf")
+        if not data.isascii():
+            data.decode()  # also where no field of ours is
         try:
             return fields_of(data)
         except msgspec.ValidationError:
