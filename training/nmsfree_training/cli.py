@@ -200,7 +200,7 @@ def train(
     ] = None,
     workers: Annotated[
         int,
-        typer.Option(min=0, max=1024, help="Processes that load images.", rich_help_panel=MACHINE),
+        typer.Option(min=0, max=128, help="Processes that load images.", rich_help_panel=MACHINE),
     ] = 2,
 ) -> None:
     """Train a detector, or retrofit one that needs NMS.

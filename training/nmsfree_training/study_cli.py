@@ -90,7 +90,7 @@ def run(
         list[int] | None, typer.Option("--seed", min=0, help="Which seed; 0, 1, 2 if not given.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, max=1024, help="Runs at a time; one thread each on a processor.")
+        int, typer.Option(min=1, max=128, help="Runs at a time; one thread each on a processor.")
     ] = 2,
     precision: PrecisionOption = AUTO,
     device: DeviceOption = "cpu",
