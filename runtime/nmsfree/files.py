@@ -179,7 +179,8 @@ def check_outputs(
 def _check_place(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{shown(path)}: cannot be written (it is a folder): give a file's name")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
         raise InputError(
             f"{shown(path)}: cannot be written ({shown(folder)} is no folder): give another output"

@@ -175,6 +175,17 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
             check_outputs([wrong], [model])
 
 
+@pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="root writes everywhere")
+def test_a_protected_folder_is_refused_unless_a_link_leads_out(tmp_path: Path) -> None:
+    folder = tmp_path / "protected"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "a.json")
+    folder.chmod(0o500)
+    check_outputs([folder / "link"])
+    with pytest.raises(InputError, match="is protected"):
+        check_outputs([folder / "a.json"])
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 def test_an_input_is_known_by_every_name(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"

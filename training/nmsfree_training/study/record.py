@@ -1,13 +1,12 @@
 """What is written down of a finished run."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from nmsfree.data.load import load_dataset
-from nmsfree.files import write_atomic
+from nmsfree.files import write_json
 from nmsfree.identity import processor_name, sha256
 from nmsfree_training.checkpoint import load_checkpoint
 from nmsfree_training.events import is_loss
@@ -23,8 +22,7 @@ def write_result(job: Job) -> None:
     Raises:
         NmsfreeError: the run folder or the dataset cannot be used, see `measure`.
     """
-    text = json.dumps(make_result(job), indent=2, ensure_ascii=False)
-    write_atomic(job.result_file, (text + "\n").encode())
+    write_json(job.result_file, make_result(job))
 
 
 def make_result(job: Job) -> Result:
