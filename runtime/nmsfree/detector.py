@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, Options, RawDetections, open_backend
+from nmsfree.backends.contract import rows_of
 from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
-from nmsfree.errors import InputError, ModelError
+from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, letterbox
 
@@ -94,6 +95,7 @@ class Detector:
 
         Raises:
             InputError: the image or an argument cannot be used.
+            ModelError: the model answers what no detector does: NaN, scores above 1.
         """
         return self.batch(
             [image],
@@ -167,21 +169,13 @@ class Detector:
         classes: NDArray[np.int32] | None,
         max_detections: int | None,
     ) -> Detections:
-        count = int(raw.num_detections[index, 0])
-        scores = raw.detection_scores[index, :count]
-        class_ids = raw.detection_classes[index, :count]
-        if count and not 0 <= class_ids.min() <= class_ids.max() < len(self.names):
-            wrong = class_ids[(class_ids < 0) | (class_ids >= len(self.names))][0]
-            raise ModelError(
-                f"the model answers class {wrong}, its description names "
-                f"{len(self.names)}: export the model again"
-            )
+        boxes, scores, class_ids = rows_of(raw, index, self.spec)
         keep = scores > thresholds[class_ids]
         if classes is not None:
             keep &= np.isin(class_ids, classes)
         rows = np.flatnonzero(keep)[:max_detections]
-        boxes = geometry.to_source(raw.detection_boxes[index, rows])
-        return Detections(boxes, scores[rows], class_ids[rows], self.names)
+        found = geometry.to_source(boxes[rows])
+        return Detections(found, scores[rows], class_ids[rows], self.names)
 
     def _thresholds(self, threshold: Threshold | None) -> NDArray[np.float32]:
         """Return the threshold of every class, float32 [classes]."""

@@ -117,10 +117,12 @@ def draw(
         uint8 [h·zoom, w·zoom, 3], BGR.
 
     Raises:
-        InputError: `image` is not such an array, or zoom is below 1.
+        InputError: `image` is not such an array, zoom is below 1, or a box is not finite.
     """
     if zoom < 1:
         raise InputError(f"zoom is {zoom}, expected 1 or more")
+    if not np.isfinite(detections.xyxy).all():
+        raise InputError("detections have boxes that are not finite numbers: they cannot be drawn")
     image = as_bgr(image)
     height, width = image.shape[0] * zoom, image.shape[1] * zoom
     picture = _enlarge(image, height, width)

@@ -184,17 +184,57 @@ def test_the_models_own_threshold_is_the_default(open_tiny: Any, noise: Noise) -
     assert_same(detector(noise(0)), detector(noise(0), threshold=0.65))
 
 
-def test_a_class_the_description_does_not_name_is_refused(
-    make_spec: Any, bright_cells: Any, noise: Noise
+NONSENSE: dict[str, tuple[str, Callable[[NDArray[Any]], NDArray[Any]], str]] = {
+    "negative count": ("num_detections", lambda v: v * 0 - 1, "-1 detections in 10 rows"),
+    "count of more": ("num_detections", lambda v: v * 0 + 11, "11 detections in 10 rows"),
+    "high scores": ("detection_scores", lambda v: v * 5.98, "scores from .*, expected 0 … 1"),
+    "negative scores": ("detection_scores", lambda v: -v, "scores from -.*, expected 0 … 1"),
+    "NaN scores": ("detection_scores", lambda v: v * np.float32("nan"), "that are not numbers"),
+    "infinite scores": ("detection_scores", lambda v: v * np.float32("inf"), "scores from inf"),
+    "inverted boxes": ("detection_boxes", lambda v: v[..., ::-1], "inverted or not finite"),
+    "NaN boxes": ("detection_boxes", lambda v: v * np.float32("nan"), "inverted or not finite"),
+    "infinite boxes": ("detection_boxes", lambda v: v + np.float32("inf"), "or not finite"),
+    "one infinite corner": (
+        "detection_boxes",
+        lambda v: np.where(np.arange(4) == 3, np.float32("inf"), v),
+        "inverted or not finite",
+    ),
+    "class of more": ("detection_classes", lambda v: v + 2, "class 3, its description names 3"),
+    "negative class": ("detection_classes", lambda v: v * 0 - 1, "class -1, its"),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_what_no_detector_answers_is_refused(
+    make_spec: Any, bright_cells: Any, noise: Noise, case: str
 ) -> None:
+    output, spoil, words = NONSENSE[case]
     spec = make_spec()
 
-    def beyond(images: NDArray[np.uint8]) -> RawDetections:
+    def run(images: NDArray[np.uint8]) -> RawDetections:
         raw = bright_cells(images, spec)
-        return raw._replace(detection_classes=raw.detection_classes + 2)
+        assert raw.num_detections.min() > 0
+        return raw._replace(**{output: spoil(getattr(raw, output))})
 
-    with pytest.raises(ModelError, match="its description names 3: export"):
-        Detector(CallableBackend(beyond, spec))(noise(0))
+    detector = Detector(CallableBackend(run, spec))
+    for answer in (lambda: detector(noise(0)), lambda: detector.batch([noise(0), noise(1)])):
+        with pytest.raises(ModelError, match=f"the model answers .*{words}"):
+            answer()
+
+
+def test_scores_that_are_no_numbers_hide_below_no_floor(
+    make_spec: Any, bright_cells: Any, noise: Noise
+) -> None:
+    """NaN is above nothing, so a broken model would find nothing, and its AP would be 0."""
+    spec = make_spec()
+
+    def run(images: NDArray[np.uint8]) -> RawDetections:
+        raw = bright_cells(images, spec)
+        nothing, nan = raw.num_detections * 0, raw.detection_scores * np.float32("nan")
+        return raw._replace(num_detections=nothing, detection_scores=nan)
+
+    with pytest.raises(ModelError, match="scores that are not numbers"):
+        Detector(CallableBackend(run, spec))(noise(0))
 
 
 def test_classes_by_name_and_id(open_tiny: Any, noise: Noise) -> None:

@@ -85,6 +85,64 @@ def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
     assert str(tiny) in refused(lambda: Detector(tiny))
 
 
+def _edited(edit: Callable[[onnx.ModelProto], object]) -> Callable[[bytes], bytes]:
+    def spoil(data: bytes) -> bytes:
+        model = onnx.load_from_string(data)
+        edit(model)
+        return model.SerializeToString()
+
+    return spoil
+
+
+def _weights_elsewhere(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../dev/zero")
+
+
+def _more_rows_than_candidates(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "k")
+    tensor.raw_data = np.int64(2**62).tobytes()
+
+
+def _other_type(model: onnx.ModelProto) -> None:
+    cast = next(n for n in model.graph.node if "detection_classes" in n.output)
+    cast.attribute[0].i = TensorProto.INT64
+    model.graph.output[3].type.tensor_type.elem_type = TensorProto.INT64
+
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "description not UTF-8": lambda data: data.replace(b'"tiny"', b'"t\xff\xfey"'),
+    "name of an output": lambda data: data.replace(b"detection_scores", b"detection_\xff\xfeores"),
+    "name of the input": lambda data: data.replace(b"images", b"im\xff\xfees"),
+    "name of an operator": lambda data: data.replace(b"Transpose", b"Trans\xff\xfee"),
+    "weights elsewhere": _edited(_weights_elsewhere),
+    "giant weights": _edited(lambda m: m.graph.initializer[0].dims.__setitem__(0, 2**40)),
+    "negative size": _edited(lambda m: m.graph.initializer[0].dims.__setitem__(0, -1)),
+    "giant input": _edited(
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 2**62)
+    ),
+    "more rows than candidates": _edited(_more_rows_than_candidates),
+    "no such type": _edited(lambda m: setattr(m.graph.initializer[0], "data_type", 77)),
+    "old opset": _edited(lambda m: setattr(m.opset_import[0], "version", 1)),
+    "no opset": _edited(lambda m: m.ClearField("opset_import")),
+    "a cycle": _edited(lambda m: m.graph.node[1].input.__setitem__(0, "means")),
+    "no graph": _edited(lambda m: m.ClearField("graph")),
+    "no nodes": _edited(lambda m: m.graph.ClearField("node")),
+    "output of another type": _edited(_other_type),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_graph_is_refused_in_our_words(tiny: Path, case: str, device: str) -> None:
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    tiny.write_bytes(BROKEN[case](tiny.read_bytes()))
+    assert str(tiny) in refused(lambda: Detector(tiny, device=device))
+
+
 def test_a_missing_file_or_folder_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refused(lambda: Detector(tmp_path / "absent.onnx"))
     (tmp_path / "folder.onnx").mkdir()

@@ -1,5 +1,6 @@
 """What the graph of an ONNX file must look like to be one of ours, whatever engine reads it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from nmsfree.backends.base import RawDetections
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree.text import shown
+
+HIGHEST_SCORE = 1 + 1e-3  # an engine's sigmoid may end a rounding above 1
 
 
 class Port(NamedTuple):
@@ -62,14 +65,65 @@ def _check_input(path: Path, spec: ModelSpec, inputs: Sequence[Port]) -> None:
 
 
 def _check_outputs(path: Path, spec: ModelSpec, outputs: Sequence[Port]) -> None:
-    """Compare the number of rows and box corners with the description."""
-    shapes = {output.name: output.shape for output in outputs}
-    found = shapes["detection_boxes"][1:], shapes["detection_scores"][1:]
-    if found != ([spec.top_k, 4], [spec.top_k]):
-        raise ModelError(
-            f"{path}: outputs are {shapes}, but its description says {spec.top_k} rows: "
-            "export the model again"
-        )
+    """Compare types and sizes of the outputs with the description."""
+    k = spec.top_k
+    expected: dict[str, tuple[str, list[int]]] = {
+        "num_detections": ("tensor(int32)", [1]),
+        "detection_boxes": ("tensor(float)", [k, 4]),
+        "detection_scores": ("tensor(float)", [k]),
+        "detection_classes": ("tensor(int32)", [k]),
+    }
+    for output in outputs:
+        kind, sizes = expected.get(output.name, (output.type, output.shape[1:]))
+        batch = output.shape[0] if output.shape else 0
+        if isinstance(batch, str) or spec.batch is None:  # engines may take either for the other
+            batch = spec.batch
+        if (output.type, batch, output.shape[1:]) != (kind, spec.batch, sizes):
+            raise ModelError(
+                f"{path}: output is {output.name} {output.type} {shown(output.shape)}, but its"
+                f" description says {kind} {[spec.batch or 'N', *sizes]}: export the model again"
+            )
+
+
+def rows_of(
+    raw: RawDetections, index: int, spec: ModelSpec
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+    """Return the rows of one image that count, and refuse what no detector answers.
+
+    Returns:
+        boxes float32 [n, 4] xyxy in input pixels, scores float32 [n], class ids int32 [n].
+
+    Raises:
+        ModelError: a count, score, box or class out of its range, or not a number.
+    """
+    # Lists and few calls of NumPy: on a hundred numbers a call costs more than its work.
+    values, count = raw.detection_scores[index].tolist(), int(raw.num_detections[index, 0])
+    if not 0 <= count <= len(values):
+        raise _nonsense(f"{count} detections in {len(values)} rows")
+    if math.isnan(sum(values)):  # also below the floor, where NaN puts all
+        raise _nonsense("scores that are not numbers")
+    boxes, scores = raw.detection_boxes[index, :count], raw.detection_scores[index, :count]
+    class_ids = raw.detection_classes[index, :count]
+    if count == 0:
+        return boxes, scores, class_ids
+    low, high = min(values[:count]), max(values[:count])
+    if low < 0 or high > HIGHEST_SCORE:
+        raise _nonsense(f"scores from {low:.3g} to {high:.3g}, expected 0 … 1")
+    corners = boxes.tolist()
+    if not all(
+        -math.inf < x1 <= x2 < math.inf and -math.inf < y1 <= y2 < math.inf
+        for x1, y1, x2, y2 in corners
+    ):
+        raise _nonsense("boxes that are inverted or not finite")
+    ids, known = class_ids.tolist(), len(spec.class_names)
+    if min(ids) < 0 or max(ids) >= known:
+        wrong = next(i for i in ids if not 0 <= i < known)
+        raise _nonsense(f"class {wrong}, its description names {known}")
+    return boxes, scores, class_ids
+
+
+def _nonsense(what: str) -> ModelError:
+    return ModelError(f"the model answers {what}: its weights are broken, export it again")
 
 
 def check_images(images: NDArray[Any], spec: ModelSpec) -> None:
@@ -96,4 +150,4 @@ def refusal(images: NDArray[Any], reason: str) -> ModelError:
 
 def one_line(error: Exception) -> str:
     """A vendor's message as one short line."""
-    return " ".join(str(error).split())[:200]
+    return shown(" ".join(str(error).split())[:200])

@@ -46,7 +46,8 @@ def vendor_errors() -> tuple[type[Exception], ...]:
         "onnxruntime.capi.onnxruntime_pybind11_state", "running an ONNX file", "nmsfree[cpu]"
     )
     found = vars(state).values()
-    return tuple(v for v in found if isinstance(v, type) and issubclass(v, Exception))
+    own = (v for v in found if isinstance(v, type) and issubclass(v, Exception))
+    return UnicodeDecodeError, *own  # names and messages are bytes of the file to it
 
 
 def open_cpu(path: Path, threads: int | None) -> tuple[ModelSpec, Opened]:
@@ -57,8 +58,7 @@ def open_cpu(path: Path, threads: int | None) -> tuple[ModelSpec, Opened]:
     """
     import onnxruntime as ort
 
-    session = _load(path, _options(threads))
-    spec = _spec_of(session, path)
+    session, spec = _load(path, _options(threads))
     text = f"ONNX Runtime {ort.__version__} CPU, threads {threads or 'automatic'}"
     return spec, Opened(run_plainly(session), lambda: None, text)
 
@@ -73,7 +73,7 @@ def read_file(path: Path) -> ModelSpec:
 
     options = _options(threads=1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _spec_of(_load(path, options), path)
+    return _load(path, options)[1]
 
 
 def create(path: Path, threads: int | None, provider: str, settings: dict[str, str]) -> Any:
@@ -153,19 +153,17 @@ def _options(threads: int | None) -> Any:
     return options
 
 
-def _load(path: Path, options: Any) -> Any:
+def _load(path: Path, options: Any) -> tuple[Any, ModelSpec]:
+    """Open a file on the processor and read what it says of itself."""
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(str(path), options, providers=[CPU], enable_fallback=0)
+        session = ort.InferenceSession(str(path), options, providers=[CPU], enable_fallback=0)
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        inputs = [Port(i.name, i.type, i.shape) for i in session.get_inputs()]
+        outputs = [Port(o.name, o.type, o.shape) for o in session.get_outputs()]
     except vendor_errors() as error:
         raise ModelError(
             f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
         ) from None
-
-
-def _spec_of(session: Any, path: Path) -> ModelSpec:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    inputs = [Port(i.name, i.type, i.shape) for i in session.get_inputs()]
-    outputs = [Port(o.name, o.type, o.shape) for o in session.get_outputs()]
-    return read_spec(path, text, inputs, outputs)
+    return session, read_spec(path, text, inputs, outputs)

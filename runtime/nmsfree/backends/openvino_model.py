@@ -76,7 +76,12 @@ def _agreed_to_telemetry() -> bool:
 def vendor_errors(openvino: Any) -> tuple[type[Exception], ...]:
     """What OpenVINO raises."""
     found = (getattr(openvino.frontend, name, None) for name in READERS_ERRORS)
-    return (RuntimeError, TypeError, *(kind for kind in found if kind is not None))
+    return (
+        RuntimeError,
+        TypeError,
+        UnicodeDecodeError,
+        *(kind for kind in found if kind is not None),
+    )
 
 
 def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
@@ -85,17 +90,18 @@ def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
     Raises:
         ModelError: it cannot be loaded, or is not one of ours.
     """
+    place = ["framework", METADATA_KEY]  # where the reader puts what the file says of itself
     try:
         # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         model = reader.convert(reader.load(str(path)))
+        text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+        inputs, outputs = _ports(model.inputs), _ports(model.outputs)
     except vendor_errors(openvino) as error:
         raise ModelError(
             f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
         ) from None
-    place = ["framework", METADATA_KEY]  # where the reader puts what the file says of itself
-    text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
-    return model, read_spec(path, text, _ports(model.inputs), _ports(model.outputs))
+    return model, read_spec(path, text, inputs, outputs)
 
 
 def _ports(ports: Any) -> list[Port]:
