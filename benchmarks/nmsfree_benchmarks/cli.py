@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree_benchmarks.common.options import Pause
 from nmsfree_benchmarks.frontier.cli import frontier
 from nmsfree_benchmarks.gpu_check.cli import gpu_check
@@ -184,7 +185,8 @@ def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     console = Console(stderr=to_stdout)
     console.width = max(console.width, MIN_WIDTH)
     show(report, console)
-    console.print(f"{report.seconds:.0f} s; written: {', '.join(map(str, files))}", soft_wrap=True)
+    written = ", ".join(map(shown, files))
+    console.print(f"{report.seconds:.0f} s; written: {written}", soft_wrap=True, markup=False)
     if to_stdout:
         typer.echo(to_text(report.results()), nl=False)
     elif json_file is not None:

@@ -1,6 +1,7 @@
 """The report: every kind is rendered, nothing is loaded, all is escaped; seen in a browser."""
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.sample import record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
 from nmsfree_benchmarks.page.generic import facts_sheet, ratios_sheet, rows_sheet, said_of_ratios
 from nmsfree_benchmarks.page.html import to_html
@@ -323,3 +326,16 @@ def test_a_browser_draws_it(page_file: Path, tmp_path: Path, width: int) -> None
     red = (pixels[..., 2] > 150) & (pixels[..., 1] < 80) & (pixels[..., 0] < 80)
     assert red[:600].sum() > 200  # the banner of the noisy run
     assert pixels.std() > 10
+
+
+def test_names_in_tables_are_text_on_terminals_and_in_markdown() -> None:
+    name = "[bold]a[/b]|\x1b[31m"
+    sheet = Sheet("of [/] all", ("model", "ms"), ((name, "1.0"),))
+    title, _, _, _, row, _ = sheet.markdown()
+    assert title == r"## of \[/\] all"
+    assert row == r"| \[bold\]a\[/b\]\|\\x1b\[31m | 1.0 |"
+    console = Console(file=io.StringIO(), width=80)
+    console.print(sheet.rich())
+    assert isinstance(console.file, io.StringIO)
+    assert r"[bold]a[/b]|\x1b[31m" in console.file.getvalue()
+    assert "of [/] all" in console.file.getvalue()

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nmsfree.text import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -75,13 +77,15 @@ def build(
 
 def _show_layers(table: "LayerTable", console: "Console") -> None:
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table("layer", "kind", "precision", "output", title=f"layers of the {table.source}")
     for layer in table.layers:
-        grid.add_row(layer.name, layer.kind, layer.precision, " × ".join(map(str, layer.shape)))
+        shape = " × ".join(map(str, layer.shape))
+        grid.add_row(*(Text(shown(t)) for t in (layer.name, layer.kind, layer.precision, shape)))
     console.print(grid)
     if table.note:
-        console.print(table.note, highlight=False, soft_wrap=True)
+        console.print(shown(table.note), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(report: "BuildReport", onnx: Path, console: "Console") -> None:
@@ -102,4 +106,4 @@ def _show(report: "BuildReport", onnx: Path, console: "Console") -> None:
     if report.engine.parent.resolve() != onnx.parent.resolve():
         lines.append(f"keep {onnx.name} beside it, so that it can be built again where it must be")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(shown(line, 1000), highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from nmsfree.progress import progress_bar
+from nmsfree.text import shown
 
 SHOWN_DEPTH = 2  # of nested phases; deeper ones last milliseconds
 
@@ -80,7 +81,7 @@ class Bars:
 def show_phases(console: Console) -> Iterator[Phases]:
     """Show the phases of a build on this console, bars on a terminal and lines elsewhere."""
     if not console.is_terminal:
-        yield Lines(lambda line: console.print(line, highlight=False))
+        yield Lines(lambda line: console.print(shown(line), highlight=False, markup=False))
         return
     with progress_bar() as progress:
         yield Bars(progress)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nmsfree.data.formats import find_layout
 from nmsfree.data.image_files import images_below
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.spec import ModelSpec
+from nmsfree.text import shown
 from nmsfree_export.export import ExportReport, export_onnx
 from nmsfree_export.export_options import CheckOptions, ExportOptions, Int8Options
 from nmsfree_export.layer_table import print_layers
@@ -129,19 +131,21 @@ def _show(report: ExportReport, console: Console) -> None:
     title = "NMS-free: certificate" if spec.nms is None else "NMS baseline: contract"
     table = Table(title=title, show_header=False)
     for check, found in report.certificate.lines:
-        table.add_row("✓", check, found)
-    table.add_row("✓", "same detections as PyTorch", str(report.parity))
+        table.add_row("✓", check, Text(shown(found)))
+    table.add_row("✓", "same detections as PyTorch", Text(shown(report.parity)))
     if report.accuracy is not None:
-        table.add_row("✓", "accuracy of FP32 kept", str(report.accuracy))
+        table.add_row("✓", "accuracy of FP32 kept", Text(shown(report.accuracy)))
     console.print(table)
     console.print(
-        f"{report.path}: {spec.name}, {spec.head} head, {spec.height} × {spec.width}, "
+        f"{shown(report.path)}: {shown(spec.name)}, {spec.head} head, "
+        f"{spec.height} × {spec.width}, "
         f"batch {spec.batch or 'dynamic'}, {_precision(spec)}{_filter(spec)}, "
         f"{report.size / 1e6:.1f} MB, "
         f"sha256 {report.sha256[:12]}",
         highlight=False,
+        markup=False,
     )
-    console.print(_about_threshold(spec), highlight=False)
+    console.print(shown(_about_threshold(spec)), highlight=False, markup=False)
 
 
 def _precision(spec: ModelSpec) -> str:

@@ -13,6 +13,7 @@ from nmsfree.data.load import load_dataset
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluate import category_ids_of
 from nmsfree.files import check_outputs, write_json
+from nmsfree.text import shown
 from nmsfree_export.accuracy import Accuracy, measure
 from nmsfree_export.gate import Gate, gate_for
 from nmsfree_export.layer_table import print_layers
@@ -112,7 +113,7 @@ def run_verify(request: VerifyRequest) -> None:
         try:
             for name, side, backend in (("a", request.a, first), ("b", request.b, second)):
                 line = f"{name}  {side.describe(backend)}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
             outcome = verify_pair(request, first, second, pictures, dataset, status.update)
         finally:
             first.close()
@@ -166,12 +167,12 @@ def _show(outcome: Outcome, console: Console) -> None:
     if layers is not None and layers.note:
         console.print(f"layers: {layers.note}", highlight=False, markup=False)
     if outcome.failure is None:
-        console.print(f"same detections: {outcome.parity}", highlight=False)
+        console.print(f"same detections: {outcome.parity}", highlight=False, markup=False)
     elif accuracy is not None:
         verdict = "AP kept" if accuracy.passed else "AP lost"
-        console.print(f"{verdict}: {accuracy}", highlight=False)
+        console.print(f"{verdict}: {shown(accuracy)}", highlight=False, markup=False)
     if outcome.failure is not None:
         raise outcome.failure
     if accuracy is not None:
         accuracy.enforce()
-        console.print(f"AP kept: {accuracy}", highlight=False)
+        console.print(f"AP kept: {shown(accuracy)}", highlight=False, markup=False)

@@ -129,6 +129,13 @@ def _missing(name: str, distribution: str) -> Callable[[], None]:
     return command
 
 
+class _OneLine(logging.Formatter):
+    """Names of files and classes are part of many messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record), MESSAGE)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and the status of its error."""
     for stream in (sys.stdout, sys.stderr):
@@ -145,7 +152,9 @@ def main() -> None:
         sys.exit(128 + number)
 
     answer_with(stop)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         try:
             build_app()()

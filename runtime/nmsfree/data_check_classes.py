@@ -6,6 +6,7 @@ from rich.text import Text
 
 from nmsfree.data.check_report import Check, SplitCheck
 from nmsfree.evaluation.plot_style import shorten
+from nmsfree.text import shown
 
 COMMONEST, RAREST = 8, 6  # classes shown when there are more than both together, and one more
 LONGEST = 24  # characters of a name
@@ -22,7 +23,7 @@ def class_table(check: Check) -> Table:
     )
     table.add_column("class", no_wrap=True)
     for name in counts:
-        table.add_column(Text(f"{name}\nobjects"), justify="right")
+        table.add_column(Text(f"{shown(name)}\nobjects"), justify="right")
         table.add_column("\nimages", justify="right")
     cut = len(rows) > COMMONEST + RAREST + 1
     for title, cells in rows[:COMMONEST] if cut else rows:

@@ -12,6 +12,7 @@ from nmsfree.data.faults import DESCRIPTIONS, Fault, Kind, Level
 from nmsfree.data.fix import Fixed
 from nmsfree.data.rows import relative_name
 from nmsfree.data_check_classes import class_table
+from nmsfree.text import shown
 
 EXAMPLES = 3  # of every finding; the JSON report has all
 COLOURS = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.INFO: "cyan"}
@@ -27,15 +28,15 @@ def print_check(check: Check, pictures: list[Path]) -> None:
         console.print(_findings(check, findings))
     console.print(_verdict(check))
     for path in pictures:
-        console.print(Text(f"picture: {path}"), soft_wrap=True)
+        console.print(Text(f"picture: {shown(path)}"), soft_wrap=True)
 
 
 def _splits(check: Check) -> Table:
     name = str(check.layout.config or check.layout.root)
-    table = Table(title=Text(f"{name}, {check.layout.format}"), title_justify="left")
+    table = Table(title=Text(f"{shown(name)}, {check.layout.format}"), title_justify="left")
     table.add_column("split")
     for split in check.splits:
-        table.add_column(Text(split), justify="right")
+        table.add_column(Text(shown(split)), justify="right")
     stats = [found.stats for found in check.splits.values()]
     areas = [each.by_area() for each in stats]
     rows = {
@@ -64,9 +65,9 @@ def _findings(check: Check, findings: list[Finding]) -> Table:
         about = DESCRIPTIONS[finding.kind]
         what = Text(f"{about.title}: {about.advice}")
         for fault in finding.faults[:EXAMPLES]:
-            what.append(f"\n{_place(check, fault)}: {fault.detail}", style="dim")
+            what.append(f"\n{shown(_place(check, fault))}: {shown(fault.detail)}", style="dim")
         level = Text(about.level.value, style=COLOURS[about.level])
-        table.add_row(level, Text(finding.split or "–"), f"{len(finding.faults):,}", what)
+        table.add_row(level, Text(shown(finding.split or "–")), f"{len(finding.faults):,}", what)
     return table
 
 
@@ -100,7 +101,7 @@ def print_fixed(check: Check, fixed: Fixed | None) -> None:
         console.print("nothing to fix: train on the dataset as it is")
         _print_command(console, check.layout.config or check.layout.root, list(check.splits))
         return
-    table = Table(title=Text(f"cleaned: {fixed.folder}"), title_justify="left")
+    table = Table(title=Text(f"cleaned: {shown(fixed.folder)}"), title_justify="left")
     for column in ("split", "images", "objects", "what was done"):
         table.add_column(
             column, justify="left" if column in ("split", "what was done") else "right"
@@ -112,14 +113,14 @@ def print_fixed(check: Check, fixed: Fixed | None) -> None:
             for kind, count in split.changes.items()
         )
         table.add_row(
-            Text(name),
+            Text(shown(name)),
             f"{len(before.images):,} → {split.images:,}",
             f"{len(before.objects):,} → {split.objects:,}",
             Text(done or "copied as it was"),
         )
     console.print(table)
     for line in fixed.unfixed:
-        console.print(Text(f"not fixed: {line}", style="bold red"))
+        console.print(Text(f"not fixed: {shown(line, 1000)}", style="bold red"))
     if fixed.splits:
         _print_command(console, fixed.folder, list(fixed.splits))
 
@@ -133,4 +134,4 @@ def _print_command(console: Console, data: Path, splits: list[str]) -> None:
         words += ["--split", train]
     if "val" not in others:
         words += ["--val", others[0] if others else ""]
-    console.print(Text(f"train with: {shlex.join(words)}"), soft_wrap=True)
+    console.print(Text(f"train with: {shown(shlex.join(words), 2000)}"), soft_wrap=True)

@@ -8,6 +8,7 @@ import typer
 from nmsfree.data_check_cli import check
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs
+from nmsfree.text import shown
 
 MOST = 1_000_000  # images of a split
 
@@ -50,7 +51,7 @@ def digits(
         from nmsfree.data.digits_preview import write_preview
 
         write_preview(preview, seed)
-        typer.echo(f"preview: {preview}", err=True)
+        typer.echo(f"preview: {shown(preview)}", err=True)
     if out is not None:
         _write(out, {"train": train, "val": val, "crowd": crowd}, seed)
 
@@ -72,4 +73,4 @@ def _write(out: Path, counts: dict[str, int], seed: int) -> None:
         for split, task in tasks.items():
             bar.update(task, completed=counts[split])
     state = f"wrote {', '.join(written)}" if written else "complete already"
-    typer.echo(f"{out}: {state}", err=True)
+    typer.echo(f"{shown(out)}: {state}", err=True)

@@ -17,6 +17,7 @@ from nmsfree.engine_options_cli import (
     TrustOption,
 )
 from nmsfree.errors import InputError
+from nmsfree.text import shown
 
 if TYPE_CHECKING:
     from nmsfree.detect_run import Totals
@@ -158,10 +159,10 @@ def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | in
 
 def _report(totals: "Totals", folder: Path | None, *, to_stderr: bool) -> None:
     """Print the summary, name what failed, and end with the exit status that says so."""
-    place = "nothing saved" if folder is None else f"saved in {folder}"
+    place = "nothing saved" if folder is None else f"saved in {shown(folder)}"
     typer.echo(f"{totals}, {place}", err=to_stderr)
     for problem in totals.problems:
-        typer.echo(f"error: {problem}", err=True)
+        typer.echo(f"error: {shown(problem, 2000)}", err=True)
     if totals.interrupted:
         raise typer.Exit(INTERRUPTED)
     if totals.problems:

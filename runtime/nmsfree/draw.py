@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nmsfree.detections import Detection, Detections
 from nmsfree.errors import InputError
 from nmsfree.images import as_bgr
+from nmsfree.text import shown
 
 Bgr = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the drawn picture
@@ -127,11 +128,11 @@ def draw(
     height, width = image.shape[0] * zoom, image.shape[1] * zoom
     picture = _enlarge(image, height, width)
     style = style or Style.for_size(height, width)
-    shown = [(_rect(d, zoom, height, width), d) for d in detections]
-    for rect, detection in reversed(shown):  # the best one ends on top
+    placed = [(_rect(d, zoom, height, width), d) for d in detections]
+    for rect, detection in reversed(placed):  # the best one ends on top
         _draw_box(picture, rect, color_of(detection.class_id), style)
     if labels:
-        _draw_labels(picture, shown, style)
+        _draw_labels(picture, placed, style)
     return picture
 
 
@@ -161,14 +162,14 @@ def _draw_box(picture: NDArray[np.uint8], rect: Rect, color: Bgr, style: Style) 
 
 
 def _draw_labels(
-    picture: NDArray[np.uint8], shown: Sequence[tuple[Rect, Detection]], style: Style
+    picture: NDArray[np.uint8], placed: Sequence[tuple[Rect, Detection]], style: Style
 ) -> None:
     """Place the labels, best detection first, each where it covers the least; then paint them."""
     height, width = picture.shape[:2]
-    boxes = np.array([rect for rect, _ in shown], dtype=np.int64).reshape(-1, 4)
+    boxes = np.array([rect for rect, _ in placed], dtype=np.int64).reshape(-1, 4)
     taken = np.zeros((0, 4), dtype=np.int64)
-    for index, (rect, detection) in enumerate(shown):
-        text = f"{detection.class_name}{GAP}{detection.confidence:.2f}"
+    for index, (rect, detection) in enumerate(placed):
+        text = f"{shown(detection.class_name)}{GAP}{detection.confidence:.2f}"
         label = _text_size(text, style)
         others = np.delete(boxes, index, axis=0)
         place = _best_place(_places(rect, label, style.line // 2, height, width), taken, others)

@@ -20,6 +20,7 @@ from nmsfree.engine_options_cli import (
 from nmsfree.errors import InputError, MissingExtraError
 from nmsfree.files import check_outputs, problems_in, write_atomic, write_json
 from nmsfree.identity import sha256
+from nmsfree.text import shown
 
 if TYPE_CHECKING:
     from nmsfree.data.dataset import DetectionDataset
@@ -112,7 +113,7 @@ def eval_command(
                 pictures = [path.name for path in write_plots(analysis, folder)]
                 write_atomic(folder / "summary.md", markdown(analysis, title, pictures).encode())
                 write_json(folder / "summary.json", report)
-                typer.echo(f"pictures and summary: {folder}", err=True)
+                typer.echo(f"pictures and summary: {shown(folder)}", err=True)
         with problems_in(problems):
             write_json(json_file, report)
     finally:  # whatever became of the files; and last: a pager that closes early takes nothing away

@@ -362,7 +362,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def plain_name(path: Path) -> Iterator[str]:
-    """Give a name by which OpenCV opens a file; one that is not UTF-8 would crash it."""
+    """Give a name by which libraries open a file: OpenCV crashes at one that is not UTF-8."""
     if shown(path, len(str(path))) == str(path):
         yield str(path)
         return

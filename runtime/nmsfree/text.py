@@ -1,8 +1,10 @@
 """Text from outside (names, paths, messages) made fit to show."""
 
+import re
 import unicodedata
 
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, line separators
+_MARKDOWN = re.compile(r"([\\`*\[\]|<>#])")
 _DIRECTION = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
@@ -13,10 +15,17 @@ def shown(text: object, limit: int = 300) -> str:
     written as an escape; what is longer than `limit` characters is cut in its middle.
     """
     full = str(text)
+    if len(full) <= limit and full.isprintable():
+        return full
     if len(full) > limit:
         half = (limit - 3) // 2
         full = f"{full[:half]} … {full[-half:]}"
     return "".join(_escape(character) for character in full)
+
+
+def in_markdown(text: object, limit: int = 300) -> str:
+    """Return `shown(text)` so that Markdown and HTML take it for nothing but text."""
+    return _MARKDOWN.sub(r"\\\1", shown(text, limit))
 
 
 def _escape(character: str) -> str:

@@ -68,7 +68,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "input_size": checkpoint.input_size,
         "class_names": checkpoint.class_names,
         "category_ids": checkpoint.category_ids,
-        "provenance": dict(checkpoint.provenance),
+        "provenance": {key: shown(text, 4000) for key, text in checkpoint.provenance.items()},
         "thresholds": checkpoint.thresholds and checkpoint.thresholds.to_json(),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}

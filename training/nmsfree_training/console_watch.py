@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from nmsfree.text import shown
 from nmsfree_training.console_status import Status
 from nmsfree_training.epoch_table import BEST, EpochTable
 from nmsfree_training.events import EpochEvent, StepEvent
@@ -91,7 +92,7 @@ class ConsoleWatcher:
 
     def message(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(shown(text, 2000), soft_wrap=True, markup=False, highlight=False)
 
     def close(self) -> None:
         """Take the bars off the screen; the table stays."""

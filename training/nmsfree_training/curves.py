@@ -1,6 +1,5 @@
 """`results.png`: a whole run at a glance, drawn from its `metrics.jsonl`."""
 
-import io
 import math
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from nmsfree.evaluation.plot_style import to_png
 from nmsfree.files import write_atomic
 from nmsfree_training.events import is_loss
 from nmsfree_training.metrics_file import Record, read_metrics
@@ -44,9 +44,7 @@ def write_curves(metrics_jsonl: Path, out: Path, title: str = "") -> None:
     for panel in (loss, score, rate, speed):
         _finish(panel, records)
     figure.suptitle(_heading(title, records), x=0.01, ha="left", weight="bold", color=INK)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    write_atomic(out, picture.getvalue())
+    write_atomic(out, to_png(figure))
 
 
 def _heading(title: str, records: list[Record]) -> str:

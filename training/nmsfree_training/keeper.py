@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def _digest(dataset: DetectionDataset) -> str:
     """Changes with the images' names, order and objects; not with the folder they lie in."""
     digest = hashlib.sha256()
     for sample in dataset.samples:
-        digest.update(sample.path.name.encode())
+        digest.update(os.fsencode(sample.path.name))
         digest.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
     return digest.hexdigest()[:16]
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.draw import FONT, HALO, Bgr, Style
+from nmsfree.text import shown
 
 Image = NDArray[np.uint8]  # [h, w, 3], BGR
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture
@@ -59,7 +60,7 @@ def draw_label(picture: Image, box: NDArray[np.float32], text: str, style: Style
     y = y1 - height if y1 >= height else y1
     cv2.rectangle(picture, (x, y), (x + width - 1, y + height - 1), WHITE, cv2.FILLED)
     at = (x + PAD, y + PAD + style.text)
-    cv2.putText(picture, text, at, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    cv2.putText(picture, shown(text), at, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
 
 
 def with_strip(picture: Image, words: list[tuple[str, Bgr]], style: Style) -> Image:
@@ -79,7 +80,7 @@ def with_strip(picture: Image, words: list[tuple[str, Bgr]], style: Style) -> Im
     x = float(PAD)
     for (word, color), wide in zip(words, widths, strict=True):
         at = (round(x), 2 * text)
-        cv2.putText(whole, word, at, FONT, scale * shrink, color, thickness, cv2.LINE_AA)
+        cv2.putText(whole, shown(word), at, FONT, scale * shrink, color, thickness, cv2.LINE_AA)
         x += (wide + gap) * shrink
     return whole
 
@@ -93,7 +94,7 @@ def rect_of(box: NDArray[np.float32], picture: Image) -> Rect:
 
 
 def _width(text: str, scale: float, thickness: int) -> int:
-    return int(cv2.getTextSize(text, FONT, scale, thickness)[0][0])
+    return int(cv2.getTextSize(shown(text), FONT, scale, thickness)[0][0])
 
 
 def _font(capital: int) -> tuple[float, int]:

@@ -18,6 +18,7 @@ from nmsfree.draw import FONT, INK, color_of, draw
 from nmsfree.errors import InputError
 from nmsfree.evaluation.plot_style import shorten
 from nmsfree.files import write_atomic
+from nmsfree.text import shown
 from nmsfree_training.assign import MIN_SIDE
 from nmsfree_training.batch import Batch, collate
 from nmsfree_training.config import Preset
@@ -178,6 +179,7 @@ def _draw_objects(
 
 def _name(picture: Bgr, box: NDArray[np.float32], text: str, label: int) -> None:
     """Write a class name on its colour: above the box, or inside where there is no room."""
+    text = shown(text)
     (width, height), base = cv2.getTextSize(text, FONT, 0.42, 1)
     x = min(max(0, int(box[0])), max(0, picture.shape[1] - width - 4))
     y = int(box[1]) - height - base

@@ -9,6 +9,7 @@ import typer
 
 from nmsfree.errors import InputError
 from nmsfree.identity import computes_bf16
+from nmsfree.text import shown
 
 if TYPE_CHECKING:
     from nmsfree_training.study.results import Result
@@ -151,7 +152,7 @@ def _precision(chosen: str, device: str) -> str:
 
 def _conclude(count: int, failures: "list[Failure]", results: Path) -> None:
     for job, reason in failures:
-        typer.echo(f"failed: {job.name}: {reason}; see {job.log}", err=True)
+        typer.echo(f"failed: {job.name}: {shown(reason)}; see {shown(job.log)}", err=True)
     typer.echo(
         f"{count - len(failures)} of {count} runs are done, in {results}: `nmsfree study table`",
         err=True,
@@ -242,7 +243,7 @@ def plot(
     folders = results or [RESULTS]
     check_outputs([out], _result_files(folders))
     write_picture(_read(folders, epochs), out)
-    typer.echo(f"{out}", err=True)
+    typer.echo(shown(out), err=True)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nmsfree.decode import check_file, check_size
 from nmsfree.errors import CheckpointError
+from nmsfree.files import plain_name
 from nmsfree.text import shown
 
 MAX_BYTES = 1 << 30  # of a file, packed and unpacked
@@ -117,7 +118,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """
     check_file(path, MAX_BYTES, CheckpointError)
     try:
-        with safe_open(path, framework="pt") as file:
+        with plain_name(path) as place, safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
             return metadata, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, *_DAMAGED) as error:

@@ -150,7 +150,8 @@ def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: P
 
     assert options.preview is not None
     write_preview(train_set, chosen, options.seed, options.preview)
-    Console(stderr=True).print(f"preview: {options.preview}", soft_wrap=True)
+    line = f"preview: {shown(options.preview)}"
+    Console(stderr=True).print(line, soft_wrap=True, markup=False)
 
 
 def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.errors import NmsfreeError
+from nmsfree.text import shown
 
 if TYPE_CHECKING:
     from nmsfree_training.weights import PublishedWeight
@@ -51,15 +52,16 @@ def _print_table(found: "list[Status]") -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("name", "AP", "file", "size", "SHA-256"):
         table.add_column(name, overflow="fold", no_wrap=name == "name")
     for status in found:
         table.add_row(
-            status.name,
+            Text(shown(status.name)),
             ", ".join(f"{value * 100:.1f} {split}" for split, value in status.ap.items()) or "–",
-            status.file.name,
+            Text(shown(status.file.name)),
             "missing" if status.size is None else f"{status.size / 1e6:.1f} MB",
             status.sha or "–",
         )
@@ -94,7 +96,7 @@ def download(
         try:
             _download_one(weight, chosen.downloads, allow_http)
         except (NmsfreeError, OSError) as error:
-            typer.echo(f"error: {weight.name}: {error}", err=True)
+            typer.echo(f"error: {shown(weight.name)}: {shown(error)}", err=True)
             failed += 1
     if failed:
         raise typer.Exit(1)
@@ -136,7 +138,7 @@ def _download_one(weight: "PublishedWeight", folder: Path, allow_http: bool) -> 
         state += ", SHA-256 as at the first download"
     else:
         state += ", loads as this model; its SHA-256 was known to nobody and is recorded now"
-    typer.echo(f"{weight.name}: {folder / weight.file}, {state}", err=True)
+    typer.echo(f"{shown(weight.name)}: {shown(folder / weight.file)}, {state}", err=True)
 
 
 @app.command()
@@ -176,4 +178,4 @@ def card(
             ap[dataset.name] = evaluate(detector, dataset, progress=advance).ap
     written = write_card(file, target, ap=ap, minutes=took, machine=machine)
     scores = ", ".join(f"{split} {value * 100:.1f}" for split, value in written["AP"].items())
-    typer.echo(f"{target}: AP {scores}; {written['gmac']} GMAC", err=True)
+    typer.echo(f"{shown(target)}: AP {scores}; {written['gmac']} GMAC", err=True)

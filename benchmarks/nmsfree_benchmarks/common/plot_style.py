@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nmsfree.evaluation.plot_style import to_png
+from nmsfree.files import write_atomic
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.record.records import Results
 from nmsfree_benchmarks.record.verdict import judge
@@ -68,8 +70,7 @@ def finish(figure: Figure, results: Results, title: str, path: Path) -> None:
         fontsize=9,
         color=INK if judge(results).ranks else SERIES[1],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    write_atomic(path, to_png(figure))
 
 
 __all__ = ["FAINT", "INK", "SERIES", "bare_axes", "colours", "finish", "label_ends", "new_figure"]

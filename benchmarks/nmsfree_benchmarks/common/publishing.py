@@ -12,6 +12,7 @@ from rich.console import Console
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.progress import progress_bar
+from nmsfree.text import shown
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.machine.environment import hardware
@@ -163,8 +164,8 @@ def publish(publication: Publication, out: Path, json_file: str | None) -> None:
     for sheet in publication.sheets:
         console.print(sheet.rich())
     for line in publication.lines():
-        console.print(f"• {line}", markup=False)
-    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True, markup=False)
+        console.print(f"• {shown(line, 1000)}", markup=False)
+    console.print(f"written: {', '.join(map(shown, files))}", soft_wrap=True, markup=False)
     text = results_file.to_text(publication.results)
     if json_file == "-":
         typer.echo(text, nl=False)

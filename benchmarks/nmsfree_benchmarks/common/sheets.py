@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from nmsfree.text import in_markdown, shown
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,18 +32,27 @@ class Sheet:
         """For a terminal."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=self.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = Table(
+            title=Text(shown(self.title)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         for number, name in enumerate(self.header):
             justify: Literal["left", "right"] = "left" if number < self.words else "right"
             table.add_column(name, justify=justify, no_wrap=True)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(shown(cell)) for cell in row))
         return table
 
     def markdown(self) -> list[str]:
         """The lines of a Markdown table, heading first."""
         columns = len(self.header)
         rule = ["---"] * self.words + ["---:"] * (columns - self.words)
-        rows = [self.header, tuple(rule), *self.rows]
-        return [f"## {self.title}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
+        safe = [tuple(map(in_markdown, row)) for row in (self.header, *self.rows)]
+        rows = [safe[0], tuple(rule), *safe[1:]]
+        return [
+            f"## {in_markdown(self.title)}",
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+        ]

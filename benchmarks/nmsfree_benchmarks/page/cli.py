@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nmsfree.text import shown
+
 
 def report(
     files: Annotated[
@@ -27,6 +29,7 @@ def report(
     Of two runs: nmsfree bench report a.json b.json --out report.html --markdown report.md
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from nmsfree.files import write_atomic
     from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
@@ -48,8 +51,8 @@ def report(
     console = Console(highlight=False)
     for section in page.sections:
         doubt = " [red](too noisy to rank)[/]" if section.doubts else ""
-        console.print(f"• [bold]{section.title}[/]{doubt}", end=" ")
+        console.print(f"• [bold]{escape(shown(section.title))}[/]{doubt}", end=" ")
         console.print(section.answer, markup=False)
     for name, reason in skipped.items():
-        console.print(f"• left out {name}: {reason}", markup=False)
-    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
+        console.print(f"• left out {shown(name)}: {shown(reason)}", markup=False)
+    console.print(f"written: {', '.join(map(shown, written))}", soft_wrap=True, markup=False)

@@ -1,14 +1,12 @@
 """A report as one Markdown page; pictures are links to files beside the results."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.page.page import Page, Section
-
-SPECIAL = re.compile(r"([\\`*\[\]|<>#])")
 
 
 def to_markdown(page: Page, folder: Path) -> str:
@@ -29,7 +27,7 @@ def to_markdown(page: Page, folder: Path) -> str:
 
 def text(value: str) -> str:
     """Escape what Markdown or HTML would take for more than text."""
-    return SPECIAL.sub(r"\\\1", " ".join(value.split()))
+    return in_markdown(" ".join(value.split()), 10_000)
 
 
 def _pairs(items: Iterable[tuple[str, str]]) -> list[str]:
@@ -52,7 +50,7 @@ def _section(section: Section, folder: Path) -> Iterator[str]:
             yield from (f"![{text(section.title)}](<{link}>)", "")
     for sheet in (*section.sheets, *section.details):
         yield from _sheet(sheet)
-    yield from ("Repeat it with:", "", "```console", section.command, "```", "")
+    yield from ("Repeat it with:", "", "```console", shown(section.command, 10_000), "```", "")
     yield from _pairs(section.about)
     yield from _pairs((f"skipped {name}", reason) for name, reason in section.skipped.items())
 
@@ -63,11 +61,5 @@ def _list(said: Iterable[str]) -> list[str]:
 
 
 def _sheet(sheet: Sheet) -> list[str]:
-    """Like `Sheet.markdown`, one heading lower, with every cell escaped."""
-    safe = Sheet(
-        text(sheet.title),
-        tuple(map(text, sheet.header)),
-        tuple(tuple(map(text, row)) for row in sheet.rows),
-        sheet.words,
-    )
-    return [f"#{line}" if line.startswith("## ") else line for line in safe.markdown()]
+    """Like `Sheet.markdown`, one heading lower."""
+    return [f"#{line}" if line.startswith("## ") else line for line in sheet.markdown()]

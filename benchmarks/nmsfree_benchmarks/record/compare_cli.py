@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nmsfree.text import shown
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -52,7 +54,7 @@ def compare(
     console.width = max(console.width, MIN_WIDTH)
     console.print(table(found, tolerance))
     for line in lines(found):
-        console.print(f"• {line}")
+        console.print(f"• {line}", markup=False)
     if both:
         console.print(f"• {overlapping} of {both} ratios have intervals that overlap")
     if json_file == "-":
@@ -72,17 +74,18 @@ def table(found: "Comparison", tolerance: float) -> "Table":
     """Every row of both files: before, after, their ratio, and what that means."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     unit = "" if found.by_ratios else " ms"
-    shown = Table(title=f"{found.kind}: before → after", box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("row", overflow="fold")
+    rows = Table(title=f"{found.kind}: before → after", box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("row", overflow="fold")
     for name in (f"before{unit}", f"after{unit}", "after / before (95 %)", "AP"):
-        shown.add_column(name, justify="right")
-    shown.add_column("")
+        rows.add_column(name, justify="right")
+    rows.add_column("")
     for c in found.changes:
         numbers = (f"{c.before:.3f}", f"{c.after:.3f}", str(c.interval))
-        shown.add_row(c.name, *numbers, _ap(c), _meaning(c, tolerance))
-    return shown
+        rows.add_row(Text(shown(c.name)), *numbers, _ap(c), _meaning(c, tolerance))
+    return rows
 
 
 def _ap(change: "Change") -> str:

@@ -6,6 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nmsfree.evaluation.plot_style import to_png
+from nmsfree.files import write_atomic
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.table.results import Report
@@ -42,7 +44,7 @@ def draw(report: Report, path: Path) -> None:
         fontsize=9,
         color=INK if ranks else DOUBT,
     )
-    figure.savefig(path, metadata={"Software": None})
+    write_atomic(path, to_png(figure))
 
 
 def _models(rows: list[Row]) -> int:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from nmsfree.text import shown
 from nmsfree_benchmarks.common.sheets import number
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
@@ -18,11 +20,11 @@ from nmsfree_benchmarks.table.rows import ENGINES, SHORT_ENGINES, Row
 def show(report: Report, console: Console) -> None:
     """Print the environment, one table for each size, and what to know about them."""
     for line in environment_lines(report):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     for rows in report.groups():
         console.print(_table(rows))
     for line in notes(report):
-        console.print(f"• {line}", highlight=False)
+        console.print(f"• {line}", highlight=False, markup=False)
 
 
 def _table(rows: list[Row]) -> Table:
@@ -37,7 +39,9 @@ def _table(rows: list[Row]) -> Table:
     for i, row in enumerate(rows):
         before = [r for r in rows[:i] if r.spec.name == row.spec.name]
         last = i + 1 == len(rows) or rows[i + 1].spec.name != row.spec.name
-        table.add_row(_model_cell(row, len(before)), *_terminal_cells(row), end_section=last)
+        table.add_row(
+            Text(shown(_model_cell(row, len(before)))), *_terminal_cells(row), end_section=last
+        )
     return table
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import Port, one_line, read_spec
 from nmsfree.errors import EngineError, ModelError, import_extra
+from nmsfree.files import plain_name
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
 CPU = "CPUExecutionProvider"
@@ -82,9 +83,10 @@ def create(path: Path, threads: int | None, provider: str, settings: dict[str, s
 
     providers = [(provider, settings)]
     # Without this, ONNX Runtime prints an error and goes on with the processor.
-    session = ort.InferenceSession(
-        str(path), _options(threads), providers=providers, enable_fallback=0
-    )
+    with plain_name(path) as place:
+        session = ort.InferenceSession(
+            place, _options(threads), providers=providers, enable_fallback=0
+        )
     session.disable_fallback()  # the same while running
     return session
 
@@ -95,7 +97,8 @@ def create_on(path: Path, threads: int | None, device: Any, settings: dict[str, 
 
     options = _options(threads)
     options.add_provider_for_devices([device], settings)
-    session = ort.InferenceSession(str(path), options, enable_fallback=0)
+    with plain_name(path) as place:
+        session = ort.InferenceSession(place, options, enable_fallback=0)
     session.disable_fallback()
     return session
 
@@ -158,7 +161,8 @@ def _load(path: Path, options: Any) -> tuple[Any, ModelSpec]:
     import onnxruntime as ort
 
     try:
-        session = ort.InferenceSession(str(path), options, providers=[CPU], enable_fallback=0)
+        with plain_name(path) as place:
+            session = ort.InferenceSession(place, options, providers=[CPU], enable_fallback=0)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         inputs = [Port(i.name, i.type, i.shape) for i in session.get_inputs()]
         outputs = [Port(o.name, o.type, o.shape) for o in session.get_outputs()]

@@ -8,6 +8,7 @@ from typing import Any
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import Port, one_line, read_spec
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
+from nmsfree.files import plain_name
 from nmsfree.identity import computes_bf16, processor_name
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
@@ -94,7 +95,8 @@ def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
     try:
         # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
-        model = reader.convert(reader.load(str(path)))
+        with plain_name(path) as name:
+            model = reader.convert(reader.load(name))
         text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
         inputs, outputs = _ports(model.inputs), _ports(model.outputs)
     except vendor_errors(openvino) as error:

@@ -1,7 +1,5 @@
 """One page of charts: how many objects of each class, and how large they are."""
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +8,7 @@ import numpy as np
 
 from nmsfree.data.check_report import Check, SplitCheck
 from nmsfree.data.check_stats import EDGES
-from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure, short
+from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure, short, to_png
 from nmsfree.files import write_atomic
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ def write_charts(check: Check, path: Path) -> None:
     figure = import_figure()(figsize=(width, height), dpi=100, layout="constrained")
     figure.suptitle(
         f"{check.layout.root.resolve().name} · {check.layout.format}",
-        x=0.01, ha="left", fontsize=14, weight="bold", color=INK, parse_math=False,
+        x=0.01, ha="left", fontsize=14, weight="bold", color=INK,
     )  # fmt: skip
     halves = figure.subfigures(1, 2, width_ratios=[width - SIZES, SIZES], squeeze=False)
     left, right = halves[0]
@@ -48,11 +46,7 @@ def write_charts(check: Check, path: Path) -> None:
     for index, ((name, split), axes) in enumerate(zip(splits, rows, strict=True)):
         _draw_sizes(axes, name, split, max(int(last) + 1, 8), COLOURS[index % len(COLOURS)])
     rows[-1].set_xlabel("√ area of the box in pixels of the image", color=INK)
-    content = io.BytesIO()
-    with warnings.catch_warnings():  # a name in a script that the font lacks shows as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(content, format="png", metadata={"Software": None})
-    write_atomic(path, content.getvalue())
+    write_atomic(path, to_png(figure))
 
 
 def _order(splits: Mapping[str, SplitCheck]) -> list[str | None]:
@@ -85,8 +79,6 @@ def _draw_classes(
                 color=INK if value else MISSING,
             )  # fmt: skip
     axes.set_yticks(range(len(names)), ["…" if n is None else short(n) for n in names], fontsize=8)
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
     axes.set_title(f"{title}: {split.stats.objects:,} objects", fontsize=10, color=INK)

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.text import shown
+
 Image = NDArray[np.uint8]  # BGR [h, w, 3]
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture
 
@@ -112,7 +114,7 @@ def _overlap(a: Rect, b: Rect) -> int:
 
 def text_width(text: str, scale: float, line: int = 1) -> int:
     """Return the width of a text in pixels."""
-    return int(cv2.getTextSize(text, FONT, scale, line)[0][0])
+    return int(cv2.getTextSize(shown(text), FONT, scale, line)[0][0])
 
 
 def write(
@@ -124,4 +126,4 @@ def write(
     line: int = 1,
 ) -> None:
     """Write a text whose base line begins at `place`."""
-    cv2.putText(picture, text, place, FONT, scale, color, line, cv2.LINE_AA)
+    cv2.putText(picture, shown(text), place, FONT, scale, color, line, cv2.LINE_AA)

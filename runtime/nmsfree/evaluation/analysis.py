@@ -24,6 +24,7 @@ from nmsfree.evaluation.curves import Curve, Point
 from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, survivors
 from nmsfree.evaluation.recommend import recommend
 from nmsfree.spec import ModelSpec
+from nmsfree.text import shown
 from nmsfree.thresholds import TARGET_PRECISION, Thresholds
 
 
@@ -200,4 +201,4 @@ def _describe(dataset: DetectionDataset) -> str:
 
 def folder_name(dataset: DetectionDataset) -> str:
     """Return the name of the dataset's own folder: "digits"."""
-    return dataset.root.resolve().name
+    return shown(dataset.root.resolve().name)

@@ -67,8 +67,6 @@ def _label(axes: "Axes", names: list[str], counts: NDArray[np.int64], cell: floa
     totals = counts.sum(axis=1)
     named = [f"{name}  ({n})" for name, n in zip([*names, "no object"], totals, strict=True)]
     axes.set_yticks(range(0, rows, step), named[::step], fontsize=size)
-    for tick in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        tick.set_parse_math(False)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("truth (count)", color=INK)
     axes.set_xticks(np.arange(rows + 1) - 0.5, minor=True)

@@ -1,12 +1,11 @@
 """Pictures of an `Analysis`: confusion matrix, precision over recall, F1, calibration."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nmsfree.evaluation.plot_confusion import draw_confusion
 from nmsfree.evaluation.plot_curves import draw_calibration, draw_f1, draw_precision_recall
-from nmsfree.evaluation.plot_style import import_figure
+from nmsfree.evaluation.plot_style import import_figure, to_png
 from nmsfree.files import write_atomic
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ def write_plots(analysis: "Analysis", folder: Path) -> list[Path]:
     for name, draw in DRAWINGS.items():
         figure = figure_class(figsize=(9, 5.4), dpi=120, layout="constrained")
         draw(analysis, figure)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
-        write_atomic(folder / name, content.getvalue())
+        write_atomic(folder / name, to_png(figure))
         paths.append(folder / name)
     return paths

@@ -6,6 +6,7 @@ from nmsfree.evaluation.analysis import Analysis
 from nmsfree.evaluation.class_report import ClassReport
 from nmsfree.evaluation.coco_scores import COUNTED
 from nmsfree.evaluation.plot_style import shorten
+from nmsfree.text import in_markdown, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,22 +25,22 @@ def print_report(analysis: Analysis, title: str, console: "Console", all_classes
 
     overall = _table(OVERALL)
     overall.add_row(*overall_row(analysis))
-    console.print(Text(title, style="bold"), overall)
+    console.print(Text(shown(title), style="bold"), overall)
     classes = worst_first(analysis)
-    shown = classes if all_classes else classes[:SHOWN_CLASSES]
+    listed = classes if all_classes else classes[:SHOWN_CLASSES]
     wide = console.width >= WIDE
     width = 24 if wide else 18
     per_class = _table(class_columns(analysis, wide), width)
-    for report in shown:
+    for report in listed:
         name, *cells = class_row(analysis, report, wide)
         per_class.add_row(Text(shorten(name, width)), *cells)
     console.print(Text(f"By class, worst first; × 100. {explained(analysis, wide)}"), per_class)
-    if len(shown) < len(classes):
-        left_out = len(classes) - len(shown)
+    if len(listed) < len(classes):
+        left_out = len(classes) - len(listed)
         console.print(Text(f"{left_out} better classes are not shown: --all-classes lists them\n"))
     words = Table.grid(padding=(0, 2))
     for subject, sentence in sentences(analysis):
-        words.add_row(Text(subject, style="bold"), Text(sentence))
+        words.add_row(Text(subject, style="bold"), Text(shown(sentence, 2000)))
     console.print(words)
 
 
@@ -59,8 +60,12 @@ def _table(columns: tuple[str, ...], class_width: int = 0) -> "Table":
 
 def markdown(analysis: Analysis, title: str, pictures: list[str]) -> str:
     """Return the same as a Markdown page, all classes, with pictures by their file names."""
-    parts = [f"# {title}", _markdown_table(OVERALL, [overall_row(analysis)])]
-    parts += ["\n".join(f"- **{about}**: {line}" for about, line in sentences(analysis))]
+    parts = [f"# {in_markdown(title)}", _markdown_table(OVERALL, [overall_row(analysis)])]
+    parts += [
+        "\n".join(
+            f"- **{about}**: {in_markdown(line, 2000)}" for about, line in sentences(analysis)
+        )
+    ]
     rows = [class_row(analysis, report, wide=True) for report in worst_first(analysis)]
     parts += ["## Per class, worst first", explained(analysis, wide=True)]
     parts += [_markdown_table(class_columns(analysis, wide=True), rows)]
@@ -70,7 +75,7 @@ def markdown(analysis: Analysis, title: str, pictures: list[str]) -> str:
 
 def _markdown_table(columns: tuple[str, ...], rows: list[list[str]]) -> str:
     marks = ["---" if name == "class" else "---:" for name in columns]
-    lines = [list(columns), marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [list(columns), marks, *([in_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

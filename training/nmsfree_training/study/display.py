@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from nmsfree.text import shown
 from nmsfree_training.study.jobs import Job
 from nmsfree_training.study.progress import Progress, read_progress
 from nmsfree_training.study.results import deployed, read_result
@@ -108,7 +109,9 @@ class StudyDisplay:
 
     def _say(self, text: str) -> None:
         clock = time.strftime("%H:%M")
-        self._console.print(f"{clock}  {text}", soft_wrap=True, markup=False, highlight=False)
+        self._console.print(
+            f"{clock}  {shown(text, 2000)}", soft_wrap=True, markup=False, highlight=False
+        )
 
 
 class _Pace:

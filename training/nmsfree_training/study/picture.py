@@ -1,11 +1,10 @@
 """The study as a picture: a line for each row, a dot for each seed."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure
+from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure, to_png
 from nmsfree.files import write_atomic
 from nmsfree_training.study.results import PUBLISHED_NMS, Result, deployed
 from nmsfree_training.study.rows import REFERENCE
@@ -42,9 +41,7 @@ def write_picture(results: Sequence[Result], out: Path) -> None:
     _row_names(panels[0], rows)
     _heading(figure, rows)
     _legend(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    write_atomic(out, content.getvalue())
+    write_atomic(out, to_png(figure))
 
 
 def _panel(panel: "Axes", results: Sequence[Result], rows: list[RowSummary], split: str) -> None:

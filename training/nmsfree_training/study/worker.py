@@ -16,6 +16,7 @@ import typer
 
 from nmsfree.errors import NmsfreeError
 from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.text import shown
 from nmsfree_training.study.jobs import INTERRUPTED, Job
 
 # Those of `train_state`, which is not imported: this process waits for hours, without PyTorch.
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         sys.exit(carry_out(job))
     except NmsfreeError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {shown(error, 2000)}", err=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -86,7 +87,7 @@ def _measure(job: Job) -> None:
     from nmsfree_training.study.record import write_result
 
     torch.set_num_threads(1)
-    typer.echo(f"measuring {job.folder / 'last.safetensors'}", err=True)
+    typer.echo(f"measuring {shown(job.folder / 'last.safetensors')}", err=True)
     write_result(job)
 
 
