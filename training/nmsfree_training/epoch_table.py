@@ -8,6 +8,7 @@ from nmsfree_training.units import duration_text, loss_text, number_text
 
 NOTHING = "-"  # in a column without a value
 BEST = "best"  # at the end of a line whose weights are the best so far
+LOST = {"skipped": "steps skipped", "left_out": "images left out"}  # after a line
 REPEAT = 20  # lines after which the header comes again
 
 Text = Callable[[float], str]
@@ -96,6 +97,9 @@ class EpochTable:
         cells = [_cell(column, event.record) for column in columns]
         # Without an evaluation the last weights pass for the best: not worth a word.
         mark = f" {BEST}" if event.best and "AP" in event.record else ""
+        for key, words in LOST.items():
+            if key in event.record:
+                mark += f"; {int(event.record[key])} {words}"
         self._lines += 1
         return [*made, "".join([f"{count:>{first}}", *cells, mark])]
 

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 # In a line of `metrics.jsonl`, what is neither a training loss nor a validation metric.
-BOOKKEEPING = frozenset({"epoch", "lr", "seconds", "images_per_second", "wait_share"})
+BOOKKEEPING = frozenset(
+    {"epoch", "lr", "seconds", "images_per_second", "wait_share", "skipped", "left_out"}
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class EpochEvent:
     Attributes:
         record: the line written to `metrics.jsonl`: "epoch" (from 1), mean losses over the epoch
             under the names of `StepEvent.losses`, "lr" (of the last step), "seconds",
-            "images_per_second", "wait_share" (0 … 1, of the training time), and after an
-            evaluation "AP", "AP50", … (0 … 1).
+            "images_per_second", "wait_share" (0 … 1, of the training time), where there are any
+            "skipped" (steps whose gradient was not finite, with fp16) and "left_out" (images that
+            could not be used so far, of the first process), and after an evaluation
+            "AP", "AP50", … (0 … 1).
         pictures: (name, uint8 [h, w, 3] BGR) validation images with predictions drawn.
         best: this epoch's weights are the best so far.
     """

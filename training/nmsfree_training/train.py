@@ -1,5 +1,6 @@
 """The training loop: one process or several, CPU or CUDA; goes on exactly where it was cut."""
 
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -21,10 +22,12 @@ from nmsfree_training.outputs import Outputs
 from nmsfree_training.retrofit import freeze_statistics
 from nmsfree_training.run_config import Interrupted, RunConfig
 from nmsfree_training.start import check_data, fresh_network, place
-from nmsfree_training.step import StepLosses, Stepper
+from nmsfree_training.step import DivergedError, StepLosses, Stepper
 from nmsfree_training.train_state import Position
 from nmsfree_training.validate import Validator
 from nmsfree_training.watch import Silent, Watcher
+
+SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
 
 
 class Trainer:
@@ -191,6 +194,8 @@ class Trainer:
 
     def _add(self, known: list[StepLosses]) -> None:
         for losses in known:
+            if not math.isfinite(losses.grad_norm):  # with fp16, whose scaler then steps back
+                self.position.skipped += 1
             for name, value in losses.values.items():
                 self.position.sums[name] = self.position.sums.get(name, 0.0) + value
 
@@ -229,6 +234,13 @@ class Trainer:
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate, write the checkpoints and the record, and go to the next epoch."""
         position = self.position
+        scaler = self.step.scaler
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+            raise DivergedError(
+                f"{position.skipped} of {position.step} steps had no finite gradient, whatever the "
+                "loss scale, and changed nothing; what was saved before is kept: start again with "
+                "a lower --learning-rate, or with --precision bf16"
+            )
         record = self._record()
         if self._waits_for_o2o(position.epoch):
             self.network.copy_head()
@@ -267,6 +279,8 @@ class Trainer:
             "seconds": round(position.seconds, 1),
             "images_per_second": round(images / max(position.seconds, 1e-9), 1),
             "wait_share": round(position.wait / max(position.seconds, 1e-9), 3),
+            **({"skipped": position.skipped} if position.skipped else {}),
+            **({"left_out": len(position.failed)} if position.failed else {}),
         }
 
     def _is_due(self) -> bool:

@@ -41,6 +41,7 @@ class Position:
         best: best AP so far, 0–1; −1 = none measured.
         sums: of each loss over the steps of this epoch.
         seconds, wait: spent on the steps of this epoch, and of it waiting for data.
+        skipped: steps of this epoch whose gradient was not finite (fp16): they changed nothing.
         failed: images left out so far and why, by path; of the first process.
     """
 
@@ -51,6 +52,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     seconds: Seconds = 0.0
     wait: Seconds = 0.0
+    skipped: Count = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:

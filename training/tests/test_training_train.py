@@ -27,7 +27,7 @@ from nmsfree_training.losses import detector_losses
 from nmsfree_training.outputs import Outputs
 from nmsfree_training.run_config import Interrupted, RunConfig
 from nmsfree_training.start import count_objects
-from nmsfree_training.step import LossReader
+from nmsfree_training.step import DivergedError, LossReader
 from nmsfree_training.threads import torch_threads
 from nmsfree_training.train import Trainer
 from nmsfree_training.train_state import load_state, save_state
@@ -624,6 +624,28 @@ def test_weights_that_are_not_finite_are_never_saved(
         trainer.keeper.save(trainer.position)
     assert load_state(tmp_path)[0].position["iteration"] == 2
     train(tmp_path, train_set, chosen, resume=True)
+
+
+def test_gradients_that_no_loss_scale_makes_finite(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    """With fp16 such steps are skipped, and their losses look well."""
+    few = replace(train_set, samples=train_set.samples[:4])
+    chosen = tiny("fcos_rt_nano", batch_size=2, epochs=2)
+    config = RunConfig(out=tmp_path, device=torch.device("cpu"), precision="fp16")
+    trainer = Trainer(chosen, few, None, config)
+    scale = trainer.step.scaler.state_dict() | {"scale": 2.0**-8}  # as after many such steps
+    trainer.step.scaler.load_state_dict(scale)
+    explode_at = {1, 3, 4}
+    trainer.network.backbone.conv1.weight.register_hook(
+        lambda grad: grad * float("inf") if trainer.position.iteration in explode_at else grad
+    )
+    with pytest.raises(DivergedError, match="2 of 2 steps had no finite gradient"):
+        trainer.fit()
+    (record,) = records(tmp_path)
+    assert record["epoch"] == 1 and record["skipped"] == 1
+    position = load_state(tmp_path)[0].position
+    assert (position["epoch"], position["skipped"]) == (1, 0)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -214,6 +214,7 @@ def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_done(
     result = run("--data", data, "--out", tmp_path / "run", *options)
     assert result.exit_code == 1
     assert result.stderr.count(bad.name) == 2  # when it happens, and at the end
+    assert result.stderr.count("; 1 images left out") >= 1  # after the line of an epoch
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").provenance["epoch"] == "2"
     again = run("--data", data, "--out", tmp_path / "run", *options, "--resume")
     assert again.exit_code == 1 and "all 2 epochs are done" in again.stderr
