@@ -51,7 +51,8 @@ def read_bytes(
     """
     check_file(path, limit, error)
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:  # noqa: PTH123 (a Path made anew costs more than the reading)
+            return file.read()
     except OSError as refusal:
         raise error(f"{shown(path)}: cannot be read ({refusal.strerror})") from None
 
@@ -81,7 +82,7 @@ def check_file(
         error: as `read_bytes`.
     """
     try:
-        found = Path(path).stat()
+        found = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         raise error(f"{shown(path)}: no such file") from None
     except (OSError, ValueError) as refusal:  # ValueError: a NUL or a lone surrogate in the name

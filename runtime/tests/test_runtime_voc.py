@@ -202,13 +202,18 @@ def test_encodings_and_hidden_doctypes(tmp_path: Path, encoding: str) -> None:
     [
         ("missing", r"missing\.xml: is missing: an image without objects needs a file"),
         ("../../etc/passwd", "leads out of"),
+        ("\x1b[31m", r"\\x1b\[31m\.xml: is missing"),
+        ("x" * 250 + "/" + "y" * 250, "is missing"),
+        ("x" * 300, "none that a file can have"),
     ],
 )
 def test_unusable_image_names(tmp_path: Path, name: str, message: str) -> None:
     root = make(tmp_path)
     split(root, "train", "a", name)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         load_dataset(root, "train")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

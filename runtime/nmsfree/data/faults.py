@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nmsfree.errors import DataError
+from nmsfree.text import shown
 
 Xywh = tuple[float, float, float, float]  # left, top, width, height in source pixels
 
@@ -199,7 +200,7 @@ def refuse(fault: Fault) -> None:
     Raises:
         DataError: always.
     """
+    found = shown(f"{fault.source}: {fault.detail}", 800)
     raise DataError(
-        f"{fault.source}: {fault.detail}: mend it, or see `nmsfree data check DIR`, whose --fix "
-        "writes a set without it"
+        f"{found}: mend it, or see `nmsfree data check DIR`, whose --fix writes a set without it"
     )

@@ -103,13 +103,15 @@ def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[
 
 def _strays(values: list[float], is_box: bool) -> str:
     """Name the values that are no fractions; of a polygon the first one."""
+    if min(values) >= -TOLERANCE and max(values) <= 1 + TOLERANCE:
+        return ""  # nearly always, and quick
     names = NAMES if is_box else [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(len(values))]
     wrong = [
         f"{name} is {value:g}"
         for name, value in zip(names, values, strict=True)
         if value < -TOLERANCE or value > 1 + TOLERANCE
     ]
-    if not wrong:
+    if not wrong:  # not a number
         return ""
     found = ", ".join(wrong if is_box else wrong[:1])
     return f"{found}, expected fractions of the image's size, 0 … 1"
