@@ -48,7 +48,7 @@ def wait_for_step(process: "subprocess.Popen[str]", out: Path, done: int) -> Non
                     return
             except CheckpointError:  # being replaced at this very moment
                 pass
-        time.sleep(0.005)
+        time.sleep(0.1)
     raise AssertionError(f"no step {done}: {process.communicate()[1]}")
 
 
