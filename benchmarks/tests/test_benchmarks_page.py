@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -237,6 +238,16 @@ def test_the_newest_of_each_kind_is_taken(tmp_path: Path) -> None:
     assert skipped["broken.json"].startswith("is not readable JSON (")
     html = to_html(make_page(found, skipped))
     assert "Left out" in html and OLD.name in html
+
+
+def test_figures_that_no_run_writes_are_refused_with_the_file(tmp_path: Path) -> None:
+    first = table().records[0]
+    odd = replace(
+        table(), records=(replace(first, figures={"preprocess_share": ["x"]}),), ratios=()
+    )
+    (path,) = write(tmp_path, odd)
+    with pytest.raises(InputError, match=re.escape(f"{path}: figures that no table run writes")):
+        make_page(open_files([path]))
 
 
 def test_without_results_the_reason_is_told(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ _DAMAGED = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,  # a length in the file that no memory has
     OSError,
     RuntimeError,
     TypeError,

@@ -174,10 +174,28 @@ def test_a_changed_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:
-    for text in ("[1, 2]", "{", '{"row": "o2m"}'):
-        (tmp_path / "fade_e16_s0.json").write_text(text)
+    job = replace(job_of(BY_NAME["fade"]), results=tmp_path)
+    finished(job)
+    known = json.loads(job.result_file.read_text())
+    head = dict.fromkeys(("AP", "F1", "F1_with_nms"), 0.5)
+    head |= dict.fromkeys(("duplicates_per_image", "wrong_duplicates_per_image"), 0.0)
+    wrong = (
+        {"splits": {"val": {}}},
+        {"splits": {"val": {"o2o": {"AP": 0.5}}}},
+        {"splits": {"val": {"o2o": {**head, "nms": {"0.50": 0.5}}}}},
+        {"splits": {"val": {"o2o": {**head, "AP": 50, "nms": {}}}}},
+        {"epochs": 0},
+        {"seed": "0"},
+        {"minutes": None},
+    )
+    texts = ["[1, 2]", "{", '{"row": "o2m"}', "[" * 10**5]
+    for text in [*texts, *(json.dumps(known | change) for change in wrong)]:
+        job.result_file.write_text(text)
         with pytest.raises(InputError, match="expected what `nmsfree study run` writes"):
-            is_done(replace(job_of(BY_NAME["fade"]), results=tmp_path))
+            is_done(job)
+    job.result_file.write_text(json.dumps(known | {"command": "nmsfree 'train"}))
+    with pytest.raises(InputError, match="found the command"):
+        is_done(job)
 
 
 def test_the_list_shows_what_is_done(tmp_path: Path) -> None:

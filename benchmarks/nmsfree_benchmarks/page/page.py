@@ -8,6 +8,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.page import svg as page_svg
 from nmsfree_benchmarks.page.find import Found
@@ -100,16 +102,33 @@ class Page:
 
 
 def make_page(files: Sequence[Found], skipped: Mapping[str, str] | None = None) -> Page:
-    """Put result files into words and pictures; nothing in it depends on when that is done."""
+    """Put result files into words and pictures; nothing in it depends on when that is done.
+
+    Raises:
+        InputError: figures of a file are none that its kind of benchmark writes.
+    """
     days = sorted({_day(found.results.stamp) for found in files})
     made_of = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     kinds = [found.results.kind for found in files]
-    sections = tuple(_section(found, dated=kinds.count(found.results.kind) > 1) for found in files)
+    sections = tuple(
+        _section_of(found, dated=kinds.count(found.results.kind) > 1) for found in files
+    )
     return Page("Detectors without NMS, measured", made_of, sections, skipped or {}, GLOSSARY)
 
 
 def _day(stamp: str) -> str:
     return f"{datetime.strptime(stamp, '%Y%m%dT%H%M%SZ'):%Y-%m-%d}"
+
+
+def _section_of(found: Found, *, dated: bool) -> Section:
+    """The schema leaves figures and facts open; each kind takes from them what it wrote."""
+    try:
+        return _section(found, dated=dated)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{found.path}: figures that no {found.results.kind} run writes "
+            f"({type(error).__name__}: {shown(error)}): measure again"
+        ) from error
 
 
 def _section(found: Found, dated: bool) -> Section:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree_training.study.results import read_result
 from nmsfree_training.study.rows import Row
 
@@ -115,15 +116,18 @@ def is_done(job: Job) -> bool:
     found = read_result(job.result_file)["command"]
     if _recipe(found) != _recipe(job.command):
         raise InputError(
-            f"{job.result_file}: found the command `{found}`, expected `{job.command}`: "
-            f"delete the file and {job.folder}, or rename the row"
+            f"{job.result_file}: found the command `{shown(found, 1000)}`, "
+            f"expected `{job.command}`: delete the file and {job.folder}, or rename the row"
         )
     return True
 
 
 def _recipe(command: str) -> list[str]:
     """The words of a command but for where it writes and how the machine computes."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: no command of ours
+        return [command]
     for option in ("--out", "--precision", "--device", "--threads", "--workers"):
         if option in words:
             at = words.index(option)
