@@ -129,6 +129,21 @@ def test_unreadable_files_are_named_and_the_rest_is_done(
     assert written(place / "out") == ["detections.jsonl", *pictures]
 
 
+def test_names_cannot_steer_the_terminal(
+    detect: Detect, photos: Path, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("\x1b[31m[b].png", os.fsdecode(b"caf\xe9.png")):
+        (photos / name).write_bytes(b"no picture")
+    (photos / "\x1b[2J.heic").touch()
+    status, out, err = detect("photos", "--save-dir", "o\x1b[0m")
+    assert status == 1
+    assert "\x1b" not in out + err + caplog.text
+    assert r"photos/\x1b[31m[b].png: not an image" in err.replace("\\photos", "/photos")
+    assert r"caf\xe9.png: not an image" in err
+    assert r"saved in o\x1b[0m" in out
+    assert r"1 of other kinds (\x1b[2J.heic)" in caplog.text
+
+
 def test_json_on_stdout_is_all_there_is(detect: Detect, photos: Path, place: Path) -> None:
     (photos / "broken.jpg").touch()
     status, out, err = detect("photos", "--json", "-", "--save-dir", "out")
