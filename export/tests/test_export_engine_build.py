@@ -9,7 +9,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -286,6 +286,14 @@ def test_the_other_builder_is_named_with_its_extra(tmp_path: Path) -> None:
     )
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """As in a terminal; a shell has its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class PressCtrlC(Silent):
     """Presses it when the first step is done; notes what the builder still does."""
 
@@ -299,6 +307,7 @@ class PressCtrlC(Silent):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path: Path) -> None:
     source, pressed = save(tiny(), tmp_path), PressCtrlC()
     with pytest.raises(KeyboardInterrupt):
@@ -468,6 +477,7 @@ def test_building_needs_no_torch(tmp_path: Path) -> None:
     assert engine.is_file()
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_while_writing_leaves_engine_and_sidecar_of_one_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
