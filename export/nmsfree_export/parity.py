@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.base import Backend, RawDetections
 from nmsfree.data.digits import make_scene
-from nmsfree.detector import MAX_DYNAMIC_BATCH, Detector
+from nmsfree.detector import IMAGES_PER_RUN, Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree.sources import IMAGE_SUFFIXES
@@ -134,7 +134,7 @@ def compare(
     detector = Detector(a)
     rows = unmatched = 0
     score, box, worst = 0.0, 0.0, "–"
-    step = min(s.batch or MAX_DYNAMIC_BATCH for s in (a.spec, b.spec))
+    step = min(s.batch or IMAGES_PER_RUN for s in (a.spec, b.spec))
     starts = [0, *range(1, len(images), step)]
     for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
         chunk = images[start:end]

@@ -1,8 +1,10 @@
 """Detector: images in, detections in source pixels out."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +15,19 @@ from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
+from nmsfree.paths import FilePath, as_path
 from nmsfree.preprocess import Geometry, letterbox
 
 Threshold = float | Literal["per-class", "precision"]
 
-MAX_DYNAMIC_BATCH = 16  # images in one run where the file takes any number
+IMAGES_PER_RUN = 16  # where the file takes any number
 
 
 class Detector:
     """Runs a model on images of any size. Safe to call from several threads.
+
+    A pickled detector opens its file again, where it is unpickled. After a fork, the child's first
+    run on ONNX Runtime's processor does so; on other engines it is an EngineError.
 
     Args:
         model: path of an exported `.onnx`, of an `.engine` built from one (or a checkpoint, with
@@ -37,10 +43,12 @@ class Detector:
         rebuild: an engine that does not fit this machine is built again from the ONNX file beside
             it; False makes that an error.
         trust: open an engine whose hash is not the recorded one; an engine runs native code.
+        sha256: of the file in hexadecimal, from where the application keeps it: another file is
+            refused, and an engine that does not fit is not built again.
 
     Raises:
         InputError: an unknown device, or an option that does not apply to this model and device.
-        ModelError: the file cannot be used.
+        ModelError: the file cannot be used, or has another hash.
         MissingExtraError: what runs such a file is not installed.
         EngineError: the device cannot run it on this machine.
 
@@ -52,7 +60,7 @@ class Detector:
 
     def __init__(
         self,
-        model: str | Path | Backend,
+        model: FilePath | Backend,
         *,
         device: str | None = None,
         threads: int | None = None,
@@ -61,10 +69,30 @@ class Detector:
         precision: Precision | None = None,
         rebuild: bool = True,
         trust: bool = False,
+        sha256: str | None = None,
     ) -> None:
-        options = Options(threads, allow_cpu, tf32, precision, rebuild, trust)
-        self.backend = _open(model, device, options)
+        options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256)
+        self._path: str | None = None  # None: of a backend, which is open on its own
+        if not _is_backend(model):
+            path = as_path(model, "model", "a path or a backend")
+            self._path, self._options = str(path.absolute()), {"device": device} | asdict(options)
+            self.backend: Backend = open_backend(path, device, options)
+        elif device is not None:
+            raise InputError(
+                f"device is {device!r}, but a backend is open on its own: leave it out"
+            )
+        else:
+            options.check("a backend, which is open on its own")
+            self.backend = model
         self.spec = self.backend.spec
+
+    def __reduce__(self) -> tuple[Callable[[str], "Detector"], tuple[str]]:
+        if self._path is None:
+            raise InputError(
+                "a detector over a backend cannot be pickled or copied, as one cannot open it"
+                " again: open it from a path, or open one in each process"
+            )
+        return partial(Detector, **self._options), (self._path,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,21 +147,14 @@ class Detector:
         Raises:
             InputError: an image or an argument cannot be used, or `images` is a single image.
         """
-        single = isinstance(images, np.ndarray) and images.ndim != 4
-        if single or isinstance(images, str) or not hasattr(images, "__len__"):
-            raise InputError(
-                f"batch takes a list of images, found one {type(images).__name__}: "
-                "call the detector itself for a single image"
-            )
+        images = _listed(images)
         thresholds = self._thresholds(threshold)
         keep = self._class_ids(classes)
-        if max_detections is not None and (
-            not isinstance(max_detections, int | np.integer) or max_detections < 1
-        ):
+        if max_detections is not None and not (_is_whole(max_detections) and max_detections > 0):
             raise InputError(
                 f"max_detections is {max_detections!r}, expected a whole number, 1 or more"
             )
-        step = self.spec.batch or MAX_DYNAMIC_BATCH
+        step = self.spec.batch or IMAGES_PER_RUN
         results: list[Detections] = []
         for start in range(0, len(images), step):
             inputs, geometries = self.preprocess(images[start : start + step], color)
@@ -150,8 +171,17 @@ class Detector:
         """Letterbox up to one batch of images: uint8 [N, H, W, 3] and the way back for each.
 
         With a fixed batch size the rows without an image are left zero.
+
+        Raises:
+            InputError: an image cannot be used, or there are more than the fixed batch takes.
         """
+        images = _listed(images)
         rows = self.spec.batch or len(images)
+        if len(images) > rows:
+            raise InputError(
+                f"{len(images)} images found, but this model takes {rows} in a run: give so many,"
+                " or call Detector.batch, which takes any number"
+            )
         shape = (rows, self.spec.height, self.spec.width, 3)
         inputs = np.empty(shape, np.uint8) if rows == len(images) else np.zeros(shape, np.uint8)
         geometries = [
@@ -198,7 +228,8 @@ class Detector:
         return measured.for_best_f1() if kind == "per-class" else measured.for_precision()
 
     def _check_threshold(self, threshold: float) -> float:
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
+        number = isinstance(threshold, int | float | np.integer | np.floating)
+        if not number or isinstance(threshold, bool):
             raise InputError(f"threshold is {threshold!r}, expected a number")
         if not self.spec.score_floor <= threshold <= 1:
             raise InputError(
@@ -210,15 +241,16 @@ class Detector:
     def _class_ids(self, classes: Iterable[str | int] | None) -> NDArray[np.int32] | None:
         if classes is None:
             return None
-        if isinstance(classes, str | int):
+        if isinstance(classes, str | int | np.integer):
             classes = [classes]
+        if isinstance(classes, bytes) or not isinstance(classes, Iterable):
+            raise InputError(f"classes is {classes!r}, expected names or ids")
         return np.array([self._class_id(c) for c in classes], dtype=np.int32)
 
     def _class_id(self, wanted: str | int) -> int:
         if isinstance(wanted, str) and wanted in self.names:
             return self.names.index(wanted)
-        whole = isinstance(wanted, int | np.integer) and not isinstance(wanted, bool)
-        if whole and 0 <= int(wanted) < len(self.names):
+        if _is_whole(wanted) and 0 <= int(wanted) < len(self.names):
             return int(wanted)
         shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
         raise InputError(f"class {wanted!r} is unknown; the model knows {len(self.names)}: {shown}")
@@ -234,10 +266,27 @@ class Detector:
         self.close()
 
 
-def _open(model: str | Path | Backend, device: str | None, options: Options) -> Backend:
-    if isinstance(model, str | Path):
-        return open_backend(model, device, options)
-    if device is not None:
-        raise InputError(f"device is {device!r}, but a backend is open on its own: leave it out")
-    options.check("a backend, which is open on its own")
-    return model
+def _is_backend(model: object) -> TypeGuard[Backend]:
+    return not isinstance(model, type) and all(hasattr(model, n) for n in ("spec", "run", "close"))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _listed(images: Sequence[Any]) -> Sequence[Any]:
+    """Check that these are several images, whose order is known.
+
+    Raises:
+        InputError: they are not.
+    """
+    if isinstance(images, list | tuple):
+        return images
+    single = isinstance(images, np.ndarray) and images.ndim != 4
+    single = single or isinstance(images, str | bytes | bytearray | memoryview | os.PathLike)
+    if single or isinstance(images, Mapping | Set) or not hasattr(images, "__len__"):
+        raise InputError(
+            f"batch takes a list of images, found one {type(images).__name__}: "
+            "call the detector itself for a single image"
+        )
+    return list(images)

@@ -5,11 +5,20 @@ import platform
 import sys
 from pathlib import Path
 
+from nmsfree.errors import ModelError
+
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def other_file(path: Path, found: str, expected: str) -> ModelError:
+    """The error for a file that has another SHA-256 than the application asked for."""
+    return ModelError(
+        f"{path}: its sha256 is {found}, expected {expected}: this is another file than was meant"
+    )
 
 
 def processor_name() -> str:

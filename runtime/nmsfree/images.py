@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.image_header import Header, avif_is_turned, orientation_of, read_header
+from nmsfree.paths import FilePath, as_path
 from nmsfree.text import shown
 
 Color = Literal["bgr", "rgb"]
@@ -40,17 +41,18 @@ _NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes
 _MORE = b"".join(_NOISE + bytes((0xFF, 0xD0 + n)) for n in range(8))
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: FilePath) -> NDArray[np.uint8]:
     """Read an image file as BGR uint8 [h, w, 3]; Exif rotation is applied, alpha is dropped.
 
     Of an animation or a file of several pages the first picture is read. A progressive JPEG that
     lacks its last scans is whole, though blurred.
 
     Raises:
-        InputError: the file is missing, no regular file, empty, cut, not an image OpenCV can
-            decode, or of more pixels than `MAX_PIXELS` (or the variable NMSFREE_MAX_PIXELS).
+        InputError: no path; the file is missing, no regular file, empty, cut, not an image that
+            OpenCV can decode, or of more pixels than `MAX_PIXELS` (or the variable
+            NMSFREE_MAX_PIXELS).
     """
-    return read_reduced(path, 1)[0]
+    return read_reduced(as_path(path, "image"), 1)[0]
 
 
 def read_reduced(
@@ -166,9 +168,9 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
     Raises:
         InputError: anything else, with what was found and what to do.
     """
-    if color not in ("bgr", "rgb"):
+    if not isinstance(color, str) or color not in ("bgr", "rgb"):
         raise InputError(f"color is {color!r}, expected 'bgr' or 'rgb'")
-    if isinstance(image, str | Path):
+    if isinstance(image, str | os.PathLike):
         return read_image(image)
     if hasattr(image, "getexif") and hasattr(image, "convert"):
         return _from_pillow(image, color)

@@ -1,5 +1,9 @@
 """Detector on a callable backend: batches, filters, and boxes in the pixels of the source."""
 
+import collections
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,9 @@ from nmsfree import (
     ModelError,
     ModelSpec,
     RawDetections,
+    read_image,
 )
-from nmsfree.detector import MAX_DYNAMIC_BATCH
+from nmsfree.detector import IMAGES_PER_RUN
 from nmsfree.thresholds import Thresholds
 
 Noise = Callable[..., NDArray[np.uint8]]
@@ -88,9 +93,9 @@ def test_a_fixed_batch_is_padded_and_changes_nothing(open_tiny: Any, pictures: A
 
 def test_long_lists_are_run_in_parts(open_tiny: Any, noise: Noise) -> None:
     detector, recorder = open_tiny()
-    found = detector.batch([noise(seed) for seed in range(MAX_DYNAMIC_BATCH + 3)])
-    assert recorder.batches == [MAX_DYNAMIC_BATCH, 3]
-    assert_same(found[-1], detector(noise(MAX_DYNAMIC_BATCH + 2)))
+    found = detector.batch([noise(seed) for seed in range(IMAGES_PER_RUN + 3)])
+    assert recorder.batches == [IMAGES_PER_RUN, 3]
+    assert_same(found[-1], detector(noise(IMAGES_PER_RUN + 2)))
 
 
 def test_no_images_give_no_results(open_tiny: Any) -> None:
@@ -308,6 +313,141 @@ def test_a_single_image_given_to_batch_is_refused(open_tiny: Any, noise: Noise) 
     detector, _ = open_tiny()
     for single in (noise(0), noise(0)[:, :, 0], "a.jpg", Path("a.jpg"), Image.new("RGB", (2, 2))):
         assert "list of images" in refused(lambda image=single: detector.batch(image))
+
+
+def test_more_pictures_than_a_fixed_batch_takes_are_refused(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny(batch=2)
+    inputs, geometries = detector.preprocess([noise(0)])
+    assert inputs.shape[0] == 2 and len(geometries) == 1 and not inputs[1].any()
+    said = refused(lambda: detector.preprocess([noise(seed) for seed in range(3)]))
+    assert said.startswith("3 images found, but this model takes 2 in a run: ")
+
+
+class Somewhere:
+    """A path of a library's own."""
+
+    def __init__(self, path: object) -> None:
+        self.path = path
+
+    def __fspath__(self) -> Any:
+        return self.path
+
+
+# What may be given in place of a model, an image, several images, and a value.
+NO_MODELS = [
+    *(None, 3, 2.5, True, b"m.onnx", io.BytesIO(b"m"), [Path("m.onnx")], {}, object(), Detector),
+    *(np.zeros(3), Somewhere(b"m.onnx"), "https://example.org/m.onnx", "s3://bucket/m.onnx"),
+]
+NO_IMAGES = [
+    *(None, 3, 2.5, True, b"a.png", io.BytesIO(b"a"), ["a.png"], {}, object(), Detections, ""),
+    *(np.float32(1), "http://example.org/a.png", Path("https://example.org/a.png"), "a\0b"),
+    *(Somewhere(b"a.png"), np.zeros((2, 2, 3), complex), np.array(["a.png"]), np.zeros(0, "V3")),
+]
+NO_LISTS = [
+    *(None, 3, b"ab", "ab", Path("a"), {"a": 1}, {"a"}, frozenset(), object(), iter([]), True),
+    *(np.zeros(3), np.array(0), {}.keys(), Somewhere("a"), memoryview(b"ab")),
+]
+NO_VALUES: list[tuple[str, Any]] = [
+    *(("threshold", value) for value in ("high", True, b"1", [0.5], np.array([0.5]), 1j)),
+    *(("threshold", value) for value in (np.complex64(1), float("nan"), float("inf"), 10**30)),
+    *(("classes", value) for value in (3.0, b"red", object(), [None], [1.0], [[1]], ["RED"], True)),
+    *(
+        ("classes", value)
+        for value in (np.int64(99), -1, 10**30, np.array([0.5]), [np.bool_(True)])
+    ),
+    *(("max_detections", value) for value in (0, -1, 1.0, True, "3", [3], np.float32(3), b"3")),
+    *(("color", value) for value in (None, 3, "RGB", ["rgb"], np.array([1, 2]), b"rgb")),
+]
+NO_OPTIONS: list[tuple[str, Any]] = [
+    *(("threads", value) for value in (0, -1, 1.5, "2", True, [1], b"1", np.float64(2), 10**9)),
+    *(("device", value) for value in (0, b"cpu", ["cpu"], "", "gpu", "cuda:-1", True, Path("cpu"))),
+    *(("precision", value) for value in ("fp16", 32, b"f32", ["f32"])),
+    *(("sha256", value) for value in ("abc", 3, b"0" * 64, "g" * 64)),
+    *((name, value) for name in ("allow_cpu", "tf32", "rebuild", "trust") for value in (1, "no")),
+]
+
+
+def test_models_of_other_types_are_a_sentence() -> None:
+    for model in NO_MODELS:
+        assert refused(lambda given=model: Detector(given)).startswith("model is ")
+
+
+def test_images_of_other_types_are_a_sentence(open_tiny: Any) -> None:
+    detector, _ = open_tiny()
+    for image in NO_IMAGES:
+        refused(lambda given=image: detector(given))
+        if not isinstance(image, np.ndarray):
+            refused(lambda given=image: read_image(given))
+
+
+def test_lists_of_other_types_are_a_sentence(open_tiny: Any) -> None:
+    detector, _ = open_tiny()
+    for images in NO_LISTS:
+        assert "batch takes a list of images" in refused(lambda given=images: detector.batch(given))
+        refused(lambda given=images: detector.preprocess(given))
+
+
+@pytest.mark.parametrize(("name", "value"), NO_VALUES)
+def test_values_of_other_types_are_a_sentence(
+    open_tiny: Any, noise: Noise, name: str, value: Any
+) -> None:
+    detector, _ = open_tiny()
+    assert len(refused(lambda: detector(noise(0), **{name: value}))) < 400
+
+
+@pytest.mark.parametrize(("name", "value"), NO_OPTIONS)
+def test_options_of_other_types_are_a_sentence(
+    make_spec: Any, make_onnx: Any, tmp_path: Path, name: str, value: Any
+) -> None:
+    model = make_onnx(tmp_path / "m.onnx", make_spec())
+    assert refused(lambda: Detector(model, **{name: value})).startswith(f"{name} is ")
+
+
+def test_a_callable_backend_of_other_things_is_a_sentence(make_spec: Any) -> None:
+    for function, spec in ((3, make_spec()), (None, make_spec()), (print, {}), (print, "spec")):
+        refused(lambda f=function, s=spec: CallableBackend(f, s))
+
+
+def test_paths_and_numbers_of_other_libraries_are_as_good(
+    open_tiny: Any, noise: Noise, tmp_path: Path, make_spec: Any, make_onnx: Any
+) -> None:
+    picture, model = str(tmp_path / "a.png"), str(make_onnx(tmp_path / "m.onnx", make_spec()))
+    cv2.imwrite(picture, noise(0))
+    with Detector(Somewhere(model), threads=np.int32(1), tf32=np.bool_(False)) as detector:
+        expected = detector(picture)
+        assert_same(detector(Somewhere(picture)), expected)
+        assert_same(detector.batch(collections.deque([picture]))[0], expected)
+        np.testing.assert_array_equal(read_image(Somewhere(picture)), noise(0))
+        by_name = detector(picture, classes="green", max_detections=2)
+        for classes in (1, np.int64(1), np.array([1]), {1}, {1: "green"}, iter([np.uint8(1)])):
+            found = detector(picture, classes=classes, max_detections=np.int16(2))
+            assert_same(found, by_name)
+        assert_same(detector(picture, threshold=np.float64(0.7)), detector(picture, threshold=0.7))
+
+
+def test_a_pickled_detector_opens_its_file_again(
+    noise: Noise, tmp_path: Path, make_spec: Any, make_onnx: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_onnx(tmp_path / "m.onnx", make_spec())
+    monkeypatch.chdir(tmp_path)
+    detector = Detector("m.onnx", device="openvino", threads=1)
+    monkeypatch.chdir("/")
+    for again in (
+        pickle.loads(pickle.dumps(detector)),
+        copy.copy(detector),
+        copy.deepcopy(detector),
+    ):
+        assert again.backend is not detector.backend
+        assert again.backend.description == detector.backend.description
+        assert_same(again(noise(0)), detector(noise(0)))
+        assert_same(pickle.loads(pickle.dumps(again))(noise(0)), detector(noise(0)))
+    detector.close()
+    assert_same(again(noise(0)), pickle.loads(pickle.dumps(detector))(noise(0)))
+
+
+def test_a_detector_over_a_backend_says_why_it_cannot_be_pickled(open_tiny: Any) -> None:
+    detector, _ = open_tiny()
+    assert "open one in each process" in refused(lambda: pickle.dumps(detector))
 
 
 def test_the_picture_is_left_as_it_was(open_tiny: Any, noise: Noise) -> None:

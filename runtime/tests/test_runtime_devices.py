@@ -24,6 +24,7 @@ from nmsfree import (
 )
 from nmsfree.backends import OnnxRuntimeBackend, Options, open_backend
 from nmsfree.backends.devices import Device, parse_device
+from nmsfree.identity import sha256
 
 
 @pytest.fixture
@@ -111,13 +112,26 @@ def test_an_engine_takes_no_options_of_onnx_files(tmp_path: Path, option: str) -
 
 
 def test_threads_and_precision_have_values() -> None:
-    everything = ("threads", "precision")
-    assert refused(lambda: Options(threads=0).check("x", *everything), InputError) == (
+    assert refused(lambda: Options(threads=0), InputError) == (
         "threads is 0, expected 1 or more, or None to let it choose"
     )
-    wrong: Any = "f16"
-    assert refused(lambda: Options(precision=wrong).check("x", *everything), InputError) == (
+    assert "threads is 1000000000, expected " in refused(lambda: Options(10**9), InputError)
+    assert type(Options(threads=np.int16(3)).threads) is int  # type: ignore[arg-type]
+    assert refused(lambda: Options(precision="f16"), InputError) == (
         "precision is 'f16', expected 'f32' or 'bf16'"
+    )
+    assert refused(lambda: Options(sha256="abc"), InputError) == (
+        "sha256 is 'abc', expected 64 hexadecimal digits"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_a_file_of_another_hash_is_refused(tiny: Path, device: str) -> None:
+    digest = sha256(tiny)
+    with Detector(tiny, device=device, sha256=digest.upper()) as detector:
+        assert len(detector.names) == 3
+    assert refused(lambda: Detector(tiny, device=device, sha256="0" * 64), ModelError) == (
+        f"{tiny}: its sha256 is {digest}, expected {'0' * 64}: this is another file than was meant"
     )
 
 
@@ -171,7 +185,7 @@ def test_an_engine_is_opened_as_asked(
     fake.TensorRtBackend = FakeEngines
     monkeypatch.setitem(sys.modules, "nmsfree.backends.tensorrt", fake)
     backend: Any = open_backend(engine, device, Options(rebuild=False, trust=True))
-    expected = {"path": engine, "device": device, "rebuild": False, "trust": True}
+    expected = {"path": engine, "device": device, "rebuild": False, "trust": True, "sha256": None}
     assert backend.opened == expected
 
 

@@ -158,6 +158,21 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_the_hash_that_the_application_knows(engine: Path, rebuilder: Rebuilder) -> None:
+    plan, _ = load_plan(engine, flavour=RTX, sm=89, sha256=digest(PLAN))
+    assert plan == PLAN
+    with pytest.raises(ModelError) as caught:
+        load_plan(engine, flavour=RTX, sm=89, sha256=digest(b"mine"))
+    assert str(caught.value) == (
+        f"{engine}: its sha256 is {digest(PLAN)}, expected {digest(b'mine')}: this is another file"
+        " than was meant"
+    )
+    spoil_gpu(engine)
+    with pytest.raises(EngineError, match="none is built in place of the one with the sha256"):
+        load_plan(engine, flavour=RTX, sm=89, sha256=digest(PLAN))
+    assert rebuilder.calls == []
+
+
 def test_trust_takes_no_engine_that_does_not_fit(engine: Path) -> None:
     assert "built for SM 8.6 and 8.9; found SM 7.5" in refusal(
         engine, sm=75, trust=True, rebuild=False

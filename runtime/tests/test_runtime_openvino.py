@@ -83,9 +83,7 @@ def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "absent.onnx"
-    assert refused(lambda: Detector(path, device="openvino")) == (
-        f"{path}: no such file, expected an exported ONNX model"
-    )
+    assert refused(lambda: Detector(path, device="openvino")).startswith(f"{path}: no such file")
 
 
 def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -252,6 +250,8 @@ def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
     assert refused(lambda: backend.run(noise(0)[None]), EngineError) == (
         "OpenVINO failed while running (Exception from infer.cpp:1: out of memory)"
     )
+    assert backend._requests._idle == []  # nobody knows in what state it is
+    backend.run(noise(0)[None])
 
 
 @pytest.fixture(scope="module", params=["o2o", "o2m"])

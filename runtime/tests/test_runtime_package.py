@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -110,6 +111,112 @@ def test_engines_ask_nobody_and_leave_nothing(
     done = run_python(ASK_NOBODY, *arguments, under=alone, **folders)
     assert done.returncode == 0, done.stderr
     assert list(home.rglob("*")) == []
+
+
+# A detector is opened and used, perhaps by a thread just now, then the process forks: how the child
+# uses it, and whether it ends.
+FORK = """
+import os, sys, threading, time
+from multiprocessing import get_context
+import numpy as np
+from nmsfree import Detector, NmsfreeError
+
+_, model, device, threads, how = sys.argv
+image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+detector = Detector(model, device=device, threads=int(threads))
+expected = len(detector(image))
+assert expected
+
+def use(which):
+    try:
+        return "right" if len(which(image)) == expected else "wrong"
+    except NmsfreeError as error:
+        return str(error)
+
+def use_ours(_):
+    return use(detector)
+
+def work():
+    while True:
+        detector(image)
+
+if how == "pool":
+    with get_context("fork").Pool(2) as pool:
+        print(*{*pool.map(use_ours, range(4))})
+    sys.exit()
+if how == "busy":
+    threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.1)
+child = os.fork()
+if not child:
+    if how == "open":
+        try:
+            again = Detector(model, device=device, threads=int(threads))
+        except NmsfreeError as error:
+            print(error, flush=True)
+        else:
+            print(use(again), flush=True)
+    elif how == "close":
+        detector.close()
+        print(use(detector), flush=True)
+    elif how != "exit":
+        print(use(detector), use(detector), sep="\\n", flush=True)
+    sys.exit()
+for _ in range(300):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        os._exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.1)
+os.kill(child, 9)
+print("the child hangs", flush=True)
+os._exit(99)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+@pytest.mark.parametrize("how", ["use", "busy", "exit", "close", "open", "pool"])
+def test_a_forked_child_works_or_says_why_not_and_ends(
+    tmp_path: Path, make_onnx: Any, make_spec: Any, device: str, how: str
+) -> None:
+    pytest.importorskip("openvino")
+    model = make_onnx(tmp_path / "m.onnx", make_spec())
+    done = run_python(FORK, model, device, 2, how)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    said = done.stdout.splitlines()
+    if how == "exit":
+        assert said == []
+    elif how == "close":
+        assert said == ["the detector is closed: open it again"]
+    elif device == "cpu":
+        assert {*said} == {"right"}
+    else:
+        assert said and all(
+            "OpenVINO was started before this process was forked" in x for x in said
+        )
+
+
+def test_a_spawned_pool_opens_the_pickled_detector(
+    tmp_path: Path, make_onnx: Any, make_spec: Any
+) -> None:
+    program = tmp_path / "program.py"
+    model = make_onnx(tmp_path / "m.onnx", make_spec())
+    code = (
+        "import multiprocessing, sys, numpy as np\n"
+        "from nmsfree import Detector\n"
+        "if __name__ == '__main__':\n"
+        "    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)\n"
+        "    detector = Detector(sys.argv[1], device=sys.argv[2], threads=1)\n"
+        "    with multiprocessing.get_context('spawn').Pool(2) as pool:\n"
+        "        found = pool.map(detector, [image] * 4)\n"
+        "    print({len(one) for one in found} == {len(detector(image))})\n"
+    )
+    program.write_text(code)
+    for device in ("cpu", "openvino"):
+        done = subprocess.run(
+            [sys.executable, program, model, device], capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout == "True\n", done.stderr
 
 
 def test_the_users_own_word_on_telemetry_stands(tmp_path: Path) -> None:
@@ -409,3 +516,25 @@ def test_errors_survive_pickling() -> None:
         error = kind("a", "b") if kind is errors.MissingExtraError else kind("a")
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind and str(again) == str(error)
+
+
+def test_four_distributions_carry_one_version_and_what_an_index_shows() -> None:
+    root = Path(__file__).parents[2]
+    for folder in ("runtime", "training", "export", "benchmarks"):
+        content = tomllib.loads((root / folder / "pyproject.toml").read_text(encoding="utf-8"))
+        project = content["project"]
+        assert project["dynamic"] == ["version"] and project["urls"] and project["classifiers"]
+        source = root / folder / content["tool"]["hatch"]["version"]["path"]
+        assert source.samefile(root / "runtime/nmsfree/__init__.py")
+        wanted = [*project["dependencies"]]
+        for extra in project.get("optional-dependencies", {}).values():
+            wanted += extra
+        for requirement in wanted:
+            if requirement.startswith("nmsfree"):
+                assert requirement.endswith(f"=={nmsfree.__version__}"), (folder, requirement)
+        # Which ONNX Runtime is there is the user's choice: two exclude one another.
+        assert not any("cpu" in requirement for requirement in project["dependencies"])
+        assert (root / folder / project["readme"]).is_file()
+        (licence,) = project["license-files"]
+        assert (root / folder / licence).read_bytes() == (root / "LICENSE").read_bytes()
+        assert next((root / folder).glob("nmsfree*/py.typed")).is_file()

@@ -6,6 +6,7 @@ The fakes do work when it is waited for and refuse what crashes a GPU, see `nmsf
 import gc
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -484,3 +485,22 @@ def test_a_context_that_we_opened_is_given_back(
     rig.module.fail.add("deserialize_cuda_engine")
     refused(lambda: rig.open(cuda=None), EngineError)
     assert rig.cuda.closed
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_neither_runs_nor_frees_an_engine(make_rig: Any) -> None:
+    backend = make_rig().open()
+    backend.run(np.zeros((1, 64, 96, 3), np.uint8))
+    child = os.fork()
+    if not child:  # what is wrong here is the child's status
+        try:
+            backend.run(np.zeros((1, 64, 96, 3), np.uint8))
+        except EngineError as error:
+            right = str(error).startswith("tensorrt-rtx 1.7.1.116 was started before this process")
+            backend.close()
+            os._exit(0 if right and not backend._finalizer.alive else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    backend.run(np.zeros((1, 64, 96, 3), np.uint8))
+    backend.close()

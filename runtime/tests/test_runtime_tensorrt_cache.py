@@ -9,12 +9,17 @@ import pytest
 
 from nmsfree import RawDetections
 from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_cache import MAGIC, read_cache, write_cache
+from nmsfree.backends.tensorrt_cache import MAGIC, cache_path, read_cache, write_cache
 from nmsfree.backends.tensorrt_fake import fake_flavour
 from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
 from nmsfree.cuda.fake import FakeCuda
+from nmsfree.engines.sidecar import read_sidecar
 
 IMAGES = np.zeros((1, 64, 96, 3), np.uint8)
+
+
+def hash_of(engine: Path) -> str:
+    return read_sidecar(engine).engine_sha256
 
 
 @pytest.fixture
@@ -59,7 +64,7 @@ def test_kernels_of_another_release_are_compiled_again_and_replaced(
     assert caplog.messages == [
         f"{cache}: of another GPU, driver or release, kernels are compiled again"
     ]
-    assert read_cache(engine) == b"other kernels|engine"
+    assert read_cache(engine, hash_of(engine)) == b"other kernels|engine"
 
 
 def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
@@ -72,7 +77,10 @@ def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
         backend.run(np.zeros((count, 64, 96, 3), np.uint8))
     assert rig.module.compiled == 4  # the engine's, and of 4 (the warm-up), 1 and 3 images
     assert not backend.uses_kept_kernels
-    assert read_cache(rig.path) == b"kernels|engine,batch of 4,batch of 1,batch of 3"
+    assert (
+        read_cache(rig.path, hash_of(rig.path))
+        == b"kernels|engine,batch of 4,batch of 1,batch of 3"
+    )
     again = make_rig()  # another process
     backend = again.open()
     assert backend.uses_kept_kernels
@@ -86,7 +94,8 @@ def test_a_library_that_takes_no_cache_runs_without(
     make_rig: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nmsfree.backends")
-    write_cache(make_rig().path, b"kernels|engine")
+    path = make_rig().path
+    write_cache(path, hash_of(path), b"kernels|engine")
     rig = make_rig()
     rig.module.fail.add("set_runtime_cache")
     backend = rig.open()
@@ -96,7 +105,9 @@ def test_a_library_that_takes_no_cache_runs_without(
     assert caplog.messages == [
         "tensorrt-rtx 1.7.1.116 takes no cache: kernels are compiled again at each start"
     ]
-    assert read_cache(rig.path) == b"kernels|engine"  # for a library that takes it
+    assert (
+        read_cache(rig.path, hash_of(rig.path)) == b"kernels|engine"
+    )  # for a library that takes it
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "foreign"])
@@ -115,9 +126,7 @@ def test_a_damaged_file_costs_a_warning_only(
         }[damage]
     )
     assert run(engine) == 1
-    assert caplog.messages == [
-        f"{cache}: damaged or of another version, kernels are compiled again"
-    ]
+    assert caplog.messages == [f"{cache}: damaged or of another engine, kernels are compiled again"]
     assert run(engine) == 0
 
 
@@ -146,6 +155,28 @@ def test_kernels_that_the_library_does_not_give_cost_a_warning_only(
 
 
 def test_what_is_written_is_read(engine: Path) -> None:
-    assert read_cache(engine) is None
-    write_cache(engine, b"abc")
-    assert read_cache(engine) == b"abc"
+    assert read_cache(engine, hash_of(engine)) is None
+    write_cache(engine, hash_of(engine), b"abc")
+    assert read_cache(engine, hash_of(engine)) == b"abc"
+
+
+def test_kernels_of_another_engine_never_reach_the_library(
+    engine: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine put under this name, with the cache of the former one beside it."""
+    write_cache(engine, "0" * 64, b"kernels|engine")
+    assert read_cache(engine, hash_of(engine)) is None
+    assert run(engine) == 1
+    assert "damaged or of another engine" in caplog.messages[0]
+
+
+def test_an_engine_that_the_application_names_by_its_hash_keeps_no_kernels(make_rig: Any) -> None:
+    """Nor takes any: whoever can put an engine there can put kernels there."""
+    rig = make_rig()
+    write_cache(rig.path, hash_of(rig.path), b"kernels|engine")
+    before = cache_path(rig.path).read_bytes()
+    backend = rig.open(sha256=hash_of(rig.path))
+    backend.run(IMAGES)
+    assert not backend.uses_kept_kernels and rig.module.compiled > 0
+    backend.close()
+    assert cache_path(rig.path).read_bytes() == before

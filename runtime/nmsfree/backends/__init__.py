@@ -11,6 +11,8 @@ from nmsfree.backends.openvino import OpenVinoBackend
 from nmsfree.backends.options import DEFAULTS, Options
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError, MissingExtraError, ModelError
+from nmsfree.identity import other_file, sha256
+from nmsfree.paths import FilePath, as_path
 
 __all__ = [
     "Backend",
@@ -27,9 +29,7 @@ ENGINE_SUFFIX = ".engine"
 MAX_ONNX = 2 << 30  # bytes that one file can have
 
 
-def open_backend(
-    path: str | Path, device: str | None = None, options: Options = DEFAULTS
-) -> Backend:
+def open_backend(path: FilePath, device: str | None = None, options: Options = DEFAULTS) -> Backend:
     """Open a model by its file name.
 
     Args:
@@ -39,13 +39,13 @@ def open_backend(
         options: those that mean nothing to this file on this device are refused.
 
     Raises:
-        InputError: an unknown device, one that does not run such files, or an option that does
-            not apply.
+        InputError: no path, an unknown device, one that does not run such files, or an option
+            that does not apply.
         ModelError: the suffix is none of these, or the file cannot be used.
         MissingExtraError: what runs such a file is not installed.
         EngineError: the device cannot run it on this machine.
     """
-    path = Path(path)
+    path = as_path(path, "model")
     place = None if device is None else parse_device(device)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
@@ -68,16 +68,18 @@ def _open_onnx(path: Path, device: Device, options: Options) -> Backend:
         )
     check_file(path, MAX_ONNX, ModelError)
     if device.kind == "openvino":
-        options.check("OpenVINO", "threads", "precision")
+        options.check("OpenVINO", "threads", "precision", "sha256")
+        _check_sha256(path, options.sha256)
         return OpenVinoBackend(path, device.plugin, options.threads, options.precision or "f32")
-    options.check(f"ONNX Runtime on {device}", "threads", "allow_cpu", "tf32")
+    options.check(f"ONNX Runtime on {device}", "threads", "allow_cpu", "tf32", "sha256")
+    _check_sha256(path, options.sha256)
     return OnnxRuntimeBackend(
         path, str(device), options.threads, allow_cpu=options.allow_cpu, tf32=options.tf32
     )
 
 
 def _open_engine(path: Path, device: Device | None, options: Options) -> Backend:
-    options.check("an engine", "rebuild", "trust")
+    options.check("an engine", "rebuild", "trust", "sha256")
     if device is not None and device.kind in ("cpu", "openvino"):
         raise InputError(
             f"{path}: device is '{device}', but an engine runs on an NVIDIA GPU: give the ONNX"
@@ -88,7 +90,9 @@ def _open_engine(path: Path, device: Device | None, options: Options) -> Backend
     from nmsfree.backends.tensorrt import TensorRtBackend
 
     place = None if device is None else str(device)
-    return TensorRtBackend(path, place, rebuild=options.rebuild, trust=options.trust)
+    return TensorRtBackend(
+        path, place, rebuild=options.rebuild, trust=options.trust, sha256=options.sha256
+    )
 
 
 def _open_checkpoint(path: Path, device: Device, options: Options) -> Backend:
@@ -100,7 +104,17 @@ def _open_checkpoint(path: Path, device: Device, options: Options) -> Backend:
             f"{path}: device is '{device}', but a checkpoint runs in PyTorch, on cpu or cuda:"
             " export it with `nmsfree export`"
         )
-    options.check("a checkpoint", "threads")
+    options.check("a checkpoint", "threads", "sha256")
+    _check_sha256(path, options.sha256)
     open_checkpoint = next(iter(found)).load()
     backend: Backend = open_checkpoint(path, device=str(device), threads=options.threads)
     return backend
+
+
+def _check_sha256(path: Path, expected: str | None) -> None:
+    """Refuse another file than the application means; engines are checked as they are loaded."""
+    if expected is None or not path.is_file():
+        return
+    found = sha256(path)
+    if found != expected:
+        raise other_file(path, found, expected)

@@ -34,7 +34,7 @@ def parse_device(text: str) -> Device:
     Raises:
         InputError: it is none of those above.
     """
-    kind, colon, rest = text.partition(":")
+    kind, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     if kind == "openvino" and (not colon or _is_plugin(rest)):
         return Device(kind, plugin=rest or "CPU")
     if kind in KINDS and not colon:

@@ -1,6 +1,7 @@
 """ONNX Runtime on processors and NVIDIA GPUs."""
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ from numpy.typing import NDArray
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import check_images, one_line, refusal
 from nmsfree.backends.devices import Device, parse_device
+from nmsfree.backends.forks import forked, never_free, watch
 from nmsfree.backends.onnxruntime_gpu import gpu_errors, open_cuda, open_tensorrt_rtx, run_failed
 from nmsfree.backends.onnxruntime_session import Opened, open_cpu, read_file, vendor_errors
 from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.made_for import check_made_for
+from nmsfree.paths import FilePath, as_path
 from nmsfree.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,8 @@ DEVICES = ("cpu", "cuda", "tensorrt-rtx")
 
 class OnnxRuntimeBackend:
     """Runs an ONNX file of this project. Threads may share it: results are those of one thread.
+
+    A forked process opens the file again at its first run; on a GPU it cannot.
 
     Args:
         path: the ONNX file.
@@ -40,14 +45,14 @@ class OnnxRuntimeBackend:
 
     def __init__(
         self,
-        path: str | Path,
+        path: FilePath,
         device: str = "cpu",
         threads: int | None = None,
         *,
         allow_cpu: bool = False,
         tf32: bool = False,
     ) -> None:
-        path, place = Path(path), parse_device(device)
+        path, place = as_path(path, "model"), parse_device(device)
         if place.kind not in DEVICES:
             raise InputError(
                 f"device is {device!r}, ONNX Runtime here runs on: {', '.join(DEVICES)}"
@@ -59,21 +64,23 @@ class OnnxRuntimeBackend:
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         self._errors = vendor_errors()
         self._opened: Opened | None
-        self.spec, self._opened = _open(path, place, options)
+        self._what = path.absolute(), place, options
+        self.spec, self._opened = _open(*self._what)
         if self._opened.gpu:
             self._errors = gpu_errors()
         self.description = self._opened.description
+        self._opening = threading.Lock()
+        self._forked = False
+        watch(self)
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.
 
         Raises:
             ModelError: the detector is closed, or the model refuses these images.
-            EngineError: the GPU failed.
+            EngineError: the GPU failed, or was in use before this process was forked.
         """
-        opened = self._opened  # another thread may close it meanwhile
-        if opened is None:
-            raise ModelError("the detector is closed: open it again")
+        opened = self._opened or self._open_after_fork()  # another thread may close it meanwhile
         if opened.gpu:
             check_images(images, self.spec)  # so that what fails then is not the images' fault
         try:
@@ -84,7 +91,27 @@ class OnnxRuntimeBackend:
             raise refusal(images, one_line(error)) from None
         return RawDetections(*outputs)
 
+    def after_fork(self) -> None:
+        """In a forked child: the session's threads stayed in the parent."""
+        if self._opened is not None:
+            never_free(self._opened)
+            self._opened, self._forked = None, True
+        self._opening = threading.Lock()
+
+    def _open_after_fork(self) -> Opened:
+        """Open the file again, for this process."""
+        with self._opening:
+            if self._opened is None and not self._forked:
+                raise ModelError("the detector is closed: open it again")
+            if self._opened is None:
+                if self._what[1].kind != "cpu":
+                    raise forked(f"ONNX Runtime on {self._what[1]}")
+                _, self._opened = _open(*self._what)
+                self._forked = False
+            return self._opened
+
     def close(self) -> None:
+        self._forked = False
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()

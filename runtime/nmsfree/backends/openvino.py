@@ -1,12 +1,11 @@
 """OpenVINO on processors and Intel GPUs."""
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import check_images, one_line
+from nmsfree.backends.forks import watch
 from nmsfree.backends.openvino_model import (
     check_request,
     compile_model,
@@ -17,15 +16,18 @@ from nmsfree.backends.openvino_model import (
     vendor_errors,
 )
 from nmsfree.backends.openvino_requests import Requests
+from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, ModelError
 from nmsfree.made_for import check_made_for
+from nmsfree.paths import FilePath, as_path
 
 
 class OpenVinoBackend:
     """Runs an ONNX file of this project in OpenVINO.
 
     Threads may share it: the compiled network is one, and every run has an infer request with
-    buffers of its own, so results are those of one thread.
+    buffers of its own, so results are those of one thread. Of processes, only the one that opened
+    it may use it: OpenVINO does not survive a fork.
 
     Args:
         path: the ONNX file.
@@ -42,30 +44,31 @@ class OpenVinoBackend:
 
     def __init__(
         self,
-        path: str | Path,
+        path: FilePath,
         plugin: str = "CPU",
         threads: int | None = None,
         precision: str = "f32",
     ) -> None:
-        path = Path(path)
-        check_request(plugin, threads, precision)
+        path, options = as_path(path, "model"), Options(threads, precision=precision)
+        check_request(plugin, options.threads, precision)
         openvino = import_openvino()
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         model, self.spec = read_model(openvino, path)
         check_made_for(path, self.spec, "openvino")
-        compiled = compile_model(openvino, model, plugin, threads, precision)
-        self.description = describe(openvino, compiled, plugin, threads, precision)
+        compiled = compile_model(openvino, model, plugin, options.threads, precision)
+        self.description = describe(openvino, compiled, plugin, options.threads, precision)
         self._errors = vendor_errors(openvino)
         self._indices = output_indices(compiled)
         self._requests = Requests(compiled)
+        watch(self)
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.
 
         Raises:
             ModelError: the detector is closed, or these are no images for the model.
-            EngineError: OpenVINO fails.
+            EngineError: OpenVINO fails, or was in use before this process was forked.
         """
         check_images(images, self.spec)
         shared = np.ascontiguousarray(images)  # read in place, so held until the end
@@ -79,6 +82,10 @@ class OpenVinoBackend:
                 raise EngineError(f"OpenVINO failed while running ({one_line(error)})") from None
             outputs = [np.array(request.get_output_tensor(i).data) for i in self._indices]
         return RawDetections(*outputs)
+
+    def after_fork(self) -> None:
+        """In a forked child: OpenVINO's threads stayed in the parent."""
+        self._requests.after_fork()
 
     def close(self) -> None:
         self._requests.close()

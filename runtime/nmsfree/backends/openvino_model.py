@@ -7,6 +7,7 @@ from typing import Any
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import Port, one_line, read_spec
+from nmsfree.backends.forks import forked
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.files import plain_name
 from nmsfree.identity import computes_bf16, processor_name
@@ -21,6 +22,7 @@ READERS_ERRORS = (
     "OpConversionFailure",
     "OpValidationFailure",
 )
+_worked_in: dict[str, int] = {}  # in which process OpenVINO started its threads
 ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
 
 
@@ -30,15 +32,11 @@ def check_request(plugin: str, threads: int | None, precision: str) -> None:
     Raises:
         InputError: threads or precision cannot be had.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
     if threads is not None and plugin != "CPU":
         raise InputError(
             f"threads is {threads}, but does not apply to openvino:{plugin}: it is for processors,"
             " leave it out here"
         )
-    if precision not in ("f32", "bf16"):
-        raise InputError(f"precision is {precision!r}, expected 'f32' or 'bf16'")
     if precision == "bf16" and plugin == "CPU" and computes_bf16() is False:
         raise InputError(
             f"precision is 'bf16', but this processor ({processor_name()}) has no bfloat16"
@@ -129,8 +127,11 @@ def compile_model(
     """Compile a model for a device.
 
     Raises:
-        EngineError: there is no such device, or it does not take the model.
+        EngineError: there is no such device, it does not take the model, or OpenVINO has worked in
+            this process before it was forked.
     """
+    if _worked_in.setdefault("process", os.getpid()) != os.getpid():
+        raise forked("OpenVINO")
     settings: dict[str, str | int] = {
         "INFERENCE_PRECISION_HINT": precision,  # its own choice is bf16 where that is faster
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,11 +1,17 @@
 """How a model is opened, and which of these wishes mean something to which engine."""
 
+import operator
+import os
+import re
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from nmsfree.errors import InputError
 
 Precision = Literal["f32", "bf16"]
+MOST_THREADS = max(256, os.cpu_count() or 1)  # engines die of thousands
 
 # What each option is for, as an error names it.
 MEANT_FOR = {
@@ -15,6 +21,7 @@ MEANT_FOR = {
     "precision": "openvino",
     "rebuild": "engines",
     "trust": "engines",
+    "sha256": "files",
 }
 
 
@@ -29,6 +36,10 @@ class Options:
         precision: arithmetic of OpenVINO, "f32" or "bf16"; None means "f32".
         rebuild: an engine that does not fit this machine is built again from its ONNX file.
         trust: open an engine whose hash is not the recorded one; an engine runs native code.
+        sha256: of the file in hexadecimal; another file is refused. None takes any.
+
+    Raises:
+        InputError: one of them is of another type, or has a value that it cannot have.
     """
 
     threads: int | None = None
@@ -37,6 +48,21 @@ class Options:
     precision: str | None = None
     rebuild: bool = True
     trust: bool = False
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            object.__setattr__(self, "threads", _threads(self.threads))
+        for name in ("allow_cpu", "tf32", "rebuild", "trust"):
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise InputError(f"{name} is {value!r}, expected True or False")
+        if self.precision is not None and str(self.precision) not in ("f32", "bf16"):
+            raise InputError(f"precision is {self.precision!r}, expected 'f32' or 'bf16'")
+        if self.sha256 is not None:
+            if not re.fullmatch("[0-9a-fA-F]{64}", str(self.sha256)):
+                raise InputError(f"sha256 is {self.sha256!r}, expected 64 hexadecimal digits")
+            object.__setattr__(self, "sha256", self.sha256.lower())
 
     def check(self, what: str, *allowed: str) -> None:
         """Refuse every option that was set and is not in `allowed`.
@@ -45,7 +71,7 @@ class Options:
             what: the thing to open, as the message names it.
 
         Raises:
-            InputError: an option does not apply, or has a value that it cannot have.
+            InputError: an option does not apply.
         """
         for field in fields(self):
             value = getattr(self, field.name)
@@ -54,12 +80,20 @@ class Options:
                     f"{field.name} is {value!r}, but does not apply to {what}: it is for"
                     f" {MEANT_FOR[field.name]}, leave it out here"
                 )
-        if self.threads is not None and self.threads < 1:
-            raise InputError(
-                f"threads is {self.threads}, expected 1 or more, or None to let it choose"
-            )
-        if self.precision not in (None, "f32", "bf16"):
-            raise InputError(f"precision is {self.precision!r}, expected 'f32' or 'bf16'")
+
+
+def _threads(value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        threads = operator.index(value)
+    except TypeError:
+        raise InputError(f"threads is {value!r}, expected a whole number") from None
+    if threads < 1:
+        raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
+    if threads > MOST_THREADS:
+        raise InputError(f"threads is {threads}, expected {MOST_THREADS} at most")
+    return threads
 
 
 DEFAULTS = Options()

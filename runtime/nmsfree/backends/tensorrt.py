@@ -6,13 +6,13 @@ import weakref
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.devices import parse_device
+from nmsfree.backends.forks import never_free, watch
 from nmsfree.backends.tensorrt_engine import LoadedEngine
 from nmsfree.backends.tensorrt_images import check_device, check_host, pieces
 from nmsfree.backends.tensorrt_lane import Lane, Outputs, Timings
@@ -26,6 +26,7 @@ from nmsfree.engines.flavour import Flavour, load_flavour
 from nmsfree.engines.sidecar import read_sidecar
 from nmsfree.engines.targets import sm_text
 from nmsfree.errors import InputError, ModelError
+from nmsfree.paths import FilePath, as_path
 
 DEFAULT_STREAMS = (0, 1, 2)  # CUDA's numbers: default, legacy default, per thread
 
@@ -44,6 +45,8 @@ class TensorRtBackend:
             the number of the GPU behind a colon if it is not the first; None is "cuda".
         rebuild: build the engine again from the ONNX file beside it where it does not fit.
         trust: take an engine whose hash is not the recorded one; an engine runs native code.
+        sha256: take the engine with this hash alone, build none in its place, and keep no kernels
+            beside it.
         stream: a CUDA stream of the application's that all runs go through, in turns; None:
             streams of our own. It is waited for at the end of a run, must live until `close`, and
             nothing else may be put into it during a run.
@@ -60,16 +63,17 @@ class TensorRtBackend:
 
     def __init__(
         self,
-        path: str | Path,
+        path: FilePath,
         device: str | None = None,
         *,
         rebuild: bool = True,
         trust: bool = False,
+        sha256: str | None = None,
         stream: object = None,
         cuda: Layer | Cuda | None = None,
         flavour: Flavour | None = None,
     ) -> None:
-        path = Path(path)
+        path = as_path(path, "model")
         kind, index = _place(device)
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an engine made by `nmsfree build`")
@@ -79,7 +83,9 @@ class TensorRtBackend:
         try:
             adopted = None if stream is None else _adopt(layer, stream)
             self._gpu = _gpu(layer)
-            self._engine = LoadedEngine(path, flavour, layer, rebuild=rebuild, trust=trust)
+            self._engine = LoadedEngine(
+                path, flavour, layer, rebuild=rebuild, trust=trust, sha256=sha256
+            )
         except BaseException:
             if ours:
                 ours.close()
@@ -93,7 +99,8 @@ class TensorRtBackend:
         self._lanes = Lanes(
             partial(Lane, self._engine, adopted), partial(_finish, self._engine, ours)
         )
-        weakref.finalize(self, self._lanes.close)  # for those who never close
+        self._finalizer = weakref.finalize(self, self._lanes.close)  # for those who never close
+        watch(self)
 
     @property
     def description(self) -> str:
@@ -124,7 +131,7 @@ class TensorRtBackend:
         Raises:
             InputError: an array that is neither, or on another GPU, of another type or layout.
             ModelError: the detector is closed, or the images do not fit the model.
-            EngineError: the GPU or the engine failed.
+            EngineError: the GPU or the engine failed, or was opened before this process was forked.
         """
         engine, from_device = self._engine, is_device_array(images)
         if not from_device:
@@ -153,6 +160,12 @@ class TensorRtBackend:
         start = time.perf_counter()
         raw = suppress_candidates(outputs, self.spec)
         return raw, replace(timings, nms=(time.perf_counter() - start) * 1000)
+
+    def after_fork(self) -> None:
+        """In a forked child: CUDA stayed in the parent."""
+        self._finalizer.detach()
+        never_free(self._engine, self._lanes)
+        self._lanes.after_fork(str(self._engine.flavour))
 
     def close(self) -> None:
         """Free everything; runs that still go on finish first.

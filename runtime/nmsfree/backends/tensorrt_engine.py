@@ -30,7 +30,8 @@ class LoadedEngine:
         path: the engine, its sidecar beside it.
         flavour: the vendor module that runs it.
         cuda: the GPU that runs it.
-        rebuild, trust: see `nmsfree.engines.load.load_plan`.
+        rebuild, trust, sha256: see `nmsfree.engines.load.load_plan`. With a hash, no kernels are
+            kept beside the engine: the file that holds them is native code, too.
 
     Attributes:
         graph: whether runs replay a CUDA graph.
@@ -42,10 +43,18 @@ class LoadedEngine:
     """
 
     def __init__(
-        self, path: Path, flavour: Flavour, cuda: Cuda, *, rebuild: bool, trust: bool
+        self,
+        path: Path,
+        flavour: Flavour,
+        cuda: Cuda,
+        *,
+        rebuild: bool,
+        trust: bool,
+        sha256: str | None = None,
     ) -> None:
         self.path, self.flavour, self.cuda = path, flavour, cuda
         self.cache_loaded = False
+        self._keeps_kernels = sha256 is None
         self._making = threading.Lock()
         self._sizes: set[int] = set()  # numbers of images that have been run
         self._runtime: Any = None
@@ -53,13 +62,15 @@ class LoadedEngine:
         self._config: Any = None
         with cuda.active():
             plan, self.sidecar = load_plan(
-                path, flavour=flavour, sm=cuda.sm(), rebuild=rebuild, trust=trust
+                path, flavour=flavour, sm=cuda.sm(), rebuild=rebuild, trust=trust, sha256=sha256
             )
             try:
                 self._runtime, self._engine = self._deserialise(plan)
                 self.dynamic, self.smallest, self.largest = self._batch()
                 self.input, self.outputs = self._check(self._read_bindings())
-                self._cache = read_cache(path)
+                self._cache = (
+                    read_cache(path, self.sidecar.engine_sha256) if self._keeps_kernels else None
+                )
                 self._config = self._configure()
                 self.graph = GraphUse(self.capturable or flavour.captures_graphs)
             except BaseException:
@@ -202,12 +213,14 @@ class LoadedEngine:
 
         It costs a warning where that fails: the next start takes seconds longer, no more.
         """
+        if not self._keeps_kernels:
+            return
         try:
             with self._making, self.failures("cannot give its compiled kernels"):
                 kernels = self.flavour.cache_bytes(self._config)
                 if kernels and kernels != self._cache:
                     self._cache = kernels
-                    write_cache(self.path, kernels)
+                    write_cache(self.path, self.sidecar.engine_sha256, kernels)
         except EngineError as error:
             _logger.warning("kernels will be compiled again at the next start: %s", error)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from nmsfree.backends.forks import forked
 from nmsfree.backends.tensorrt_lane import Lane
 from nmsfree.cuda.freeing import free_all
 from nmsfree.errors import EngineError, InputError, ModelError
@@ -27,6 +28,7 @@ class Lanes:
         self._idle: dict[bool, list[Lane]] = {False: [], True: []}
         self._busy = 0
         self._closed = False
+        self._forked: EngineError | None = None
 
     @contextmanager
     def take(self, from_device: bool) -> Iterator[Lane]:
@@ -34,7 +36,8 @@ class Lanes:
 
         Raises:
             ModelError: the pool is closed.
-            EngineError: a new lane is needed and cannot be made.
+            EngineError: the pool was made before this process was forked, or a new lane is needed
+                and cannot be made.
         """
         lane = self._acquire(from_device)
         healthy = False
@@ -49,6 +52,8 @@ class Lanes:
 
     def _acquire(self, from_device: bool) -> Lane:
         with self._lock:
+            if self._forked is not None:
+                raise self._forked
             if self._closed:
                 raise ModelError("the detector is closed: open it again")
             self._busy += 1
@@ -80,6 +85,11 @@ class Lanes:
             last = self._closed and self._busy == 0
         if last:
             self._finish()
+
+    def after_fork(self, engine: str) -> None:
+        """In a forked child: none of this may be used or freed."""
+        self._closed, self._forked = True, forked(engine)
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Free the lanes that are idle; those at work finish their run and are freed then.

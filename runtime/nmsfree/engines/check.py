@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nmsfree.decode import read_bytes
@@ -93,7 +93,8 @@ def check_plan(
             engine,
             sidecar_path(engine).name,
         )
-        return Verdict(sidecar, None)  # nobody knows what this plan was built for
+        # Nobody knows what this plan was built for.
+        return Verdict(replace(sidecar, engine_sha256=digest), None)
     return Verdict(sidecar, _mismatch(engine, sidecar, version, sm, builder))
 
 

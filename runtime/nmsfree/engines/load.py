@@ -1,5 +1,6 @@
 """Engine file → plan that may be deserialised: checked, and built again where it does not fit."""
 
+import hashlib
 import logging
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -8,6 +9,7 @@ from nmsfree.engines.check import Verdict, check_plan, read_plan
 from nmsfree.engines.flavour import Flavour
 from nmsfree.engines.sidecar import AGAIN, Sidecar, lock_path
 from nmsfree.errors import EngineError, MissingExtraError
+from nmsfree.identity import other_file
 from nmsfree.lock import locked
 
 _logger = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ def load_plan(
     sm: int | None,
     rebuild: bool = True,
     trust: bool = False,
+    sha256: str | None = None,
 ) -> tuple[bytes, Sidecar]:
     """Return a plan that fits this machine, and its description.
 
@@ -32,14 +35,24 @@ def load_plan(
         sm: compute capability of the GPU that will run it, 89 for 8.9; None if unknown.
         rebuild: build it again where it does not fit; False makes that an error.
         trust: take a plan whose hash is not the recorded one.
+        sha256: take the plan with this hash alone, and build none in its place.
 
     Raises:
-        ModelError: the engine is missing, or its sidecar cannot be read.
+        ModelError: the engine is missing or has another hash, or its sidecar cannot be read.
         EngineError: it may not be trusted; or it does not fit and is not, or cannot be, rebuilt.
         MissingExtraError: it must be rebuilt and nmsfree-export is not installed.
         InputError: it must be rebuilt and its folder cannot be written to.
     """
     plan, verdict = _settled(engine, flavour, sm, trust)
+    if sha256 is not None:
+        found = hashlib.sha256(plan).hexdigest()
+        if found != sha256:
+            raise other_file(engine, found, sha256)
+        if verdict.mismatch is not None:
+            raise EngineError(
+                f"{engine}: {verdict.mismatch}; none is built in place of the one with the sha256"
+                f" that is given: {AGAIN}"
+            )
     if verdict.mismatch is None:
         return plan, verdict.sidecar
     onnx = _rebuildable(engine, verdict, rebuild)
