@@ -239,7 +239,11 @@ def test_roboflow_layout(tmp_path: Path) -> None:
         (tmp_path / split).mkdir()
         (tmp_path / split / "b.jpg").touch()
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(content()))
-    assert find_layout(tmp_path).splits() == ["train", "valid"]
+    layout = find_layout(tmp_path)
+    assert layout.splits() == ["train", "valid"]
+    assert layout.files() == [
+        tmp_path / split / "_annotations.coco.json" for split in ("train", "valid")
+    ]
     dataset = load_dataset(tmp_path, "valid")
     assert dataset.samples[0].path == tmp_path / "valid/b.jpg"
     assert (dataset.root, folder_name(dataset)) == (tmp_path, tmp_path.name)

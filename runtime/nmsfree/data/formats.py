@@ -53,8 +53,9 @@ class Layout:
         """Return the files that define the splits."""
         if self.config is not None:
             return [self.config]
-        place = "annotations/instances_*.json" if self.format == "COCO" else "ImageSets/Main/*.txt"
-        return sorted(self.root.glob(place))
+        coco = ("annotations/instances_*.json", f"*/{ROBOFLOW}")
+        places = coco if self.format == "COCO" else ("ImageSets/Main/*.txt",)
+        return sorted(file for place in places for file in self.root.glob(place))
 
     def read(self, split: str, report: Report) -> SplitRows:
         """Read one split; faults are reported.
