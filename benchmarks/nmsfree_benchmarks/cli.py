@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from nmsfree_benchmarks.table.results import Report
 
 
-MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
-
-
 app = typer.Typer(invoke_without_command=True)
 app.command()(compare)
 app.command("gpu-check")(gpu_check)
@@ -92,7 +89,7 @@ def bench(
         from nmsfree_benchmarks.gpu_check.claims import the_gpu
 
         the_gpu()  # without one, that is the reason to give
-    from nmsfree_benchmarks.common.publishing import command_line, with_progress
+    from nmsfree_benchmarks.common.publishing import check_places, command_line, with_progress
     from nmsfree_benchmarks.machine.environment import available_cores
     from nmsfree_benchmarks.table.options import SIZES, Options
     from nmsfree_benchmarks.table.suite import run_suite
@@ -118,6 +115,7 @@ def bench(
         command=command_line("", quick, given),
         device=device,
     )
+    check_places(options, out, json_file)
     report = with_progress(lambda progress: run_suite(options, progress))
     if not report.rows:
         raise InputError("nothing to measure: " + "; ".join(report.skipped.values()))
@@ -175,19 +173,14 @@ def criterion(
 def _publish(report: "Report", out: Path, json_file: str | None) -> None:
     from rich.console import Console
 
-    from nmsfree.files import write_atomic
-    from nmsfree_benchmarks.record.file import to_text
+    from nmsfree_benchmarks.common.publishing import MIN_WIDTH, write_results
     from nmsfree_benchmarks.table.report import write
     from nmsfree_benchmarks.table.tables import show
 
     files = write(report, out)
-    to_stdout = json_file == "-"
-    console = Console(stderr=to_stdout)
+    console = Console(stderr=json_file == "-")
     console.width = max(console.width, MIN_WIDTH)
     show(report, console)
     written = ", ".join(map(shown, files))
     console.print(f"{report.seconds:.0f} s; written: {written}", soft_wrap=True, markup=False)
-    if to_stdout:
-        typer.echo(to_text(report.results()), nl=False)
-    elif json_file is not None:
-        write_atomic(Path(json_file), to_text(report.results()).encode())
+    write_results(json_file, report.results())

@@ -1,13 +1,11 @@
 """What `nmsfree bench training` measures: loading, a training step, and the criterion in it."""
 
-import json
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
 from nmsfree.data.load import load_dataset
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, write_json
 from nmsfree_training.config import preset
 from nmsfree_training.predict import torch_device
 from nmsfree_training.step_cost import measure_step
@@ -27,6 +25,7 @@ def measure(
     json_file: str | None,
 ) -> None:
     """Measure loading beside training, print, and write JSON where asked."""
+    check_outputs([json_file], data.rglob("*"))
     dataset = load_dataset(data, split)
     chosen = preset(model, len(dataset.class_names))
     console = Console(stderr=json_file == "-", highlight=False)
@@ -41,7 +40,7 @@ def measure(
         )
     console.print(found.summary())
     report = {"model": model, "data": str(data), "split": split, "batch": chosen.train.batch_size}
-    _write(report | found.to_json(), json_file)
+    write_json(json_file, report | found.to_json())
 
 
 def measure_criterion(
@@ -53,6 +52,7 @@ def measure_criterion(
     json_file: str | None,
 ) -> None:
     """Measure the criterion's share of a step of the published networks, print and write."""
+    check_outputs([json_file])
     console = Console(stderr=json_file == "-", highlight=False)
     costs = []
     for name in CRITERION_PRESETS:
@@ -67,12 +67,4 @@ def measure_criterion(
             )
         console.print(cost.summary())
         costs.append(cost.to_json())
-    _write({"criterion": costs}, json_file)
-
-
-def _write(report: dict[str, object], json_file: str | None) -> None:
-    text = json.dumps(report, indent=2) + "\n"
-    if json_file == "-":
-        typer.echo(text, nl=False)
-    elif json_file is not None:
-        write_atomic(Path(json_file), text.encode())
+    write_json(json_file, {"criterion": costs})

@@ -212,6 +212,16 @@ def test_the_command_line_gates(tmp_path: Path) -> None:
     assert "tolerated" in tolerant.output
 
 
+def test_a_comparison_replaces_none_of_its_files(tmp_path: Path) -> None:
+    before = write(tmp_path, "a.json", results_of())
+    content = Path(before).read_bytes()
+    with pytest.raises(InputError, match="is an input of this command"):
+        CliRunner().invoke(
+            app, ["compare", before, before, "--json", before], catch_exceptions=False
+        )
+    assert Path(before).read_bytes() == content
+
+
 def test_exit_statuses(tmp_path: Path) -> None:
     before = write(tmp_path, "a.json", results_of())
     slower = write(tmp_path, "b.json", results_of(records=(record_of("free", 10),), ratios=()))

@@ -165,7 +165,7 @@ def test_what_is_in_a_file_is_text_and_never_markup(tmp_path: Path) -> None:
     assert "script" not in parsed(html).tags
     assert "evil.example" not in "".join(parsed(html).loads)
     lines = to_markdown(page, tmp_path).splitlines()
-    outside = [line for line in lines if line != EVIL]  # the command is in a fence
+    outside = [line for line in lines if line != f"    {EVIL}"]  # the command is code
     assert not [line for line in outside if "<" in line.replace("\\<", "").replace("](<", "")]
     tables = "\n".join(outside).split("\n\n")
     for rows in (part.splitlines() for part in tables if part.startswith("| ")):
@@ -274,6 +274,26 @@ def test_the_picture_beside_a_result_is_taken_in(tmp_path: Path) -> None:
     assert f"(<results/{picture.name}>)" not in to_markdown(page, tmp_path)
     assert f"(<{picture.name}>)" in to_markdown(page, tmp_path)
     assert f"(<../{picture.name}>)" in to_markdown(page, tmp_path / "deeper")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\u202eb", "```\n# b"])
+def test_no_name_leaves_its_place_in_a_page(name: str, tmp_path: Path) -> None:
+    results = results_of(command=name, skipped={name: name})
+    page = make_page(open_files(write(tmp_path, results)))
+    markdown = to_markdown(page, tmp_path)
+    for shown in (to_html(page), markdown):
+        assert not {"\x1b", "\u202e"} & set(shown)
+    assert not [line for line in markdown.splitlines() if line.startswith(("```", "# b"))]
+
+
+def test_a_page_replaces_none_of_its_files(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, table())
+    before = path.read_bytes()
+    (tmp_path / "link.md").symlink_to(path)
+    for options in ([f"--out={path}"], [f"--markdown={tmp_path / 'link.md'}"]):
+        result = CliRunner().invoke(app, ["report", str(path), *options])
+        assert "is an input of this command" in str(result.exception)
+    assert path.read_bytes() == before
 
 
 def test_the_command_writes_both_pages(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole benchmark on tiny networks, and the exported file whole, bare and in parts."""
 
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -22,7 +23,11 @@ from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.gpus import find_gpus
 from nmsfree.images import read_image
+from nmsfree.preprocess import Geometry
+from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.common import exported as exported_files
+from nmsfree_benchmarks.common.exported import Wanted, export_all, made_by
 from nmsfree_benchmarks.common.inputs import digits_val, full_hd
 from nmsfree_benchmarks.common.sources import trained_sources
 from nmsfree_benchmarks.frontier import suite as frontier
@@ -31,6 +36,7 @@ from nmsfree_benchmarks.nms.options import FULL, LARGE_PLAN, QUICK
 from nmsfree_benchmarks.overhead import suite as overhead
 from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS
 from nmsfree_benchmarks.roofline import suite as roofline
+from nmsfree_benchmarks.table.eager import open_source
 from nmsfree_benchmarks.table.onnx_engine import (
     TimedBackend,
     bare_call,
@@ -41,6 +47,7 @@ from nmsfree_benchmarks.table.onnx_engine import (
 from nmsfree_benchmarks.table.options import PLANS
 from nmsfree_benchmarks.table.rows import CPU_ENGINES
 from nmsfree_benchmarks.throughput import suite as throughput
+from nmsfree_export.export import export_onnx
 from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
 from nmsfree_training.detector import Fcos
@@ -146,6 +153,51 @@ def test_plans_are_long_enough_for_what_is_said_of_them() -> None:
     assert min(plan.min_rounds for plan in plans) >= FEWEST_ROUNDS
     for plan in (PLANS["nano", False], frontier.PLAN):
         assert plan.min_rounds * plan.burst >= CALLS_FOR[99]
+
+
+def test_a_changed_network_or_exporter_is_never_measured_by_an_old_file(
+    tiny: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [Path(inspect.getfile(what)) for what in (Fcos, export_onnx, ModelSpec, Geometry)]
+    for source in sources:
+        assert any(source.is_relative_to(made_of) for made_of in exported_files.MADE_OF)
+    package = sources[0].parent
+    same, other = (tmp_path / kind / package.name for kind in ("same", "other"))
+    for copy in (same, other):
+        shutil.copytree(package, copy)
+    head = other / sources[0].relative_to(package)
+    head.write_text(head.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    assert made_by((package,)) == made_by((same,)) != made_by((other,))
+    wanted = Wanted(open_source(tiny / "weights" / "fcos_e2e_nano.safetensors", "none"))
+    paths = []
+    for copy in (same, same, other):
+        monkeypatch.setattr(exported_files, "MADE_OF", (copy,))
+        (made,) = export_all([wanted], tmp_path / "work")[0].values()
+        paths.append(made)
+    assert paths[0] == paths[1] != paths[2] and paths[2].is_file()
+
+
+@pytest.mark.parametrize(
+    "target", ["weights/fcos_e2e_nano.safetensors", "data/link", "", "weights"]
+)
+def test_what_is_measured_is_never_replaced(tiny: Path, tmp_path: Path, target: str) -> None:
+    for name in ("weights", "data"):
+        shutil.copytree(tiny / name, tmp_path / name)
+    weights = tmp_path / "weights" / "fcos_e2e_nano.safetensors"
+    before = weights.read_bytes()
+    (tmp_path / "data" / "link").symlink_to(weights)
+    output = tmp_path / target if target else ""
+    options = [f"--{name}={tmp_path / name}" for name in ("weights", "work", "out")]
+    for more in (
+        ["jitter"],
+        ["roofline", f"--data={tmp_path / 'data'}"],
+        [f"--data={tmp_path / 'data'}"],
+    ):
+        arguments = [*more, *options, "--quick", f"--json={output}"]
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, InputError), result.output
+        assert not (tmp_path / "out").exists()
+    assert weights.read_bytes() == before
 
 
 def test_every_stage_takes_time(rows: list[dict[str, Any]]) -> None:

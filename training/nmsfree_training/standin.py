@@ -40,4 +40,5 @@ def standin_state_dict(model: Fcos, seed: int = 0) -> dict[str, Tensor]:
     from nmsfree_training.published import to_published_keys
 
     keys = to_published_keys(model.config.heads, model.state_dict())
-    return {key: standin_tensor(key, tuple(t.shape), seed) for key, t in keys.items()}
+    # Counters of batches stay whole numbers, as a checkpoint has them.
+    return {key: standin_tensor(key, tuple(t.shape), seed).to(t.dtype) for key, t in keys.items()}

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 
-from nmsfree.errors import InputError
-from nmsfree.files import write_atomic
+from nmsfree.files import check_outputs, write_atomic
 from nmsfree.progress import progress_bar
-from nmsfree.text import shown
+from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet
 from nmsfree_benchmarks.machine.environment import hardware
@@ -51,9 +50,9 @@ class Publication:
 
     def markdown(self, picture: str) -> str:
         """The whole report; `picture` is a file beside it."""
-        about = [f"- {line}" for line in environment_lines(self.results)]
+        about = [f"- {in_markdown(line, 1000)}" for line in environment_lines(self.results)]
         tables = [line for sheet in self.sheets for line in sheet.markdown()]
-        notes = [f"- {line}" for line in self.lines()]
+        notes = [f"- {in_markdown(line, 1000)}" for line in self.lines()]
         top = [f"# {self.title}", "", *about, "", f"![{self.title}]({picture})", ""]
         return "\n".join([*top, *tables, *notes, ""])
 
@@ -79,10 +78,28 @@ class Question:
 
 
 def answer(question: Question, options: RunOptions, out: Path, json_file: str | None) -> None:
-    """Measure, with progress on stderr, and publish what was found."""
+    """Measure, with progress on stderr, and publish what was found.
+
+    Raises:
+        InputError: a file cannot be written, or would replace what is measured.
+    """
+    check_places(options, out, json_file)
     results = with_progress(lambda progress: question.run(options, progress))
     results = replace(results, settings={**results.settings, **options.settings()})
     publish(question.publication(results), out, json_file)
+
+
+def check_places(options: RunOptions, out: Path, json_file: str | None) -> None:
+    """Refuse outputs that cannot be or that would replace an input, before anything is measured."""
+    check_outputs([json_file, out / "results.json"], options.inputs())
+
+
+def write_results(json_file: str | None, results: Results) -> None:
+    """Write a result file to the place that `--json` names: "-" is stdout, None none."""
+    if json_file == "-":
+        typer.echo(results_file.to_text(results), nl=False)
+    elif json_file is not None:
+        results_file.write(results, Path(json_file))
 
 
 def now() -> str:
@@ -146,10 +163,7 @@ def write(publication: Publication, folder: Path) -> list[Path]:
         folder / f"{results.stamp}-{results.kind}.{kind}" for kind in ("json", "png", "md")
     )
     results_file.write(results, data)
-    try:
-        publication.draw(results, picture)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    publication.draw(results, picture)
     write_atomic(table, publication.markdown(picture.name).encode())
     return [data, picture, table]
 
@@ -160,14 +174,10 @@ def publish(publication: Publication, out: Path, json_file: str | None) -> None:
     console = Console(stderr=json_file == "-", highlight=False)
     console.width = max(console.width, MIN_WIDTH)
     for line in environment_lines(publication.results):
-        console.print(line, markup=False)
+        console.print(shown(line, 1000), markup=False)
     for sheet in publication.sheets:
         console.print(sheet.rich())
     for line in publication.lines():
         console.print(f"• {shown(line, 1000)}", markup=False)
     console.print(f"written: {', '.join(map(shown, files))}", soft_wrap=True, markup=False)
-    text = results_file.to_text(publication.results)
-    if json_file == "-":
-        typer.echo(text, nl=False)
-    elif json_file is not None:
-        write_atomic(Path(json_file), text.encode())
+    write_results(json_file, publication.results)

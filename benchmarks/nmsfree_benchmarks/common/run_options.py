@@ -1,6 +1,6 @@
 """What every question of the benchmark is asked with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class RunOptions:
         if self.seconds is not None:
             plan = replace(plan, seconds=self.seconds)
         return plan if self.min_rounds is None else replace(plan, min_rounds=self.min_rounds)
+
+    def inputs(self) -> Iterator[Path]:
+        """Every file that is read: weights and pictures."""
+        for folder in (self.weights, self.data):
+            yield from folder.rglob("*")
 
     def settings(self) -> dict[str, float]:
         """What result files say of a run that was not timed in the usual way."""

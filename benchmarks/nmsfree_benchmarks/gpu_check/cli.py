@@ -1,6 +1,5 @@
 """`nmsfree bench gpu-check`: does this GPU do what the project says?"""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,24 +40,21 @@ def gpu_check(
     from rich.console import Console
 
     from nmsfree.errors import GateError
-    from nmsfree.files import write_atomic
+    from nmsfree.files import check_outputs, write_json
     from nmsfree_benchmarks.gpu_check.check import prepare, try_claims
     from nmsfree_benchmarks.gpu_check.claims import the_gpu
 
     claims = choose(only)
+    check_outputs([json_file], weights.rglob("*"))
     gpu = the_gpu()
     console = Console(stderr=json_file == "-", highlight=False)
     console.print(f"{gpu}: exporting, then {len(claims)} claims; some take minutes")
     prepare(weights, work)
     findings = try_claims(claims, work, lambda finding: _tell(finding, console))
-    text = json.dumps(
-        {"gpu": str(gpu), "findings": [f.to_json() for f in findings]}, indent=2, ensure_ascii=False
-    )
+    found = {"gpu": str(gpu), "findings": [finding.to_json() for finding in findings]}
+    write_json(json_file or work / "gpu-check.json", found)
     if json_file == "-":
-        typer.echo(text)
-    write_atomic(
-        work / "gpu-check.json" if json_file in (None, "-") else Path(json_file), text.encode()
-    )
+        write_json(work / "gpu-check.json", found)
     console.print(summary(findings))
     failed = [finding.key for finding in findings if finding.outcome == "fail"]
     if failed:
@@ -79,8 +75,10 @@ def choose(only: Sequence[str] | None) -> "list[Claim]":
 def _tell(finding: "Finding", console: "Console") -> None:
     from rich.markup import escape
 
+    from nmsfree.text import shown
+
     console.print(f"{MARKS[finding.outcome]} {finding.key}: {finding.text}")
-    console.print(f"     {escape(finding.detail)} ({finding.seconds:.1f} s)", style="dim")
+    console.print(f"     {escape(shown(finding.detail))} ({finding.seconds:.1f} s)", style="dim")
 
 
 def summary(findings: "Sequence[Finding]") -> str:

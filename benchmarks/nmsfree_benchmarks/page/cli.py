@@ -31,12 +31,13 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
-    from nmsfree.files import write_atomic
+    from nmsfree.files import check_outputs, write_atomic
     from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
     from nmsfree_benchmarks.page.html import to_html
     from nmsfree_benchmarks.page.markdown import to_markdown
     from nmsfree_benchmarks.page.page import make_page
 
+    check_outputs([out, markdown], files or results.glob("*"))
     skipped: dict[str, str] = {}
     if files:
         found = open_files(files)
@@ -52,7 +53,7 @@ def report(
     for section in page.sections:
         doubt = " [red](too noisy to rank)[/]" if section.doubts else ""
         console.print(f"• [bold]{escape(shown(section.title))}[/]{doubt}", end=" ")
-        console.print(section.answer, markup=False)
+        console.print(shown(section.answer, 10_000), markup=False)
     for name, reason in skipped.items():
         console.print(f"• left out {shown(name)}: {shown(reason)}", markup=False)
     console.print(f"written: {', '.join(map(shown, written))}", soft_wrap=True, markup=False)

@@ -6,6 +6,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from nmsfree.text import shown
 from nmsfree_benchmarks.page.page import Page
 
 UNIT = re.compile(r"(?<=\d) (%|×|ms|MB|MiB|GB/s|GFLOP/s|TFLOP/s|FPS)(?!\w)")
@@ -28,7 +29,7 @@ def to_html(page: Page) -> str:
 
 
 def _unbroken(value: object) -> object:
-    """Keep a number and its unit on one line; what is HTML already stays as it is."""
-    if not isinstance(value, str) or isinstance(value, Markup):
+    """Keep a number and its unit on one line; what is HTML already, or a picture, stays."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.startswith("data:"):
         return value
-    return UNIT.sub("\u00a0\\1", value)
+    return UNIT.sub("\u00a0\\1", shown(value, 10_000))

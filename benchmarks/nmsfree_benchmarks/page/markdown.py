@@ -50,7 +50,8 @@ def _section(section: Section, folder: Path) -> Iterator[str]:
             yield from (f"![{text(section.title)}](<{link}>)", "")
     for sheet in (*section.sheets, *section.details):
         yield from _sheet(sheet)
-    yield from ("Repeat it with:", "", "```console", shown(section.command, 10_000), "```", "")
+    # Indented and on one line: nothing in it ends the block, as it could end a fence.
+    yield from ("Repeat it with:", "", f"    {shown(section.command, 10_000)}", "")
     yield from _pairs(section.about)
     yield from _pairs((f"skipped {name}", reason) for name, reason in section.skipped.items())
 

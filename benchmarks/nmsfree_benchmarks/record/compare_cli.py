@@ -1,6 +1,5 @@
 """`nmsfree bench compare`: two result files, and what changed."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,33 +39,30 @@ def compare(
     from rich.console import Console
 
     from nmsfree.errors import GateError
-    from nmsfree.files import write_atomic
+    from nmsfree.files import check_outputs, write_json
     from nmsfree_benchmarks.common.publishing import MIN_WIDTH
     from nmsfree_benchmarks.record import file as results_file
     from nmsfree_benchmarks.record.compare import agreement, compare
 
+    check_outputs([json_file], [before, after])
     first, second = results_file.read(before), results_file.read(after)
     found = compare(first, second, by_ratios=ratios, only=only)
     overlapping, both = agreement(first, second, only)
     report = found.to_json() | {"ratios_overlapping": overlapping, "ratios_in_both": both}
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     console = Console(stderr=json_file == "-", highlight=False)
     console.width = max(console.width, MIN_WIDTH)
     console.print(table(found, tolerance))
     for line in lines(found):
-        console.print(f"• {line}", markup=False)
+        console.print(shown(f"• {line}", 1000), markup=False)
     if both:
         console.print(f"• {overlapping} of {both} ratios have intervals that overlap")
-    if json_file == "-":
-        typer.echo(text, nl=False)
-    elif json_file is not None:
-        write_atomic(Path(json_file), text.encode())
+    write_json(json_file, report)
     slower = found.regressions(tolerance)
     if slower:
         worst = max(slower, key=lambda change: change.interval.low)
         raise GateError(
             f"{len(slower)} of {len(found.changes)} rows are slower than {tolerance:g} ×, the "
-            f"worst {worst.name}: {worst.interval}"
+            f"worst {shown(worst.name)}: {worst.interval}"
         )
 
 

@@ -1,7 +1,7 @@
 """`nmsfree bench roofline`: each model beside what the device could do at most, in one run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Options(RunOptions):
     onnx: tuple[Path, ...] = ()
     models: tuple[str, ...] | None = None
     device: str = "cpu"
+
+    def inputs(self) -> Iterator[Path]:
+        yield from self.onnx
+        yield from super().inputs()
 
     @property
     def plan(self) -> Plan:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.table.picture import draw
 from nmsfree_benchmarks.table.results import Report
@@ -17,9 +17,6 @@ def write(report: Report, folder: Path) -> list[Path]:
     """
     data, table, picture = (folder / f"{report.stamp}.{kind}" for kind in ("json", "md", "png"))
     results_file.write(report.results(), data)
-    try:
-        draw(report, picture)
-        table.write_text(markdown(report, picture.name), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    draw(report, picture)
+    write_atomic(table, markdown(report, picture.name).encode())
     return [data, table, picture]

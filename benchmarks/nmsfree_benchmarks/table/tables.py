@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nmsfree.text import shown
+from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.common.sheets import number
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
@@ -102,22 +102,27 @@ HEADER = (
 
 def markdown(report: Report, picture: str | None = None) -> str:
     """Return the whole report as Markdown; `picture` is a file beside it."""
-    lines = ["# Benchmark", "", *(f"- {line}" for line in environment_lines(report)), ""]
+    lines = [
+        "# Benchmark",
+        "",
+        *(f"- {in_markdown(line, 1000)}" for line in environment_lines(report)),
+        "",
+    ]
     if picture is not None:
         lines += [f"![Latency by stage]({picture})", ""]
     lines += ["| " + " | ".join(HEADER) + " |"]
     lines += ["|---|---|---|---|---|---|" + "---:|" * 12 + "---|"]
     lines += ["| " + " | ".join(markdown_cells(row)) + " |" for row in report.rows]
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(report)), ""])
+    return "\n".join([*lines, "", *(f"- {in_markdown(line, 1000)}" for line in notes(report)), ""])
 
 
 def markdown_cells(row: Row) -> list[str]:
     """Return one row in the order of `HEADER`."""
     spec = row.spec
     return [
-        spec.name,
+        in_markdown(spec.name),
         head_label(row),
-        row.training,
+        in_markdown(row.training),
         f"{spec.height}×{spec.width}",
         ENGINES[row.engine] + ("" if row.summary.trusted else "!"),
         spec.precision,
