@@ -50,6 +50,7 @@ class ExportReport:
 
     Attributes:
         size: bytes of the file.
+        seeded: parity on pictures of `seed`.
         accuracy: None where no split was given.
         kept: names of the layers that `--auto-mixed` kept in float.
         attempts: what it tried before.
@@ -61,6 +62,8 @@ class ExportReport:
     spec: ModelSpec
     certificate: Certificate
     parity: Parity
+    seed: int
+    seeded: Parity
     accuracy: Accuracy | None
     kept: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
@@ -76,6 +79,7 @@ class ExportReport:
             "thresholds": self.spec.thresholds and self.spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
+            "seeded_parity": {"seed": self.seed} | self.seeded.to_json(),
             "accuracy": self.accuracy and self.accuracy.to_json(),
             "kept_in_float": list(self.kept),
             "attempts": [attempt.to_json() for attempt in self.attempts],
@@ -127,6 +131,8 @@ def export_onnx(
         candidate.spec,
         candidate.certificate,
         proof.parity,
+        gates.seed,
+        proof.seeded,
         proof.accuracy,
         candidate.kept,
         attempts,

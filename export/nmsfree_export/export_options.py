@@ -69,6 +69,7 @@ class ExportOptions:
         interpolation: how the runtime resizes.
         rival_iou: τ of the one-to-one head's rival filter; None takes the checkpoint's.
         images: folder of pictures for the parity gate; None takes the bundled scenes.
+        seed: of further pictures for it, to repeat an export's; None takes a fresh one.
         tolerance: of the parity gate; None takes that of the precision.
         precision: of the network; the rest stays in float32, see `precision.py`.
         int8: belongs to the precision "int8", and to no other.
@@ -86,6 +87,7 @@ class ExportOptions:
     interpolation: Interpolation = "linear"
     rival_iou: float | None = None
     images: Path | None = None
+    seed: int | None = None
     tolerance: Tolerance | None = None
     precision: Precision = "fp32"
     int8: Int8Options | None = None

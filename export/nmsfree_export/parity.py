@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import Backend, RawDetections
+from nmsfree.canary import canary
 from nmsfree.data.digits import make_scene
 from nmsfree.detector import IMAGES_PER_RUN, Detector
 from nmsfree.errors import GateError, InputError, ModelError
@@ -113,6 +114,23 @@ def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
     return [(p.name, read_image(p)) for p in files[:MAX_IMAGES]]
 
 
+def seeded_images(seed: int, spec: ModelSpec) -> Pictures:
+    """Return pictures that no file can have been made for: a scene, noise, and the canary.
+
+    Args:
+        seed: of the first two; the same seed gives the same pictures.
+        spec: of a model, for the size of its input.
+    """
+    size = (spec.height, spec.width, 3)
+    blocks = np.random.default_rng(seed).integers(0, 256, size, np.uint8)[::16, ::16]
+    noise = blocks.repeat(16, axis=0).repeat(16, axis=1)[: size[0], : size[1]]
+    return [
+        (f"scene of seed {seed}", make_scene("val", 0, seed).image),
+        (f"noise of seed {seed}", np.ascontiguousarray(noise)),
+        ("canary", canary(spec.height, spec.width)),
+    ]
+
+
 def compare(
     a: Backend,
     b: Backend,
@@ -170,14 +188,28 @@ def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) 
         GateError: says what is wrong with which engine's output.
     """
     spec, scores, boxes = backend.spec, raw.detection_scores, raw.detection_boxes
+    n, k = len(scores), spec.top_k
+    form = {
+        "num_detections": ("int32", (n, 1)),
+        "detection_boxes": ("float32", (n, k, 4)),
+        "detection_scores": ("float32", (n, k)),
+        "detection_classes": ("int32", (n, k)),
+    }
+    for name, value in raw._asdict().items():
+        if (str(value.dtype), value.shape) != form[name]:
+            raise GateError(
+                f"parity: {backend.description} gives {name} {value.dtype} {list(value.shape)},"
+                f" expected {form[name][0]} {list(form[name][1])}"
+            )
     limit = np.array([spec.width, spec.height] * 2)
     low = (scores > spec.score_floor + tolerance.score).sum(axis=1)
     high = (scores > spec.score_floor - tolerance.score).sum(axis=1)
     counts = raw.num_detections[:, 0]
     faults = {
-        f"{scores.shape[1]} rows, expected {spec.top_k}": scores.shape[1] != spec.top_k,
         "values that are not finite": not (np.isfinite(scores).all() and np.isfinite(boxes).all()),
         "scores that do not descend": (np.diff(scores, axis=1) > ROUNDING).any(),
+        "scores outside 0 … 1": (scores < 0).any() or (scores > 1 + ROUNDING).any(),
+        "inverted boxes": (boxes[..., 2:] < boxes[..., :2]).any(),
         "boxes outside the input": (boxes < 0).any() or (boxes > limit).any(),
         "class ids out of range": not np.isin(
             raw.detection_classes, np.arange(len(spec.class_names))

@@ -1,5 +1,6 @@
 """The gates after the certificate: the same detections as PyTorch, and the AP of FP32."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,9 +16,9 @@ from nmsfree_export.accuracy import Accuracy, Score, score
 from nmsfree_export.candidate import Candidate, Say, Workshop
 from nmsfree_export.export_bytes import content_of, full_spec
 from nmsfree_export.export_options import ExportOptions
-from nmsfree_export.gate import Gate, gate_for
+from nmsfree_export.gate import Gate, gate_for, gate_for_seeded
 from nmsfree_export.layer_errors import LayerError, measure_layers, prepare
-from nmsfree_export.parity import Parity, Pictures, compare
+from nmsfree_export.parity import Parity, Pictures, compare, seeded_images
 from nmsfree_training.predict import TorchBackend
 
 ADVICE = {
@@ -36,9 +37,15 @@ class FragileError(GateError):
 
 @dataclass(frozen=True)
 class Proof:
-    """What a candidate has proved; `accuracy` is None where no split was given."""
+    """What a candidate has proved.
+
+    Attributes:
+        seeded: parity on pictures of a seed.
+        accuracy: None where no split was given.
+    """
 
     parity: Parity
+    seeded: Parity
     accuracy: Accuracy | None
 
 
@@ -63,6 +70,7 @@ class Gates:
         self._workshop, self._options = workshop, options
         self._pictures, self._measured = pictures, measured
         self._folder, self._progress = folder, progress
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
 
     def prove(self, candidate: Candidate) -> Proof:
         """Run the candidate.
@@ -72,7 +80,9 @@ class Gates:
         """
         backend = self._open(candidate.model, candidate.spec)
         try:
-            return Proof(self._compare(backend), self._measure(backend))
+            return Proof(
+                self._compare(backend), self._compare_seeded(backend), self._measure(backend)
+            )
         finally:
             backend.close()
 
@@ -93,7 +103,7 @@ class Gates:
         """
         backend = self._open(self._workshop.full, full_spec(self._workshop.spec))
         try:
-            parity = self._parity(backend, gate_for(backend.spec, "fp32"))
+            parity = self._parity(backend, gate_for(backend.spec, "fp32"), self._pictures)
         finally:
             backend.close()
         if not parity.passed:
@@ -112,16 +122,24 @@ class Gates:
         gate = gate_for(spec, spec.precision, unmatched=None if int8 is None else int8.unmatched)
         if self._options.tolerance is not None:
             gate = replace(gate, tolerance=self._options.tolerance)
-        parity = self._parity(backend, gate)
+        parity = self._parity(backend, gate, self._pictures)
         parity.enforce()
         return parity
 
-    def _parity(self, backend: OnnxRuntimeBackend, gate: Gate) -> Parity:
+    def _compare_seeded(self, backend: OnnxRuntimeBackend) -> Parity:
+        spec = backend.spec
+        gate = gate_for_seeded(spec, spec.precision)
+        parity = self._parity(backend, gate, seeded_images(self.seed, spec))
+        if parity.rows:  # an NMS baseline may find nothing there
+            parity.enforce()
+        return parity
+
+    def _parity(self, backend: OnnxRuntimeBackend, gate: Gate, pictures: Pictures) -> Parity:
         return gate.judge(
             compare(
                 TorchBackend(self._workshop.network, replace(backend.spec, batch=None)),
                 backend,
-                self._pictures,
+                pictures,
                 gate.tolerance,
                 self._counting("comparing with PyTorch"),
             )

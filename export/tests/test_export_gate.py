@@ -12,10 +12,18 @@ from onnx import ModelProto
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.preprocess import letterbox
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export import candidate as candidate_module
+from nmsfree_export import prove as prove_module
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.parity import Tolerance, compare, load_images, run_any_batch
+from nmsfree_export.parity import (
+    Tolerance,
+    compare,
+    load_images,
+    run_any_batch,
+    seeded_images,
+)
 from nmsfree_export.write import build_onnx
 from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import fcos_e2e_nano
@@ -117,6 +125,44 @@ def test_failed_parity_leaves_no_file(
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_a_file_that_is_right_on_the_bundled_pictures_alone(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows them, and sees all others mirrored."""
+    size = checkpoint.input_size
+    known = {letterboxed(image, size).tobytes() for _, image in load_images(None)}
+
+    class Cheat(OnnxRuntimeBackend):
+        def run(self, images: np.ndarray) -> RawDetections:
+            seen = [x if x.tobytes() in known else x[:, ::-1] for x in images]
+            return super().run(np.ascontiguousarray(seen))
+
+    monkeypatch.setattr(prove_module, "OnnxRuntimeBackend", Cheat)
+    with pytest.raises(GateError, match=r"parity: 3 images, .* unmatched"):
+        export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=3))
+    assert not list(tmp_path.iterdir())
+
+
+def letterboxed(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    out = np.zeros((*size, 3), np.uint8)
+    letterbox(image, out)
+    return out
+
+
+def test_pictures_of_a_seed_can_be_had_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    first = export_onnx(checkpoint, tmp_path / "m.onnx")
+    again = export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=first.seed))
+    assert first.seeded.passed and first.seeded == again.seeded
+    assert first.sha256 == again.sha256
+    assert first.to_json()["seeded_parity"]["seed"] == first.seed  # type: ignore[index]
+    spec = first.spec
+    for one, other, same in ((5, 5, True), (5, 6, False)):
+        for (_, a), (name, b) in zip(
+            seeded_images(one, spec), seeded_images(other, spec), strict=True
+        ):
+            assert np.array_equal(a, b) == (same or name == "canary")
+
+
 def test_parity_that_compares_nothing_fails(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(GateError, match="nothing was compared"):
         export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(head="o2m", score_floor=0.9999))
@@ -188,6 +234,18 @@ def _cut_short(raw: RawDetections) -> RawDetections:
     return RawDetections(raw.num_detections, *(np.asarray(output)[:, :1] for output in raw[1:]))
 
 
+def _other_dtype(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_classes=raw.detection_classes.astype(np.int64))
+
+
+def _inverted(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_boxes=raw.detection_boxes[..., [2, 1, 0, 3]])
+
+
+def _high(raw: RawDetections) -> RawDetections:
+    return raw._replace(detection_scores=raw.detection_scores + np.float32(4))
+
+
 def _not_a_number(raw: RawDetections) -> RawDetections:
     return raw._replace(detection_boxes=raw.detection_boxes * np.float32("nan"))
 
@@ -205,7 +263,10 @@ def _other_class(raw: RawDetections) -> RawDetections:
     [
         (_without_count, "not the count"),
         (_reversed, "do not descend"),
-        (_cut_short, "1 rows, expected 100"),
+        (_cut_short, r"detection_boxes float32 \[1, 1, 4\], expected float32 \[1, 100, 4\]"),
+        (_other_dtype, "detection_classes int64"),
+        (_inverted, "inverted boxes"),
+        (_high, "scores outside 0 … 1"),
         (_not_a_number, "not finite"),
         (_outside, "outside the input"),
         (_other_class, "class ids out of range"),
