@@ -1,7 +1,6 @@
 """ONNX Runtime's two ways to an NVIDIA GPU: its CUDA provider, and TensorRT-RTX as a plugin."""
 
 import contextlib
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -161,10 +160,14 @@ def _preload(ort: Any) -> str:
     """Load CUDA's libraries from their packages; return what is missing, in words."""
     if not hasattr(ort, "preload_dlls"):
         return ""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints what it cannot load
+    lines: list[str] = []
+    # It prints what it cannot load. Its own module gets another `print`: redirecting stdout would
+    # swallow what other threads write meanwhile.
+    ort.print = lambda *words: lines.append(" ".join(map(str, words)))
+    try:
         ort.preload_dlls()
-    lines = said.getvalue().splitlines()
+    finally:
+        del ort.print
     failed = [line.partition(": ")[2] for line in lines if line.startswith("Failed to load")]
     return failed[0] if failed else ""
 
