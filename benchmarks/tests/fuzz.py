@@ -394,7 +394,7 @@ def images(rng: random.Random, base: Path, here: Path) -> Arguments:
 
 def _claim_size(data: bytes, rng: random.Random) -> bytes:
     """Write another size into the header of a PNG, JPEG or BMP."""
-    height, width = (rng.choice((0, 1, 7, 30_000, 65_535, 2**31 - 1)) for _ in range(2))
+    height, width = (rng.choice((0, 1, 7, 16_000, 30_000, 65_535, 2**31 - 1)) for _ in range(2))
     if data.startswith(b"\x89PNG"):
         head = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
         return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
@@ -735,8 +735,8 @@ def run_all(names: list[str], seed: int, jobs: int, work: Path) -> Iterator[Outc
     while waiting or running:
         while waiting and len(running) < jobs:
             name = waiting.pop()
-            folder = work / name.replace("/", "-")
-            folder.mkdir()
+            folder = work / name.replace("/", "-") / "x/y"  # what goes up stays within
+            folder.mkdir(parents=True)
             kind = KINDS[name.split("/")[0]]
             arguments = kind.make(random.Random(f"{seed}/{name}"), base, folder)
             running.append(start(name, arguments, folder, kind.seconds))
@@ -749,7 +749,7 @@ def run_all(names: list[str], seed: int, jobs: int, work: Path) -> Iterator[Outc
                 command = " ".join(map(repr, child.arguments))
                 (child.folder / "command").write_text(command, "utf-8", "surrogateescape")
             else:
-                shutil.rmtree(child.folder)
+                shutil.rmtree(child.folder.parents[1])
             yield outcome
         if not ended:
             time.sleep(0.003)
