@@ -325,7 +325,7 @@ YAMLS = (
     + "names: *i\ntrain: images/train\nval: images/val\n",
     "train: !!python/object/apply:os.system [id]\nval: images/val\nnames: [a]\n",
     "train: images/train\nval: images/val\nnames: " + "[" * 3000,
-    "train: /\nval: ..\nnames: {0: a, 0: b}\n",
+    "train: ../..\nval: ..\nnames: {0: a, 0: b}\n",
     "- 1\n- 2\n",
     "train: [" + "images/train," * 5000 + "]\nval: images/val\nnames: [a]\n",
 )
