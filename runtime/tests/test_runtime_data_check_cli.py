@@ -236,6 +236,10 @@ YOLO: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
         lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 .4 .4\n1 .505 .5 .4 .4"),
         {"box-duplicate": 1},
     ),
+    "line twice": (
+        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 .4 .4\n1 0.5 0.5 0.4 0.4"),
+        {"line-repeated": 1},
+    ),
     "stray label": (
         lambda r: [(r / f"labels/train/{n}.txt").write_text("") for n in ("x", "classes")],
         {"label-without-image": 1},

@@ -48,6 +48,15 @@ def boxes(dataset: DetectionDataset) -> list[list[list[float]]]:
 EXPECTED = [[], [[24, 8, 40, 24], [0, 0, 32, 32]]]  # of a.png and b.png
 
 
+def test_a_line_that_repeats_another_counts_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path)
+    label(tmp_path / "labels/val/c.txt", "0 0.5 0.5 1 1", "1 0.5 0.5 1 1", "0 .5 .5 1 1.0")
+    assert load_dataset(tmp_path, "val").samples[0].labels.tolist() == [0, 1]
+    assert "left out 1 label lines that repeat another" in caplog.text
+
+
 def test_everything_is_read(tmp_path: Path) -> None:
     dataset = load_dataset(make(tmp_path), "train")
     assert (dataset.name, dataset.class_names) == ("train", ("car", "bus"))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.data.check_images import ImageFact
-from nmsfree.data.dataset import areas_of, boxes_of, to_corners, with_area
+from nmsfree.data.dataset import areas_of, boxes_of, repeated_lines, to_corners, with_area
 from nmsfree.data.faults import Fault, Kind, Xywh
 from nmsfree.data.image_size import Size
 from nmsfree.data.rows import ImageRow, SplitRows
@@ -105,11 +105,13 @@ def _duplicates(
 def box_faults(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) -> Iterator[Fault]:
     """Yield a fault for every box that is not right."""
     images = {image.id: image for image in rows.images}
+    repeats = repeated_lines(rows)
     verdicts = (
         (Kind.BOX_WITHOUT_AREA, boxes.without_area),
         (Kind.BOX_OUTSIDE, boxes.outside),
         (Kind.BOX_PARTLY_OUTSIDE, boxes.partly_outside),
-        (Kind.BOX_DUPLICATE, boxes.duplicate_of >= 0),
+        (Kind.BOX_DUPLICATE, (boxes.duplicate_of >= 0) & ~repeats),
+        (Kind.LINE_REPEATED, (boxes.duplicate_of >= 0) & repeats),
         (Kind.BOX_AREA, boxes.area_odd),
     )
     for kind, mask in verdicts:
@@ -123,7 +125,7 @@ def box_faults(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) 
 def _words(rows: SplitRows, boxes: Boxes, kind: Kind, index: int, size: Size | None) -> str:
     """Say what is wrong with a box."""
     row = rows.objects[index]
-    if kind is Kind.BOX_DUPLICATE:
+    if kind in (Kind.BOX_DUPLICATE, Kind.LINE_REPEATED):
         return f"repeats {rows.place(rows.objects[boxes.duplicate_of[index]])}"
     x, y, width, height = row.bbox
     if kind is Kind.BOX_AREA:

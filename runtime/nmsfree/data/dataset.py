@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.data.faults import Xywh
 from nmsfree.data.rows import ImageRow, SplitRows
 from nmsfree.errors import DataError
 
@@ -81,8 +82,9 @@ class DetectionDataset:
 def build(rows: SplitRows) -> DetectionDataset:
     """Turn what a reader found into arrays.
 
-    Boxes without area or with coordinates that are not finite are dropped, with one warning for
-    the split; boxes that reach out of their image stay as they are, as the metrics need them.
+    Boxes without area or with coordinates that are not finite, and repeated lines of YOLO label
+    files, are dropped, with one warning for the split; boxes that reach out of their image stay as
+    they are, as the metrics need them.
     Images whose size cannot be read stay, with one warning for the split: who reads their pixels
     says what is wrong, and decides whether to go on.
 
@@ -98,11 +100,15 @@ def build(rows: SplitRows) -> DetectionDataset:
         )
     label_of = {category.id: label for label, category in enumerate(rows.categories)}
     xywh = boxes_of(rows)
-    good = with_area(xywh)
+    good, repeats = with_area(xywh), repeated_lines(rows)
     if not good.all():
         logger.warning("%s: dropped %d boxes without area", rows.file, int((~good).sum()))
+    if repeats.any():
+        logger.warning(
+            "%s: left out %d label lines that repeat another", rows.file, int(repeats.sum())
+        )
     of_image: dict[int, list[int]] = defaultdict(list)
-    for index in np.flatnonzero(good).tolist():
+    for index in np.flatnonzero(good & ~repeats).tolist():
         of_image[rows.objects[index].image_id].append(index)
     with np.errstate(over="ignore", invalid="ignore"):  # in boxes that were dropped
         corners = to_corners(xywh).astype(np.float32)
@@ -136,6 +142,21 @@ def _warn_of_unreadable(paths: list[Path], file: Path) -> None:
         names = ", ".join(map(str, paths[:NAMED])) + (", …" if len(paths) > NAMED else "")
         what = "1 image" if len(paths) == 1 else f"{len(paths)} images"
         logger.warning("%s: %s cannot be read: %s", file, what, names)
+
+
+def repeated_lines(rows: SplitRows) -> NDArray[np.bool_]:
+    """Which objects repeat an earlier line of their YOLO label file, bool [n].
+
+    Trainers of such sets leave those lines out, so they stand for no second object.
+    """
+    repeats = np.zeros(len(rows.objects), dtype=np.bool_)
+    if rows.format == "YOLO":
+        seen: set[tuple[int, int, Xywh]] = set()
+        for index, row in enumerate(rows.objects):
+            line = (row.image_id, row.category_id, row.bbox)
+            repeats[index] = line in seen
+            seen.add(line)
+    return repeats
 
 
 def boxes_of(rows: SplitRows) -> NDArray[np.float64]:

@@ -43,6 +43,7 @@ class Kind(StrEnum):
     LEAKAGE = "leakage"
     BOX_PARTLY_OUTSIDE = "box-partly-outside"
     BOX_AREA = "box-area"
+    LINE_REPEATED = "line-repeated"
     IMAGE_FULL = "image-full"
     IMAGE_DUPLICATE = "image-duplicate"
     IMAGE_UNANNOTATED = "image-unannotated"
@@ -138,6 +139,9 @@ DESCRIPTIONS: dict[Kind, Description] = {
         "areas that are none, or larger than their box",
         "APs, APm and APl go by them",
         "made at most that of the box",
+    ),
+    Kind.LINE_REPEATED: Description(
+        _W, "label lines that repeat another of their file", "each counts once", "kept once"
     ),
     Kind.IMAGE_FULL: Description(
         _W,
