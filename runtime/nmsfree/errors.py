@@ -66,7 +66,8 @@ def import_extra(module: str, feature: str, requirement: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
             raise MissingExtraError(feature, requirement) from None
         line = " ".join(str(error).split())[:300]
         raise MissingExtraError(feature, requirement, f"cannot be loaded ({line})") from error

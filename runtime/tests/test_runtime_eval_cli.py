@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -138,7 +139,7 @@ def test_json_alone_goes_to_stdout(digits: Path, constant_model: Path) -> None:
     assert report["cap_hits"] == 1
     assert report["sha256"] == hashlib.sha256(constant_model.read_bytes()).hexdigest()
     assert report["seconds"] > 0
-    thresholds = Thresholds.from_json(report["thresholds"])
+    thresholds = msgspec.convert(report["thresholds"], Thresholds)
     assert thresholds.measured_on == "digits val, 1 images, IoU 0.5"
     assert len(thresholds.best_f1_per_class) == len(report["class_names"]) == 10
 

@@ -64,8 +64,8 @@ class OnnxRuntimeBackend:
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         self._errors = vendor_errors()
         self._opened: Opened | None
-        self._what = path.absolute(), place, options
-        self.spec, self._opened = _open(*self._what)
+        self._what = path.absolute(), place, options  # a fork may have another working folder
+        self.spec, self._opened = _open(path, place, options)
         if self._opened.gpu:
             self._errors = gpu_errors()
         self.description = self._opened.description
