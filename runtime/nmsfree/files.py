@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -54,7 +55,8 @@ class PartFile:
         self.part: Path | None = None  # None: written through
         try:
             if _is_stream(path):
-                self.stream = path.open("wb")
+                own = _own_stream(path)
+                self.stream = path.open("wb") if own is None else os.fdopen(os.dup(own), "wb")
                 return
             self._target = Path(os.path.realpath(path))
             self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -325,6 +327,16 @@ def _is_stream(path: Path) -> bool:
     if str(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
         return True  # may be a regular file by redirection; its reader holds it open
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _own_stream(path: Path) -> int | None:
+    """Return the number of a stream of this process.
+
+    Opened anew, one that leads to a file would write from its start, over what goes there anyway.
+    """
+    named = {"/dev/stdout": 1, "/dev/stderr": 2}
+    found = re.fullmatch("(?:/dev/fd|/proc/self/fd)/([0-9]{1,9})", str(path))
+    return int(found[1]) if found else named.get(str(path))
 
 
 def _open_locked(folder: Path, suffix: str) -> tuple[Path, IO[bytes]]:

@@ -111,6 +111,21 @@ def test_a_pipe_is_written_through(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no /dev/stdout there")
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_stream_that_leads_to_a_file_is_not_written_from_its_start(
+    tmp_path: Path, name: str
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nmsfree.files import write_atomic\n"
+        f"print('before', flush=True); write_atomic(Path({name!r}), b'content\\n'); print('after')"
+    )
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert out.read_text().split() == ["before", "content", "after"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed there")
 def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(
     tmp_path: Path,
