@@ -48,7 +48,8 @@ class _Commands(typer.core.TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         found = super().resolve_command(ctx, args)
-        _check_numbers(found[1])
+        if found[1] is not None:  # completion asks for commands that are not there
+            _check_numbers(found[1])
         return found
 
 

@@ -300,6 +300,18 @@ def test_help_names_every_command() -> None:
     assert all(f" {name} " in done.stdout for name in COMMANDS)
 
 
+def test_completion_knows_commands_and_passes_over_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("_NMSFREE_COMPLETE", "complete_bash")
+    for words, found in (("nmsfree det", "detect"), ("nmsfree nothing --", "")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        done = run_python("from nmsfree.cli import main; main()")
+        assert found in done.stdout.split() or not found
+        assert "error" not in done.stderr
+
+
 def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(build_app(), ["--version"])
     assert done.exit_code == 0 and f"nmsfree {nmsfree.__version__}\n" in done.stdout
