@@ -76,7 +76,7 @@ def read_reduced(
         if not ended:
             data = data.rstrip(b"\0") if data.endswith(bytes(16)) else data  # space never filled
             image = _decode(data + _END, reduction)
-        if image is not None and not (ended and _shows_its_end(image)):
+        if image is not None and not (ended and _shows_its_end(image, 8 // reduction)):
             more = _decode(
                 data[: _end_of_jpeg(data)] + _MORE + _END, reduction
             )  # changes no complete scan
@@ -142,10 +142,20 @@ def _end_of_jpeg(data: bytes) -> int | None:
     return None
 
 
-def _shows_its_end(image: NDArray[np.uint8]) -> bool:
-    """Whether every corner looks decoded; which of them comes last, Exif decides."""
-    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()  # [4, 3]
-    return not any(tuple(corner) in _UNDECODED for corner in corners)
+def _shows_its_end(image: NDArray[np.uint8], block: int) -> bool:
+    """Whether every corner looks decoded; which of them comes last, Exif decides.
+
+    Args:
+        block: side in pixels of what a JPEG codes at once. The last ones are cut off by the edges;
+            colours of the one before run into their first pixels.
+    """
+    height, width = (max((side - 1) % block, 1) for side in image.shape[:2])
+    return not any(
+        tuple(image[y, x].tolist()) in _UNDECODED and (corner == image[y, x]).all()
+        for y, rows in ((0, slice(height)), (-1, slice(-height, None)))
+        for x, columns in ((0, slice(width)), (-1, slice(-width, None)))
+        for corner in (image[rows, columns],)
+    )
 
 
 def _why_not(header: Header | None) -> str:

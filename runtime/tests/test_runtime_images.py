@@ -283,6 +283,23 @@ def test_a_jpeg_that_lacks_a_part_is_refused_however_it_ends(
     assert "is cut" in refused(lambda: read_reduced(path, reduction))
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, -1), (-1, 0), (-1, -1)])
+def test_a_grey_pixel_in_a_corner_is_no_reason_to_doubt_a_jpeg(
+    tmp_path: Path, noise: Noise, place: tuple[int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Asking the decoder costs a second decoding, in which it prints that the data is corrupt."""
+    path = tmp_path / "a.jpg"
+    for seed in range(100):
+        grey = noise(seed, 40, 48)[:, :, 0].copy()
+        grey[place] = 128
+        path.write_bytes(saved(Image.fromarray(grey), "JPEG", quality=100))
+        if read_image(path)[place].tolist() == [128, 128, 128]:
+            break
+    else:
+        raise AssertionError("rounding left none")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("coding", [*CODINGS, "progressive"])
 @pytest.mark.parametrize("grey", [False, True])
 def test_a_jpeg_that_lacks_its_end_marker_alone_is_read(
