@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nmsfree.data.faults import Fault, Kind
-from nmsfree.data.image_size import Size, header_size
+from nmsfree.data.image_size import Size, header_of
 from nmsfree.data.rows import ImageRow
 from nmsfree.errors import InputError
 from nmsfree.identity import sha256
@@ -66,14 +66,15 @@ def read_fact(path: Path) -> ImageFact:
     if not path.is_file():
         detail = "no regular file" if path.exists() else "no such file"
         return ImageFact(None, "", Kind.IMAGE_MISSING, detail)
-    header = header_size(path)
-    pixels = None if header is None else header[0] * header[1]
+    header = header_of(path)
+    pixels = None if header is None else header.width * header.height
     try:
         digest = sha256(path)
         with _one_large if pixels is None or pixels > LARGE else nullcontext():
             height, width = read_image(path).shape[:2]
     except (OSError, InputError) as error:
-        damaged = pixels is not None and pixels <= max_pixels()
+        sure = header is not None and header.turned is not None
+        damaged = sure and pixels is not None and pixels <= max_pixels()
         kind = Kind.IMAGE_TRUNCATED if damaged else Kind.IMAGE_UNREADABLE
         return ImageFact(None, "", kind, str(error).removeprefix(f"{shown(path)}: "))
     return ImageFact((width, height), digest)

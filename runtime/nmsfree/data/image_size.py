@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError
-from nmsfree.image_header import png_is_plain, read_header
+from nmsfree.image_header import Header, png_is_plain, read_header
 from nmsfree.images import MAX_FILE, read_image
 
 Size = tuple[int, int]  # width, height in pixels
@@ -25,17 +25,20 @@ def image_size(path: Path) -> Size:
 
 def header_size(path: Path) -> Size | None:
     """Return width and height after Exif rotation; None if the header does not tell surely."""
+    header = header_of(path)
+    if header is None or header.turned is None:
+        return None
+    return (header.height, header.width) if header.turned else (header.width, header.height)
+
+
+def header_of(path: Path) -> Header | None:
+    """Return what the header of an image file says; None if it has none that is known."""
     try:
         check_file(path, MAX_FILE)
         with path.open("rb") as file:
             header = read_header(file)
-            if header is None:
-                return None
-            turned = header.turned
-            if header.kind == "PNG" and png_is_plain(file):
-                turned = False
+            if header is not None and header.kind == "PNG" and png_is_plain(file):
+                header = header._replace(turned=False)
     except (OSError, InputError):
         return None
-    if turned is None:
-        return None
-    return (header.height, header.width) if turned else (header.width, header.height)
+    return header
