@@ -292,6 +292,14 @@ def test_many_workers_build_once(engine: Path, rebuilder: Rebuilder) -> None:
     assert len(rebuilder.calls) == 1
 
 
+def test_where_the_lock_cannot_be_had_the_engine_is_what_is_spoken_of(engine: Path) -> None:
+    """A deployed folder may hold the lock's file of whoever built there, read-only."""
+    engine.write_bytes(b"another plan")
+    alone = refusal(engine)
+    lock_path(engine).mkdir()
+    assert refusal(engine) == alone
+
+
 def test_a_plan_that_is_just_being_written_is_waited_for(engine: Path) -> None:
     """Between the plan and its sidecar their hashes differ."""
     written, plans = threading.Event(), []

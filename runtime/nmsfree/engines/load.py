@@ -8,7 +8,7 @@ from pathlib import Path
 from nmsfree.engines.check import Verdict, check_plan, read_plan
 from nmsfree.engines.flavour import Flavour
 from nmsfree.engines.sidecar import AGAIN, Sidecar, lock_path
-from nmsfree.errors import EngineError, MissingExtraError
+from nmsfree.errors import EngineError, InputError, MissingExtraError
 from nmsfree.identity import other_file
 from nmsfree.lock import locked
 
@@ -70,11 +70,15 @@ def _settled(engine: Path, flavour: Flavour, sm: int | None, trust: bool) -> tup
     """Check; once more where another process was just writing plan and sidecar."""
     try:
         return _checked(engine, flavour, sm, trust)
-    except EngineError:
+    except EngineError as error:
         if not lock_path(engine).exists():
             raise
-    with locked(lock_path(engine)):
-        return _checked(engine, flavour, sm, trust)
+        refusal = error
+    try:
+        with locked(lock_path(engine)):
+            return _checked(engine, flavour, sm, trust)
+    except InputError:  # the lock cannot be had: deployed read-only, where nobody builds
+        raise refusal from None
 
 
 def _checked(engine: Path, flavour: Flavour, sm: int | None, trust: bool) -> tuple[bytes, Verdict]:
