@@ -105,6 +105,15 @@ def test_boxes_of_parts_and_fractions(tmp_path: Path) -> None:
     assert dataset.class_names == ("dog",)
 
 
+def test_of_an_element_that_is_there_twice_the_first_counts(tmp_path: Path) -> None:
+    """As `find` of every XML library gives it."""
+    later = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+    twice = thing("dog", "11 6 20 15").replace("</object>", f"<name>cat</name>{later}</object>")
+    dataset = load_one(tmp_path, twice)
+    assert dataset.samples[0].boxes.tolist() == [[10, 5, 20, 15]]
+    assert dataset.class_names == ("dog",)
+
+
 def test_pictures_of_any_kind(tmp_path: Path) -> None:
     image(tmp_path, "a.v1", thing("dog"), suffix=".PNG")
     image(tmp_path, "b", thing("dog"), suffix=".webp")

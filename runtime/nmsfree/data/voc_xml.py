@@ -105,10 +105,15 @@ def _parse(file: Path) -> ElementTree.Element:
     return builder.close()
 
 
+def _fields(element: ElementTree.Element) -> dict[str, Any]:
+    """Return what is read of an element's children by name, of several the first."""
+    return {child.tag: _value(child) for child in reversed(element) if child.tag in READ}
+
+
 def _value(element: ElementTree.Element) -> dict[str, Any] | str | float:
     """Return the children by name, or the number or text of an element without any."""
     if len(element):
-        return {child.tag: _value(child) for child in element if child.tag in READ}
+        return _fields(element)
     text = (element.text or "").strip()
     try:
         return float(text)
@@ -128,7 +133,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _objects(root: ElementTree.Element, file: Path, report: Report) -> Iterator[VocObject]:
     for number, element in enumerate(root.findall("object"), start=1):
         try:
-            fields = {child.tag: _value(child) for child in element if child.tag in READ}
+            fields = _fields(element)
             fields["name"] = (element.findtext("name") or "").strip()
             if str(fields.get("difficult")).lower() in UNSTATED:
                 del fields["difficult"]
