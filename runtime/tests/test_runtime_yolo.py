@@ -131,6 +131,12 @@ def test_sparse_class_indices(tmp_path: Path) -> None:
     assert dataset.samples[1].labels.tolist() == [1, 0]
 
 
+def test_class_indices_may_begin_with_zeros(tmp_path: Path) -> None:
+    root = make(tmp_path, "train: images/train\nnames:\n  00: car\n  01: bus\n")
+    dataset = load_dataset(root, "train")
+    assert (dataset.category_ids, dataset.class_names) == ((0, 1), ("car", "bus"))
+
+
 def test_labels_beside_images_without_a_folder_images(tmp_path: Path) -> None:
     image(tmp_path / "train/a.png")
     label(tmp_path / "train/a.txt", "0 .5 .5 .5 .5")

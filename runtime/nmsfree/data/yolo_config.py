@@ -10,7 +10,15 @@ import msgspec
 
 from nmsfree.data.image_files import LONGEST_LIST, images_below, on_disk
 from nmsfree.data.rows import Category, ClassName, check_name
-from nmsfree.decode import MALFORMED, MAX_YAML, decode_yaml, explain, read_bytes, read_text
+from nmsfree.decode import (
+    MALFORMED,
+    MAX_YAML,
+    decode_yaml,
+    explain,
+    read_bytes,
+    read_text,
+    whole_number,
+)
 from nmsfree.errors import DataError
 from nmsfree.text import shown
 
@@ -144,6 +152,9 @@ def _categories(content: dict[str, Any], file: Path) -> tuple[Category, ...]:
             f"{file} has no list of class names{known}: add `names: [first, second, …]` in the "
             "order of the class indices"
         )
+    if isinstance(names, dict):  # YAML's 01 is 1
+        numbers = {key: whole_number(key) for key in names}
+        names = {key if n is None else n: names[key] for key, n in numbers.items()}
     try:
         given = msgspec.convert(names, dict[_Index, ClassName] | list[ClassName], strict=False)
     except MALFORMED as error:
