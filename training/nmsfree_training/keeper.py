@@ -97,7 +97,7 @@ class Keeper:
 
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
-        others = _compare_data(self.folder, state.recipe.get(DATA), self.recipe[DATA])
+        others = _compare_data(self.folder, state.recipe[DATA], self.recipe[DATA])
         changed = self._compare(state.recipe)
         moved = self._compare_machine(state.recipe)
         if warning is not None:
@@ -110,8 +110,6 @@ class Keeper:
         longer = before.get(EPOCHS) != self.recipe[EPOCHS]
         for name, value in self.recipe.items():
             free = name == DATA or name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
-            if name == "category_ids" and name not in before:
-                continue  # of an older version
             if before.get(name) != value and not free:
                 raise CheckpointError(
                     f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
@@ -204,14 +202,8 @@ def _picture(path: Path, whole: bool) -> str:
         return MISSING
 
 
-def _compare_data(folder: Path, before: dict[str, str] | None, now: dict[str, str]) -> str | None:
-    """Refuse other images or objects by their names; other pictures are told.
-
-    Args:
-        before: of the state; None in one of an older version.
-    """
-    if before is None:
-        return None
+def _compare_data(folder: Path, before: dict[str, str], now: dict[str, str]) -> str | None:
+    """Refuse other images or objects by their names; other pictures are told."""
     old, names = before["names"].split("\0"), now["names"].split("\0")
     advice = "bring back those it was started with, or choose another --out"
     if old != names:
