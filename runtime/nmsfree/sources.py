@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
 from nmsfree.files import plain_name
+from nmsfree.paths import as_path
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
@@ -182,6 +183,10 @@ def _explain(argument: str) -> str:
     if glob.has_magic(argument):
         return f"{shown(argument)}: no image or video matches this pattern"
     expected = "an image, video, folder, pattern or camera index"
+    try:
+        as_path(argument, "a source", expected)
+    except InputError as error:  # a URL
+        return str(error)
     return f"{shown(argument)}: no such file, expected {expected}"
 
 

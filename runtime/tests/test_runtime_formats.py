@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nmsfree.data.dataset import DetectionDataset
 from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene
 from nmsfree.data.load import load_dataset
-from nmsfree.errors import DataError
+from nmsfree.errors import DataError, InputError
 from nmsfree.evaluate import Result, coco_metrics
 from nmsfree.files import write_picture
 
@@ -212,3 +212,14 @@ def test_two_formats_in_one_folder_are_ambiguous(tmp_path: Path) -> None:
     assert load_dataset(tmp_path / "data.yaml", "val").category_ids[0] == 0
     (tmp_path / "data.yaml").rename(tmp_path / "data.yaml.old")
     assert load_dataset(tmp_path, "val").category_ids[0] == 1
+
+
+@pytest.mark.parametrize("given", ["https://host/data", 5, None, b"data"])
+def test_what_is_no_folder_is_named(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^the dataset is .*, expected a folder or a data\.yaml"):
+        load_dataset(given, "val")
+
+
+def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    assert len(load_dataset(str(tmp_path), "val")) == SCENES

@@ -157,6 +157,11 @@ def test_kinds(tree: Path) -> None:
     assert expand(["9" * 20])[0] == []
 
 
+def test_a_url_is_called_one() -> None:
+    found, problems = expand(["https://host/a.jpg"])
+    assert not found and problems[0].startswith("a source is a URL (https://host/a.jpg), expected")
+
+
 def test_what_leads_nowhere_is_said(tree: Path) -> None:
     found, problems = expand(["absent.jpg", "empty", "*.gif", "b.png"])
     assert [source.name for source in found] == ["b.png"]

@@ -20,6 +20,7 @@ from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.decode import Side, check_format, decode_json
 from nmsfree.errors import CheckpointError
 from nmsfree.files import write_atomic
+from nmsfree.paths import FilePath, as_path
 from nmsfree.text import shown
 from nmsfree.thresholds import Thresholds
 from nmsfree_training.config import MAX_CLASSES, ModelConfig, preset
@@ -76,7 +77,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_checkpoint(
-    path: str | Path, model: str | None = None, num_classes: int | None = None
+    path: FilePath, model: str | None = None, num_classes: int | None = None
 ) -> Checkpoint:
     """Read an own checkpoint (`.safetensors`) or a published one (`.pth`).
 
@@ -86,8 +87,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or not matching the network.
+        InputError: it is no path.
     """
-    path = Path(path)
+    path = as_path(path, "the checkpoint")
     checkpoint = (
         load_published(path, model) if path.suffix.lower() == ".pth" else _load_safetensors(path)
     )

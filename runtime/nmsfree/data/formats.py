@@ -10,6 +10,7 @@ from nmsfree.data.voc import read_voc, voc_splits
 from nmsfree.data.yolo import read_yolo
 from nmsfree.data.yolo_config import find_configs, read_config
 from nmsfree.errors import DataError
+from nmsfree.paths import FilePath, as_path
 from nmsfree.text import shown
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -78,7 +79,7 @@ def _purpose(split: str) -> tuple[int, str]:
     return rank, split
 
 
-def find_layout(path: Path) -> Layout:
+def find_layout(path: FilePath) -> Layout:
     """Find out the format of a dataset by what is in its folder.
 
     Args:
@@ -86,7 +87,9 @@ def find_layout(path: Path) -> Layout:
 
     Raises:
         DataError: no format fits, or more than one.
+        InputError: it is no path.
     """
+    path = as_path(path, "the dataset", "a folder or a data.yaml")
     if path.suffix.lower() in YAML_SUFFIXES and path.is_file():
         return Layout("YOLO", path.parent, path)
     if not path.is_dir():
