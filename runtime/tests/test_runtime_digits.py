@@ -260,9 +260,10 @@ def test_other_data_is_never_touched(tmp_path: Path) -> None:
         write_digits(tmp_path / "photos", train=1)
     with pytest.raises(DataError, match="is a file"):
         write_digits(tmp_path / "photos/mine.jpg", train=1)
-    (tmp_path / "set/digits.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(DataError, match="not a record"):
-        write_digits(tmp_path / "set", train=1)
+    for broken in ("[]", "[" * 100_000, '{"recipe": 1, "seed": 0, "splits": {"train": 1e9999}}'):
+        (tmp_path / "set/digits.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(DataError, match=r"digits\.json: .*: delete "):
+            write_digits(tmp_path / "set", train=1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

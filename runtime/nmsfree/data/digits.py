@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from nmsfree.data.digits_draw import paint
 from nmsfree.data.digits_glyphs import instances
 from nmsfree.data.digits_layout import SIDE, Placed, lay_out
+from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import DataError
 from nmsfree.files import is_part, write_atomic, write_picture
+from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,15 @@ PAIR_SHARE = 0.3  # of the train and val images hold one pair of the same class
 RECORD = "digits.json"
 
 Progress = Callable[[str, int, int], None]  # split, images done, images in the split
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What made a set, and the lengths of its finished splits."""
+
+    recipe: int
+    seed: int
+    splits: dict[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +138,14 @@ def _read_record(out: Path, seed: int) -> dict[str, int]:
         if out.exists() and not all(map(is_part, out.iterdir())):
             raise DataError(f"{out} holds other data: give an empty or new folder for the digits")
         return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found = (record["recipe"], record["seed"])
-        splits = {str(name): int(count) for name, count in record["splits"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a record of a digits set: delete {out}") from error
-    if found != (RECIPE, seed):
+    data = read_bytes(path, error=DataError)
+    found = decode_json(data, _Record, path, DataError, f"delete {shown(out)}")
+    if (found.recipe, found.seed) != (RECIPE, seed):
         raise DataError(
-            f"{out} holds digits of recipe {found[0]} and seed {found[1]}, asked for recipe "
+            f"{out} holds digits of recipe {found.recipe} and seed {found.seed}, asked for recipe "
             f"{RECIPE} and seed {seed}: delete it or give another folder"
         )
-    return splits
+    return dict(found.splits)
 
 
 def _write_record(out: Path, seed: int, splits: dict[str, int]) -> None:
