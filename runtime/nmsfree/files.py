@@ -225,7 +225,7 @@ class LinesFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._before = _version(path)
+        self._before = version_of(path)
         self._file = PartFile(path)
 
     def write(self, text: str) -> None:
@@ -236,7 +236,7 @@ class LinesFile:
         wanted = path = self._file.path
         with _held(path.parent):  # two may end at once
             number = 1
-            while self._file.part is not None and _version(path) not in (None, self._before):
+            while self._file.part is not None and version_of(path) not in (None, self._before):
                 number += 1
                 path = wanted.with_stem(f"{wanted.stem}-{number}")
             if path != wanted:
@@ -417,7 +417,7 @@ def _remove_leftover(part: Path) -> None:
             os.close(handle)
 
 
-def _version(path: Path) -> tuple[int, int] | None:
+def version_of(path: Path) -> tuple[int, int] | None:
     """Changes when a file is replaced; None if there is none."""
     try:
         found = path.stat()

@@ -196,6 +196,31 @@ def test_a_forked_child_works_or_says_why_not_and_ends(
         )
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_takes_no_file_that_has_changed(
+    tmp_path: Path, make_onnx: Any, make_spec: Any
+) -> None:
+    """The parent's description, and the hash that it checked, are of the file before."""
+    model = make_onnx(tmp_path / "m.onnx", make_spec())
+    make_onnx(tmp_path / "other.onnx", make_spec())
+    code = """
+import os, sys, numpy as np
+from nmsfree import Detector, ModelError
+detector = Detector(sys.argv[1], threads=1)
+os.replace(sys.argv[2], sys.argv[1])
+if not (child := os.fork()):
+    try:
+        detector(np.zeros((20, 30, 3), np.uint8))
+    except ModelError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+os._exit(0)
+"""
+    done = run_python(code, model, tmp_path / "other.onnx")
+    assert "has changed since the detector was opened" in done.stdout, done.stderr
+
+
 def test_a_spawned_pool_opens_the_pickled_detector(
     tmp_path: Path, make_onnx: Any, make_spec: Any
 ) -> None:

@@ -15,6 +15,7 @@ from nmsfree.backends.onnxruntime_gpu import gpu_errors, open_cuda, open_tensorr
 from nmsfree.backends.onnxruntime_session import Opened, open_cpu, read_file, vendor_errors
 from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.files import version_of
 from nmsfree.made_for import check_made_for
 from nmsfree.paths import FilePath, as_path
 from nmsfree.spec import ModelSpec
@@ -27,7 +28,8 @@ DEVICES = ("cpu", "cuda", "tensorrt-rtx")
 class OnnxRuntimeBackend:
     """Runs an ONNX file of this project. Threads may share it: results are those of one thread.
 
-    A forked process opens the file again at its first run; on a GPU it cannot.
+    A forked process opens the file again at its first run, if it is still the same; on a GPU it
+    cannot.
 
     Args:
         path: the ONNX file.
@@ -65,6 +67,7 @@ class OnnxRuntimeBackend:
         self._errors = vendor_errors()
         self._opened: Opened | None
         self._what = path.absolute(), place, options  # a fork may have another working folder
+        self._version = version_of(path)
         self.spec, self._opened = _open(path, place, options)
         if self._opened.gpu:
             self._errors = gpu_errors()
@@ -77,7 +80,8 @@ class OnnxRuntimeBackend:
         """Run the model on uint8 [N, H, W, 3], BGR.
 
         Raises:
-            ModelError: the detector is closed, or the model refuses these images.
+            ModelError: the detector is closed, the model refuses these images, or its file changed
+                before a forked process could open it.
             EngineError: the GPU failed, or was in use before this process was forked.
         """
         opened = self._opened or self._open_after_fork()  # another thread may close it meanwhile
@@ -106,6 +110,11 @@ class OnnxRuntimeBackend:
             if self._opened is None:
                 if self._what[1].kind != "cpu":
                     raise forked(f"ONNX Runtime on {self._what[1]}")
+                if version_of(self._what[0]) != self._version:
+                    raise ModelError(
+                        f"{self._what[0]}: has changed since the detector was opened, before this"
+                        " process was forked: open it again"
+                    )
                 _, self._opened = _open(*self._what)
                 self._forked = False
             return self._opened
