@@ -24,7 +24,7 @@ from nmsfree.text import shown
 Color = Literal["bgr", "rgb"]
 Reduction = Literal[1, 2, 4, 8]
 
-MAX_FILE = 1 << 30  # bytes
+LARGEST = 1 << 30  # bytes of a file
 MAX_PIXELS = 1 << 28  # 0.8 GB as BGR; the largest sensors of phones have 200 million
 _FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -63,7 +63,7 @@ def read_reduced(
     Returns:
         The picture, and the (height, width) of its file.
     """
-    data = read_bytes(path, MAX_FILE)
+    data = read_bytes(path, LARGEST)
     if not data:
         raise InputError(f"{shown(path)}: empty file, expected an image")
     header = read_header(io.BytesIO(data))
@@ -77,9 +77,8 @@ def read_reduced(
             data = data.rstrip(b"\0") if data.endswith(bytes(16)) else data  # space never filled
             image = _decode(data + _END, reduction)
         if image is not None and not (ended and _shows_its_end(image, 8 // reduction)):
-            more = _decode(
-                data[: _end_of_jpeg(data)] + _MORE + _END, reduction
-            )  # changes no complete scan
+            # This changes no complete scan.
+            more = _decode(data[: _end_of_jpeg(data)] + _MORE + _END, reduction)
             if more is None or not np.array_equal(image, more):
                 raise InputError(
                     f"{shown(path)}: is cut, the rest of the JPEG is missing: get the file again"

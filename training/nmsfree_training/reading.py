@@ -10,11 +10,8 @@ from nmsfree.preprocess import fit
 from nmsfree_training.augment import Example, short_side_size
 from nmsfree_training.config import TrainConfig
 
-REDUCTIONS: tuple[Reduction, ...] = (
-    8,
-    4,
-    2,
-)  # a JPEG can be decoded at these fractions of its size
+# A JPEG can be decoded at these fractions of its size.
+REDUCTIONS: tuple[Reduction, ...] = (8, 4, 2)
 # A reduced JPEG must still be this many times larger than what is needed of it. Measured against
 # decoding it whole, both resized by area: 41 … 52 dB and 3 % of sharpness; without this margin
 # 35 … 45 dB and 20 %. Resizing by linear interpolation instead: 28 … 43 dB.

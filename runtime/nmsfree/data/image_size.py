@@ -5,7 +5,7 @@ from pathlib import Path
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError
 from nmsfree.image_header import Header, png_is_plain, read_header
-from nmsfree.images import MAX_FILE, read_image
+from nmsfree.images import LARGEST, read_image
 
 Size = tuple[int, int]  # width, height in pixels
 
@@ -34,7 +34,7 @@ def header_size(path: Path) -> Size | None:
 def header_of(path: Path) -> Header | None:
     """Return what the header of an image file says; None if it has none that is known."""
     try:
-        check_file(path, MAX_FILE)
+        check_file(path, LARGEST)
         with path.open("rb") as file:
             header = read_header(file)
             if header is not None and header.kind == "PNG" and png_is_plain(file):
