@@ -101,9 +101,14 @@ def check_size(size: int, limit: int, where: object, error: type[NmsfreeError]) 
 
     Raises:
         error: it has.
+        InputError: the variable is no whole number.
     """
-    megabytes = os.environ.get("NMSFREE_MAX_FILE_MB", "")
-    limit = int(megabytes) << 20 if re.fullmatch("[0-9]{1,9}", megabytes) else limit
+    if megabytes := os.environ.get("NMSFREE_MAX_FILE_MB"):
+        if (number := whole_number(megabytes)) is None:
+            raise InputError(
+                f"NMSFREE_MAX_FILE_MB is {shown(megabytes, 40)!r}, expected a whole number"
+            )
+        limit = number << 20
     if size > limit:
         raise error(
             f"{shown(where)}: has {size / 2**20:.1f} MB, expected at most {limit / 2**20:g}: if it "

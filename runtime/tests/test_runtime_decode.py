@@ -188,6 +188,9 @@ def test_only_regular_files_of_bounded_size_are_read(
         read_bytes(file, limit=4)
     monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "1")
     assert read_bytes(file, limit=4) == b"12345"
+    monkeypatch.setenv("NMSFREE_MAX_FILE_MB", "2.5")
+    with pytest.raises(InputError, match=r"is '2\.5', expected a whole number"):
+        read_bytes(file)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a thing of Unix")
