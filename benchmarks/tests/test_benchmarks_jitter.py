@@ -121,9 +121,8 @@ def test_facts_tell_content_from_none(results: Results) -> None:
     assert found.facts[free.name]["p99_by_p50"] is None
     assert found.facts[free.name]["worst_frame_by_median"] == 1
     said = conclusions(found)
-    assert said[-6].endswith(
-        "+0.00 (–) ms per 100 objects: under 10 rounds, whether it depends on content is open."
-    )
+    open_ = "+0.00 (–) ms per 100 objects: under 10 rounds, whether it depends on content is open."
+    assert any(line.endswith(open_) for line in said)
     assert not any("depends on content." in line for line in said)
     known = {"value": 5.0, "low": 5.0, "high": 5.0}
     facts = {name: {**f, "ms_per_100_objects": known} for name, f in found.facts.items()}

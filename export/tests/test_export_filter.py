@@ -188,6 +188,8 @@ def test_certificate_refuses_what_levels_share_stored_twice(
     again = model.graph.initializer.add()
     again.CopyFrom(shared)
     again.name = "again"
+    users = [node for node in model.graph.node if shared.name in node.input]
+    users[-1].input[list(users[-1].input).index(shared.name)] = "again"
     spec = make_spec(made, "o2o", batch=1)
     with pytest.raises(GateError, match="'again' is stored twice"):
         certify(model, spec, deployed_tensors(deploy_module(made.build(), spec)), OPSET)

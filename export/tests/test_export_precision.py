@@ -118,7 +118,7 @@ def test_certificate_refuses_convolutions_of_another_precision(checkpoint: Check
     certify(model, spec, deployed_tensors(module), OPSET)
     claimed = dataclasses.replace(spec, precision="fp16")
     with pytest.raises(GateError) as caught:
-        certify(model, claimed, deployed_tensors(module), OPSET)
+        certify(build_onnx(module, claimed), claimed, deployed_tensors(module), OPSET)
     assert str(caught.value) == "certificate: convolutions in fp32 (44), expected all in fp16"
 
 

@@ -24,7 +24,7 @@ def sheet(results: Results) -> Sheet:
         "worst",
         "p99/p50",
         "quiet",
-        "slowest frame",
+        "by frame",
         "ms / 100 objects (95 %)",
     )
     return Sheet(

@@ -1,7 +1,7 @@
 """Throughput in tables: a row for each load, smallest first."""
 
 from nmsfree_benchmarks.common.on_device import CPU, device_of
-from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.common.sheets import Sheet, number
 from nmsfree_benchmarks.record.records import Record, Results
 from nmsfree_benchmarks.throughput.rules import AXES, PER_IMAGE, curves
 
@@ -27,10 +27,10 @@ def sheets(results: Results) -> list[Sheet]:
 def _row(results: Results, record: Record, axis: str) -> tuple[str, ...]:
     ratios = (r for r in results.ratios if r.of == record.name and r.meaning == PER_IMAGE)
     ratio = next(ratios, None)
-    number = record.parameters[axis]
-    load = f"batch {number}" if axis == "batch" else f"{number} streams"
+    size = record.parameters[axis]
+    load = f"batch {size}" if axis == "batch" else f"{size} streams"
     return (
-        ("single" if number == 1 else load) + ("" if record.summary.trusted else "!"),
+        ("single" if size == 1 else load) + ("" if record.summary.trusted else "!"),
         record.summary.fps_text,
         f"{record.summary.p50:.2f}",
         "1" if ratio is None else str(ratio.interval),
