@@ -32,6 +32,7 @@ _FLAGS = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_PNG = b"\x89PNG\r\n\x1a\n"
 _END = b"\xff\xd9"  # of a JPEG
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # none of these occurs within a scan
 # What a JPEG decoder shows where its scan ends too early, in RGB or grey and in CMYK.
@@ -70,6 +71,8 @@ def read_reduced(
     _check_claim(path, header, data)
     if header is None or header.kind != "JPEG" or header.turned is None:
         reduction = 1
+    if data.startswith(_PNG) and _is_cut_png(data):
+        raise InputError(f"{shown(path)}: is cut, the rest of the PNG is missing: get it again")
     image = _decode(data, reduction)
     if data.startswith(b"\xff\xd8"):
         ended = data.endswith(_END) or _end_of_jpeg(data) is not None
@@ -139,6 +142,17 @@ def _end_of_jpeg(data: bytes) -> int | None:
         position = found.end()
         position += int.from_bytes(data[position : position + 2], "big")
     return None
+
+
+def _is_cut_png(data: bytes) -> bool:
+    """Whether a chunk claims more bytes than there are, for which OpenCV would take memory."""
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, name = data[position : position + 4], data[position + 4 : position + 8]
+        if name == b"IEND":
+            return False
+        position += 12 + int.from_bytes(length, "big")
+    return position > len(data)
 
 
 def _shows_its_end(image: NDArray[np.uint8], block: int) -> bool:

@@ -125,6 +125,17 @@ def test_a_cut_jpeg_is_not_mistaken_for_its_thumbnail(tmp_path: Path, noise: Noi
     assert "is cut" in refused(lambda: read_image(cut))
 
 
+def test_a_png_whose_part_claims_more_than_there_is_is_refused(
+    tmp_path: Path, noise: Noise
+) -> None:
+    """OpenCV would take the memory before it reads."""
+    data = bytearray(cv2.imencode(".png", noise(5, 30, 40))[1].tobytes())
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    assert "is cut" in refused(lambda: read_image(tmp_path / "a.png"))
+
+
 def test_a_cut_file_opened_by_pillow_is_refused(tmp_path: Path, noise: Noise) -> None:
     data = cv2.imencode(".png", noise(5, 300, 400))[1].tobytes()
     path = tmp_path / "cut.png"

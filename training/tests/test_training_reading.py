@@ -25,10 +25,7 @@ def sample(path: Path, height: int, width: int, crowd: bool = False) -> Sample:
 
 
 def made_of(path: Path, width: int, height: int, boxes: Any, labels: Any, crowd: Any) -> Sample:
-    """A sample as training sees it; the metrics' columns are not used here."""
-    xywh = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).astype(np.float64)
-    area = xywh[:, 2:].prod(axis=1)
-    return Sample(1, path, width, height, boxes, labels, crowd, xywh, area)
+    return Sample(1, path, width, height, boxes, labels, crowd)
 
 
 def picture(height: int, width: int) -> NDArray[np.uint8]:

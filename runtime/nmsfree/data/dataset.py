@@ -32,8 +32,10 @@ class Sample:
         boxes: float32 [n, 4], xyxy in source pixels.
         labels: int64 [n], index into the dataset's class names.
         iscrowd: bool [n], regions of many objects: no training target, ignored by the metrics.
-        xywh: float64 [n, 4], the same boxes at the source's full precision, for the metrics.
-        area: float64 [n], in pixels²: the stated one (that of a mask), else that of the box.
+        xywh: float64 [n, 4], the same boxes at the source's full precision, for the metrics; from
+            `boxes` if not given.
+        area: float64 [n], in pixels²: the stated one (that of a mask); that of the box if not
+            given.
     """
 
     image_id: int
@@ -43,8 +45,16 @@ class Sample:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
-    xywh: NDArray[np.float64]
-    area: NDArray[np.float64]
+    xywh: NDArray[np.float64] = None  # type: ignore[assignment]
+    area: NDArray[np.float64] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.xywh is None:
+            corners = self.boxes.astype(np.float64)
+            xywh = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+            object.__setattr__(self, "xywh", xywh)
+        if self.area is None:
+            object.__setattr__(self, "area", self.xywh[:, 2] * self.xywh[:, 3])
 
 
 @dataclass(frozen=True, eq=False)
