@@ -26,6 +26,7 @@ Reduction = Literal[1, 2, 4, 8]
 
 LARGEST = 1 << 30  # bytes of a file
 MAX_PIXELS = 1 << 28  # 0.8 GB as BGR; the largest sensors of phones have 200 million
+MOST_OF_A_BYTE = 1024  # pixels of a JPEG: a bit for each 8 × 8 of a grey one, which is 512, twice
 _FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -112,6 +113,11 @@ def _check_claim(path: str | Path, header: Header | None, data: bytes) -> None:
         raise InputError(
             f"{shown(path)}: {header.width} × {header.height} pixels, expected at most {limit:,} "
             "in all: reduce it, or set the variable NMSFREE_MAX_PIXELS"
+        )
+    if header.kind == "JPEG" and header.width * header.height > MOST_OF_A_BYTE * len(data):
+        raise InputError(
+            f"{shown(path)}: is cut, {len(data):,} bytes hold no JPEG of {header.width} × "
+            f"{header.height} pixels: get the file again"
         )
     if header.kind == "AVIF" and avif_is_turned(data):
         raise InputError(

@@ -146,7 +146,7 @@ def test_a_broken_set_fails_and_its_fixed_copy_passes(digits: Path, tmp_path: Pa
     outcome = run(root, "--out", tmp_path / "pictures")
     assert outcome.exit_code == 1
     assert "2 errors, " in outcome.stdout
-    assert "train/00003.png: a PNG of 256" in outcome.stdout
+    assert "train/00003.png: is cut" in outcome.stdout
     assert (tmp_path / "pictures/problems.jpg").is_file()
     assert not (tmp_path / "my digits-clean").exists()
 

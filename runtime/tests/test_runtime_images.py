@@ -136,6 +136,17 @@ def test_a_png_whose_part_claims_more_than_there_is_is_refused(
     assert "is cut" in refused(lambda: read_image(tmp_path / "a.png"))
 
 
+def test_a_small_jpeg_that_claims_many_pixels_is_refused(tmp_path: Path) -> None:
+    grey = np.full((2000, 2000), 77, np.uint8)
+    data = bytearray(cv2.imencode(".jpg", grey)[1].tobytes())
+    (tmp_path / "flat.jpg").write_bytes(data)
+    assert read_image(tmp_path / "flat.jpg").shape == (2000, 2000, 3)
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (16_000).to_bytes(2, "big") * 2
+    (tmp_path / "bomb.jpg").write_bytes(data[:800])
+    assert "hold no JPEG of 16000 × 16000" in refused(lambda: read_image(tmp_path / "bomb.jpg"))
+
+
 def test_a_cut_file_opened_by_pillow_is_refused(tmp_path: Path, noise: Noise) -> None:
     data = cv2.imencode(".png", noise(5, 300, 400))[1].tobytes()
     path = tmp_path / "cut.png"
