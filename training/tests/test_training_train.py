@@ -411,11 +411,6 @@ def test_resuming_on_other_pictures_is_told(tmp_path: Path, train_set: Detection
     assert f"other pictures than the run was started with: 1 image ({path.name})" in told
     path.unlink()
     assert Trainer(chosen, few, None, config).keeper.load()[1] == []
-    state = load_state(out)[0]
-    new = ("data", "category_ids")
-    older = {k: v for k, v in state.recipe.items() if k not in new}
-    save_state(replace(state, recipe=older), out)  # it does not know: nothing to say
-    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
 
 
 def test_a_validation_set_is_checked_before_training(
