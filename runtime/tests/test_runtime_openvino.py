@@ -81,6 +81,16 @@ def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
     assert str(tiny) in refused(lambda: OpenVinoBackend(tiny))
 
 
+def test_an_opset_that_no_onnx_has_is_refused(tiny: Path) -> None:
+    """OpenVINO counts up to the number, for minutes."""
+    content = tiny.read_bytes()
+    opset = content.rindex(b"\x0a\x00\x10")  # domain "", version
+    tiny.write_bytes(
+        content[: opset - 1] + b"\x08\x0a\x00\x10\xff\xff\xff\xff\x07" + content[opset + 4 :]
+    )
+    assert "opset 2147483647 found" in refused(lambda: OpenVinoBackend(tiny))
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "absent.onnx"
     assert refused(lambda: Detector(path, device="openvino")).startswith(f"{path}: no such file")

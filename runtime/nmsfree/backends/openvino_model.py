@@ -22,6 +22,9 @@ READERS_ERRORS = (
     "OpConversionFailure",
     "OpValidationFailure",
 )
+VARINT, LENGTH = 0, 2  # wire types
+OPSET_IMPORT, OPSET_VERSION = 8, 2  # fields of ModelProto and of OperatorSetIdProto
+LAST_OPSET = 100  # 26 is today's
 _worked_in: dict[str, int] = {}  # in which process OpenVINO started its threads
 ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
 
@@ -94,6 +97,7 @@ def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
         # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
         reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         with plain_name(path) as name:
+            _check_opset(path)
             model = reader.convert(reader.load(name))
         text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
         inputs, outputs = _ports(model.inputs), _ports(model.outputs)
@@ -102,6 +106,36 @@ def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
             f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
         ) from None
     return model, read_spec(path, text, inputs, outputs)
+
+
+def _check_opset(path: Path) -> None:
+    """Refuse an opset that no ONNX has: OpenVINO would count up to it, for minutes.
+
+    A file is read as Protocol Buffers are, field by field: (number << 3 | wire type), value.
+    """
+    with path.open("rb") as file:
+
+        def varint() -> int:
+            value = shift = 0
+            while (byte := file.read(1)) and byte[0] >= 0x80 and shift < 64:
+                value, shift = value | (byte[0] & 0x7F) << shift, shift + 7
+            return value | byte[0] << shift if byte else -1
+
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        while 0 <= file.tell() < end and (tag := varint()) >= 0:
+            if tag & 7 == VARINT:
+                number = varint()
+                if tag >> 3 == OPSET_VERSION and number > LAST_OPSET:
+                    raise ModelError(f"{path}: opset {number} found, at most {LAST_OPSET} expected")
+            elif tag & 7 == LENGTH:
+                length = varint()
+                if not 0 <= length <= end:
+                    return
+                if tag >> 3 != OPSET_IMPORT:  # whose fields come next
+                    file.seek(length, os.SEEK_CUR)
+            else:
+                return  # no field of ONNX: the reader will say so
 
 
 def _ports(ports: Any) -> list[Port]:
