@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def main() -> None:
     """Import the command line and run it."""
     answer_with(leave)
-    from nmsfree.cli import main as run
+    from nmsfree.cli.main import main as run
 
     run()
 

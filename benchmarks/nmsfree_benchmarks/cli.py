@@ -143,7 +143,7 @@ def training(
 
     Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
     """
-    from nmsfree_benchmarks.training import measure
+    from nmsfree_benchmarks.training.run import measure
 
     measure(data, split, model, device, precision, threads, seconds, json_file)
 
@@ -163,7 +163,7 @@ def criterion(
 
     Example: nmsfree bench criterion --batch 4
     """
-    from nmsfree_benchmarks.training import measure_criterion
+    from nmsfree_benchmarks.training.run import measure_criterion
 
     if not all(32 <= side <= 16384 for side in size):
         raise InputError(f"size is {size[0]} × {size[1]}, expected sides of 32 … 16384 pixels")

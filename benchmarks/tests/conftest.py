@@ -8,14 +8,13 @@ import cv2
 import pytest
 import torch
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree_benchmarks.common.exporting import Exporter
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.published import from_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.published import from_published_keys, standin_state_dict
 
 
 def write_standin(folder: Path, name: str, side: int) -> None:

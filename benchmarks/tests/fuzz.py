@@ -385,7 +385,7 @@ LONG = ("--install-completion", "--show-completion", "--help", "--version")
 
 def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, int, bool]]]]:
     """Every command: its words, arguments with which it does something small, its options."""
-    from nmsfree.cli import build_app
+    from nmsfree.cli.main import build_app
 
     model, data, nano = str(base / "m.onnx"), str(base / "coco"), str(base / "c.safetensors")
     bench = ["--quick", "--seconds", "0", "--threads", "1", "--data", data]
@@ -443,10 +443,10 @@ def write_base(base: Path) -> None:
     import torch
     from PIL import Image
 
-    from nmsfree.doctor_model import picture, write_model
-    from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+    from nmsfree.doctor.model import picture, write_model
     from nmsfree_training.config import ModelConfig
-    from nmsfree_training.detector import Fcos
+    from nmsfree_training.model.detector import Fcos
+    from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 
     write_model(base).rename(base / "m.onnx")
     scene = cv2.resize(picture()[0], (96, 64), interpolation=cv2.INTER_NEAREST)
@@ -582,7 +582,7 @@ def _become_limited(folder: Path) -> None:
 
 
 def _call(arguments: Arguments) -> int:
-    from nmsfree.cli import main
+    from nmsfree.cli.main import main
 
     sys.argv = ["nmsfree", *arguments]
     try:
@@ -712,7 +712,7 @@ def prepare(work: Path) -> None:
                 importlib.import_module(module.name)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    from nmsfree import cli
+    from nmsfree.cli import main as cli
 
     command = typer.main.get_command(cli.build_app())
     cli.build_app = lambda: command  # type: ignore[assignment,return-value]

@@ -29,10 +29,10 @@ import cv2
 import msgspec
 import numpy as np
 
-from nmsfree import doctor_model
-from nmsfree.cli import main as nmsfree
-from nmsfree.data.digits import write_digits
-from nmsfree.engines.check import check_engine
+from nmsfree.backends.tensorrt.load import check_engine
+from nmsfree.cli.main import main as nmsfree
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.doctor import model as doctor_model
 from nmsfree.files import is_part
 
 CALLS = ("fsync", "replace", "unlink", "mkdir")  # of `os`, before and after which a run is killed
@@ -209,7 +209,7 @@ def _read(path: Path) -> None:
 
             onnx.checker.check_model(str(path), full_check=True)
         case ".safetensors":
-            from nmsfree_training.checkpoint import load_checkpoint
+            from nmsfree_training.weights.checkpoint import load_checkpoint
 
             load_checkpoint(path).build()
         case ".pt":
@@ -304,8 +304,8 @@ def prepare(only: list[str]) -> None:
         import onnxscript  # noqa: F401
         import torch  # noqa: F401
 
-        import nmsfree_export.export_cli  # noqa: F401
-        import nmsfree_training.train_cli  # noqa: F401
+        import nmsfree_export.cli.run  # noqa: F401
+        import nmsfree_training.cli.run  # noqa: F401
 
 
 def main() -> int:

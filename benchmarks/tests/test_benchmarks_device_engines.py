@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree.backends.tensorrt_lane import Timings
-from nmsfree.data.digits import make_scene
-from nmsfree.doctor_model import write_model
+from nmsfree.backends.tensorrt.context import Timings
+from nmsfree.datasets.digits.scenes import make_scene
+from nmsfree.doctor.model import write_model
 from nmsfree.errors import EngineError
-from nmsfree.gpus import Gpu, Gpus, find_gpus
-from nmsfree.identity import computes_bf16, sha256
+from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, sha256
 from nmsfree_benchmarks.common.engines import BF16_MISSING, build_here
 from nmsfree_benchmarks.common.engines import ENGINES as OPENED
 from nmsfree_benchmarks.machine.gpu import GpuState
@@ -33,8 +32,8 @@ from nmsfree_benchmarks.table.group import Group
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 from nmsfree_benchmarks.table.rows import ENGINES, SHORT_ENGINES, Row
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.parity import compare, load_images
-from nmsfree_training.detector import Prediction
+from nmsfree_export.verify.parity import compare, load_images
+from nmsfree_training.model.detector import Prediction
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 SCENES = [make_scene("val", i).image for i in range(3)]

@@ -18,13 +18,12 @@ from nmsfree_benchmarks.table.eager import (
     nms_load,
     two_stage,
 )
-from nmsfree_training.boxes import anchor_points, decode
-from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import HeadName, preset
-from nmsfree_training.detector import Fcos, Prediction
-from nmsfree_training.postprocess import PostprocessConfig, postprocess
-from nmsfree_training.published import from_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.detector import Fcos, Prediction
+from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.predict import PostprocessConfig, postprocess
+from nmsfree_training.weights.published import from_published_keys, standin_state_dict
 
 SHAPES = [(16, 16), (8, 8), (4, 4)]
 STRIDES = (8, 16, 32)

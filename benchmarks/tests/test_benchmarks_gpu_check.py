@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, OpenVinoBackend, RawDetections
 from nmsfree.errors import EngineError, GateError, InputError, MissingExtraError
-from nmsfree.gpus import Gpu, find_gpus
+from nmsfree.machine import Gpu, find_gpus
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.gpu_check import check as gpu_check
 from nmsfree_benchmarks.gpu_check import claim_list as gpu_claim_list

@@ -10,7 +10,7 @@ import numpy as np
 import pynvml
 import pytest
 
-from nmsfree.gpus import Gpu, Gpus
+from nmsfree.machine import Gpu, Gpus
 from nmsfree_benchmarks.machine import gpu, load
 from nmsfree_benchmarks.machine.energy import joules_per_image
 from nmsfree_benchmarks.machine.gpu import THROTTLES, GpuState, gpu_state

@@ -39,7 +39,7 @@ from nmsfree_benchmarks.nms.tables import notes, sheets
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.intervals import bootstrap
 from nmsfree_benchmarks.record.records import Record, Results
-from nmsfree_export.nms_tail import CANDIDATES
+from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 HERE = ["numpy", "host", "onnx", "opencv"]  # what needs no further package

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend, RawDetections
-from nmsfree.backends.onnxruntime_gpu import TF32_VARIABLE
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
-from nmsfree.cuda.fake import FakeCuda
+from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.errors import EngineError, InputError, NmsfreeError
-from nmsfree.gpus import Gpu, Gpus, find_gpus
-from nmsfree.identity import sha256
+from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
 from nmsfree.spec import ModelSpec
+from nmsfree.testing.cuda import FakeCuda
+from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common import on_device
 from nmsfree_benchmarks.common.on_device import open_on, ran_in, state_of, titled, use_device
@@ -45,7 +43,7 @@ from nmsfree_benchmarks.page.kinds import words_of
 from nmsfree_benchmarks.record import file as results_file
 from nmsfree_benchmarks.record.compare import compare
 from nmsfree_benchmarks.record.records import Results
-from nmsfree_export.nms_tail import CANDIDATES
+from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 QUESTIONS = ("jitter", "nms", "overhead", "throughput")

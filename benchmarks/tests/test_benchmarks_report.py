@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nmsfree.evaluate import Metrics
+from nmsfree.evaluation.evaluate import Metrics
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.machine.environment import available_cores, describe, hardware
 from nmsfree_benchmarks.machine.measure import STAGES, Times

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from typer.testing import CliRunner
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common.sample import subject_of, times_of
@@ -25,12 +25,11 @@ from nmsfree_benchmarks.roofline.paper import E2E_FCOS, RTX_4060
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, measure_peaks, read_peaks
 from nmsfree_benchmarks.roofline.records import model_record
 from nmsfree_benchmarks.roofline.tables import share_text
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import preset
-from nmsfree_training.cost import gmac
-from nmsfree_training.detector import Fcos
-from nmsfree_training.published import from_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.card import gmac
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.weights.published import from_published_keys, standin_state_dict
 
 PEAKS = Peaks({"fp32": 100e9, "int8": 400e9}, ((1000, 50e9), (10**9, 10e9)))
 

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, InputError, ModelError
-from nmsfree.gpus import find_gpus
 from nmsfree.images import read_image
+from nmsfree.machine import find_gpus
 from nmsfree.preprocess import Geometry
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.cli import app
@@ -48,12 +48,11 @@ from nmsfree_benchmarks.table.options import PLANS
 from nmsfree_benchmarks.table.rows import CPU_ENGINES
 from nmsfree_benchmarks.throughput import suite as throughput
 from nmsfree_export.export import export_onnx
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.normalize import normalize
-from nmsfree_training.published import from_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.published import from_published_keys, standin_state_dict
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason

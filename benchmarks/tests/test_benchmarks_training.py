@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree_benchmarks.cli import app
 
 runner = CliRunner()

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
+from nmsfree_export.acceptance import FragileError, Gates, Proof
 from nmsfree_export.candidate import Candidate, Workshop
-from nmsfree_export.layer_errors import LayerError
-from nmsfree_export.layer_table import percent
-from nmsfree_export.layers import Layer, read_layers
-from nmsfree_export.prove import FragileError, Gates, Proof
+from nmsfree_export.graph.layers import Layer, read_layers
+from nmsfree_export.verify.layer_errors import LayerError, percent
 
 FIRST = 4  # layers that may join after the first attempt; twice as many after every other
 AS_BAD = 0.5  # share of the worst error from which on a layer joins

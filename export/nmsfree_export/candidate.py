@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from nmsfree.spec import ModelSpec
-from nmsfree_export.certificate import Certificate, certify
-from nmsfree_export.export_bytes import full_spec
-from nmsfree_export.layers import read_layers
-from nmsfree_export.quantise import quantise, quantised_nodes
-from nmsfree_export.quantise_calibration import Calibration
-from nmsfree_export.quantise_certificate import certify_int8
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
-from nmsfree_training.detector import Fcos
+from nmsfree_export.graph.layers import read_layers
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors, full_spec
+from nmsfree_export.quantize import Calibration, quantise, quantised_nodes
+from nmsfree_export.verify.certificate import Certificate, certify
+from nmsfree_export.verify.int8_certificate import certify_int8
+from nmsfree_training.model.detector import Fcos
 
 KEPT = "kept_in_float"  # entry of a file's provenance
 

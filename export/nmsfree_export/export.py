@@ -5,29 +5,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nmsfree.data.dataset import DetectionDataset
-from nmsfree.data.load import load_dataset
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import GateError, InputError
-from nmsfree.evaluate import category_ids_of
+from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
 from nmsfree.spec import ModelSpec
-from nmsfree_export.accuracy import Accuracy
+from nmsfree_export.acceptance import Gates, Proof
 from nmsfree_export.auto_mixed import Attempt, explain, search
 from nmsfree_export.candidate import Candidate, Workshop
-from nmsfree_export.certificate import Certificate
-from nmsfree_export.export_bytes import content_of
-from nmsfree_export.export_options import (
+from nmsfree_export.graph.write import content_of
+from nmsfree_export.options import (
     DEFAULT_THRESHOLD,
     CheckOptions,
     ExportOptions,
     Int8Options,
     make_export_spec,
 )
-from nmsfree_export.parity import Parity, load_images
-from nmsfree_export.prove import Gates, Proof
-from nmsfree_export.quantise_calibration import Calibration, load_calibration
-from nmsfree_training.checkpoint import Checkpoint
-from nmsfree_training.deployed_filter import with_rival_iou
+from nmsfree_export.quantize import Calibration, load_calibration
+from nmsfree_export.verify.accuracy import Accuracy
+from nmsfree_export.verify.certificate import Certificate
+from nmsfree_export.verify.parity import Parity, load_images
+from nmsfree_training.weights.checkpoint import Checkpoint, with_rival_iou
 
 __all__ = [
     "DEFAULT_THRESHOLD",

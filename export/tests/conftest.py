@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import ModelConfig, fcos_e2e_nano
-from nmsfree_training.detector import Fcos
-from nmsfree_training.head import Head
-from nmsfree_training.normalize import normalize
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.head import Head
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint
 
 CLASSES = tuple("abcdefg")
 

@@ -15,17 +15,17 @@ from onnx import ModelProto
 from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import GateError, InputError
+from nmsfree_export.acceptance import FragileError
 from nmsfree_export.auto_mixed import search, worst
 from nmsfree_export.candidate import KEPT, Workshop
-from nmsfree_export.cli import export as export_command
+from nmsfree_export.cli.export import export as export_command
 from nmsfree_export.export import ExportOptions, Int8Options, export_onnx, make_export_spec
-from nmsfree_export.layer_errors import LayerError
-from nmsfree_export.precision import conv_precisions
-from nmsfree_export.prove import FragileError
-from nmsfree_export.write import build_onnx, deploy_module
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_export.graph.precision import conv_precisions
+from nmsfree_export.graph.write import build_onnx, deploy_module
+from nmsfree_export.verify.layer_errors import LayerError
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_o2o_nano.safetensors"
 BLOCK = "backbone.layer2.1."
@@ -281,7 +281,7 @@ def test_float_among_halves_with_every_kind_of_head(
 def test_the_certificate_knows_which_layers_are_kept(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    from nmsfree_export.certificate_precision import check_precision
+    from nmsfree_export.verify.certificate import check_precision
 
     spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
     model = build_onnx(deploy_module(checkpoint.build(), spec, [BEFORE]), spec)

@@ -9,10 +9,10 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_he
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.certificate import Certificate, certify
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
-from nmsfree_training.checkpoint import Checkpoint
-from nmsfree_training.predict import make_spec
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.verify.certificate import Certificate, certify
+from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.predict import make_spec
 
 Built = tuple[ModelProto, ModelSpec, dict[str, np.ndarray]]
 Spoil = Callable[[ModelProto], object]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nmsfree_export.deploy import top_pairs
-from nmsfree_export.write import deploy_module
-from nmsfree_training.checkpoint import Checkpoint
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_export.graph.deploy import top_pairs
+from nmsfree_export.graph.write import deploy_module
+from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 
 @pytest.mark.parametrize(("classes", "cells", "k"), [(1, 50, 20), (80, 300, 100), (7, 20, 20)])

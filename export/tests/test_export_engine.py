@@ -14,16 +14,16 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from nmsfree import ModelError, RawDetections
-from nmsfree.engines.sidecar import read_sidecar, this_platform
-from nmsfree_export.engine import BuildOptions, build_engine
-from nmsfree_export.engine_cut import cut_nms
+from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.nms_tail import CANDIDATES
-from nmsfree_export.write import build_onnx, deploy_module
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_export.graph.nms import CANDIDATES
+from nmsfree_export.graph.write import build_onnx, deploy_module
+from nmsfree_export.tensorrt.build import BuildOptions, build_engine
+from nmsfree_export.tensorrt.source import cut_nms
 from nmsfree_training.config import fcos_e2e_r18_3x
-from nmsfree_training.detector import Fcos
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.published import standin_state_dict
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 

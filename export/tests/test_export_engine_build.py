@@ -23,18 +23,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nmsfree import EngineError, InputError, MissingExtraError, ModelError, ModelSpec
-from nmsfree.engines import sidecar as sidecar_module
-from nmsfree.engines.flavour import Flavour, is_installed, load_flavour
-from nmsfree.engines.load import load_plan
-from nmsfree.engines.sidecar import read_sidecar, sidecar_path, write_sidecar
+from nmsfree.backends.tensorrt import sidecar as sidecar_module
+from nmsfree.backends.tensorrt.load import load_plan
+from nmsfree.backends.tensorrt.sidecar import read_sidecar, sidecar_path, write_sidecar
+from nmsfree.backends.tensorrt.vendor import Flavour, is_installed, load_flavour
 from nmsfree.files import write_atomic
-from nmsfree.gpus import Gpu, Gpus, find_gpus
+from nmsfree.machine import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
-from nmsfree_export import engine as engine_module
-from nmsfree_export.engine import BuildOptions, build_engine, rebuild_engine
-from nmsfree_export.engine_layers import parse_inspection, read_layers
-from nmsfree_export.engine_network import Layer
-from nmsfree_export.engine_progress import Bars, Lines, Silent, make_monitor, stoppable
+from nmsfree_export.tensorrt import build as engine_module
+from nmsfree_export.tensorrt.build import BuildOptions, build_engine, rebuild_engine
+from nmsfree_export.tensorrt.network import Layer, parse_inspection, read_layers
+from nmsfree_export.tensorrt.progress import Bars, Lines, Silent, make_monitor, stoppable
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
@@ -466,8 +465,8 @@ def test_phases_as_bars() -> None:
 def test_building_needs_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules |= dict.fromkeys(['torch', 'nmsfree_training'])\n"
-        "import pathlib, nmsfree_export.build_cli\n"
-        "from nmsfree_export.engine import build_engine\n"
+        "import pathlib, nmsfree_export.cli.build\n"
+        "from nmsfree_export.tensorrt.build import build_engine\n"
         "build_engine(*map(pathlib.Path, sys.argv[1:]))"
     )
     engine = tmp_path / "m.engine"
@@ -493,7 +492,7 @@ def test_ctrl_c_while_writing_leaves_engine_and_sidecar_of_one_build(
 
 
 def nmsfree(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = "from nmsfree.cli import main; main()"
+    code = "from nmsfree.cli.main import main; main()"
     command = [sys.executable, "-c", code, "build", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 

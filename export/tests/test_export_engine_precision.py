@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from nmsfree import RawDetections
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree_export.candidate import Candidate, Workshop
-from nmsfree_export.engine import BuildReport, build_engine
-from nmsfree_export.export_bytes import content_of
-from nmsfree_export.export_options import ExportOptions, Int8Options, make_export_spec
-from nmsfree_export.quantise_calibration import load_calibration
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_export.graph.write import content_of
+from nmsfree_export.options import ExportOptions, Int8Options, make_export_spec
+from nmsfree_export.quantize import load_calibration
+from nmsfree_export.tensorrt.build import BuildReport, build_engine
 from nmsfree_training.config import fcos_e2e_r18_3x
-from nmsfree_training.detector import Fcos
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.published import standin_state_dict
 
 pytest.importorskip("tensorrt_rtx")
 

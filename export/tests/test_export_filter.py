@@ -14,17 +14,16 @@ from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import GateError
-from nmsfree_export.certificate import certify
-from nmsfree_export.deploy import DeployNetwork
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.fold import fold_head
-from nmsfree_export.parity import compare, load_images
-from nmsfree_export.verify import Side, open_pair
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_export.graph.deploy import DeployNetwork, fold_head
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.verify.certificate import certify
+from nmsfree_export.verify.compare import Side, open_pair
+from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import HeadNorm, ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
-from nmsfree_training.normalize import normalize
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 ODD = (224, 160)  # P5 is 7 × 5
 Make = Callable[..., Checkpoint]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nmsfree_export.fold import fold_backbone, fold_head, folded_conv
-from nmsfree_training.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_export.graph.deploy import fold_backbone, fold_head, folded_conv
 from nmsfree_training.config import HeadNorm, fcos_e2e_nano
-from nmsfree_training.detector import Fcos
+from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.model.detector import Fcos
 
 
 def randomise_norms(module: nn.Module) -> None:

@@ -14,21 +14,21 @@ from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.preprocess import letterbox
 from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree_export import acceptance as prove_module
 from nmsfree_export import candidate as candidate_module
-from nmsfree_export import prove as prove_module
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.parity import (
+from nmsfree_export.graph.write import build_onnx
+from nmsfree_export.verify.parity import (
     Tolerance,
     compare,
     load_images,
     run_any_batch,
     seeded_images,
 )
-from nmsfree_export.write import build_onnx
-from nmsfree_training.checkpoint import Checkpoint
 from nmsfree_training.config import fcos_e2e_nano
-from nmsfree_training.detector import Fcos
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 
 @pytest.mark.parametrize("head", ["o2o", "o2m"])

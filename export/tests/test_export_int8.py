@@ -12,15 +12,13 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import DataError, GateError, InputError
-from nmsfree.evaluation.coco_scores import Metrics
+from nmsfree.evaluation.scores import Metrics
 from nmsfree.images import read_image
 from nmsfree.preprocess import letterbox
 from nmsfree.spec import Target
-from nmsfree_export import accuracy as accuracy_module
-from nmsfree_export.accuracy import Accuracy
-from nmsfree_export.cli import export as export_command
+from nmsfree_export.cli.export import export as export_command
 from nmsfree_export.export import (
     CheckOptions,
     ExportOptions,
@@ -29,12 +27,13 @@ from nmsfree_export.export import (
     export_onnx,
     make_export_spec,
 )
-from nmsfree_export.parity import Tolerance
-from nmsfree_export.precision import conv_precisions
-from nmsfree_export.quantise_calibration import load_calibration
-from nmsfree_export.quantise_parity import Int8Parity
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_export.graph.precision import conv_precisions
+from nmsfree_export.quantize import load_calibration
+from nmsfree_export.verify import accuracy as accuracy_module
+from nmsfree_export.verify.accuracy import Accuracy
+from nmsfree_export.verify.parity import Int8Parity, Tolerance
 from nmsfree_training.config import fcos_e2e_r18_3x
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
 TRAIN, VAL = 8, 12

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec, Target
-from nmsfree_export.certificate import Certificate
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.quantise import quantise, quantised_nodes
-from nmsfree_export.quantise_calibration import Calibration, load_calibration
-from nmsfree_export.quantise_certificate import certify_int8
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
-from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.quantize import Calibration, load_calibration, quantise, quantised_nodes
+from nmsfree_export.verify.certificate import Certificate
+from nmsfree_export.verify.int8_certificate import certify_int8
 from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.weights.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
 

@@ -8,12 +8,12 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.layer_errors import measure_layers, prepare
-from nmsfree_export.layers import pair_layers, read_layers
-from nmsfree_export.parity import load_images
-from nmsfree_export.write import build_onnx, deploy_module
-from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_export.graph.layers import pair_layers, read_layers
+from nmsfree_export.graph.write import build_onnx, deploy_module
+from nmsfree_export.verify.layer_errors import measure_layers, prepare
+from nmsfree_export.verify.parity import load_images
 from nmsfree_training.config import fcos_e2e_r18_3x
+from nmsfree_training.weights.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
@@ -185,7 +185,7 @@ def test_little_memory_gives_the_same_errors(
     images = prepare(load_images(None)[:1], spec)
     at_once: list[tuple[int, int]] = []
     whole = measure_layers(full, half, images, lambda *step: at_once.append(step))
-    monkeypatch.setattr("nmsfree_export.layer_errors.BUDGET", 200_000)
+    monkeypatch.setattr("nmsfree_export.verify.layer_errors.BUDGET", 200_000)
     steps: list[tuple[int, int]] = []
     parts = measure_layers(full, half, images, lambda *step: steps.append(step))
     assert parts == whole

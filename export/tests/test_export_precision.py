@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import GateError, InputError
-from nmsfree_export.certificate import certify
-from nmsfree_export.cli import verify
-from nmsfree_export.deploy import DeployNetwork
+from nmsfree_export.cli.export import verify
 from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
-from nmsfree_export.parity import Tolerance
-from nmsfree_export.precision import conv_precisions, to_half
-from nmsfree_export.write import OPSET, build_onnx, deploy_module, deployed_tensors
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_export.graph.deploy import DeployNetwork
+from nmsfree_export.graph.precision import conv_precisions, to_half
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.verify.certificate import certify
+from nmsfree_export.verify.parity import Tolerance
 from nmsfree_training.config import fcos_e2e_nano, fcos_e2e_r18_3x
-from nmsfree_training.normalize import normalize
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
 
 app = typer.Typer()
 app.command()(verify)

@@ -9,12 +9,12 @@ import torch
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.parity import compare, load_images
-from nmsfree_export.verify import Side, open_pair
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_export.verify.compare import Side, open_pair
+from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import fcos_e2e_r18_3x
-from nmsfree_training.detector import Fcos
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.published import standin_state_dict
 
 
 @pytest.fixture(scope="module")

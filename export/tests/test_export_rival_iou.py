@@ -10,14 +10,18 @@ from typer.testing import CliRunner
 
 from nmsfree import InputError
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.thresholds import Thresholds
-from nmsfree_export.cli import export as export_command
+from nmsfree.spec import Thresholds
+from nmsfree_export.cli.export import export as export_command
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_export.parity import compare, load_images
-from nmsfree_export.verify import Side, open_pair
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_export.verify.compare import Side, open_pair
+from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import ModelConfig, fcos_e2e_nano
-from nmsfree_training.deployed_filter import deployed_like, with_rival_iou
+from nmsfree_training.weights.checkpoint import (
+    Checkpoint,
+    deployed_like,
+    save_checkpoint,
+    with_rival_iou,
+)
 
 SIZE = (224, 160)
 Make = Callable[..., Checkpoint]

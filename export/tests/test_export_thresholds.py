@@ -10,14 +10,13 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree import Detector, InputError, ModelSpec
-from nmsfree.data.coco import load_coco
-from nmsfree.data.digits import write_digits
-from nmsfree.eval_cli import eval_command
-from nmsfree.spec import FORMAT_VERSION
-from nmsfree.thresholds import Thresholds
-from nmsfree_export.cli import export as export_command
+from nmsfree.cli.eval import eval_command
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import load_coco
+from nmsfree.spec import FORMAT_VERSION, Thresholds
+from nmsfree_export.cli.export import export as export_command
 from nmsfree_export.export import DEFAULT_THRESHOLD, ExportOptions, make_export_spec
-from nmsfree_training.checkpoint import Checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
 FIGURES = ["AP", "AP50", "AP75", "AP_with_nms", "AR100", "F1", "F1_with_nms", "calibration_error"]

@@ -11,22 +11,20 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
-from nmsfree.data.digits import write_digits
-from nmsfree.data.load import load_dataset
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError
-from nmsfree.evaluate import evaluate
+from nmsfree.evaluation.evaluate import evaluate
 from nmsfree_export.candidate import Workshop
-from nmsfree_export.cli import verify
+from nmsfree_export.cli.export import verify
 from nmsfree_export.export import ExportOptions, Int8Options, make_export_spec
-from nmsfree_export.export_bytes import content_of, full_spec
-from nmsfree_export.gate import gate_for
-from nmsfree_export.parity import Tolerance, load_images
-from nmsfree_export.quantise_calibration import load_calibration
-from nmsfree_export.verify import Side
-from nmsfree_export.verify_layers import compare_layers
-from nmsfree_export.verify_run import VerifyRequest, verify_pair
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_export.graph.write import content_of, full_spec
+from nmsfree_export.quantize import load_calibration
+from nmsfree_export.verify.compare import Side, compare_layers, gate_for
+from nmsfree_export.verify.parity import Tolerance, load_images
+from nmsfree_export.verify.run import VerifyRequest, verify_pair
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "weights"
 IMAGES = 8

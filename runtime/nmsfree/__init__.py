@@ -23,8 +23,7 @@ from nmsfree.errors import (
     NmsfreeError,
 )
 from nmsfree.images import read_image
-from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
 
 __version__ = "0.1.0"
 

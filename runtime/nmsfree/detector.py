@@ -15,8 +15,8 @@ from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
-from nmsfree.paths import FilePath, as_path
 from nmsfree.preprocess import Geometry, letterbox
+from nmsfree.text import FilePath, as_path
 
 Threshold = float | Literal["per-class", "precision"]
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.image_header import Header, avif_is_turned, orientation_of, read_header
-from nmsfree.paths import FilePath, as_path
-from nmsfree.text import shown
+from nmsfree.text import FilePath, as_path, shown
 
 Color = Literal["bgr", "rgb"]
 Reduction = Literal[1, 2, 4, 8]

@@ -8,13 +8,76 @@ It travels as JSON under the metadata key ``nmsfree`` of an ONNX file. The JSON 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from nmsfree.decode import Positive, Share, Side, check_format, decode_json
 from nmsfree.errors import ModelError
-from nmsfree.thresholds import Thresholds
+
+TARGET_PRECISION = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Scores above which detections are worth showing, overall and for every class.
+
+    A detection is kept if its score is above the threshold. Precision, recall and
+    F1 = 2·precision·recall / (precision + recall) are those at IoU 0.5.
+
+    Attributes:
+        best_f1: threshold of the largest F1 over the detections of all classes together.
+        best_f1_per_class: the same for each class, index = class id; None where the split has
+            no object of the class.
+        target_precision: the precision that the next four are about.
+        at_precision: lowest threshold with at least that precision; None if there is none.
+        at_precision_per_class: the same for each class.
+        recall_at_precision: recall at `at_precision`; None where that is None.
+        recall_at_precision_per_class: the same for each class.
+        measured_on: what they were measured on, "digits val, 300 images, IoU 0.5".
+    """
+
+    best_f1: Share
+    best_f1_per_class: tuple[Share | None, ...]
+    target_precision: Share = TARGET_PRECISION
+    at_precision: Share | None
+    at_precision_per_class: tuple[Share | None, ...]
+    recall_at_precision: Share | None
+    recall_at_precision_per_class: tuple[Share | None, ...]
+    measured_on: str
+
+    def __post_init__(self) -> None:
+        counts = {len(v) for k, v in vars(self).items() if k.endswith("_per_class")}
+        if len(counts) != 1:
+            raise ModelError(
+                f"thresholds of {sorted(counts)} classes, expected one number of classes: "
+                "measure them again with `nmsfree eval`"
+            )
+
+    def for_best_f1(self) -> tuple[float, ...]:
+        """Return the best-F1 threshold of every class; the overall one for those without."""
+        return tuple(self.best_f1 if t is None else t for t in self.best_f1_per_class)
+
+    def for_precision(self) -> tuple[float, ...]:
+        """Return the threshold of every class that reaches `target_precision`.
+
+        It is 1, which no score passes, for a class that never reaches it. Of a class that had no
+        object nothing is known: it takes the overall threshold.
+        """
+        overall = 1.0 if self.at_precision is None else self.at_precision
+        pairs = zip(self.at_precision_per_class, self.best_f1_per_class, strict=True)
+        return tuple(
+            (overall if best is None else 1.0) if precise is None else precise
+            for precise, best in pairs
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, ready for `json.dumps`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
 
 METADATA_KEY = "nmsfree"
 FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: made_for
@@ -117,3 +180,64 @@ class ModelSpec:
         """
         check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
         return decode_json(text, cls, where, ModelError, AGAIN)
+
+
+# What runs a file → why a file made for the key does not fit it. What is not named here fits.
+_REASONS = {
+    "cpu": {
+        "cuda": "ONNX Runtime's CUDA provider has no INT8 convolutions, so nothing is gained",
+        "tensorrt-rtx": "TensorRT-RTX has no asymmetric zero points",
+        "tensorrt": "TensorRT has no asymmetric zero points",
+    },
+    "tensorrt": {
+        "cpu": "ONNX Runtime on processors runs signed activations with a bias in float at half"
+        " the speed of a file made for cpu",
+        "cuda": "ONNX Runtime's CUDA provider has no INT8 convolutions, so nothing is gained",
+        "openvino": "its weights of 8 bits saturate in OpenVINO where the processor has no VNNI",
+    },
+}
+_INSTEAD = {
+    "cpu": "--precision int8 --for cpu",
+    "cuda": "--precision fp16",
+    "openvino": "--precision int8 --for cpu",
+    "tensorrt-rtx": "--precision int8 --for tensorrt",
+    "tensorrt": "--precision int8 --for tensorrt",
+}
+
+
+def check_made_for(path: Path, spec: ModelSpec, device: str) -> None:
+    """Refuse a file that was made for another kind of engine.
+
+    Args:
+        path: the file, for the message.
+        device: kind of device as in `backends.devices`, also what an engine is built with: "cpu",
+            "cuda", "tensorrt-rtx", "tensorrt", "openvino".
+
+    Raises:
+        ModelError: it does not fit; says why, and what to export instead.
+    """
+    reason = _REASONS.get(spec.made_for or "", {}).get(device)
+    if reason is not None:
+        raise ModelError(
+            f"{path}: made for {spec.made_for}, not for {device}: {reason};"
+            f" export with {_INSTEAD[device]}"
+        )
+
+
+def canary(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return a BGR picture of coloured squares, uint8 [height, width, 3].
+
+    Unsigned 32-bit arithmetic, which wraps, and nothing else. Channel c of pixel (x, y) is
+    (3 · h(32) + h(8)) / 4, rounded down, where of the square of side s that the pixel is in
+
+        h(s) = the upper 8 bits of k · 2246822519, k = i xor (i / 2^15),
+        i = (seed + s + 3 · (x / s) + 12288 · (y / s) + c) · 2654435761.
+    """
+    y, x, c = (axis.astype(np.uint32) for axis in np.ogrid[:height, :width, :3])
+    picture = np.zeros((height, width, 3), np.uint32)
+    for side, weight in ((32, 3), (8, 1)):
+        number: NDArray[Any] = np.uint32(seed + side) + 3 * (x // side) + 12288 * (y // side) + c
+        number = number * np.uint32(2654435761)
+        number = (number ^ (number >> 15)) * np.uint32(2246822519)
+        picture += weight * (number >> 24)
+    return (picture // 4).astype(np.uint8)

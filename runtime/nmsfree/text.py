@@ -1,7 +1,11 @@
 """Text from outside (names, paths, messages) made fit to show."""
 
+import os
 import re
 import unicodedata
+from pathlib import Path
+
+from nmsfree.errors import InputError
 
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, line separators
 _MARKDOWN = re.compile(r"([\\`*\[\]|<>#])")
@@ -35,3 +39,31 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not read
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+FilePath = str | os.PathLike[str]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one slash; a drive has one letter
+
+
+def as_path(path: object, what: str, expected: str = "a path") -> Path:
+    """Check what the caller gave as a path.
+
+    Args:
+        what: the argument, as a message names it.
+        expected: what it may be, in words.
+
+    Raises:
+        InputError: it is not a text or an `os.PathLike`, or it is a URL.
+    """
+    given = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(given, str):
+        raise InputError(f"{what} is {_kind(path)}, expected {expected}")
+    if _URL.match(given):
+        raise InputError(
+            f"{what} is a URL ({shown(given)}), expected {expected}: download it first"
+        )
+    return Path(given)
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

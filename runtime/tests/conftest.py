@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import FakeTensorRt, fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
-from nmsfree.cuda.fake import FakeCuda
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.engines.flavour import Flavour
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.spec import METADATA_KEY
+from nmsfree.testing.cuda import FakeCuda
+from nmsfree.testing.tensorrt import FakeTensorRt, fake_flavour, write_fake_engine
 
 CELL = 8
 

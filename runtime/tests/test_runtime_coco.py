@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.formats import find_layout
-from nmsfree.data.load import load_dataset
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree.datasets.formats.folder import find_layout, load_dataset
 from nmsfree.errors import DataError
-from nmsfree.evaluate import Result, coco_metrics
 from nmsfree.evaluation.analysis import folder_name
+from nmsfree.evaluation.evaluate import Result, coco_metrics
 
 
 def content() -> dict[str, Any]:

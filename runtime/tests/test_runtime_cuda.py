@@ -9,9 +9,9 @@ import pytest
 
 from nmsfree import EngineError, InputError
 from nmsfree.cuda import Cuda, open_cuda
-from nmsfree.cuda.fake import FakeCuda
 from nmsfree.errors import MissingExtraError
-from nmsfree.gpus import find_gpus
+from nmsfree.machine import find_gpus
+from nmsfree.testing.cuda import FakeCuda
 
 LAYERS = [
     "fake",

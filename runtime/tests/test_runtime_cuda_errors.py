@@ -12,7 +12,7 @@ import pytest
 
 from nmsfree import EngineError, InputError, MissingExtraError, NmsfreeError
 from nmsfree.cuda import cuda_python, open_cuda, pycuda
-from nmsfree.cuda.streams import stream_handle
+from nmsfree.cuda.base import stream_handle
 
 DOCTOR = "`nmsfree doctor` says what is missing"
 
@@ -116,7 +116,7 @@ def test_a_machine_without_a_driver_says_so(
 
 def test_the_real_package_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """On machines without a driver; its exception is NVIDIA's, not ours."""
-    from nmsfree.gpus import find_gpus
+    from nmsfree.machine import find_gpus
 
     pytest.importorskip("cuda.bindings.driver")
     if find_gpus().cuda is not None:

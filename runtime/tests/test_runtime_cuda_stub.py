@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nmsfree.gpus import find_gpus
+from nmsfree.machine import find_gpus
 
 pytest.importorskip("cuda.bindings.driver")
 HERE = Path(__file__).parent
@@ -42,9 +42,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from nmsfree import ModelSpec
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.testing.tensorrt import fake_flavour
+from nmsfree.testing.tensorrt import write_fake_engine
 
 class Memory:
     def enqueue(self, handle, work, kind): work()

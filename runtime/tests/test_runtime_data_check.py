@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from nmsfree.data.check import check_dataset
-from nmsfree.data.check_images import read_images
-from nmsfree.data.check_report import Check
-from nmsfree.data.faults import DESCRIPTIONS, Kind, Level
-from nmsfree.data.fix import default_folder, needs_fixing, write_fixed
-from nmsfree.data.load import load_dataset
-from nmsfree.data_check_classes import COMMONEST, RAREST, class_table
-from nmsfree.data_check_cli import check as data_check
+from nmsfree.cli.data_check import COMMONEST, RAREST, class_table
+from nmsfree.cli.data_check import check as data_check
+from nmsfree.datasets.check.check import check_dataset
+from nmsfree.datasets.check.fix import default_folder, needs_fixing, write_fixed
+from nmsfree.datasets.check.images import read_images
+from nmsfree.datasets.check.report import Check
+from nmsfree.datasets.faults import DESCRIPTIONS, Kind, Level
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError
 
 WIDTH, HEIGHT = 96, 64

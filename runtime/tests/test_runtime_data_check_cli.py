@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nmsfree.data.check import check_dataset
-from nmsfree.data.check_sheets import choose, choose_faults
-from nmsfree.data.digits import write_digits
-from nmsfree.data.faults import Level
-from nmsfree.data.fix import write_fixed
-from nmsfree.data.load import load_dataset
-from nmsfree.data.sheet import CAPTION, GAP, HEIGHT, WIDTH, Tile, make_sheet
-from nmsfree.data.sheet_marks import Mark
-from nmsfree.data_cli import app
+from nmsfree.cli.data import app
+from nmsfree.datasets.check.check import check_dataset
+from nmsfree.datasets.check.fix import write_fixed
+from nmsfree.datasets.check.pictures import choose, choose_faults
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.faults import Level
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.sheet import CAPTION, GAP, HEIGHT, WIDTH, Mark, Tile, make_sheet
 from nmsfree.errors import DataError
 from nmsfree.images import read_image
 
@@ -189,7 +188,7 @@ def test_opencv_does_not_chatter(digits: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(digits, root)
     (root / "train/00003.png").write_bytes((root / "train/00003.png").read_bytes()[:500])
-    command = [sys.executable, "-c", "from nmsfree.data_cli import app; app()", "check", str(root)]
+    command = [sys.executable, "-c", "from nmsfree.cli.data import app; app()", "check", str(root)]
     outcome = subprocess.run(
         [*command, "--out", str(tmp_path)], capture_output=True, check=False, encoding="utf-8",
         env=os.environ | {"PYTHONUTF8": "1"},

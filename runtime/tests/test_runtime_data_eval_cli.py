@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nmsfree.data_cli import app as data_app
+from nmsfree.cli.data import app as data_app
 from nmsfree.errors import InputError
 from nmsfree.images import read_image
 

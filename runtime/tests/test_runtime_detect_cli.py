@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree import Detector, InputError, cli, read_image
-from nmsfree.detect_output import Output, picture_names
-from nmsfree.detect_run import Run
+from nmsfree import Detector, InputError, read_image
+from nmsfree.cli import main as cli
+from nmsfree.cli.detect import Run
 from nmsfree.files import VideoFile, write_picture
-from nmsfree.sources import WRITTEN_SUFFIXES, Source, Video, expand
+from nmsfree.streams.sources import WRITTEN_SUFFIXES, Source, Video, expand
+from nmsfree.streams.writers import Output, picture_names
 
 Noise = Callable[..., NDArray[np.uint8]]
 Detect = Callable[..., tuple[int, str, str]]
@@ -424,7 +425,7 @@ def test_pictures_that_cannot_be_encoded_are_said(place: Path, noise: Noise) -> 
 def test_the_console_script(place: Path, photos: Path) -> None:
     """Once as a process of its own: exit status, and nothing but JSON on stdout."""
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    code = "from nmsfree.cli import main; main()"
+    code = "from nmsfree.cli.main import main; main()"
     arguments = ["detect", "photos", "-m", "tiny.onnx", "--json", "-"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120

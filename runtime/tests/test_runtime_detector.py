@@ -25,7 +25,7 @@ from nmsfree import (
     read_image,
 )
 from nmsfree.detector import IMAGES_PER_RUN
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import Thresholds
 
 Noise = Callable[..., NDArray[np.uint8]]
 SIZES = [(64, 96), (480, 640), (333, 21), (1, 1), (60, 400)]

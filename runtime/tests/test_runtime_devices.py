@@ -11,20 +11,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from nmsfree import (
-    CallableBackend,
-    Detector,
-    InputError,
-    ModelError,
-    NmsfreeError,
-    backends,
-    cli,
-    eval_cli,
-    gpus,
-)
+from nmsfree import CallableBackend, Detector, InputError, ModelError, NmsfreeError, backends
+from nmsfree import machine as gpus
 from nmsfree.backends import OnnxRuntimeBackend, Options, open_backend
-from nmsfree.backends.devices import Device, parse_device
-from nmsfree.identity import sha256
+from nmsfree.backends.options import Device, parse_device
+from nmsfree.cli import eval as eval_cli
+from nmsfree.cli import main as cli
+from nmsfree.machine import sha256
 
 
 @pytest.fixture
@@ -181,9 +174,9 @@ def test_an_engine_is_opened_as_asked(
 ) -> None:
     engine = tmp_path / "a.engine"
     engine.touch()
-    fake: Any = type(sys)("nmsfree.backends.tensorrt")
+    fake: Any = type(sys)("nmsfree.backends.tensorrt.backend")
     fake.TensorRtBackend = FakeEngines
-    monkeypatch.setitem(sys.modules, "nmsfree.backends.tensorrt", fake)
+    monkeypatch.setitem(sys.modules, "nmsfree.backends.tensorrt.backend", fake)
     backend: Any = open_backend(engine, device, Options(rebuild=False, trust=True))
     expected = {"path": engine, "device": device, "rebuild": False, "trust": True, "sha256": None}
     assert backend.opened == expected

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree.data.coco import load_coco
-from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene, write_digits
-from nmsfree.data.digits_draw import draw_group
-from nmsfree.data.digits_glyphs import draw_glyph, instances, load_digits
-from nmsfree.data.digits_layout import lay_out
+from nmsfree.datasets.digits.draw import draw_group
+from nmsfree.datasets.digits.layout import draw_glyph, instances, lay_out, load_digits
+from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene, write_digits
+from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import DataError
 from nmsfree.images import read_image
 

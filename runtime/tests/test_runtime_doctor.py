@@ -9,13 +9,17 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from nmsfree import EngineError, cli, doctor, doctor_cli, doctor_probe, doctor_system
-from nmsfree.doctor import ENGINES, Check, Engine, Report, check_engine, find_conflicts
-from nmsfree.doctor_child import ask_child, module_command
-from nmsfree.doctor_print import print_report
-from nmsfree.doctor_probe import PROBES, Outcome, look
-from nmsfree.doctor_system import System
-from nmsfree.gpus import Gpu, Gpus
+from nmsfree import EngineError
+from nmsfree.cli import doctor as doctor_cli
+from nmsfree.cli import main as cli
+from nmsfree.cli.doctor import print_report
+from nmsfree.doctor import probe as doctor_probe
+from nmsfree.doctor import report as doctor
+from nmsfree.doctor import system as doctor_system
+from nmsfree.doctor.probe import PROBES, Outcome, ask_child, look, module_command
+from nmsfree.doctor.report import ENGINES, Check, Engine, Report, check_engine, find_conflicts
+from nmsfree.doctor.system import System
+from nmsfree.machine import Gpu, Gpus
 
 NO_DRIVER = Gpus((), None, "no NVIDIA driver was found (libcuda.so.1)")
 BY_PROBE = {engine.probe: engine for engine in ENGINES}
@@ -82,11 +86,11 @@ def test_a_vendor_that_crashes_does_not_take_doctor_down(
 def test_gpus_come_through_the_child() -> None:
     found = Gpus((Gpu("NVIDIA GeForce RTX 4060", (8, 9), 8 << 30),), "13.2", "")
     code = (
-        "import json, dataclasses\nfrom nmsfree.gpus import Gpu, Gpus\n"
+        "import json, dataclasses\nfrom nmsfree.machine import Gpu, Gpus\n"
         f"print(json.dumps(dataclasses.asdict({found!r})))"
     )
     assert doctor_system.look_at_gpus([sys.executable, "-c", code]) == found
-    real = doctor_system.look_at_gpus(module_command("nmsfree.doctor_system"))
+    real = doctor_system.look_at_gpus(module_command("nmsfree.doctor.system"))
     assert bool(real.found) != bool(real.problem)
 
 
@@ -131,7 +135,7 @@ def test_openvino(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
 
 
 def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    pytest.importorskip("nmsfree_training.predict")
+    pytest.importorskip("nmsfree_training.weights.predict")
     outcome = probe("torch", monkeypatch, capsys)
     assert outcome.runs
     assert outcome.detail.startswith("PyTorch ")

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nmsfree import Detector, ModelSpec, doctor_model
+from nmsfree import Detector, ModelSpec
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.doctor_model import CELL, CELLS, FILE, ROWS, SIDE
+from nmsfree.doctor import model as doctor_model
+from nmsfree.doctor.model import CELL, CELLS, FILE, ROWS, SIDE
 from nmsfree.spec import METADATA_KEY
 
 # As written by the first version of the format, so that later fields do not change the file.

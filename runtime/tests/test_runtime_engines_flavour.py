@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from nmsfree import EngineError, InputError, MissingExtraError
-from nmsfree.engines import flavour as flavour_module
-from nmsfree.engines.flavour import (
+from nmsfree.backends.tensorrt import vendor as flavour_module
+from nmsfree.backends.tensorrt.log import LONGEST_REASON, Message, VendorLog, reason
+from nmsfree.backends.tensorrt.vendor import (
     Flavour,
     RuntimeConfig,
     is_installed,
     load_flavour,
     same_platform,
 )
-from nmsfree.engines.vendor_log import LONGEST_REASON, Message, VendorLog, reason
 
 # Without the wheel there is nothing to test here; constraints and CI install it.
 trt: Any = pytest.importorskip("tensorrt_rtx")

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from nmsfree import EngineError, MissingExtraError, ModelError, ModelSpec
-from nmsfree.engines import load
-from nmsfree.engines.check import check_engine
-from nmsfree.engines.flavour import Flavour
-from nmsfree.engines.load import load_plan
-from nmsfree.engines.sidecar import (
+from nmsfree.backends.tensorrt import load
+from nmsfree.backends.tensorrt.load import check_engine, load_plan
+from nmsfree.backends.tensorrt.sidecar import (
     Sidecar,
     lock_path,
     sidecar_path,
@@ -23,6 +21,7 @@ from nmsfree.engines.sidecar import (
     write_engine,
     write_sidecar,
 )
+from nmsfree.backends.tensorrt.vendor import Flavour
 from nmsfree.lock import locked
 
 RTX = Flavour("tensorrt-rtx", None, "1.7.1.116")
@@ -243,7 +242,7 @@ def test_rebuild(
     assert [(call[0], call[1]) for call in rebuilder.calls] == [("tensorrt-rtx", 89)]
     assert caplog.record_tuples == [
         (
-            "nmsfree.engines.load",
+            "nmsfree.backends.tensorrt.load",
             logging.WARNING,
             f"{engine}: {problem}; building it again from model.onnx",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nmsfree import EngineError, ModelError, ModelSpec
-from nmsfree.engines.sidecar import (
+from nmsfree.backends.tensorrt.sidecar import (
     Sidecar,
     read_sidecar,
     sidecar_path,

@@ -3,7 +3,7 @@
 import pytest
 
 from nmsfree import InputError
-from nmsfree.engines.targets import SM_OF_GPU, normalise, resolve_targets, sm_of, sms_text
+from nmsfree.backends.tensorrt.targets import SM_OF_GPU, normalise, resolve_targets, sm_of, sms_text
 
 BUILDABLE = (75, 80, 86, 89, 120, 121)
 

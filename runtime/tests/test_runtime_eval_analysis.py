@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from nmsfree import ModelSpec, NmsSpec
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError
-from nmsfree.evaluate import coco_metrics
 from nmsfree.evaluation.analysis import Analysis, analyse
-from nmsfree.evaluation.coco_scores import Result
+from nmsfree.evaluation.evaluate import coco_metrics
 from nmsfree.evaluation.report import sentences
+from nmsfree.evaluation.scores import Result
 
 Make = Callable[..., DetectionDataset]
 A = [10.0, 10.0, 100.0, 100.0]

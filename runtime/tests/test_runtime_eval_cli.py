@@ -16,12 +16,11 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from nmsfree.data.coco import load_coco
-from nmsfree.data.digits import CLASS_NAMES, write_digits
+from nmsfree.cli.eval import _run_name, eval_command
+from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
+from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import DataError, InputError, MissingExtraError
-from nmsfree.eval_cli import _run_name, eval_command
-from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import METADATA_KEY, ModelSpec, Thresholds
 
 app = typer.Typer()
 app.command()(eval_command)
@@ -37,7 +36,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import typer
-from nmsfree.eval_cli import eval_command
+from nmsfree.cli.eval import eval_command
 app = typer.Typer()
 app.command()(eval_command)
 app(standalone_mode=False)

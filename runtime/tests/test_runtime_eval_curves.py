@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from nmsfree.evaluation.calibration import BINS, calibrate
-from nmsfree.evaluation.curves import Curve, Point
-from nmsfree.evaluation.recommend import recommend
-from nmsfree.thresholds import Thresholds
+from nmsfree.evaluation.curves import BINS, Curve, Point, calibrate, recommend
+from nmsfree.spec import Thresholds
 
 
 def curve(*rows: tuple[float, bool], objects: int, floor: float = 0.05) -> Curve:

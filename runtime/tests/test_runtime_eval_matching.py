@@ -14,7 +14,7 @@ from nmsfree.evaluation.boxes import (
     pairs_within,
     to_results,
 )
-from nmsfree.evaluation.confusion import confusion_matrix
+from nmsfree.evaluation.curves import confusion_matrix
 from nmsfree.evaluation.matching import duplicates, match, survivors
 from nmsfree.nms import suppress
 

@@ -11,14 +11,14 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.digits import write_digits
-from nmsfree.evaluate import coco_metrics
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import best_first, objects_of, read_boxes
-from nmsfree.evaluation.coco_scores import Result
 from nmsfree.evaluation.curves import Curve
+from nmsfree.evaluation.evaluate import coco_metrics
 from nmsfree.evaluation.matching import match
+from nmsfree.evaluation.scores import Result
 from nmsfree.spec import ModelSpec
 
 STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]

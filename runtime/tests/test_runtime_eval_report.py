@@ -13,13 +13,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from nmsfree import ModelSpec, NmsSpec
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.evaluation.analysis import Analysis, analyse
-from nmsfree.evaluation.coco_scores import Result
-from nmsfree.evaluation.plot_confusion import draw_confusion
-from nmsfree.evaluation.plot_curves import draw_calibration, draw_f1, draw_precision_recall
-from nmsfree.evaluation.plot_style import short
-from nmsfree.evaluation.plots import write_plots
+from nmsfree.evaluation.plots import (
+    draw_calibration,
+    draw_confusion,
+    draw_f1,
+    draw_precision_recall,
+    write_plots,
+)
 from nmsfree.evaluation.report import (
     OVERALL,
     about_nms,
@@ -28,6 +30,8 @@ from nmsfree.evaluation.report import (
     sentences,
     worst_first,
 )
+from nmsfree.evaluation.scores import Result
+from nmsfree.plotting import short
 
 Make = Callable[..., DetectionDataset]
 PICTURES = ["confusion_matrix.png", "pr_curve.png", "f1_curve.png", "calibration.png"]

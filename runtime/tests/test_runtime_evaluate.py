@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from nmsfree.backends import CallableBackend, RawDetections
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.digits import CLASS_NAMES, write_digits
+from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.detector import Detector
 from nmsfree.errors import DataError
-from nmsfree.evaluate import Metrics, Result, coco_metrics, evaluate, predict
+from nmsfree.evaluation.evaluate import Metrics, Result, coco_metrics, evaluate, predict
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree.data.dataset import DetectionDataset
-from nmsfree.data.digits import CLASS_NAMES, Scene, make_scene
-from nmsfree.data.load import load_dataset
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError, InputError
-from nmsfree.evaluate import Result, coco_metrics
+from nmsfree.evaluation.evaluate import Result, coco_metrics
 from nmsfree.files import write_picture
 
 SIDE, SCENES = 256, 6

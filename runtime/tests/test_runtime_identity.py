@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nmsfree import identity
+from nmsfree import machine as identity
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:

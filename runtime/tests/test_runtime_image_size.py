@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmsfree.data.image_size import header_size, image_size
+from nmsfree.datasets.image_files import header_size, image_size
 from nmsfree.errors import InputError
 from nmsfree.images import read_image
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nmsfree import Detector, ModelError, ModelSpec
-from nmsfree.made_for import check_made_for
+from nmsfree.spec import check_made_for
 
 MakeSpec = Callable[..., ModelSpec]
 FILE = Path("model.onnx")

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 
 from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
-from nmsfree.backends import OnnxRuntimeBackend, onnxruntime_gpu, onnxruntime_plugin
-from nmsfree.backends.devices import parse_device
-from nmsfree.backends.onnxruntime_graph import BoundRun, GraphRun
-from nmsfree.backends.onnxruntime_session import check_placement, create
-from nmsfree.gpus import Gpu, Gpus, find_gpus
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends.onnxruntime import gpu as onnxruntime_gpu
+from nmsfree.backends.onnxruntime import gpu as onnxruntime_plugin
+from nmsfree.backends.onnxruntime.graph import BoundRun, GraphRun
+from nmsfree.backends.onnxruntime.session import check_placement, create
+from nmsfree.backends.options import parse_device
+from nmsfree.machine import Gpu, Gpus, find_gpus
 
 Noise = Callable[..., NDArray[np.uint8]]
 

@@ -11,16 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from nmsfree import (
-    Detector,
-    EngineError,
-    InputError,
-    MissingExtraError,
-    ModelError,
-    NmsfreeError,
-    identity,
-)
-from nmsfree.backends import OnnxRuntimeBackend, OpenVinoBackend, openvino_model
+from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
+from nmsfree import machine as identity
+from nmsfree.backends import OnnxRuntimeBackend, OpenVinoBackend
+from nmsfree.backends import openvino as openvino_model
 
 openvino = pytest.importorskip("openvino")
 
@@ -277,7 +271,7 @@ def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
 def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled detector, NMS-free and with NMS in its graph; a file needs the export."""
     export = pytest.importorskip("nmsfree_export.export")
-    checkpoint = pytest.importorskip("nmsfree_training.checkpoint")
+    checkpoint = pytest.importorskip("nmsfree_training.weights.checkpoint")
     options = export.ExportOptions(head=request.param, batch=None)
     path = tmp_path_factory.mktemp("nano") / f"{request.param}.onnx"
     export.export_onnx(
@@ -288,7 +282,7 @@ def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_trained_detectors_agree_with_onnxruntime(nano: Path) -> None:
     """On the bundled scenes, alone and in a batch: every row has its partner, with NMS, too."""
-    parity = pytest.importorskip("nmsfree_export.parity")
+    parity = pytest.importorskip("nmsfree_export.verify.parity")
     tolerance = parity.Tolerance(score=1e-4, box=0.05)  # pixels
     outcome = parity.compare(
         OnnxRuntimeBackend(nano), OpenVinoBackend(nano), parity.load_images(None), tolerance

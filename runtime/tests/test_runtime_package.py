@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 import nmsfree
 from nmsfree import backends, errors
-from nmsfree.cli import COMMANDS, build_app
+from nmsfree.cli.main import COMMANDS, build_app
 from nmsfree.files import write_picture
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import Thresholds
 
 # Blocks packages the runtime may not need, then imports all of it: prints the modules.
 IMPORT_EVERYTHING = """
@@ -249,7 +249,7 @@ def test_the_users_own_word_on_telemetry_stands(tmp_path: Path) -> None:
     assert run_python(code, ORT_DISABLE_TELEMETRY="0").stdout == "0\n"
     (tmp_path / "intel").mkdir()
     (tmp_path / "intel/openvino_telemetry").write_text("1")
-    code = "from nmsfree.backends.openvino_model import _agreed_to_telemetry as f; print(f())"
+    code = "from nmsfree.backends.openvino import _agreed_to_telemetry as f; print(f())"
     assert run_python(code, HOME=tmp_path).stdout == "True\n"
     (tmp_path / "intel/openvino_telemetry").write_text("0")
     assert run_python(code, HOME=tmp_path).stdout == "False\n"
@@ -259,10 +259,10 @@ def test_every_module_imports_without_torch() -> None:
     done = run_python(IMPORT_EVERYTHING, "torch", *OURS, *OPTIONAL)
     assert done.returncode == 0, done.stderr
     modules = done.stdout.split()
-    assert {"nmsfree.detector", "nmsfree.cli", "nmsfree.detect_cli", "nmsfree.eval_cli"} <= {
+    assert {"nmsfree.detector", "nmsfree.cli.main", "nmsfree.cli.detect", "nmsfree.cli.eval"} <= {
         *modules
     }
-    assert "nmsfree.backends.onnxruntime" in modules
+    assert "nmsfree.backends.onnxruntime.backend" in modules
 
 
 def test_a_missing_engine_is_named_with_its_extra() -> None:
@@ -311,7 +311,7 @@ def test_every_error_is_public_and_drawn() -> None:
 
 
 def test_every_backend_has_the_protocol() -> None:
-    from nmsfree.backends.tensorrt import TensorRtBackend
+    from nmsfree.backends.tensorrt.backend import TensorRtBackend
 
     own = (backends.CallableBackend, backends.OnnxRuntimeBackend, backends.OpenVinoBackend)
     for backend in (*own, TensorRtBackend):
@@ -320,7 +320,7 @@ def test_every_backend_has_the_protocol() -> None:
 
 
 def test_help_names_every_command() -> None:
-    done = run_python("from nmsfree.cli import main; main()", "--help")
+    done = run_python("from nmsfree.cli.main import main; main()", "--help")
     assert done.returncode == 0, done.stderr
     assert all(f" {name} " in done.stdout for name in COMMANDS)
 
@@ -332,7 +332,7 @@ def test_completion_knows_commands_and_passes_over_others(
     for words, found in (("nmsfree det", "detect"), ("nmsfree nothing --", "")):
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-        done = run_python("from nmsfree.cli import main; main()")
+        done = run_python("from nmsfree.cli.main import main; main()")
         assert found in done.stdout.split() or not found
         assert "error" not in done.stderr
 
@@ -346,7 +346,7 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
             return "1.2.3"
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("nmsfree.cli.version", version)
+    monkeypatch.setattr("nmsfree.cli.main.version", version)
     done = CliRunner().invoke(build_app(), ["--version"])
     assert done.stdout.splitlines()[:2] == ["nmsfree 1.2.3", "nmsfree-export –"]
 
@@ -411,7 +411,7 @@ def test_counts_that_no_machine_has_are_refused(option: str, number: str) -> Non
 
 def test_a_command_that_is_not_installed_names_its_distribution() -> None:
     """Whatever follows: options it would know are none of its business."""
-    code = "import nmsfree.cli as cli\ncli.entry_points = lambda group: []\ncli.main()"
+    code = "import nmsfree.cli.main as cli\ncli.entry_points = lambda group: []\ncli.main()"
     done = run_python(code, "bench", "--quick", "a.onnx")
     assert done.returncode == 2
     assert 'pip install "nmsfree-benchmarks"' in done.stderr
@@ -421,7 +421,7 @@ def test_a_command_that_is_not_installed_names_its_distribution() -> None:
 def command_that(work: str) -> str:
     """A program: the command line with one command, which does `work`."""
     return (
-        "import sys, time, typer, nmsfree.cli as cli\n"
+        "import sys, time, typer, nmsfree.cli.main as cli\n"
         "app = typer.Typer()\n"
         "@app.command()\n"
         "def work() -> None:\n"

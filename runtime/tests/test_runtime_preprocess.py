@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nmsfree.canary import canary
 from nmsfree.preprocess import PAD_BGR, Geometry, fit, letterbox
+from nmsfree.spec import canary
 
 INPUT = (64, 96)
 SIZES = [

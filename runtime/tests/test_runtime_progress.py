@@ -2,7 +2,7 @@
 
 import pytest
 
-from nmsfree.progress import progress_bar
+from nmsfree.cli.progress import progress_bar
 
 
 def test_nothing_is_drawn_when_there_is_nothing_to_count(

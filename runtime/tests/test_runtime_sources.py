@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nmsfree import InputError, read_image
-from nmsfree.detect_output import new_run_folder, picture_names
-from nmsfree.sources import Source, Video, expand, find_images
+from nmsfree.streams.sources import Source, Video, expand, find_images
+from nmsfree.streams.writers import new_run_folder, picture_names
 
 
 @pytest.fixture

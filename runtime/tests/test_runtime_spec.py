@@ -8,8 +8,7 @@ import jsonschema
 import pytest
 
 from nmsfree import ModelError, ModelSpec, NmsSpec
-from nmsfree.spec import FORMAT_VERSION, TARGETS
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import FORMAT_VERSION, TARGETS, Thresholds
 
 MakeSpec = Callable[..., ModelSpec]
 MEASURED = Thresholds(

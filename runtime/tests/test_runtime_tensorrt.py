@@ -1,6 +1,6 @@
 """The native TensorRT backend over the fakes: results, graphs, threads, freeing, errors.
 
-The fakes do work when it is waited for and refuse what crashes a GPU, see `nmsfree.cuda.fake`.
+The fakes do work when it is waited for and refuse what crashes a GPU, see `nmsfree.testing.cuda`.
 """
 
 import gc
@@ -27,9 +27,9 @@ from nmsfree import (
     NmsSpec,
     RawDetections,
 )
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_lane import Timings
-from nmsfree.cuda.fake import FakeCuda
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.context import Timings
+from nmsfree.testing.cuda import FakeCuda
 
 Noise = Callable[..., NDArray[np.uint8]]
 BUILD = "build the engine again with `nmsfree build`"
@@ -389,7 +389,7 @@ def test_an_exception_of_the_bindings_is_one_line(
         raise RuntimeError("something\nbroke")
 
     monkeypatch.setattr(rig.module, "cuda", None)
-    monkeypatch.setattr("nmsfree.backends.tensorrt_fake._Context.execute_async_v3", raising)
+    monkeypatch.setattr("nmsfree.testing.tensorrt._Context.execute_async_v3", raising)
     assert refused(lambda: backend.run(noise(0)[None]), EngineError) == (
         f"{rig.path}: tensorrt-rtx 1.7.1.116 cannot run the engine (something broke): {DOCTOR}"
     )
@@ -474,7 +474,7 @@ def test_a_context_that_we_opened_is_given_back(
         asked.append((layer, index))
         return rig.cuda
 
-    monkeypatch.setattr("nmsfree.backends.tensorrt.open_cuda", opened)
+    monkeypatch.setattr("nmsfree.backends.tensorrt.backend.open_cuda", opened)
     backend = rig.open(cuda="pycuda", device="cuda:1")
     backend.run(noise(0)[None])
     assert not rig.cuda.closed

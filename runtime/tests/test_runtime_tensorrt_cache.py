@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from nmsfree import RawDetections
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_cache import MAGIC, cache_path, read_cache, write_cache
-from nmsfree.backends.tensorrt_fake import fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
-from nmsfree.cuda.fake import FakeCuda
-from nmsfree.engines.sidecar import read_sidecar
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.engine import MAGIC, cache_path, read_cache, write_cache
+from nmsfree.backends.tensorrt.sidecar import read_sidecar
+from nmsfree.testing.cuda import FakeCuda
+from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
 
 IMAGES = np.zeros((1, 64, 96, 3), np.uint8)
 
@@ -145,7 +144,7 @@ def test_kernels_that_the_library_does_not_give_cost_a_warning_only(
     def broken(self: Any) -> bytes:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("nmsfree.backends.tensorrt_fake._Cache.serialize", broken)
+    monkeypatch.setattr("nmsfree.testing.tensorrt._Cache.serialize", broken)
     assert run(engine) == 1
     # An engine that an earlier test never closed may say the same of itself just now.
     assert (

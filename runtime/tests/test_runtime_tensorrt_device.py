@@ -10,12 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import InputError, ModelSpec, RawDetections
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
-from nmsfree.cuda.arrays import is_device_array
-from nmsfree.cuda.dlpack import Layout, _Tensor, read_capsule
-from nmsfree.cuda.fake import FakeCuda
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.cuda.arrays import Layout, _Tensor, is_device_array, read_capsule
+from nmsfree.testing.cuda import FakeCuda
+from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
 
 Noise = Callable[..., NDArray[np.uint8]]
 UINT, FLOAT = 1, 2  # DLPack's codes

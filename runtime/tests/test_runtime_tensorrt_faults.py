@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import EngineError
-from nmsfree.cuda.fake import FakeCuda
-from nmsfree.cuda.freeing import free_all
+from nmsfree.cuda.base import free_all
+from nmsfree.testing.cuda import FakeCuda
 
 Noise = Callable[..., NDArray[np.uint8]]
 # Method that fails → what is left of a lane with a graph, four events and five buffers.
@@ -93,7 +93,7 @@ def test_a_lane_that_cannot_be_freed_keeps_neither_the_others_nor_the_engine(
     make_rig: Any, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     rig = make_rig("tensorrt", batch=(1, 1, 1))
-    monkeypatch.setattr("nmsfree.backends.tensorrt.open_cuda", lambda *_: rig.cuda)
+    monkeypatch.setattr("nmsfree.backends.tensorrt.backend.open_cuda", lambda *_: rig.cuda)
     backend = rig.open(cuda=None)
     with backend._lanes.take(False), backend._lanes.take(False):
         assert rig.module.alive == 2

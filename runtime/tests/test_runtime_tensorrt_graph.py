@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import EngineError
-from nmsfree.backends.tensorrt_graph import GraphUse, record
-from nmsfree.cuda.fake import FakeCuda
+from nmsfree.backends.tensorrt.graph import GraphUse, record
+from nmsfree.testing.cuda import FakeCuda
 
 Noise = Callable[..., NDArray[np.uint8]]
 FIXED = (1, 1, 1)

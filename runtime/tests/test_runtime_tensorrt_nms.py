@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from nmsfree import ModelSpec, NmsSpec, RawDetections
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.backends.tensorrt_fake import fake_flavour
-from nmsfree.backends.tensorrt_fake_engine import write_fake_engine
-from nmsfree.backends.tensorrt_nms import CANDIDATES, suppress_candidates
-from nmsfree.cuda.fake import FakeCuda
-from nmsfree.data.digits import make_scene
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.nms import CANDIDATES, suppress_candidates
+from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.preprocess import letterbox
+from nmsfree.testing.cuda import FakeCuda
+from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
 
 Arrays = dict[str, NDArray[Any]]
 ROOT = Path(__file__).parents[2]
@@ -41,7 +40,7 @@ def candidates(seed: int, spec: ModelSpec, images: int = 4) -> Arrays:
 
 def run_onnx_tail(spec: ModelSpec, arrays: Arrays) -> RawDetections:
     """What the end of our ONNX files makes of candidates."""
-    append_nms = pytest.importorskip("nmsfree_export.nms_tail").append_nms
+    append_nms = pytest.importorskip("nmsfree_export.graph.nms").append_nms
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64)
     shapes = (["batch", COUNT, 4], ["batch", COUNT], ["batch", COUNT])
     info = helper.make_tensor_value_info
@@ -84,11 +83,11 @@ def test_it_equals_the_end_of_the_onnx_file(
 
 def test_it_equals_the_onnx_file_of_the_trained_detector() -> None:
     """The whole file in ONNX Runtime, against its candidates and NMS on the host."""
-    pytest.importorskip("nmsfree_training.checkpoint")
+    pytest.importorskip("nmsfree_training.weights.checkpoint")
     pytest.importorskip("nmsfree_export.export")
     from nmsfree_export.export import ExportOptions, make_export_spec
-    from nmsfree_export.write import build_onnx, deploy_module
-    from nmsfree_training.checkpoint import load_checkpoint
+    from nmsfree_export.graph.write import build_onnx, deploy_module
+    from nmsfree_training.weights.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(ROOT / "weights/fcos_rt_nano.safetensors")
     spec = make_export_spec(checkpoint, ExportOptions(batch=None))
@@ -126,7 +125,7 @@ def test_nms_of_one_thread_holds_up_no_other(
                 others.append(pool.submit(backend.run, images[1]).result(10))
         return suppress_candidates(outputs, spec)
 
-    monkeypatch.setattr("nmsfree.backends.tensorrt.suppress_candidates", suppress)
+    monkeypatch.setattr("nmsfree.backends.tensorrt.backend.suppress_candidates", suppress)
     found = backend.run(images[0])
     assert_equal(found, suppress_candidates(candidates(1, spec, 1), spec))
     assert_equal(others[0], suppress_candidates(candidates(2, spec, 1), spec))

@@ -11,17 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import Detector, EngineError, MissingExtraError, ModelSpec, RawDetections
-from nmsfree.backends.tensorrt import TensorRtBackend
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.sidecar import read_sidecar
+from nmsfree.backends.tensorrt.targets import sm_text
+from nmsfree.backends.tensorrt.vendor import is_installed, load_flavour
 from nmsfree.cuda import Cuda, open_cuda
-from nmsfree.engines.flavour import is_installed, load_flavour
-from nmsfree.engines.sidecar import read_sidecar
-from nmsfree.engines.targets import sm_text
-from nmsfree.gpus import find_gpus
+from nmsfree.machine import find_gpus
 
 if not is_installed("tensorrt-rtx") and not is_installed("tensorrt"):
     pytest.skip("neither TensorRT-RTX nor TensorRT is installed", allow_module_level=True)
 driver = pytest.importorskip("cuda.bindings.driver")
-engine = pytest.importorskip("nmsfree_export.engine")
+engine = pytest.importorskip("nmsfree_export.tensorrt.build")
 
 Noise = Callable[..., NDArray[np.uint8]]
 GPUS = find_gpus()

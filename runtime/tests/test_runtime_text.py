@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nmsfree.data.sheet import Tile, make_sheet
-from nmsfree.data.sheet_marks import Mark
+from nmsfree.datasets.sheet import Mark, Tile, make_sheet
 from nmsfree.detections import Detections
 from nmsfree.draw import draw
-from nmsfree.evaluation.plot_style import short, to_png
+from nmsfree.plotting import short, to_png
 from nmsfree.text import in_markdown, shown
 
 ODD_NAMES = [

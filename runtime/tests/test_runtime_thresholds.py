@@ -8,7 +8,7 @@ import pytest
 
 from nmsfree import ModelError
 from nmsfree.decode import decode_json
-from nmsfree.thresholds import Thresholds
+from nmsfree.spec import Thresholds
 
 MEASURED = Thresholds(
     best_f1=0.4,

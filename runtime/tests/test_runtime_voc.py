@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmsfree.data.check import check_dataset
-from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
-from nmsfree.data.faults import Kind
-from nmsfree.data.load import load_dataset
-from nmsfree.data.voc import voc_splits
+from nmsfree.datasets.check.check import check_dataset
+from nmsfree.datasets.dataset import UNKNOWN_SIZE, DetectionDataset
+from nmsfree.datasets.faults import Kind
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.formats.voc import voc_splits
 from nmsfree.errors import DataError
 
 WIDTH, HEIGHT = 64, 32

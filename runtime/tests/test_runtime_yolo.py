@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nmsfree.data.dataset import UNKNOWN_SIZE, DetectionDataset
-from nmsfree.data.load import load_dataset
-from nmsfree.data.yolo import label_file
-from nmsfree.data.yolo_labels import parse_row
+from nmsfree.datasets.dataset import UNKNOWN_SIZE, DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.formats.yolo import label_file, parse_row
 from nmsfree.errors import DataError
 
 WIDTH, HEIGHT = 64, 32

@@ -11,12 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.published import from_published_keys, to_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.published import (
+    from_published_keys,
+    standin_state_dict,
+    to_published_keys,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

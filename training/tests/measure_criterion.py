@@ -15,11 +15,7 @@ import torch
 from loop_criterion import loop_losses
 from torch import Tensor
 
-from nmsfree_training.assign import Targets
-from nmsfree_training.config import preset
-from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import PUBLISHED, padded_cells
-from nmsfree_training.step_cost import (
+from nmsfree_benchmarks.training.step_cost import (
     Predictions,
     criterion_memory,
     measure_step,
@@ -27,6 +23,10 @@ from nmsfree_training.step_cost import (
     random_targets,
     total_loss,
 )
+from nmsfree_training.config import preset
+from nmsfree_training.criterion.assignment import Targets
+from nmsfree_training.criterion.losses import PUBLISHED, padded_cells
+from nmsfree_training.model.detector import Prediction
 
 logger = logging.getLogger(__name__)
 

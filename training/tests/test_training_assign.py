@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points, decode, giou, iou, pairwise_iou
 from nmsfree_training.config import STRIDES, Matching
+from nmsfree_training.criterion.assignment import Assignment, Targets, assign, pad_targets
+from nmsfree_training.model.boxes import anchor_points, decode, giou, iou, pairwise_iou
 
 NUM_CLASSES = 5
 SHAPES = [(8, 12), (4, 6), (2, 3)]  # levels of a 64 × 96 input

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree.preprocess import PAD_BGR
-from nmsfree_training.augment import (
+from nmsfree_training.config import TrainConfig, preset
+from nmsfree_training.data.augment import (
     MIN_VISIBLE,
     Example,
     finish,
@@ -21,7 +22,6 @@ from nmsfree_training.augment import (
     resized_size,
     short_side_size,
 )
-from nmsfree_training.config import TrainConfig, preset
 
 DIGESTS = ["a173abb1414a0ff5", "a4ebd6369276956c", "f96a2d0537c68281"]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from nmsfree.identity import sha256
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree.machine import sha256
 from nmsfree_training.config import preset
-from nmsfree_training.cost import gmac
-from nmsfree_training.weights import BundledWeight, load_manifest, read_card
+from nmsfree_training.weights.card import gmac
+from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.manifest import BundledWeight, load_manifest, read_card
 
 MANIFEST = load_manifest(Path(__file__).parents[2] / "weights" / "manifest.toml")
 NANO = ("fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano")

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import save_file
 
 from nmsfree.errors import CheckpointError, InputError
-from nmsfree.thresholds import Thresholds
-from nmsfree_training.checkpoint import (
+from nmsfree.spec import Thresholds
+from nmsfree_training.config import preset
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import (
     FORMAT_VERSION,
     HEADER_KEY,
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
 
 NAMES = ("café", "日", "b")
 

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nmsfree_training.assign import Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points
 from nmsfree_training.config import STRIDES, HeadName
-from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import PUBLISHED, Losses, detector_losses, head_losses
+from nmsfree_training.criterion.assignment import Targets, assign, pad_targets
+from nmsfree_training.criterion.losses import PUBLISHED, Losses, detector_losses, head_losses
+from nmsfree_training.model.boxes import anchor_points
+from nmsfree_training.model.detector import Prediction
 
 IMAGES = 3
 NUM_CLASSES = 80

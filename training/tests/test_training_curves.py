@@ -10,8 +10,7 @@ import pytest
 
 from nmsfree.errors import InputError
 from nmsfree.images import read_image
-from nmsfree_training.curves import write_curves
-from nmsfree_training.metrics_file import Record, read_metrics
+from nmsfree_training.monitor.curves import Record, read_metrics, write_curves
 
 
 def record(epoch: int, **other: float) -> Record:

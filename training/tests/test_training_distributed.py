@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from nmsfree.data.coco import load_coco
+from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, InputError
-from nmsfree_training.checkpoint import load_checkpoint
-from nmsfree_training.distributed import World, join_world
-from nmsfree_training.synced_norm import SyncedBatchNorm2d, sync_batch_norms
-from nmsfree_training.train_state import load_state
+from nmsfree_training.loop.distributed import World, join_world
+from nmsfree_training.loop.state import load_state
+from nmsfree_training.model.norms import SyncedBatchNorm2d, sync_batch_norms
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 RELATIVE = 2e-4  # sums of float32 in another order, grown over six steps
 

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from nmsfree.errors import CheckpointError, InputError
-from nmsfree.identity import sha256
-from nmsfree_training.download import Progress, fetch
-from nmsfree_training.weights import SUMS, PublishedWeight, obtain, read_sums
-from nmsfree_training.weights_cli import app
+from nmsfree.machine import sha256
+from nmsfree_training.cli.weights import app
+from nmsfree_training.weights.download import Progress, fetch
+from nmsfree_training.weights.manifest import SUMS, PublishedWeight, obtain, read_sums
 
 runner = CliRunner()
 FILE = "fcos_rt_r18_3x_coco.pth"
@@ -377,7 +377,7 @@ def test_a_server_that_never_ends(
     weight: PublishedWeight, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.hide_length = True
-    monkeypatch.setattr("nmsfree_training.download.MAX_BYTES", 100_000)
+    monkeypatch.setattr("nmsfree_training.weights.download.MAX_BYTES", 100_000)
     assert "expected at most 100,000" in refusal(weight, tmp_path)
     assert names(tmp_path) == []
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from nmsfree_training.ema import Ema
+from nmsfree_training.loop.optim import Ema
 
 
 def network() -> nn.Module:

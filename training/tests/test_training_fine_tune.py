@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from nmsfree.errors import CheckpointError
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import PRESETS, Matching, MaxFilter, Preset, preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.fine_tune import fine_tune
-from nmsfree_training.retrofit import freeze_statistics, retrofit
+from nmsfree_training.loop.fine_tune import fine_tune
+from nmsfree_training.loop.retrofit import freeze_statistics, retrofit
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = ("ant", "bee", "cat")
 

@@ -7,8 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nmsfree_training.detector import Fcos, Prediction
-from nmsfree_training.postprocess import EVALUATE_O2M, EVALUATE_O2O, PostprocessConfig, postprocess
+from nmsfree_training.model.detector import Fcos, Prediction
+from nmsfree_training.weights.predict import (
+    EVALUATE_O2M,
+    EVALUATE_O2O,
+    PostprocessConfig,
+    postprocess,
+)
 
 MODELS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
 SIZES = ((128, 160), (224, 192))  # (height, width)

@@ -8,11 +8,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from nmsfree_training import assign as assign_module
-from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points, decode
 from nmsfree_training.config import STRIDES, Matching
-from nmsfree_training.hungarian import match
+from nmsfree_training.criterion import assignment as assign_module
+from nmsfree_training.criterion.assignment import Assignment, Targets, assign, match, pad_targets
+from nmsfree_training.model.boxes import anchor_points, decode
 
 CLASSES = 5
 SHAPES = [(8, 12), (4, 6), (2, 3)]  # levels of a 64 × 96 input

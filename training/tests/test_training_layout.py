@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from nmsfree_training.config import preset
-from nmsfree_training.cost import gmac
-from nmsfree_training.detector import Fcos
-from nmsfree_training.published import (
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.card import gmac
+from nmsfree_training.weights.published import (
     from_published_keys,
     has_two_heads,
     looks_published,
+    standin_tensor,
     to_published_keys,
 )
-from nmsfree_training.standin import standin_tensor
 
 NAMES = ("fcos_rt_r18_3x", "fcos_o2o_r18_3x", "fcos_e2e_r18_3x")
 

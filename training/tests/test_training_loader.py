@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
 from nmsfree.images import read_image
-from nmsfree_training.assign import Targets
-from nmsfree_training.augment import Example
-from nmsfree_training.batch import pack, unpack
 from nmsfree_training.config import Preset, preset
-from nmsfree_training.loader import (
+from nmsfree_training.criterion.assignment import Targets
+from nmsfree_training.data.augment import Example
+from nmsfree_training.data.batch import pack, unpack
+from nmsfree_training.data.loader import (
     Batch,
     LoaderError,
     TrainingSet,
@@ -35,7 +35,7 @@ from nmsfree_training.loader import (
     pad_batch,
     steps_per_epoch,
 )
-from nmsfree_training.normalize import MEAN_RGB, STD_RGB, _constants, normalize
+from nmsfree_training.model.norms import MEAN_RGB, STD_RGB, _constants, normalize
 
 
 @pytest.fixture

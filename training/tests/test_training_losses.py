@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points, decode, giou
 from nmsfree_training.config import STRIDES
-from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import (
+from nmsfree_training.criterion.assignment import Assignment, Targets, assign, pad_targets
+from nmsfree_training.criterion.losses import (
     BOX_WEIGHT,
     PUBLISHED,
     Losses,
@@ -20,6 +18,8 @@ from nmsfree_training.losses import (
     padded_cells,
     quality_focal_loss,
 )
+from nmsfree_training.model.boxes import anchor_points, decode, giou
+from nmsfree_training.model.detector import Prediction
 
 SHAPES = [(8, 8), (4, 4), (2, 2)]  # levels of a 64 × 64 input
 CLASSES = 4

@@ -9,10 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_training.checkpoint import HEADER_KEY, Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import HeadNorm, MaxFilter, preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.max_filter import FeatureFilter, LogitFilter, neighbour_maxima
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.filters import FeatureFilter, LogitFilter, neighbour_maxima
+from nmsfree_training.weights.checkpoint import (
+    HEADER_KEY,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["logits", "features"])
 NAMES = ("ant", "bee", "cat")

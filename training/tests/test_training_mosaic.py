@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from nmsfree.preprocess import PAD_BGR
-from nmsfree_training.augment import MIN_VISIBLE, Example
-from nmsfree_training.mosaic import SHARE, mixup, mosaic
+from nmsfree_training.data.augment import MIN_VISIBLE, SHARE, Example, mixup, mosaic
 
 
 def plain(height: int, width: int, value: int, name: str = "") -> Example:

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from nmsfree.errors import InputError
-from nmsfree_training.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.config import PRESETS, HeadName, HeadNorm, ModelConfig, preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.head import ConvNorm, LevelBatchNorm2d
+from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
 
 
 def nano(*heads: HeadName, norm: HeadNorm = "batch_per_level") -> Fcos:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.optim import make_optimizer, rate_factor
+from nmsfree_training.loop.optim import make_optimizer, rate_factor
+from nmsfree_training.model.detector import Fcos
 
 STEP = preset("fcos_rt_r18_3x").train
 COSINE = preset("fcos_rt_nano").train

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nmsfree.errors import InputError
+from nmsfree_training.cli.recipe import RecipeOptions, whole_numbers
 from nmsfree_training.config import Matching, preset
-from nmsfree_training.recipe_options import RecipeOptions, whole_numbers
 
 NANO = preset("fcos_e2e_nano", 10)
 

@@ -7,12 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_training import assign as assign_module
-from nmsfree_training.assign import Assignment, Targets, assign, pad_targets
-from nmsfree_training.boxes import anchor_points, decode
 from nmsfree_training.config import STRIDES, HeadName, Matching
-from nmsfree_training.detector import Prediction
-from nmsfree_training.losses import PUBLISHED, Losses, detector_losses, head_losses, padded_cells
+from nmsfree_training.criterion import assignment as assign_module
+from nmsfree_training.criterion.assignment import Assignment, Targets, assign, pad_targets
+from nmsfree_training.criterion.losses import (
+    PUBLISHED,
+    Losses,
+    detector_losses,
+    head_losses,
+    padded_cells,
+)
+from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.detector import Prediction
 
 from .loop_criterion import LoopResult, loop_losses
 

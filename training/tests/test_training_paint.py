@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree_training.augment import (
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree_training.config import TrainConfig, preset
+from nmsfree_training.data.augment import (
     MIN_VISIBLE,
     Example,
     flip,
+    mixup,
+    mosaic,
     place,
     random_crop,
     resize,
 )
-from nmsfree_training.config import TrainConfig, preset
-from nmsfree_training.examples import TrainingSet
-from nmsfree_training.mosaic import mixup, mosaic
+from nmsfree_training.data.examples import TrainingSet
 
 # Corners of the colour cube, by label: no blend of two with black or the padding is near a third.
 COLORS = np.array([[b, g, r] for b in (0, 255) for g in (0, 255) for r in (0, 255)][1:], np.uint8)

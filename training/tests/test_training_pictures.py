@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from nmsfree.detections import Detections
 from nmsfree.draw import color_of
 from nmsfree.errors import InputError
-from nmsfree_training.pictures import MARGIN, draw_predictions
-from nmsfree_training.verdicts import judge
+from nmsfree_training.monitor.pictures import MARGIN, draw_predictions, judge
 
 Rows = Sequence[Sequence[float]]
 

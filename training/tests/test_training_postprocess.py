@@ -9,13 +9,19 @@ from numpy.typing import NDArray
 
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.nms import greedy_nms, suppress
-from nmsfree_training.boxes import anchor_points, decode
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.config import STRIDES, preset
-from nmsfree_training.detector import Fcos, Prediction
-from nmsfree_training.normalize import MEAN_RGB, STD_RGB, normalize
-from nmsfree_training.postprocess import PostprocessConfig, postprocess
-from nmsfree_training.predict import TorchBackend, make_spec, open_checkpoint, torch_device
+from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.detector import Fcos, Prediction
+from nmsfree_training.model.norms import MEAN_RGB, STD_RGB, normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.weights.predict import (
+    PostprocessConfig,
+    TorchBackend,
+    make_spec,
+    open_checkpoint,
+    postprocess,
+    torch_device,
+)
 
 CLASSES = 6
 SHAPES = [(16, 16), (8, 8), (4, 4)]  # levels of a 128 × 128 input

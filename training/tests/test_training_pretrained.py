@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nmsfree.errors import CheckpointError
-from nmsfree_training.backbone import ResNet
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.pretrained import load_imagenet
+from nmsfree_training.loop.fine_tune import load_imagenet
+from nmsfree_training.model.backbone import ResNet
+from nmsfree_training.model.detector import Fcos
 
 
 def torchvision_state(depth: int = 18, width: int = 64) -> dict[str, Tensor]:

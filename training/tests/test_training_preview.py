@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from nmsfree.data.coco import DetectionDataset
-from nmsfree.data.dataset import UNKNOWN_SIZE
+from nmsfree.datasets.dataset import UNKNOWN_SIZE
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
-from nmsfree_training.augment import Example
-from nmsfree_training.batch import collate
 from nmsfree_training.config import Preset, preset
-from nmsfree_training.examples import TrainingSet
-from nmsfree_training.loader import epoch_loader, epoch_order
-from nmsfree_training.preview import GAP, STRIP, named_views, origin, views, write_preview
+from nmsfree_training.data.augment import Example
+from nmsfree_training.data.batch import collate
+from nmsfree_training.data.examples import TrainingSet
+from nmsfree_training.data.loader import epoch_loader, epoch_order
+from nmsfree_training.data.preview import GAP, STRIP, named_views, origin, views, write_preview
 
 
 @pytest.fixture

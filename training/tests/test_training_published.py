@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
+from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.errors import CheckpointError, NmsfreeError
-from nmsfree_training.checkpoint import load_checkpoint
-from nmsfree_training.detector import Fcos
-from nmsfree_training.published import to_published_keys
-from nmsfree_training.torch_file import read_torch_file
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.published import to_published_keys
+from nmsfree_training.weights.torch_file import read_torch_file
 
 State = dict[str, Tensor]
 ThinState = Callable[..., State]

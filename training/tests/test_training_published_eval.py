@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.digits import write_digits
+from nmsfree.cli.eval import eval_command
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.detector import Detector
 from nmsfree.errors import CheckpointError, DataError, InputError
-from nmsfree.eval_cli import eval_command
-from nmsfree.evaluate import coco_metrics, predict
-from nmsfree_training.augment import resized_size
-from nmsfree_training.checkpoint import Checkpoint, save_checkpoint
+from nmsfree.evaluation.evaluate import coco_metrics, predict
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.normalize import MEAN_RGB, STD_RGB
-from nmsfree_training.published_eval import detect, predict_published, prepare
+from nmsfree_training.data.augment import resized_size
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.weights.published_eval import detect, predict_published, prepare
 
 from .test_training_forward import CASES, Reference, expected, make_image
 

@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from nmsfree.data.coco import Sample
+from nmsfree.datasets.formats.coco import Sample
 from nmsfree.errors import InputError
 from nmsfree.images import read_image
-from nmsfree_training.augment import Example, resize
 from nmsfree_training.config import preset
-from nmsfree_training.reading import largest_size, read_example
+from nmsfree_training.data.augment import Example, resize
+from nmsfree_training.data.examples import largest_size, read_example
 
 NANO, R18 = preset("fcos_rt_nano"), preset("fcos_rt_r18_3x")
 

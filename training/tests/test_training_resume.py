@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import CheckpointError
-from nmsfree_training.checkpoint import load_checkpoint
-from nmsfree_training.interrupt import stop_on_signals
-from nmsfree_training.train_state import load_state
+from nmsfree_training.loop.run_config import stop_on_signals
+from nmsfree_training.loop.state import load_state
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 EPOCHS, STEPS = 3, 6  # 12 images in batches of 2
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_training.boxes import anchor_points, decode, iou
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import STRIDES, preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.rival_filter import GAIN, RivalFilter
+from nmsfree_training.model.boxes import anchor_points, decode, iou
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.filters import GAIN, RivalFilter
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 KINDS = ("same", "finer", "coarser")
 SIZES = pytest.mark.parametrize("size", [(16, 24), (13, 19), (7, 8), (1, 5), (2, 1)])

@@ -8,12 +8,16 @@ import cv2
 import pytest
 import torch
 
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
+from nmsfree_benchmarks.training.loading import STAGES, Clock, LoadingSpeed, measure_loading
+from nmsfree_benchmarks.training.speed import (
+    TrainingBench,
+    TrainingSpeed,
+    bench_training,
+    measure_training,
+)
 from nmsfree_training.config import Preset, preset
-from nmsfree_training.loading_speed import STAGES, Clock, LoadingSpeed, measure_loading
-from nmsfree_training.training_bench import TrainingBench, bench_training
-from nmsfree_training.training_speed import TrainingSpeed, measure_training
 
 
 @pytest.fixture

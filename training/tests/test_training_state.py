@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nmsfree.errors import CheckpointError
-from nmsfree_training.train_state import (
+from nmsfree_training.loop.state import (
     LAST,
     PREVIOUS,
     Position,

@@ -7,10 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_training.assign import Targets
-from nmsfree_training.config import Preset, preset
-from nmsfree_training.losses import detector_losses
-from nmsfree_training.step_cost import (
+from nmsfree_benchmarks.training.step_cost import (
     Predictions,
     StepCost,
     criterion_memory,
@@ -19,6 +16,9 @@ from nmsfree_training.step_cost import (
     random_targets,
     total_loss,
 )
+from nmsfree_training.config import Preset, preset
+from nmsfree_training.criterion.assignment import Targets
+from nmsfree_training.criterion.losses import detector_losses
 
 SMALL = {"batch": 2, "size": (64, 96), "objects": 3}
 PAUSE_S = 0.3

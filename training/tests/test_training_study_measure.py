@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from nmsfree.data.coco import load_coco
+from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.detector import Detector
-from nmsfree.evaluate import evaluate, predict
 from nmsfree.evaluation.analysis import analyse
+from nmsfree.evaluation.evaluate import evaluate, predict
 from nmsfree.spec import NmsSpec
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.predict import TorchBackend, make_spec
+from nmsfree_training.model.detector import Fcos
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.results import NMS_GRID, grid_key
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
 

@@ -10,13 +10,14 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_training import study_cli, train_cli
-from nmsfree_training.cli import train
+from nmsfree_training.cli import run as train_cli
+from nmsfree_training.cli import study as study_cli
+from nmsfree_training.cli.run import TrainOptions
+from nmsfree_training.cli.study import app
+from nmsfree_training.cli.train import train
 from nmsfree_training.config import Matching, Preset, preset
 from nmsfree_training.study.jobs import Job, is_done, plan
 from nmsfree_training.study.rows import ROWS, Row, choose_rows
-from nmsfree_training.study_cli import app
-from nmsfree_training.train_cli import TrainOptions
 
 BY_NAME = {row.name: row for row in ROWS}
 FOLDERS = {"data": Path("data/digits"), "runs": Path("runs/study"), "results": Path("docs/study")}

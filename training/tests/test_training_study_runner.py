@@ -16,21 +16,20 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import InputError
-from nmsfree.identity import sha256
 from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.machine import sha256
+from nmsfree_training.cli.study import app
+from nmsfree_training.loop.state import LAST, PREVIOUS
 from nmsfree_training.study import rows as study_rows
 from nmsfree_training.study import runner, worker
-from nmsfree_training.study.display import StudyDisplay
+from nmsfree_training.study.display import Progress, StudyDisplay, read_progress
 from nmsfree_training.study.jobs import Job
 from nmsfree_training.study.measure import measure
-from nmsfree_training.study.progress import Progress, read_progress
 from nmsfree_training.study.rows import Row
 from nmsfree_training.study.runner import last_line, run_study
 from nmsfree_training.study.worker import training_command
-from nmsfree_training.study_cli import app
-from nmsfree_training.train_state import LAST, PREVIOUS
 
 GOOD = Row("good", "a good row", "fcos_rt_nano", (), "Does it run?")
 BAD = Row("bad", "a bad row", "fcos_rt_nano", ("--no-such-option",), "Does it fail?")
@@ -72,7 +71,7 @@ def went_on(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A study that was killed and started again at once, then with a row that fails."""
     folder = tmp_path_factory.mktemp("went_on")
     words = options(data, folder, *ONE_RUN)
-    command = [sys.executable, "-c", "from nmsfree_training.study_cli import app; app()"]
+    command = [sys.executable, "-c", "from nmsfree_training.cli.study import app; app()"]
     killed = subprocess.Popen([*command, *words, "--row", "o2m"], stderr=subprocess.DEVNULL)
     metrics = folder / "runs" / NAME / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)

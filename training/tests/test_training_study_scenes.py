@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nmsfree.data.digits import write_digits
-from nmsfree.data.load import load_dataset
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import InputError
-from nmsfree.evaluate import coco_results
+from nmsfree.evaluation.evaluate import coco_results
+from nmsfree_training.cli.study import app
 from nmsfree_training.study import scenes
-from nmsfree_training.study_cli import app
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 NMS, FREE = (WEIGHTS / f"fcos_{kind}_nano.safetensors" for kind in ("rt", "e2e"))

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
+from nmsfree_training.cli.study import app
 from nmsfree_training.study.results import NMS_GRID, grid_key, of_one_length, read_results
 from nmsfree_training.study.summary import Stat, summarise
 from nmsfree_training.study.table import COLUMNS, cells, markdown, percent
-from nmsfree_training.study_cli import app
 
 FIGURES = {
     "AP50": 0.9, "AP75": 0.8, "F1": 0.8, "F1_with_nms": 0.85, "threshold": 0.4,

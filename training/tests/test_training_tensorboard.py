@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nmsfree.errors import InputError
-from nmsfree_training.events import EpochEvent, StepEvent
-from nmsfree_training.tensorboard_watch import TensorBoardWatcher
+from nmsfree_training.monitor.callbacks import EpochEvent, StepEvent
+from nmsfree_training.monitor.tensorboard import TensorBoardWatcher
 
 STEPS = 25  # of an epoch
 
@@ -164,7 +164,7 @@ def test_neither_tensorflow_nor_early_tensorboard(tmp_path: Path) -> None:
     (tmp_path / "tensorflow" / "__init__.py").write_text("print('tensorflow was imported')")
     code = (
         "import sys; from pathlib import Path\n"
-        "from nmsfree_training.tensorboard_watch import TensorBoardWatcher, StepEvent\n"
+        "from nmsfree_training.monitor.tensorboard import TensorBoardWatcher, StepEvent\n"
         f"watcher = TensorBoardWatcher(Path({str(tmp_path / 'tb')!r}))\n"
         "assert not any(name.startswith('tensorboard') for name in sys.modules)\n"
         "watcher.on_step(StepEvent(0, 1, 1, 1, 1, {'loss': 1.0}, 0.1, 1, 0.0, 1.0, None))\n"

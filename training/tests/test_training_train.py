@@ -14,24 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree.data.coco import DetectionDataset, Sample, load_coco
+from nmsfree.datasets.formats.coco import DetectionDataset, Sample, load_coco
 from nmsfree.errors import CheckpointError, DataError, NmsfreeError
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_benchmarks.training.loading import torch_threads
 from nmsfree_training.config import Preset, preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.events import EpochEvent, StepEvent
-from nmsfree_training.examples import LoaderError, MicroBatches
-from nmsfree_training.finish import finish
-from nmsfree_training.loader import epoch_loader
-from nmsfree_training.losses import detector_losses
-from nmsfree_training.outputs import Outputs
-from nmsfree_training.run_config import Interrupted, RunConfig
-from nmsfree_training.start import count_objects
-from nmsfree_training.step import DivergedError, LossReader
-from nmsfree_training.threads import torch_threads
-from nmsfree_training.train import Trainer
-from nmsfree_training.train_state import load_state, save_state
-from nmsfree_training.watch import Silent
+from nmsfree_training.criterion.losses import detector_losses
+from nmsfree_training.data.examples import LoaderError, MicroBatches
+from nmsfree_training.data.loader import epoch_loader
+from nmsfree_training.loop.finish import finish
+from nmsfree_training.loop.run_config import Interrupted, RunConfig
+from nmsfree_training.loop.start import count_objects
+from nmsfree_training.loop.state import load_state, save_state
+from nmsfree_training.loop.step import DivergedError, LossReader
+from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.loop.validate import Outputs
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 EPOCHS = 2
 BATCH = 4

@@ -9,12 +9,12 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from nmsfree.data.coco import load_coco
+from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree.lock import RUN_LOCK, locked
-from nmsfree_training.checkpoint import load_checkpoint
-from nmsfree_training.cli import train
-from nmsfree_training.train import Trainer
+from nmsfree_training.cli.train import train
+from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 runner = CliRunner()
 app = typer.Typer()

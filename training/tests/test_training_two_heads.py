@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree.data.coco import DetectionDataset
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.config import HeadName, Preset, preset
-from nmsfree_training.distributed import World
-from nmsfree_training.events import EpochEvent, StepEvent
-from nmsfree_training.loader import epoch_loader
-from nmsfree_training.optim import make_optimizer
-from nmsfree_training.run_config import RunConfig
-from nmsfree_training.start import fresh_network, place
-from nmsfree_training.step import Stepper
-from nmsfree_training.train import Trainer
-from nmsfree_training.train_state import load_state
-from nmsfree_training.watch import Silent
+from nmsfree_training.data.loader import epoch_loader
+from nmsfree_training.loop.distributed import World
+from nmsfree_training.loop.optim import make_optimizer
+from nmsfree_training.loop.run_config import RunConfig
+from nmsfree_training.loop.state import load_state
+from nmsfree_training.loop.step import Stepper
+from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.model.detector import fresh_network, place
+from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,27 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from nmsfree_training.console_status import Status, join_fields
-from nmsfree_training.console_watch import ConsoleWatcher
-from nmsfree_training.epoch_table import columns_of, fit
-from nmsfree_training.events import EpochEvent, StepEvent, is_loss, is_metric
-from nmsfree_training.memory import MemoryMeter, MemoryUse
-from nmsfree_training.pace import Pace, RunningMean
-from nmsfree_training.units import clock_text, duration_text, loss_text, number_text, rate_text
-from nmsfree_training.watch import Silent, Watcher, Watchers
+from nmsfree_training.monitor.callbacks import (
+    EpochEvent,
+    Silent,
+    StepEvent,
+    Watcher,
+    Watchers,
+    is_loss,
+    is_metric,
+)
+from nmsfree_training.monitor.console import ConsoleWatcher, Status, columns_of, fit, join_fields
+from nmsfree_training.monitor.pace import (
+    MemoryMeter,
+    MemoryUse,
+    Pace,
+    RunningMean,
+    clock_text,
+    duration_text,
+    loss_text,
+    number_text,
+    rate_text,
+)
 
 LOSSES = {"loss": 2.5, "o2m_cls": 0.31, "o2m_box": 0.32, "o2o_cls": 0.41, "o2o_box": 0.42}
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")  # all but the line feed

@@ -10,14 +10,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from nmsfree.errors import CheckpointError, DataError, InputError
-from nmsfree.identity import sha256
-from nmsfree_training.card import minutes_of_run, write_card
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree.machine import sha256
+from nmsfree_training.cli.weights import app
 from nmsfree_training.config import preset
-from nmsfree_training.detector import Fcos
-from nmsfree_training.weights import SUMS, load_manifest
-from nmsfree_training.weights_cli import app
-from nmsfree_training.weights_status import statuses
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.card import minutes_of_run, write_card
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.manifest import SUMS, load_manifest, statuses
 
 runner = CliRunner()
 PROVENANCE = {"command": "nmsfree train --data d", "seed": "7", "machine": "a test"}

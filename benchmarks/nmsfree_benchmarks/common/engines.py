@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nmsfree.backends import Backend, Options, open_backend
-from nmsfree.backends.devices import parse_device
-from nmsfree.engines.sidecar import read_sidecar
+from nmsfree.backends.options import parse_device
+from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.errors import EngineError, NmsfreeError
-from nmsfree.gpus import find_gpus
-from nmsfree.identity import computes_bf16, sha256
+from nmsfree.machine import computes_bf16, find_gpus, sha256
 from nmsfree.spec import Target
 
 BF16_MISSING = "the processor has no bfloat16 arithmetic, it would be emulated"
@@ -108,7 +107,7 @@ def build_here(file: Path, index: int = 0) -> Path:
         EngineError: there is no such GPU.
         NmsfreeError: the builder is missing, or does not build for this GPU.
     """
-    from nmsfree_export.engine import BuildOptions, build_engine
+    from nmsfree_export.tensorrt.build import BuildOptions, build_engine
 
     gpus = find_gpus()
     if gpus.problem:

@@ -13,14 +13,14 @@ import nmsfree.preprocess
 import nmsfree.spec
 import nmsfree_export
 import nmsfree_training
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import NmsfreeError
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree.spec import Target
 from nmsfree_benchmarks.common.exporting import exporter
 from nmsfree_benchmarks.table.eager import Source
 from nmsfree_export.export import ExportOptions, Int8Options
-from nmsfree_export.precision import Precision
+from nmsfree_export.graph.precision import Precision
 
 CALIBRATION_IMAGES = 128
 TIMED_IMAGES = 16  # where a file is timed and not evaluated: ranges change no kernels

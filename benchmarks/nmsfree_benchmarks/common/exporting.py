@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from nmsfree_export.export import ExportOptions, export_onnx
-from nmsfree_training.checkpoint import load_checkpoint
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 
 class Exporter:

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nmsfree.data.coco import DetectionDataset, load_coco
-from nmsfree.data.digits import write_digits
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.images import read_image
 from nmsfree_benchmarks.machine.measure import Image
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from nmsfree.backends import Backend, open_backend
-from nmsfree.backends.devices import Device, parse_device
-from nmsfree.backends.onnxruntime_gpu import TF32_VARIABLE
-from nmsfree.doctor_model import write_model
-from nmsfree.engines.flavour import load_flavour
-from nmsfree.engines.targets import resolve_targets
+from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
+from nmsfree.backends.options import Device, parse_device
+from nmsfree.backends.tensorrt.targets import resolve_targets
+from nmsfree.backends.tensorrt.vendor import load_flavour
+from nmsfree.doctor.model import write_model
 from nmsfree.errors import EngineError, InputError
-from nmsfree.gpus import Gpu, find_gpus
-from nmsfree.identity import sha256
+from nmsfree.machine import Gpu, find_gpus, sha256
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.common.run_options import RunOptions
 from nmsfree_benchmarks.machine.gpu_watch import GpuWatch

@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nmsfree.evaluation.plot_style import to_png
 from nmsfree.files import write_atomic
+from nmsfree.plotting import to_png
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.record.records import Results
 from nmsfree_benchmarks.record.verdict import judge

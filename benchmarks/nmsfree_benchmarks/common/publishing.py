@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 
+from nmsfree.cli.progress import progress_bar
 from nmsfree.files import check_outputs, write_atomic
-from nmsfree.progress import progress_bar
 from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.common.run_options import Progress, RunOptions
 from nmsfree_benchmarks.common.sheets import Sheet

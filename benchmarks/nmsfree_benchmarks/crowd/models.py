@@ -13,7 +13,7 @@ from nmsfree.backends import Backend
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.common.exported import MADE_OF, made_by
 from nmsfree_benchmarks.common.exporting import exporter
@@ -24,7 +24,7 @@ from nmsfree_benchmarks.nms.graphs import with_settings
 from nmsfree_benchmarks.record.records import Subject
 from nmsfree_benchmarks.table.onnx_engine import TimedBackend
 from nmsfree_export.export import ExportOptions
-from nmsfree_training.checkpoint import load_checkpoint, save_checkpoint
+from nmsfree_training.weights.checkpoint import load_checkpoint, save_checkpoint
 
 WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
 LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy

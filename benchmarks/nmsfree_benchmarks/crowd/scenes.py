@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.data.digits_draw import draw_group, paint
-from nmsfree.data.digits_glyphs import instances
-from nmsfree.data.digits_layout import SIDE, lay_out
+from nmsfree.datasets.digits.draw import draw_group, paint
+from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.machine.measure import Image
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.evaluate import Result, coco_metrics, predict
+from nmsfree.evaluation.evaluate import Result, coco_metrics, predict
 from nmsfree_benchmarks.record.intervals import Interval
 
 FOLDS = 10

@@ -43,7 +43,7 @@ def frontier(
 
     A first look: nmsfree bench frontier --quick
     """
-    from nmsfree.backends.onnxruntime_gpu import TF32_VARIABLE
+    from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
     from nmsfree_benchmarks.common.publishing import Question, answer, command_line
     from nmsfree_benchmarks.frontier.picture import draw
     from nmsfree_benchmarks.frontier.rules import conclusions

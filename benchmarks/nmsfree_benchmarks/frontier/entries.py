@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nmsfree.backends import Backend
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree_benchmarks.common.engines import ENGINES
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.frontier import accuracy as frontier_accuracy

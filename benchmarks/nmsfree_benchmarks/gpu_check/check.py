@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nmsfree.doctor_child import ask_child, module_command
+from nmsfree.doctor.probe import ask_child, module_command
 from nmsfree.errors import InputError, MissingExtraError, NmsfreeError
 from nmsfree_benchmarks.gpu_check.claim_list import BY_KEY, FREE, FREE_FP16, WITH_NMS
 from nmsfree_benchmarks.gpu_check.claims import CannotTry, Claim
@@ -50,7 +50,7 @@ def prepare(weights: Path, folder: Path) -> None:
         GateError: an export differs from its checkpoint.
     """
     from nmsfree_export.export import ExportOptions, export_onnx
-    from nmsfree_training.checkpoint import load_checkpoint
+    from nmsfree_training.weights.checkpoint import load_checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in (FREE, WITH_NMS):

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, OnnxRuntimeBackend
-from nmsfree.data.digits import make_scene
+from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError
 from nmsfree_benchmarks.common.engines import has_graph
 from nmsfree_benchmarks.gpu_check.claims import CannotTry
-from nmsfree_export.parity import compare, load_images, tolerance_for
+from nmsfree_export.verify.parity import compare, load_images, tolerance_for
 
 THREADS, PICTURES = 8, 200
 RUNS = 5000  # after which memory must be what it was

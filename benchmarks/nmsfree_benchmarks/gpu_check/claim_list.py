@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nmsfree.backends import Backend
-from nmsfree.backends.onnxruntime_gpu import CUDA, TF32_VARIABLE
-from nmsfree.backends.tensorrt import TensorRtBackend
-from nmsfree.engines.flavour import load_flavour
+from nmsfree.backends.onnxruntime.gpu import CUDA, TF32_VARIABLE
+from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.vendor import load_flavour
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree_benchmarks.gpu_check.checks import (
     closing_frees,
@@ -39,7 +39,7 @@ def _engine(folder: Path, name: str = FREE) -> Path:
         MissingExtraError: there is no builder.
         EngineError: there is no GPU.
     """
-    from nmsfree_export.engine import BuildOptions, build_engine
+    from nmsfree_export.tensorrt.build import BuildOptions, build_engine
 
     engine = _onnx(folder, name).with_suffix(".engine")
     if not engine.is_file():
@@ -67,7 +67,7 @@ def _driver(folder: Path) -> str:
 
 def _accepted(folder: Path) -> str:
     """What TensorRT-RTX itself says of this GPU, whatever its builder has a name for."""
-    from nmsfree_export.engine import BuildOptions, build_engine
+    from nmsfree_export.tensorrt.build import BuildOptions, build_engine
 
     gpu, flavour = the_gpu(), load_flavour("tensorrt-rtx")
     engine = folder / "everywhere.engine"
@@ -188,7 +188,7 @@ def _kernel_cache(folder: Path) -> str:
 def _eager(folder: Path) -> str:
     import torch
 
-    from nmsfree_training.predict import open_checkpoint
+    from nmsfree_training.weights.predict import open_checkpoint
 
     the_gpu()
     if not torch.cuda.is_available():

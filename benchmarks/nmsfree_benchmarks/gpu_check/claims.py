@@ -12,7 +12,7 @@ from pathlib import Path
 from nmsfree.backends import Backend, open_backend
 from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, NmsfreeError
-from nmsfree.gpus import Gpu, find_gpus
+from nmsfree.machine import Gpu, find_gpus
 
 
 class CannotTry(NmsfreeError):

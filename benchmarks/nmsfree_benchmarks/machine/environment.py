@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from nmsfree.backends.devices import parse_device
-from nmsfree.identity import processor_name
+from nmsfree.backends.options import parse_device
+from nmsfree.machine import processor_name
 from nmsfree_benchmarks.machine.gpu import gpu_state
 from nmsfree_benchmarks.machine.load import busy_cores
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pynvml
 
-from nmsfree.gpus import find_gpus
+from nmsfree.machine import find_gpus
 
 # Why the clocks are lower than they could be; idling and an application's own setting are no fault.
 THROTTLES = {

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from nmsfree.backends.devices import parse_device
+from nmsfree.backends.options import parse_device
 from nmsfree.errors import EngineError
 from nmsfree_benchmarks.machine.gpu import gpu_state
 

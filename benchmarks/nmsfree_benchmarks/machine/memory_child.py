@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nmsfree.doctor_model import write_model
+from nmsfree.doctor.model import write_model
 from nmsfree.errors import NmsfreeError
 
 RUNS = 3  # engines take more memory in their first runs
@@ -44,8 +44,8 @@ def run_nothing(device: str, built: bool) -> object:
     Returns:
         What must stay alive until the memory is read.
     """
-    from nmsfree.backends.devices import parse_device
-    from nmsfree.backends.openvino_model import import_openvino
+    from nmsfree.backends.openvino import import_openvino
+    from nmsfree.backends.options import parse_device
 
     place = parse_device(device)
     if place.kind in ("cpu", "openvino"):
@@ -78,9 +78,9 @@ def run_model(model: str, device: str, threads: int | None, precision: str | Non
 
 def build_tiny(onnx: Path, index: int) -> Path:
     """Build the runtime's own tiny model for a GPU; returns the engine's path."""
-    from nmsfree.doctor_engine import build
-    from nmsfree.engines.flavour import load_flavour
-    from nmsfree.gpus import find_gpus
+    from nmsfree.backends.tensorrt.vendor import load_flavour
+    from nmsfree.doctor.model import build
+    from nmsfree.machine import find_gpus
 
     major, minor = find_gpus().found[index].capability
     return build(onnx, load_flavour("tensorrt-rtx"), 10 * major + minor)

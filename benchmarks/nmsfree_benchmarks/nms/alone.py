@@ -27,7 +27,7 @@ from nmsfree_benchmarks.nms.implementations import (
     agreement,
 )
 from nmsfree_benchmarks.table.onnx_engine import split_at_raw_maps
-from nmsfree_export.nms_tail import CANDIDATES
+from nmsfree_export.graph.nms import CANDIDATES
 
 AGREE = 0.995  # of the kept rows; an IoU within rounding of the threshold may fall either way
 HEAD = "NMS-free head"

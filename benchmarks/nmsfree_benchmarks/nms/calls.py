@@ -27,7 +27,7 @@ from nmsfree_benchmarks.nms.alone import find_candidates
 from nmsfree_benchmarks.nms.graphs import nms_tail, open_session, without_nms
 from nmsfree_benchmarks.nms.implementations import Candidates, Setting, numpy_nms
 from nmsfree_benchmarks.table.entries import timed_call
-from nmsfree_export.nms_tail import CANDIDATES
+from nmsfree_export.graph.nms import CANDIDATES
 
 FOUND_ABOVE = 0.3  # a detection with this score counts as found
 UNFILTERED = "NMS-free, filter taken out"

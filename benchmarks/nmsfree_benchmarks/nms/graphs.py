@@ -10,8 +10,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
 from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export.nms_tail import CANDIDATES, append_nms
-from nmsfree_export.write import OPSET
+from nmsfree_export.graph.nms import CANDIDATES, append_nms
+from nmsfree_export.graph.write import OPSET
 
 SELECTED = "nms_selected"  # int64 [kept, 3] (image, class, row), of `append_nms`
 

@@ -19,7 +19,7 @@ from nmsfree.errors import InputError
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.nms.graphs import SELECTED, nms_operator, open_session
-from nmsfree_export.nms_tail import CANDIDATES
+from nmsfree_export.graph.nms import CANDIDATES
 
 Kept = list[NDArray[np.int64]]  # of each image the rows that stay, in any order
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from nmsfree.data.digits import make_scene
+from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.on_device import CPU
 from nmsfree_benchmarks.common.run_options import Progress

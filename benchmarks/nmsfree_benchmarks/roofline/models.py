@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree_benchmarks.common.exported import Wanted, export_all
 from nmsfree_benchmarks.common.run_options import Progress
 from nmsfree_benchmarks.common.sources import NANO, PUBLISHED, trained_sources

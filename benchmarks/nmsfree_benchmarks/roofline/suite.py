@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nmsfree.backends.devices import parse_device
+from nmsfree.backends.options import parse_device
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.common import inputs
 from nmsfree_benchmarks.common.publishing import now

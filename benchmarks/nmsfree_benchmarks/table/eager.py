@@ -14,25 +14,26 @@ import torch
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.machine.measure import Stopwatch
-from nmsfree_export.deploy import top_pairs
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_export.graph.deploy import top_pairs
 from nmsfree_training.config import HeadName, preset
-from nmsfree_training.detector import Fcos, Prediction
-from nmsfree_training.normalize import normalize
-from nmsfree_training.postprocess import (
+from nmsfree_training.model.detector import Fcos, Prediction
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.predict import (
     EVALUATE_O2M,
     EVALUATE_O2O,
     PostprocessConfig,
+    TorchBackend,
+    make_spec,
+    open_network,
     postprocess,
     select_levels,
 )
-from nmsfree_training.predict import TorchBackend, make_spec, open_network
-from nmsfree_training.published import from_published_keys
-from nmsfree_training.standin import standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, standin_state_dict
 
 Found = list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]
 
@@ -150,7 +151,7 @@ def open_source(path: Path, training: str, model: str | None = None) -> Source:
 
 def standin_source(name: str, folder: Path) -> Source:
     """Write stand-in weights (seed 0) for a preset and open them like any checkpoint."""
-    from nmsfree.data.names import COCO_CATEGORY_IDS, COCO_NAMES
+    from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
 
     chosen = preset(name, len(COCO_NAMES))
     network = Fcos(chosen.model)

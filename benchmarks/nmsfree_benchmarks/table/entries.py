@@ -12,7 +12,7 @@ from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import one_line
 from nmsfree.detector import Detector
 from nmsfree.errors import NmsfreeError
-from nmsfree.identity import sha256
+from nmsfree.machine import sha256
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.machine.measure import Call, Image, Stopwatch
 from nmsfree_benchmarks.table.device_engines import DeviceEngine

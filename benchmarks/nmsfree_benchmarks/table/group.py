@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nmsfree.data.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, NmsfreeError
-from nmsfree.evaluate import Metrics, evaluate
+from nmsfree.evaluation.evaluate import Metrics, evaluate
 from nmsfree_benchmarks.common.exported import Wanted, digits_train, export_all
 from nmsfree_benchmarks.common.on_device import after_round
 from nmsfree_benchmarks.common.run_options import Progress

@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from nmsfree.evaluation.plot_style import to_png
 from nmsfree.files import write_atomic
+from nmsfree.plotting import to_png
 from nmsfree_benchmarks.machine.environment import hardware
 from nmsfree_benchmarks.machine.measure import STAGES
 from nmsfree_benchmarks.table.results import Report

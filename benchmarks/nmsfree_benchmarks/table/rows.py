@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nmsfree.evaluate import Metrics
+from nmsfree.evaluation.evaluate import Metrics
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.common.engines import DEPLOYED
 from nmsfree_benchmarks.machine.measure import STAGES, Summary, Times, shares, summarize

@@ -3,16 +3,14 @@
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from nmsfree.backends.base import Backend, RawDetections
-from nmsfree.backends.callable import CallableBackend
-from nmsfree.backends.devices import Device, parse_device
-from nmsfree.backends.onnxruntime import OnnxRuntimeBackend
+from nmsfree.backends.base import Backend, CallableBackend, RawDetections
+from nmsfree.backends.onnxruntime.backend import OnnxRuntimeBackend
 from nmsfree.backends.openvino import OpenVinoBackend
-from nmsfree.backends.options import DEFAULTS, Options
+from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError, MissingExtraError, ModelError
-from nmsfree.identity import other_file, sha256
-from nmsfree.paths import FilePath, as_path
+from nmsfree.machine import other_file, sha256
+from nmsfree.text import FilePath, as_path
 
 __all__ = [
     "Backend",
@@ -87,7 +85,7 @@ def _open_engine(path: Path, device: Device | None, options: Options) -> Backend
         )
     if not path.is_file():
         raise ModelError(f"{path}: no such file, expected an engine made by `nmsfree build`")
-    from nmsfree.backends.tensorrt import TensorRtBackend
+    from nmsfree.backends.tensorrt.backend import TensorRtBackend
 
     place = None if device is None else str(device)
     return TensorRtBackend(

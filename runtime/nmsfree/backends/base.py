@@ -1,10 +1,15 @@
 """What runs a network: one small protocol."""
 
+import ctypes
+import os
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.errors import EngineError, InputError
 from nmsfree.spec import ModelSpec
 
 
@@ -41,3 +46,71 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free what the backend holds; `run` may not be called afterwards."""
         ...
+
+
+class Forkable(Protocol):
+    """A backend with threads of a library's."""
+
+    def after_fork(self) -> None:
+        """Let go, in the child, of all that needs those threads; see `never_free`."""
+        ...
+
+
+_watched: "weakref.WeakSet[Forkable]" = weakref.WeakSet()
+
+
+def watch(backend: Forkable) -> None:
+    """Have `backend.after_fork` called in every child that is forked while the backend lives."""
+    _watched.add(backend)
+
+
+def never_free(*things: object) -> None:
+    """Take a reference that is never given back, not even when Python ends."""
+    for thing in things:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def forked(engine: str) -> EngineError:
+    """The error for an engine that was started before the fork."""
+    return EngineError(
+        f"{engine} was started before this process was forked, and does not survive that: open"
+        " detectors after the fork only, or start processes with multiprocessing's 'spawn'"
+    )
+
+
+def _in_child() -> None:
+    for backend in tuple(_watched):
+        backend.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_in_child)
+
+
+class CallableBackend:
+    """Run `function(images uint8 [N, H, W, 3] BGR) -> RawDetections` as a model.
+
+    Raises:
+        InputError: `function` cannot be called, or `spec` is not a ModelSpec.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[NDArray[np.uint8]], RawDetections],
+        spec: ModelSpec,
+        description: str = "callable",
+    ) -> None:
+        if not callable(function) or not isinstance(spec, ModelSpec):
+            raise InputError(
+                f"a callable backend takes a function and a ModelSpec, found"
+                f" {type(function).__name__} and {type(spec).__name__}"
+            )
+        self.spec = spec
+        self.description = description
+        self._function = function
+
+    def run(self, images: NDArray[np.uint8]) -> RawDetections:
+        return self._function(images)
+
+    def close(self) -> None:
+        """Nothing to free."""

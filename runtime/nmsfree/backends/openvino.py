@@ -1,25 +1,272 @@
 """OpenVINO on processors and Intel GPUs."""
 
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.base import RawDetections
-from nmsfree.backends.contract import check_images, one_line
-from nmsfree.backends.forks import watch
-from nmsfree.backends.openvino_model import (
-    check_request,
-    compile_model,
-    describe,
-    import_openvino,
-    output_indices,
-    read_model,
-    vendor_errors,
-)
-from nmsfree.backends.openvino_requests import Requests
+from nmsfree.backends.base import RawDetections, forked, never_free, watch
+from nmsfree.backends.contract import Port, check_images, one_line, read_spec
 from nmsfree.backends.options import Options
-from nmsfree.errors import EngineError, ModelError
-from nmsfree.made_for import check_made_for
-from nmsfree.paths import FilePath, as_path
+from nmsfree.errors import EngineError, InputError, ModelError, import_extra
+from nmsfree.files import plain_name
+from nmsfree.machine import computes_bf16, processor_name
+from nmsfree.spec import METADATA_KEY, ModelSpec, check_made_for
+from nmsfree.text import FilePath, as_path
+
+TELEMETRY = "openvino_telemetry"  # package and file of consent
+# OpenVINO raises RuntimeErrors, but for its readers' own, which have no base in common.
+READERS_ERRORS = (
+    "GeneralFailure",
+    "InitializationFailure",
+    "NotImplementedFailure",
+    "OpConversionFailure",
+    "OpValidationFailure",
+)
+VARINT, LENGTH = 0, 2  # wire types
+OPSET_IMPORT, OPSET_VERSION = 8, 2  # fields of ModelProto and of OperatorSetIdProto
+LAST_OPSET = 100  # 26 is today's
+_worked_in: dict[str, int] = {}  # in which process OpenVINO started its threads
+ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
+
+
+def check_request(plugin: str, threads: int | None, precision: str) -> None:
+    """Refuse what can be refused without OpenVINO.
+
+    Raises:
+        InputError: threads or precision cannot be had.
+    """
+    if threads is not None and plugin != "CPU":
+        raise InputError(
+            f"threads is {threads}, but does not apply to openvino:{plugin}: it is for processors,"
+            " leave it out here"
+        )
+    if precision == "bf16" and plugin == "CPU" and computes_bf16() is False:
+        raise InputError(
+            f"precision is 'bf16', but this processor ({processor_name()}) has no bfloat16"
+            " arithmetic: use precision='f32'"
+        )
+
+
+def import_openvino() -> Any:
+    """Import it, without the telemetry that it would start unless the user has agreed to that.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be loaded.
+    """
+    feature = "running a model in OpenVINO", "nmsfree[openvino]"
+    if TELEMETRY in sys.modules or "openvino" in sys.modules or _agreed_to_telemetry():
+        return import_extra("openvino", *feature)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # "not installed"
+    try:
+        return import_extra("openvino", *feature)
+    finally:
+        del sys.modules[TELEMETRY]  # others may need it
+
+
+def _agreed_to_telemetry() -> bool:
+    """Whether `opt_in_out --opt_in` of OpenVINO's package has been called by this user."""
+    try:
+        if os.name == "nt":
+            folder = Path(os.environ["LOCALAPPDATA"], "Intel Corporation")
+        else:
+            folder = Path.home() / "intel"
+        return (folder / TELEMETRY).read_bytes().strip() == b"1"
+    except (OSError, KeyError, RuntimeError):  # no such file, or no home
+        return False
+
+
+def vendor_errors(openvino: Any) -> tuple[type[Exception], ...]:
+    """What OpenVINO raises."""
+    found = (getattr(openvino.frontend, name, None) for name in READERS_ERRORS)
+    return (
+        RuntimeError,
+        TypeError,
+        UnicodeDecodeError,
+        *(kind for kind in found if kind is not None),
+    )
+
+
+def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
+    """Read an ONNX file: OpenVINO's model and our description.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not one of ours.
+    """
+    place = ["framework", METADATA_KEY]  # where the reader puts what the file says of itself
+    try:
+        # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        with plain_name(path) as name:
+            _check_opset(path)
+            model = reader.convert(reader.load(name))
+        text = model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+        inputs, outputs = _ports(model.inputs), _ports(model.outputs)
+    except vendor_errors(openvino) as error:
+        raise ModelError(
+            f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
+        ) from None
+    return model, read_spec(path, text, inputs, outputs)
+
+
+def _check_opset(path: Path) -> None:
+    """Refuse an opset that no ONNX has: OpenVINO would count up to it, for minutes.
+
+    A file is read as Protocol Buffers are, field by field: (number << 3 | wire type), value.
+    """
+    with path.open("rb") as file:
+
+        def varint() -> int:
+            value = shift = 0
+            while (byte := file.read(1)) and byte[0] >= 0x80 and shift < 64:
+                value, shift = value | (byte[0] & 0x7F) << shift, shift + 7
+            return value | byte[0] << shift if byte else -1
+
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        while 0 <= file.tell() < end and (tag := varint()) >= 0:
+            if tag & 7 == VARINT:
+                number = varint()
+                if tag >> 3 == OPSET_VERSION and number > LAST_OPSET:
+                    raise ModelError(f"{path}: opset {number} found, at most {LAST_OPSET} expected")
+            elif tag & 7 == LENGTH:
+                length = varint()
+                if not 0 <= length <= end:
+                    return
+                if tag >> 3 != OPSET_IMPORT:  # whose fields come next
+                    file.seek(length, os.SEEK_CUR)
+            else:
+                return  # no field of ONNX: the reader will say so
+
+
+def _ports(ports: Any) -> list[Port]:
+    """Describe inputs or outputs as ONNX Runtime would."""
+    described = []
+    for port in ports:
+        kind = port.element_type.get_type_name()
+        shape = [d.get_length() if d.is_static else "N" for d in port.partial_shape]
+        described.append(Port(_name(port), f"tensor({ONNX_TYPES.get(kind, kind)})", shape))
+    return described
+
+
+def _name(port: Any) -> str:
+    """The contract's name of a port; merged layers leave others on it, too."""
+    names: set[str] = port.names
+    ours = names.intersection(("images", *RawDetections._fields))
+    return min(ours or names, default="")
+
+
+def compile_model(
+    openvino: Any, model: Any, plugin: str, threads: int | None, precision: str
+) -> Any:
+    """Compile a model for a device.
+
+    Raises:
+        EngineError: there is no such device, it does not take the model, or OpenVINO has worked in
+            this process before it was forked.
+    """
+    if _worked_in.setdefault("process", os.getpid()) != os.getpid():
+        raise forked("OpenVINO")
+    settings: dict[str, str | int] = {
+        "INFERENCE_PRECISION_HINT": precision,  # its own choice is bf16 where that is faster
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    found: list[str] = core.available_devices
+    known = {*found, *(name.partition(".")[0] for name in found)}  # "GPU" is the first of several
+    if plugin not in known:
+        raise EngineError(
+            f"device is 'openvino:{plugin}', but OpenVINO finds {', '.join(found)} here:"
+            " an Intel GPU needs its OpenCL driver"
+        )
+    try:
+        return core.compile_model(model, plugin, settings)
+    except vendor_errors(openvino) as error:
+        raise EngineError(
+            f"device is 'openvino:{plugin}', but OpenVINO cannot compile the model for it"
+            f" ({one_line(error)})"
+        ) from None
+
+
+def output_indices(compiled: Any) -> list[int]:
+    """Where the outputs of the contract are among those of a compiled model."""
+    names = [port.names for port in compiled.outputs]
+    return [
+        next(i for i, known in enumerate(names) if name in known) for name in RawDetections._fields
+    ]
+
+
+def describe(openvino: Any, compiled: Any, plugin: str, threads: int | None, precision: str) -> str:
+    """Read back where and how a model runs, and say it.
+
+    Raises:
+        EngineError: OpenVINO took another device or precision than it was asked for.
+    """
+    devices: list[str] = compiled.get_property("EXECUTION_DEVICES")
+    kind: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if kind != precision or any(device.partition(".")[0] != plugin[:3] for device in devices):
+        raise EngineError(
+            f"asked OpenVINO for {precision} on {plugin}, but it runs {kind} on"
+            f" {', '.join(devices)}: ask for that, or for another device"
+        )
+    version = openvino.__version__.partition("-")[0]
+    text = f"OpenVINO {version} {', '.join(devices)}, {kind}"
+    return f"{text}, threads {threads or 'automatic'}" if plugin == "CPU" else text
+
+
+class Requests:
+    """Infer requests of one compiled model.
+
+    None of them belongs to a thread: one that is freed because its thread ends, in the moment in
+    which another thread frees the model, can abort the process.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled: Any = compiled
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self._forked = False
+
+    @contextmanager
+    def take(self) -> Iterator[Any]:
+        """A request for this thread alone; one that failed is not used again.
+
+        Raises:
+            ModelError: it is closed.
+            EngineError: it was made before this process was forked.
+        """
+        with self._lock:
+            if self._forked:
+                raise forked("OpenVINO")
+            if self._compiled is None:
+                raise ModelError("the detector is closed: open it again")
+            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+        yield request
+        with self._lock:
+            if self._compiled is not None:
+                self._idle.append(request)
+
+    def after_fork(self) -> None:
+        """In a forked child: none of this may be used or freed."""
+        never_free(self._compiled, *self._idle)
+        self._idle, self._compiled, self._forked = [], None, True
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Free the model; runs that still go on finish first, and free theirs."""
+        with self._lock:
+            self._forked = False
+            idle, self._idle, compiled, self._compiled = self._idle, [], self._compiled, None
+        idle.clear()  # before the model
+        del compiled
 
 
 class OpenVinoBackend:

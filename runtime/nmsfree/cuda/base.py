@@ -1,5 +1,6 @@
 """What the backends need of CUDA: one protocol, a few handles, and errors in our own words."""
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -7,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.errors import EngineError
+from nmsfree.errors import EngineError, InputError
 
 LEGACY_DEFAULT_STREAM = 1  # CUDA's own number for "the default stream", where 0 may mean none
 
@@ -201,3 +202,46 @@ def wrong_gpu(index: int, count: int) -> EngineError:
     if count == 0:
         return EngineError(f"no NVIDIA GPU found: {DOCTOR}")
     return EngineError(f"GPU {index} does not exist, this machine has {count}, counted from 0")
+
+
+# Attributes that hold it: PyTorch, pycuda, CuPy.
+_ATTRIBUTES = ("cuda_stream", "handle", "ptr")
+
+
+def stream_handle(stream: object) -> int:
+    """Return the number of a stream: an int itself, `__cuda_stream__`, PyTorch, CuPy, pycuda.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if callable(protocol):
+        return int(protocol()[1])  # (version, handle)
+    for name in _ATTRIBUTES:
+        value = getattr(stream, name, None)
+        if value is not None:
+            return int(value)
+    raise InputError(
+        f"stream is a {type(stream).__name__}, expected a CUDA stream of cuda-python, PyTorch, "
+        "CuPy or pycuda, or its number"
+    )
+
+
+def free_all(steps: Iterable[Callable[[], object]]) -> None:
+    """Take every step, whatever those before it raise; then raise the first error.
+
+    After a failed kernel every call on a GPU fails, and what is not freed now is never freed.
+    """
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 (the first of them is raised below)
+            first = first or error
+    try:
+        if first is not None:
+            raise first
+    finally:
+        del first  # else it and this frame would keep one another, and what the frame knows

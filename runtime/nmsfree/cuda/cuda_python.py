@@ -16,9 +16,9 @@ from nmsfree.cuda.base import (
     Stream,
     cuda_error,
     no_driver,
+    stream_handle,
     wrong_gpu,
 )
-from nmsfree.cuda.streams import stream_handle
 from nmsfree.errors import import_extra
 
 

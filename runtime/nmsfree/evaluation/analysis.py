@@ -1,5 +1,6 @@
 """Everything `nmsfree eval` tells, from one set of COCO results."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.data.coco import DetectionDataset
-from nmsfree.evaluate import category_ids_of
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.evaluation.boxes import (
     Boxes,
     best_first,
@@ -16,16 +16,72 @@ from nmsfree.evaluation.boxes import (
     read_boxes,
     to_results,
 )
-from nmsfree.evaluation.calibration import Calibration, calibrate
-from nmsfree.evaluation.class_report import ClassReport, class_report
-from nmsfree.evaluation.coco_scores import CocoScorer, Metrics, Result
-from nmsfree.evaluation.confusion import confusion_matrix
-from nmsfree.evaluation.curves import Curve, Point
+from nmsfree.evaluation.curves import (
+    Calibration,
+    Curve,
+    Point,
+    calibrate,
+    confusion_matrix,
+    recommend,
+)
+from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, survivors
-from nmsfree.evaluation.recommend import recommend
-from nmsfree.spec import ModelSpec
+from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, Scores
+from nmsfree.spec import TARGET_PRECISION, ModelSpec, Thresholds
 from nmsfree.text import shown
-from nmsfree.thresholds import TARGET_PRECISION, Thresholds
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class. AP and AP50 are None where the split has no object of it.
+
+    Attributes:
+        objects: how many there are, crowd regions left out.
+        threshold: recommended for the class, see `Thresholds.best_f1_per_class`.
+        precision, recall: of the class at its threshold; precision is None where nothing of it
+            is above that.
+    """
+
+    name: str
+    category_id: int
+    objects: int
+    ap: float | None
+    ap50: float | None
+    threshold: float | None
+    precision: float | None
+    recall: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields; AP under COCO's names."""
+        values = asdict(self)
+        values["AP"], values["AP50"] = values.pop("ap"), values.pop("ap50")
+        return values
+
+
+def class_report(
+    name: str, category_id: int, curve: Curve, threshold: float | None, scores: Scores
+) -> ClassReport:
+    """Put together what is known of a class.
+
+    Args:
+        curve: its detections by score.
+        threshold: recommended for it; None where it has no object.
+        scores: COCO's of all classes.
+    """
+    precision = recall = None
+    if threshold is not None:
+        precision, recall = (float(v[0]) for v in curve.at(np.array([threshold])))
+        precision = None if math.isnan(precision) else precision
+    return ClassReport(
+        name,
+        category_id,
+        curve.objects,
+        scores.ap[category_id],
+        scores.ap50[category_id],
+        threshold,
+        precision,
+        recall,
+    )
 
 
 @dataclass(frozen=True, eq=False)

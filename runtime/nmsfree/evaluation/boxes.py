@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.data.dataset import DetectionDataset
+from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.errors import DataError
-from nmsfree.evaluation.coco_scores import Result
+from nmsfree.evaluation.scores import Result
 
 PAIRS_AT_ONCE = 1_000_000  # pairs of boxes compared in one step: about 200 MB
 

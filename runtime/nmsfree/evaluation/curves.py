@@ -4,10 +4,15 @@ Precision = hits / (hits + misses), recall = hits / objects, F1 = 2·hits / (det
 A detection is kept if its score is above the threshold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nmsfree.evaluation.boxes import Boxes
+from nmsfree.evaluation.matching import match
+from nmsfree.spec import Thresholds
 
 Values = NDArray[np.float64]
 
@@ -109,3 +114,116 @@ class Curve:
 
     def _point(self, cut: int, threshold: float) -> Point:
         return Point(float(threshold), float(self.precision[cut]), float(self.recall[cut]))
+
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Detections with scores in ((i − 1)/15, i/15].
+
+    Attributes:
+        count: how many.
+        score: their mean score; None if there are none.
+        precision: share of them that is right; None if there are none.
+    """
+
+    count: int
+    score: float | None
+    precision: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores against precision.
+
+    Attributes:
+        error: expected calibration error, Σ countᵢ / n · |scoreᵢ − precisionᵢ| over 15 bins of
+            equal width (Guo et al., 2017); None without detections.
+        bins: from the lowest scores to the highest.
+    """
+
+    error: float | None
+    bins: tuple[Bin, ...]
+
+
+def calibrate(score: NDArray[np.float64], hit: NDArray[np.bool_]) -> Calibration:
+    """Compare scores [n] with right or wrong [n]."""
+    index = np.clip(np.ceil(score * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    counts = np.bincount(index, minlength=BINS)
+    scores = np.bincount(index, score, minlength=BINS)
+    hits = np.bincount(index, hit, minlength=BINS)
+    bins = tuple(
+        Bin(int(n), float(s / n), float(h / n)) if n else Bin(0, None, None)
+        for n, s, h in zip(counts, scores, hits, strict=True)
+    )
+    # countᵢ / n · |mean score − precision| = |sum of scores − hits| / n
+    error = float(np.abs(scores - hits).sum() / len(score)) if len(score) else None
+    return Calibration(error, bins)
+
+
+def confusion_matrix(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.int64]:
+    """Count what is taken for what, boxes matched at IoU 0.5 whatever their classes.
+
+    Args:
+        found: what is shown, from `best_first`.
+        truth: the objects; crowd regions and what lies in them do not count.
+        classes: number of classes.
+
+    Returns:
+        int64 [classes + 1, classes + 1]: rows are the truth, columns the prediction; the last
+        row holds detections without an object, the last column objects without a detection.
+    """
+    matches = match(found, truth, by_class=False)
+    missed = ~truth.crowd
+    missed[matches.truth[matches.hit]] = False
+    alone = ~matches.hit & ~matches.ignored
+    pairs = [
+        (truth.label[matches.truth[matches.hit]], found.label[matches.hit]),
+        (truth.label[missed], np.full(int(missed.sum()), classes)),
+        (np.full(int(alone.sum()), classes), found.label[alone]),
+    ]
+    rows, columns = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    side = classes + 1
+    return np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)
+
+
+def recommend(
+    curves: Sequence[Curve],
+    overall: Curve,
+    *,
+    fallback: float,
+    target_precision: float,
+    measured_on: str,
+) -> tuple[Thresholds, Point]:
+    """Return the thresholds, and what the overall one of the best F1 gives.
+
+    Args:
+        curves: of each class, by class id.
+        overall: of all classes together.
+        fallback: the threshold of a model that hits nothing at all.
+        target_precision, measured_on: see `Thresholds`.
+    """
+    best = overall.best_f1() or Point(fallback, 0.0, 0.0)
+    precise = overall.lowest_with_precision(target_precision)
+    precise_classes = [curve.lowest_with_precision(target_precision) for curve in curves]
+    thresholds = Thresholds(
+        best_f1=best.threshold,
+        best_f1_per_class=tuple(_best_of_class(curve, best.threshold) for curve in curves),
+        target_precision=target_precision,
+        at_precision=precise.threshold if precise else None,
+        at_precision_per_class=tuple(p.threshold if p else None for p in precise_classes),
+        recall_at_precision=precise.recall if precise else None,
+        recall_at_precision_per_class=tuple(p.recall if p else None for p in precise_classes),
+        measured_on=measured_on,
+    )
+    return thresholds, best
+
+
+def _best_of_class(curve: Curve, overall: float) -> float | None:
+    """A class that is never hit has no best threshold of its own and takes the overall one."""
+    if curve.objects == 0:
+        return None
+    best = curve.best_f1()
+    return overall if best is None else best.threshold

@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from nmsfree.evaluation.analysis import Analysis
-from nmsfree.evaluation.class_report import ClassReport
-from nmsfree.evaluation.coco_scores import COUNTED
-from nmsfree.evaluation.plot_style import shorten
+from nmsfree.evaluation.analysis import Analysis, ClassReport
+from nmsfree.evaluation.scores import COUNTED
+from nmsfree.plotting import shorten
 from nmsfree.text import in_markdown, shown
 
 if TYPE_CHECKING:

@@ -9,23 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nmsfree.data.coco import DetectionDataset, Sample
-from nmsfree.data.load import load_dataset
-from nmsfree.evaluate import CHUNK, Result, category_ids_of, check_size, coco_results
+from nmsfree.datasets.formats.coco import DetectionDataset, Sample
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.evaluation.analysis import Analysis, analyse
 from nmsfree.evaluation.boxes import best_first, read_boxes, to_results
-from nmsfree.evaluation.coco_scores import CocoScorer
+from nmsfree.evaluation.evaluate import CHUNK, Result, category_ids_of, check_size, coco_results
 from nmsfree.evaluation.matching import NMS_IOU, survivors
+from nmsfree.evaluation.scores import CocoScorer
 from nmsfree.images import read_image
 from nmsfree.nms import suppress
 from nmsfree.preprocess import Geometry, letterbox
-from nmsfree_training.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.config import HeadName
-from nmsfree_training.detector import Fcos
-from nmsfree_training.normalize import normalize
-from nmsfree_training.postprocess import PostprocessConfig, postprocess
-from nmsfree_training.predict import TOP_K, make_spec
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.norms import normalize
 from nmsfree_training.study.results import NMS_GRID, grid_key
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.predict import TOP_K, PostprocessConfig, make_spec, postprocess
 
 SPLITS = ("val", "crowd")
 # As deployed, but for the NMS, which comes after it at every threshold of the grid.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nmsfree.evaluation.plot_style import COLOURS, GRID, INK, import_figure, to_png
 from nmsfree.files import write_atomic
+from nmsfree.plotting import COLOURS, GRID, INK, import_figure, to_png
 from nmsfree_training.study.results import PUBLISHED_NMS, Result, deployed
 from nmsfree_training.study.rows import REFERENCE
 from nmsfree_training.study.summary import RowSummary, best_o2m, summarise

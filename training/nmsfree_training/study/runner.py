@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from nmsfree_training.interrupt import stop_on_signals
+from nmsfree_training.loop.run_config import stop_on_signals
 from nmsfree_training.study.jobs import Job
 
 POLL = 0.5  # seconds between two looks at the workers

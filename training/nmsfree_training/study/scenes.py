@@ -13,15 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.data.dataset import DetectionDataset
-from nmsfree.data.load import load_dataset
-from nmsfree.data.sheet import Tile, make_sheet
-from nmsfree.data.sheet_marks import Mark
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.sheet import Mark, Tile, make_sheet
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
-from nmsfree.evaluate import Result, predict
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes
+from nmsfree.evaluation.evaluate import Result, predict
 from nmsfree.evaluation.matching import match
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.images import read_image

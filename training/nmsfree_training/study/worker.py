@@ -10,14 +10,25 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 from threading import Thread
 
+import torch
 import typer
 
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import NmsfreeError
+from nmsfree.files import write_json
 from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.machine import processor_name, sha256
 from nmsfree.text import shown
+from nmsfree_training.monitor.callbacks import is_loss
+from nmsfree_training.monitor.curves import Record, read_metrics
 from nmsfree_training.study.jobs import INTERRUPTED, Job
+from nmsfree_training.study.measure import SPLITS, measure
+from nmsfree_training.study.results import Result
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 # Those of `train_state`, which is not imported: this process waits for hours, without PyTorch.
 STATES = "*.state.pt"
@@ -84,8 +95,6 @@ def _train(job: Job) -> int:
 def _measure(job: Job) -> None:
     import torch
 
-    from nmsfree_training.study.record import write_result
-
     torch.set_num_threads(1)
     typer.echo(f"measuring {shown(job.folder / 'last.safetensors')}", err=True)
     write_result(job)
@@ -93,3 +102,53 @@ def _measure(job: Job) -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def write_result(job: Job) -> None:
+    """Measure the last weights of a run and write its result; the file appears whole.
+
+    Raises:
+        NmsfreeError: the run folder or the dataset cannot be used, see `measure`.
+    """
+    write_json(job.result_file, make_result(job))
+
+
+def make_result(job: Job) -> Result:
+    """Return all that is known of a finished run, ready for `json.dumps`.
+
+    minutes: of training, without evaluation. images_per_second: of training, in the mean.
+    losses: of the last epoch. parameters: of the network with all its heads. data: the folder's
+    name, and how many images its splits have. splits: see `measure`.
+    """
+    weights = job.folder / "last.safetensors"
+    records = read_metrics(job.folder / "metrics.jsonl")
+    network = load_checkpoint(weights).build()
+    return {
+        "row": job.row.name,
+        "title": job.row.title,
+        "model": job.row.model,
+        "epochs": job.epochs,
+        "seed": job.seed,
+        "command": job.command,
+        **_pace(records),
+        "losses": {name: value for name, value in records[-1].items() if is_loss(name)},
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "versions": {"nmsfree": version("nmsfree"), "torch": torch.__version__},
+        "machine": processor_name(),
+        "weights_sha256": sha256(weights),
+        "data": {"folder": job.data.resolve().name, "images": _counts(job.data)},
+        "splits": measure(weights, job.data),
+    }
+
+
+def _pace(records: list[Record]) -> dict[str, float]:
+    seconds = sum(record["seconds"] for record in records)
+    images = sum(record["images_per_second"] * record["seconds"] for record in records)
+    return {
+        "minutes": round(seconds / 60, 2),
+        "images_per_second": round(images / max(seconds, 1e-9), 1),
+    }
+
+
+def _counts(data: Path) -> dict[str, int]:
+    return {split: len(load_dataset(data, split)) for split in ("train", *SPLITS)}

@@ -1,0 +1,1 @@
+"""The cost of training: loading, a step, the criterion."""

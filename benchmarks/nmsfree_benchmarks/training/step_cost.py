@@ -1,0 +1,286 @@
+"""What the criterion costs beside the network, in time and memory, on this processor."""
+
+import ctypes
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from nmsfree_benchmarks.training.loading import torch_threads
+from nmsfree_training.config import STRIDES, Preset
+from nmsfree_training.criterion.assignment import Targets, pad_targets
+from nmsfree_training.criterion.losses import detector_losses
+from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.detector import Fcos, Prediction, place
+
+SAMPLING_S = 0.0005  # between two looks at the process's memory
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Give a list whose only item becomes the growth of this process in bytes, at its highest."""
+    process, grown, done = psutil.Process(), [0], threading.Event()
+    _give_back_freed()
+    start = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(SAMPLING_S):
+            grown[0] = max(grown[0], process.memory_info().rss - start)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield grown
+    finally:
+        done.set()
+        thread.join()
+
+
+def _give_back_freed() -> None:
+    """Hand freed memory back to Linux, or its second use would not be seen as growth."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
+        if trim is not None:
+            trim(0)
+
+
+Predictions = dict[str, Prediction]
+Criterion = Callable[[Predictions, Targets, Tensor], Tensor]  # padding last → the total loss
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One measurement; round i of both lists is one step.
+
+    Attributes:
+        preset: name of the network.
+        batch, size, classes, objects: images, (height, width) in pixels, classes, and objects
+            in every image.
+        threads: processor threads of PyTorch.
+        network_s: seconds of the network's forward and backward, by round.
+        criterion_s: seconds of the criterion's forward and backward to logits and boxes.
+        criterion_bytes: peak memory of the criterion beyond its inputs.
+    """
+
+    preset: str
+    batch: int
+    size: tuple[int, int]
+    classes: int
+    objects: int
+    threads: int
+    network_s: tuple[float, ...]
+    criterion_s: tuple[float, ...]
+    criterion_bytes: int
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Criterion's time / network's time, by round."""
+        return tuple(c / n for c, n in zip(self.criterion_s, self.network_s, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, ready for `json.dumps`; shares are fractions."""
+        return {
+            "preset": self.preset,
+            "batch": self.batch,
+            "height": self.size[0],
+            "width": self.size[1],
+            "classes": self.classes,
+            "objects": self.objects,
+            "threads": self.threads,
+            "torch": torch.__version__,
+            "network_s": _spread(self.network_s),
+            "criterion_s": _spread(self.criterion_s),
+            "share": _spread(self.shares),
+            "criterion_peak_mb": round(self.criterion_bytes / 1e6, 3),
+        }
+
+    def summary(self) -> str:
+        """Return three lines of text."""
+        height, width = self.size
+        network, criterion, share = map(_spread, (self.network_s, self.criterion_s, self.shares))
+        return (
+            f"{self.preset}, batch {self.batch}, {height} × {width}, {self.classes} classes, "
+            f"{self.objects} objects an image, {self.threads} threads\n"
+            f"network forward + backward {_time(network)}, "
+            f"criterion {_time(criterion)}: {_range(share, 100, 2, '%')}\n"
+            f"peak memory of the criterion {_size(self.criterion_bytes)}"
+        )
+
+
+def measure_step(
+    preset: Preset,
+    *,
+    batch: int = 16,
+    size: tuple[int, int] = (512, 736),
+    objects: int = 50,
+    rounds: int = 3,
+    threads: int | None = None,
+    criterion: Criterion | None = None,
+) -> StepCost:
+    """Time training steps on random images and objects, split into network and criterion.
+
+    A round is one step as the trainer takes it, on a processor in float32: the network's forward,
+    the criterion's forward and its backward to the predictions, the network's backward from
+    there. Both are timed inside the same step, so what else the machine does falls on both. The
+    optimizer is left out.
+
+    Args:
+        size: (height, width) of the images in pixels.
+        threads: processor threads; None leaves them as they are.
+        criterion: what is measured; None is the sum of all heads' losses.
+    """
+    criterion = criterion or total_loss
+    with torch_threads(threads) as used:
+        bytes_ = criterion_memory(
+            preset, batch=batch, size=size, objects=objects, criterion=criterion
+        )
+        network = place(Fcos(preset.model), torch.device("cpu")).train()
+        share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
+        _step(network, share, criterion, 1, (64, 64), 1)  # what is set up once
+        times = [_step(network, share, criterion, batch, size, objects) for _ in range(rounds)]
+    network_s, criterion_s = zip(*times, strict=True)
+    classes = preset.model.num_classes
+    name = preset.model.name
+    return StepCost(name, batch, size, classes, objects, used, network_s, criterion_s, bytes_)
+
+
+def criterion_memory(
+    preset: Preset,
+    *,
+    batch: int = 16,
+    size: tuple[int, int] = (512, 736),
+    objects: int = 50,
+    criterion: Criterion | None = None,
+) -> int:
+    """Return the bytes by which this process grows at most while the criterion runs.
+
+    The highest of three runs: memory is looked at every half millisecond, and what the process
+    holds already may serve a run unseen. Predictions are random; they and the targets are not
+    counted, the gradients are.
+    """
+    criterion = criterion or total_loss
+    _criterion_step(criterion, random_predictions(preset, 1, (64, 64)), *_batch(1, 1, (64, 64), 1))
+    predictions = random_predictions(preset, batch, size)
+    targets, padding = _batch(batch, objects, size, preset.model.num_classes)
+    return max(_growth(criterion, predictions, targets, padding) for _ in range(3))
+
+
+def _growth(
+    criterion: Criterion, predictions: Predictions, targets: Targets, padding: Tensor
+) -> int:
+    with peak_memory() as grown:
+        _criterion_step(criterion, predictions, targets, padding)
+    return grown[0]
+
+
+def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
+    """Return what the trainer minimises."""
+    losses = detector_losses(predictions, targets, padding)
+    return torch.stack([loss.total for loss in losses.values()]).sum()
+
+
+def random_predictions(preset: Preset, batch: int, size: tuple[int, int]) -> Predictions:
+    """Return predictions of every head: low scores, boxes around the points of some cells."""
+    shapes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+    points, strides = anchor_points(shapes, STRIDES)
+    made: Predictions = {}
+    for head in preset.model.heads:
+        logits = torch.randn(batch, len(points), preset.model.num_classes).sub_(4.6)
+        deltas = torch.randn(batch, len(points), 4).mul_(0.5)
+        deltas[..., 2:] += 1
+        made[head] = Prediction(logits, decode(deltas, points, strides), points, strides, shapes)
+    return made
+
+
+def random_targets(batch: int, objects: int, size: tuple[int, int], classes: int) -> Targets:
+    """Return objects of 10 px up to half of the image, in the same number in every image."""
+    height, width = size
+    boxes = []
+    for _ in range(batch):
+        sides = 10 * (torch.tensor([width, height]) / 20) ** torch.rand(objects, 2)
+        corner = torch.rand(objects, 2) * (torch.tensor([width, height]) - sides)
+        boxes.append(torch.cat([corner, corner + sides], dim=1))
+    return pad_targets(boxes, [torch.randint(classes, (objects,)) for _ in range(batch)])
+
+
+def _batch(batch: int, objects: int, size: tuple[int, int], classes: int) -> tuple[Targets, Tensor]:
+    padding = torch.zeros(batch, *size, dtype=torch.bool)
+    padding[:, :, size[1] - size[1] // 8 :] = True
+    return random_targets(batch, objects, size, classes), padding
+
+
+def _step(
+    network: Fcos,
+    o2o_gradient: float,
+    criterion: Criterion,
+    batch: int,
+    size: tuple[int, int],
+    objects: int,
+) -> tuple[float, float]:
+    """Seconds of the network and of the criterion in one step."""
+    targets, padding = _batch(batch, objects, size, network.config.num_classes)
+    images = torch.randn(batch, 3, *size).contiguous(memory_format=torch.channels_last)
+    network.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    predictions: Predictions = network(images, o2o_gradient=o2o_gradient)
+    forward = time.perf_counter()
+    gradients = _criterion_step(criterion, predictions, targets, padding)
+    middle = time.perf_counter()
+    outputs = [t for p in predictions.values() for t in (p.logits, p.boxes)]
+    torch.autograd.backward(outputs, gradients)
+    return time.perf_counter() - middle + forward - start, middle - forward
+
+
+def _criterion_step(
+    criterion: Criterion, predictions: Predictions, targets: Targets, padding: Tensor
+) -> list[Tensor]:
+    """Gradients by the logits and boxes of every head."""
+    leaves = {
+        head: Prediction(
+            p.logits.detach().requires_grad_(),
+            p.boxes.detach().requires_grad_(),
+            p.points,
+            p.strides,
+            p.shapes,
+        )
+        for head, p in predictions.items()
+    }
+    inputs = [t for p in leaves.values() for t in (p.logits, p.boxes)]
+    return list(torch.autograd.grad(criterion(leaves, targets, padding), inputs))
+
+
+def _spread(values: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "all": list(values),
+    }
+
+
+def _time(spread: dict[str, Any]) -> str:
+    """Seconds, and milliseconds below one."""
+    median = spread["median"]
+    if median >= 1:
+        return _range(spread, 1, 1, "s")
+    return _range(spread, 1e3, 0 if median >= 0.1 else 1 if median >= 0.01 else 2, "ms")
+
+
+def _size(count: int) -> str:
+    """Bytes as MB, and as kB below one."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.{0 if count >= 1e8 else 1}f} MB"
+
+
+def _range(spread: dict[str, Any], scale: float, digits: int, unit: str) -> str:
+    median, low, high = (f"{spread[k] * scale:.{digits}f}" for k in ("median", "low", "high"))
+    return f"{median} {unit} ({low}–{high})"

@@ -1,0 +1,1 @@
+"""The graph of an exported file: how it is made, and its layers."""

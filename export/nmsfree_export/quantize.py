@@ -1,0 +1,307 @@
+"""FP32 graph → INT8 graph: QuantizeLinear and DequantizeLinear around what computes in integers.
+
+INT8 are the convolutions, but for the last ones: a step of an 8-bit logit or of an 8-bit logarithm
+of a box side would be seen in the result. Normalisation, GroupNorm, filters and everything after
+the network stay in float32. What is between the quantised convolutions is different by engine:
+
+- cpu: unsigned activations with a zero point, bias in int32, which the processor's kernels want.
+  They also want their results in integers, so these are quantised as well, and the backbone's
+  sums and its pooling with them: a float step in between costs more than it saves. Weights have 7
+  bits: with 8, processors without VNNI saturate (seen: rows without partner from 0.4 to 4 %).
+- tensorrt: signed activations, zero points 0, bias in float. Only what goes into a convolution (or
+  into the pooling) is quantised: the engine fuses what follows, and rounds once instead of twice.
+"""
+
+import copy
+import inspect
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from nmsfree.datasets.dataset import DetectionDataset, Sample
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.errors import InputError
+from nmsfree.evaluation.analysis import folder_name
+from nmsfree.files import temporary_folder
+from nmsfree.images import read_image
+from nmsfree.preprocess import letterbox
+from nmsfree.spec import ModelSpec, Target
+from nmsfree_export.graph.layers import read_layers
+
+# val, val2017, valid, test-dev, minival …; trainval is for training.
+_MEASURES = re.compile(r"(mini)?(val|test|dev|eval)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an INT8 file is calibrated with.
+
+    Attributes:
+        samples: pictures, evenly spread over the split.
+        spec: says how they are placed in the model's input.
+        description: "digits train, 128 images".
+    """
+
+    samples: tuple[Sample, ...]
+    spec: ModelSpec
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Return one picture as the deployed model sees it, uint8 [1, H, W, 3], BGR.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        pixels = np.empty((1, self.spec.height, self.spec.width, 3), np.uint8)
+        letterbox(read_image(self.samples[index].path), pixels[0], self.spec.interpolation)
+        return pixels
+
+
+def load_calibration(
+    data: Path, split: str, images: int, spec: ModelSpec, measured: DetectionDataset | None = None
+) -> Calibration:
+    """Choose training pictures; annotations are not used.
+
+    Args:
+        data: folder of a dataset.
+        images: how many at most.
+        spec: of the model that is quantised.
+        measured: the split that the result will be measured on; none of it may be used here.
+
+    Raises:
+        InputError: the split is not for training, shares pictures with `measured`, or is empty.
+        DataError: there is no such dataset or split.
+    """
+    if _MEASURES.match(split):
+        raise InputError(
+            f"calibration split is {split!r}: pictures that a model is measured on would make its"
+            " figures look better than they are: use a training split, --calibrate-split train"
+        )
+    if images < 1:
+        raise InputError(f"calibration images are {images}, expected 1 or more")
+    dataset = load_dataset(data, split)
+    if not dataset.samples:
+        raise InputError(f"{data}: split {split!r} has no images to calibrate with")
+    if measured is not None:
+        _check_apart(dataset, measured)
+    count = min(images, len(dataset))
+    chosen = [dataset.samples[i * len(dataset) // count] for i in range(count)]
+    description = f"{folder_name(dataset)} {split}, {count} images"
+    return Calibration(tuple(chosen), spec, description)
+
+
+def _check_apart(dataset: DetectionDataset, measured: DetectionDataset) -> None:
+    own = {sample.path.resolve() for sample in dataset.samples}
+    shared = [s.path.resolve() for s in measured.samples if s.path.resolve() in own]
+    if shared:
+        raise InputError(
+            f"{len(shared)} images of the calibration split {dataset.name!r} are also in the split"
+            f" {measured.name!r} that the file is measured on, first {shared[0].name}: the figures"
+            " would look better than they are; use another split for one of them"
+        )
+
+
+LAST = ("cls_pred", "reg_pred")  # the last convolutions, by their keys in the deploy module
+OPERATORS: dict[Target, tuple[str, ...]] = {
+    "cpu": ("Conv", "Add", "MaxPool"),
+    "tensorrt": ("Conv", "MaxPool"),
+}
+
+Tensors = Mapping[str, NDArray[np.floating]]
+
+
+def quantise(
+    model: ModelProto,
+    deployed: Tensors,
+    target: Target,
+    calibration: Calibration,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    kept: Collection[str] = (),
+    cache: Path | None = None,
+) -> ModelProto:
+    """Return an INT8 version of a float model, without metadata.
+
+    Args:
+        model: from `build_onnx`, in float32; it is left as it is.
+        deployed: tensors of the deploy module by key.
+        target: what kind of engine shall run the file.
+        progress: told (pictures seen, pictures in all).
+        kept: names of the layers that stay in float, see `quantised_nodes`.
+        cache: file that ONNX Runtime keeps the ranges of the calibration in, for the next call.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    model = copy.deepcopy(model)
+    nodes = quantised_nodes(model, deployed, target, kept)
+    _own_biases(model, set(nodes))
+    signed = target == "tensorrt"
+    with temporary_folder() as folder:
+        out = folder / "quantised.part"
+        with _quiet():
+            quantize_static(
+                model,
+                out,
+                _Reader(calibration, _batch(model), progress),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(OPERATORS[target]),
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                reduce_range=not signed,
+                activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": signed,
+                    "QuantizeBias": not signed,
+                    "QDQKeepRemovableActivations": True,
+                    "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
+                },
+                **_cache_option(cache),
+            )
+        quantised = onnx.load(out)
+    _tidy(quantised, model.producer_name)
+    return quantised
+
+
+def _tidy(model: ModelProto, producer: str) -> None:
+    """Leave only what the exporter writes, in place: the quantiser leaves types of lost values."""
+    graph = model.graph
+    for tensor in graph.initializer:  # all in raw bytes
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    known = {t.name for t in graph.initializer}.union(*(node.output for node in graph.node))
+    for value in [value for value in graph.value_info if value.name not in known]:
+        graph.value_info.remove(value)
+    model.ClearField("metadata_props")
+    model.ClearField("producer_version")
+    model.producer_name = producer
+
+
+def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:
+    """Return the convolutions that make logits and box deltas, by the bytes of their weights."""
+    return _convs_of(model, deployed, tuple(f".{name}.weight" for name in LAST))
+
+
+def _cache_option(cache: Path | None) -> dict[str, Path]:
+    """Versions of ONNX Runtime that know no cache calibrate every time."""
+    from onnxruntime.quantization import quantize_static
+
+    known = inspect.signature(quantize_static).parameters
+    name = "calibration_cache_path"
+    return {name: cache} if cache is not None and name in known else {}
+
+
+def quantised_nodes(
+    model: ModelProto, deployed: Tensors, target: Target, kept: Collection[str] = ()
+) -> list[str]:
+    """Return the names of the nodes that compute in integers.
+
+    All convolutions but the last; sums and pooling up to the pyramid, where a GroupNorm's sum or
+    a filter's pooling cannot be among them. The layers of the names in `kept`, see `layers.py`,
+    are left out. What they read is still rounded where another one rounds it.
+    """
+    spared = {layer.node for layer in read_layers(model) if layer.name in kept} if kept else set()
+    last = {node.name for node in last_convs(model, deployed)}
+    trunk = _before(model, _convs_of(model, deployed, ("network.backbone.", "network.fpn.")))
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in OPERATORS[target]
+        and node.name not in spared
+        and (node.name not in last if node.op_type == "Conv" else node.name in trunk)
+    ]
+
+
+def _convs_of(model: ModelProto, deployed: Tensors, parts: tuple[str, ...]) -> list[NodeProto]:
+    wanted = {
+        value.tobytes() for key, value in deployed.items() if any(part in key for part in parts)
+    }
+    contents = {t.name: numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
+    convs = (node for node in model.graph.node if node.op_type == "Conv")
+    return [node for node in convs if contents[node.input[1]] in wanted]
+
+
+def _before(model: ModelProto, nodes: list[NodeProto]) -> set[str]:
+    """Names of all nodes that one of these depends on."""
+    needed = {name for node in nodes for name in node.input}
+    found = set()
+    for node in reversed(model.graph.node):  # sorted topologically, by ONNX's rules
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            found.add(node.name)
+    return found
+
+
+def _own_biases(model: ModelProto, names: set[str]) -> None:
+    """Give every quantised convolution a bias of its own, in place.
+
+    Levels may share one. In integers its unit is that of the convolution's input times that of its
+    weights, and every level's input has another.
+    """
+    biases = {t.name: t for t in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.name not in names or node.op_type != "Conv" or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        if name in seen:
+            own = copy.deepcopy(biases[name])
+            own.name = node.input[2] = f"{name}.{node.name}"
+            model.graph.initializer.append(own)
+        seen.add(name)
+
+
+def _batch(model: ModelProto) -> int:
+    """The fixed batch size, or 1."""
+    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+
+
+class _Reader:
+    """Hands the pictures to ONNX Runtime, one at a time; a fixed batch is filled with copies."""
+
+    def __init__(
+        self, calibration: Calibration, batch: int, progress: Callable[[int, int], None]
+    ) -> None:
+        self.calibration, self.batch, self.progress = calibration, batch, progress
+        self.done = 0
+
+    def get_next(self) -> dict[str, Any] | None:
+        if self.done == len(self.calibration):
+            return None
+        pixels = self.calibration.read(self.done)
+        self.done += 1
+        self.progress(self.done, len(self.calibration))
+        return {"images": np.repeat(pixels, self.batch, axis=0)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantiser's advice, to optimise the graph first, from the root logger.
+
+    The graph is certified as it is, and must come out as it went in.
+    """
+    root = logging.getLogger()
+    root.addFilter(_is_no_advice)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing before quantization" not in record.getMessage()

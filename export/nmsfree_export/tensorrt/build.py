@@ -1,0 +1,250 @@
+"""ONNX file → TensorRT engine and its sidecar."""
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nmsfree.backends.tensorrt.log import reason
+from nmsfree.backends.tensorrt.sidecar import Sidecar, lock_path, this_platform, write_engine
+from nmsfree.backends.tensorrt.targets import resolve_targets
+from nmsfree.backends.tensorrt.vendor import Flavour, load_flavour
+from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree.lock import locked
+from nmsfree.machine import find_gpus
+from nmsfree.spec import ModelSpec, check_made_for
+from nmsfree_export.tensorrt.network import (
+    LayerTable,
+    Tensor,
+    check_interface,
+    inputs_and_outputs,
+    layers_of,
+    parse,
+    precision_of,
+    read_layers,
+)
+from nmsfree_export.tensorrt.progress import Phases, Silent, make_monitor, stoppable
+from nmsfree_export.tensorrt.source import Source, read_source
+
+Batch = tuple[int, int, int]  # smallest, best, largest
+
+
+def resolve_batch(onnx: Path, spec: ModelSpec, asked: Batch | None) -> Batch:
+    """Return the smallest, best and largest batch of an engine.
+
+    Raises:
+        InputError: a range for a file of fixed batch, none for one of dynamic batch, or no range.
+    """
+    if spec.batch is not None:
+        if asked not in (None, (spec.batch,) * 3):
+            raise InputError(
+                f"{onnx}: takes batches of {spec.batch} only: leave out --batch, or export it "
+                "again with `nmsfree export --batch dynamic`"
+            )
+        return (spec.batch,) * 3
+    if asked is None:
+        raise InputError(
+            f"{onnx}: takes batches of any size, an engine needs a range: give --batch MIN OPT "
+            "MAX, for example --batch 1 4 8"
+        )
+    if not 1 <= asked[0] <= asked[1] <= asked[2]:
+        shown = " ".join(map(str, asked))
+        raise InputError(f"batch is {shown}, expected three numbers from 1 up, ascending")
+    return asked
+
+
+def add_profile(builder: Any, config: Any, spec: ModelSpec, batch: Batch) -> None:
+    """Tell the builder the range; a fixed batch needs no telling."""
+    if spec.batch is not None:
+        return
+    profile = builder.create_optimization_profile()
+    profile.set_shape("images", *((n, spec.height, spec.width, 3) for n in batch))
+    config.add_optimization_profile(profile)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        builder: "tensorrt-rtx" or "tensorrt".
+        gpus: product names of the GPUs that shall run it; with `sms` empty, RTX 4060.
+        sms: compute capabilities that shall run it, 89 for 8.9.
+        batch: smallest, best and largest number of images, for a file of dynamic batch.
+        tf32: let float32 convolutions be computed in TF32, with 10 bits of mantissa.
+        layers: read the table of layers; the engine then keeps details of them.
+    """
+
+    builder: str = "tensorrt-rtx"
+    gpus: tuple[str, ...] = ()
+    sms: tuple[int, ...] = ()
+    batch: Batch | None = None
+    tf32: bool = False
+    layers: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was written.
+
+    Attributes:
+        engine: the plan.
+        size: of the plan in bytes.
+        sidecar: what lies beside it.
+        inputs, outputs: of the network that was built.
+        layers: if asked for.
+    """
+
+    engine: Path
+    size: int
+    sidecar: Sidecar
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: LayerTable | None
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "file": str(self.engine),
+            "bytes": self.size,
+            "inputs": [vars(tensor) for tensor in self.inputs],
+            "outputs": [vars(tensor) for tensor in self.outputs],
+            "sidecar": self.sidecar.to_json_values(),
+            "layers": self.layers and self.layers.to_json(),
+        }
+
+
+def build_engine(
+    onnx: Path,
+    out: Path,
+    options: BuildOptions = BuildOptions(),
+    phases: Phases | None = None,
+    *,
+    sm: int | None = None,
+) -> BuildReport:
+    """Build an engine; it and its sidecar appear under their names only when finished.
+
+    Args:
+        onnx: a file written by `nmsfree export`.
+        out: the engine to write, over an older one.
+        phases: is told what the builder is doing.
+        sm: of the GPU that is in use, for a builder that builds for that one only; None takes the
+            first GPU's.
+
+    Raises:
+        InputError: an option that the builder or the file does not have.
+        MissingExtraError: the builder is not installed.
+        ModelError: the file is not ours, or the builder cannot build it.
+        EngineError: the builder needs a GPU and there is none.
+    """
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, expected the name of a file to write")
+    plan, report = _make(onnx, out, options, phases, sm)
+    with locked(lock_path(out)), stoppable():
+        write_engine(out, plan, report.sidecar)
+    return report
+
+
+def _make(
+    onnx: Path, out: Path, options: BuildOptions, phases: Phases | None, sm: int | None
+) -> tuple[bytes, BuildReport]:
+    flavour = load_flavour(options.builder)
+    targets = _targets(flavour, options, sm)
+    source = read_source(onnx, builds_nms=flavour.builds_nms)
+    check_made_for(onnx, source.spec, flavour.name)
+    batch = resolve_batch(source.path, source.spec, options.batch)
+    builder = flavour.create_builder()
+    network = parse(flavour, builder, source)
+    check_interface(network, source)
+    config = _configure(flavour, builder, targets, options)
+    add_profile(builder, config, source.spec, batch)
+    begun = time.perf_counter()
+    plan = _build(flavour, builder, network, config, source, phases or Silent())
+    seconds = time.perf_counter() - begun
+    layers = layers_of(network)
+    sidecar = Sidecar(
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx=onnx.name,
+        onnx_sha256=source.sha256,
+        spec=source.spec,
+        nms_on_host=source.nms_on_host,
+        builder=flavour.name,
+        builder_version=flavour.version,
+        targets=targets,
+        platform=this_platform(),
+        precision=precision_of(layers),
+        tf32=flavour.allows_tf32(config),  # what the builder was told, not what we meant
+        batch=batch,
+        build_seconds=round(seconds, 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    table = read_layers(flavour, plan, layers) if options.layers else None
+    return plan, BuildReport(out, len(plan), sidecar, *inputs_and_outputs(network), table)
+
+
+def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | None) -> None:
+    """Build an engine again as it was, for the GPUs it was built for and this one.
+
+    The entry point `rebuild` of the group `nmsfree.engines`: the runtime calls it for an engine
+    that does not fit this machine, and holds its lock.
+
+    Args:
+        sidecar: of the engine that does not fit; names the ONNX file beside it.
+        builder: what will run it.
+        sm: compute capability of the GPU that will run it; None if unknown.
+    """
+    batch = sidecar.batch if sidecar.spec.batch is None else None
+    options = BuildOptions(builder=builder, batch=batch, tf32=sidecar.tf32)
+    if load_flavour(builder).builds_without_gpu:
+        targets = {*sidecar.targets} | ({sm} if sm is not None else set())
+        options = replace(options, sms=tuple(sorted(targets)))
+    plan, report = _make(engine.with_name(sidecar.onnx), engine, options, None, sm)
+    with stoppable():
+        write_engine(engine, plan, report.sidecar)
+
+
+def _targets(flavour: Flavour, options: BuildOptions, sm: int | None) -> tuple[int, ...]:
+    if flavour.builds_without_gpu:
+        return resolve_targets(options.gpus, options.sms, flavour.buildable())
+    if options.gpus or options.sms:
+        raise InputError(
+            f"{flavour} builds for the GPU of this machine only: leave out --gpu and --sm"
+        )
+    gpus = find_gpus()
+    if not gpus.found:
+        raise EngineError(
+            f"{flavour} builds on the GPU that will run the engine, and {gpus.problem}: "
+            "build there, or with --with tensorrt-rtx, which needs none"
+        )
+    major, minor = gpus.found[0].capability
+    return (10 * major + minor if sm is None else sm,)
+
+
+def _configure(
+    flavour: Flavour, builder: Any, targets: tuple[int, ...], options: BuildOptions
+) -> Any:
+    config = builder.create_builder_config()
+    if flavour.builds_without_gpu:
+        flavour.set_targets(config, targets)
+    flavour.set_tf32(config, options.tf32)
+    if options.layers:
+        config.profiling_verbosity = flavour.module.ProfilingVerbosity.DETAILED
+    return config
+
+
+def _build(
+    flavour: Flavour, builder: Any, network: Any, config: Any, source: Source, phases: Phases
+) -> bytes:
+    """Run the builder; Ctrl-C ends it at its next step."""
+    with stoppable() as stop, flavour.log.collect() as messages:
+        monitor = make_monitor(flavour.module, phases, stop)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        config.progress_monitor = None
+    if plan is None:
+        raise ModelError(
+            f"{source.path}: {flavour} cannot build it ({reason(messages)}): "
+            "export the model again, or run the ONNX file itself"
+        )
+    return bytes(memoryview(plan))

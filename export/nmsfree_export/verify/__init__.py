@@ -1,0 +1,1 @@
+"""What an exported file must prove: certificate, parity, accuracy."""

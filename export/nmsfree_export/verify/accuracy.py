@@ -1,0 +1,120 @@
+"""What another file or engine costs: AP and best threshold of two models on a labelled split."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from nmsfree.backends.base import Backend
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.detector import Detector
+from nmsfree.errors import GateError
+from nmsfree.evaluation.analysis import analyse, folder_name
+from nmsfree.evaluation.evaluate import predict
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """COCO AP, 0-1, and the score threshold of the best F1 of one model on one split."""
+
+    ap: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores of two models on one split.
+
+    In ONNX Runtime on the processor, FP16 shows the rounding of weights and activations, not a
+    GPU's arithmetic.
+
+    Attributes:
+        measured_on: "digits val, 300 images".
+        ap_reference, threshold_reference: of the model that is compared with, FP32 for an export.
+        ap, threshold: of the one that is judged.
+        max_drop: AP, 0-1, that may be lost.
+    """
+
+    measured_on: str
+    ap_reference: float
+    ap: float
+    threshold_reference: float
+    threshold: float
+    max_drop: float
+
+    @classmethod
+    def of(
+        cls, reference: Score, judged: Score, dataset: DetectionDataset, max_drop: float
+    ) -> "Accuracy":
+        """Put two scores side by side."""
+        measured_on = f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images"
+        thresholds = reference.threshold, judged.threshold
+        return cls(measured_on, reference.ap, judged.ap, *thresholds, max_drop)
+
+    @property
+    def ap_drop(self) -> float:
+        """AP, 0-1, that is lost; negative where the other one is better."""
+        return self.ap_reference - self.ap
+
+    @property
+    def threshold_shift(self) -> float:
+        """How much higher the best threshold is."""
+        return self.threshold - self.threshold_reference
+
+    @property
+    def passed(self) -> bool:
+        return self.ap_drop <= self.max_drop
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.ap_reference:.1f} → {100 * self.ap:.1f} AP on {self.measured_on} (at "
+            f"most {100 * self.max_drop:.1f} lost), threshold of the best F1 "
+            f"{self.threshold_reference:.3f} → {self.threshold:.3f}"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        own = {"ap_drop": self.ap_drop, "threshold_shift": self.threshold_shift}
+        return asdict(self) | own | {"passed": self.passed}
+
+    def enforce(self, advice: str = "") -> None:
+        """Raise GateError if too much is lost; `advice` says what to do then."""
+        if not self.passed:
+            raise GateError(f"accuracy: {self}" + (f": {advice}" if advice else ""))
+
+
+def score(
+    backend: Backend, dataset: DetectionDataset, progress: Progress = lambda done, total: None
+) -> Score:
+    """Run a model over a labelled split.
+
+    Args:
+        progress: called as (done, total), images.
+
+    Raises:
+        DataError: no objects, or classes that are not the model's.
+    """
+    detector = Detector(backend)
+    found = analyse(dataset, predict(detector, dataset, progress), detector.spec)
+    return Score(found.metrics.ap, found.thresholds.best_f1)
+
+
+def measure(
+    reference: Backend,
+    judged: Backend,
+    dataset: DetectionDataset,
+    max_drop: float,
+    progress: Progress = lambda done, total: None,
+) -> Accuracy:
+    """Run both models over a labelled split.
+
+    Args:
+        max_drop: AP, 0-1, that may be lost.
+        progress: called as (done, total), images of both.
+
+    Raises:
+        DataError: no objects, or classes that are not the model's.
+    """
+    n = len(dataset)
+    first = score(reference, dataset, lambda done, _: progress(done, 2 * n))
+    second = score(judged, dataset, lambda done, _: progress(n + done, 2 * n))
+    return Accuracy.of(first, second, dataset, max_drop)

@@ -1,0 +1,276 @@
+"""The certificate of an INT8 file: it is the certified FP32 graph, with rounding added.
+
+Nothing is trusted of what the quantiser did. The file is read node by node beside the graph it was
+made from: take QuantizeLinear and DequantizeLinear out, and the same graph must be left, with
+weights within half a step of the certified ones.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from nmsfree.errors import GateError
+from nmsfree.spec import ModelSpec
+from nmsfree_export.graph.layers import read_layers
+from nmsfree_export.quantize import last_convs
+from nmsfree_export.verify.certificate import (
+    Certificate,
+    about_kept,
+    array_of,
+    certify,
+    check_graph,
+    check_precision,
+)
+
+WEIGHT_LIMIT = 64  # 7 bits
+ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+HALF_STEP = 0.5 * (1 + 1e-4)  # of a weight's scale; the excess is float32's rounding of the scale
+EPSILON = float(np.finfo(np.float32).eps)  # a bias may be many steps, each as wrong as the scale
+
+Tensors = Mapping[str, NDArray[np.floating]]
+
+
+def certify_int8(
+    model: ModelProto,
+    original: ModelProto,
+    spec: ModelSpec,
+    deployed: Tensors,
+    opset: int,
+    kept: Collection[str] = (),
+) -> Certificate:
+    """Check an INT8 model against the FP32 model it was made from, and that against the contract.
+
+    Args:
+        model: from `quantise`.
+        original: what was quantised.
+        spec: of the INT8 file.
+        deployed: every tensor of the deploy module by its key.
+        opset: what was asked for.
+        kept: names of the layers that were kept in float, see `quantised_nodes`.
+
+    Raises:
+        GateError: a check failed; says which node or tensor.
+    """
+    full = ModelProto()
+    full.CopyFrom(original)
+    full.ClearField("metadata_props")  # describe a file that is not written
+    before = certify(full, replace(spec, precision="fp32"), deployed, opset)
+    lines = check_graph(model, spec, opset)
+    file = _File(model)
+    points = _check_zero_points(file, spec)
+    _check_pairs(file)
+    lines.append(_check_same_graph(file, _File(original)))
+    lines.append(_check_last_in_float(file, original, deployed))
+    lines.append(points)
+    if spec.made_for == "cpu":
+        _check_processor(file)
+    lines.append(check_precision(model, "int8", _names_in_float(original, deployed, kept)))
+    if kept:
+        lines.append(about_kept(kept))
+    lines.append((f"before quantisation, {before.lines[-1][0]}", before.lines[-1][1]))
+    return Certificate(tuple(lines), before.weight_bytes)
+
+
+class _File:
+    """A graph by its names.
+
+    Attributes:
+        nodes: all nodes.
+        makers: node by each of its outputs.
+        tensors: initialisers.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.tensors = {t.name: t for t in model.graph.initializer}
+
+    def value(self, name: str) -> NDArray[Any]:
+        return array_of(self.tensors[name])
+
+    def maker(self, name: str, kind: str) -> NodeProto | None:
+        """The node that makes a value, if it is of this kind."""
+        node = self.makers.get(name)
+        return node if node is not None and node.op_type == kind else None
+
+    def source(self, name: str) -> str:
+        """Go back over rounding: the value before it, or the initialiser in integers."""
+        while (node := self.makers.get(name)) is not None and node.op_type in ROUNDING:
+            name = node.input[0]
+        return name
+
+
+def _check_pairs(file: _File) -> None:
+    """Rounding changes a value by half a step at most: what one node divides by, one multiplies."""
+    for node in file.nodes:
+        makers = [file.maker(name, "QuantizeLinear") for name in node.input]
+        if node.op_type != "DequantizeLinear":
+            if any(makers):
+                raise GateError(f"certificate: {node.op_type} '{node.name}' is fed with integers")
+            continue
+        scale = file.value(node.input[1]) if node.input[1] in file.tensors else np.zeros(1)
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            raise GateError(f"certificate: '{node.name}' has a scale that is no positive constant")
+        quantise = makers[0]
+        if quantise is None:
+            continue
+        if list(quantise.input[1:]) != list(node.input[1:]):
+            raise GateError(
+                f"certificate: '{quantise.name}' and '{node.name}' round in different steps"
+            )
+        if scale.size > 1 or file.maker(quantise.input[0], "DequantizeLinear"):
+            raise GateError(
+                f"certificate: '{quantise.name}' rounds in {scale.size} different steps or again,"
+                " expected one step, once"
+            )
+
+
+def _check_same_graph(file: _File, original: _File) -> tuple[str, str]:
+    kept = {node.output[0]: node for node in file.nodes if node.op_type not in ROUNDING}
+    wanted = {node.output[0]: node for node in original.nodes}
+    if len(kept) != len(wanted):
+        raise GateError(
+            f"certificate: {len(kept)} nodes beside the rounding, expected the {len(wanted)} of"
+            " the FP32 graph"
+        )
+    weights: set[str] = set()
+    for name, want in wanted.items():
+        node = kept.get(name)
+        if node is None or _plain(node) != _plain(want) or len(node.input) != len(want.input):
+            raise GateError(f"certificate: {want.op_type} '{want.name}' is not what it was")
+        for own, theirs in zip(node.input, want.input, strict=True):
+            weights |= _check_input(file, original, own, theirs, want)
+    added = len(file.nodes) - len(kept)
+    text = (
+        f"{len(kept)} nodes as they were, {added} of rounding, {len(weights)} tensors in integers"
+    )
+    return "the FP32 graph with rounding added, weights within half a step", text
+
+
+def _plain(node: NodeProto) -> tuple[str, str, list[str], list[bytes]]:
+    """What a node does, without what it is fed."""
+    attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+    return node.domain, node.op_type, list(node.output), attributes
+
+
+def _check_input(file: _File, original: _File, own: str, theirs: str, node: NodeProto) -> set[str]:
+    """Compare one input of a node; returns the initialiser that it has in integers, if any."""
+    source = file.source(own)
+    if theirs not in original.tensors:
+        if source != theirs:
+            raise GateError(
+                f"certificate: {node.op_type} '{node.name}' takes '{source}', expected '{theirs}'"
+            )
+        return set()
+    if not _is_close(file, own, original.value(theirs)):
+        raise GateError(
+            f"certificate: {node.op_type} '{node.name}' takes '{source}', which is not within half"
+            f" a step of '{theirs}'"
+        )
+    return {source} if source != own else set()
+
+
+def _is_close(file: _File, name: str, want: NDArray[Any]) -> bool:
+    """Whether a tensor is the one that is wanted, to the byte; or, in integers, to half a step."""
+    if name in file.tensors:
+        own = file.value(name)
+        return (own.dtype, own.shape, own.tobytes()) == (want.dtype, want.shape, want.tobytes())
+    node = file.maker(name, "DequantizeLinear")
+    if node is None or want.dtype != np.float32 or any(n not in file.tensors for n in node.input):
+        return False
+    value, step = _dequantised(file, node)
+    allowed = HALF_STEP * step + EPSILON * np.abs(want.astype(np.float64))
+    return value.shape == want.shape and bool((np.abs(value - want) <= allowed).all())
+
+
+def _dequantised(file: _File, node: NodeProto) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The values that a node makes of an initialiser in integers, and the size of their steps."""
+    value, scale, zero = (file.value(name).astype(np.float64) for name in node.input)
+    if scale.ndim == 1:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        shape = [-1 if i == axis % value.ndim else 1 for i in range(value.ndim)]
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return (value - zero) * scale, scale
+
+
+def _check_last_in_float(file: _File, original: ModelProto, deployed: Tensors) -> tuple[str, str]:
+    """Weights of the last convolutions are float, and nothing after them is rounded."""
+    last = last_convs(original, deployed)
+    after = {name for node in last for name in node.output}
+    for conv in last:
+        node = file.makers[conv.output[0]]
+        rounded = [name for name in node.input[1:] if name not in file.tensors]
+        if rounded or file.maker(node.input[0], "DequantizeLinear"):
+            raise GateError(f"certificate: the last convolution '{node.name}' is not in float")
+    for node in file.nodes:  # sorted topologically, by ONNX's rules
+        if after.intersection(node.input):
+            if node.op_type in ROUNDING:
+                raise GateError(
+                    f"certificate: '{node.input[0]}' is rounded, though it comes after the last"
+                    " convolutions"
+                )
+            after.update(node.output)
+    return "last convolutions and all after them in float", f"{len(last)} convolutions in fp32"
+
+
+def _check_zero_points(file: _File, spec: ModelSpec) -> tuple[str, str]:
+    """For TensorRT, signed with zero points 0; for processors, activations unsigned."""
+    expected = "int8" if spec.made_for == "tensorrt" else "uint8"
+    rounded = 0
+    for node in file.nodes:
+        if node.op_type not in ROUNDING:
+            continue
+        if len(node.input) < 3 or node.input[2] not in file.tensors:
+            raise GateError(f"certificate: {node.op_type} '{node.name}' has no constant zero point")
+        zero = file.value(node.input[2])
+        if node.op_type == "QuantizeLinear":
+            rounded += 1
+            if zero.dtype != expected:
+                raise GateError(
+                    f"certificate: QuantizeLinear '{node.name}' makes {zero.dtype}, expected"
+                    f" {expected} for {spec.made_for}"
+                )
+        if spec.made_for == "tensorrt" and zero.any():
+            raise GateError(
+                f"certificate: {node.op_type} '{node.name}' has a zero point that is not 0, which"
+                " TensorRT does not take"
+            )
+    points = ", zero points all 0" if spec.made_for == "tensorrt" else ""
+    return f"activations for {spec.made_for}", f"{rounded} in {expected}{points}"
+
+
+def _check_processor(file: _File) -> None:
+    """What a processor's integer kernels take for granted, without looking.
+
+    The bias is added in the unit of input × weight. Two products are added in 16 bits where the
+    processor has no VNNI: 2 · 255 · 64 fits, with weights of 8 bits it would saturate.
+    """
+    for node in file.nodes:
+        if node.op_type != "Conv":
+            continue
+        parts = [file.maker(name, "DequantizeLinear") for name in node.input]
+        image, weight = parts[:2]
+        if image is None or weight is None:
+            continue
+        if np.abs(file.value(weight.input[0]).astype(int)).max() > WEIGHT_LIMIT:
+            raise GateError(
+                f"certificate: '{node.name}' has weights beyond ±{WEIGHT_LIMIT}, whose products"
+                " saturate on processors without VNNI"
+            )
+        bias = parts[2] if len(parts) > 2 else None
+        unit = file.value(image.input[1]).astype(np.float64) * file.value(weight.input[1])
+        if bias is not None and not np.allclose(file.value(bias.input[1]), unit, rtol=1e-5, atol=0):
+            raise GateError(
+                f"certificate: the bias of '{node.name}' is not in the unit of its input × weights"
+            )
+
+
+def _names_in_float(original: ModelProto, deployed: Tensors, kept: Collection[str]) -> set[str]:
+    """Names of the convolutions that may not be in integers."""
+    last = {node.name for node in last_convs(original, deployed)}
+    convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
+    return {layer.name for layer in convs if layer.node in last or layer.name in kept}

@@ -1,0 +1,145 @@
+"""ONNX Runtime on processors and NVIDIA GPUs."""
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.base import RawDetections, forked, never_free, watch
+from nmsfree.backends.contract import check_images, one_line, refusal
+from nmsfree.backends.onnxruntime.gpu import gpu_errors, open_cuda, open_tensorrt_rtx, run_failed
+from nmsfree.backends.onnxruntime.session import Opened, open_cpu, read_file, vendor_errors
+from nmsfree.backends.options import Device, Options, parse_device
+from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.files import version_of
+from nmsfree.spec import ModelSpec, check_made_for
+from nmsfree.text import FilePath, as_path
+
+logger = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "cuda", "tensorrt-rtx")
+
+
+class OnnxRuntimeBackend:
+    """Runs an ONNX file of this project. Threads may share it: results are those of one thread.
+
+    A forked process opens the file again at its first run, if it is still the same; on a GPU it
+    cannot.
+
+    Args:
+        path: the ONNX file.
+        device: "cpu"; "cuda" or "tensorrt-rtx", with ":1" for the second GPU.
+        threads: processor threads of one run; None lets ONNX Runtime take one per physical core.
+        allow_cpu: run on the processor, with a warning, where the GPU cannot.
+        tf32: let a GPU round float32 factors to TF32; False computes real FP32.
+
+    Raises:
+        InputError: the device or an option is not supported.
+        MissingExtraError: what runs such a file there is not installed.
+        ModelError: the file is missing, not ONNX, or not written by this project.
+        EngineError: the GPU cannot run it, and `allow_cpu` was not given.
+    """
+
+    def __init__(
+        self,
+        path: FilePath,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        allow_cpu: bool = False,
+        tf32: bool = False,
+    ) -> None:
+        path, place = as_path(path, "model"), parse_device(device)
+        if place.kind not in DEVICES:
+            raise InputError(
+                f"device is {device!r}, ONNX Runtime here runs on: {', '.join(DEVICES)}"
+            )
+        options = Options(threads, allow_cpu, tf32)
+        allowed = ("threads",) if place.kind == "cpu" else ("threads", "allow_cpu", "tf32")
+        options.check(f"ONNX Runtime on {place}", *allowed)
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file, expected an exported ONNX model")
+        self._errors = vendor_errors()
+        self._opened: Opened | None
+        self._what = path.absolute(), place, options  # a fork may have another working folder
+        self._version = version_of(path)
+        self.spec, self._opened = _open(path, place, options)
+        if self._opened.gpu:
+            self._errors = gpu_errors()
+        self.description = self._opened.description
+        self._opening = threading.Lock()
+        self._forked = False
+        watch(self)
+
+    def run(self, images: NDArray[np.uint8]) -> RawDetections:
+        """Run the model on uint8 [N, H, W, 3], BGR.
+
+        Raises:
+            ModelError: the detector is closed, the model refuses these images, or its file changed
+                before a forked process could open it.
+            EngineError: the GPU failed, or was in use before this process was forked.
+        """
+        opened = self._opened or self._open_after_fork()  # another thread may close it meanwhile
+        if opened.gpu:
+            check_images(images, self.spec)  # so that what fails then is not the images' fault
+        try:
+            outputs = opened.run(images)
+        except self._errors as error:
+            if opened.gpu:
+                raise run_failed(opened.gpu, error) from None
+            raise refusal(images, one_line(error)) from None
+        return RawDetections(*outputs)
+
+    def after_fork(self) -> None:
+        """In a forked child: the session's threads stayed in the parent."""
+        if self._opened is not None:
+            never_free(self._opened)
+            self._opened, self._forked = None, True
+        self._opening = threading.Lock()
+
+    def _open_after_fork(self) -> Opened:
+        """Open the file again, for this process."""
+        with self._opening:
+            if self._opened is None and not self._forked:
+                raise ModelError("the detector is closed: open it again")
+            if self._opened is None:
+                if self._what[1].kind != "cpu":
+                    raise forked(f"ONNX Runtime on {self._what[1]}")
+                if version_of(self._what[0]) != self._version:
+                    raise ModelError(
+                        f"{self._what[0]}: has changed since the detector was opened, before this"
+                        " process was forked: open it again"
+                    )
+                _, self._opened = _open(*self._what)
+                self._forked = False
+            return self._opened
+
+    def close(self) -> None:
+        self._forked = False
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+
+def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Opened]:
+    """Open the file on the device, or on the processor where the user allowed that."""
+    if device.kind == "cpu":
+        spec, opened = open_cpu(path, options.threads)
+        check_made_for(path, spec, "cpu")
+        return spec, opened
+    # Before the GPU comes in, so that a fault of the file is not blamed on it.
+    spec = read_file(path)
+    check_made_for(path, spec, device.kind)
+    try:
+        if device.kind == "cuda":
+            return spec, open_cuda(path, spec, device, options)
+        return spec, open_tensorrt_rtx(path, spec, device, options)
+    except (EngineError, MissingExtraError) as error:
+        if not options.allow_cpu:
+            raise
+        logger.warning("%s; it runs on the processor, as allowed", error)
+    spec, opened = open_cpu(path, options.threads)
+    check_made_for(path, spec, "cpu")
+    return spec, opened._replace(description=f"{opened.description} (in place of {device})")

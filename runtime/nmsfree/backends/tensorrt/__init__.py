@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engine files, what runs them, what loading checks."""

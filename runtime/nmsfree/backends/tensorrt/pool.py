@@ -1,0 +1,107 @@
+"""As many lanes as runs go on at once: a thread takes one, and gives it back after the run.
+
+A pool rather than one lane per thread: a server that starts a thread per request would otherwise
+make, and have to free, a lane per request.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from nmsfree.backends.base import forked
+from nmsfree.backends.tensorrt.context import Lane
+from nmsfree.cuda.base import free_all
+from nmsfree.errors import EngineError, InputError, ModelError
+
+
+class Lanes:
+    """A pool of lanes, one kind for images on the host and one for images on the GPU.
+
+    Args:
+        make: makes a lane; its argument says whether the images are on the GPU.
+        finish: called once, when the pool is closed and the last lane is free.
+    """
+
+    def __init__(self, make: Callable[[bool], Lane], finish: Callable[[], None]) -> None:
+        self._make, self._finish = make, finish
+        self._lock = threading.Lock()
+        self._idle: dict[bool, list[Lane]] = {False: [], True: []}
+        self._busy = 0
+        self._closed = False
+        self._forked: EngineError | None = None
+
+    @contextmanager
+    def take(self, from_device: bool) -> Iterator[Lane]:
+        """A lane for this thread alone; one that failed is freed, not used again.
+
+        Raises:
+            ModelError: the pool is closed.
+            EngineError: the pool was made before this process was forked, or a new lane is needed
+                and cannot be made.
+        """
+        lane = self._acquire(from_device)
+        healthy = False
+        try:
+            yield lane
+            healthy = True
+        except InputError:
+            healthy = True  # the images were refused before anything ran
+            raise
+        finally:
+            self._release(lane, from_device, healthy)
+
+    def _acquire(self, from_device: bool) -> Lane:
+        with self._lock:
+            if self._forked is not None:
+                raise self._forked
+            if self._closed:
+                raise ModelError("the detector is closed: open it again")
+            self._busy += 1
+            if self._idle[from_device]:
+                return self._idle[from_device].pop()
+        try:
+            return self._make(from_device)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _release(self, lane: Lane, from_device: bool, healthy: bool) -> None:
+        with self._lock:
+            keep = healthy and not self._closed
+            if keep:
+                self._idle[from_device].append(lane)
+        try:
+            if not keep:
+                lane.close()
+        except EngineError:
+            if healthy:  # else the run has failed already, and its error says more
+                raise
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._busy -= 1
+            last = self._closed and self._busy == 0
+        if last:
+            self._finish()
+
+    def after_fork(self, engine: str) -> None:
+        """In a forked child: none of this may be used or freed."""
+        self._closed, self._forked = True, forked(engine)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Free the lanes that are idle; those at work finish their run and are freed then.
+
+        Raises:
+            EngineError: the GPU failed; all that could be freed has been.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._busy += 1  # this call itself, so that `finish` comes last
+            idle = [lane for lanes in self._idle.values() for lane in lanes]
+            self._idle = {False: [], True: []}
+        free_all([*(lane.close for lane in idle), self._leave])

@@ -1,0 +1,291 @@
+"""`nmsfree data check`: what is wrong with a dataset, before it is trained on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nmsfree.files import check_outputs, problems_in, write_json
+
+if TYPE_CHECKING:
+    from nmsfree.datasets.check.report import Check
+import shlex
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nmsfree.datasets.check.fix import Fixed
+from nmsfree.datasets.check.report import Check, Finding, SplitCheck
+from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
+from nmsfree.datasets.rows import relative_name
+from nmsfree.plotting import shorten
+from nmsfree.text import shown
+
+
+def check(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of a COCO, YOLO or VOC set, or a data.yaml."),
+    ],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to check, may be repeated; all if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; runs/data-check/NAME.")
+    ] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help='Write everything as JSON; "-" is stdout.'),
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write cleaned annotations; originals stay untouched.")
+    ] = False,
+    out_fixed: Annotated[
+        Path | None, typer.Option(help="Folder for the cleaned annotations; DIR-clean.")
+    ] = None,
+) -> None:
+    """Report what would stop a training or teach it wrong things; every image is read.
+
+    Finds unreadable, missing and duplicate images, boxes without area, outside their image or
+    there twice, dangling ids, images shared by two splits, and more. Draws a labelled batch of
+    every split, the problems, and histograms of classes and box sizes.
+
+    Exit status: 0 no errors (with --fix: none left), 1 errors, 2 wrong usage or no dataset.
+
+    Example: nmsfree data check data/digits --json report.json
+    """
+    from nmsfree.datasets.check.fix import default_folder, needs_fixing, write_fixed
+    from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
+    from nmsfree.datasets.faults import Level
+    from nmsfree.datasets.formats.folder import find_layout
+    from nmsfree.plotting import import_figure
+
+    import_figure()  # fail before the work, not after it
+    _quiet_opencv()
+    check_outputs([json_file], find_layout(directory).files())
+    found = _run(directory, split or [])
+    folder = out or Path("runs/data-check") / found.layout.root.resolve().name
+    check_outputs([json_file], found.files())
+    charts = folder / "histograms.png"
+    sheet, sheets = sheet_paths(found, folder)
+    pictures: list[Path] = []
+    problems: list[str] = []
+    with problems_in(problems):
+        check_outputs([charts, sheet, *sheets.values()], found.files())
+        pictures += write_sheets(found, folder)
+        write_charts(found, charts)
+        pictures.append(charts)
+    if json_file != "-":
+        print_check(found, pictures)
+    fixed = None
+    if fix and needs_fixing(found):
+        with problems_in(problems):
+            fixed = write_fixed(found, out_fixed or default_folder(found))
+    if fix and json_file != "-":
+        print_fixed(found, fixed)
+    written = {"pictures": [str(path) for path in pictures], "fixed": fixed and fixed.to_json()}
+    with problems_in(problems):
+        write_json(json_file, found.to_json() | written)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    left = bool(fixed.unfixed) if fixed else bool(found.count(Level.ERROR))
+    raise typer.Exit(1 if left or problems else 0)
+
+
+def _run(directory: Path, splits: list[str]) -> "Check":
+    """Check with a progress bar."""
+    from nmsfree.cli.progress import progress_bar
+    from nmsfree.datasets.check.check import check_dataset
+    from nmsfree.datasets.formats.folder import find_layout
+
+    find_layout(directory).splits()  # a wrong folder is refused before there is a bar
+    with progress_bar() as bar:
+        task = bar.add_task("reading annotations", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, description="reading images", completed=done, total=total)
+
+        return check_dataset(directory, splits, advance)
+
+
+def _quiet_opencv() -> None:
+    """Keep OpenCV's own chatter about unreadable files off the terminal: the report names them."""
+    import cv2
+
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+COMMONEST, RAREST = 8, 6  # classes shown when there are more than both together, and one more
+LONGEST = 24  # characters of a name
+Counts = dict[str, tuple[int, int]]  # class name → objects, images
+
+
+def class_table(check: Check) -> Table:
+    """Return objects and images of the classes in every split, the commonest first."""
+    counts = {name: _counts(split) for name, split in check.splits.items()}
+    rows = [_row(name, counts) for name in dict.fromkeys(n for c in counts.values() for n in c)]
+    rows.sort(key=lambda row: -sum(objects for objects, _ in row[1]))
+    table = Table(
+        title="classes, objects and images with them", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("class", no_wrap=True)
+    for name in counts:
+        table.add_column(Text(f"{shown(name)}\nobjects"), justify="right")
+        table.add_column("\nimages", justify="right")
+    cut = len(rows) > COMMONEST + RAREST + 1
+    for title, cells in rows[:COMMONEST] if cut else rows:
+        table.add_row(title, *_texts(cells))
+    if cut:
+        table.add_row(f"… {len(rows) - COMMONEST - RAREST} more", *[""] * 2 * len(counts))
+        for title, cells in rows[-RAREST:]:
+            table.add_row(title, *_texts(cells))
+    return table
+
+
+def _counts(split: SplitCheck) -> Counts:
+    """Count by name: two ids of one name are one class. Its images may then count twice."""
+    found: Counts = {}
+    for category in split.rows.categories:
+        objects, images = found.get(category.name, (0, 0))
+        found[category.name] = (
+            objects + split.stats.by_class[category.id],
+            images + split.stats.images_by_class[category.id],
+        )
+    return found
+
+
+def _row(name: str, counts: dict[str, Counts]) -> tuple[Text, list[tuple[int, int]]]:
+    cells = [split.get(name, (0, 0)) for split in counts.values()]
+    return Text(shorten(name, LONGEST)), cells
+
+
+def _texts(cells: list[tuple[int, int]]) -> list[Text]:
+    return [Text(f"{n:,}", style="" if n else "bold red") for pair in cells for n in pair]
+
+
+EXAMPLES = 3  # of every finding; the JSON report has all
+COLOURS = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.INFO: "cyan"}
+
+
+def print_check(check: Check, pictures: list[Path]) -> None:
+    """Print what each split holds, what was found, and where the pictures are."""
+    console = Console()
+    console.print(_splits(check))
+    console.print(class_table(check))
+    findings = check.findings()
+    if findings:
+        console.print(_findings(check, findings))
+    console.print(_verdict(check))
+    for path in pictures:
+        console.print(Text(f"picture: {shown(path)}"), soft_wrap=True)
+
+
+def _splits(check: Check) -> Table:
+    name = str(check.layout.config or check.layout.root)
+    table = Table(title=Text(f"{shown(name)}, {check.layout.format}"), title_justify="left")
+    table.add_column("split")
+    for split in check.splits:
+        table.add_column(Text(shown(split)), justify="right")
+    stats = [found.stats for found in check.splits.values()]
+    areas = [each.by_area() for each in stats]
+    rows = {
+        "images": [each.images for each in stats],
+        "  without objects": [each.images_without_objects for each in stats],
+        "classes": [len(each.by_class) for each in stats],
+        "objects": [each.objects for each in stats],
+        "  small, area below 32²": [area["small"] for area in areas],
+        "  medium": [area["medium"] for area in areas],
+        "  large, area above 96²": [area["large"] for area in areas],
+        "  with a side below 8 px": [each.below_8px for each in stats],
+        "crowd regions": [each.crowd for each in stats],
+    }
+    for title, numbers in rows.items():
+        table.add_row(title, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _findings(check: Check, findings: list[Finding]) -> Table:
+    table = Table(title="found", title_justify="left", show_lines=True)
+    table.add_column("level")
+    table.add_column("split")
+    table.add_column("count", justify="right")
+    table.add_column("what, and the first of them", overflow="fold")
+    for finding in findings:
+        about = DESCRIPTIONS[finding.kind]
+        what = Text(f"{about.title}: {about.advice}")
+        for fault in finding.faults[:EXAMPLES]:
+            what.append(f"\n{shown(_place(check, fault))}: {shown(fault.detail)}", style="dim")
+        level = Text(about.level.value, style=COLOURS[about.level])
+        table.add_row(level, Text(shown(finding.split or "–")), f"{len(finding.faults):,}", what)
+    return table
+
+
+def _place(check: Check, fault: Fault) -> str:
+    """Return the file to open: the image, or what annotates that image alone."""
+    of_many = check.layout.format == "COCO" or fault.kind is Kind.IMAGE_UNANNOTATED
+    path = fault.image if fault.image is not None and of_many else fault.source
+    return relative_name(path, check.layout.root)
+
+
+def _verdict(check: Check) -> Text:
+    errors, warnings = check.count(Level.ERROR), check.count(Level.WARNING)
+    if errors:
+        mend = any(DESCRIPTIONS[finding.kind].fix for finding in check.findings())
+        hint = ": --fix writes a cleaned set" if mend else ""
+        return Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{hint}", "bold red")
+    return Text(f"no errors, {_count(warnings, 'warning')}", "bold green")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def print_fixed(check: Check, fixed: Fixed | None) -> None:
+    """Print what was removed, clipped or left, and how to train on the result."""
+    console = Console()
+    if fixed is None:
+        if check.count(Level.ERROR):
+            console.print("nothing that --fix can mend: see the errors above")
+            return
+        console.print("nothing to fix: train on the dataset as it is")
+        _print_command(console, check.layout.config or check.layout.root, list(check.splits))
+        return
+    table = Table(title=Text(f"cleaned: {shown(fixed.folder)}"), title_justify="left")
+    for column in ("split", "images", "objects", "what was done"):
+        table.add_column(
+            column, justify="left" if column in ("split", "what was done") else "right"
+        )
+    for name, split in fixed.splits.items():
+        before = check.splits[name].rows
+        done = "\n".join(
+            f"{count:,} {DESCRIPTIONS[kind].title}: {DESCRIPTIONS[kind].fix}"
+            for kind, count in split.changes.items()
+        )
+        table.add_row(
+            Text(shown(name)),
+            f"{len(before.images):,} → {split.images:,}",
+            f"{len(before.objects):,} → {split.objects:,}",
+            Text(done or "copied as it was"),
+        )
+    console.print(table)
+    for line in fixed.unfixed:
+        console.print(Text(f"not fixed: {shown(line, 1000)}", style="bold red"))
+    if fixed.splits:
+        _print_command(console, fixed.folder, list(fixed.splits))
+
+
+def _print_command(console: Console, data: Path, splits: list[str]) -> None:
+    """Print the command that trains on a dataset."""
+    words = ["nmsfree", "train", "--data", str(data)]
+    train = "train" if "train" in splits else splits[0]
+    others = [name for name in splits if name != train]
+    if train != "train":
+        words += ["--split", train]
+    if "val" not in others:
+        words += ["--val", others[0] if others else ""]
+    console.print(Text(f"train with: {shown(shlex.join(words), 2000)}"), soft_wrap=True)

@@ -1,0 +1,109 @@
+"""`nmsfree doctor`: which engines run on this machine, and what is missing."""
+
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nmsfree.doctor.report import Check, Report
+from nmsfree.doctor.system import System
+from nmsfree.files import check_outputs, write_json
+
+
+def doctor(
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help='Write it as JSON; "-" is stdout.'),
+    ] = None,
+) -> None:
+    """Which engines run on this machine, what is missing, and the line that installs it.
+
+    Runs a tiny model on every engine, each in a process of its own; installs nothing.
+
+    The exit status is 0 if at least one engine runs, else 1.
+    """
+    from nmsfree.cli.progress import progress_bar
+    from nmsfree.doctor.report import ENGINES, examine
+
+    check_outputs([json_file])
+    with progress_bar() as bar:
+        task = bar.add_task("trying engines", total=len(ENGINES))
+        report = examine(lambda name: bar.advance(task))
+    if json_file != "-":
+        print_report(report)
+    write_json(json_file, report.to_json())
+    if not report.healthy:
+        raise typer.Exit(1)
+
+
+COLOURS = {"runs": "bold green", "fails": "bold red", "no device": "yellow", "missing": "dim"}
+WIDE = 110  # columns of a file or a pipe
+GIB = 1 << 30
+
+
+def print_report(report: Report) -> None:
+    """Print the machine, the engines, and what can be done; lines to copy are never wrapped."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(_machine(report.system))
+    console.print(_engines(report.checks))
+    for check in report.checks:
+        if check.state == "fails":
+            _print_line(console, check.engine, check.detail, COLOURS["fails"])
+    for check in report.checks:
+        for line in check.install:
+            _print_line(console, check.engine, line, COLOURS["missing"])
+    for conflict in report.conflicts:
+        _print_line(console, "conflict", conflict, "bold yellow")
+    console.print(_verdict(report))
+
+
+def _print_line(console: Console, subject: str, line: str, style: str) -> None:
+    console.print(Text.assemble((subject, style), ": ", line), soft_wrap=True)
+
+
+def _machine(system: System) -> Table:
+    table = Table.grid(padding=(0, 2))
+    bf16 = {True: ", bf16", False: ", no bf16", None: ""}[system.bf16]
+    rows = {
+        "nmsfree": f"{system.nmsfree}, Python {system.python}",
+        "system": system.system,
+        "processor": f"{system.processor}, {system.cores} threads{bf16}",
+        "memory": "unknown" if system.memory is None else f"{system.memory / GIB:.1f} GiB",
+        "GPU": _gpus(system),
+    }
+    for subject, text in rows.items():
+        table.add_row(Text(subject, style="bold"), Text(text))
+    return table
+
+
+def _gpus(system: System) -> str:
+    gpus = system.gpus
+    if gpus.problem:
+        return gpus.problem
+    lines = [f"{gpu}, {gpu.memory / GIB:.1f} GiB" for gpu in gpus.found]
+    driver = f"driver {system.driver}, " if system.driver else ""
+    return "\n".join([*lines, f"{driver}up to CUDA {gpus.cuda}"])
+
+
+def _engines(checks: tuple[Check, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("engine", "version", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("what and where", overflow="fold")
+    for check in checks:
+        state = Text(check.state, style=COLOURS[check.state])
+        detail = Text(check.detail if check.state in ("runs", "no device") else "")
+        table.add_row(Text(check.engine), Text(check.version or "–"), state, detail)
+    return table
+
+
+def _verdict(report: Report) -> Text:
+    running = [c.engine for c in report.checks if c.state == "runs" and c.runs_models]
+    if not running:
+        return Text("no engine runs", style="bold red")
+    return Text(f"{len(running)} of {sum(c.runs_models for c in report.checks)} engines run")

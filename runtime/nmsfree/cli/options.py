@@ -1,0 +1,113 @@
+"""Options of the command line: made from dataclasses; those of commands that run a model."""
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from nmsfree.options import options_of
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda|tensorrt-rtx|openvino",
+        help="Where the model runs; cuda:1 is the second GPU, openvino:GPU an Intel GPU. If not "
+        "given, the processor, and the GPU for an .engine.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Processor threads; the engine's choice if not given."),
+]
+AllowCpuOption = Annotated[
+    bool, typer.Option("--allow-cpu", help="Run on the processor where the GPU cannot, and warn.")
+]
+Tf32Option = Annotated[
+    bool, typer.Option("--tf32", help="Let the GPU round FP32 to TF32: faster, less exact.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--engine-precision", metavar="f32|bf16", help="OpenVINO's arithmetic."),
+]
+RebuildOption = Annotated[
+    bool,
+    typer.Option(
+        "--rebuild/--no-rebuild",
+        help="Build an .engine that does not fit this machine again, from the ONNX file beside it.",
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run an .engine whose hash is not the recorded one: it is native code."
+    ),
+]
+
+
+def command(run: Callable[[Any], None], kind: type[Any]) -> Callable[..., None]:
+    """A command for typer whose options are the fields of a dataclass, see `nmsfree.options`.
+
+    Args:
+        run: is called with the object; its docstring is the command's help.
+        kind: the dataclass. A field that is a dataclass lends its own fields; one without an
+            `Option` keeps its default.
+    """
+
+    def from_command_line(**values: Any) -> None:
+        run(_build(kind, values))
+
+    parameters = list(_parameters(kind))
+    from_command_line.__name__ = run.__name__
+    from_command_line.__doc__ = run.__doc__
+    from_command_line.__annotations__ = {p.name: p.annotation for p in parameters}
+    from_command_line.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return from_command_line
+
+
+def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
+    for field, hint, option in options_of(kind):
+        if is_dataclass(hint):
+            yield from _parameters(hint)  # type: ignore[arg-type]
+        elif option is not None:
+            form: Any = typer.Argument if option.argument else typer.Option
+            info = form(
+                *option.flags,
+                help=option.help,
+                min=option.min,
+                max=option.max,
+                metavar=option.metavar,
+                hidden=option.hidden,
+            )
+            default = field.default
+            if field.default_factory is not MISSING:
+                default = field.default_factory()
+            yield inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is MISSING else default,
+                annotation=Annotated[_as_list(hint), info],
+            )
+
+
+def _as_list(hint: Any) -> Any:
+    """What typer calls an option that may be given several times: no tuple[X, ...] but a list."""
+    if get_origin(hint) in (Union, UnionType):
+        return functools.reduce(operator.or_, map(_as_list, get_args(hint)))
+    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint  # type: ignore[misc]
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    given = {}
+    for field, hint, option in options_of(kind):
+        if is_dataclass(hint):
+            given[field.name] = _build(hint, values)  # type: ignore[arg-type]
+        elif option is not None:
+            value = values[field.name]
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)

@@ -1,0 +1,1 @@
+"""Checking a dataset before training, and writing a repaired copy."""

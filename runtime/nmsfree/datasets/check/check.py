@@ -1,0 +1,201 @@
+"""Checking a dataset before training: everything that would stop it or teach it wrong things.
+
+The readers are those that load a dataset, told to go on where loading would stop.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+from nmsfree.datasets.check.boxes import box_faults, empty_images, full_images, judge, small_boxes
+from nmsfree.datasets.check.images import (
+    ImageFact,
+    Progress,
+    copies_within,
+    image_faults,
+    leak_faults,
+    leaks,
+    read_images,
+    unions,
+)
+from nmsfree.datasets.check.report import Check, SplitCheck, SplitStats, count
+from nmsfree.datasets.faults import Fault, Kind
+from nmsfree.datasets.formats.coco import fields_of
+from nmsfree.datasets.formats.folder import Layout, find_layout
+from nmsfree.datasets.formats.voc import picture_name, read_names, voc_splits
+from nmsfree.datasets.formats.yolo import label_files, yolo_images
+from nmsfree.datasets.formats.yolo_config import read_config
+from nmsfree.datasets.image_files import images_below, images_in, nfc
+from nmsfree.datasets.rows import Category, SplitRows
+from nmsfree.errors import DataError
+
+
+def class_faults(rows: SplitRows, stats: SplitStats) -> Iterator[Fault]:
+    """Yield the classes of a split that have no object."""
+    filled = {category.name for category in rows.categories if stats.by_class[category.id]}
+    for category in rows.categories:
+        if category.name not in filled:
+            yield Fault(Kind.CLASS_EMPTY, rows.file, f"{category.name} (id {category.id})")
+
+
+def list_faults(splits: Mapping[str, SplitRows]) -> Iterator[Fault]:
+    """Yield what is remarkable about the list of classes, once where splits share one."""
+    seen: set[tuple[Category, ...]] = set()
+    for rows in splits.values():
+        if rows.categories not in seen:
+            seen.add(rows.categories)
+            yield from _list_faults(rows)
+
+
+def _list_faults(rows: SplitRows) -> Iterator[Fault]:
+    names = Counter(category.name for category in rows.categories)
+    for name in (name for name, times in names.items() if times > 1):
+        ids = ", ".join(str(c.id) for c in rows.categories if c.name == name)
+        yield Fault(Kind.CLASS_NAME_TWICE, rows.file, f"{name!r} is the name of the ids {ids}")
+    numbers = [category.id for category in rows.categories]
+    for low, high in pairwise(numbers):
+        if high > low + 1:
+            gap = f"{low + 1}" if high == low + 2 else f"{low + 1} … {high - 1}"
+            yield Fault(Kind.CATEGORY_ID_GAP, rows.file, f"no class has the id {gap}")
+
+
+def faults_between(splits: Mapping[str, SplitRows]) -> Iterator[Fault]:
+    """Yield what is wrong with splits side by side."""
+    first = next(iter(splits.values()))
+    for rows in splits.values():
+        if rows.categories != first.categories:
+            differ = set(rows.categories) ^ set(first.categories)
+            names = ", ".join(sorted({f"{c.name} (id {c.id})" for c in differ})[:5])
+            detail = f"its classes differ from those of {first.name}: {names}"
+            yield Fault(Kind.CLASSES_DIFFER, rows.file, detail)
+    for name, parts in unions(splits).items():
+        detail = f"{name} is {' and '.join(parts)} together"
+        yield Fault(Kind.SPLIT_UNION, splits[name].file, detail)
+
+
+def id_faults(rows: SplitRows) -> Iterator[Fault]:
+    """Yield a fault for every annotation id that is there more than once.
+
+    Loading numbers objects anew and does not mind; readers that keep objects by their id, as
+    pycocotools does, silently keep the last one.
+    """
+    ids = Counter(str(row.number) for row in rows.objects if "id" in fields_of(row.entry))
+    for number, times in ids.items():
+        if times > 1:
+            detail = f"{times} annotations have the id {number}"
+            yield Fault(Kind.ANNOTATION_ID_TWICE, rows.file, detail)
+
+
+NO_LABELS = frozenset(("classes.txt",))  # labelling programs leave it among the labels
+
+
+def split_file_faults(rows: SplitRows) -> Iterator[Fault]:
+    """Yield the image files that a split does not name, and the label files it lacks."""
+    if rows.folder is not None:
+        listed = {image.path for image in rows.images}
+        yield from _unannotated(set(images_below(rows.folder)) - listed, rows.file)
+    if rows.format == "YOLO":
+        for image in rows.images:
+            if not image.source.is_file():
+                yield Fault(Kind.LABEL_FILE_MISSING, image.source, "no such file", image.path)
+
+
+def set_file_faults(layout: Layout) -> Iterator[Fault]:
+    """Yield the files that no split of a dataset names."""
+    if layout.format == "VOC":
+        lists = layout.root / "ImageSets" / "Main"
+        splits = [lists / f"{split}.txt" for split in voc_splits(layout.root)]
+        names = {nfc(name) for file in splits for name in read_names(file)}
+        folder = layout.root / "JPEGImages"
+        pictures = (p for p in images_below(folder) if picture_name(p, folder) not in names)
+        yield from _unannotated(pictures, lists)
+    if layout.config is not None:
+        yield from _labels_alone(layout.config)
+
+
+def _unannotated(paths: Iterable[Path], source: Path) -> Iterator[Fault]:
+    for path in sorted(paths):
+        yield Fault(Kind.IMAGE_UNANNOTATED, source, "no annotation names it", path)
+
+
+def _labels_alone(file: Path) -> Iterator[Fault]:
+    """Yield the label files of a YOLO dataset that belong to no image."""
+    config = read_config(file)
+    labels: set[Path] = set()
+    pictures: dict[Path, set[Path]] = {}  # folder of labels → folders of their images
+    for split in config.splits:
+        with suppress(DataError):  # reading that split tells
+            images = yolo_images(config, split)
+            found = label_files(images, config.root)
+            labels.update(found)
+            for image, label in zip(images, found, strict=True):
+                pictures.setdefault(label.parent, set()).add(image.parent)
+    for folder, homes in sorted(pictures.items()):
+        stems = {path.stem for home in homes for path in images_in(home)}
+        for path in sorted(set(folder.glob("*.txt")) - labels):
+            if path.stem not in stems and path.name not in NO_LABELS and folder not in homes:
+                yield Fault(Kind.LABEL_WITHOUT_IMAGE, path, "belongs to no image")
+
+
+def check_dataset(
+    directory: Path, splits: Sequence[str] = (), progress: Progress | None = None
+) -> Check:
+    """Check a dataset; every image is read.
+
+    Args:
+        directory: folder of the dataset, or its data.yaml.
+        splits: names of the splits to check; all if empty.
+        progress: called as (done, total) while the images are read.
+
+    Raises:
+        DataError: no dataset is there, or a split that was named, or all of
+            them, cannot be read.
+        MissingExtraError: PyYAML is not installed and the dataset is YOLO.
+    """
+    layout = find_layout(directory)
+    faults: list[Fault] = []
+    read: dict[str, tuple[SplitRows, list[Fault]]] = {}
+    errors: list[DataError] = []
+    for name in splits or layout.splits():
+        found: list[Fault] = []
+        try:
+            read[name] = layout.read(name, found.append), found
+        except DataError as error:
+            if splits:
+                raise  # the user named it
+            errors.append(error)
+            source = layout.config or layout.root
+            detail = str(error).removeprefix(f"{source}: ")
+            faults.append(Fault(Kind.SPLIT_UNREADABLE, source, f"{name}: {detail}"))
+    if not read:
+        raise errors[0]
+    paths = dict.fromkeys(image.path for rows, _ in read.values() for image in rows.images)
+    facts = read_images(list(paths), progress)
+    checked = {name: _check_split(rows, facts, found) for name, (rows, found) in read.items()}
+    all_rows = {name: rows for name, (rows, _) in read.items()}
+    shared = leaks(all_rows, facts)
+    faults += list_faults(all_rows)
+    faults += faults_between(all_rows)
+    faults += leak_faults(all_rows, shared)
+    faults += set_file_faults(layout)
+    return Check(layout, checked, facts, tuple(shared), tuple(faults))
+
+
+def _check_split(
+    rows: SplitRows, facts: dict[Path, ImageFact], reported: list[Fault]
+) -> SplitCheck:
+    sizes = {image.id: image.size or facts[image.path].size for image in rows.images}
+    boxes = judge(rows, sizes)
+    stats = count(rows, boxes)
+    faults = [*reported, *id_faults(rows)]
+    faults += image_faults(rows.images, facts)
+    faults += box_faults(rows, boxes, sizes)
+    faults += copies_within(rows, facts)
+    faults += split_file_faults(rows)
+    faults += class_faults(rows, stats)
+    faults += empty_images(rows, boxes, facts)
+    faults += small_boxes(rows, boxes)
+    faults += full_images(rows, boxes)
+    return SplitCheck(rows, boxes, stats, tuple(faults))

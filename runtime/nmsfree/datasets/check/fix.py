@@ -1,0 +1,297 @@
+"""Writing a cleaned copy of a dataset's annotations; images stay where they are, untouched.
+
+The copy is a COCO dataset of its own, DIR/annotations/instances_SPLIT.json, whose header names
+the folder of the images (see `nmsfree.datasets.formats.coco`). It holds what the check found
+usable:
+
+- without images that are missing, unreadable, damaged or of another size than annotated;
+- without boxes that have no area or lie outside; others cut to the image; duplicates once;
+- without annotations that are malformed or name what is not defined;
+- with one list of classes, and without images that a later split (validation, test) holds, too.
+
+Annotation ids are renumbered; everything else that COCO entries hold is kept.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from nmsfree.datasets.check.images import unions
+from nmsfree.datasets.check.report import Check, SplitCheck
+from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind
+from nmsfree.datasets.formats.coco import (
+    OwnInfo,
+    category_of,
+    entries,
+    fields_of,
+    load_coco,
+    own_info,
+    read_fields,
+)
+from nmsfree.datasets.rows import EMPTY, ImageRow
+from nmsfree.errors import DataError
+from nmsfree.files import is_part, write_atomic
+
+
+def source_mark(check: Check, folder: Path) -> str:
+    """Return what the header says about the dataset that was cleaned."""
+    return _relative(check.layout.root, folder)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path from a folder, so that both can be moved together."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
+
+
+def category_ids(check: Check) -> dict[str, int]:
+    """Return one id for every class name of all splits: the dataset's own if they agree."""
+    pairs = [c for split in check.splits.values() for c in split.rows.categories]
+    names: dict[str, int] = {}
+    for category in pairs:
+        names.setdefault(category.name, category.id)
+    if len(set(names.values())) == len(names):
+        return names
+    return {name: number for number, name in enumerate(names, start=1)}
+
+
+def content_of(
+    check: Check, split: SplitCheck, images: list[ImageRow], ids: dict[str, int], folder: Path
+) -> dict[str, Any]:
+    """Return the COCO content of a cleaned split.
+
+    Args:
+        check: what was found in the dataset.
+        split: the split.
+        images: those that stay.
+        ids: category id of every class name.
+        folder: dataset folder that the content is written to; paths count from there.
+
+    Raises:
+        DataError: no single folder holds all images.
+    """
+    rows = split.rows
+    source = read_fields(rows.file) if rows.format == "COCO" else {}
+    categories = entries(source, "categories", rows.file) if source else []
+    fields = {category_of(entry).name: fields_of(entry) for entry in categories}
+    pictures = _common_folder(images)
+    header = source.get("info", EMPTY)
+    info = fields_of(header) if bytes(header).startswith(b"{") else {}
+    own = OwnInfo(_relative(pictures, folder), source_mark(check, folder))
+    return {
+        **source,
+        "info": {**info, "nmsfree": own},
+        "categories": [
+            {**fields.get(name, {}), "id": number, "name": name} for name, number in ids.items()
+        ],
+        "images": [_image_entry(check, image, pictures) for image in images],
+        "annotations": _annotations(split, {image.id for image in images}, ids),
+    }
+
+
+def _common_folder(images: list[ImageRow]) -> Path:
+    try:
+        return Path(os.path.commonpath([os.path.abspath(i.path.parent) for i in images]))  # noqa: PTH100
+    except ValueError:
+        raise DataError("the images lie on several drives: bring them onto one") from None
+
+
+def _image_entry(check: Check, image: ImageRow, pictures: Path) -> dict[str, Any]:
+    size = check.facts[image.path].size
+    assert size is not None  # only usable images are kept
+    name = _relative(image.path, pictures)
+    width, height = size
+    return {
+        **fields_of(image.entry),
+        "id": image.id,
+        "file_name": name,
+        "width": width,
+        "height": height,
+    }
+
+
+def _annotations(
+    split: SplitCheck, image_ids: set[int], ids: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Return the usable objects of the kept images; only boxes that reach out change."""
+    names = {category.id: category.name for category in split.rows.categories}
+    boxes = split.boxes
+    cut = (boxes.clipped != boxes.xyxy).any(axis=1)
+    found: list[dict[str, Any]] = []
+    for index in np.flatnonzero(boxes.good).tolist():
+        row = split.rows.objects[index]
+        if row.image_id not in image_ids:
+            continue
+        x1, y1, x2, y2 = boxes.clipped[index].tolist()
+        bbox = [x1, y1, x2 - x1, y2 - y1] if cut[index] else list(row.bbox)
+        found.append(
+            {
+                **fields_of(row.entry),
+                "id": len(found) + 1,
+                "image_id": row.image_id,
+                "category_id": ids[names[row.category_id]],
+                "bbox": bbox,
+                "area": _area(
+                    row.area, bbox[2] * bbox[3], bool(cut[index] or boxes.area_odd[index])
+                ),
+                "iscrowd": int(row.iscrowd),
+            }
+        )
+    return found
+
+
+def _area(stated: float | None, of_box: float, changed: bool) -> float:
+    """Return the area to write: the stated one, that of a mask, where it can still be right."""
+    if stated is None or not 0 < stated < math.inf:
+        return of_box
+    return min(stated, of_box) if changed else stated
+
+
+@dataclass(frozen=True, eq=False)
+class FixedSplit:
+    """What became of a split.
+
+    Attributes:
+        file: the annotation file written.
+        images, objects: how many it holds, crowd regions included.
+        changes: number of faults of each kind that were mended.
+    """
+
+    file: Path
+    images: int
+    objects: int
+    changes: Mapping[Kind, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """What `write_fixed` did.
+
+    Attributes:
+        folder: the cleaned dataset.
+        splits: by name.
+        unfixed: errors that are left, a line each.
+    """
+
+    folder: Path
+    splits: dict[str, FixedSplit]
+    unfixed: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, ready for `json.dumps`."""
+        return {
+            "folder": str(self.folder),
+            "splits": {
+                name: {
+                    "file": str(split.file),
+                    "images": split.images,
+                    "objects": split.objects,
+                    "changes": {kind.value: count for kind, count in split.changes.items()},
+                }
+                for name, split in self.splits.items()
+            },
+            "unfixed": list(self.unfixed),
+        }
+
+
+def default_folder(check: Check) -> Path:
+    """Return where the cleaned dataset goes unless told otherwise: DIR-clean beside DIR."""
+    root = Path(os.path.abspath(check.layout.root))  # noqa: PTH100 (resolve() follows links)
+    return root.with_name(f"{root.name}-clean")
+
+
+def needs_fixing(check: Check) -> bool:
+    """Tell whether there is a fault that `write_fixed` mends."""
+    return any(DESCRIPTIONS[finding.kind].fix for finding in check.findings())
+
+
+def write_fixed(check: Check, folder: Path) -> Fixed:
+    """Write the cleaned dataset; an earlier one of the same dataset is replaced.
+
+    Raises:
+        DataError: the folder holds anything else.
+        InputError: it cannot be written.
+    """
+    _refuse_others(check, folder)
+    kept, unfixed = _kept_images(check)
+    ids = category_ids(check)
+    written: dict[str, FixedSplit] = {}
+    for name, split in check.splits.items():
+        if not kept[name]:
+            unfixed.append(f"{name}: no image is left, so it was not written")
+            continue
+        content = content_of(check, split, kept[name], ids, folder)
+        file = folder / "annotations" / f"instances_{name}.json"
+        write_atomic(file, msgspec.json.encode(content))
+        load_coco(folder, name)  # it must load; anything else is a defect of this module
+        changes = _changes(check, split, kept[name])
+        written[name] = FixedSplit(
+            file, len(content["images"]), len(content["annotations"]), changes
+        )
+    unfixed += [fault.detail for fault in check.faults if fault.kind is Kind.SPLIT_UNREADABLE]
+    return Fixed(folder, written, tuple(unfixed))
+
+
+def _refuse_others(check: Check, folder: Path) -> None:
+    """Refuse a folder with anything but an earlier result for the same dataset."""
+    if not folder.exists():
+        return
+    found = folder.rglob("*") if folder.is_dir() else iter([folder])
+    for file in (path for path in found if path.is_file() and not is_part(path)):
+        ours = file.parent == folder / "annotations" and file.suffix == ".json"
+        if not ours or own_info(read_fields(file)).cleaned_from != source_mark(check, folder):
+            raise DataError(
+                f"{file} is no earlier result of --fix for {check.layout.root}, so {folder} is "
+                "left alone: delete it, or give another folder with --out-fixed"
+            )
+
+
+def _kept_images(check: Check) -> tuple[dict[str, list[ImageRow]], list[str]]:
+    """Return the images of each split that stay, and what cannot be mended."""
+    unfixed: list[str] = []
+    kept: dict[str, list[ImageRow]] = {}
+    for name, split in check.splits.items():
+        usable = [image for image in split.rows.images if _is_usable(check, image)]
+        leaked = {path for one, path, _, _ in check.leaks if one == name}
+        kept[name] = [image for image in usable if image.path not in leaked]
+        if usable and not kept[name]:
+            others = sorted({other for one, _, other, _ in check.leaks if one == name})
+            kept[name] = usable
+            unfixed.append(
+                f"{name}: all its images are in {' and '.join(others)}, too: take other images"
+            )
+    for name, parts in unions({name: split.rows for name, split in check.splits.items()}).items():
+        paths = {image.path for part in parts for image in kept[part]}
+        images = check.splits[name].rows.images
+        kept[name] = [i for i in images if i.path in paths and _is_usable(check, i)]
+    return kept, unfixed
+
+
+def _is_usable(check: Check, image: ImageRow) -> bool:
+    size = check.facts[image.path].size
+    return size is not None and image.size in (None, size)
+
+
+def _changes(check: Check, split: SplitCheck, kept: list[ImageRow]) -> dict[Kind, int]:
+    """Count the mended faults of a split by kind."""
+    changes = Counter(fault.kind for fault in split.faults if DESCRIPTIONS[fault.kind].fix)
+    stays = {image.path for image in kept}
+    gone = [i for i in split.rows.images if i.path not in stays and _is_usable(check, i)]
+    changes[Kind.LEAKAGE] = len(gone)
+    changes.update(f.kind for f in check.faults if _concerns(f, split))
+    return {kind: changes[kind] for kind in Kind if changes[kind]}
+
+
+def _concerns(fault: Fault, split: SplitCheck) -> bool:
+    """Tell whether a fault of the whole set is mended in a split."""
+    lists = (Kind.CLASSES_DIFFER, Kind.CLASS_NAME_TWICE)
+    return fault.kind in lists and fault.source == split.rows.file

@@ -1,0 +1,260 @@
+"""The pictures of a check: a labelled batch of every split, and the faults that can be seen."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nmsfree.datasets.check.report import EDGES, Check, SplitCheck
+from nmsfree.datasets.faults import Fault, Level
+from nmsfree.datasets.rows import ImageRow, relative_name
+from nmsfree.datasets.sheet import Mark, Tile, make_sheet
+from nmsfree.draw import color_of
+from nmsfree.errors import InputError
+from nmsfree.files import write_atomic, write_picture
+from nmsfree.images import read_image
+from nmsfree.plotting import COLOURS, GRID, INK, import_figure, short, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+COLUMNS, BATCH, MOST_FAULTS = 4, 12, 24  # tiles
+RED, PALE = (60, 60, 245), (190, 190, 190)
+MOST_NAMES = 40  # boxes of an image that get their names
+# Kinds worth a picture; the others speak of files or lists.
+_SHOWN = (Level.ERROR, Level.WARNING)
+
+
+def sheet_paths(check: Check, folder: Path) -> tuple[Path, dict[str, Path]]:
+    """Return where the problems go, and the labelled batch of every split."""
+    return folder / "problems.jpg", {n: folder / f"{n}_labels.jpg" for n in check.splits}
+
+
+def write_sheets(check: Check, folder: Path) -> list[Path]:
+    """Write a picture for every split, and one of the problems if there is anything to show.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    written: list[Path] = []
+    problems, labelled = sheet_paths(check, folder)
+    for name, split in check.splits.items():
+        tiles = [_labelled(check, split, image) for image in choose(check, split)]
+        if tiles:
+            write_picture(labelled[name], make_sheet(tiles, COLUMNS))
+            written.append(labelled[name])
+    faulty = [_faulty(check, *found) for found in choose_faults(check)]
+    if faulty:
+        write_picture(problems, make_sheet(faulty, COLUMNS))
+        written.append(problems)
+    elif folder.is_dir():
+        problems.unlink(missing_ok=True)  # of an earlier check
+    return written
+
+
+def choose(check: Check, split: SplitCheck) -> list[ImageRow]:
+    """Return the images of the labelled batch: readable, with objects, evenly over the split."""
+    usable = np.flatnonzero(split.boxes.good).tolist()
+    filled = {split.rows.objects[index].image_id for index in usable}
+    images = [
+        image
+        for image in split.rows.images
+        if image.id in filled and check.facts[image.path].problem is None
+    ]
+    places = np.linspace(0, len(images) - 1, min(BATCH, len(images))).round().astype(int)
+    return [images[place] for place in places.tolist()]
+
+
+def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
+    """Return what the sheet of problems shows: split and the faults of one image and kind.
+
+    Every kind gets its turn before any gets a second one, errors first.
+    """
+    queues: list[list[tuple[str, list[Fault]]]] = []
+    for finding in check.findings():
+        if finding.level not in _SHOWN:
+            continue
+        by_image: dict[Path, list[Fault]] = {}
+        for fault in finding.faults:
+            if fault.image is not None:
+                by_image.setdefault(fault.image, []).append(fault)
+        queues.append([(finding.split, faults) for faults in by_image.values()])
+    chosen: list[tuple[str, list[Fault]]] = []
+    turn = 0
+    while len(chosen) < MOST_FAULTS and any(turn < len(queue) for queue in queues):
+        chosen += [queue[turn] for queue in queues if turn < len(queue)]
+        turn += 1
+    return chosen[:MOST_FAULTS]
+
+
+def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
+    own = _usable(split, {image.id})
+    marks = _class_marks(split, own, named=len(own) <= MOST_NAMES)
+    picture = read_image(image.path)
+    height, width = picture.shape[:2]
+    note = f"{width} x {height}, {len(own)} object{'s' * (len(own) != 1)}"
+    return Tile(picture, marks, relative_name(image.path, split.rows.root), note)
+
+
+def _usable(split: SplitCheck, image_ids: set[int]) -> list[int]:
+    """Return the rows of the usable boxes of some images."""
+    objects = split.rows.objects
+    good = np.flatnonzero(split.boxes.good).tolist()
+    return [index for index in good if objects[index].image_id in image_ids]
+
+
+def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> tuple[Mark, ...]:
+    """Return the boxes of objects in the colours of their classes."""
+    label_of = {c.id: (label, c.name) for label, c in enumerate(split.rows.categories)}
+    marks = []
+    for index in indices:
+        row = split.rows.objects[index]
+        label, name = label_of[row.category_id]
+        x1, y1, x2, y2 = split.boxes.clipped[index].tolist()
+        shown = f"{name} (crowd)" if row.iscrowd else name
+        marks.append(Mark((x1, y1, x2, y2), shown if named else "", color_of(label)))
+    return tuple(marks)
+
+
+def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
+    """Return the tile of one image and kind: what is wrong in red, the rest pale."""
+    kind, path = faults[0].kind, faults[0].image
+    assert path is not None  # chosen so
+    marks = [*_others(check, split, path), *(m for fault in faults for m in _red(fault))]
+    title = f"{kind.value.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    note = faults[0].detail.replace("×", "x") + more  # OpenCV 4 writes ASCII only
+    try:
+        return Tile(read_image(path), tuple(marks), title, note)
+    except InputError:
+        return Tile(
+            None, (), title, note, "no such file" if not path.exists() else "does not decode"
+        )
+
+
+def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
+    """Return the usable boxes of an image, to show the fault among them."""
+    names = [split] if split else list(check.splits)
+    for name in names:
+        found = check.splits[name]
+        own = _usable(found, {image.id for image in found.rows.images if image.path == path})
+        if own:
+            marks = _class_marks(found, own, named=False)
+            return tuple(replace(mark, color=PALE, line=1) for mark in marks)
+    return ()
+
+
+def _red(fault: Fault) -> Iterator[Mark]:
+    for x, y, width, height in fault.boxes:
+        if all(map(math.isfinite, (x, y, width, height))):
+            yield Mark((x, y, x + width, y + height), "", RED)
+
+
+MOST_FREQUENT, RAREST = 75, 25  # classes shown when there are more than both together
+ROW, COLUMN, SIZES = 0.2, 2.7, 6.5  # inches: a class, a split, the box sizes
+MISSING = "#C62828"
+BANDS = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
+
+
+def write_charts(check: Check, path: Path) -> None:
+    """Write the page as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        InputError: it cannot be written.
+    """
+    names = _order(check.splits)
+    splits = list(check.splits.items())
+    width = 1.6 + COLUMN * len(splits) + SIZES
+    height = max(3.2 + ROW * len(names), 1.2 + 2.6 * len(splits), 5.0)
+    figure = import_figure()(figsize=(width, height), dpi=100, layout="constrained")
+    figure.suptitle(
+        f"{check.layout.root.resolve().name} · {check.layout.format}",
+        x=0.01, ha="left", fontsize=14, weight="bold", color=INK,
+    )  # fmt: skip
+    halves = figure.subfigures(1, 2, width_ratios=[width - SIZES, SIZES], squeeze=False)
+    left, right = halves[0]
+    columns = np.atleast_1d(left.subplots(1, len(splits), sharey=True))
+    for index, ((name, split), axes) in enumerate(zip(splits, columns, strict=True)):
+        _draw_classes(axes, name, split, names, COLOURS[index % len(COLOURS)])
+    rows = np.atleast_1d(right.subplots(len(splits), 1, sharex=True))
+    last = max(max(np.flatnonzero(s.stats.bins()), default=0) for _, s in splits)
+    for index, ((name, split), axes) in enumerate(zip(splits, rows, strict=True)):
+        _draw_sizes(axes, name, split, max(int(last) + 1, 8), COLOURS[index % len(COLOURS)])
+    rows[-1].set_xlabel("√ area of the box in pixels of the image", color=INK)
+    write_atomic(path, to_png(figure))
+
+
+def _order(splits: Mapping[str, SplitCheck]) -> list[str | None]:
+    """Return class names, most objects in the first split first; None stands for those cut."""
+    counts: dict[str, list[int]] = {}
+    for position, split in enumerate(splits.values()):
+        for category in split.rows.categories:
+            row = counts.setdefault(category.name, [0] * len(splits))
+            row[position] += split.stats.by_class[category.id]
+    names = sorted(counts, key=lambda name: [-n for n in counts[name]])
+    if len(names) > MOST_FREQUENT + RAREST:
+        return [*names[:MOST_FREQUENT], None, *names[-RAREST:]]
+    return [*names]
+
+
+def _draw_classes(
+    axes: "Axes", title: str, split: SplitCheck, names: Sequence[str | None], colour: str
+) -> None:
+    counts: dict[str | None, int] = {}
+    for category in split.rows.categories:
+        found = split.stats.by_class[category.id]
+        counts[category.name] = counts.get(category.name, 0) + found
+    values = [counts.get(name, 0) for name in names]
+    most = max(values, default=0) or 1
+    axes.barh(range(len(names)), values, color=colour, height=0.72)
+    for position, (name, value) in enumerate(zip(names, values, strict=True)):
+        if name is not None:
+            axes.text(
+                value + most * 0.015, position, f"{value:,}", va="center", fontsize=7.5,
+                color=INK if value else MISSING,
+            )  # fmt: skip
+    axes.set_yticks(range(len(names)), ["…" if n is None else short(n) for n in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, most * 1.22)
+    axes.set_title(f"{title}: {split.stats.objects:,} objects", fontsize=10, color=INK)
+    _plain(axes, "x")
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_sizes(axes: "Axes", title: str, split: SplitCheck, shown: int, colour: str) -> None:
+    stats = split.stats
+    values = stats.bins()[:shown]
+    most = max(values) or 1
+    axes.bar(np.arange(shown) + 0.5, values, width=0.86, color=colour)
+    for position, value in enumerate(values):
+        if value:
+            axes.text(position + 0.5, value + most * 0.02, f"{value:,}", ha="center", fontsize=7.5)
+    shares = stats.by_area()
+    for name, low, high in BANDS:
+        start, stop = EDGES.index(low), min(EDGES.index(high), shown)
+        if start < stop:
+            axes.axvspan(start, stop, color=GRID if name == "medium" else "white", zorder=-2)
+            share = f"{name} {shares[name] / max(stats.objects, 1):.0%}"
+            axes.text((start + stop) / 2, most * 1.2, share, ha="center", fontsize=8.5, color=INK)
+    ticks = [f"{edge:g}" if np.isfinite(edge) else "" for edge in EDGES[: shown + 1]]
+    axes.set_xticks(range(shown + 1), ticks, fontsize=8)
+    axes.tick_params(axis="x", labelbottom=True)
+    axes.set_xlim(0, shown)
+    axes.set_ylim(0, most * 1.32)
+    axes.set_title(
+        f"{title}: {stats.below_8px:,} objects with a side below 8 pixels", fontsize=10, color=INK
+    )
+    _plain(axes, "y")
+
+
+def _plain(axes: "Axes", grid: str) -> None:
+    """A light grid across the bars, no frame."""
+    axes.grid(axis="x" if grid == "x" else "y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "bottom" if grid == "x" else "left"]].set_visible(False)
+    axes.tick_params(axis="x" if grid == "x" else "y", length=0, labelsize=8)

@@ -1,0 +1,208 @@
+"""What checking a dataset found, by kind and split, and as JSON."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.check.boxes import SMALL_SIDE, Boxes
+from nmsfree.datasets.check.images import ImageFact, Leak
+from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
+from nmsfree.datasets.formats.folder import Layout
+from nmsfree.datasets.rows import SplitRows, relative_name
+
+# COCO's classes of area: below 32², up to 96², above; its own evaluation may use mask areas.
+SMALL_AREA, LARGE_AREA = 32**2, 96**2
+# Edges of the bins of √area in pixels, about √2 apart; 32 and 96 are among them.
+EDGES = (0, 4, 6, 8, 11, 16, 23, 32, 45, 64, 96, 128, 181, 256, 362, 512, 724, 1024, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitStats:
+    """Counts of one split; boxes that are of no use (no area, outside, repeated) do not count.
+
+    Attributes:
+        images: all images.
+        images_without_objects: those without any usable box that is not a crowd region.
+        objects: usable boxes.
+        crowd: regions to ignore.
+        by_class: objects of each category id, also those without any.
+        images_by_class: images that show each category id.
+        sides: float64 [objects], √area in source pixels.
+        below_8px: objects with a width or height below 8 pixels.
+    """
+
+    images: int
+    images_without_objects: int
+    objects: int
+    crowd: int
+    by_class: dict[int, int]
+    images_by_class: dict[int, int]
+    sides: NDArray[np.float64]
+    below_8px: int
+
+    def by_area(self) -> dict[str, int]:
+        """Return the number of small, medium and large objects as COCO divides them."""
+        area = self.sides**2
+        small, large = int((area < SMALL_AREA).sum()), int((area > LARGE_AREA).sum())
+        return {"small": small, "medium": len(area) - small - large, "large": large}
+
+    def bins(self) -> list[int]:
+        """Return the number of objects in every bin of √area."""
+        return [int(count) for count in np.histogram(self.sides, EDGES)[0]]
+
+    def to_json(self, rows: SplitRows) -> dict[str, Any]:
+        """Return everything, classes by name."""
+        bins = zip(pairwise(EDGES), self.bins(), strict=True)
+        return {
+            "images": self.images,
+            "images_without_objects": self.images_without_objects,
+            "objects": self.objects,
+            "crowd": self.crowd,
+            "classes": [
+                {
+                    "id": c.id,
+                    "name": c.name,
+                    "objects": self.by_class[c.id],
+                    "images": self.images_by_class[c.id],
+                }
+                for c in rows.categories
+            ],
+            "box_sizes": {
+                **self.by_area(),
+                "below_8px": self.below_8px,
+                "sqrt_area_bins": [
+                    {"from": low, "to": high if np.isfinite(high) else None, "objects": count}
+                    for (low, high), count in bins
+                ],
+            },
+        }
+
+
+def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
+    """Count the usable boxes of a split."""
+    usable = boxes.good & ~boxes.crowd
+    sides = boxes.clipped[usable, 2:] - boxes.clipped[usable, :2]
+    objects = [rows.objects[index] for index in np.flatnonzero(usable).tolist()]
+    by_class = Counter(row.category_id for row in objects)
+    shown = Counter(c for _, c in {(row.image_id, row.category_id) for row in objects})
+    filled = {row.image_id for row in objects}
+    return SplitStats(
+        images=len(rows.images),
+        images_without_objects=len(rows.images) - len(filled),
+        objects=len(objects),
+        crowd=int(boxes.crowd.sum()),
+        by_class={category.id: by_class[category.id] for category in rows.categories},
+        images_by_class={category.id: shown[category.id] for category in rows.categories},
+        sides=np.sqrt(sides.prod(axis=1)),
+        below_8px=int((sides.min(axis=1, initial=np.inf) < SMALL_SIDE).sum()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SplitCheck:
+    """One split that could be read.
+
+    Attributes:
+        rows: what the source says, without what is malformed or dangling.
+        boxes: the verdict on every box.
+        stats: counts of what is usable.
+        faults: what is wrong with the split by itself.
+    """
+
+    rows: SplitRows
+    boxes: Boxes
+    stats: SplitStats
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """What checking a dataset found.
+
+    Attributes:
+        layout: format and folder.
+        splits: by name, those that could be read.
+        facts: what reading each image gave.
+        leaks: images shared by two splits.
+        faults: what concerns several splits, or a split that cannot be read.
+    """
+
+    layout: Layout
+    splits: dict[str, SplitCheck]
+    facts: dict[Path, ImageFact]
+    leaks: tuple[Leak, ...]
+    faults: tuple[Fault, ...]
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files that annotate and the pictures, which no output may replace."""
+        yield from self.layout.files()
+        for split in self.splits.values():
+            for image in split.rows.images:
+                yield from (image.path, image.source)
+
+    def findings(self) -> list["Finding"]:
+        """Return all faults by kind and split, the worst kinds first."""
+        found: dict[tuple[Kind, str], list[Fault]] = {}
+        named = [("", self.faults), *((name, split.faults) for name, split in self.splits.items())]
+        for name, faults in named:
+            for fault in faults:
+                found.setdefault((fault.kind, name), []).append(fault)
+        order = list(Kind)
+        keys = sorted(found, key=lambda key: order.index(key[0]))
+        return [Finding(kind, name, tuple(found[kind, name])) for kind, name in keys]
+
+    def count(self, level: Level) -> int:
+        """Return the number of faults of a level."""
+        return sum(len(f.faults) for f in self.findings() if f.level is level)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything, ready for `json.dumps`; paths count from the dataset's folder."""
+        return {
+            "dataset": str(self.layout.config or self.layout.root),
+            "format": self.layout.format,
+            "errors": self.count(Level.ERROR),
+            "warnings": self.count(Level.WARNING),
+            "splits": {
+                name: {"file": str(split.rows.file), **split.stats.to_json(split.rows)}
+                for name, split in self.splits.items()
+            },
+            "findings": [finding.to_json(self.layout.root) for finding in self.findings()],
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All faults of one kind in one split; `split` is empty where it concerns several."""
+
+    kind: Kind
+    split: str
+    faults: tuple[Fault, ...]
+
+    @property
+    def level(self) -> Level:
+        return DESCRIPTIONS[self.kind].level
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        about = DESCRIPTIONS[self.kind]
+        return {
+            "kind": self.kind.value,
+            "level": about.level.value,
+            "split": self.split or None,
+            "title": about.title,
+            "advice": about.advice,
+            "count": len(self.faults),
+            "items": [
+                {
+                    "file": relative_name(fault.source, root),
+                    "detail": fault.detail,
+                    "image": fault.image and relative_name(fault.image, root),
+                }
+                for fault in self.faults
+            ],
+        }

@@ -1,0 +1,193 @@
+"""A detection dataset in memory, the same whatever format it was read from."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.faults import Xywh
+from nmsfree.datasets.rows import ImageRow, SplitRows
+from nmsfree.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_SIZE = (1, 1)  # the smallest, so that whoever computes with it before reading can
+LARGEST_AREA = 1e10  # pixels²: COCO's metrics pass over what is larger
+NAMED = 3  # files in a warning
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and what is in it; the picture itself is read by who needs it.
+
+    Attributes:
+        image_id: the dataset's own id.
+        path: image file.
+        width, height: size of the image in pixels, as the annotations say; where they do not, as
+            the file says, and `UNKNOWN_SIZE` where that cannot be read: its pixels cannot either.
+        boxes: float32 [n, 4], xyxy in source pixels.
+        labels: int64 [n], index into the dataset's class names.
+        iscrowd: bool [n], regions of many objects: no training target, ignored by the metrics.
+        xywh: float64 [n, 4], the same boxes at the source's full precision, for the metrics; from
+            `boxes` if not given.
+        area: float64 [n], in pixels²: the stated one (that of a mask); that of the box if not
+            given.
+    """
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    iscrowd: NDArray[np.bool_]
+    xywh: NDArray[np.float64] = None  # type: ignore[assignment]
+    area: NDArray[np.float64] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.xywh is None:
+            corners = self.boxes.astype(np.float64)
+            xywh = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+            object.__setattr__(self, "xywh", xywh)
+        if self.area is None:
+            object.__setattr__(self, "area", self.xywh[:, 2] * self.xywh[:, 3])
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionDataset:
+    """One split of a dataset.
+
+    Attributes:
+        name: name of the split.
+        samples: all images, also those without objects, in the order of the dataset.
+        class_names: by label; classes are ordered by category id.
+        category_ids: the dataset's own id of each class, ascending, possibly sparse.
+        image_ids: of the whole split, ascending; `samples` may be a part of it.
+        annotation_file: what defines the split: the COCO file, the YOLO data.yaml, the list in
+            ImageSets/Main of a VOC folder.
+        root: folder of the dataset.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: tuple[int, ...]
+    annotation_file: Path
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def files(self) -> Iterator[Path]:
+        """Yield the annotation file and the pictures, which no output may replace."""
+        yield self.annotation_file
+        yield from (sample.path for sample in self.samples)
+
+
+def build(rows: SplitRows) -> DetectionDataset:
+    """Turn what a reader found into arrays.
+
+    Boxes without area or with coordinates that are not finite, and repeated lines of YOLO label
+    files, are dropped, with one warning for the split; boxes that reach out of their image stay as
+    they are, as the metrics need them.
+    Images whose size cannot be read stay, with one warning for the split: who reads their pixels
+    says what is wrong, and decides whether to go on.
+
+    Raises:
+        DataError: two classes have one name.
+    """
+    names = tuple(category.name for category in rows.categories)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{rows.file} gives several classes one name ({', '.join(twice[:5])}): rename them, or "
+            "make them one class with `nmsfree data check DIR --fix`"
+        )
+    label_of = {category.id: label for label, category in enumerate(rows.categories)}
+    xywh = boxes_of(rows)
+    good, repeats = with_area(xywh), repeated_lines(rows)
+    if not good.all():
+        logger.warning("%s: dropped %d boxes without area", rows.file, int((~good).sum()))
+    if repeats.any():
+        logger.warning(
+            "%s: left out %d label lines that repeat another", rows.file, int(repeats.sum())
+        )
+    of_image: dict[int, list[int]] = defaultdict(list)
+    for index in np.flatnonzero(good & ~repeats).tolist():
+        of_image[rows.objects[index].image_id].append(index)
+    with np.errstate(over="ignore", invalid="ignore"):  # in boxes that were dropped
+        corners = to_corners(xywh).astype(np.float32)
+        of_box, stated = xywh[:, 2] * xywh[:, 3], areas_of(rows)
+    area = np.where((stated >= 0) & (stated <= LARGEST_AREA), stated, of_box)
+    labels = np.array([label_of[row.category_id] for row in rows.objects], dtype=np.int64)
+    crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
+
+    def sample(image: ImageRow) -> Sample:
+        own = np.array(of_image[image.id], dtype=np.int64)
+        size = image.size or UNKNOWN_SIZE
+        return Sample(
+            image.id,
+            image.path,
+            *size,
+            boxes=corners[own],
+            labels=labels[own],
+            iscrowd=crowd[own],
+            xywh=xywh[own],
+            area=area[own],
+        )
+
+    _warn_of_unreadable([image.path for image in rows.images if image.size is None], rows.file)
+    samples = tuple(sample(image) for image in rows.images)
+    ids = tuple(sorted(image.id for image in rows.images))
+    return DetectionDataset(rows.name, samples, names, tuple(label_of), ids, rows.file, rows.root)
+
+
+def _warn_of_unreadable(paths: list[Path], file: Path) -> None:
+    if paths:
+        names = ", ".join(map(str, paths[:NAMED])) + (", …" if len(paths) > NAMED else "")
+        what = "1 image" if len(paths) == 1 else f"{len(paths)} images"
+        logger.warning("%s: %s cannot be read: %s", file, what, names)
+
+
+def repeated_lines(rows: SplitRows) -> NDArray[np.bool_]:
+    """Which objects repeat an earlier line of their YOLO label file, bool [n].
+
+    Trainers of such sets leave those lines out, so they stand for no second object.
+    """
+    repeats = np.zeros(len(rows.objects), dtype=np.bool_)
+    if rows.format == "YOLO":
+        seen: set[tuple[int, int, Xywh]] = set()
+        for index, row in enumerate(rows.objects):
+            line = (row.image_id, row.category_id, row.bbox)
+            repeats[index] = line in seen
+            seen.add(line)
+    return repeats
+
+
+def boxes_of(rows: SplitRows) -> NDArray[np.float64]:
+    """Return left, top, width, height of all objects, float64 [n, 4] in source pixels."""
+    return np.array([row.bbox for row in rows.objects], dtype=np.float64).reshape(-1, 4)
+
+
+def areas_of(rows: SplitRows) -> NDArray[np.float64]:
+    """Return the stated area of all objects, float64 [n] in pixels²; NaN where none is stated."""
+    return np.array([row.area for row in rows.objects], dtype=np.float64)
+
+
+def to_corners(xywh: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn [n, 4] boxes of left, top, width, height into xyxy."""
+    return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+
+
+def with_area(xywh: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which boxes [n, 4] are finite and have an area, also in the float32 of `Sample`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = to_corners(xywh).astype(np.float32)
+        finite = np.isfinite(corners).all(axis=1)
+        good = finite & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    return np.asarray(good, dtype=np.bool_)

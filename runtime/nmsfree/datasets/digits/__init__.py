@@ -1,0 +1,1 @@
+"""Scenes of real handwritten digits: a dataset that is made, not downloaded."""

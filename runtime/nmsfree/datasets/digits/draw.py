@@ -1,0 +1,142 @@
+"""Pixels of a digits scene: texture, distractor strokes, digits, noise. All arrays are BGR."""
+
+import functools
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.digits.layout import GAP, MARGIN, SIDE, Group, Placed, clear_of, paste_max
+
+LUMA = np.array([0.114, 0.587, 0.299])  # ITU-R BT.601 weights, in BGR order
+MIN_CONTRAST = 45.0  # of luma, 0 … 255, between a digit and what is behind it
+NOISE_TILE = 2 * SIDE
+
+Image = NDArray[np.uint8]
+
+
+def paint(rng: np.random.Generator, groups: list[Group]) -> Image:
+    """Draw a scene, uint8 [256, 256, 3]: background, strokes, then the groups in their order."""
+    canvas = _texture(rng)
+    for _ in range(rng.integers(2, 7)):
+        _draw_distractor(rng, canvas)
+    for group in groups:
+        draw_group(rng, canvas, group)
+    return _add_noise(rng, canvas)
+
+
+def _texture(rng: np.random.Generator) -> Image:
+    """Return smooth coloured clouds of two scales."""
+    base = rng.uniform(30, 225, 3)
+    coarse = _clouds(rng, rng.uniform(8, 45), int(rng.integers(3, 7)), 3)
+    fine = _clouds(rng, rng.uniform(0, 14), int(rng.integers(10, 30)), 1)
+    half = np.clip(base + coarse + fine, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.resize(half, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def _clouds(
+    rng: np.random.Generator, strength: float, cells: int, channels: int
+) -> NDArray[np.float32]:
+    """Return smooth noise, float32 [128, 128, channels], from a grid of cells × cells values."""
+    grid = rng.normal(0, strength, (cells, cells, channels)).astype(np.float32)
+    smooth = cv2.resize(grid, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(smooth, dtype=np.float32).reshape(SIDE // 2, SIDE // 2, channels)
+
+
+def _draw_distractor(rng: np.random.Generator, canvas: Image) -> None:
+    """Draw one stroke figure that is no digit: wave, zigzag, cross, polygon or bracket."""
+    points = _DISTRACTORS[rng.integers(len(_DISTRACTORS))](rng)  # list of [n, 2] in −1 … 1
+    radius, angle = rng.uniform(9, 45), rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    centre = rng.uniform(0, SIDE, 2)
+    lines = [np.round((line @ turn.T * radius + centre) * 16).astype(np.int32) for line in points]
+    colour = rng.uniform(0, 255, 3).tolist()
+    thickness = int(rng.integers(1, 2 + int(radius / 9)))
+    cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, shift=4)
+
+
+def _wave(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    t = np.linspace(-1, 1, 40)
+    return [np.stack([t * 1.6, 0.3 * np.sin(t * rng.uniform(7, 12))], axis=1)]
+
+
+def _zigzag(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    n = int(rng.integers(5, 9))
+    return [np.stack([np.linspace(-1.4, 1.4, n), 0.35 * (-1.0) ** np.arange(n)], axis=1)]
+
+
+def _cross(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    arm = rng.uniform(0.6, 1.0)
+    return [np.array([[-1.0, 0], [1, 0]]), np.array([[0, -arm], [0, arm]])]
+
+
+def _polygon(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    angles = np.linspace(0, 2 * math.pi, int(rng.integers(3, 5)) + 1)
+    return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
+
+
+def _bracket(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    depth = rng.uniform(0.6, 1.2)
+    return [np.array([[depth, -1], [0, -1], [0, 1], [depth, 1]])]
+
+
+_DISTRACTORS = (_wave, _zigzag, _cross, _polygon, _bracket)
+
+
+def draw_group(rng: np.random.Generator, canvas: Image, group: Group) -> None:
+    """Draw one digit, or a pair: of its lower digit a gap around the upper one stays undrawn."""
+    avoid: list[NDArray[np.float64]] = []
+    for level, digit in enumerate(group):
+        alpha = digit.glyph.alpha
+        for upper in group[level + 1 :]:
+            alpha = alpha * (1 - _gap_in(digit, upper))
+        region = canvas[_window(digit)]
+        colour = _ink_colour(rng, region, avoid)
+        avoid.append(colour)
+        ink = alpha[..., None]
+        region[:] = np.round(region * (1 - ink) + ink * colour.astype(np.float32))
+
+
+def _window(digit: Placed) -> tuple[slice, slice]:
+    """Return the rows and columns of the canvas under a glyph's alpha."""
+    x1, y1, x2, y2 = digit.box
+    return slice(y1 - MARGIN, y2 + MARGIN), slice(x1 - MARGIN, x2 + MARGIN)
+
+
+def _gap_in(lower: Placed, upper: Placed) -> NDArray[np.float32]:
+    """Return the upper digit's ink and gap over the lower one's alpha, same shape."""
+    mask = np.zeros_like(lower.glyph.alpha)
+    grown = clear_of(upper.glyph.alpha)
+    paste_max(mask, grown, upper.x - lower.x - GAP, upper.y - lower.y - GAP)
+    return mask
+
+
+def _ink_colour(
+    rng: np.random.Generator, behind: Image, avoid: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Draw a BGR colour that stands out from the pixels behind and from the pair's other ink."""
+    ground = behind.reshape(-1, 3).mean(axis=0)
+    colours = rng.uniform(0, 255, (24, 3))
+    contrast = np.abs((colours - ground) @ LUMA)
+    apart = np.ones(len(colours), dtype=bool)
+    for other in avoid:
+        apart &= np.linalg.norm(colours - other, axis=1) >= 130
+    good = np.flatnonzero(apart & (contrast >= MIN_CONTRAST))
+    pick = int(good[0]) if len(good) else int(np.argmax(contrast * (apart + 0.01)))
+    chosen: NDArray[np.float64] = colours[pick]
+    return chosen
+
+
+@functools.cache
+def _noise_tile() -> NDArray[np.float32]:
+    """Return unit normal noise, float32 [512, 512, 3]; windows of it serve all scenes."""
+    tile = np.random.default_rng(0).standard_normal((NOISE_TILE, NOISE_TILE, 3), dtype=np.float32)
+    return np.asarray(tile, dtype=np.float32)
+
+
+def _add_noise(rng: np.random.Generator, canvas: Image) -> Image:
+    """Add normal noise of a random mild strength, standard deviation 0 … 7 grey levels."""
+    y, x = rng.integers(0, NOISE_TILE - SIDE, 2).tolist()
+    noise = _noise_tile()[y : y + SIDE, x : x + SIDE] * np.float32(rng.uniform(0, 7))
+    return np.asarray(cv2.add(canvas, noise, dtype=cv2.CV_8U), dtype=np.uint8)

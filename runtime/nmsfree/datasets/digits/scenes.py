@@ -1,0 +1,267 @@
+"""Digits scenes: a COCO-format detection set that needs no download.
+
+Scenes are composed from real handwritten digits of the UCI Optical Recognition of Handwritten
+Digits set by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, CC BY 4.0,
+DOI 10.24432/C50P49). The `crowd` split is full of what non-maximum suppression cannot win: two
+digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.digits.draw import paint
+from nmsfree.datasets.digits.layout import SIDE, Placed, instances, lay_out
+from nmsfree.decode import decode_json, read_bytes
+from nmsfree.errors import DataError, InputError
+from nmsfree.files import is_part, write_atomic, write_picture
+from nmsfree.text import shown
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": 0, "val": 1, "crowd": 2}  # name → its number in the random seed
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+RECIPE = 1  # raised whenever the same seed would give other scenes
+PAIR_SHARE = 0.3  # of the train and val images hold one pair of the same class
+RECORD = "digits.json"
+
+Progress = Callable[[str, int, int], None]  # split, images done, images in the split
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What made a set, and the lengths of its finished splits."""
+
+    recipe: int
+    seed: int
+    splits: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One picture with its objects.
+
+    Attributes:
+        image: uint8 [256, 256, 3], BGR.
+        boxes: float32 [n, 4], xyxy in pixels, tight around the ink as if nothing were hidden.
+        labels: int64 [n], the digit, 0 … 9.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def make_scene(split: str, index: int, seed: int = 0) -> Scene:
+    """Make one scene; it depends on nothing but the arguments.
+
+    Args:
+        split: `train`, `val` or `crowd`; `train` shares no handwritten digit with the others.
+        index: number of the scene in its split, from 0.
+        seed: another seed gives another set.
+    """
+    rng, placed_groups = _layout(split, index, seed)
+    placed = [digit for group in placed_groups for digit in group]
+    boxes = np.array([digit.box for digit in placed], dtype=np.float32)
+    labels = np.array([digit.glyph.label for digit in placed], dtype=np.int64)
+    return Scene(paint(rng, placed_groups), boxes, labels)
+
+
+def _layout(
+    split: str, index: int, seed: int
+) -> tuple[np.random.Generator, list[tuple[Placed, ...]]]:
+    if split not in SPLITS:
+        raise DataError(f"no digits split {split!r}: choose one of {', '.join(SPLITS)}")
+    rng = np.random.default_rng((seed, SPLITS[split], index))
+    pools = instances(held_out=split != "train")
+    if split == "crowd":
+        pairs = int(rng.integers(2, 4))
+        return rng, lay_out(rng, pools, pairs, int(rng.integers(0, 11 - 2 * pairs)))
+    pairs = int(rng.random() < PAIR_SHARE)
+    return rng, lay_out(rng, pools, pairs, int(rng.integers(3, 11)) - 2 * pairs)
+
+
+def write_digits(
+    out: Path,
+    train: int = 2000,
+    val: int = 300,
+    crowd: int = 150,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Write a digits set: DIR/SPLIT/NNNNN.png and DIR/annotations/instances_SPLIT.json.
+
+    A split that is complete is left as it is; one that is missing, interrupted or of another
+    length is (re)written. Nothing of a split is ever half written under its final name.
+
+    Args:
+        out: folder of the set; made when missing.
+        train, val, crowd: number of images of each split; 0 leaves the split out.
+        seed: seed of all scenes.
+        progress: called as (split, done, total) after every image of a split being written.
+
+    Returns:
+        The splits that had to be written; none when the set was complete.
+
+    Raises:
+        DataError: the folder holds other data, or a digits set of another seed.
+    """
+    counts = {"train": train, "val": val, "crowd": crowd}
+    finished = _read_record(out, seed)
+    written = []
+    for split, count in counts.items():
+        if count == 0 or (finished.get(split) == count and _is_complete(out, split, count)):
+            continue
+        finished.pop(split, None)
+        _write_record(out, seed, finished)
+        _write_split(out, split, count, seed, progress)
+        finished[split] = count
+        _write_record(out, seed, finished)
+        written.append(split)
+        logger.info("wrote %d %s scenes to %s", count, split, out)
+    return written
+
+
+def _read_record(out: Path, seed: int) -> dict[str, int]:
+    """Return the finished splits of a set and their lengths, empty for a new folder."""
+    path = out / RECORD
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: give an empty or new folder for the digits")
+    if not path.exists():
+        if out.exists() and not all(map(is_part, out.iterdir())):
+            raise DataError(f"{out} holds other data: give an empty or new folder for the digits")
+        return {}
+    data = read_bytes(path, error=DataError)
+    found = decode_json(data, _Record, path, DataError, f"delete {shown(out)}")
+    if (found.recipe, found.seed) != (RECIPE, seed):
+        raise DataError(
+            f"{out} holds digits of recipe {found.recipe} and seed {found.seed}, asked for recipe "
+            f"{RECIPE} and seed {seed}: delete it or give another folder"
+        )
+    return dict(found.splits)
+
+
+def _write_record(out: Path, seed: int, splits: dict[str, int]) -> None:
+    ordered = {split: splits[split] for split in SPLITS if split in splits}
+    _write_json(out / RECORD, {"recipe": RECIPE, "seed": seed, "splits": ordered})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(content).encode())
+
+
+def _annotation_path(out: Path, split: str) -> Path:
+    return out / "annotations" / f"instances_{split}.json"
+
+
+def _is_complete(out: Path, split: str, count: int) -> bool:
+    """Tell whether the annotations and every image are there."""
+    folder = out / split
+    if not (_annotation_path(out, split).is_file() and folder.is_dir()):
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return all(_file_name(index) in names for index in range(count))
+
+
+def _file_name(index: int) -> str:
+    return f"{index:05d}.png"
+
+
+def _write_split(out: Path, split: str, count: int, seed: int, progress: Progress | None) -> None:
+    objects = []
+    for index in range(count):
+        scene = make_scene(split, index, seed)
+        write_picture(out / split / _file_name(index), scene.image)
+        objects.append((scene.boxes, scene.labels))
+        if progress is not None:
+            progress(split, index + 1, count)
+    _write_json(_annotation_path(out, split), _coco(split, seed, objects))
+
+
+def _coco(
+    split: str, seed: int, objects: list[tuple[NDArray[np.float32], NDArray[np.int64]]]
+) -> dict[str, Any]:
+    """Return COCO instances; image ids count from 1, category ids are digit + 1."""
+    return {
+        "info": {
+            "description": f"nmsfree digits, {split}, recipe {RECIPE}, seed {seed}",
+            "contributor": "handwritten digits: E. Alpaydin and C. Kaynak, "
+            "UCI Machine Learning Repository, https://doi.org/10.24432/C50P49",
+        },
+        "licenses": [
+            {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
+        ],
+        "categories": [
+            {"id": digit + 1, "name": name, "supercategory": "digit"}
+            for digit, name in enumerate(CLASS_NAMES)
+        ],
+        "images": [
+            {"id": i + 1, "file_name": _file_name(i), "width": SIDE, "height": SIDE, "license": 1}
+            for i in range(len(objects))
+        ],
+        "annotations": list(_annotations(objects)),
+    }
+
+
+def _annotations(
+    objects: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
+) -> Iterator[dict[str, Any]]:
+    number = 0
+    for index, (boxes, labels) in enumerate(objects):
+        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            number += 1
+            yield {
+                "id": number,
+                "image_id": index + 1,
+                "category_id": label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+            }
+
+
+COLUMNS = 4
+ZOOM = 2
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def contact_sheet(seed: int = 0) -> NDArray[np.uint8]:
+    """Return the first four scenes of every split, a row each, BGR uint8 [1536, 2048, 3]."""
+    rows = [
+        np.hstack([draw_boxes(make_scene(split, index, seed)) for index in range(COLUMNS)])
+        for split in SPLITS
+    ]
+    return np.vstack(rows)
+
+
+def draw_boxes(scene: Scene) -> NDArray[np.uint8]:
+    """Return a scene enlarged, with white boxes and class names, BGR uint8 [512, 512, 3]."""
+    picture = cv2.resize(scene.image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
+    for box, label in zip((scene.boxes * ZOOM).astype(int).tolist(), scene.labels, strict=True):
+        x1, y1, x2, y2 = box
+        cv2.rectangle(picture, (x1 - 1, y1 - 1), (x2, y2), WHITE, 1)
+        place = (x1, y1 - 4 if y1 > 16 else y2 + 13)
+        for colour, thickness in ((BLACK, 3), (WHITE, 1)):  # readable on any texture
+            cv2.putText(
+                picture, CLASS_NAMES[label], place, FONT, 0.45, colour, thickness, cv2.LINE_AA
+            )
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def write_preview(path: Path, seed: int = 0) -> None:
+    """Write the contact sheet; the suffix of the path chooses the format.
+
+    Raises:
+        InputError: the suffix is no picture format.
+    """
+    if not path.suffix or not cv2.haveImageWriter(path.name):
+        raise InputError(f"{path}: not a picture format that can be written, expected .png or .jpg")
+    write_picture(path, contact_sheet(seed))

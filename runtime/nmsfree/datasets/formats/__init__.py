@@ -1,0 +1,1 @@
+"""How datasets lie on the disk: COCO, YOLO and Pascal VOC."""

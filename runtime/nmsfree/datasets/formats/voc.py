@@ -1,0 +1,349 @@
+"""Reading Pascal VOC datasets: DIR/Annotations/*.xml, DIR/JPEGImages/, DIR/ImageSets/Main/*.txt.
+
+- A split is a list ImageSets/Main/SPLIT.txt with an image name a line, which may hold spaces,
+  folders (cam/photo is JPEGImages/cam/photo.jpg) and the suffix of the image. Lists
+  with a column of 1, 0 and -1 behind the names (`aeroplane_train.txt`, one class's presence) are
+  no splits, unless they have the name of one (train, val, trainval, test).
+- Classes are the sorted names in the annotations of all splits, the same whatever split is read;
+  a file DIR/classes.txt, one name a line, takes their place. Category ids count from 1.
+- Boxes are whole pixels from 1, the last one included: xmin, ymin, xmax, ymax become the corners
+  (xmin − 1, ymin − 1) and (xmax, ymax) of continuous coordinates.
+- Objects marked `difficult` are regions to ignore, as in VOC's own evaluation: they become
+  `iscrowd`, so they are neither trained on nor asked for nor counted as false positives.
+- Images are numbered from 1 in the order of their names.
+"""
+
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import msgspec
+from msgspec import Struct
+
+from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
+from nmsfree.datasets.image_files import LONGEST_LIST, image_size, images_below, nfc
+from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
+from nmsfree.decode import MALFORMED, MAX_FILE, Positive, explain, read_bytes, read_text
+from nmsfree.errors import DataError, InputError
+from nmsfree.streams.sources import IMAGE_SUFFIXES
+from nmsfree.text import shown
+
+LARGEST = 8 << 20  # bytes of a file
+# What is read of an object and of the size; the boxes of <part> are not.
+READ = frozenset(("bndbox", "difficult", "xmin", "ymin", "xmax", "ymax", "width", "height"))
+UNSTATED = frozenset(("", "unspecified"))
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One object.
+
+    Attributes:
+        name: its class.
+        bbox: left, top, width, height in continuous pixel coordinates.
+        difficult: to be ignored.
+        number: position in the file, from 1.
+    """
+
+    name: str
+    bbox: Xywh
+    difficult: bool
+    number: int
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """What a file says of one image.
+
+    Attributes:
+        file: the XML file.
+        filename: name of the image file as written, without folders; empty if missing.
+        size: width, height in pixels; None if it is missing or zero.
+        objects: in the order of the file.
+    """
+
+    file: Path
+    filename: str
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+class _Corners(Struct, frozen=True):
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class _Object(Struct, frozen=True):
+    name: ClassName
+    bndbox: _Corners
+    difficult: bool | float = False
+
+
+class _Size(Struct, frozen=True):
+    width: Positive
+    height: Positive
+
+
+def read_xml(file: Path, report: Report) -> VocAnnotation:
+    """Read a file; objects that cannot be used are reported and left out.
+
+    Raises:
+        DataError: it is not XML, not a VOC annotation, or has a DOCTYPE.
+    """
+    root = _parse(file)
+    if root.tag != "annotation":
+        raise DataError(f"{file}: its root is <{shown(root.tag, 40)}>, expected <annotation>")
+    filename = (root.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
+    return VocAnnotation(file, filename, _xml_size(root), tuple(_xml_objects(root, file, report)))
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def doctype(*_: object) -> None:
+        raise DataError(f"{file}: has a DOCTYPE, which no VOC annotation needs: delete it")
+
+    parser.StartDoctypeDeclHandler = doctype
+    try:
+        parser.Parse(read_bytes(file, LARGEST, DataError), True)
+    except (LookupError, ValueError, expat.ExpatError) as error:  # LookupError: its encoding
+        raise DataError(f"{file}: is not readable XML ({shown(error)})") from None
+    return builder.close()
+
+
+def _fields(element: ElementTree.Element) -> dict[str, Any]:
+    """Return what is read of an element's children by name, of several the first."""
+    return {child.tag: _value(child) for child in reversed(element) if child.tag in READ}
+
+
+def _value(element: ElementTree.Element) -> dict[str, Any] | str | float:
+    """Return the children by name, or the number or text of an element without any."""
+    if len(element):
+        return _fields(element)
+    text = (element.text or "").strip()
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _xml_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    size = root.find("size")
+    try:
+        found = msgspec.convert({} if size is None else _value(size), _Size, strict=False)
+    except MALFORMED:
+        return None
+    return found.width, found.height
+
+
+def _xml_objects(root: ElementTree.Element, file: Path, report: Report) -> Iterator[VocObject]:
+    for number, element in enumerate(root.findall("object"), start=1):
+        try:
+            fields = _fields(element)
+            fields["name"] = (element.findtext("name") or "").strip()
+            if str(fields.get("difficult")).lower() in UNSTATED:
+                del fields["difficult"]
+            found = msgspec.convert(fields, _Object, strict=False)
+        except MALFORMED as error:
+            detail = f"object {number}: {explain(error, 'XML')}"
+            report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
+            continue
+        box = found.bndbox
+        # From pixels counted from 1, the last included, to edges counted from 0.
+        bbox = (box.xmin - 1, box.ymin - 1, box.xmax - box.xmin + 1, box.ymax - box.ymin + 1)
+        yield VocObject(found.name, bbox, bool(found.difficult), number)
+
+
+USUAL = frozenset(("train", "val", "trainval", "test"))
+PROBED = 20  # lines that tell whether a list has a second column
+_PRESENCE = re.compile(r"(.*\S)\s+(?:-1|0|1)")
+
+
+def voc_splits(directory: Path) -> list[str]:
+    """Return the names of the splits of a VOC folder, sorted."""
+    files = sorted((directory / "ImageSets" / "Main").glob("*.txt"))
+    return [file.stem for file in files if _is_split(file)]
+
+
+def _is_split(file: Path) -> bool:
+    if file.stem in USUAL:
+        return True
+    try:
+        lines = read_text(file, LONGEST_LIST, DataError).splitlines()
+    except DataError:
+        return True  # reading it tells
+    found = [line.strip() for line in lines[:PROBED] if line.strip()]
+    folder = _annotation_folder(file)
+    return not found or any(
+        _PRESENCE.fullmatch(line) is None or _is_there(folder, line) for line in found
+    )
+
+
+def _annotation_folder(file: Path) -> Path:
+    return file.parents[2] / "Annotations"  # of DIR/ImageSets/Main/SPLIT.txt
+
+
+def _is_there(annotations: Path, name: str) -> bool:
+    return os.path.isfile(annotations / f"{name}.xml")  # noqa: PTH113 (any text may stand in a list)
+
+
+def _name(line: str, annotations: Path) -> str:
+    """Return the image name in a stripped line, without a column of presence and a suffix.
+
+    "photo 1" and "photo.jpg" are names if they are annotated.
+    """
+    line = line.replace("\\", "/").removeprefix("./")
+    column = _PRESENCE.fullmatch(line)
+    if column is not None and not _is_there(annotations, line):
+        line = column[1]
+    stem, dot, suffix = line.rpartition(".")
+    if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not _is_there(annotations, line):
+        return stem
+    return line
+
+
+def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
+    """Read one split as it stands; what cannot be used is reported and left out.
+
+    Raises:
+        DataError: a folder or list is missing or empty, or no class is named anywhere.
+    """
+    file = directory / "ImageSets" / "Main" / f"{split}.txt"
+    if not os.path.exists(file):  # noqa: PTH110 (a split may have any name)
+        found = ", ".join(voc_splits(directory)) or "none"
+        raise DataError(
+            f"{shown(file)} is missing: write one image name a line; splits found in {directory}: "
+            f"{shown(found)}"
+        )
+    names = read_names(file)
+    if not names:
+        raise DataError(f"{file} is empty: write one image name a line")
+    annotations = dict(_annotations(directory, names, report))
+    categories = _categories(directory, annotations)
+    ids = {category.name: category.id for category in categories}
+    pictures = _Pictures(directory / "JPEGImages")
+    images: list[ImageRow] = []
+    objects: list[ObjectRow] = []
+    for number, (name, annotation) in enumerate(annotations.items(), start=1):
+        path = pictures.find(name, annotation.filename)
+        images.append(ImageRow(number, path, annotation.file, _size(path, annotation)))
+        objects += _objects(images[-1], annotation, ids, report)
+    return SplitRows("VOC", split, directory, file, categories, tuple(images), tuple(objects))
+
+
+def read_names(file: Path) -> list[str]:
+    """Return the image names in a list, sorted and each once.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    lines = read_text(file, LONGEST_LIST, DataError).splitlines()
+    folder = _annotation_folder(file)
+    return sorted({_name(line.strip(), folder) for line in lines if line.strip()})
+
+
+def _annotations(
+    directory: Path, names: list[str], report: Report
+) -> Iterator[tuple[str, VocAnnotation]]:
+    """Yield what can be read for each image name."""
+    for name in names:
+        try:
+            file = inside(directory / "Annotations", f"{name}.xml")
+        except ValueError as error:
+            report(Fault(Kind.IMAGE_ENTRY, directory / "ImageSets", str(error)))
+            continue
+        if not file.is_file():
+            detail = "is missing: an image without objects needs a file without <object>, too"
+            report(Fault(Kind.ANNOTATION_FILE_MISSING, file, detail))
+            continue
+        faults: list[Fault] = []
+        try:
+            annotation = read_xml(file, faults.append)
+        except DataError as error:
+            detail = str(error).removeprefix(f"{file}: ")
+            report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
+            continue
+        for fault in faults:
+            report(fault)
+        yield name, annotation
+
+
+def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Category, ...]:
+    """Return all classes of the dataset; `read` are the annotations that are at hand already."""
+    listed = directory / "classes.txt"
+    if listed.is_file():
+        lines = read_text(listed, MAX_FILE, DataError).splitlines()
+        found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    else:
+        lists = [directory / "ImageSets" / "Main" / f"{s}.txt" for s in voc_splits(directory)]
+        others = sorted({name for file in lists for name in read_names(file)} - read.keys())
+        every = [*read.values(), *(a for _, a in _annotations(directory, others, _ignore))]
+        found = sorted({item.name for annotation in every for item in annotation.objects})
+    if not found:
+        raise DataError(
+            f"{directory}: no annotation names a class: write the names into {listed}, one a line"
+        )
+    return tuple(Category(number, name) for number, name in enumerate(found, start=1))
+
+
+def _ignore(fault: Fault) -> None:
+    """Take a fault of a split that was not asked for; reading that one will tell."""
+
+
+class _Pictures:
+    """The image files below a folder, by path without suffix, in either Unicode form."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is missing: the images belong there")
+        self._folder = folder
+        self._files: dict[str, list[Path]] = {}
+        for file in images_below(folder):
+            self._files.setdefault(picture_name(file, folder), []).append(file)
+
+    def find(self, name: str, wanted: str) -> Path:
+        """Return the image of a name: the one its annotation names, else the first there is."""
+        files = self._files.get(nfc(name), [self._folder / f"{name}.jpg"])
+        return next((file for file in files if file.name == wanted), files[0])
+
+
+def picture_name(file: Path, folder: Path) -> str:
+    """Return how lists call an image of the folder JPEGImages."""
+    return nfc(file.relative_to(folder).with_suffix("").as_posix())
+
+
+def _size(path: Path, annotation: VocAnnotation) -> tuple[int, int] | None:
+    """Return the size that the annotation states, or that of the file if it states none.
+
+    None if neither tells; reading the picture then says what is wrong with it.
+    """
+    if annotation.size is not None:
+        return annotation.size
+    try:
+        return image_size(path)
+    except InputError:
+        return None
+
+
+def _objects(
+    image: ImageRow, annotation: VocAnnotation, ids: dict[str, int], report: Report
+) -> Iterator[ObjectRow]:
+    for item in annotation.objects:
+        if item.name not in ids:
+            detail = (
+                f"object {item.number} is {shown(item.name)!r}, which classes.txt does not name"
+            )
+            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (item.bbox,)))
+            continue
+        yield ObjectRow(image.id, ids[item.name], item.bbox, item.difficult, item.number)

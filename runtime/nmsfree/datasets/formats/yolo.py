@@ -1,0 +1,232 @@
+"""Reading YOLO datasets: DIR/data.yaml, images, and a text file of labels for each image.
+
+The label file of an image is found by replacing the last folder `images` of its path by `labels`
+and its suffix by .txt; where that leads to no file, it lies beside the image. Its rows are
+described at `read_labels`. An image without label file is an image without objects.
+Images are ordered by path and numbered from 1; category ids are the class indices of the data.yaml.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
+from nmsfree.datasets.formats.yolo_config import YoloConfig, image_files, place, read_config
+from nmsfree.datasets.image_files import Size, image_size, on_disk
+from nmsfree.datasets.rows import ImageRow, ObjectRow, SplitRows
+from nmsfree.decode import read_text
+from nmsfree.errors import DataError, InputError
+from nmsfree.text import shown
+
+LARGEST = 8 << 20  # bytes of a file: some 200,000 boxes
+TOLERANCE = 0.01  # of the image's size by which a coordinate may miss 0 … 1
+BOX, SMALLEST_POLYGON = 5, 7  # columns
+NAMES = ("cx", "cy", "w", "h")
+
+
+def read_labels(
+    image: ImageRow, size: Size, config: YoloConfig, report: Report
+) -> Iterator[ObjectRow]:
+    """Yield the objects of an image's label file; rows that cannot be used are reported.
+
+    Args:
+        image: its source is the label file.
+        size: width and height in pixels.
+        config: class indices, and whether rows hold key points.
+        report: what to do with a fault.
+    """
+    known = {category.id for category in config.categories}
+    try:
+        lines = read_text(image.source, LARGEST, DataError).splitlines()
+    except DataError as error:
+        report(_malformed(image, str(error).removeprefix(f"{image.source}: ")))
+        return
+    for number, line in enumerate(lines, start=1):
+        columns = line.split()
+        if not columns:
+            continue
+        try:
+            category_id, bbox, note = parse_row(columns, size, config.keypoints)
+        except ValueError as error:
+            report(_malformed(image, f"line {number} {error}"))
+            continue
+        if category_id not in known:
+            detail = (
+                f"line {number} has class {shown(category_id, 40)}, which {config.file.name} does "
+                "not name"
+            )
+            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (bbox,)))
+            continue
+        if note and not _shows(bbox, size):
+            has_area = min(bbox[2:]) > 0 and all(map(math.isfinite, bbox))
+            kind = Kind.BOX_OUTSIDE if has_area else Kind.BOX_WITHOUT_AREA
+            report(Fault(kind, image.source, f"line {number}: {note}", image.path, (bbox,)))
+            continue
+        yield ObjectRow(image.id, category_id, bbox, False, number, note=note)
+
+
+def _shows(bbox: Xywh, size: Size) -> bool:
+    """Tell whether a box is one, and something of it in the image."""
+    starts, sides = bbox[:2], bbox[2:]
+    return all(map(math.isfinite, bbox)) and all(
+        side > 0 and min(start + side, limit) > max(start, 0)
+        for start, side, limit in zip(starts, sides, size, strict=True)
+    )
+
+
+def _malformed(image: ImageRow, detail: str) -> Fault:
+    return Fault(Kind.ANNOTATION_MALFORMED, image.source, detail, image.path)
+
+
+def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[int, Xywh, str]:
+    """Return class index and box (left, top, width, height in pixels) of a row.
+
+    The text behind them names what is no fraction of the image's size; it is empty if all are.
+
+    Raises:
+        ValueError: it is no such row; the message continues "line 3 …".
+    """
+    count = len(columns)
+    is_box = count == BOX or (keypoints and count > BOX)
+    if not is_box and (count < SMALLEST_POLYGON or count % 2 == 0):
+        raise ValueError(f"has {count} columns, expected class, centre-x, centre-y, width, height")
+    try:
+        index = float(columns[0])
+        values = [float(column) for column in columns[1 : BOX if is_box else count]]
+    except ValueError:
+        raise ValueError(f"is not made of numbers ({shown(' '.join(columns[:BOX]))})") from None
+    if not index.is_integer():
+        raise ValueError(f"has class {shown(columns[0], 40)}, expected a whole number")
+    bbox = _box(values, size) if is_box else _around(values, size)
+    return int(index), bbox, _strays(values, is_box)
+
+
+def _strays(values: list[float], is_box: bool) -> str:
+    """Name the values that are no fractions; of a polygon the first one."""
+    if min(values) >= -TOLERANCE and max(values) <= 1 + TOLERANCE:
+        return ""  # nearly always, and quick
+    names = NAMES if is_box else [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(len(values))]
+    wrong = [
+        f"{name} is {value:g}"
+        for name, value in zip(names, values, strict=True)
+        if value < -TOLERANCE or value > 1 + TOLERANCE
+    ]
+    if not wrong:  # not a number
+        return ""
+    found = ", ".join(wrong if is_box else wrong[:1])
+    return f"{found}, expected fractions of the image's size, 0 … 1"
+
+
+def _box(values: list[float], size: Size) -> Xywh:
+    width, height = size
+    cx, cy, w, h = values
+    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
+
+
+def _around(points: list[float], size: Size) -> Xywh:
+    """Return the bounding box of a polygon x1 y1 x2 y2 …"""
+    xs = [x * size[0] for x in points[::2]]
+    ys = [y * size[1] for y in points[1::2]]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 10_000  # images
+
+
+def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
+    """Read one split as it stands; what cannot be used is reported and left out.
+
+    Args:
+        file: the data.yaml.
+        split: one of its keys, for example `train`.
+        report: what to do with a fault. Images that cannot be read are no fault here: they stay,
+            without size and labels, because reading their pixels tells.
+
+    Raises:
+        DataError: the file, the images or all the labels are missing, or classes have no names.
+        MissingExtraError: PyYAML is not installed.
+    """
+    config = read_config(file)
+    paths = yolo_images(config, split)
+    labels = label_files(paths, config.root)
+    if not any(label.is_file() for label in labels):
+        raise DataError(
+            f"{file}: none of the {len(paths)} images of {split} has a label file, expected for "
+            f"example {labels[0]}: check the folder's name (an empty file says: no objects)"
+        )
+    images: list[ImageRow] = []
+    objects: list[ObjectRow] = []
+    for number, (path, label) in enumerate(zip(paths, labels, strict=True), start=1):
+        size = _size(path)
+        images.append(ImageRow(number, path, label, size))
+        if size is not None and label.is_file():
+            objects += read_labels(images[-1], size, config, report)
+        if number % LOG_EVERY == 0:
+            logger.info("%s, %s: read %d of %d images", file, split, number, len(paths))
+    root = file.parent if config.root.is_relative_to(file.parent) else config.root
+    return SplitRows("YOLO", split, root, file, config.categories, tuple(images), tuple(objects))
+
+
+def yolo_images(config: YoloConfig, split: str) -> list[Path]:
+    """Return the images of a split in their order, each once.
+
+    Raises:
+        DataError: there is no such split, or no image in it.
+    """
+    if split not in config.splits:
+        found = ", ".join(sorted(config.splits))
+        raise DataError(f"{config.file} has no split {split!r}; splits found: {shown(found)}")
+    paths: set[Path] = set()
+    for entry in config.splits[split]:
+        found_place = place(config.root, entry)
+        if found_place is None:
+            raise DataError(
+                f"{config.file}: {shown(split)} is {shown(entry)!r}, but "
+                f"{shown(config.root / entry)} is neither a folder nor a list of images: correct "
+                "`path` or the entry"
+            )
+        try:
+            paths.update(image_files(found_place, config.root))
+        except DataError as error:
+            raise DataError(f"{config.file}: {shown(split)}: {error}") from None
+    if not paths:
+        raise DataError(f"{config.file}: {split} holds no image: correct `path` or the entry")
+    return sorted(paths, key=Path.as_posix)
+
+
+def label_files(images: list[Path], root: Path) -> list[Path]:
+    """Return where the labels of the images of a split are, for each image the first that exists.
+
+    A folder `images` below the root is replaced first, then one above it, as other readers do;
+    then the labels are looked for beside the image.
+    """
+    return [_label_of(image, root) for image in images]
+
+
+def _label_of(image: Path, root: Path) -> Path:
+    usual = label_file(image, root)
+    if usual.is_file():
+        return usual
+    others = (on_disk(usual), label_file(image, Path()), image.with_suffix(".txt"))
+    return next((path for path in others if path.is_file()), usual)
+
+
+def label_file(image: Path, root: Path) -> Path:
+    """Return where the labels of an image are; folders above the root stay as they are."""
+    below = image.relative_to(root) if image.is_relative_to(root) else image
+    parts = list(below.parts[:-1])
+    for position in reversed(range(len(parts))):
+        if parts[position] == "images":
+            parts[position] = "labels"
+            break
+    return root.joinpath(*parts, f"{image.stem}.txt")
+
+
+def _size(path: Path) -> Size | None:
+    try:
+        return image_size(path)
+    except InputError:
+        return None

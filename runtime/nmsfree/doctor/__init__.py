@@ -1,0 +1,1 @@
+"""Which engines run on this machine, and what is missing."""

@@ -1,0 +1,179 @@
+"""Which engines run on this machine, what is missing, and what stands in whose way.
+
+Nothing is ever installed: the lines to do that are told.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Literal
+
+from nmsfree.doctor.probe import Outcome, look
+from nmsfree.doctor.system import System, look_at_system
+
+State = Literal["runs", "fails", "no device", "missing"]
+AT_ONCE = 4  # processes
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Something that may be installed.
+
+    Attributes:
+        name: as shown.
+        probe: how it is tried, see `doctor_probe.PROBES`.
+        packages: distributions that bring it, any of them.
+        install: what to give to `pip install`.
+        runs_models: False for what engines need besides.
+    """
+
+    name: str
+    probe: str
+    packages: tuple[str, ...]
+    install: str
+    runs_models: bool = True
+
+
+ENGINES = (
+    Engine(
+        "ONNX Runtime, processor",
+        "onnxruntime-cpu",
+        ("onnxruntime", "onnxruntime-gpu"),
+        "nmsfree[cpu]",
+    ),
+    Engine("ONNX Runtime, CUDA", "onnxruntime-cuda", ("onnxruntime-gpu",), "nmsfree[cuda]"),
+    Engine(
+        "ONNX Runtime, TensorRT-RTX",
+        "onnxruntime-tensorrt-rtx",
+        ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
+        "nmsfree[tensorrt-rtx-ort]",
+    ),
+    Engine(
+        "TensorRT-RTX engines",
+        "tensorrt-rtx",
+        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        "nmsfree[tensorrt-rtx]",
+    ),
+    Engine(
+        "TensorRT engines",
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "nmsfree[tensorrt]",
+    ),
+    Engine("OpenVINO, processor", "openvino-cpu", ("openvino",), "nmsfree[openvino]"),
+    Engine("OpenVINO, Intel GPU", "openvino-gpu", ("openvino",), "nmsfree[openvino]"),
+    Engine("PyTorch checkpoints", "torch", ("torch",), "nmsfree-training"),
+    Engine("cuda-python", "cuda-python", ("cuda-bindings",), "nmsfree[tensorrt-rtx]", False),
+    Engine("pycuda", "pycuda", ("pycuda",), "nmsfree[pycuda]", False),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One engine on this machine.
+
+    Attributes:
+        engine: its name.
+        version: of the package; None where it is missing.
+        state: "runs" only after the tiny model's answer was right; "no device" where nothing is
+            broken, but this machine has no GPU for it.
+        detail: what runs where, or why not.
+        install: lines for the shell that bring it; empty where it is there.
+        runs_models: False for what engines need besides.
+    """
+
+    engine: str
+    version: str | None
+    state: State
+    detail: str
+    install: tuple[str, ...]
+    runs_models: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `nmsfree doctor` found."""
+
+    system: System
+    checks: tuple[Check, ...]
+    conflicts: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether at least one engine runs."""
+        return any(check.state == "runs" and check.runs_models for check in self.checks)
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self) | {"healthy": self.healthy}
+
+
+def examine(progress: Callable[[str], None] = lambda name: None) -> Report:
+    """Look at the machine and try every engine on it.
+
+    Args:
+        progress: told the name of each engine that is done; may be called by other threads.
+    """
+    system = look_at_system()
+
+    def check(engine: Engine) -> Check:
+        outcome = check_engine(engine)
+        progress(engine.name)
+        return outcome
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        checks = tuple(pool.map(check, ENGINES))
+    return Report(system, checks, tuple(find_conflicts(packages_distributions())))
+
+
+def check_engine(engine: Engine, look: Callable[[str], Outcome] = look) -> Check:
+    """Try one engine, unless it is not installed."""
+    found = _first_version(engine.packages)
+    if found is None:
+        lines = _install_lines(engine)
+        return Check(engine.name, None, "missing", "not installed", lines, engine.runs_models)
+    outcome = look(engine.probe)
+    state: State = "runs" if outcome.runs else "no device" if outcome.absent else "fails"
+    return Check(engine.name, found, state, outcome.detail, (), engine.runs_models)
+
+
+def _first_version(packages: Iterable[str]) -> str | None:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _install_lines(engine: Engine) -> tuple[str, ...]:
+    install = f'pip install "{engine.install}"'
+    # The two write to one folder, and the last one installed breaks the other.
+    if engine.probe == "onnxruntime-cuda" and _first_version(("onnxruntime",)):
+        return ("pip uninstall -y onnxruntime", install)
+    return (install,)
+
+
+# Module → how to put it right where several distributions bring it.
+EXCLUSIVE = {
+    "onnxruntime": "nmsfree[cpu] or nmsfree[cuda]",
+    "cv2": "opencv-python-headless",
+}
+
+
+def find_conflicts(modules: Mapping[str, Iterable[str]]) -> list[str]:
+    """Name packages that overwrite one another's files.
+
+    Args:
+        modules: import name → distributions that bring it, as `packages_distributions` tells.
+    """
+    conflicts = []
+    for module, keep in EXCLUSIVE.items():
+        names = sorted({re.sub(r"[-_.]+", "-", n).lower() for n in modules.get(module, ())})
+        if len(names) > 1:
+            conflicts.append(
+                f"{' and '.join(names)} overwrite one another's files: pip uninstall -y"
+                f" {' '.join(names)}, then pip install one of them again ({keep})"
+            )
+    return conflicts

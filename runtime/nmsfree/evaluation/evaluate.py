@@ -1,0 +1,142 @@
+"""COCO metrics of a detector, measured on the pixels and the file that are deployed."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.formats.coco import DetectionDataset, Sample
+from nmsfree.detector import Detector
+from nmsfree.errors import DataError
+from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, import_coco
+from nmsfree.images import read_image
+
+__all__ = [
+    "Metrics",
+    "Progress",
+    "Result",
+    "category_ids_of",
+    "check_size",
+    "coco_metrics",
+    "coco_results",
+    "evaluate",
+    "predict",
+]
+
+CHUNK = 16  # images held in memory at a time
+
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+def evaluate(
+    detector: Detector, dataset: DetectionDataset, *, progress: Progress | None = None
+) -> Metrics:
+    """Run a detector over a dataset and compare with its annotations.
+
+    Raises:
+        DataError: classes of model and dataset differ, or a picture is not what the
+            annotations say.
+        InputError: a picture cannot be read.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    import_coco()  # fail before the work, not after it
+    return coco_metrics(dataset, predict(detector, dataset, progress))
+
+
+def predict(
+    detector: Detector, dataset: DetectionDataset, progress: Progress | None = None
+) -> list[Result]:
+    """Return everything above the model's score floor as COCO results.
+
+    Args:
+        detector: a model whose class names are those of the dataset, in any order.
+        dataset: images to run on.
+        progress: called as (done, total) while it runs.
+    """
+    category_ids = category_ids_of(detector.spec.class_names, dataset)
+    results: list[Result] = []
+    for start in range(0, len(dataset.samples), CHUNK):
+        samples = dataset.samples[start : start + CHUNK]
+        images = [_read(sample) for sample in samples]
+        found = detector.batch(images, threshold=detector.spec.score_floor)
+        for sample, detections in zip(samples, found, strict=True):
+            categories = [category_ids[label] for label in detections.class_id.tolist()]
+            results += coco_results(
+                sample.image_id, detections.xyxy, categories, detections.confidence
+            )
+        if progress is not None:
+            progress(start + len(samples), len(dataset.samples))
+    return results
+
+
+def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
+    """Score COCO results against the annotation file of a dataset.
+
+    Only the images in `dataset.samples` count, so a shortened dataset gives its own metrics.
+    Areas and crowd regions are those of the annotation file, as in the official evaluation.
+    The order of the results does not matter: those of several processes may be joined.
+
+    Raises:
+        DataError: the dataset has no object to find, or a result is of an unknown image.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    return CocoScorer(dataset).score(results).metrics
+
+
+def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> tuple[int, ...]:
+    """Return the dataset's category id of every class id of the model."""
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    if sorted(model_names) != sorted(dataset.class_names):
+        missing = sorted(ids.keys() - set(model_names))
+        extra = sorted(set(model_names) - ids.keys())
+        raise DataError(
+            f"classes differ: the model has {len(model_names)}, {dataset.annotation_file} has "
+            f"{len(ids)}; only in the model: {_shown(extra)}; only in the data: {_shown(missing)}"
+        )
+    return tuple(ids[name] for name in model_names)
+
+
+def _shown(names: list[str]) -> str:
+    return (", ".join(names[:5]) + (", …" if len(names) > 5 else "")) or "none"
+
+
+def _read(sample: Sample) -> NDArray[np.uint8]:
+    image = read_image(sample.path)
+    check_size(sample, *image.shape[:2])
+    return image
+
+
+def check_size(sample: Sample, height: int, width: int) -> None:
+    """Refuse a picture of another size than its annotations say.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    if (height, width) != (sample.height, sample.width):
+        raise DataError(
+            f"{sample.path} is {width} × {height} pixels, its annotations say "
+            f"{sample.width} × {sample.height}: boxes would not fit"
+        )
+
+
+def coco_results(
+    image_id: int,
+    xyxy: NDArray[np.float32],
+    categories: Sequence[int],
+    confidence: NDArray[np.float32],
+) -> list[Result]:
+    """Return the detections of one image as COCO results.
+
+    Args:
+        image_id: the dataset's own.
+        xyxy: float32 [n, 4], in source pixels.
+        categories: [n], the dataset's category ids, which may be larger than any array holds.
+        confidence: float32 [n].
+    """
+    boxes = xyxy.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(boxes.tolist(), categories, confidence.tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        for box, category, score in rows
+    ]

@@ -1,0 +1,219 @@
+"""What `nmsfree detect` leaves behind; a file gets its final name only when it is complete."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.decode import whole_number
+from nmsfree.detections import Detections
+from nmsfree.draw import draw, zoom_for
+from nmsfree.errors import InputError
+from nmsfree.files import (
+    LinesFile,
+    VideoFile,
+    cannot_write,
+    check_outputs,
+    problems_in,
+    remove_leftovers,
+    write_picture,
+)
+from nmsfree.streams.sources import WRITTEN_SUFFIXES, Source
+
+LINES_NAME = "detections.jsonl"
+
+
+def lines_of(source: Source, frame: int | None, detections: Detections) -> Iterator[str]:
+    """Yield one JSON object for each detection: image, (frame,) box xyxy, class, id, score."""
+    head: dict[str, Any] = {"image": source.name}
+    if frame is not None:
+        head["frame"] = frame
+    for box, confidence, class_id, class_name in detections:
+        yield json.dumps(
+            {
+                **head,
+                "box": [round(v, 3) for v in box],
+                "class": class_name,
+                "class_id": class_id,
+                "score": round(confidence, 6),
+            }
+        )
+
+
+def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
+    """Give every source a relative path of its own, which mirrors the folders they lie in."""
+    roots = {source.root for source in sources if source.root is not None}
+    base = _common_folder(roots)
+    names: dict[Source, Path] = {}
+    taken: set[str] = set()
+    for source in sources:
+        wanted = _picture_name(source, base)
+        name, number = wanted, 1
+        while str(name).lower() in taken:  # a.avi and a.avi.mp4, or a file system without case
+            number += 1
+            name = wanted.with_stem(f"{wanted.stem}-{number}")
+        taken.add(str(name).lower())
+        names[source] = name
+    return names
+
+
+def _common_folder(roots: set[Path]) -> str:
+    try:
+        return os.path.commonpath([_absolute(root) for root in roots]) if roots else ""
+    except ValueError:  # several drives
+        return ""
+
+
+def _absolute(path: str | Path) -> Path:
+    """Absolute path without `..`; links are kept, `Path.resolve` would follow them."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _picture_name(source: Source, base: str) -> Path:
+    if source.kind == "camera":
+        return Path(f"camera-{source.name}.mp4")
+    path = _absolute(source.name)
+    relative = path.relative_to(base) if base else Path(*path.parts[1:])
+    suffix = path.suffix.lower()
+    if source.kind == "video":
+        return relative if suffix == ".mp4" else relative.with_name(relative.name + ".mp4")
+    return relative if suffix in WRITTEN_SUFFIXES else relative.with_name(relative.name + ".png")
+
+
+def new_run_folder(parent: Path) -> Path:
+    """Make and return the next free numbered folder: parent/1, parent/2, …"""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((whole_number(p.name) or 0 for p in parent.iterdir()), default=0)
+        remove_leftovers(parent / str(number))
+        while True:
+            number += 1
+            try:
+                (parent / str(number)).mkdir()
+            except FileExistsError:  # another run was quicker
+                continue
+            return parent / str(number)
+    except OSError as error:
+        raise cannot_write(parent, error) from None
+
+
+class Output:
+    """Takes results in the order of the sources and writes lines, pictures and videos.
+
+    Leaving the `with` block finishes every file, whatever ended it: what is done is kept.
+
+    Args:
+        names: path of every source's picture or video below `folder`, see `picture_names`.
+        folder: where to write; None writes nothing there.
+        pictures: write annotated pictures and videos too.
+        json_target: one more place for the lines: a path, "-" for stdout, or None.
+        model: the file that detects; no output may replace it.
+
+    Attributes:
+        problems: a line for each output that could not be written; the others go on.
+
+    Raises:
+        InputError: a picture would replace its source, or no file can be written there.
+    """
+
+    def __init__(
+        self,
+        names: dict[Source, Path],
+        folder: Path | None,
+        *,
+        pictures: bool = True,
+        json_target: str | None = None,
+        model: Path | None = None,
+    ) -> None:
+        self.problems: list[str] = []
+        self._paths = (
+            {source: folder / name for source, name in names.items()}
+            if folder is not None and pictures
+            else {}
+        )
+        inputs = [*(Path(source.name) for source in names if source.kind != "camera"), model]
+        _check_inputs_stay(self._paths, inputs)
+        lines = folder / LINES_NAME if folder is not None else None
+        check_outputs([lines, json_target], inputs)
+        targets = [path for path in (lines, json_target) if path is not None and path != "-"]
+        self._lines = [LinesFile(Path(path)) for path in targets]
+        self._stdout = sys.stdout if json_target == "-" else None
+        self._video: tuple[Source, VideoFile] | None = None
+
+    def add(
+        self,
+        source: Source,
+        frame: int | None,
+        image: NDArray[np.uint8],
+        detections: Detections,
+        fps: float = 0.0,
+    ) -> None:
+        """Write what was found in one image, or in one frame of a video of `fps`."""
+        text = "".join(line + "\n" for line in lines_of(source, frame, detections))
+        for file in list(self._lines):
+            try:
+                file.write(text)
+            except InputError as error:
+                self.problems.append(str(error))
+                self._lines.remove(file)
+        if self._stdout is not None:
+            self._print(self._stdout, text)
+        if source in self._paths:
+            try:
+                picture = draw(image, detections, zoom=zoom_for(*image.shape[:2]))
+                if source.kind == "image":
+                    write_picture(self._paths[source], picture)
+                else:
+                    self._add_frame(source, picture, fps)
+            except InputError as error:
+                self.problems.append(str(error))
+                del self._paths[source]
+
+    def _print(self, stdout: TextIO, text: str) -> None:
+        """Print lines; if the reader is gone (`| head`), the files go on."""
+        try:
+            stdout.write(text)
+            stdout.flush()
+        except BrokenPipeError:
+            if not self._lines:
+                raise  # nothing is left to be written
+            self.problems.append("stdout: closed by its reader; the files have all lines")
+            self._stdout = None
+            with open(os.devnull, "w") as nothing:  # noqa: PTH123 (not a file)
+                os.dup2(nothing.fileno(), stdout.fileno())  # what is buffered goes nowhere
+
+    def _add_frame(self, source: Source, picture: NDArray[np.uint8], fps: float) -> None:
+        if self._video is None or self._video[0] != source:
+            self._finish_video()
+            video = VideoFile(self._paths[source], fps, *picture.shape[:2])
+            self._video = (source, video)
+        self._video[1].write(picture)
+
+    def _finish_video(self) -> None:
+        if self._video is not None:
+            video, self._video = self._video[1], None
+            with problems_in(self.problems):
+                video.finish()
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish_video()
+        for file in self._lines:
+            with problems_in(self.problems):
+                file.finish()
+
+
+def _check_inputs_stay(paths: dict[Source, Path], inputs: Sequence[Path | None]) -> None:
+    originals = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in paths.values():
+        if os.path.realpath(path) in originals:
+            raise InputError(
+                f"{path}: the annotated picture would replace an input, give another --save-dir"
+            )

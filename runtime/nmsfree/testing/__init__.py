@@ -1,0 +1,1 @@
+"""Fakes of TensorRT and CUDA, to test an application without a GPU."""

@@ -1,0 +1,75 @@
+"""Options that are written once: a dataclass, and the command line made of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nmsfree.cli.options import command
+from nmsfree.errors import InputError
+from nmsfree.options import Option, check_bounds
+
+
+@dataclass(frozen=True)
+class Timing:
+    seconds: Annotated[float, Option("How long.", min=0.5, max=60)] = 10.0
+    pause: Annotated[float | None, Option("Between calls.", min=0)] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    file: Annotated[Path, Option("What is timed.", argument=True)]
+    model: Annotated[tuple[str, ...] | None, Option("Models.", flags=("--model", "-m"))] = None
+    rebuild: Annotated[bool, Option("Again.", flags=("--rebuild/--no-rebuild",))] = True
+    timing: Timing = Timing()
+    inner: int = 3
+
+
+def parse(*words: str) -> tuple[int, str, list[Request]]:
+    found: list[Request] = []
+
+    def run(request: Request) -> None:
+        """Measure something."""
+        found.append(request)
+
+    app = typer.Typer()
+    app.command()(command(run, Request))
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.output, found
+
+
+def test_defaults_are_those_of_the_fields() -> None:
+    code, _, (request,) = parse("a.onnx")
+    assert code == 0
+    assert request == Request(file=Path("a.onnx"))
+
+
+def test_values_reach_the_fields_also_of_a_dataclass_within() -> None:
+    words = ("a.onnx", "-m", "x", "--model", "y", "--no-rebuild", "--seconds", "2", "--pause", "0")
+    (request,) = parse(*words)[2]
+    timing = Timing(2.0, 0.0)
+    assert request == Request(file=Path("a.onnx"), model=("x", "y"), rebuild=False, timing=timing)
+
+
+@pytest.mark.parametrize("words", [[], ["a", "--seconds", "0.4"], ["a", "--inner", "3"]])
+def test_wrong_usage_is_told(words: list[str]) -> None:
+    code, _, found = parse(*words)
+    assert (code, found) == (2, [])
+
+
+def test_the_help_is_that_of_the_fields() -> None:
+    output = parse("--help")[1]
+    for text in ("Measure something.", "How long.", "Between calls.", "0.5<=x<=60", "10.0"):
+        assert text in output
+
+
+@pytest.mark.parametrize("seconds", [0.4, 61, float("nan"), float("inf")])
+def test_bounds_hold_without_a_command_line(seconds: float) -> None:
+    with pytest.raises(InputError, match=r"^seconds is .*, expected 0\.5 to 60$"):
+        Timing(seconds)

@@ -1,0 +1,1 @@
+"""The command line of training: one file per command."""

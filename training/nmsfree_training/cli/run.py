@@ -1,0 +1,419 @@
+"""What `nmsfree train` does once its options are read."""
+
+import logging
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.files import check_outputs
+from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.machine import computes_bf16
+from nmsfree.text import shown
+from nmsfree_training.cli.recipe import RecipeOptions
+from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
+from nmsfree_training.data.loader import check_batch
+from nmsfree_training.loop.distributed import World, join_world
+from nmsfree_training.loop.fine_tune import fine_tune, load_imagenet
+from nmsfree_training.loop.finish import draw_curves, finish
+from nmsfree_training.loop.retrofit import retrofit
+from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
+from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
+from nmsfree_training.loop.step import PRECISIONS
+from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.model.detector import Fcos, fresh_network
+from nmsfree_training.monitor.callbacks import Silent, Watcher, Watchers
+from nmsfree_training.monitor.console import ConsoleWatcher
+from nmsfree_training.monitor.tensorboard import TensorBoardWatcher
+from nmsfree_training.weights.predict import torch_device
+
+
+@contextmanager
+def watching(run: RunConfig, world: World) -> Iterator[Watcher]:
+    """Give the run's watcher; warnings that are logged meanwhile go through it.
+
+    Raises:
+        CheckpointError: a run to resume cannot be read.
+    """
+    done = world.on_main(lambda: _steps_done(run))
+    if not world.main:
+        yield Silent()
+        return
+    watchers: list[Watcher] = [ConsoleWatcher(Console(stderr=True))]
+    if run.pictures:
+        watchers.append(TensorBoardWatcher(run.out / "tensorboard", done))
+    watcher = Watchers(watchers)
+    with _log_to(watcher):
+        try:
+            yield watcher
+        finally:
+            watcher.close()
+
+
+def _steps_done(run: RunConfig) -> int:
+    return int(load_state(run.out)[0].position["iteration"]) if run.resume else 0
+
+
+class _ToWatcher(logging.Handler):
+    """Shows warnings above the bars instead of across them."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__(logging.WARNING)
+        self._watcher = watcher
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._watcher.message(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def _log_to(watcher: Watcher) -> Iterator[None]:
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [_ToWatcher(watcher)]
+    try:
+        yield
+    finally:
+        root.handlers = before
+
+
+DEFAULT_MODEL = "fcos_e2e_nano"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `nmsfree train`, see there."""
+
+    data: Path
+    model: str | None
+    recipe: RecipeOptions
+    out: Path | None
+    split: str
+    val: str
+    seed: int
+    device: str
+    precision: str
+    threads: int | None
+    workers: int
+    eval_every: int
+    keep_every: int
+    save_minutes: float
+    imagenet: Path | None
+    init: Path | None
+    retrofit: Path | None
+    unfreeze: bool
+    preview: Path | None
+    tensorboard: bool
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is trained, and what the user is told about where it comes from."""
+
+    preset: Preset
+    network: Fcos
+    heads: tuple[HeadName, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, read and checked."""
+
+    train_set: DetectionDataset
+    val_set: DetectionDataset | None
+    start: Start
+
+
+def run_training(options: TrainOptions) -> int:
+    """Train, showing progress; returns the exit status: 1 = some images could not be read."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    torch_device(options.device)  # say first that there is no GPU
+    with join_world(options.device) as (world, device):
+        prepared = _prepare(options, world)
+        train_set, start = prepared.train_set, prepared.start
+        if options.preview is not None:
+            world.on_main(lambda: _write_preview(options, train_set, start.preset))
+            return 0
+        with stop_on_signals() as stop:  # from here on there are steps to stop at
+            return _train(options, prepared, world, _run_config(options, start, device, stop), stop)
+
+
+def _train(
+    options: TrainOptions, prepared: Prepared, world: World, run: RunConfig, stop: StopRequest
+) -> int:
+    start = prepared.start
+    with watching(run, world) as watcher:
+        trainer = Trainer(
+            start.preset,
+            prepared.train_set,
+            prepared.val_set,
+            run,
+            network=start.network,
+            heads=start.heads,
+            watcher=watcher,
+            world=world,
+        )
+        try:
+            title = f"{start.preset.model.name} on {options.data.name} {options.split}"
+            with _owned(run, world):
+                _announce(watcher, trainer, start.message)
+                return _fit(trainer, watcher, stop, title)
+        finally:
+            trainer.close()
+
+
+def _prepare(options: TrainOptions, world: World) -> Prepared:
+    """Read everything on all processes; what is wrong is said once."""
+    prepared, error = None, None
+    try:
+        _check(options)
+        train_set = load_dataset(options.data, options.split)
+        val_set = load_dataset(options.data, options.val) if options.val else None
+        start = _start(options, train_set)
+        _check_inputs_stay(options, start, [train_set, *([val_set] if val_set else [])])
+        check_batch(train_set, start.preset, world.size)
+        prepared = Prepared(train_set, val_set, start)
+    except NmsfreeError as caught:
+        error = caught
+    world.check(error)
+    assert prepared is not None
+    return prepared
+
+
+def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: Preset) -> None:
+    from nmsfree_training.data.preview import write_preview
+
+    assert options.preview is not None
+    write_preview(train_set, chosen, options.seed, options.preview)
+    line = f"preview: {shown(options.preview)}"
+    Console(stderr=True).print(line, soft_wrap=True, markup=False)
+
+
+def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> int:
+    folder, started = trainer.run.out, time.monotonic()
+    try:
+        trainer.fit()
+        analysis = finish(trainer)
+    except Interrupted as interrupted:
+        if trainer.world.main:
+            draw_curves(folder, title)
+        watcher.message(f"{interrupted}; {_how_to_resume(trainer.world)}")
+        return stop.exit_status
+    except torch.OutOfMemoryError as error:
+        if trainer.world.size > 1:
+            raise  # the others are still at it: the launcher must see this one fail
+        recipe = trainer.preset.train
+        images = recipe.batch_size // recipe.accumulate
+        raise InputError(
+            f"the GPU's memory does not suffice for {images} images at once: give "
+            f"--accumulate {2 * recipe.accumulate} or more, which computes the same "
+            f"batch in parts, or a smaller --batch-size ({str(error).splitlines()[0]})"
+        ) from None
+    world = trainer.world
+    failed = [item for part in world.gather(trainer.position.failed) for item in part.items()]
+    if trainer.world.main:
+        draw_curves(folder, title)
+        minutes = (time.monotonic() - started) / 60
+        score = f", AP {analysis.metrics.ap * 100:.1f}" if analysis else ""
+        watcher.message(f"done in {minutes:.1f} min{score}: {folder / 'best.safetensors'}")
+        for path, reason in failed:
+            watcher.message(f"left out: {path}: {reason}")
+    # A launcher of several processes takes any other status for a crash.
+    return 1 if failed and world.size == 1 else 0
+
+
+def _check(options: TrainOptions) -> None:
+    if options.precision not in PRECISIONS:
+        raise InputError(f"precision is {options.precision!r}, expected {', '.join(PRECISIONS)}")
+    sources = {"--imagenet": options.imagenet, "--init": options.init}
+    sources["--retrofit"] = options.retrofit
+    given = [name for name, path in sources.items() if path is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given, expected one origin of the weights")
+    if options.unfreeze and options.retrofit is None:
+        raise InputError("--unfreeze is given without --retrofit, which it belongs to")
+    if options.retrofit is not None:
+        decided = {
+            "--model": options.model,
+            "--head-norm": options.recipe.head_norm,
+            "--max-filter": options.recipe.max_filter,
+            "--rival-iou": options.recipe.rival_iou,
+            "--deployed-rival-iou": options.recipe.deployed_rival_iou,
+        }
+        for name, value in decided.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is given with --retrofit, but the checkpoint decides it: leave it out"
+                )
+    if not 0 <= options.save_minutes < math.inf:
+        raise InputError(f"--save-minutes is {options.save_minutes}, expected 0 or more")
+
+
+def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
+    names = train_set.class_names
+    if options.retrofit is not None:
+        made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
+        chosen = options.recipe.apply(made.preset)
+        trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in made.network.parameters())
+        return Start(
+            chosen,
+            made.network,
+            made.heads,
+            f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained",
+        )
+    model = DEFAULT_MODEL if options.model is None else options.model
+    chosen = options.recipe.apply(preset(model, len(names)))
+    network = fresh_network(chosen, options.seed)
+    message = f"weights: random{_frozen_for_good(chosen.model)}"
+    if options.imagenet is not None:
+        load_imagenet(network, options.imagenet)
+        message = f"backbone from {options.imagenet}"
+    if options.init is not None:
+        message = f"weights from {options.init}: {fine_tune(network, options.init, names)}"
+        if options.recipe.learning_rate is None:
+            rate = chosen.train.learning_rate
+            message += (
+                f" (learning rate {rate:g}, as from scratch; for a few epochs give "
+                f"--learning-rate {rate / 10:g})"
+            )
+    return Start(chosen, network, chosen.model.heads, message)
+
+
+def _frozen_for_good(model: ModelConfig) -> str:
+    """What of a random network is never trained, as a warning; "" where all of it is."""
+    if not model.frozen_stages and not model.frozen_norm:
+        return ""
+    return (
+        f", but {model.name} is made for a pretrained backbone: its norms and first parts are"
+        " frozen and stay as they are; give --imagenet FILE (torchvision's ResNet) or --init FILE"
+    )
+
+
+def _run_config(
+    options: TrainOptions, start: Start, device: torch.device, stop: StopRequest
+) -> RunConfig:
+    origin = options.retrofit or options.init or options.imagenet
+    return RunConfig(
+        out=_run_folder(options, start),
+        device=device,
+        seed=options.seed,
+        workers=options.workers,
+        precision=options.precision,
+        evaluate_every=options.eval_every,
+        keep_every=options.keep_every,
+        save_minutes=options.save_minutes,
+        resume=options.resume,
+        provenance={
+            "command": shlex.join(["nmsfree", *sys.argv[1:]]),
+            "seed": str(options.seed),
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+            **({"origin": str(origin)} if origin else {}),
+        },
+        pictures=options.tensorboard,
+        stop=lambda: bool(stop),
+    )
+
+
+def _run_folder(options: TrainOptions, start: Start) -> Path:
+    name = Path(start.preset.model.name).name  # of a checkpoint: may be anything
+    return options.out or Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
+
+
+def _check_inputs_stay(
+    options: TrainOptions, start: Start, datasets: list[DetectionDataset]
+) -> None:
+    names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
+    folder = _run_folder(options, start)
+    outputs = [options.preview] if options.preview else [folder / name for name in names]
+    files = (file for dataset in datasets for file in dataset.files())
+    check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *files])
+
+
+@contextmanager
+def _owned(run: RunConfig, world: World) -> Iterator[None]:
+    """Hold the run's folder for one training, whatever the number of its processes."""
+    with ExitStack() as stack:
+
+        def own() -> None:
+            stack.enter_context(locked(run.out / RUN_LOCK, patience=0))
+            _check_folder(run)
+
+        world.on_main(own)
+        yield
+
+
+def _check_folder(run: RunConfig) -> None:
+    if run.resume:
+        return
+    if any((run.out / name).exists() for name in (LAST, PREVIOUS)):
+        raise InputError(
+            f"{run.out} holds a finished or interrupted run: go on with --resume, or choose --out"
+        )
+    if (run.out / "last.safetensors").exists():
+        raise InputError(
+            f"{run.out} holds the checkpoints of a run, and no state to go on from: choose --out"
+        )
+
+
+def _announce(watcher: Watcher, trainer: Trainer, origin: str) -> None:
+    preset, run, objects = trainer.preset, trainer.run, trainer.objects
+    recipe, images = preset.train, objects.images
+    batch = min(recipe.batch_size, images)
+    size = trainer.world.size
+    processes = f" × {size} processes" if size > 1 else ""
+    watcher.message(
+        f"{preset.model.name}: {images} images, {len(trainer.train_set.class_names)} "
+        f"classes, {recipe.epochs} epochs of batch {batch} on {run.device.type}"
+        f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
+    )
+    watcher.message(str(objects))
+    if objects.absent:
+        names = ", ".join(objects.absent[:5]) + (", …" if len(objects.absent) > 5 else "")
+        watcher.message(
+            f"warning: {len(objects.absent)} of {len(trainer.train_set.class_names)} classes have "
+            f"no object to train on, and will not be found: {shown(names)}"
+        )
+    if batch < recipe.batch_size:
+        watcher.message(
+            f"a batch of {recipe.batch_size} is more than there is: all {images} images are one"
+        )
+    if images % batch:
+        watcher.message(
+            f"{images % batch} of {images} images do not fill a batch, and are left out of an "
+            "epoch, others in each"
+        )
+    if not run.resume:
+        watcher.message(origin)
+    if run.precision == "bf16" and not _computes_bf16(run.device):
+        what, faster = ("GPU", "fp16") if run.device.type == "cuda" else ("processor", "fp32")
+        watcher.message(
+            f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
+            f"--precision {faster}"
+        )
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":  # autocast itself is content with an emulation
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return computes_bf16() is not False
+
+
+def _how_to_resume(world: World) -> str:
+    if world.size > 1:
+        return "to go on, start it as before and add --resume"
+    words = ["nmsfree", *sys.argv[1:]]
+    return f"go on with: {shlex.join(words if '--resume' in words else [*words, '--resume'])}"

@@ -1,0 +1,187 @@
+"""Dataset → batches: which images make which step, and the processes that load them."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.errors import DataError, InputError, NmsfreeError
+from nmsfree_training.config import Preset
+from nmsfree_training.data.batch import CPU, Batch, PackedBatch, collate, pad_batch, unpack
+from nmsfree_training.data.examples import LoaderError, MicroBatches, TrainingSet
+
+__all__ = [
+    "Batch",
+    "EpochLoader",
+    "LoaderError",
+    "TrainingSet",
+    "check_batch",
+    "collate",
+    "epoch_loader",
+    "epoch_order",
+    "pad_batch",
+    "steps_per_epoch",
+]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the shuffled order of one epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def steps_per_epoch(dataset: DetectionDataset, preset: Preset) -> int:
+    """Return the optimizer steps of a whole epoch; an incomplete last batch is dropped.
+
+    Raises:
+        DataError: there is no image.
+    """
+    return len(dataset) // _step_size(dataset, preset)
+
+
+def epoch_loader(
+    dataset: DetectionDataset,
+    preset: Preset,
+    seed: int,
+    epoch: int,
+    workers: int,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device = CPU,
+) -> "EpochLoader":
+    """Return the batches of one epoch for one process.
+
+    An optimizer step takes the next B = min(batch size, images) of `epoch_order`, cut into
+    `accumulate` parts, each of which is divided among the processes; what is yielded is one such
+    share after another, `accumulate` of them to a step.
+
+    Args:
+        workers: processes that load images; 0 = this one. They start anew with every epoch, which
+            costs 0.1 s where processes fork (Linux), and 2 to 4 s where each has to import
+            everything again (macOS, Windows).
+        start: the first optimizer step to yield, to go on in the middle of an epoch.
+        rank, world: number of this process, and how many there are.
+        device: where the images are normalised and the batches lie. A GPU is then sent bytes.
+
+    Raises:
+        DataError: there is no image.
+        InputError: a batch cannot be cut into equal parts.
+    """
+    assert 0 <= rank < world and start >= 0
+    size, accumulate = _step_size(dataset, preset), preset.train.accumulate
+    check_batch(dataset, preset, world)
+    order = epoch_order(len(dataset), seed, epoch).tolist()
+    share = size // (accumulate * world)
+    parts = [
+        order[first : first + share]
+        for step in range(start, len(order) // size)
+        for first in (step * size + (part * world + rank) * share for part in range(accumulate))
+    ]
+    examples = TrainingSet(dataset, preset, seed, epoch)
+    return EpochLoader(MicroBatches(examples, parts), workers, device)
+
+
+def check_batch(dataset: DetectionDataset, preset: Preset, world: int) -> None:
+    """Refuse a batch that cannot be cut into equal shares.
+
+    Raises:
+        DataError: there is no image.
+        InputError: it cannot.
+    """
+    size, parts = _step_size(dataset, preset), preset.train.accumulate
+    if size % (parts * world):
+        raise InputError(
+            f"a batch of {size} images cannot be cut into {parts} (--accumulate) × {world} "
+            f"(processes) equal shares: expected a multiple of {parts * world} as --batch-size"
+        )
+
+
+def _step_size(dataset: DetectionDataset, preset: Preset) -> int:
+    """Images of one optimizer step."""
+    if not len(dataset):
+        raise DataError(f"{dataset.annotation_file}: no images to train on")
+    return min(preset.train.batch_size, len(dataset))
+
+
+class EpochLoader(DataLoader[Any]):
+    """Loads packed batches, in other processes if there are any, and yields them normalised."""
+
+    def __init__(self, batches: MicroBatches, workers: int, device: torch.device) -> None:
+        super().__init__(
+            batches,
+            batch_size=None,  # an item is a batch already
+            sampler=range(len(batches)),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_init_worker,
+            # Its own generator: loading leaves torch's global random numbers alone.
+            generator=torch.Generator(),
+        )
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for item in self._items():
+            if isinstance(item, NmsfreeError):
+                raise item
+            assert isinstance(item, PackedBatch)
+            yield unpack(item, self.device)
+
+    def _items(self) -> Iterator[object]:
+        try:
+            with _same_child_handler():
+                items = super().__iter__()
+        except OSError as error:
+            raise InputError(
+                f"{self.num_workers} processes that load images cannot be started "
+                f"({error.strerror or error}): give fewer --workers, or 0"
+            ) from None
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise LoaderError(
+                    f"a process that loads images was ended from outside ({error}), most often "
+                    f"because memory ran out: give fewer --workers than {self.num_workers}; 0 "
+                    "needs no process"
+                ) from None
+            yield item
+
+
+@contextmanager
+def _same_child_handler() -> Iterator[None]:
+    """PyTorch's handler raises as soon as a loader is killed, also in the middle of a step.
+
+    The loss is noticed in any case when the next batch is asked for.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _as_it_is(item: object) -> object:
+    return item
+
+
+def _init_worker(_: int) -> None:
+    """One thread each, and the parent alone decides what an interrupt means."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler came along with the fork

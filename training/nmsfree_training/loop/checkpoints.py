@@ -1,0 +1,251 @@
+"""Saves a run and brings it back: weights, optimizer, scaler, average, and where it was."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.errors import CheckpointError, NmsfreeError
+from nmsfree.text import shown
+from nmsfree_training.config import HeadName, Preset
+from nmsfree_training.loop.distributed import World
+from nmsfree_training.loop.optim import Ema
+from nmsfree_training.loop.state import (
+    Position,
+    TrainState,
+    load_state,
+    put_damaged_aside,
+    save_state,
+)
+from nmsfree_training.model.detector import Fcos
+
+EPOCHS = "train.epochs"
+WHOLE = 1000  # pictures whose bytes are compared
+MISSING = "........"  # in place of a checksum
+FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
+DATA = "data"  # compared image by image
+MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
+
+
+class Keeper:
+    """Keeps one run in its folder; what it holds is changed in place.
+
+    Args:
+        recipe: what must not change within a run, see `describe_recipe`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: dict[str, Any],
+        network: Fcos,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: Ema | None,
+        world: World,
+    ) -> None:
+        self.folder, self.recipe, self.world = folder, recipe, world
+        self.network, self.optimizer, self.scaler, self.ema = network, optimizer, scaler, ema
+
+    def save(self, position: Position) -> None:
+        """Write the state; all processes call it together.
+
+        Raises:
+            NmsfreeError: it cannot be written, or a weight is not finite.
+        """
+        self.world.on_main(lambda: self._write(position))
+
+    def _write(self, position: Position) -> None:
+        weights = self.network.state_dict()
+        _refuse_not_finite(weights)
+        state = TrainState(
+            recipe=self.recipe,
+            position=vars(position),
+            network=weights,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema=None if self.ema is None else self.ema.state,
+        )
+        save_state(state, self.folder)
+
+    def load(self) -> tuple[Position, list[str]]:
+        """Go on from the last state; returns where it was and what the user should know.
+
+        Raises:
+            CheckpointError: there is none, or the run was started with another recipe.
+        """
+        state, messages = self.world.on_main(self._read)
+        try:
+            self.network.load_state_dict(state.network)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.scaler.load_state_dict(state.scaler)
+            if self.ema is not None and state.ema is not None:
+                self.ema.load(state.ema)
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.folder}: its state does not fit this network ({shown(error)}): start a new "
+                f"run from the weights with --init {self.folder / 'last.safetensors'}"
+            ) from None
+        return Position(**state.position), messages
+
+    def _read(self) -> tuple[TrainState, list[str]]:
+        state, warning = load_state(self.folder)
+        others = _compare_data(self.folder, state.recipe[DATA], self.recipe[DATA])
+        changed = self._compare(state.recipe)
+        moved = self._compare_machine(state.recipe)
+        if warning is not None:
+            # The next save would put it in the place of the one that is good.
+            put_damaged_aside(self.folder)
+        return state, [text for text in (warning, others, changed, moved) if text]
+
+    def _compare(self, before: dict[str, Any]) -> str | None:
+        """Refuse another recipe; a change of epochs is told."""
+        longer = before.get(EPOCHS) != self.recipe[EPOCHS]
+        for name, value in self.recipe.items():
+            free = name == DATA or name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
+            if before.get(name) != value and not free:
+                raise CheckpointError(
+                    f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
+                    f"{value}: give the options it was started with, or choose another --out"
+                )
+        if not longer:
+            return None
+        return (
+            f"the run was started for {before.get(EPOCHS)} epochs, now it is "
+            f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
+        )
+
+    def _compare_machine(self, before: dict[str, Any]) -> str | None:
+        changed = [
+            f"{name.removeprefix(MACHINE)} = {before[name]} is now {value}"
+            for name, value in self.recipe.items()
+            if name.startswith(MACHINE) and before.get(name, value) != value
+        ]
+        if not changed:
+            return None
+        return (
+            f"warning: the run was started elsewhere: {', '.join(changed)}; it goes on, but its "
+            "weights will not be bit for bit those of a run that was not interrupted"
+        )
+
+
+def describe_recipe(
+    preset: Preset,
+    heads: tuple[HeadName, ...],
+    seed: int,
+    precision: str,
+    train_set: DetectionDataset,
+    device: torch.device,
+    world: World,
+) -> dict[str, Any]:
+    """Everything that decides what a run computes, as JSON values by name."""
+    settings = {
+        **{f"model.{k}": v for k, v in dataclasses.asdict(preset.model).items()},
+        **{f"train.{k}": v for k, v in dataclasses.asdict(preset.train).items()},
+        "input_size": preset.input_size,
+        "heads": heads,
+        "seed": seed,
+        "precision": precision,
+        "classes": train_set.class_names,
+        "category_ids": train_set.category_ids,
+        "images": len(train_set),
+        "annotations": _digest(train_set),
+        DATA: describe_data(train_set) if world.main else {},
+        f"{MACHINE}device": device.type,
+        f"{MACHINE}threads": torch.get_num_threads() if device.type == "cpu" else None,
+        f"{MACHINE}processes": world.size,
+        f"{MACHINE}torch": torch.__version__,
+    }
+    recipe: dict[str, Any] = json.loads(json.dumps(settings))
+    return recipe
+
+
+def _digest(dataset: DetectionDataset) -> str:
+    """Changes with the images' names, order and objects; not with the folder they lie in."""
+    digest = hashlib.sha256()
+    for sample in dataset.samples:
+        digest.update(os.fsencode(sample.path.name))
+        digest.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe_data(dataset: DetectionDataset) -> dict[str, str]:
+    """What tells the images of a run from others, in their order.
+
+    Returns:
+        names: of the files, parted by NUL.
+        objects, pictures: a checksum of 8 characters for each image. That of a picture takes its
+            length and, of at most 1000 pictures evenly spread, its bytes.
+    """
+    samples = dataset.samples
+    step = -(-len(samples) // WHOLE)
+    columns = ((s.boxes.tobytes(), s.labels.tobytes(), s.iscrowd.tobytes()) for s in samples)
+    return {
+        "names": "\0".join(sample.path.name for sample in samples),
+        "objects": "".join(f"{zlib.crc32(b''.join(own)):08x}" for own in columns),
+        "pictures": "".join(_picture(s.path, i % step == 0) for i, s in enumerate(samples)),
+    }
+
+
+def _picture(path: Path, whole: bool) -> str:
+    try:
+        content = path.read_bytes() if whole else b""
+        return f"{zlib.crc32(content, path.stat().st_size & 0xFFFFFFFF):08x}"
+    except OSError:
+        return MISSING
+
+
+def _compare_data(folder: Path, before: dict[str, str], now: dict[str, str]) -> str | None:
+    """Refuse other images or objects by their names; other pictures are told."""
+    old, names = before["names"].split("\0"), now["names"].split("\0")
+    advice = "bring back those it was started with, or choose another --out"
+    if old != names:
+        gone, new = set(old) - set(names), set(names) - set(old)
+        what = [f"{_named(sorted(n))} {end}" for n, end in ((gone, "gone"), (new, "new")) if n]
+        found = ", ".join(what) or "in another order, or some are there more often"
+        raise CheckpointError(
+            f"{folder}: its images are not those it was started with: {found}: {advice}"
+        )
+    changed = _changed(names, before["objects"], now["objects"])
+    if changed:
+        raise CheckpointError(
+            f"{folder}: the annotations are not those it was started with, the objects of "
+            f"{_named(changed)} differ: {advice}"
+        )
+    changed = _changed(names, before["pictures"], now["pictures"])
+    if changed:
+        return (
+            f"warning: other pictures than the run was started with: {_named(changed)}; it goes on"
+        )
+    return None
+
+
+def _changed(names: list[str], before: str, now: str) -> list[str]:
+    """Return the images whose checksums differ; one that could not be read has none."""
+    pairs = [(before[i : i + 8], now[i : i + 8]) for i in range(0, len(now), 8)]
+    return [
+        name
+        for name, pair in zip(names, pairs, strict=True)
+        if pair[0] != pair[1] and MISSING not in pair
+    ]
+
+
+def _named(names: list[str]) -> str:
+    few = ", ".join(shown(name, 80) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} image{'s' * (len(names) != 1)} ({few})"
+
+
+def _refuse_not_finite(weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NmsfreeError(
+                f"{name} holds values that are not finite: nothing was saved, the state before "
+                "is kept; lower --learning-rate and go on with --resume"
+            )

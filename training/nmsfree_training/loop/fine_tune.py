@@ -1,0 +1,139 @@
+"""Fine-tuning: a network starts from another checkpoint, and says what it took."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nmsfree.errors import CheckpointError
+from nmsfree_training.config import ModelConfig
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.torch_file import check_values, read_safetensors, read_torch_file
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `fine_tune` took from a checkpoint.
+
+    Attributes:
+        taken: tensors loaded whole.
+        total: tensors of the network.
+        rows: classes whose predictor was found by name.
+        fresh: names of the tensors that keep their initial values, wholly or in part.
+    """
+
+    taken: int
+    total: int
+    rows: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.taken} of {self.total} tensors loaded"
+        if self.rows:
+            text += f", and the predictors of {len(self.rows)} classes of the same name"
+        others = [name for name in self.fresh if ".cls_pred." not in name]
+        if len(others) < len(self.fresh):
+            text += "; new: the predictors of the other classes"
+        if others:
+            more = ", …" if len(others) > 4 else ""
+            text += f"; not in it: {', '.join(others[:4])}{more}"
+        return text
+
+
+def fine_tune(network: Fcos, path: Path, class_names: tuple[str, ...]) -> Loaded:
+    """Start from any checkpoint of the same architecture, whatever its classes and heads.
+
+    A head that the checkpoint lacks starts as a copy of the one it has. Class predictors are
+    taken row by row for classes of the same name, the others keep their initial values.
+
+    Raises:
+        CheckpointError: unreadable, or another backbone, FPN or head size.
+    """
+    source = load_checkpoint(path)
+    state, new_rows = dict(network.state_dict()), set[str]()
+    taken, fresh = 0, []
+    same_classes = source.class_names == class_names
+    for key, value in state.items():
+        old = source.state.get(_source_key(key, source.model))
+        if old is None:
+            fresh.append(key)
+        elif ".cls_pred." in key and not same_classes:
+            state[key], rows = _matching_rows(value, old, source.class_names, class_names)
+            new_rows |= rows
+            if len(rows) < len(class_names):
+                fresh.append(key)
+        elif old.shape == value.shape:
+            state[key] = old
+            taken += 1
+        else:
+            raise CheckpointError(
+                f"{path}: {key} has shape {tuple(old.shape)}, {network.config.name} has "
+                f"{tuple(value.shape)}: choose the --model it was trained as "
+                f"({source.model.name})"
+            )
+    if not any(key.startswith("backbone.") and key in source.state for key in state):
+        raise CheckpointError(f"{path}: holds nothing that {network.config.name} could use")
+    network.load_state_dict(state)
+    return Loaded(taken, len(state), tuple(sorted(new_rows)), tuple(fresh))
+
+
+def _source_key(key: str, source: ModelConfig) -> str:
+    """The key whose tensor serves `key`: that of the other head where the head is missing."""
+    if key.startswith("heads."):
+        _, head, rest = key.split(".", 2)
+        if head not in source.heads:
+            return f"heads.{source.heads[0]}.{rest}"
+    return key
+
+
+def _matching_rows(
+    value: Tensor, old: Tensor, old_names: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[Tensor, set[str]]:
+    if value.shape[1:] != old.shape[1:]:
+        return value, set()
+    value, common = value.clone(), set(old_names) & set(names)
+    for name in common:
+        value[names.index(name)] = old[old_names.index(name)]
+    return value, common
+
+
+def load_imagenet(network: Fcos, path: Path) -> None:
+    """Load a torchvision ResNet state dict (`.pth` or `.safetensors`) into the backbone.
+
+    The classifier `fc` and the counters of batch norm are ignored.
+
+    Raises:
+        CheckpointError: unreadable, or another network's keys or shapes.
+    """
+    own = network.backbone.state_dict()
+    state = {
+        key: value
+        for key, value in _read(path).items()
+        if not key.startswith("fc.") and (key in own or not key.endswith("num_batches_tracked"))
+    }
+    wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    if wrong or missing or extra:
+        raise CheckpointError(
+            f"{path}: does not fit the ResNet-{network.config.depth} of width "
+            f"{network.config.width}: {len(missing)} keys missing, {len(extra)} too many, "
+            f"{len(wrong)} of another shape"
+        )
+    check_values(path, state, own)
+    network.backbone.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[1]
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise CheckpointError(
+            f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
+            "state dict with torchvision's names"
+        )
+    return state

@@ -1,0 +1,242 @@
+"""One optimizer step: forward, losses, backward, update; on one process or several."""
+
+import gc
+import math
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nmsfree.errors import InputError, NmsfreeError
+from nmsfree_training.config import HeadName, Matching, TrainConfig
+from nmsfree_training.criterion.losses import detector_losses
+from nmsfree_training.data.loader import Batch
+from nmsfree_training.loop.distributed import World
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.norms import sync_batch_norms
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DELAY = 2  # steps after which a GPU's losses are read, so that nothing waits for them
+
+
+class DivergedError(NmsfreeError):
+    """A loss or a gradient is not finite; nothing of it was saved."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Losses of one step by name ("loss", "o2m_cls", …), of all processes, and the gradient's norm.
+
+    The norm is that before clipping.
+    """
+
+    iteration: int
+    values: dict[str, float]
+    grad_norm: float
+
+
+class Stepper:
+    """Makes optimizer steps.
+
+    Args:
+        network: on its device; its norms are synchronised where there are several processes.
+        heads: those whose losses are trained; see `choose_heads`.
+        precision: "fp32"; "bf16" or "fp16" for the network, the losses stay in float32.
+    """
+
+    def __init__(
+        self,
+        network: Fcos,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        heads: tuple[HeadName, ...],
+        precision: str,
+        world: World,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}")
+        self.network, self.optimizer, self.config = network, optimizer, config
+        self.heads, self.world = heads, world
+        self._all_heads = heads
+        # Alone, the o2o head is what trains the backbone.
+        self._o2o_gradient = config.o2o_gradient if len(heads) == 2 else 1.0
+        self._o2m_weight = 1.0
+        self._matching: dict[HeadName, Matching] = {"o2m": config.o2m, "o2o": config.o2o}
+        self.device = next(network.parameters()).device
+        self._dtype = PRECISIONS[precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._model: nn.Module = network
+        if world.size > 1:
+            sync_batch_norms(network)
+            self._model = _distributed(network, find_unused_parameters=False)
+        delay = DELAY if self.device.type == "cuda" else 0
+        self._reader = LossReader(delay, world, skips=self.scaler.is_enabled())
+
+    def __call__(self, parts: Sequence[Batch], iteration: int) -> list[StepLosses]:
+        """Train on the parts of one batch; returns the losses that are known by now.
+
+        Raises:
+            DivergedError: a loss or the gradient is not finite; it names the images.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        names: list[str] = []
+        for number, part in enumerate(parts, start=1):
+            with self._sync(last=number == len(parts)):
+                values = self._backward(part, len(parts))
+            total = values if total is None else total + values
+            names += part.names
+        assert total is not None
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        # Averaged, so that all processes know the same and stop together.
+        total = self.world.mean(total)
+        known = self._reader.push(iteration, self.loss_names(), total, norm, names)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return known
+
+    def choose_heads(self, heads: tuple[HeadName, ...]) -> None:
+        """Train these of the heads from now on; all processes do so together."""
+        if heads == self.heads:
+            return
+        self.heads = heads
+        if self.world.size > 1:
+            self.close()
+            # A head that waits has no gradients that the exchange could wait for.
+            waits = heads != self._all_heads
+            self._model = _distributed(self.network, find_unused_parameters=waits)
+
+    def schedule(self, done: float) -> None:
+        """Set the losses' weights for a share of the run that is done, 0 at first, 1 at last."""
+        if len(self.heads) == 2:
+            self._o2m_weight = 1 + (self.config.o2m_weight_end - 1) * done
+
+    def flush(self) -> list[StepLosses]:
+        """Wait for the losses that are not known yet."""
+        return self._reader.flush()
+
+    def loss_names(self) -> list[str]:
+        """Names of the values of a step."""
+        return ["loss", *(f"{head}_{part}" for head in self.heads for part in ("cls", "box"))]
+
+    def _backward(self, part: Batch, count: int) -> Tensor:
+        """Add the gradients of one part; returns its share of the values to be shown."""
+        batch = part.to(self.device)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            predictions = self._model(images, heads=self.heads, o2o_gradient=self._o2o_gradient)
+        losses = detector_losses(
+            predictions,
+            batch.targets,
+            batch.padding,
+            matching=self._matching,
+            reduce=self.world.mean,
+        )
+        weights = {"o2m": self._o2m_weight, "o2o": 1.0}
+        total = torch.stack([weights[h] * loss.total for h, loss in losses.items()]).sum() / count
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        shown = [v for loss in losses.values() for v in (loss.cls, loss.box)]
+        return torch.stack([total, *(v / count for v in shown)]).detach()
+
+    def _clip(self) -> Tensor:
+        if self.config.clip_norm is None:
+            return nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        return nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+
+    def close(self) -> None:
+        """Free what belongs to the exchange between processes, while that still exists."""
+        self._model = self.network
+        gc.collect()  # the wrapper is part of a cycle
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _sync(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients travel between processes once per step, with its last part."""
+        if last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return self._model.no_sync()
+
+
+def _distributed(network: Fcos, find_unused_parameters: bool) -> DistributedDataParallel:
+    """Buffers are equal everywhere already: the norms see the global batch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the argument is to be renamed
+        return DistributedDataParallel(
+            network,
+            broadcast_buffers=False,
+            find_unused_parameters=find_unused_parameters,
+        )
+
+
+class LossReader:
+    """Reads losses `delay` steps late, so that nothing waits for a GPU in the middle of a step.
+
+    (With fp16 something does: the scaler asks in every step whether to skip it.)
+
+    Args:
+        skips: steps whose gradients are not finite are skipped by the loss scaler; otherwise
+            they are an error.
+    """
+
+    def __init__(self, delay: int, world: World, skips: bool) -> None:
+        self._delay, self._world, self._skips = delay, world, skips
+        self._waiting: deque[tuple[int, list[str], Tensor, list[str], object]] = deque()
+
+    def push(
+        self, iteration: int, keys: list[str], values: Tensor, norm: Tensor, names: list[str]
+    ) -> list[StepLosses]:
+        """Take a step's values; returns those that are old enough."""
+        values = torch.cat([values, norm.reshape(1).to(values)])
+        event = None
+        if values.device.type == "cuda":
+            # Pinned: a copy into pageable memory would wait for the GPU.
+            arrived = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            values = arrived.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._waiting.append((iteration, keys, values, names, event))
+        return self._read(self._delay)
+
+    def flush(self) -> list[StepLosses]:
+        """Return all the others, waiting where necessary."""
+        return self._read(0)
+
+    def _read(self, keep: int) -> list[StepLosses]:
+        known = []
+        while len(self._waiting) > keep:
+            iteration, keys, tensor, names, event = self._waiting.popleft()
+            if isinstance(event, torch.cuda.Event):
+                event.synchronize()
+            found: list[float] = tensor.tolist()
+            norm = found.pop()
+            values = dict(zip(keys, found, strict=True))
+            checked = values if self._skips else values | {"the gradient's norm": norm}
+            bad = next((name for name, v in checked.items() if not math.isfinite(v)), None)
+            if bad is not None:
+                self._stop(bad, checked[bad], iteration, names)
+            known.append(StepLosses(iteration, values, norm))
+        return known
+
+    def _stop(self, what: str, value: float, iteration: int, names: list[str]) -> None:
+        """All processes come here together: they know the same values."""
+        names = [name for part in self._world.gather(names) for name in part]
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        self._world.check(
+            DivergedError(
+                f"{'the loss' if what == 'loss' else what} is {value} at iteration {iteration}; "
+                f"images of the batch: {shown}. Look at them with `nmsfree data check`, or start "
+                "again with a lower --learning-rate"
+            )
+        )

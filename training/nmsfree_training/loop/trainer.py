@@ -1,0 +1,354 @@
+"""The training loop: one process or several, CPU or CUDA; goes on exactly where it was cut."""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.errors import NmsfreeError
+from nmsfree_training.config import HeadName, Preset
+from nmsfree_training.data.loader import Batch, epoch_loader, pad_batch, steps_per_epoch
+from nmsfree_training.loop.checkpoints import Keeper, describe_recipe
+from nmsfree_training.loop.distributed import World
+from nmsfree_training.loop.optim import Ema, make_optimizer, rate_factor
+from nmsfree_training.loop.retrofit import freeze_statistics
+from nmsfree_training.loop.run_config import Interrupted, RunConfig
+from nmsfree_training.loop.start import check_data
+from nmsfree_training.loop.state import Position
+from nmsfree_training.loop.step import DivergedError, StepLosses, Stepper
+from nmsfree_training.loop.validate import Outputs, Validator
+from nmsfree_training.model.detector import Fcos, copy_head, fresh_network, place
+from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent, Watcher
+
+SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
+
+
+class Trainer:
+    """Trains one preset on one dataset.
+
+    Args:
+        preset: network and recipe.
+        train_set, val_set: datasets with the same classes; without `val_set` no AP is computed.
+        run: where and how.
+        network: with the weights to start from; None = random ones by the seed.
+        heads: those that are trained; None = all of the network's.
+        watcher: told after every step and epoch.
+        world: the processes that train together.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        train_set: DetectionDataset,
+        val_set: DetectionDataset | None,
+        run: RunConfig,
+        *,
+        network: Fcos | None = None,
+        heads: tuple[HeadName, ...] | None = None,
+        watcher: Watcher | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.objects = check_data(preset, train_set, val_set)
+        self.preset, self.run, self.train_set = preset, run, train_set
+        self.watcher, self.world = watcher or Silent(), world or World()
+        self.network = place(network or fresh_network(preset, run.seed), run.device)
+        assert self.network.config == preset.model, "checkpoints would not fit their description"
+        self.world.share(self.network)
+        self.optimizer = make_optimizer(self.network, preset.train)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.heads = heads or preset.model.heads
+        self.step = Stepper(
+            self.network, self.optimizer, preset.train, self.heads, run.precision, self.world
+        )
+        decay = preset.train.ema
+        self.ema = None if decay is None else Ema(self.network, decay)
+        self.keeper = Keeper(
+            run.out,
+            describe_recipe(
+                preset, self.heads, run.seed, run.precision, train_set, run.device, self.world
+            ),
+            self.network,
+            self.optimizer,
+            self.step.scaler,
+            self.ema,
+            self.world,
+        )
+        said = run.provenance | {"objects": str(self.objects)}
+        self.outputs = Outputs(run.out, preset, train_set, said)
+        self.validator = (
+            Validator(self.outputs, val_set, self.world, self._progress) if val_set else None
+        )
+        self.position = Position()
+        self._saved = time.monotonic()
+
+    def fit(self) -> dict[str, float]:
+        """Train all epochs; returns the last evaluation (`AP`, `AP50`, …; 0–1).
+
+        Writes `last`, `best` and every n-th `.safetensors`, `last.state.pt`,
+        `previous.state.pt` and `metrics.jsonl`. Images that could not be read are named in
+        `position.failed`.
+
+        Raises:
+            Interrupted: it was asked to stop, and saved.
+            DivergedError: a loss or a gradient is not finite.
+            LoaderError: a process that loads images was killed; what was done is saved.
+        """
+        if self.run.resume:
+            self._resume()
+        elif self.world.main:
+            self.outputs.start()
+        metrics: dict[str, float] = {}
+        while self.position.epoch < self.preset.train.epochs:
+            self._train_epoch()
+            metrics = self._close_epoch()
+        return metrics
+
+    # One epoch
+
+    def _train_epoch(self) -> None:
+        self.network.train()
+        freeze_statistics(self.network)
+        position, recipe = self.position, self.preset.train
+        steps = steps_per_epoch(self.train_set, self.preset)
+        loader = epoch_loader(
+            self.train_set,
+            self.preset,
+            self.run.seed,
+            position.epoch,
+            self.run.workers,
+            start=position.step,
+            rank=self.world.rank,
+            world=self.world.size,
+            device=self.run.device,
+        )
+        self.step.choose_heads(self._present_heads())
+        batches = iter(loader)
+        started = time.monotonic()
+        while position.step < steps:
+            parts, error = _next_parts(batches, recipe.accumulate)
+            waited = time.monotonic()
+            parts = self._agree(parts, error)
+            rate = self._set_rate(steps)
+            self.step.schedule(position.iteration / max(1, steps * recipe.epochs - 1))
+            position.iteration += 1
+            known = self.step(parts, position.iteration)
+            if self.ema is not None:
+                self.ema.update(self.network, position.iteration)
+            self._note_failures(parts)
+            position.step += 1
+            now = time.monotonic()
+            position.seconds += now - started
+            position.wait += waited - started
+            self._report(known, steps, rate, waited - started, now - started)
+            started = now
+        self._add(self.step.flush())  # waits for the steps that a GPU has not done yet
+        position.seconds += time.monotonic() - started
+
+    def _agree(self, parts: list[Batch], error: Exception | None) -> list[Batch]:
+        """What all processes do together: bring images to one size, stop, save, or fail."""
+        sizes = [side for part in parts for side in part.images.shape[-2:]]
+        sizes += [0] * (2 * self.preset.train.accumulate - len(sizes))
+        flags = [self.run.stop(), self._is_save_due(), error is not None]
+        *sizes, stop, save, failed = self.world.maximum([*sizes, *map(int, flags)])
+        if stop:  # first: what ends a job may have ended its loaders, too
+            self._interrupt()
+        if failed:
+            self._give_up(error)
+        if save:
+            self._add(self.step.flush())
+            self._save()
+        pairs = zip(sizes[::2], sizes[1::2], strict=True)
+        return [pad_batch(part, *size) for part, size in zip(parts, pairs, strict=True)]
+
+    def _give_up(self, error: Exception | None) -> None:
+        """Save, and end all processes: the images of the next step could not be had."""
+        if self.position.step > 0:  # else there is nothing new
+            self._add(self.step.flush())
+            self._save()
+        if error is not None and not isinstance(error, NmsfreeError):
+            raise error
+        if error is not None and self.position.iteration > 0:
+            error = type(error)(f"{error}; saved at {self.position}: go on with --resume")
+        self.world.check(error)
+
+    def _set_rate(self, steps: int) -> float:
+        factor = rate_factor(self.preset.train, self.position.iteration, steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _present_heads(self) -> tuple[HeadName, ...]:
+        """Those that are trained in this epoch: the o2o head may start late."""
+        return ("o2m",) if self._waits_for_o2o(self.position.epoch) else self.heads
+
+    def _waits_for_o2o(self, epoch: int) -> bool:
+        recipe = self.preset.train
+        return len(self.heads) == 2 and epoch < round(recipe.o2o_start * recipe.epochs)
+
+    def _add(self, known: list[StepLosses]) -> None:
+        for losses in known:
+            if not math.isfinite(losses.grad_norm):  # with fp16, whose scaler then steps back
+                self.position.skipped += 1
+            for name, value in losses.values.items():
+                self.position.sums[name] = self.position.sums.get(name, 0.0) + value
+
+    def _report(
+        self, known: list[StepLosses], steps: int, rate: float, wait: float, seconds: float
+    ) -> None:
+        self._add(known)
+        epochs, images = self.preset.train.epochs, self._batch_size()
+        position, last = self.position, known[-1] if known else None
+        event = StepEvent(
+            epoch=position.epoch,
+            epochs=epochs,
+            step=position.step,
+            steps=steps,
+            iteration=position.iteration,
+            losses=last.values if last else {},
+            learning_rate=rate,
+            images=images,
+            wait=wait,
+            seconds=seconds,
+            grad_norm=last.grad_norm if last else None,
+        )
+        self.watcher.on_step(event)
+
+    def _batch_size(self) -> int:
+        return min(self.preset.train.batch_size, len(self.train_set))
+
+    def _note_failures(self, parts: list[Batch]) -> None:
+        for path, reason in (failure for part in parts for failure in part.failed):
+            if path not in self.position.failed:
+                self.position.failed[path] = reason
+                self.watcher.message(f"left out: {path}: {reason}")
+
+    # The end of an epoch
+
+    def _close_epoch(self) -> dict[str, float]:
+        """Evaluate, write the checkpoints and the record, and go to the next epoch."""
+        position = self.position
+        scaler = self.step.scaler
+        if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+            raise DivergedError(
+                f"{position.skipped} of {position.step} steps had no finite gradient, whatever the "
+                "loss scale, and changed nothing; what was saved before is kept: start again with "
+                "a lower --learning-rate, or with --precision bf16"
+            )
+        record = self._record()
+        if self._waits_for_o2o(position.epoch):
+            self.network.copy_head()
+            if self.ema is not None:
+                copy_head(self.ema.state)
+        self._save()  # first what took long to get, and before any checkpoint can be seen
+        due = self.validator is not None and self._is_due()
+        metrics, pictures = self._evaluate() if due else ({}, ())
+        record |= metrics
+        # Until an AP is measured, the latest weights are the best known.
+        best = metrics.get("AP", -1.0) > position.best or (position.best < 0 and not metrics)
+        if best:
+            position.best = metrics.get("AP", -1.0)
+        state = self.network.state_dict() if self.ema is None else self.ema.state
+        keep = self.run.keep_every
+        self.world.on_main(lambda: self.outputs.write_epoch(state, record, metrics, best, keep))
+        self.position = Position(
+            epoch=position.epoch + 1,
+            iteration=position.iteration,
+            best=position.best,
+            failed=position.failed,
+        )
+        self._save()
+        self.watcher.on_epoch(EpochEvent(record, pictures, best))
+        return metrics
+
+    def _record(self) -> dict[str, float]:
+        position = self.position
+        names = self.step.loss_names()
+        steps = max(1, position.step)
+        images = steps * self._batch_size()
+        return {
+            "epoch": position.epoch + 1,
+            **{name: round(position.sums.get(name, 0.0) / steps, 5) for name in names},
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "seconds": round(position.seconds, 1),
+            "images_per_second": round(images / max(position.seconds, 1e-9), 1),
+            "wait_share": round(position.wait / max(position.seconds, 1e-9), 3),
+            **({"skipped": position.skipped} if position.skipped else {}),
+            **({"left_out": len(position.failed)} if position.failed else {}),
+        }
+
+    def _is_due(self) -> bool:
+        every, epoch = self.run.evaluate_every, self.position.epoch + 1
+        return epoch == self.preset.train.epochs or (every > 0 and epoch % every == 0)
+
+    def _evaluate(
+        self,
+    ) -> tuple[dict[str, float], tuple[tuple[str, NDArray[np.uint8]], ...]]:
+        assert self.validator is not None
+        network = self.deployable()
+        network.eval()
+        metrics = self.validator.metrics(network)
+        return metrics, self.validator.pictures(network) if self._is_pictured() else ()
+
+    def _is_pictured(self) -> bool:
+        """Some 40 times in a run: a picture takes a third of a megabyte."""
+        epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
+        return self.run.pictures and (epoch == epochs or epoch % max(1, epochs // 40) == 0)
+
+    def deployable(self) -> Fcos:
+        """The network that is evaluated and written: with the averaged weights, if there are."""
+        if self.ema is None:
+            return self.network
+        averaged = place(Fcos(self.preset.model), self.run.device)
+        averaged.load_state_dict(self.ema.state)
+        return averaged
+
+    # Saving and going on
+
+    def _progress(self, done: int, total: int) -> None:
+        self.watcher.on_evaluate(done, total)
+        if self.world.size == 1 and self.run.stop():  # the state was saved before
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._add(self.step.flush())
+        self._save()
+        raise Interrupted(f"stopped and saved at {self.position}")
+
+    def _is_save_due(self) -> bool:
+        """Rank 0 decides; before the first step of an epoch there is nothing new."""
+        waited = time.monotonic() - self._saved
+        return self.world.main and self.position.step > 0 and waited >= 60 * self.run.save_minutes
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        self.keeper.save(self.position)
+
+    def _resume(self) -> None:
+        self.position, messages = self.keeper.load()
+        if self.world.main:
+            self.outputs.forget_after(self.position.epoch)
+        else:
+            self.position.failed = {}
+        for text in messages:
+            self.watcher.message(text)
+        epochs = self.preset.train.epochs
+        if self.position.epoch >= epochs:
+            self.watcher.message(f"all {epochs} epochs are done; for more, raise --epochs")
+        else:
+            self.watcher.message(f"going on at {self.position} of {epochs} epochs")
+
+    def close(self) -> None:
+        """Free what must go before the processes part."""
+        self.step.close()
+
+
+def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], Exception | None]:
+    """The parts of the next step; or none, and why."""
+    try:
+        return list(islice(batches, count)), None
+    except Exception as error:  # noqa: BLE001, raised again once what is done is saved
+        return [], error

@@ -1,0 +1,129 @@
+"""FCOS: the three published models are this class with one or two heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nmsfree_training.config import STRIDES, HeadName, ModelConfig, Preset
+from nmsfree_training.model.backbone import Fpn, ResNet
+from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.head import Head
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one head says of a batch; M cells = those of P3, P4, P5 concatenated.
+
+    Attributes:
+        logits: float [N, M, C].
+        boxes: float [N, M, 4], xyxy in input pixels.
+        points, strides: float [M, 2] and [M], see `boxes.anchor_points`.
+        shapes: (h, w) of every level.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    points: Tensor
+    strides: Tensor
+    shapes: list[tuple[int, int]]
+
+
+class Fcos(nn.Module):
+    """Backbone, FPN and the heads named in the configuration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ResNet(config.depth, config.width, config.frozen_norm, config.frozen_stages)
+        self.fpn = Fpn(self.backbone.channels, config.channels)
+        self.heads = nn.ModuleDict({name: self._make_head(name) for name in config.heads})
+        if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head
+            self.copy_head()
+
+    def _make_head(self, name: HeadName) -> Head:
+        c = self.config
+        sizes = (c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
+        if name == "o2m":
+            return Head(*sizes)
+        return Head(*sizes, c.max_filter, c.rival_iou, c.deployed_rival_iou)
+
+    def copy_head(self) -> None:
+        """Give the o2o head the weights of the o2m head; its filters stay as they are."""
+        copy_head(self.state_dict())
+
+    @property
+    def deployed_head(self) -> HeadName:
+        """The head that is kept for inference."""
+        return "o2o" if "o2o" in self.config.heads else "o2m"
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised RGB float [N, 3, H, W] → P3, P4, P5."""
+        pyramid: tuple[Tensor, ...] = self.fpn(self.backbone(images))
+        return pyramid
+
+    def forward(
+        self,
+        images: Tensor,
+        heads: tuple[HeadName, ...] | None = None,
+        o2o_gradient: float = 1.0,
+    ) -> dict[str, Prediction]:
+        """Run the network.
+
+        Args:
+            images: float [N, 3, H, W], RGB, normalised (see `normalize.py`).
+            heads: which heads to run; all by default.
+            o2o_gradient: share of the o2o head's gradient that reaches FPN and backbone.
+
+        Returns:
+            One `Prediction` per head.
+        """
+        features = self.features(images)
+        return {
+            name: self._predict(
+                name, _scale_gradient(features, o2o_gradient) if name == "o2o" else features
+            )
+            for name in heads or self.config.heads
+        }
+
+    def _predict(self, name: str, features: tuple[Tensor, ...]) -> Prediction:
+        levels = self.heads[name](features)
+        shapes = [(logits.shape[2], logits.shape[3]) for logits, _ in levels]
+        points, strides = anchor_points(shapes, STRIDES, features[0].device)
+        logits, deltas = (_flatten([level[i] for level in levels]) for i in (0, 1))
+        return Prediction(logits, decode(deltas.float(), points, strides), points, strides, shapes)
+
+
+def fresh_network(preset: Preset, seed: int) -> Fcos:
+    """A network with random weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    return Fcos(preset.model)
+
+
+def place(network: Fcos, device: torch.device) -> Fcos:
+    """On its device, channels last: the layout oneDNN and cuDNN convolve fastest in."""
+    placed: Fcos = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
+@torch.no_grad()
+def copy_head(state: Mapping[str, Tensor]) -> None:
+    """`Fcos.copy_head` on the tensors of a state dict, in place."""
+    for key, value in state.items():
+        if key.startswith("heads.o2m."):
+            state[key.replace("heads.o2m.", "heads.o2o.")].copy_(value)
+
+
+def _scale_gradient(maps: tuple[Tensor, ...], share: float) -> tuple[Tensor, ...]:
+    """The same values; only this share of their gradient goes further back."""
+    if share == 0:
+        return tuple(x.detach() for x in maps)
+    if share == 1:
+        return maps
+    return tuple(x.detach().lerp(x, share) for x in maps)
+
+
+def _flatten(maps: list[Tensor]) -> Tensor:
+    """Per level [N, C, h, w] → [N, M, C]."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)

@@ -1,0 +1,286 @@
+"""The weights of the project: the manifest, what is on the disk, and getting the published ones.
+
+`manifest.toml` lists bundled weights (small, committed, each with a card) and published ones
+(downloaded into `published/`). A published file is compared with the `size` and `sha256` of its
+entry where the manifest knows them. Its SHA-256 is also recorded in `published/SHA256SUMS` at its
+first download, in the format of `sha256sum`, and compared from then on: where the manifest has
+none, this notices changes later, not what was wrong at first.
+"""
+
+import os
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from nmsfree.decode import (
+    FileName,
+    Positive,
+    Sha256,
+    Share,
+    check_file,
+    decode_json,
+    decode_toml,
+    read_bytes,
+)
+from nmsfree.errors import CheckpointError, InputError
+from nmsfree.files import write_atomic
+from nmsfree.machine import sha256
+from nmsfree.text import shown
+from nmsfree_training.config import preset
+from nmsfree_training.weights.card import Card
+from nmsfree_training.weights.checkpoint import load_published
+from nmsfree_training.weights.download import Progress, fetch
+from nmsfree_training.weights.torch_file import MAX_BYTES
+
+SUMS = "SHA256SUMS"
+END_OF_ARCHIVE = 22  # bytes of the record that ends a zip archive
+
+
+class PublishedWeight(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the published experiment.
+
+    Attributes:
+        name: preset.
+        file: name in `published/`.
+        url: where it is downloaded from.
+        ap, ap50: as published, on COCO val2017, 0–1.
+        size, sha256: bytes and SHA-256 of the file; None where they are not known.
+    """
+
+    name: str
+    file: FileName
+    url: Annotated[str, Meta(pattern="^https?://", max_length=2000)]
+    ap: Share
+    ap50: Share
+    size: Positive | None = None
+    sha256: Sha256 | None = None
+
+
+class BundledWeight(Struct, frozen=True, forbid_unknown_fields=True):
+    """A checkpoint that comes with the project: preset, file and card names."""
+
+    name: str
+    file: FileName
+    card: FileName
+
+
+class _Entries(Struct, frozen=True, forbid_unknown_fields=True):
+    published: tuple[PublishedWeight, ...] = ()
+    bundled: tuple[BundledWeight, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All weights; `folder` holds the manifest, the bundled files and `published/`."""
+
+    folder: Path
+    published: tuple[PublishedWeight, ...]
+    bundled: tuple[BundledWeight, ...]
+
+    @property
+    def downloads(self) -> Path:
+        """Where published files are kept."""
+        return self.folder / "published"
+
+    def files(self) -> list[Path]:
+        """Return every file of the list, there or not."""
+        bundled = [
+            self.folder / name for weight in self.bundled for name in (weight.file, weight.card)
+        ]
+        return [*bundled, *(self.downloads / weight.file for weight in self.published)]
+
+    def choose(self, names: list[str]) -> list[PublishedWeight]:
+        """Return published weights by name; all without names.
+
+        Raises:
+            InputError: a name is not in the manifest.
+        """
+        known = {weight.name: weight for weight in self.published}
+        for name in names:
+            if name not in known:
+                raise InputError(
+                    f"no published weights named {name!r}, expected: {', '.join(known)}"
+                )
+        return [known[name] for name in dict.fromkeys(names or known)]
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        InputError: missing, not TOML, or an entry with missing, unknown or wrong fields.
+    """
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such file: run in the project's folder, or give --manifest FILE"
+        )
+    entries = decode_toml(read_bytes(path), _Entries, path, InputError)
+    everything: tuple[PublishedWeight | BundledWeight, ...] = (*entries.published, *entries.bundled)
+    for weight in everything:
+        preset(weight.name)
+    return Manifest(path.parent, entries.published, entries.bundled)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return file name → SHA-256 as recorded in a folder.
+
+    Raises:
+        InputError: a line is not "SHA-256  file".
+    """
+    path = folder / SUMS
+    if not path.exists():
+        return {}
+    sums = {}
+    for line in read_bytes(path).decode("utf-8", "replace").splitlines():
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        if match is None:
+            raise InputError(
+                f"{path}: line {shown(line)!r}, expected 'SHA-256  file': delete the line"
+            )
+        sums[match[2]] = match[1]
+    return sums
+
+
+def obtain(
+    weight: PublishedWeight, folder: Path, progress: Progress, *, allow_http: bool = False
+) -> bool:
+    """Make sure that a published file is there and is what it was at its first download.
+
+    Args:
+        folder: of the file, its `.part` and the recorded sums.
+        progress: called as (bytes done, bytes in all or None).
+        allow_http: see `fetch`.
+
+    Returns:
+        True if the file was downloaded now, False if it was there.
+
+    Raises:
+        CheckpointError: the download failed, or the bytes are not this model's or have changed.
+    """
+    target = folder / weight.file
+    if target.exists():
+        _admit(target, weight, folder)
+        return False
+    part = folder / f"{weight.file}.part"
+    fetch(weight.url, part, progress, size=weight.size, allow_http=allow_http)
+    try:
+        _admit(part, weight, folder)
+    except CheckpointError:
+        part.unlink()  # going on from wrong bytes would give wrong bytes
+        raise
+    part.replace(target)
+    return True
+
+
+def _admit(path: Path, weight: PublishedWeight, folder: Path) -> None:
+    """Compare with the sums that are known; the first time check the content and record it."""
+    check_file(path, MAX_BYTES, CheckpointError)
+    found, recorded = sha256(path), read_sums(folder).get(weight.file)
+    if weight.sha256 not in (None, found):
+        raise CheckpointError(
+            f"{path}: SHA-256 {found[:12]}…, in the manifest: {weight.sha256[:12]}…: these are "
+            "other bytes than were meant; remove the file and download again"
+        )
+    if recorded is None:
+        check_content(path, weight.name)
+        _record(folder, weight.file, found)
+    elif found != recorded:
+        raise CheckpointError(
+            f"{path}: SHA-256 {found[:12]}…, recorded at the first download: {recorded[:12]}…: "
+            f"the bytes have changed; if the new ones are right, delete the line of {weight.file} "
+            f"in {folder / SUMS} and any old file, and download again"
+        )
+
+
+def check_content(path: Path, name: str) -> None:
+    """Check that a file is a whole, undamaged checkpoint of a preset.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    load_published(path, name)
+    if not zipfile.is_zipfile(path):  # of PyTorch before 1.6, which has no sums inside
+        return
+    # PyTorch does not compare the check sums inside the file, so a flipped bit would load.
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+            file.seek(-END_OF_ARCHIVE, os.SEEK_END)
+            if damaged is None and not file.read().startswith(b"PK\5\6"):
+                damaged = "more bytes behind its end"
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged inside ({shown(damaged)}): download it again")
+
+
+def _record(folder: Path, file: str, digest: str) -> None:
+    sums = read_sums(folder) | {file: digest}
+    lines = [f"{value}  {name}\n" for name, value in sorted(sums.items())]
+    write_atomic(folder / SUMS, "".join(lines).encode())
+
+
+def read_card(path: Path) -> Card:
+    """Return a model card, see `card.py`.
+
+    Raises:
+        InputError: it cannot be read, or is no model card.
+    """
+    return decode_json(read_bytes(path), Card, path, InputError, "write it with weights card")
+
+
+Sha = Literal["ok", "differs", "unknown"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """One line of the list.
+
+    Attributes:
+        name: preset.
+        kind: "bundled" or "published".
+        file: path of the file, there or not.
+        ap: AP (0–1) by split: as published, or from the card; empty without a card.
+        size: bytes; None where the file is missing.
+        sha: compared with the card, the manifest or the recorded sum; "unknown" where there is
+            none; None where the file is missing.
+    """
+
+    name: str
+    kind: Literal["bundled", "published"]
+    file: Path
+    ap: dict[str, float]
+    size: int | None
+    sha: Sha | None
+
+
+def statuses(manifest: Manifest) -> list[Status]:
+    """Look at every file of the manifest; reads them whole to compare their sums."""
+    found = []
+    for bundled in manifest.bundled:
+        path = manifest.folder / bundled.card
+        card = read_card(path) if path.exists() else None
+        file = manifest.folder / bundled.file
+        size, sha = _look(file, card and card["sha256"])
+        ap = card["AP"] if card else {}
+        found.append(Status(bundled.name, "bundled", file, ap, size, sha))
+    sums = read_sums(manifest.downloads)
+    for published in manifest.published:
+        file = manifest.downloads / published.file
+        size, sha = _look(file, published.sha256 or sums.get(published.file))
+        ap = {"COCO": published.ap}
+        found.append(Status(published.name, "published", file, ap, size, sha))
+    return found
+
+
+def _look(file: Path, expected: str | None) -> tuple[int | None, Sha | None]:
+    if not file.is_file():
+        return None, None
+    if expected is None:
+        return file.stat().st_size, "unknown"
+    return file.stat().st_size, "ok" if sha256(file) == expected else "differs"

@@ -1,0 +1,239 @@
+"""A checkpoint as a backend of `nmsfree.Detector`: eager PyTorch, published post-processing."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nmsfree.backends.base import RawDetections
+from nmsfree.errors import CheckpointError, InputError
+from nmsfree.nms import suppress
+from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree_training.config import HeadName
+from nmsfree_training.model.detector import Fcos, Prediction, place
+from nmsfree_training.model.norms import normalize
+from nmsfree_training.weights.checkpoint import Checkpoint, deployed_like, load_checkpoint
+
+
+@dataclass(frozen=True)
+class PostprocessConfig:
+    """How predictions become detections.
+
+    Attributes:
+        per_level: best (cell, class) pairs kept of each level.
+        score_floor: lower scores are dropped.
+        nms_iou: IoU above which NMS removes a box; None = no NMS.
+        class_aware: NMS within a class only.
+        cap_at_cells: as published, a level keeps no more pairs than it has cells; without the
+            cap the best `per_level` of each level contain the exact best of all levels.
+    """
+
+    per_level: int
+    score_floor: float = 0.05
+    nms_iou: float | None = None
+    class_aware: bool = True
+    cap_at_cells: bool = True
+
+
+EVALUATE_O2M = PostprocessConfig(per_level=1000, nms_iou=0.6)
+EVALUATE_O2O = PostprocessConfig(per_level=100)
+
+
+def select_levels(
+    prediction: Prediction, config: PostprocessConfig
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per image the candidates of all levels: boxes [n, 4], scores [n], labels int64 [n].
+
+    Each level keeps min(per_level, its cells) of all its (cell, class) scores by a full sort,
+    then those above the floor.
+    """
+    scores = prediction.logits.sigmoid()
+    sizes = [h * w for h, w in prediction.shapes]
+    results = []
+    for image_scores, image_boxes in zip(scores, prediction.boxes, strict=True):
+        parts = [
+            _select_level(s, b, config)
+            for s, b in zip(image_scores.split(sizes), image_boxes.split(sizes), strict=True)
+        ]
+        boxes, kept, labels = (torch.cat(list(p)) for p in zip(*parts, strict=True))
+        results.append((boxes, kept, labels))
+    return results
+
+
+def _select_level(
+    scores: Tensor, boxes: Tensor, config: PostprocessConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    cells, num_classes = scores.shape
+    ordered, index = scores.flatten().sort(descending=True)
+    keep = min(config.per_level, cells) if config.cap_at_cells else config.per_level
+    ordered, index = ordered[:keep], index[:keep]
+    above = ordered > config.score_floor
+    ordered, index = ordered[above], index[above]
+    return boxes[index // num_classes], ordered, index % num_classes
+
+
+def postprocess(
+    prediction: Prediction, config: PostprocessConfig
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]:
+    """Per image boxes float32 [n, 4] (xyxy, input pixels, not clipped), scores [n], labels [n].
+
+    With NMS sorted by score; without, level by level as the published code leaves them.
+    """
+    results = []
+    for boxes, scores, labels in select_levels(prediction, config):
+        b, s, c = boxes.numpy(force=True), scores.numpy(force=True), labels.numpy(force=True)
+        if config.nms_iou is not None:
+            keep = suppress(b, s, c, config.nms_iou, config.class_aware)
+            b, s, c = b[keep], s[keep], c[keep]
+        results.append((b, s, c))
+    return results
+
+
+TOP_K = 100
+
+
+def make_spec(
+    checkpoint: Checkpoint,
+    head: HeadName,
+    *,
+    input_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    top_k: int = TOP_K,
+    score_floor: float = 0.05,
+) -> ModelSpec:
+    """Describe one head of a checkpoint as a deployed model."""
+    height, width = input_size or checkpoint.input_size
+    return ModelSpec(
+        name=checkpoint.model.name,
+        head=head,
+        height=height,
+        width=width,
+        batch=batch,
+        class_names=checkpoint.class_names,
+        category_ids=checkpoint.category_ids,
+        top_k=top_k,
+        score_floor=score_floor,
+        nms=NmsSpec() if head == "o2m" else None,
+        provenance=dict(checkpoint.provenance),
+    )
+
+
+class TorchBackend:
+    """Runs one head of a network eagerly, with the published post-processing and settings.
+
+    Args:
+        network: on the device where it is to run.
+        spec: what the head is deployed as; its floor, top-k and NMS are applied.
+    """
+
+    def __init__(self, network: Fcos, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._network = network
+        self._device = next(network.parameters()).device
+        self.description = f"PyTorch {torch.__version__} {self._device.type}, eager"
+
+    def run(self, images: NDArray[np.uint8]) -> RawDetections:
+        predictions = self.predict(images)
+        found = postprocess(predictions, self._config())
+        return self._pack(found, len(images))
+
+    @torch.inference_mode()
+    def predict(self, images: NDArray[np.uint8]) -> Prediction:
+        """Run the network on uint8 [N, H, W, 3] BGR and return the head's `Prediction`."""
+        head: HeadName = self.spec.head
+        inputs = normalize(torch.from_numpy(images).to(self._device))
+        predictions: dict[str, Prediction] = self._network(inputs, heads=(head,))
+        return predictions[head]
+
+    def _config(self) -> PostprocessConfig:
+        nms = self.spec.nms
+        if nms is None:
+            # No floor: rows below it are part of the output contract.
+            return PostprocessConfig(self.spec.top_k, score_floor=-1.0, cap_at_cells=False)
+        return PostprocessConfig(
+            nms.candidates_per_level, self.spec.score_floor, nms.iou, nms.class_aware
+        )
+
+    def _pack(
+        self,
+        found: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]],
+        count: int,
+    ) -> RawDetections:
+        k = self.spec.top_k
+        limit = np.array([self.spec.width, self.spec.height] * 2, np.float32)
+        raw = RawDetections(
+            np.zeros((count, 1), np.int32),
+            np.zeros((count, k, 4), np.float32),
+            np.zeros((count, k), np.float32),
+            np.zeros((count, k), np.int32),
+        )
+        for i, (boxes, scores, labels) in enumerate(found):
+            order = np.argsort(-scores, kind="stable")[:k]
+            raw.num_detections[i] = np.count_nonzero(scores[order] > self.spec.score_floor)
+            raw.detection_boxes[i, : len(order)] = np.clip(boxes[order], 0, limit)
+            raw.detection_scores[i, : len(order)] = scores[order]
+            raw.detection_classes[i, : len(order)] = labels[order]
+        return raw
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device, or say clearly that it is not there.
+
+    Raises:
+        InputError: an unknown device, or a GPU that PyTorch does not see.
+    """
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}, a checkpoint runs on: cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but PyTorch sees no GPU: use --device cpu")
+    return torch.device(name)
+
+
+def open_network(checkpoint: Checkpoint, device: str) -> Fcos:
+    """Build the network on its device; on a GPU with the layout of its inputs, and without TF32.
+
+    Raises:
+        InputError: an unknown device, or a GPU that PyTorch does not see.
+    """
+    network, chosen = checkpoint.build(), torch_device(device)
+    if chosen.type == "cpu":
+        return network
+    # PyTorch's own choice for convolutions is 10 bits of mantissa; FP32 is FP32 here.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return place(network, chosen)
+
+
+def open_checkpoint(
+    path: Path, *, device: str = "cpu", threads: int | None = None, like: ModelSpec | None = None
+) -> TorchBackend:
+    """Open a checkpoint as a backend.
+
+    Args:
+        like: run it as this deployed model (head, input size, floor, NMS, τ of the rival filter)
+            for a comparison; None takes the deployed head and the checkpoint's own input size.
+
+    Raises:
+        CheckpointError: it cannot be read, or has not the head that is asked for.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = load_checkpoint(path)
+    if like is not None:
+        checkpoint = deployed_like(checkpoint, like)
+    network = open_network(checkpoint, device)
+    if like is None:
+        return TorchBackend(network, make_spec(checkpoint, network.deployed_head))
+    if like.head not in checkpoint.model.heads:
+        raise CheckpointError(
+            f"{path}: has the heads {', '.join(checkpoint.model.heads)}, expected {like.head}"
+        )
+    spec = replace(
+        like, class_names=checkpoint.class_names, category_ids=checkpoint.category_ids, batch=None
+    )
+    return TorchBackend(network, spec)
