@@ -11,13 +11,9 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from nmsfree.errors import InputError
 from nmsfree.text import shown
@@ -29,7 +25,23 @@ except ImportError:  # Windows: a file that is open cannot be removed there
 
 logger = logging.getLogger(__name__)
 PARTS = ".nmsfree-*.part*"
+RUN_LOCK = ".lock"  # in a folder that one process owns, such as that of a training
 _tidied: set[str] = set()  # folders without leftovers of killed processes
+
+
+def cannot_write(path: Path, reason: object, advice: str = "") -> InputError:
+    """The error for a path that cannot be written; `reason` may be the system's own error."""
+    reason = getattr(reason, "strerror", None) or reason
+    return InputError(f"{shown(path)}: cannot be written ({reason}){advice and ': ' + advice}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make what the operating system refuses within the block an InputError that names the path."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise cannot_write(path, error) from None
 
 
 class PartFile:
@@ -53,7 +65,7 @@ class PartFile:
         self.path, self._sync = path, sync
         self.stream: IO[bytes]
         self.part: Path | None = None  # None: written through
-        try:
+        with writing(path):
             if _is_stream(path):
                 own = _own_stream(path)
                 self.stream = path.open("wb") if own is None else os.fdopen(os.dup(own), "wb")
@@ -64,21 +76,25 @@ class PartFile:
                 raise IsADirectoryError(None, "a folder has that name")
             _tidy(self._target.parent)
             self.part, self.stream = _open_locked(self._target.parent, suffix)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise cannot_write(path, error) from None
+
+    @contextmanager
+    def _discarded_on_error(self) -> Iterator[None]:
+        try:
+            with writing(self.path):
+                yield
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, data: bytes) -> None:
-        try:
+        with self._discarded_on_error():
             self.stream.write(data)
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self.path, error) from None
 
     def finish(self, path: Path | None = None) -> None:
         """Give the file its name, or another in its folder."""
         if path is not None and path != self.path:
             self._target = path
-        try:
+        with self._discarded_on_error():
             self.stream.flush()
             if self.part is not None:
                 if self._sync:
@@ -89,11 +105,9 @@ class PartFile:
                     self.stream.close()  # Windows renames no open file
                 self.part.replace(self._target)
                 if self._sync:
-                    _sync_folder(self._target.parent)
+                    with suppress(OSError), _opened(self._target.parent) as handle:
+                        os.fsync(handle)  # the new name, too, where folders can be opened
             self.stream.close()
-        except OSError as error:
-            self.discard()
-            raise cannot_write(self.path, error) from None
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -114,12 +128,8 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
         InputError: the operating system refuses.
     """
     file = PartFile(path, sync=sync)
-    try:
-        file.write(data)
-        file.finish()
-    except BaseException:
-        file.discard()
-        raise
+    file.write(data)
+    file.finish()
 
 
 def write_json(target: str | Path | None, content: Any) -> None:
@@ -180,17 +190,13 @@ def check_outputs(
 
 def _check_place(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{shown(path)}: cannot be written (it is a folder): give a file's name")
+        raise cannot_write(path, "it is a folder", "give a file's name")
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if parent.exists())
     if not folder.is_dir():
-        raise InputError(
-            f"{shown(path)}: cannot be written ({shown(folder)} is no folder): give another output"
-        )
+        raise cannot_write(path, f"{shown(folder)} is no folder", "give another output")
     if not os.access(folder, os.W_OK):
-        raise InputError(
-            f"{shown(path)}: cannot be written ({shown(folder)} is protected): give another output"
-        )
+        raise cannot_write(path, f"{shown(folder)} is protected", "give another output")
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
@@ -209,13 +215,6 @@ def problems_in(problems: list[str]) -> Iterator[None]:
         yield
     except InputError as error:
         problems.append(str(error))
-
-
-def cannot_write(path: Path, error: OSError | ValueError) -> InputError:
-    """Say that the operating system refused a path."""
-    return InputError(
-        f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error})"
-    )
 
 
 class LinesFile:
@@ -244,82 +243,6 @@ class LinesFile:
                     "%s: written by another run meanwhile, ours is %s", shown(wanted), shown(path)
                 )
             self._file.finish(path)
-
-
-class VideoFile:
-    """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished.
-
-    Raises:
-        InputError: it cannot be written, or not be read back when it is finished.
-    """
-
-    def __init__(self, path: Path, fps: float, height: int, width: int) -> None:
-        self._file = PartFile(path, suffix=".mp4")
-        self._size, self._frames = (height, width), 0
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter()
-        if self._file.part is not None:  # a stream takes no mp4, which is written back and forth
-            with plain_name(self._file.part) as name:
-                self._writer.open(name, codec, fps, (width, height))
-        if not self._writer.isOpened():
-            self._file.discard()
-            raise InputError(
-                f"{shown(path)}: cannot be written (OpenCV opened no mp4 encoder here)"
-            )
-
-    def write(self, picture: NDArray[np.uint8]) -> None:
-        """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
-
-        Raises:
-            InputError: it has another size, of which OpenCV would say nothing.
-        """
-        if picture.shape[:2] != self._size:
-            (height, width), (h, w) = self._size, picture.shape[:2]
-            raise InputError(
-                f"{shown(self._file.path)}: ends after {self._frames} frames of {height} × {width} "
-                f"pixels, as the next has {h} × {w}"
-            )
-        self._writer.write(picture)
-        self._frames += 1
-
-    def finish(self) -> None:
-        self._writer.release()  # says nothing of a full disk
-        if not self._is_whole():
-            self._file.discard()
-            raise InputError(
-                f"{shown(self._file.path)}: its {self._frames} frames cannot be read back, so it "
-                "is not kept: make sure that the disk has room"
-            )
-        self._file.finish()
-
-    def _is_whole(self) -> bool:
-        """Whether the file has the frames that were written, and the last one decodes."""
-        assert self._file.part is not None  # it was opened
-        with plain_name(self._file.part) as name:
-            video = cv2.VideoCapture(name)
-        found = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        video.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
-        whole = found == self._frames and video.read()[0]
-        video.release()
-        return whole
-
-
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a BGR uint8 [h, w, 3] picture in the format of the suffix; the disk is not waited for.
-
-    Raises:
-        InputError: it cannot be encoded or written.
-    """
-    try:
-        encoded, data = cv2.imencode(path.suffix, picture)
-    except cv2.error:
-        encoded = False
-    if not encoded:
-        height, width = picture.shape[:2]
-        raise InputError(
-            f"{shown(path)}: {height} × {width} pixels cannot be encoded as {path.suffix}"
-        )
-    write_atomic(path, data.tobytes(), sync=False)
 
 
 def _is_stream(path: Path) -> bool:
@@ -409,12 +332,9 @@ def _remove_leftover(part: Path) -> None:
         if fcntl is None:
             part.unlink()  # a folder stays: whether it is in use cannot be told
             return
-        handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
+        with _opened(part, os.O_NOFOLLOW) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(part) if part.is_dir() else part.unlink()
-        finally:
-            os.close(handle)
 
 
 def version_of(path: Path) -> tuple[int, int] | None:
@@ -427,28 +347,55 @@ def version_of(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY | flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder for the block, where the system has such locks."""
-    handle = None
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):
+            handle = stack.enter_context(_opened(folder))
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def locked(path: Path, patience: float = -1) -> Iterator[None]:
+    """Hold a lock file for the block: one process at a time, however many start at once.
+
+    The system drops the lock when the process ends, however that happens. The file stays: if it
+    were removed, those that wait for it and those that come later would hold two different ones.
+
+    Args:
+        path: the file; missing folders are made.
+        patience: seconds to wait for whoever has it; -1 waits as long as it takes.
+
+    Raises:
+        InputError: somebody else still has it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout  # 50 ms, which most commands need not spend
+
+    lock = FileLock(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:  # an OSError, too
+            raise InputError(
+                f"{shown(path)}: held by another process, which still works there: wait for it,"
+                " end it, or choose another place"
+            ) from None
     try:
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk too; systems where folders cannot be opened do it alone."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        lock.release()
 
 
 def _finite(content: Any) -> Any:

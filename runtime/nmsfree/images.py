@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree.image_header import Header, avif_is_turned, orientation_of, read_header
 from nmsfree.text import FilePath, as_path, shown
 
@@ -280,3 +281,21 @@ def _check_array(image: NDArray[Any]) -> None:
         raise InputError(f"image has shape {shape}, expected [h, w, 3]{hint}")
     if image.size == 0:
         raise InputError(f"image is empty ({shape})")
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a BGR uint8 [h, w, 3] picture in the format of the suffix; the disk is not waited for.
+
+    Raises:
+        InputError: it cannot be encoded or written.
+    """
+    try:
+        encoded, data = cv2.imencode(path.suffix, picture)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        height, width = picture.shape[:2]
+        raise InputError(
+            f"{shown(path)}: {height} × {width} pixels cannot be encoded as {path.suffix}"
+        )
+    write_atomic(path, data.tobytes(), sync=False)

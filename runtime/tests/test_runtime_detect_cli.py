@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from nmsfree import Detector, InputError, read_image
 from nmsfree.cli import main as cli
 from nmsfree.cli.detect import Run
-from nmsfree.files import VideoFile, write_picture
+from nmsfree.images import write_picture
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Source, Video, expand
-from nmsfree.streams.writers import Output, picture_names
+from nmsfree.streams.writers import Output, VideoFile, picture_names
 
 Noise = Callable[..., NDArray[np.uint8]]
 Detect = Callable[..., tuple[int, str, str]]

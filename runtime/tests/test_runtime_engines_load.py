@@ -22,7 +22,7 @@ from nmsfree.backends.tensorrt.sidecar import (
     write_sidecar,
 )
 from nmsfree.backends.tensorrt.vendor import Flavour
-from nmsfree.lock import locked
+from nmsfree.files import locked
 
 RTX = Flavour("tensorrt-rtx", None, "1.7.1.116")
 PLAN, ONNX = b"a plan", b"a graph"

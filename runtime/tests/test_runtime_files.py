@@ -14,13 +14,13 @@ import pytest
 from nmsfree.errors import InputError
 from nmsfree.files import (
     PartFile,
-    VideoFile,
     check_outputs,
     remove_leftovers,
     temporary_folder,
     write_atomic,
     write_json,
 )
+from nmsfree.streams.writers import VideoFile
 
 
 def test_file_and_folder_are_new_and_readable(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError, InputError
 from nmsfree.evaluation.evaluate import Result, coco_metrics
-from nmsfree.files import write_picture
+from nmsfree.images import write_picture
 
 SIDE, SCENES = 256, 6
 FORMATS = ("COCO", "YOLO", "VOC")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import nmsfree
 from nmsfree import backends, errors
 from nmsfree.cli.main import COMMANDS, build_app
-from nmsfree.files import write_picture
+from nmsfree.images import write_picture
 from nmsfree.spec import Thresholds
 
 # Blocks packages the runtime may not need, then imports all of it: prints the modules.

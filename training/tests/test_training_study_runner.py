@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import InputError
-from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.files import RUN_LOCK, locked
 from nmsfree.machine import sha256
 from nmsfree_training.cli.study import app
 from nmsfree_training.loop.state import LAST, PREVIOUS
@@ -211,7 +211,7 @@ def test_two_workers_do_not_work_on_one_run(
 def held(lock: Path) -> "subprocess.Popen[str]":
     """Start a process that holds a lock until it is killed."""
     code = (
-        "import pathlib, sys, time; from nmsfree.lock import locked\n"
+        "import pathlib, sys, time; from nmsfree.files import locked\n"
         "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(300)"
     )
     words = [sys.executable, "-c", code, str(lock)]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
-from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.files import RUN_LOCK, locked
 from nmsfree_training.cli.train import train
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.weights.checkpoint import load_checkpoint

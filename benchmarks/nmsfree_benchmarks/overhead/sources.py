@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nmsfree.errors import InputError
+from nmsfree.files import writing
 from nmsfree_benchmarks.machine.measure import Image
 
 SIZES = ((256, 256), (480, 640), (720, 1280), (1080, 1920), (2160, 3840))  # height, width
@@ -53,10 +53,8 @@ def _write(image: Image, stem: Path) -> dict[str, Path]:
     files = {}
     for suffix, settings in FORMATS.items():
         path = stem.with_suffix(suffix)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cv2.imencode(suffix, image, settings)[1].tobytes())
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
         files[suffix] = path
     return files

@@ -12,7 +12,7 @@ from nmsfree.backends.tensorrt.sidecar import Sidecar, lock_path, this_platform,
 from nmsfree.backends.tensorrt.targets import resolve_targets
 from nmsfree.backends.tensorrt.vendor import Flavour, load_flavour
 from nmsfree.errors import EngineError, InputError, ModelError
-from nmsfree.lock import locked
+from nmsfree.files import locked
 from nmsfree.machine import find_gpus
 from nmsfree.spec import ModelSpec, check_made_for
 from nmsfree_export.tensorrt.network import (

@@ -4,9 +4,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,14 +18,17 @@ from nmsfree.draw import draw, zoom_for
 from nmsfree.errors import InputError
 from nmsfree.files import (
     LinesFile,
-    VideoFile,
+    PartFile,
     cannot_write,
     check_outputs,
+    plain_name,
     problems_in,
     remove_leftovers,
-    write_picture,
+    writing,
 )
+from nmsfree.images import write_picture
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Source
+from nmsfree.text import shown
 
 LINES_NAME = "detections.jsonl"
 
@@ -87,19 +92,71 @@ def _picture_name(source: Source, base: str) -> Path:
 
 def new_run_folder(parent: Path) -> Path:
     """Make and return the next free numbered folder: parent/1, parent/2, …"""
-    try:
+    with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         number = max((whole_number(p.name) or 0 for p in parent.iterdir()), default=0)
         remove_leftovers(parent / str(number))
         while True:
             number += 1
-            try:
+            with suppress(FileExistsError):  # another run was quicker
                 (parent / str(number)).mkdir()
-            except FileExistsError:  # another run was quicker
-                continue
-            return parent / str(number)
-    except OSError as error:
-        raise cannot_write(parent, error) from None
+                return parent / str(number)
+
+
+class VideoFile:
+    """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished.
+
+    Raises:
+        InputError: it cannot be written, or not be read back when it is finished.
+    """
+
+    def __init__(self, path: Path, fps: float, height: int, width: int) -> None:
+        self._file = PartFile(path, suffix=".mp4")
+        self._size, self._frames = (height, width), 0
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter()
+        if self._file.part is not None:  # a stream takes no mp4, which is written back and forth
+            with plain_name(self._file.part) as name:
+                self._writer.open(name, codec, fps, (width, height))
+        if not self._writer.isOpened():
+            self._file.discard()
+            raise cannot_write(path, "OpenCV opened no mp4 encoder here")
+
+    def write(self, picture: NDArray[np.uint8]) -> None:
+        """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
+
+        Raises:
+            InputError: it has another size, of which OpenCV would say nothing.
+        """
+        if picture.shape[:2] != self._size:
+            (height, width), (h, w) = self._size, picture.shape[:2]
+            raise InputError(
+                f"{shown(self._file.path)}: ends after {self._frames} frames of {height} × {width} "
+                f"pixels, as the next has {h} × {w}"
+            )
+        self._writer.write(picture)
+        self._frames += 1
+
+    def finish(self) -> None:
+        self._writer.release()  # says nothing of a full disk
+        if not self._is_whole():
+            self._file.discard()
+            raise InputError(
+                f"{shown(self._file.path)}: its {self._frames} frames cannot be read back, so it "
+                "is not kept: make sure that the disk has room"
+            )
+        self._file.finish()
+
+    def _is_whole(self) -> bool:
+        """Whether the file has the frames that were written, and the last one decodes."""
+        assert self._file.part is not None  # it was opened
+        with plain_name(self._file.part) as name:
+            video = cv2.VideoCapture(name)
+        found = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        video.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
+        whole = found == self._frames and video.read()[0]
+        video.release()
+        return whole
 
 
 class Output:

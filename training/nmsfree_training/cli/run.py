@@ -17,8 +17,7 @@ from rich.console import Console
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
-from nmsfree.files import check_outputs
-from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.files import RUN_LOCK, check_outputs, locked
 from nmsfree.machine import computes_bf16
 from nmsfree.text import shown
 from nmsfree_training.cli.recipe import RecipeOptions

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from nmsfree.errors import InputError
+from nmsfree.files import writing
 
 FILE_VERSION = "brain.Event:2"  # the first record; from version 2 on, readers honour purges
 COLORSPACE = 3  # of `Summary.Image`: RGB
@@ -42,11 +42,9 @@ class EventFile:
         moment = time.time_ns()
         stamp = f"{moment // 10**9:010d}.{moment % 10**9:09d}"
         self._path = folder / f"events.out.tfevents.{stamp}.{socket.gethostname()}.{os.getpid()}"
-        try:
+        with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = RecordWriter(self._path.open("xb"))
-        except OSError as error:
-            raise _unwritable(self._path, error) from None
         self._write(Event(wall_time=time.time(), file_version=FILE_VERSION))
         if purge_from is not None:
             start = SessionLog(status=SessionLog.START)
@@ -80,17 +78,11 @@ class EventFile:
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, event: Event) -> None:
-        try:
+        with writing(self._path):
             self._file.write(event.SerializeToString())
             self._file.flush()
-        except OSError as error:
-            raise _unwritable(self._path, error) from None
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""
         if not self._file.closed:
             self._file.close()
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written ({error.strerror or error})")

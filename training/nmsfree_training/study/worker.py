@@ -19,8 +19,7 @@ import typer
 
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import NmsfreeError
-from nmsfree.files import write_json
-from nmsfree.lock import RUN_LOCK, locked
+from nmsfree.files import RUN_LOCK, locked, write_json
 from nmsfree.machine import processor_name, sha256
 from nmsfree.text import shown
 from nmsfree_training.monitor.callbacks import is_loss

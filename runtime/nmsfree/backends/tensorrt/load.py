@@ -18,7 +18,7 @@ from nmsfree.backends.tensorrt.targets import sm_text, sms_text
 from nmsfree.backends.tensorrt.vendor import Flavour, same_platform
 from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
-from nmsfree.lock import locked
+from nmsfree.files import locked
 from nmsfree.machine import other_file, sha256
 
 _logger = logging.getLogger(__name__)

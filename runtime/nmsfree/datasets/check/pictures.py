@@ -14,8 +14,8 @@ from nmsfree.datasets.rows import ImageRow, relative_name
 from nmsfree.datasets.sheet import Mark, Tile, make_sheet
 from nmsfree.draw import color_of
 from nmsfree.errors import InputError
-from nmsfree.files import write_atomic, write_picture
-from nmsfree.images import read_image
+from nmsfree.files import write_atomic
+from nmsfree.images import read_image, write_picture
 from nmsfree.plotting import COLOURS, GRID, INK, import_figure, short, to_png
 
 if TYPE_CHECKING:

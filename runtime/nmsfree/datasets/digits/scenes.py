@@ -21,7 +21,8 @@ from nmsfree.datasets.digits.draw import paint
 from nmsfree.datasets.digits.layout import SIDE, Placed, instances, lay_out
 from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import DataError, InputError
-from nmsfree.files import is_part, write_atomic, write_picture
+from nmsfree.files import is_part, write_atomic
+from nmsfree.images import write_picture
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
