@@ -23,7 +23,7 @@ from nmsfree.errors import EngineError, InputError, NmsfreeError
 from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
 from nmsfree.spec import ModelSpec
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
+from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.common import on_device
 from nmsfree_benchmarks.common.on_device import open_on, ran_in, state_of, titled, use_device
@@ -255,8 +255,8 @@ def fake_engine(file: Path, device: str, threads: int) -> Backend:
     count = None if spec.nms is None else run(np.zeros((1, 256, 256, 3), np.uint8))[names[1]].size
     engine, digest = file.with_suffix(".engine"), sha256(file)
     write_fake_engine(engine, spec, batch=(1, 1, 1), candidates=count, onnx_sha256=digest)
-    flavour = fake_flavour(cuda, run)
-    return TensorRtBackend(engine, device, cuda=cuda, flavour=flavour, rebuild=False)
+    vendor = fake_vendor(cuda, run)
+    return TensorRtBackend(engine, device, cuda=cuda, vendor=vendor, rebuild=False)
 
 
 @pytest.fixture(scope="module")

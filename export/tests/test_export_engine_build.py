@@ -26,7 +26,7 @@ from nmsfree import EngineError, InputError, MissingExtraError, ModelError, Mode
 from nmsfree.backends.tensorrt import sidecar as sidecar_module
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, sidecar_path, write_sidecar
-from nmsfree.backends.tensorrt.vendor import Flavour, is_installed, load_flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi, is_installed, load_vendor
 from nmsfree.files import write_atomic
 from nmsfree.machine import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
@@ -322,7 +322,7 @@ def test_rebuilt_as_it_was(tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
     options = BuildOptions(sms=(86,), batch=(1, 2, 4), tf32=True)
     before = build_engine(save(tiny(batch=None), tmp_path), engine, options).sidecar
-    plan, after = load_plan(engine, flavour=load_flavour("tensorrt-rtx"), sm=120)
+    plan, after = load_plan(engine, vendor=load_vendor("tensorrt-rtx"), sm=120)
     assert after.targets == (86, 120)
     assert (after.batch, after.tf32, after.onnx) == (before.batch, True, "model.onnx")
     assert hashlib.sha256(plan).hexdigest() == after.engine_sha256 == digest(engine)
@@ -341,7 +341,7 @@ def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
     kernel = next(t for t in retrained.graph.initializer if t.name == "kernel")
     kernel.raw_data = bytes(len(kernel.raw_data))
     source = save(retrained, tmp_path)
-    _, sidecar = load_plan(engine, flavour=load_flavour("tensorrt-rtx"), sm=89)
+    _, sidecar = load_plan(engine, vendor=load_vendor("tensorrt-rtx"), sm=89)
     assert sidecar.onnx_sha256 == digest(source)
 
 
@@ -356,8 +356,8 @@ def test_sidecars_of_real_builds_survive(tmp_path: Path) -> None:
 
 def full_tensorrt(monkeypatch: pytest.MonkeyPatch, gpus: Gpus) -> None:
     """Let the installed builder, whose interface is the same, pass for the full TensorRT."""
-    flavour = Flavour("tensorrt", trt, "11.4.0")
-    monkeypatch.setattr(engine_module, "load_flavour", lambda name: flavour)
+    vendor = VendorApi("tensorrt", trt, "11.4.0")
+    monkeypatch.setattr(engine_module, "load_vendor", lambda name: vendor)
     monkeypatch.setattr(engine_module, "find_gpus", lambda: gpus)
 
 
@@ -421,12 +421,12 @@ def test_layers_that_cannot_be_read_cost_no_engine(
     inspector = SimpleNamespace(get_engine_information=lambda form: told)
     engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
-    flavour = Flavour(
+    vendor = VendorApi(
         "tensorrt", SimpleNamespace(LayerInformationFormat=trt.LayerInformationFormat), "11.4.0"
     )
-    monkeypatch.setattr(Flavour, "create_runtime", lambda self: runtime)
+    monkeypatch.setattr(VendorApi, "create_runtime", lambda self: runtime)
     own = (Layer("conv", "convolution", "float32", (1, 3)),)
-    table = read_layers(flavour, b"plan", own)
+    table = read_layers(vendor, b"plan", own)
     assert (table.layers, table.source) == (own, "network")
     assert table.note.startswith("the engine's own cannot be read (")
 

@@ -123,7 +123,7 @@ class ModelSpec:
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
         made_for: kind of engine that the file was made for, "cpu" or "tensorrt"; None runs on any.
-            An INT8 file has one, see `made_for.check_made_for`.
+            An INT8 file has one, see `made_for.check_int8_target`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
@@ -205,7 +205,7 @@ _INSTEAD = {
 }
 
 
-def check_made_for(path: Path, spec: ModelSpec, device: str) -> None:
+def check_int8_target(path: Path, spec: ModelSpec, device: str) -> None:
     """Refuse a file that was made for another kind of engine.
 
     Args:

@@ -17,11 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.spec import METADATA_KEY
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import FakeTensorRt, fake_flavour, write_fake_engine
+from nmsfree.testing.tensorrt import FakeTensorRt, fake_vendor, write_fake_engine
 
 CELL = 8
 
@@ -164,14 +164,14 @@ class EngineRig:
         write_fake_engine(self.path, spec, batch=batch, builder=builder, **fields)
         self.cuda = FakeCuda()
         self.spec, self.cells = spec, cells
-        self.flavour: Flavour = fake_flavour(self.cuda, lambda x: self(x)._asdict(), builder)
-        self.module: FakeTensorRt = self.flavour.module
+        self.vendor: VendorApi = fake_vendor(self.cuda, lambda x: self(x)._asdict(), builder)
+        self.module: FakeTensorRt = self.vendor.module
 
     def __call__(self, images: NDArray[np.uint8]) -> RawDetections:
         return self.cells(images, self.spec)
 
     def open(self, **options: Any) -> TensorRtBackend:
-        options = {"cuda": self.cuda, "flavour": self.flavour} | options
+        options = {"cuda": self.cuda, "vendor": self.vendor} | options
         return TensorRtBackend(self.path, **options)
 
 

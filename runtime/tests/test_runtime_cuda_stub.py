@@ -43,7 +43,7 @@ from pathlib import Path
 import numpy as np
 from nmsfree import ModelSpec
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
-from nmsfree.testing.tensorrt import fake_flavour
+from nmsfree.testing.tensorrt import fake_vendor
 from nmsfree.testing.tensorrt import write_fake_engine
 
 class Memory:
@@ -62,7 +62,7 @@ def network(images):
 spec = ModelSpec("tiny", "o2o", 8, 8, None, ("a", "b"), (1, 2), top_k=4)
 path = Path(sys.argv[1])
 write_fake_engine(path, spec, batch=(1, 2, 4))
-backend = TensorRtBackend(path, flavour=fake_flavour(Memory(), network))
+backend = TensorRtBackend(path, vendor=fake_vendor(Memory(), network))
 print(backend.description)
 images = np.random.default_rng(0).integers(0, 256, (200, 3, 8, 8, 3), dtype=np.uint8)
 

@@ -21,10 +21,10 @@ from nmsfree.backends.tensorrt.sidecar import (
     write_engine,
     write_sidecar,
 )
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.files import locked
 
-RTX = Flavour("tensorrt-rtx", None, "1.7.1.116")
+RTX = VendorApi("tensorrt-rtx", None, "1.7.1.116")
 PLAN, ONNX = b"a plan", b"a graph"
 AGAIN = "build the engine again with `nmsfree build`"
 
@@ -98,30 +98,30 @@ def rebuilder(engine: Path, monkeypatch: pytest.MonkeyPatch) -> Rebuilder:
 
 def refusal(engine: Path, **options: Any) -> str:
     with pytest.raises(EngineError) as error:
-        load_plan(engine, flavour=RTX, sm=options.pop("sm", 89), **options)
+        load_plan(engine, vendor=RTX, sm=options.pop("sm", 89), **options)
     assert error.value.exit_status == 3
     return str(error.value)
 
 
 def test_an_engine_that_fits_is_returned_as_it_is(engine: Path, rebuilder: Rebuilder) -> None:
-    plan, sidecar = load_plan(engine, flavour=RTX, sm=86)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=86)
     assert (plan, sidecar.builder_version, rebuilder.calls) == (PLAN, "1.7.1.116", [])
     assert not lock_path(engine).exists()
 
 
 def test_an_engine_may_be_shipped_without_its_onnx_file(engine: Path) -> None:
     engine.with_name("model.onnx").unlink()
-    assert load_plan(engine, flavour=RTX, sm=89)[0] == PLAN
+    assert load_plan(engine, vendor=RTX, sm=89)[0] == PLAN
 
 
 def test_an_unknown_gpu_is_not_checked(engine: Path) -> None:
-    assert load_plan(engine, flavour=RTX, sm=None)[0] == PLAN
+    assert load_plan(engine, vendor=RTX, sm=None)[0] == PLAN
 
 
 def test_no_engine(tmp_path: Path) -> None:
     path = tmp_path / "model.engine"
     with pytest.raises(ModelError) as error:
-        load_plan(path, flavour=RTX, sm=89)
+        load_plan(path, vendor=RTX, sm=89)
     assert str(error.value) == f"{path}: no such file, expected an engine made by `nmsfree build`"
 
 
@@ -150,7 +150,7 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A trusted plan is not the described one: what it was built for is not known either."""
     engine.write_bytes(b"another plan")
     alter(engine, builder_version="1.6.0.1")
-    plan, sidecar = load_plan(engine, flavour=RTX, sm=75, trust=True)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=75, trust=True)
     assert (plan, sidecar.spec.name) == (b"another plan", "tiny")
     assert caplog.messages == [
         f"{engine}: not the plan that model.engine.json describes, trusted as asked"
@@ -158,17 +158,17 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_hash_that_the_application_knows(engine: Path, rebuilder: Rebuilder) -> None:
-    plan, _ = load_plan(engine, flavour=RTX, sm=89, sha256=digest(PLAN))
+    plan, _ = load_plan(engine, vendor=RTX, sm=89, sha256=digest(PLAN))
     assert plan == PLAN
     with pytest.raises(ModelError) as caught:
-        load_plan(engine, flavour=RTX, sm=89, sha256=digest(b"mine"))
+        load_plan(engine, vendor=RTX, sm=89, sha256=digest(b"mine"))
     assert str(caught.value) == (
         f"{engine}: its sha256 is {digest(PLAN)}, expected {digest(b'mine')}: this is another file"
         " than was meant"
     )
     spoil_gpu(engine)
     with pytest.raises(EngineError, match="none is built in place of the one with the sha256"):
-        load_plan(engine, flavour=RTX, sm=89, sha256=digest(PLAN))
+        load_plan(engine, vendor=RTX, sm=89, sha256=digest(PLAN))
     assert rebuilder.calls == []
 
 
@@ -236,7 +236,7 @@ def test_rebuild(
 ) -> None:
     problem = spoil(engine)
     rebuilder.fields = {"builder": "tensorrt-rtx"}
-    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=89)
     assert plan == b"a new plan"
     assert sidecar.engine_sha256 == digest(plan)
     assert [(call[0], call[1]) for call in rebuilder.calls] == [("tensorrt-rtx", 89)]
@@ -260,7 +260,7 @@ def test_rebuild_without_the_onnx_file(engine: Path, rebuilder: Rebuilder) -> No
 def test_rebuild_without_export(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "entry_points", lambda group, name: [])
     with pytest.raises(MissingExtraError) as error:
-        load_plan(engine, flavour=RTX, sm=120)
+        load_plan(engine, vendor=RTX, sm=120)
     assert str(error.value) == (
         f"{engine}: built for SM 8.6 and 8.9; found SM 12.0; building it again needs a package "
         'that is not installed: pip install "nmsfree-export[tensorrt-rtx]"'
@@ -280,7 +280,7 @@ def test_many_workers_build_once(engine: Path, rebuilder: Rebuilder) -> None:
     plans: list[bytes] = []
 
     def work() -> None:
-        plans.append(load_plan(engine, flavour=RTX, sm=89)[0])
+        plans.append(load_plan(engine, vendor=RTX, sm=89)[0])
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -305,7 +305,7 @@ def test_a_plan_that_is_just_being_written_is_waited_for(engine: Path) -> None:
 
     def load_meanwhile() -> None:
         written.set()
-        plans.append(load_plan(engine, flavour=RTX, sm=89)[0])
+        plans.append(load_plan(engine, vendor=RTX, sm=89)[0])
 
     with locked(lock_path(engine)):
         engine.write_bytes(b"a new plan")
@@ -336,12 +336,12 @@ def test_a_build_that_is_cut_short_leaves_an_engine_that_fits(
         patch.setattr(Path, "replace", cut)
         with pytest.raises(KeyboardInterrupt):
             write_engine(engine, b"a new plan", new)
-    assert load_plan(engine, flavour=RTX, sm=89) == (PLAN, old)
+    assert load_plan(engine, vendor=RTX, sm=89) == (PLAN, old)
     write_engine(engine, b"a new plan", new)
-    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=89)
     assert (plan, sidecar.tf32, sidecar.previous) == (b"a new plan", True, old)
     write_engine(engine, b"a third", dataclasses.replace(new, engine_sha256=digest(b"a third")))
-    plan, sidecar = load_plan(engine, flavour=RTX, sm=89)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=89)
     assert plan == b"a third" and sidecar.previous == new, "one older description, not a chain"
 
 

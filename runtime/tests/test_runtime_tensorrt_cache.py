@@ -12,7 +12,7 @@ from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.engine import MAGIC, cache_path, read_cache, write_cache
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
+from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
 IMAGES = np.zeros((1, 64, 96, 3), np.uint8)
 
@@ -38,12 +38,12 @@ def run(make_spec: Any, bright_cells: Any) -> Any:
             return raw._asdict()
 
         cuda = FakeCuda()
-        flavour = fake_flavour(cuda, function)
-        flavour.module.kernels = kernels
-        backend = TensorRtBackend(path, cuda=cuda, flavour=flavour)
+        vendor = fake_vendor(cuda, function)
+        vendor.module.kernels = kernels
+        backend = TensorRtBackend(path, cuda=cuda, vendor=vendor)
         backend.run(IMAGES)
         backend.close()
-        return int(flavour.module.compiled)
+        return int(vendor.module.compiled)
 
     return run_once
 
@@ -75,14 +75,14 @@ def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
     for count in (1, 3, 3):
         backend.run(np.zeros((count, 64, 96, 3), np.uint8))
     assert rig.module.compiled == 4  # the engine's, and of 4 (the warm-up), 1 and 3 images
-    assert not backend.uses_kept_kernels
+    assert not backend.uses_cached_kernels
     assert (
         read_cache(rig.path, hash_of(rig.path))
         == b"kernels|engine,batch of 4,batch of 1,batch of 3"
     )
     again = make_rig()  # another process
     backend = again.open()
-    assert backend.uses_kept_kernels
+    assert backend.uses_cached_kernels
     for count in (1, 3, 4):
         backend.run(np.zeros((count, 64, 96, 3), np.uint8))
     assert again.module.compiled == 0
@@ -99,7 +99,7 @@ def test_a_library_that_takes_no_cache_runs_without(
     rig.module.fail.add("set_runtime_cache")
     backend = rig.open()
     backend.run(np.zeros((1, 64, 96, 3), np.uint8))
-    assert not backend.uses_kept_kernels
+    assert not backend.uses_cached_kernels
     backend.close()
     assert caplog.messages == [
         "tensorrt-rtx 1.7.1.116 takes no cache: kernels are compiled again at each start"
@@ -176,6 +176,6 @@ def test_an_engine_that_the_application_names_by_its_hash_keeps_no_kernels(make_
     before = cache_path(rig.path).read_bytes()
     backend = rig.open(sha256=hash_of(rig.path))
     backend.run(IMAGES)
-    assert not backend.uses_kept_kernels and rig.module.compiled > 0
+    assert not backend.uses_cached_kernels and rig.module.compiled > 0
     backend.close()
     assert cache_path(rig.path).read_bytes() == before

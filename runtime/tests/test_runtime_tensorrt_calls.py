@@ -118,7 +118,7 @@ Kind = Module | Instance | Method | Ours | Unknown
 # (file, function or "*", expression) → what it holds.
 SEEDS: dict[tuple[str, str, str], Kind] = {
     ("backends/tensorrt/vendor.py", "*", "self.module"): Module(trt),
-    ("backends/tensorrt/vendor.py", "load_flavour", "module"): Module(trt),
+    ("backends/tensorrt/vendor.py", "load_vendor", "module"): Module(trt),
     ("backends/tensorrt/vendor.py", "create_network", "builder"): Instance(trt.Builder),
     ("backends/tensorrt/vendor.py", "*", "config"): Instance(trt.IBuilderConfig),
     ("backends/tensorrt/vendor.py", "create_runtime_config", "config"): Instance(
@@ -131,7 +131,7 @@ SEEDS: dict[tuple[str, str, str], Kind] = {
     ("backends/tensorrt/vendor.py", "*", "runtime_config.cache"): Instance(trt.IRuntimeCache),
     ("backends/tensorrt/log.py", "make_logger", "module"): Module(trt),
     ("backends/tensorrt/log.py", "__init__", "module"): Module(trt),
-    ("backends/tensorrt/engine.py", "*", "self.flavour.module"): Module(trt),
+    ("backends/tensorrt/engine.py", "*", "self.vendor.module"): Module(trt),
     ("backends/tensorrt/engine.py", "*", "self._engine"): Instance(trt.ICudaEngine),
     ("backends/tensorrt/engine.py", "_deserialise", "runtime"): Instance(trt.Runtime),
     ("backends/tensorrt/context.py", "*", "self._context"): Instance(trt.IExecutionContext),
@@ -377,7 +377,7 @@ def test_every_call_exists(file: str) -> None:
 
 def test_no_file_is_left_out() -> None:
     """Whatever touches a vendor's module in these folders is walked."""
-    touches = re.compile(r"(self|flavour)\.module\b|_driver\.|self\._context\.|import_module\(")
+    touches = re.compile(r"(self|vendor)\.module\b|_driver\.|self\._context\.|import_module\(")
     found = {
         path.relative_to(ROOT).as_posix()
         for folder in ("backends", "backends/tensorrt", "cuda")

@@ -13,7 +13,7 @@ from nmsfree import InputError, ModelSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.cuda.arrays import Layout, _Tensor, is_device_array, read_capsule
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
+from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
 Noise = Callable[..., NDArray[np.uint8]]
 UINT, FLOAT = 1, 2  # DLPack's codes
@@ -98,8 +98,8 @@ class Rig:
         write_fake_engine(path, spec, batch=batch, builder=builder)
         self.cuda = FakeCuda()
         self.expected: Callable[[NDArray[np.uint8]], RawDetections] = lambda x: cells(x, spec)
-        flavour = fake_flavour(self.cuda, lambda x: self.expected(x)._asdict(), builder)
-        self.backend = TensorRtBackend(path, cuda=self.cuda, flavour=flavour)
+        vendor = fake_vendor(self.cuda, lambda x: self.expected(x)._asdict(), builder)
+        self.backend = TensorRtBackend(path, cuda=self.cuda, vendor=vendor)
 
 
 @pytest.fixture(params=["tensorrt-rtx", "tensorrt"])

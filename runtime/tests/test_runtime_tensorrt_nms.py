@@ -19,7 +19,7 @@ from nmsfree.backends.tensorrt.nms import CANDIDATES, suppress_candidates
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.preprocess import letterbox
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_flavour, write_fake_engine
+from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
 Arrays = dict[str, NDArray[Any]]
 ROOT = Path(__file__).parents[2]
@@ -145,8 +145,8 @@ def test_an_engine_that_ends_in_candidates_keeps_the_contract(
         return candidates(int(images[0, 0, 0, 0]), spec, len(images))
 
     cuda = FakeCuda()
-    flavour = fake_flavour(cuda, network, "tensorrt")
-    backend = TensorRtBackend(path, cuda=cuda, flavour=flavour)
+    vendor = fake_vendor(cuda, network, "tensorrt")
+    backend = TensorRtBackend(path, cuda=cuda, vendor=vendor)
     assert backend.description.endswith("CUDA graph, NMS on the host")
     images = np.full((3, 64, 96, 3), 7, np.uint8)
     images[1], images[2] = 8, 9

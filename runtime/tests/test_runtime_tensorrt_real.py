@@ -14,7 +14,7 @@ from nmsfree import Detector, EngineError, MissingExtraError, ModelSpec, RawDete
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.backends.tensorrt.targets import sm_text
-from nmsfree.backends.tensorrt.vendor import is_installed, load_flavour
+from nmsfree.backends.tensorrt.vendor import is_installed, load_vendor
 from nmsfree.cuda import Cuda, open_cuda
 from nmsfree.machine import find_gpus
 
@@ -37,7 +37,7 @@ def builder_here() -> tuple[str, tuple[int, ...]]:
     """
     sms = tuple(gpu.capability[0] * 10 + gpu.capability[1] for gpu in GPUS.found[:1])
     if is_installed("tensorrt-rtx"):
-        if {*sms} <= {*load_flavour("tensorrt-rtx").buildable()}:
+        if {*sms} <= {*load_vendor("tensorrt-rtx").buildable()}:
             return "tensorrt-rtx", sms
         lacking = f"TensorRT-RTX does not build for SM {sm_text(sms[0])}"
     else:
@@ -158,7 +158,7 @@ def test_kernels_are_kept_beside_the_engine(cuda: Cuda, build: Any, noise: Noise
         pytest.skip("TensorRT has its kernels in the engine")
     for kept in (False, True):
         backend = TensorRtBackend(path, cuda=cuda)
-        assert backend.uses_kept_kernels is kept
+        assert backend.uses_cached_kernels is kept
         backend.run(noise(0)[None])
         backend.close()
         assert path.with_name("model.engine.cache").is_file()

@@ -15,7 +15,7 @@ from nmsfree.backends import Backend, open_backend
 from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
 from nmsfree.backends.options import Device, parse_device
 from nmsfree.backends.tensorrt.targets import resolve_targets
-from nmsfree.backends.tensorrt.vendor import load_flavour
+from nmsfree.backends.tensorrt.vendor import load_vendor
 from nmsfree.doctor.model import write_model
 from nmsfree.errors import EngineError, InputError
 from nmsfree.machine import Gpu, find_gpus, sha256
@@ -77,7 +77,7 @@ def use_device(text: str) -> str:
     os.environ.setdefault(TF32_VARIABLE, "0")
     major, minor = _find(place).capability
     if engine.builds:
-        resolve_targets((), (10 * major + minor,), load_flavour("tensorrt-rtx").buildable())
+        resolve_targets((), (10 * major + minor,), load_vendor("tensorrt-rtx").buildable())
     _try(str(place), built=engine.builds)
     return str(place)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nmsfree.backends import Backend
 from nmsfree.backends.onnxruntime.gpu import CUDA, TF32_VARIABLE
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
-from nmsfree.backends.tensorrt.vendor import load_flavour
+from nmsfree.backends.tensorrt.vendor import load_vendor
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree_benchmarks.gpu_check.checks import (
     closing_frees,
@@ -69,16 +69,16 @@ def _accepted(folder: Path) -> str:
     """What TensorRT-RTX itself says of this GPU, whatever its builder has a name for."""
     from nmsfree_export.tensorrt.build import BuildOptions, build_engine
 
-    gpu, flavour = the_gpu(), load_flavour("tensorrt-rtx")
+    gpu, vendor = the_gpu(), load_vendor("tensorrt-rtx")
     engine = folder / "everywhere.engine"
-    build_engine(_onnx(folder), engine, BuildOptions(sms=flavour.buildable()))
-    problem = flavour.engine_problem(flavour.create_runtime(), engine.read_bytes())
+    build_engine(_onnx(folder), engine, BuildOptions(sms=vendor.buildable()))
+    problem = vendor.engine_problem(vendor.create_runtime(), engine.read_bytes())
     if problem is not None:
-        said = f"{flavour} refuses its engines on {gpu}: {problem}"
+        said = f"{vendor} refuses its engines on {gpu}: {problem}"
         major, minor = gpu.capability
         # A GPU that it builds for must take what it built; of others nothing is claimed.
-        raise (GateError if 10 * major + minor in flavour.buildable() else CannotTry)(said)
-    return f"{flavour} takes its engines on {gpu}"
+        raise (GateError if 10 * major + minor in vendor.buildable() else CannotTry)(said)
+    return f"{vendor} takes its engines on {gpu}"
 
 
 def _cuda(name: str) -> Claim:
@@ -180,7 +180,7 @@ def _kernel_cache(folder: Path) -> str:
         raise GateError(f"{cache.name} is not beside the engine after a run")
     with _opened(folder) as backend:
         found = backend.run(scenes(backend, 1)[0])
-        if not backend.uses_kept_kernels:
+        if not backend.uses_cached_kernels:
             raise GateError(f"{cache.name} was not used by the second start")
     return f"{cache.stat().st_size / 1e6:.1f} MB; {same_bytes(expected, found, 'opened again')}"
 

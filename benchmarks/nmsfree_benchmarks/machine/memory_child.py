@@ -78,12 +78,12 @@ def run_model(model: str, device: str, threads: int | None, precision: str | Non
 
 def build_tiny(onnx: Path, index: int) -> Path:
     """Build the runtime's own tiny model for a GPU; returns the engine's path."""
-    from nmsfree.backends.tensorrt.vendor import load_flavour
+    from nmsfree.backends.tensorrt.vendor import load_vendor
     from nmsfree.doctor.model import build
     from nmsfree.machine import find_gpus
 
     major, minor = find_gpus().found[index].capability
-    return build(onnx, load_flavour("tensorrt-rtx"), 10 * major + minor)
+    return build(onnx, load_vendor("tensorrt-rtx"), 10 * major + minor)
 
 
 def main(target: str, arguments: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from nmsfree.backends.tensorrt.log import reason
 from nmsfree.backends.tensorrt.sidecar import Sidecar, lock_path, this_platform, write_engine
 from nmsfree.backends.tensorrt.targets import resolve_targets
-from nmsfree.backends.tensorrt.vendor import Flavour, load_flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi, load_vendor
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import locked
 from nmsfree.machine import find_gpus
-from nmsfree.spec import ModelSpec, check_made_for
+from nmsfree.spec import ModelSpec, check_int8_target
 from nmsfree_export.tensorrt.network import (
     LayerTable,
     Tensor,
@@ -149,18 +149,18 @@ def build_engine(
 def _make(
     onnx: Path, out: Path, options: BuildOptions, phases: Phases | None, sm: int | None
 ) -> tuple[bytes, BuildReport]:
-    flavour = load_flavour(options.builder)
-    targets = _targets(flavour, options, sm)
-    source = read_source(onnx, builds_nms=flavour.builds_nms)
-    check_made_for(onnx, source.spec, flavour.name)
+    vendor = load_vendor(options.builder)
+    targets = _targets(vendor, options, sm)
+    source = read_source(onnx, builds_nms=vendor.builds_nms)
+    check_int8_target(onnx, source.spec, vendor.name)
     batch = resolve_batch(source.path, source.spec, options.batch)
-    builder = flavour.create_builder()
-    network = parse(flavour, builder, source)
+    builder = vendor.create_builder()
+    network = parse(vendor, builder, source)
     check_interface(network, source)
-    config = _configure(flavour, builder, targets, options)
+    config = _configure(vendor, builder, targets, options)
     add_profile(builder, config, source.spec, batch)
     begun = time.perf_counter()
-    plan = _build(flavour, builder, network, config, source, phases or Silent())
+    plan = _build(vendor, builder, network, config, source, phases or Silent())
     seconds = time.perf_counter() - begun
     layers = layers_of(network)
     sidecar = Sidecar(
@@ -169,17 +169,17 @@ def _make(
         onnx_sha256=source.sha256,
         spec=source.spec,
         nms_on_host=source.nms_on_host,
-        builder=flavour.name,
-        builder_version=flavour.version,
+        builder=vendor.name,
+        builder_version=vendor.version,
         targets=targets,
         platform=this_platform(),
         precision=precision_of(layers),
-        tf32=flavour.allows_tf32(config),  # what the builder was told, not what we meant
+        tf32=vendor.allows_tf32(config),  # what the builder was told, not what we meant
         batch=batch,
         build_seconds=round(seconds, 3),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    table = read_layers(flavour, plan, layers) if options.layers else None
+    table = read_layers(vendor, plan, layers) if options.layers else None
     return plan, BuildReport(out, len(plan), sidecar, *inputs_and_outputs(network), table)
 
 
@@ -196,7 +196,7 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
     """
     batch = sidecar.batch if sidecar.spec.batch is None else None
     options = BuildOptions(builder=builder, batch=batch, tf32=sidecar.tf32)
-    if load_flavour(builder).builds_without_gpu:
+    if load_vendor(builder).builds_without_gpu:
         targets = {*sidecar.targets} | ({sm} if sm is not None else set())
         options = replace(options, sms=tuple(sorted(targets)))
     plan, report = _make(engine.with_name(sidecar.onnx), engine, options, None, sm)
@@ -204,17 +204,17 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
         write_engine(engine, plan, report.sidecar)
 
 
-def _targets(flavour: Flavour, options: BuildOptions, sm: int | None) -> tuple[int, ...]:
-    if flavour.builds_without_gpu:
-        return resolve_targets(options.gpus, options.sms, flavour.buildable())
+def _targets(vendor: VendorApi, options: BuildOptions, sm: int | None) -> tuple[int, ...]:
+    if vendor.builds_without_gpu:
+        return resolve_targets(options.gpus, options.sms, vendor.buildable())
     if options.gpus or options.sms:
         raise InputError(
-            f"{flavour} builds for the GPU of this machine only: leave out --gpu and --sm"
+            f"{vendor} builds for the GPU of this machine only: leave out --gpu and --sm"
         )
     gpus = find_gpus()
     if not gpus.found:
         raise EngineError(
-            f"{flavour} builds on the GPU that will run the engine, and {gpus.problem}: "
+            f"{vendor} builds on the GPU that will run the engine, and {gpus.problem}: "
             "build there, or with --with tensorrt-rtx, which needs none"
         )
     major, minor = gpus.found[0].capability
@@ -222,29 +222,29 @@ def _targets(flavour: Flavour, options: BuildOptions, sm: int | None) -> tuple[i
 
 
 def _configure(
-    flavour: Flavour, builder: Any, targets: tuple[int, ...], options: BuildOptions
+    vendor: VendorApi, builder: Any, targets: tuple[int, ...], options: BuildOptions
 ) -> Any:
     config = builder.create_builder_config()
-    if flavour.builds_without_gpu:
-        flavour.set_targets(config, targets)
-    flavour.set_tf32(config, options.tf32)
+    if vendor.builds_without_gpu:
+        vendor.set_targets(config, targets)
+    vendor.set_tf32(config, options.tf32)
     if options.layers:
-        config.profiling_verbosity = flavour.module.ProfilingVerbosity.DETAILED
+        config.profiling_verbosity = vendor.module.ProfilingVerbosity.DETAILED
     return config
 
 
 def _build(
-    flavour: Flavour, builder: Any, network: Any, config: Any, source: Source, phases: Phases
+    vendor: VendorApi, builder: Any, network: Any, config: Any, source: Source, phases: Phases
 ) -> bytes:
     """Run the builder; Ctrl-C ends it at its next step."""
-    with stoppable() as stop, flavour.log.collect() as messages:
-        monitor = make_monitor(flavour.module, phases, stop)
+    with stoppable() as stop, vendor.log.collect() as messages:
+        monitor = make_monitor(vendor.module, phases, stop)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
         config.progress_monitor = None
     if plan is None:
         raise ModelError(
-            f"{source.path}: {flavour} cannot build it ({reason(messages)}): "
+            f"{source.path}: {vendor} cannot build it ({reason(messages)}): "
             "export the model again, or run the ONNX file itself"
         )
     return bytes(memoryview(plan))

@@ -7,7 +7,7 @@ from typing import Any
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.tensorrt.log import reason, shorten
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.nms import CANDIDATES
@@ -46,20 +46,20 @@ class Layer:
         return asdict(self)
 
 
-def parse(flavour: Flavour, builder: Any, source: Source) -> Any:
+def parse(vendor: VendorApi, builder: Any, source: Source) -> Any:
     """Return the vendor's network of a model.
 
     Raises:
         ModelError: the parser does not take the graph; says which node.
     """
-    network = flavour.create_network(builder)
-    parser = flavour.create_parser(network)
-    with flavour.log.collect() as messages:
+    network = vendor.create_network(builder)
+    parser = vendor.create_parser(network)
+    with vendor.log.collect() as messages:
         read = parser.parse(source.graph)
     if not read:
         why = _node_error(parser.get_error(0)) if parser.num_errors else reason(messages)
         raise ModelError(
-            f"{source.path}: {flavour} cannot read the graph ({why}): "
+            f"{source.path}: {vendor} cannot read the graph ({why}): "
             "export the model again, or run the ONNX file itself"
         )
     return network
@@ -186,21 +186,21 @@ class LayerTable:
         return {"source": self.source, "note": self.note, "layers": rows}
 
 
-def read_layers(flavour: Flavour, plan: bytes, network: tuple[Layer, ...]) -> LayerTable:
+def read_layers(vendor: VendorApi, plan: bytes, network: tuple[Layer, ...]) -> LayerTable:
     """Ask the engine for its layers, which takes a GPU that it was built for.
 
     Args:
         plan: just built, in detail.
         network: the layers that the parser read, for want of a GPU.
     """
-    runtime = flavour.create_runtime()
-    with flavour.log.collect() as messages:
+    runtime = vendor.create_runtime()
+    with vendor.log.collect() as messages:
         engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         note = f"the engine's own layers show on a GPU it was built for ({reason(messages)})"
         return LayerTable(network, "network", note)
     inspector = engine.create_engine_inspector()
-    form = flavour.module.LayerInformationFormat.JSON
+    form = vendor.module.LayerInformationFormat.JSON
     try:
         found = parse_inspection(inspector.get_engine_information(form))
     except (TypeError, ValueError, AttributeError) as error:

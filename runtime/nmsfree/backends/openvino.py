@@ -17,7 +17,7 @@ from nmsfree.backends.options import Options
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.files import plain_name
 from nmsfree.machine import computes_bf16, processor_name
-from nmsfree.spec import METADATA_KEY, ModelSpec, check_made_for
+from nmsfree.spec import METADATA_KEY, ModelSpec, check_int8_target
 from nmsfree.text import FilePath, as_path
 
 TELEMETRY = "openvino_telemetry"  # package and file of consent
@@ -302,7 +302,7 @@ class OpenVinoBackend:
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         model, self.spec = read_model(openvino, path)
-        check_made_for(path, self.spec, "openvino")
+        check_int8_target(path, self.spec, "openvino")
         compiled = compile_model(openvino, model, plugin, options.threads, precision)
         self.description = describe(openvino, compiled, plugin, options.threads, precision)
         self._errors = vendor_errors(openvino)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nmsfree.backends.base import Backend, RawDetections
 from nmsfree.backends.tensorrt.log import reason
 from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform, write_sidecar
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.errors import EngineError
 from nmsfree.spec import ModelSpec
 
@@ -77,7 +77,7 @@ def difference(backend: Backend) -> str:
     return "" if same else f"the answer is wrong: {found}".replace("\n", " ")
 
 
-def build(onnx: Path, flavour: Flavour, sm: int) -> Path:
+def build(onnx: Path, vendor: VendorApi, sm: int) -> Path:
     """Build an engine of the tiny model beside it, with its description.
 
     Args:
@@ -92,17 +92,17 @@ def build(onnx: Path, flavour: Flavour, sm: int) -> Path:
         EngineError: the library does not start, or does not build.
     """
     content = onnx.read_bytes()
-    builder = flavour.create_builder()
-    network = flavour.create_network(builder)
-    parser = flavour.create_parser(network)
+    builder = vendor.create_builder()
+    network = vendor.create_network(builder)
+    parser = vendor.create_parser(network)
     config = builder.create_builder_config()
-    flavour.set_tf32(config, False)
-    if flavour.builds_without_gpu:
-        flavour.set_targets(config, (sm,))
-    with flavour.log.collect() as messages:
+    vendor.set_tf32(config, False)
+    if vendor.builds_without_gpu:
+        vendor.set_targets(config, (sm,))
+    with vendor.log.collect() as messages:
         plan = parser.parse(content) and builder.build_serialized_network(network, config)
     if not plan:
-        raise EngineError(f"{flavour} does not build a tiny model ({reason(messages)})")
+        raise EngineError(f"{vendor} does not build a tiny model ({reason(messages)})")
     engine = onnx.with_suffix(".engine")
     engine.write_bytes(bytes(plan))
     sidecar = Sidecar(
@@ -110,8 +110,8 @@ def build(onnx: Path, flavour: Flavour, sm: int) -> Path:
         onnx=onnx.name,
         onnx_sha256=sha256(content).hexdigest(),
         spec=SPEC,
-        builder=flavour.name,
-        builder_version=flavour.version,
+        builder=vendor.name,
+        builder_version=vendor.version,
         targets=(sm,),
         platform=this_platform(),
         precision="fp32",

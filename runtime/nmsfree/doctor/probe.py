@@ -122,15 +122,15 @@ def _run_on_intel_gpu() -> Outcome:
 
 def _run_engine(builder: str) -> Outcome:
     """Build an engine of the model and run it; the first needs no GPU in TensorRT-RTX."""
-    from nmsfree.backends.tensorrt.vendor import load_flavour
+    from nmsfree.backends.tensorrt.vendor import load_vendor
     from nmsfree.doctor.model import build
 
-    flavour, gpus = load_flavour(builder), find_gpus()
-    if gpus.problem and not flavour.builds_without_gpu:
+    vendor, gpus = load_vendor(builder), find_gpus()
+    if gpus.problem and not vendor.builds_without_gpu:
         return Outcome(False, gpus.problem, absent=True)
     major, minor = gpus.found[0].capability if gpus.found else (8, 9)  # an RTX 4060
     with temporary_folder() as folder:
-        engine = build(doctor_model.write_model(folder), flavour, 10 * major + minor)
+        engine = build(doctor_model.write_model(folder), vendor, 10 * major + minor)
         if gpus.problem:
             return Outcome(False, f"builds engines; {gpus.problem}", absent=True)
         return _run(engine, builder, Options(rebuild=False))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.tensorrt.engine import INPUT
 from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform, write_sidecar
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.spec import ModelSpec
 from nmsfree.testing.cuda import FakeCuda
 
@@ -234,11 +234,11 @@ class _Context:
         return self.module.cuda.memory(address, nbytes).view(dtype).reshape(rows, *shape[1:])
 
 
-def fake_flavour(
+def fake_vendor(
     cuda: FakeCuda, function: Function, name: Literal["tensorrt-rtx", "tensorrt"] = "tensorrt-rtx"
-) -> Flavour:
-    """A flavour whose module computes with `function`."""
-    return Flavour(name, FakeTensorRt(cuda, function), VERSIONS[name])
+) -> VendorApi:
+    """A vendor whose module computes with `function`."""
+    return VendorApi(name, FakeTensorRt(cuda, function), VERSIONS[name])
 
 
 def write_fake_engine(

@@ -14,7 +14,7 @@ from nmsfree.backends.onnxruntime.session import Opened, open_cpu, read_file, ve
 from nmsfree.backends.options import Device, Options, parse_device
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.files import version_of
-from nmsfree.spec import ModelSpec, check_made_for
+from nmsfree.spec import ModelSpec, check_int8_target
 from nmsfree.text import FilePath, as_path
 
 logger = logging.getLogger(__name__)
@@ -127,11 +127,11 @@ def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Open
     """Open the file on the device, or on the processor where the user allowed that."""
     if device.kind == "cpu":
         spec, opened = open_cpu(path, options.threads)
-        check_made_for(path, spec, "cpu")
+        check_int8_target(path, spec, "cpu")
         return spec, opened
     # Before the GPU comes in, so that a fault of the file is not blamed on it.
     spec = read_file(path)
-    check_made_for(path, spec, device.kind)
+    check_int8_target(path, spec, device.kind)
     try:
         if device.kind == "cuda":
             return spec, open_cuda(path, spec, device, options)
@@ -141,5 +141,5 @@ def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Open
             raise
         logger.warning("%s; it runs on the processor, as allowed", error)
     spec, opened = open_cpu(path, options.threads)
-    check_made_for(path, spec, "cpu")
+    check_int8_target(path, spec, "cpu")
     return spec, opened._replace(description=f"{opened.description} (in place of {device})")

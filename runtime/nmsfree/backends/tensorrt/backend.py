@@ -21,7 +21,7 @@ from nmsfree.backends.tensorrt.nms import suppress_candidates
 from nmsfree.backends.tensorrt.pool import Lanes
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.backends.tensorrt.targets import sm_text
-from nmsfree.backends.tensorrt.vendor import Flavour, load_flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi, load_vendor
 from nmsfree.cuda import Cuda, Layer, open_cuda
 from nmsfree.cuda.arrays import DeviceImages, is_device_array
 from nmsfree.cuda.base import Stream
@@ -114,7 +114,7 @@ class TensorRtBackend:
             nothing else may be put into it during a run.
         cuda: "cuda-python", "pycuda", or an object like them; None takes pycuda where the
             application has imported it.
-        flavour: the vendor module, for tests.
+        vendor: the vendor module, for tests.
 
     Raises:
         InputError: a device, stream or layer that cannot be used.
@@ -133,20 +133,20 @@ class TensorRtBackend:
         sha256: str | None = None,
         stream: object = None,
         cuda: Layer | Cuda | None = None,
-        flavour: Flavour | None = None,
+        vendor: VendorApi | None = None,
     ) -> None:
         path = as_path(path, "model")
         kind, index = _place(device)
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an engine made by `nmsfree build`")
-        flavour = flavour or load_flavour(kind or read_sidecar(path).builder)
+        vendor = vendor or load_vendor(kind or read_sidecar(path).builder)
         ours = open_cuda(cuda, index) if cuda is None or isinstance(cuda, str) else None
         layer: Cuda = ours or cuda  # type: ignore[assignment]  # one of them is a layer
         try:
             adopted = None if stream is None else _adopt(layer, stream)
             self._gpu = _gpu(layer)
             self._engine = LoadedEngine(
-                path, flavour, layer, rebuild=rebuild, trust=trust, sha256=sha256
+                path, vendor, layer, rebuild=rebuild, trust=trust, sha256=sha256
             )
         except BaseException:
             if ours:
@@ -180,9 +180,11 @@ class TensorRtBackend:
         return _describe(self._engine, self._gpu)
 
     @property
-    def uses_kept_kernels(self) -> bool:
+    def uses_cached_kernels(self) -> bool:
         """Whether kernels that an earlier start compiled fit this GPU, and are used."""
         return self._engine.cache_loaded
+
+    uses_kept_kernels = uses_cached_kernels  # its old name
 
     def run(self, images: Any) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR: a NumPy array, or an array on the GPU.
@@ -227,7 +229,7 @@ class TensorRtBackend:
         """In a forked child: CUDA stayed in the parent."""
         self._finalizer.detach()
         never_free(self._engine, self._lanes)
-        self._lanes.after_fork(str(self._engine.flavour))
+        self._lanes.after_fork(str(self._engine.vendor))
 
     def close(self) -> None:
         """Free everything; runs that still go on finish first.
@@ -286,7 +288,7 @@ def _gpu(cuda: Cuda) -> str:
 def _describe(engine: LoadedEngine, gpu: str) -> str:
     sidecar = engine.sidecar
     parts = (
-        f"{engine.flavour} on {gpu}",
+        f"{engine.vendor} on {gpu}",
         f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
         engine.cuda.name,
         "CUDA graph" if engine.graph.used else "no CUDA graph",

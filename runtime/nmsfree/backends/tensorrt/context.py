@@ -175,7 +175,7 @@ class Lane:
         What it says is listened to in every run: another batch size may have another answer.
         """
         engine, graph = self._engine, self._engine.graph
-        if not engine.flavour.captures_graphs or graph.used is False:
+        if not engine.vendor.captures_graphs or graph.used is False:
             return
         able = graph.used or self._context.is_stream_capturable(self._buffers.stream.handle)
         engine.notice_graph(messages, able)

@@ -15,7 +15,7 @@ from nmsfree.backends.tensorrt.graph import GraphUse, falls_back
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
 from nmsfree.backends.tensorrt.sidecar import AGAIN, Sidecar
-from nmsfree.backends.tensorrt.vendor import Flavour
+from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.cuda.base import Cuda
 from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, ModelError
@@ -114,7 +114,7 @@ class LoadedEngine:
 
     Args:
         path: the engine, its sidecar beside it.
-        flavour: the vendor module that runs it.
+        vendor: the vendor module that runs it.
         cuda: the GPU that runs it.
         rebuild, trust, sha256: see `nmsfree.backends.tensorrt.load.load_plan`. With a hash, no
             kernels are kept beside the engine: the file that holds them is native code, too.
@@ -131,14 +131,14 @@ class LoadedEngine:
     def __init__(
         self,
         path: Path,
-        flavour: Flavour,
+        vendor: VendorApi,
         cuda: Cuda,
         *,
         rebuild: bool,
         trust: bool,
         sha256: str | None = None,
     ) -> None:
-        self.path, self.flavour, self.cuda = path, flavour, cuda
+        self.path, self.vendor, self.cuda = path, vendor, cuda
         self.cache_loaded = False
         self._keeps_kernels = sha256 is None
         self._making = threading.Lock()
@@ -148,7 +148,7 @@ class LoadedEngine:
         self._config: Any = None
         with cuda.active():
             plan, self.sidecar = load_plan(
-                path, flavour=flavour, sm=cuda.sm(), rebuild=rebuild, trust=trust, sha256=sha256
+                path, vendor=vendor, sm=cuda.sm(), rebuild=rebuild, trust=trust, sha256=sha256
             )
             try:
                 self._runtime, self._engine = self._deserialise(plan)
@@ -158,18 +158,18 @@ class LoadedEngine:
                     read_cache(path, self.sidecar.engine_sha256) if self._keeps_kernels else None
                 )
                 self._config = self._configure()
-                self.graph = GraphUse(self.capturable or flavour.captures_graphs)
+                self.graph = GraphUse(self.capturable or vendor.captures_graphs)
             except BaseException:
                 self.close()
                 raise
 
     def _deserialise(self, plan: bytes) -> tuple[Any, Any]:
         with self.failures("refuses this plan", AGAIN) as messages:
-            runtime = self.flavour.create_runtime()
-            problem = self.flavour.engine_problem(runtime, plan)
+            runtime = self.vendor.create_runtime()
+            problem = self.vendor.engine_problem(runtime, plan)
             if problem is not None:
                 raise EngineError(
-                    f"{self.path}: {self.flavour} refuses this plan ({problem}): {AGAIN}"
+                    f"{self.path}: {self.vendor} refuses this plan ({problem}): {AGAIN}"
                 )
             engine = runtime.deserialize_cuda_engine(plan)
             self.demand(engine is not None, "refuses this plan", messages, AGAIN)
@@ -178,20 +178,18 @@ class LoadedEngine:
     @contextmanager
     def failures(self, what: str, advice: str = AGAIN) -> Iterator[list[Message]]:
         """Collect the vendor's messages; its exceptions become EngineError, quoting them."""
-        with self.flavour.log.collect() as messages:
+        with self.vendor.log.collect() as messages:
             try:
                 yield messages
             except (RuntimeError, TypeError, ValueError) as error:  # what its bindings raise
                 said = reason(messages) if messages else " ".join(str(error).split())[:200]
-                raise EngineError(
-                    f"{self.path}: {self.flavour} {what} ({said}): {advice}"
-                ) from None
+                raise EngineError(f"{self.path}: {self.vendor} {what} ({said}): {advice}") from None
 
     def demand(self, success: Any, what: str, messages: list[Message], advice: str = AGAIN) -> None:
         """Turn a call of the vendor's that returned False or None into EngineError."""
         if not success:
             said = reason(messages)
-            raise EngineError(f"{self.path}: {self.flavour} {what} ({said}): {advice}")
+            raise EngineError(f"{self.path}: {self.vendor} {what} ({said}): {advice}")
 
     def _batch(self) -> tuple[bool, int, int]:
         """Whether the batch is open, and its smallest and largest size."""
@@ -211,7 +209,7 @@ class LoadedEngine:
 
     def _read_bindings(self) -> list[Binding]:
         """Inputs, then outputs."""
-        module = self.flavour.module
+        module = self.vendor.module
         inputs: list[Binding] = []
         outputs: list[Binding] = []
         for name in self._names():
@@ -240,7 +238,7 @@ class LoadedEngine:
     def _configure(self) -> Any:
         """Prepare execution contexts, with the kernels that were kept."""
         with self.failures("cannot prepare execution contexts"):
-            config = self.flavour.create_runtime_config(
+            config = self.vendor.create_runtime_config(
                 self._engine, cuda_graph=True, cache=self._cache
             )
         self.cache_loaded = config.cache_loaded
@@ -259,19 +257,19 @@ class LoadedEngine:
         NMS within the engine has shapes that depend on the data, which no graph can have.
         """
         nms_inside = self.sidecar.spec.nms is not None and not self.sidecar.nms_on_host
-        ours = self.cuda.can_capture and not self.flavour.captures_graphs
+        ours = self.cuda.can_capture and not self.vendor.captures_graphs
         return ours and not self.dynamic and not nms_inside
 
     @property
     def warmup_runs(self) -> int:
         """Runs after which one is as fast as the next."""
-        return 2 if self.flavour.captures_graphs else 1
+        return 2 if self.vendor.captures_graphs else 1
 
     def create_context(self) -> Any:
         """A new execution context; may compile kernels, which takes seconds."""
         what = "cannot make an execution context"
         with self._making, self.failures(what) as messages:
-            context = self.flavour.create_context(self._engine, self._config)
+            context = self.vendor.create_context(self._engine, self._config)
             self.demand(context is not None, what, messages)
             self.notice_graph(messages)
         return context
@@ -279,7 +277,7 @@ class LoadedEngine:
     def notice_graph(self, messages: list[Message], able: bool = True) -> None:
         """Notice where the library says, or told when asked, that it does without a CUDA graph."""
         if not able or falls_back(messages):
-            self.graph.fails(f"{self.path}: {self.flavour} says that it cannot be captured")
+            self.graph.fails(f"{self.path}: {self.vendor} says that it cannot be captured")
 
     def keep_kernels_of(self, images: int) -> None:
         """Keep the kernels after the first run of so many images, which may have compiled some.
@@ -303,7 +301,7 @@ class LoadedEngine:
             return
         try:
             with self._making, self.failures("cannot give its compiled kernels"):
-                kernels = self.flavour.cache_bytes(self._config)
+                kernels = self.vendor.cache_bytes(self._config)
                 if kernels and kernels != self._cache:
                     self._cache = kernels
                     write_cache(self.path, self.sidecar.engine_sha256, kernels)

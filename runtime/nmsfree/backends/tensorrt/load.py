@@ -15,7 +15,7 @@ from nmsfree.backends.tensorrt.sidecar import (
     this_platform,
 )
 from nmsfree.backends.tensorrt.targets import sm_text, sms_text
-from nmsfree.backends.tensorrt.vendor import Flavour, same_platform
+from nmsfree.backends.tensorrt.vendor import VendorApi, same_platform
 from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.files import locked
@@ -156,7 +156,7 @@ def _other_onnx(engine: Path, sidecar: Sidecar) -> list[tuple[str, str]]:
 def load_plan(
     engine: Path,
     *,
-    flavour: Flavour,
+    vendor: VendorApi,
     sm: int | None,
     rebuild: bool = True,
     trust: bool = False,
@@ -169,7 +169,7 @@ def load_plan(
 
     Args:
         engine: the plan, with its sidecar beside it.
-        flavour: the vendor module that will run it.
+        vendor: the vendor module that will run it.
         sm: compute capability of the GPU that will run it, 89 for 8.9; None if unknown.
         rebuild: build it again where it does not fit; False makes that an error.
         trust: take a plan whose hash is not the recorded one.
@@ -181,7 +181,7 @@ def load_plan(
         MissingExtraError: it must be rebuilt and nmsfree-export is not installed.
         InputError: it must be rebuilt and its folder cannot be written to.
     """
-    plan, verdict = _settled(engine, flavour, sm, trust)
+    plan, verdict = _settled(engine, vendor, sm, trust)
     if sha256 is not None:
         found = hashlib.sha256(plan).hexdigest()
         if found != sha256:
@@ -195,34 +195,34 @@ def load_plan(
         return plan, verdict.sidecar
     onnx = _rebuildable(engine, verdict, rebuild)
     with locked(lock_path(engine)):
-        plan, verdict = _checked(engine, flavour, sm, trust=False)
+        plan, verdict = _checked(engine, vendor, sm, trust=False)
         if verdict.mismatch is not None:  # nobody else has built it meanwhile
-            _rebuild(engine, onnx, verdict, flavour, sm)
-            plan, verdict = _checked(engine, flavour, sm, trust=False)
+            _rebuild(engine, onnx, verdict, vendor, sm)
+            plan, verdict = _checked(engine, vendor, sm, trust=False)
     if verdict.mismatch is not None:
         raise EngineError(f"{engine}: was built again, and is still {verdict.mismatch}: {AGAIN}")
     return plan, verdict.sidecar
 
 
-def _settled(engine: Path, flavour: Flavour, sm: int | None, trust: bool) -> tuple[bytes, Verdict]:
+def _settled(engine: Path, vendor: VendorApi, sm: int | None, trust: bool) -> tuple[bytes, Verdict]:
     """Check; once more where another process was just writing plan and sidecar."""
     try:
-        return _checked(engine, flavour, sm, trust)
+        return _checked(engine, vendor, sm, trust)
     except EngineError as error:
         if not lock_path(engine).exists():
             raise
         refusal = error
     try:
         with locked(lock_path(engine)):
-            return _checked(engine, flavour, sm, trust)
+            return _checked(engine, vendor, sm, trust)
     except InputError:  # the lock cannot be had: deployed read-only, where nobody builds
         raise refusal from None
 
 
-def _checked(engine: Path, flavour: Flavour, sm: int | None, trust: bool) -> tuple[bytes, Verdict]:
+def _checked(engine: Path, vendor: VendorApi, sm: int | None, trust: bool) -> tuple[bytes, Verdict]:
     plan = read_plan(engine)
     verdict = check_plan(
-        engine, plan, version=flavour.version, sm=sm, trust=trust, builder=flavour.name
+        engine, plan, version=vendor.version, sm=sm, trust=trust, builder=vendor.name
     )
     return plan, verdict
 
@@ -237,11 +237,11 @@ def _rebuildable(engine: Path, verdict: Verdict, allowed: bool) -> Path:
     return onnx
 
 
-def _rebuild(engine: Path, onnx: Path, verdict: Verdict, flavour: Flavour, sm: int | None) -> None:
+def _rebuild(engine: Path, onnx: Path, verdict: Verdict, vendor: VendorApi, sm: int | None) -> None:
     found = entry_points(group="nmsfree.engines", name="rebuild")
     if not found:
         raise MissingExtraError(
-            f"{engine}: {verdict.mismatch}; building it again", f"nmsfree-export[{flavour.name}]"
+            f"{engine}: {verdict.mismatch}; building it again", f"nmsfree-export[{vendor.name}]"
         )
     _logger.warning("%s: %s; building it again from %s", engine, verdict.mismatch, onnx.name)
-    next(iter(found)).load()(engine, verdict.sidecar, builder=flavour.name, sm=sm)
+    next(iter(found)).load()(engine, verdict.sidecar, builder=vendor.name, sm=sm)

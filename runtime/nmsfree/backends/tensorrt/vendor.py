@@ -21,7 +21,7 @@ from nmsfree.backends.tensorrt.log import VendorLog, make_logger, reason
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 
 _logger = logging.getLogger(__name__)
-FlavourName = Literal["tensorrt-rtx", "tensorrt"]
+VendorName = Literal["tensorrt-rtx", "tensorrt"]
 # Name → (module, what it is called in messages, the extra that brings it).
 _MODULES: dict[str, tuple[str, str, str]] = {
     "tensorrt-rtx": ("tensorrt_rtx", "a TensorRT-RTX engine", "nmsfree[tensorrt-rtx]"),
@@ -46,18 +46,18 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
-class Flavour:
+class VendorApi:
     """One of the two vendor modules, and what is done differently with it.
 
     Attributes:
         name: "tensorrt-rtx" or "tensorrt".
         module: the imported module; everything that both have alike is called on it directly.
         version: the module's version.
-        log: the vendor's messages; `with flavour.log.collect() as messages` gathers those that
+        log: the vendor's messages; `with vendor.log.collect() as messages` gathers those that
             belong to a call, so that an error can quote them (`vendor_log.reason(messages)`).
     """
 
-    name: FlavourName
+    name: VendorName
     module: Any
     version: str
     log: VendorLog = field(default_factory=VendorLog, repr=False, compare=False)
@@ -211,12 +211,12 @@ class Flavour:
 
 
 def is_installed(name: str) -> bool:
-    """Whether the module of a flavour is installed; it is not imported."""
+    """Whether the module of a vendor is installed; it is not imported."""
     return find_spec(_MODULES[name][0]) is not None
 
 
 @cache
-def load_flavour(name: str) -> Flavour:
+def load_vendor(name: str) -> VendorApi:
     """Import a vendor module; once, since one process can have one vendor logger only.
 
     Args:
@@ -244,7 +244,7 @@ def load_flavour(name: str) -> Flavour:
         raise EngineError(
             f'tensorrt {version} found, {OLDEST_TENSORRT} or newer expected: pip install "{extra}"'
         )
-    return Flavour(cast(FlavourName, name), module, version)
+    return VendorApi(cast(VendorName, name), module, version)
 
 
 def _major(version: str) -> int:

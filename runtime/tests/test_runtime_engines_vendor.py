@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from nmsfree import EngineError, InputError, MissingExtraError
-from nmsfree.backends.tensorrt import vendor as flavour_module
+from nmsfree.backends.tensorrt import vendor as vendor_module
 from nmsfree.backends.tensorrt.log import LONGEST_REASON, Message, VendorLog, reason
 from nmsfree.backends.tensorrt.vendor import (
-    Flavour,
     RuntimeConfig,
+    VendorApi,
     is_installed,
-    load_flavour,
+    load_vendor,
     same_platform,
 )
 
@@ -23,22 +23,22 @@ trt: Any = pytest.importorskip("tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    return load_flavour("tensorrt-rtx")
+def rtx() -> VendorApi:
+    return load_vendor("tensorrt-rtx")
 
 
 @pytest.fixture
 def fresh() -> Any:
     """Forget what was loaded, before and after."""
-    load_flavour.cache_clear()
+    load_vendor.cache_clear()
     yield
-    load_flavour.cache_clear()
+    load_vendor.cache_clear()
 
 
-def test_the_real_module(rtx: Flavour) -> None:
+def test_the_real_module(rtx: VendorApi) -> None:
     assert rtx.module is trt
     assert str(rtx) == f"tensorrt-rtx {trt.__version__}"
-    assert rtx is load_flavour("tensorrt-rtx")
+    assert rtx is load_vendor("tensorrt-rtx")
     assert is_installed("tensorrt-rtx")
     assert isinstance(rtx.logger, trt.ILogger)
     assert rtx.logger is rtx.logger
@@ -54,14 +54,14 @@ def test_a_library_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = SimpleNamespace(ILogger=trt.ILogger, Builder=Builder)
     with pytest.raises(EngineError) as error:
-        Flavour("tensorrt", module, "11.4.0").create_builder()
+        VendorApi("tensorrt", module, "11.4.0").create_builder()
     assert str(error.value) == (
         "tensorrt 11.4.0 does not start (CUDA initialization failure with error: 35): "
         "`nmsfree doctor` says what this machine lacks"
     )
 
 
-def test_targets_and_tf32_reach_the_builder(rtx: Flavour) -> None:
+def test_targets_and_tf32_reach_the_builder(rtx: VendorApi) -> None:
     config = rtx.create_builder().create_builder_config()
     assert config.get_flag(trt.BuilderFlag.TF32)  # the vendor's default
     rtx.set_tf32(config, on=False)
@@ -75,12 +75,12 @@ def test_targets_and_tf32_reach_the_builder(rtx: Flavour) -> None:
     assert kinds == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
 
 
-def test_what_is_no_plan_is_objected_to(rtx: Flavour) -> None:
+def test_what_is_no_plan_is_objected_to(rtx: VendorApi) -> None:
     """Seen without a driver, too."""
     assert rtx.engine_problem(rtx.create_runtime(), b"no plan" * 100) == "malformed engine"
 
 
-def test_what_the_library_objects_to_is_named(rtx: Flavour) -> None:
+def test_what_the_library_objects_to_is_named(rtx: VendorApi) -> None:
     kinds = trt.EngineInvalidityDiagnostics
     both = int(kinds.VERSION_MISMATCH) | int(kinds.UNSUPPORTED_CC)
     answer = (trt.EngineValidity.INVALID, both)
@@ -130,7 +130,7 @@ class FakeEngine:
 @pytest.mark.parametrize(
     ("cache", "loaded"), [(b"fits", True), (b"stale", False), (b"", False), (None, False)]
 )
-def test_contexts_of_rtx_share_a_cache(rtx: Flavour, cache: bytes | None, loaded: bool) -> None:
+def test_contexts_of_rtx_share_a_cache(rtx: VendorApi, cache: bytes | None, loaded: bool) -> None:
     made = rtx.create_runtime_config(FakeEngine(), cuda_graph=True, cache=cache)
     assert made.cache_loaded is loaded
     assert made.config.kept is made.cache
@@ -144,7 +144,7 @@ def test_contexts_of_rtx_share_a_cache(rtx: Flavour, cache: bytes | None, loaded
 
 
 def test_a_cache_that_is_not_taken_is_done_without(
-    rtx: Flavour, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rtx: VendorApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(FakeRuntimeConfig, "takes_caches", False)
     made = rtx.create_runtime_config(FakeEngine(), cuda_graph=True, cache=b"fits")
@@ -153,20 +153,20 @@ def test_a_cache_that_is_not_taken_is_done_without(
     assert caplog.messages == [f"{rtx} takes no cache: kernels are compiled again at each start"]
 
 
-def full(version: str) -> Flavour:
+def full(version: str) -> VendorApi:
     flags = SimpleNamespace(STRONGLY_TYPED=3)
-    return Flavour("tensorrt", SimpleNamespace(NetworkDefinitionCreationFlag=flags), version)
+    return VendorApi("tensorrt", SimpleNamespace(NetworkDefinitionCreationFlag=flags), version)
 
 
 def test_full_tensorrt_has_none_of_that() -> None:
-    flavour = full("11.4.0")
-    assert flavour.buildable() == ()
-    assert flavour.create_runtime_config(FakeEngine(), cuda_graph=True) == RuntimeConfig()
-    assert flavour.create_context(FakeEngine(), RuntimeConfig()) == ("context", "none given")
-    assert flavour.cache_bytes(RuntimeConfig()) is None
-    assert flavour.engine_problem(object(), b"") is None
+    vendor = full("11.4.0")
+    assert vendor.buildable() == ()
+    assert vendor.create_runtime_config(FakeEngine(), cuda_graph=True) == RuntimeConfig()
+    assert vendor.create_context(FakeEngine(), RuntimeConfig()) == ("context", "none given")
+    assert vendor.cache_bytes(RuntimeConfig()) is None
+    assert vendor.engine_problem(object(), b"") is None
     with pytest.raises(InputError, match="builds for this machine's GPU only"):
-        flavour.set_targets(None, (89,))
+        vendor.set_targets(None, (89,))
 
 
 @pytest.mark.parametrize(("version", "flags"), [("10.16.1", 8), ("11.4.0", 0)])
@@ -177,7 +177,7 @@ def test_tensorrt_10_is_asked_for_the_types_of_the_graph(version: str, flags: in
 
 def test_an_unknown_name() -> None:
     with pytest.raises(InputError) as error:
-        load_flavour("trt")
+        load_vendor("trt")
     assert str(error.value) == "builder is 'trt', expected one of: tensorrt-rtx, tensorrt"
 
 
@@ -199,9 +199,9 @@ def test_an_unknown_name() -> None:
 def test_not_installed(
     fresh: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
-    monkeypatch.setattr(flavour_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(vendor_module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as error:
-        load_flavour(name)
+        load_vendor(name)
     assert str(error.value) == message
 
 
@@ -209,10 +209,10 @@ def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(name: str) -> None:
         raise OSError("libnvinfer.so.11: cannot open\n shared object file")
 
-    monkeypatch.setattr(flavour_module, "find_spec", lambda name: object())
+    monkeypatch.setattr(vendor_module, "find_spec", lambda name: object())
     monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(EngineError) as error:
-        load_flavour("tensorrt")
+        load_vendor("tensorrt")
     assert str(error.value) == (
         "tensorrt is installed but cannot be loaded (libnvinfer.so.11: cannot open shared object "
         'file): install it again with pip install --force-reinstall "nmsfree[tensorrt]"'
@@ -220,10 +220,10 @@ def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_too_old(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flavour_module, "find_spec", lambda name: object())
+    monkeypatch.setattr(vendor_module, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))  # type: ignore[arg-type]
     with pytest.raises(EngineError) as error:
-        load_flavour("tensorrt")
+        load_vendor("tensorrt")
     assert str(error.value) == (
         'tensorrt 8.6.1 found, 10 or newer expected: pip install "nmsfree[tensorrt]"'
     )
@@ -237,7 +237,7 @@ def test_plans_and_platforms() -> None:
     assert same_platform("tensorrt", "Linux x86_64", "Linux x86_64")
 
 
-def test_the_real_logger_is_heard(rtx: Flavour) -> None:
+def test_the_real_logger_is_heard(rtx: VendorApi) -> None:
     severity = trt.ILogger.Severity
     with rtx.log.collect() as messages:
         rtx.logger.log(severity.WARNING, "w")
@@ -278,7 +278,7 @@ def test_reasons_are_one_short_line() -> None:
     assert len(reason([Message(logging.ERROR, "long " * 100)])) == LONGEST_REASON
 
 
-def test_the_reason_for_no_driver(rtx: Flavour) -> None:
+def test_the_reason_for_no_driver(rtx: VendorApi) -> None:
     """What deserialising says on a machine without a GPU."""
     said = (
         "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at "
