@@ -385,7 +385,7 @@ LONG = ("--install-completion", "--show-completion", "--help", "--version")
 
 def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, int, bool]]]]:
     """Every command: its words, arguments with which it does something small, its options."""
-    from nmsfree.cli.main import build_app
+    from nmsfree.cli.main import COMMANDS, load_command
 
     model, data, nano = str(base / "m.onnx"), str(base / "coco"), str(base / "c.safetensors")
     bench = ["--quick", "--seconds", "0", "--threads", "1", "--data", data]
@@ -421,7 +421,8 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
             weight = 1 if path[0] in ("bench", "doctor", "study") else 6  # the rest is quick
             found.extend([(path, given, takes)] * weight)
 
-    walk(build_app(), [])
+    for name in COMMANDS:
+        walk(load_command(name), [name])
     return found
 
 

@@ -13,12 +13,11 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
 import nmsfree
 from nmsfree import backends, errors
-from nmsfree.cli.main import COMMANDS, build_app
+from nmsfree.cli.main import COMMANDS, build_app, load_command
 from nmsfree.images import write_picture
 from nmsfree.spec import Thresholds
 
@@ -280,7 +279,7 @@ def test_a_missing_engine_is_named_with_its_extra() -> None:
 def test_public_names_equal_all() -> None:
     public = {
         name
-        for name, value in vars(nmsfree).items()
+        for name, value in ((name, getattr(nmsfree, name)) for name in dir(nmsfree))
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("nmsfree")
     }
     assert public == set(nmsfree.__all__)
@@ -325,6 +324,17 @@ def test_help_names_every_command() -> None:
     assert all(f" {name} " in done.stdout for name in COMMANDS)
 
 
+def test_the_roots_help_imports_no_command() -> None:
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from nmsfree.cli.main import main; main()"
+    )
+    imported = set(run_python(code, "--help").stderr.split())
+    assert "typer" in imported
+    assert not imported & {"numpy", "cv2", "torch", "importlib.metadata", "nmsfree.cli.detect"}
+
+
 def test_completion_knows_commands_and_passes_over_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -346,7 +356,7 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
             return "1.2.3"
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("nmsfree.cli.main.version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
     done = CliRunner().invoke(build_app(), ["--version"])
     assert done.stdout.splitlines()[:2] == ["nmsfree 1.2.3", "nmsfree-export –"]
 
@@ -356,6 +366,7 @@ def test_every_command_has_help(name: str) -> None:
     done = CliRunner().invoke(build_app(), [name, "--help"])
     assert done.exit_code == 0, done.output
     assert name in done.stdout
+    assert load_command(name).help.split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]
 
 
 def number_options() -> list[tuple[str, str, int, bool]]:
@@ -364,7 +375,7 @@ def number_options() -> list[tuple[str, str, int, bool]]:
 
     def look(command: Any, words: str) -> None:
         for name, child in getattr(command, "commands", {}).items():
-            look(child, f"{words} {name}".strip())
+            look(child, f"{words} {name}")
         for option in command.params:
             described = getattr(option, "type_descriptor", None)
             kind = str(option.type if described is None else described.annotation).lower()
@@ -372,7 +383,8 @@ def number_options() -> list[tuple[str, str, int, bool]]:
                 whole = "float" not in kind
                 found.append((words, option.opts[0], max(option.nargs, 1), whole))
 
-    look(typer.main.get_command(build_app()), "")
+    for name in COMMANDS:
+        look(load_command(name), name)
     return found
 
 
@@ -411,7 +423,11 @@ def test_counts_that_no_machine_has_are_refused(option: str, number: str) -> Non
 
 def test_a_command_that_is_not_installed_names_its_distribution() -> None:
     """Whatever follows: options it would know are none of its business."""
-    code = "import nmsfree.cli.main as cli\ncli.entry_points = lambda group: []\ncli.main()"
+    code = (
+        "import importlib.metadata as metadata, nmsfree.cli.main as cli\n"
+        "metadata.entry_points = lambda **_: []\n"
+        "cli.main()"
+    )
     done = run_python(code, "bench", "--quick", "a.onnx")
     assert done.returncode == 2
     assert 'pip install "nmsfree-benchmarks"' in done.stderr
@@ -462,7 +478,7 @@ def test_a_signal_during_the_imports_has_its_status(number: int) -> None:
         "import sys, nmsfree_start\n"
         "class Slow:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'nmsfree.detector':\n"
+        "        if name == 'nmsfree.cli.main':\n"
         "            print('importing', flush=True)\n"
         "            import time; time.sleep(60)\n"
         "sys.meta_path.insert(0, Slow())\n"

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
@@ -20,37 +20,73 @@ from nmsfree_start import answer_with, leave
 try:
     import typer
     import typer.core
+    import typer.main
 except ImportError:
     print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
 INTERNAL = 4  # exit status after a fault of our own
 MESSAGE = 2000  # longest message in characters
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 # What the project can do, and which distribution brings it.
 COMMANDS = {
     "detect": ("nmsfree", "Draw detections on images, folders, videos or a camera."),
-    "eval": ("nmsfree", "AP, thresholds and pictures of an ONNX file or a checkpoint."),
-    "data": ("nmsfree", "Make and check datasets."),
-    "export": ("nmsfree-export", "Checkpoint → NMS-free ONNX, certified and compared."),
-    "build": ("nmsfree-export", "ONNX → TensorRT engine; TensorRT-RTX needs no GPU for it."),
-    "verify": ("nmsfree-export", "Compare the detections of two models."),
+    "eval": (
+        "nmsfree",
+        "COCO metrics, duplicates, calibration and the thresholds to use, of one model file.",
+    ),
+    "export": (
+        "nmsfree-export",
+        "Checkpoint → NMS-free ONNX, certified and compared with PyTorch.",
+    ),
+    "build": (
+        "nmsfree-export",
+        "ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.",
+    ),
+    "verify": (
+        "nmsfree-export",
+        "Compare two models, whatever runs them; exit status 1 if they differ.",
+    ),
     "train": ("nmsfree-training", "Train a detector, or retrofit one that needs NMS."),
+    "doctor": (
+        "nmsfree",
+        "Which engines run on this machine, what is missing, and the line that installs it.",
+    ),
+    "data": ("nmsfree", "Make and check datasets."),
     "weights": ("nmsfree-training", "List and download published weights."),
-    "study": ("nmsfree-training", "Compare recipes: many runs, then a table and a picture."),
-    "doctor": ("nmsfree", "Which engines run on this machine, and what is missing."),
-    "bench": ("nmsfree-benchmarks", "Measure NMS-free against NMS."),
+    "study": ("nmsfree-training", "Compare recipes: many short runs, then a table."),
+    "bench": (
+        "nmsfree-benchmarks",
+        "Measure NMS-free against NMS: latency by stage, and AP of the very files that are timed.",
+    ),
 }
 
 
 class _Commands(typer.core.TyperGroup):
-    """The root; it has every number of the chosen command looked at."""
+    """The root; a command is imported when it is called or its help is asked for."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        found = super().resolve_command(ctx, args)
-        if found[1] is not None:  # completion asks for commands that are not there
-            _check_numbers(found[1])
-        return found
+        name, command, rest = super().resolve_command(ctx, args)
+        # Completion asks for commands that are not there.
+        return name, command and load_command(args[0]), rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command of an installed distribution, as typer makes it for the root."""
+    from importlib import metadata  # a quarter of what the root's help would take
+
+    app = _typer()
+    found = next(iter(metadata.entry_points(group="nmsfree.commands", name=name)), None)
+    command = _missing(name) if found is None else found.load()
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        # Whatever options follow, the answer is what to install.
+        app.command(name, context_settings=_ANYTHING if found is None else None)(command)
+    loaded = typer.main.get_group(app).commands[name]
+    _check_numbers(loaded)
+    return loaded
 
 
 def _check_numbers(command: Any) -> None:
@@ -77,8 +113,16 @@ def _checked(first: Callable[..., Any] | None) -> Callable[..., Any]:
 
 
 def build_app() -> typer.Typer:
-    """Collect the sub-commands of the installed distributions."""
-    app = typer.Typer(
+    """The root, which knows of its commands what its help says."""
+    app = _typer()
+    app.callback()(_root)
+    for name in COMMANDS:
+        app.command(name, help=_summary(name))(_root)
+    return app
+
+
+def _typer() -> typer.Typer:
+    return typer.Typer(
         name="nmsfree",
         cls=_Commands,
         no_args_is_help=True,
@@ -86,30 +130,23 @@ def build_app() -> typer.Typer:
         rich_markup_mode="markdown",  # paragraphs flow to the terminal's width
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
-    installed = {entry.name: entry for entry in entry_points(group="nmsfree.commands")}
-    for name, (distribution, summary) in COMMANDS.items():
-        if name not in installed:
-            # Whatever options follow, the answer is what to install.
-            anything = {"allow_extra_args": True, "ignore_unknown_options": True}
-            summary = f"{summary} Needs {distribution}."
-            app.command(name, help=summary, context_settings=anything)(_missing(name, distribution))
-            continue
-        command = installed[name].load()
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
-        else:
-            app.command(name)(command)
-    return app
+
+
+def _summary(name: str) -> str:
+    distribution, summary = COMMANDS[name]
+    installed = find_spec(distribution.replace("-", "_")) is not None
+    return summary if installed else f"{summary} Needs {distribution}."
 
 
 def _show_versions(wanted: bool) -> None:
     if not wanted:
         return
+    from importlib import metadata
+
     for name in dict.fromkeys(distribution for distribution, _ in COMMANDS.values()):
         try:
-            typer.echo(f"{name} {version(name)}")
-        except PackageNotFoundError:
+            typer.echo(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
             typer.echo(f"{name} –")
     raise typer.Exit
 
@@ -123,10 +160,11 @@ def _root(versions: Annotated[bool, VERSION] = False) -> None:
     """Train, export, run and measure FCOS detectors that need no NMS."""
 
 
-def _missing(name: str, distribution: str) -> Callable[[], None]:
+def _missing(name: str) -> Callable[[], None]:
     def command() -> None:
-        raise MissingExtraError(f"`nmsfree {name}`", distribution)
+        raise MissingExtraError(f"`nmsfree {name}`", COMMANDS[name][0])
 
+    command.__doc__ = f"{COMMANDS[name][1]} Needs {COMMANDS[name][0]}."
     return command
 
 
