@@ -1,21 +1,24 @@
-"""Annotated pictures: boxes and labels that stay readable on bright, dark and small images."""
+"""Boxes and labels that stay readable on bright, dark and small images; contact sheets."""
 
 import colorsys
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.detections import Detection, Detections
+from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import as_bgr
 from nmsfree.text import shown
 
+Image = NDArray[np.uint8]  # [h, w, 3], BGR
 Bgr = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # xyxy in pixels
 Rect = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the drawn picture
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -97,6 +100,25 @@ def zoom_for(height: int, width: int) -> int:
     return min(8, max(1, math.ceil(COMFORTABLE_SIDE / max(height, width))))
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw.
+
+    Attributes:
+        xyxy: corners in pixels, finite.
+        name: written beside it; empty for none.
+        color: of the box, and of the ground of its name.
+        dashed: the line is interrupted.
+        thin: a line of one pixel without a rim, which stands back.
+    """
+
+    xyxy: Box
+    name: str
+    color: Bgr
+    dashed: bool = False
+    thin: bool = False
+
+
 def draw(
     image: NDArray[np.uint8],
     detections: Detections,
@@ -126,55 +148,72 @@ def draw(
         raise InputError("detections have boxes that are not finite numbers: they cannot be drawn")
     image = as_bgr(image)
     height, width = image.shape[0] * zoom, image.shape[1] * zoom
-    picture = _enlarge(image, height, width)
-    style = style or Style.for_size(height, width)
-    placed = [(_rect(d, zoom, height, width), d) for d in detections]
-    for rect, detection in reversed(placed):  # the best one ends on top
-        _draw_box(picture, rect, color_of(detection.class_id), style)
-    if labels:
-        _draw_labels(picture, placed, style)
+    picture = image.copy(order="C") if zoom == 1 else resized(image, height, width)
+    marks = []
+    for found in detections:
+        x1, y1, x2, y2 = (v * zoom for v in found.box)
+        name = f"{shown(found.class_name)}{GAP}{found.confidence:.2f}" if labels else ""
+        marks.append(Mark((x1, y1, x2, y2), name, color_of(found.class_id)))
+    draw_marks(picture, marks, style or Style.for_size(height, width))
     return picture
 
 
-def _enlarge(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    if image.shape[:2] == (height, width):
-        return image.copy(order="C")
-    large = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.asarray(large, dtype=np.uint8)
+def resized(image: Image, height: int, width: int) -> Image:
+    """Return a picture of another size, uint8 [height, width, 3]."""
+    how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), dtype=np.uint8)
 
 
-def _rect(detection: Detection, zoom: int, height: int, width: int) -> Rect:
-    """Box in whole pixels of the drawn picture; the right and lower edge are its last pixels."""
-    x1, y1, x2, y2 = (v * zoom for v in detection.box)
-    left, top = min(max(round(x1), 0), width - 1), min(max(round(y1), 0), height - 1)
-    right, bottom = (
-        min(max(round(x2) - 1, left), width - 1),
-        min(max(round(y2) - 1, top), height - 1),
-    )
-    return left, top, right, bottom
+def draw_marks(picture: Image, marks: Sequence[Mark], style: Style) -> None:
+    """Draw boxes, then their names, each where it covers the least.
 
-
-def _draw_box(picture: NDArray[np.uint8], rect: Rect, color: Bgr, style: Style) -> None:
-    x1, y1, x2, y2 = rect
-    rim = style.line + 2 * max(1, style.line // 2)
-    cv2.rectangle(picture, (x1, y1), (x2, y2), HALO, rim, cv2.LINE_AA)
-    cv2.rectangle(picture, (x1, y1), (x2, y2), color, style.line, cv2.LINE_AA)
-
-
-def _draw_labels(
-    picture: NDArray[np.uint8], placed: Sequence[tuple[Rect, Detection]], style: Style
-) -> None:
-    """Place the labels, best detection first, each where it covers the least; then paint them."""
+    Args:
+        picture: drawn on.
+        marks: the most important first: it lies on top, and its name takes its place first.
+        style: line width and text size.
+    """
     height, width = picture.shape[:2]
-    boxes = np.array([rect for rect, _ in placed], dtype=np.int64).reshape(-1, 4)
+    rects = [pixels_of(mark.xyxy, height, width) for mark in marks]
+    for mark, rect in zip(reversed(marks), reversed(rects), strict=True):
+        _draw_box(picture, mark, rect, style)
+    boxes = np.array(rects, dtype=np.int64).reshape(-1, 4)
     taken = np.zeros((0, 4), dtype=np.int64)
-    for index, (rect, detection) in enumerate(placed):
-        text = f"{shown(detection.class_name)}{GAP}{detection.confidence:.2f}"
-        label = _text_size(text, style)
+    for index, (mark, rect) in enumerate(zip(marks, rects, strict=True)):
+        if not mark.name:
+            continue
+        label = label_size(mark.name, style)
         others = np.delete(boxes, index, axis=0)
         place = _best_place(_places(rect, label, style.line // 2, height, width), taken, others)
         taken = np.vstack([taken, place])
-        _draw_label(picture, (int(place[0]), int(place[1])), text, detection.class_id, style)
+        draw_label(picture, (int(place[0]), int(place[1])), mark.name, mark.color, style)
+
+
+def pixels_of(xyxy: Sequence[float], height: int, width: int) -> Rect:
+    """Box in whole pixels of a picture; the right and lower edge are its last pixels."""
+    x1, y1, x2, y2 = map(round, xyxy)
+    left, top = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    right, bottom = min(max(x2 - 1, left), width - 1), min(max(y2 - 1, top), height - 1)
+    return left, top, right, bottom
+
+
+def _draw_box(picture: Image, mark: Mark, rect: Rect, style: Style) -> None:
+    x1, y1, x2, y2 = rect
+    line = 1 if mark.thin else style.line
+    lines = [(HALO, line + 2 * max(1, line // 2)), (mark.color, line)]
+    for color, wide in lines[mark.thin :]:
+        if not mark.dashed:
+            cv2.rectangle(picture, (x1, y1), (x2, y2), color, wide, cv2.LINE_AA)
+            continue
+        dash = 4 * line + 4
+        for a, b in pairwise([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]):
+            length = max(abs(b[0] - a[0]), abs(b[1] - a[1]), 1)
+            for at in range(0, length, 2 * dash):
+                start, end = (_between(a, b, min(t, length) / length) for t in (at, at + dash))
+                cv2.line(picture, start, end, color, wide)
+
+
+def _between(a: tuple[int, int], b: tuple[int, int], part: float) -> tuple[int, int]:
+    return round(a[0] + part * (b[0] - a[0])), round(a[1] + part * (b[1] - a[1]))
 
 
 def _places(
@@ -219,16 +258,34 @@ def _overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1024)
-def _text_size(text: str, style: Style) -> tuple[int, int]:
+def label_size(text: str, style: Style) -> tuple[int, int]:
     """Width and height in pixels of a label with its rim."""
-    scale, thickness = _font(style)
-    (width, _), _ = cv2.getTextSize(text, FONT, scale, thickness)
-    return int(width) + 2 * style.pad, style.text + 2 * style.pad
+    return text_width(text, style.text) + 2 * style.pad, style.text + 2 * style.pad
 
 
-def _font(style: Style) -> tuple[float, int]:
-    """Return OpenCV's font scale and stroke width for capital letters of the wanted height."""
-    return style.text / _capital_height(), max(1, round(style.text / 7))
+def draw_label(
+    picture: Image, corner: tuple[int, int], text: str, color: Bgr, style: Style
+) -> None:
+    """Write black on a ground of `color` whose top left is `corner`."""
+    (x, y), (w, h) = corner, label_size(text, style)
+    cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), color, cv2.FILLED)
+    write(picture, text, (x + style.pad, y + style.pad + style.text), style.text, INK)
+
+
+def text_width(text: str, capital: float) -> int:
+    """Return the width in pixels of a text whose capitals are `capital` pixels high."""
+    return int(cv2.getTextSize(shown(text), FONT, *_font(capital))[0][0])
+
+
+def write(picture: Image, text: str, place: tuple[int, int], capital: float, color: Bgr) -> None:
+    """Write a text, its base line beginning at `place`, with capitals of so many pixels."""
+    scale, line = _font(capital)
+    cv2.putText(picture, shown(text), place, FONT, scale, color, line, cv2.LINE_AA)
+
+
+def _font(capital: float) -> tuple[float, int]:
+    """OpenCV's font scale and stroke width for capital letters of the wanted height."""
+    return capital / _capital_height(), max(1, round(capital / 7))
 
 
 @lru_cache(maxsize=1)
@@ -239,12 +296,108 @@ def _capital_height() -> float:
     return float(np.count_nonzero(canvas.max(axis=1) > 127) / scale)
 
 
-def _draw_label(
-    picture: NDArray[np.uint8], corner: tuple[int, int], text: str, class_id: int, style: Style
-) -> None:
-    (x, y), (w, h) = corner, _text_size(text, style)
-    back = color_of(class_id)
-    scale, thickness = _font(style)
-    cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), back, cv2.FILLED)
-    origin = (x + style.pad, y + style.pad + style.text)
-    cv2.putText(picture, text, origin, FONT, scale, INK, thickness, cv2.LINE_AA)
+# Contact sheets.
+
+WIDTH, HEIGHT = 420, 340  # pixels of the picture in a tile
+CAPTION = 46  # below it: two lines
+MARGIN = 10  # between tiles
+PAPER, GROUND, GREY = (250, 250, 250), (72, 68, 66), (110, 110, 110)
+SMALL = Style(line=2, text=8, pad=3)
+ARROW = 36  # pixels
+CROSS = 14  # pixels of the cross that stands for a box without area
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A picture of a sheet.
+
+    Attributes:
+        image: BGR uint8 [h, w, 3] of any size, or None to show `instead`.
+        marks: boxes in pixels of the image, or outside of it; the first lies on top.
+        title, note: two lines of caption.
+        instead: shown where there is no image.
+    """
+
+    image: Image | None
+    marks: Sequence[Mark]
+    title: str
+    note: str
+    instead: str = ""
+
+
+def make_sheet(tiles: Sequence[Tile], columns: int, title: str = "") -> Image:
+    """Arrange tiles row by row, below a title if there is one.
+
+    Returns:
+        BGR uint8 picture, as wide as its fullest row.
+    """
+    columns = min(columns, len(tiles))
+    rows, head = -(-len(tiles) // columns), 24 if title else 0
+    step_x, step_y = WIDTH + MARGIN, HEIGHT + CAPTION + MARGIN
+    size = head + rows * step_y + MARGIN, columns * step_x + MARGIN
+    sheet = np.full((*size, 3), PAPER, dtype=np.uint8)
+    if title:
+        write(sheet, _fit(title, 10, size[1] - 2 * MARGIN), (MARGIN, head - 2), 10, INK)
+    for index, tile in enumerate(tiles):
+        x, y = MARGIN + index % columns * step_x, head + MARGIN + index // columns * step_y
+        sheet[y : y + HEIGHT, x : x + WIDTH] = _tile_picture(tile)
+        write(sheet, _fit(tile.title, 10, WIDTH - 4), (x + 2, y + HEIGHT + 18), 10, INK)
+        write(sheet, _fit(tile.note, 9, WIDTH - 4), (x + 2, y + HEIGHT + 37), 9, GREY)
+    return sheet
+
+
+def _tile_picture(tile: Tile) -> Image:
+    """Return the picture of a tile, [HEIGHT, WIDTH, 3], scaled to fit and centred."""
+    canvas = np.full((HEIGHT, WIDTH, 3), GROUND, dtype=np.uint8)
+    if tile.image is None:
+        x = (WIDTH - text_width(tile.instead, 17)) // 2
+        write(canvas, tile.instead, (x, HEIGHT // 2 + 8), 17, PAPER)
+        return canvas
+    height, width = tile.image.shape[:2]
+    # Shown are the image and, up to its own size away, its boxes.
+    corners = np.array([(0, 0, width, height), *(mark.xyxy for mark in tile.marks)], np.float64)
+    left, top = np.maximum(corners[:, :2].min(axis=0), (-width, -height)).tolist()
+    right, bottom = np.minimum(corners[:, 2:].max(axis=0), (2 * width, 2 * height)).tolist()
+    scale = min(WIDTH / (right - left), HEIGHT / (bottom - top))
+    wide, high = (
+        max(1, min(most, round(side * scale))) for side, most in ((width, WIDTH), (height, HEIGHT))
+    )
+    x = round((WIDTH - (right - left) * scale) / 2 - left * scale)
+    y = round((HEIGHT - (bottom - top) * scale) / 2 - top * scale)
+    x, y = min(max(x, 0), WIDTH - wide), min(max(y, 0), HEIGHT - high)
+    canvas[y : y + high, x : x + wide] = resized(tile.image, high, wide)
+    corners = corners[1:] * scale + (x, y, x, y)
+    marks = [replace(m, xyxy=tuple(c)) for m, c in zip(tile.marks, corners.tolist(), strict=True)]
+    draw_marks(canvas, [mark for mark in marks if _is_on(canvas, mark.xyxy)], SMALL)
+    for mark in marks:
+        _draw_pointer(canvas, mark)
+    return canvas
+
+
+def _is_on(picture: Image, xyxy: Box) -> bool:
+    height, width = picture.shape[:2]
+    return xyxy[0] < width and xyxy[1] < height and xyxy[2] >= 0 and xyxy[3] >= 0
+
+
+def _draw_pointer(picture: Image, mark: Mark) -> None:
+    """Draw a cross on a box without area, an arrow at the rim towards one outside the picture."""
+    height, width = picture.shape[:2]
+    x1, y1, x2, y2 = mark.xyxy
+    middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
+    tip = np.clip(middle, (8, 8), (width - 9, height - 9))
+    way = (middle - tip) / max(float(np.linalg.norm(middle - tip)), 1.0)
+    start, end = (point.round().astype(int).tolist() for point in (tip - way * ARROW, tip))
+    for color, line in ((INK, SMALL.line + 2), (mark.color, SMALL.line)):
+        if not _is_on(picture, mark.xyxy):
+            cv2.arrowedLine(picture, start, end, color, line, cv2.LINE_AA, tipLength=0.35)
+        elif x2 <= x1 or y2 <= y1:
+            cv2.drawMarker(picture, end, color, cv2.MARKER_TILTED_CROSS, CROSS, line)
+
+
+def _fit(text: str, capital: float, width: int) -> str:
+    """Cut a text in its middle so that it fits: a file's end tells most."""
+    cut, keep = text, len(text)
+    while keep > 4 and text_width(cut, capital) > width:
+        keep -= 1
+        cut = f"{text[: keep // 2]}...{text[-(keep - keep // 2) :]}"
+    return cut

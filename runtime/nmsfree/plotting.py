@@ -1,14 +1,16 @@
-"""What the pictures of an evaluation share: colours, axes, legends."""
+"""What the diagrams share: colours, figures, axes, legends, texts in any script."""
 
 import io
 import logging
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from nmsfree.errors import import_extra
-from nmsfree.text import shown
+from nmsfree.files import write_atomic
+from nmsfree.text import shorten, shown
 
 logger = logging.getLogger(__name__)
 _told: set[str] = set()  # characters without a font that were spoken of
@@ -49,6 +51,24 @@ def import_figure() -> "type[Figure]":
         "matplotlib.figure", "drawing curves", "nmsfree[eval]"
     ).Figure
     return figure
+
+
+def new_figure(width: float, height: float, dpi: int = 120) -> "Figure":
+    """Return a figure of so many inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return import_figure()(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as PNG, its texts shown as in `to_png`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_atomic(path, to_png(figure))
 
 
 def to_png(figure: "Figure") -> bytes:
@@ -113,17 +133,15 @@ def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
 
 
 def short(name: str) -> str:
-    """Return a class name, cut where it is too long for a picture."""
+    """Return a class name, cut in its middle where it is too long for a picture."""
     return shorten(name, LONGEST)
 
 
-def shorten(name: str, longest: int) -> str:
-    """Make a name fit to show and cut it in its middle: many that begin alike differ at the end."""
-    name = shown(name)
-    if len(name) <= longest:
-        return name
-    tail = longest // 2
-    return f"{name[: longest - 1 - tail]}…{name[len(name) - tail :]}"
+def bare_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
+    """A light grid, no frame above and on the right."""
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def unit_axes(axes: "Axes", x: str, y: str) -> None:
@@ -135,9 +153,7 @@ def unit_axes(axes: "Axes", x: str, y: str) -> None:
     ticks = [i / 10 for i in range(11)]
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    bare_axes(axes)
 
 
 def legend(axes: "Axes", entries: Sequence[Entry], title: str) -> None:

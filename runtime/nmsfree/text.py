@@ -27,6 +27,15 @@ def shown(text: object, limit: int = 300) -> str:
     return "".join(_escape(character) for character in full)
 
 
+def shorten(name: str, longest: int) -> str:
+    """Make a name fit to show and cut it in its middle: many that begin alike differ at the end."""
+    name = shown(name)
+    if len(name) <= longest:
+        return name
+    tail = longest // 2
+    return f"{name[: longest - 1 - tail]}…{name[len(name) - tail :]}"
+
+
 def in_markdown(text: object, limit: int = 300) -> str:
     """Return `shown(text)` so that Markdown and HTML take it for nothing but text."""
     return _MARKDOWN.sub(r"\\\1", shown(text, limit))

@@ -21,7 +21,7 @@ from nmsfree.datasets.check.pictures import choose, choose_faults
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.faults import Level
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.datasets.sheet import CAPTION, GAP, HEIGHT, WIDTH, Mark, Tile, make_sheet
+from nmsfree.draw import CAPTION, HEIGHT, MARGIN, WIDTH, Mark, Tile, make_sheet
 from nmsfree.errors import DataError
 from nmsfree.images import read_image
 
@@ -386,14 +386,14 @@ def test_sheets_have_a_tile_for_each_picture() -> None:
     white: Any = np.full((30, 50, 3), 255, np.uint8)
     for count, columns, rows in ((1, 1, 1), (3, 3, 1), (5, 4, 2)):
         sheet = make_sheet([Tile(white, (), "name", "note")] * count, 4)
-        wide, high = columns * (WIDTH + GAP) + GAP, rows * (HEIGHT + CAPTION + GAP) + GAP
-        assert sheet.shape == (high, wide, 3)
+        high, wide = rows * (HEIGHT + CAPTION + MARGIN), columns * (WIDTH + MARGIN)
+        assert sheet.shape == (high + MARGIN, wide + MARGIN, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (3000, 2), (340, 420)])
 def test_pictures_of_any_shape_fit_a_tile(size: tuple[int, int]) -> None:
     green: Any = np.full((*size, 3), (0, 255, 0), np.uint8)
-    tile = make_sheet([Tile(green, (), "", "")], 1)[GAP : GAP + HEIGHT, GAP : GAP + WIDTH]
+    tile = make_sheet([Tile(green, (), "", "")], 1)[MARGIN:, MARGIN:][:HEIGHT, :WIDTH]
     shown = (tile == (0, 255, 0)).all(axis=2)
     rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     assert len(rows) == HEIGHT or len(columns) == WIDTH  # as large as it can be
@@ -416,7 +416,7 @@ def test_every_mark_shows(xyxy: tuple[float, float, float, float]) -> None:
 def test_long_names_are_cut_in_their_middle() -> None:
     white: Any = np.full((30, 50, 3), 255, np.uint8)
     long = make_sheet([Tile(white, (), "a/" * 200 + "end.png", "x" * 900)], 1)
-    assert (long[:, -GAP:] == 250).all()  # nothing reaches into the margin
+    assert (long[:, -MARGIN:] == 250).all()  # nothing reaches into the margin
 
 
 def test_many_classes_give_one_page(tmp_path: Path) -> None:

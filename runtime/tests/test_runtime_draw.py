@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from nmsfree import Detections, InputError
 from nmsfree.draw import (
     PALETTE_SIZE,
+    Mark,
     Style,
     _best_place,
     _overlap,
     _places,
     color_of,
     draw,
+    draw_marks,
     zoom_for,
 )
 
@@ -83,6 +85,19 @@ def test_a_box_is_drawn_on_its_edges_in_its_colour() -> None:
     np.testing.assert_allclose(large[120, 200], color, atol=30)
     with_label = draw(image, one)
     assert (with_label != picture).any(axis=2)[40:60, 48:120].mean() > 0.3, "label above the box"
+
+
+def test_dashes_leave_gaps_and_thin_lines_have_no_rim() -> None:
+    red, style = (0, 0, 255), Style(line=2, text=8, pad=3)
+    pictures = {}
+    for kind in ("dashed", "thin", "plain"):
+        mark = Mark((50, 60, 150, 180), "", red, dashed=kind == "dashed", thin=kind == "thin")
+        pictures[kind] = np.full((200, 300, 3), 255, np.uint8)
+        draw_marks(pictures[kind], [mark], style)
+    upper = {kind: (picture[60, 50:150] == red).all(axis=1) for kind, picture in pictures.items()}
+    assert upper["plain"].all() and 30 < upper["dashed"].sum() < 90
+    darkest = {kind: picture[..., 2].min() for kind, picture in pictures.items()}
+    assert darkest["plain"] < 50 and darkest["thin"] == 255  # of red as of white
 
 
 @pytest.mark.parametrize("box", [(0, 0, 300, 200), (290, 190, 300, 200), (0, 0, 4, 4)])

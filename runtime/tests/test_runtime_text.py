@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nmsfree.datasets.sheet import Mark, Tile, make_sheet
 from nmsfree.detections import Detections
-from nmsfree.draw import draw
+from nmsfree.draw import Mark, Tile, draw, make_sheet
 from nmsfree.plotting import short, to_png
 from nmsfree.text import in_markdown, shown
 

@@ -20,8 +20,7 @@ from nmsfree.datasets.check.fix import Fixed
 from nmsfree.datasets.check.report import Check, Finding, SplitCheck
 from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
 from nmsfree.datasets.rows import relative_name
-from nmsfree.plotting import shorten
-from nmsfree.text import shown
+from nmsfree.text import shorten, shown
 
 
 def check(

@@ -1,10 +1,13 @@
 """Pictures of an `Analysis`: confusion matrix, precision over recall, F1, calibration."""
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.evaluation.analysis import Analysis
 from nmsfree.evaluation.curves import BINS, RECALLS
 from nmsfree.plotting import (
     COLOURS,
@@ -13,32 +16,22 @@ from nmsfree.plotting import (
     INK,
     Entry,
     legend,
+    new_figure,
     short,
     unit_axes,
+    write_figure,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nmsfree.evaluation.analysis import Analysis
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from nmsfree.files import write_atomic
-from nmsfree.plotting import import_figure, to_png
-
-if TYPE_CHECKING:
-    from nmsfree.evaluation.analysis import Analysis
-
-
 THRESHOLDS = np.linspace(0, 1, 401)
 BELOW = "#E8E8E8"  # where no detection can be
 WORST = 5  # classes that keep a colour where there are more than colours
 
 
-def draw_precision_recall(analysis: "Analysis", figure: "Figure") -> None:
+def draw_precision_recall(analysis: Analysis, figure: "Figure") -> None:
     """Precision over recall at IoU 0.5: every class, and their mean."""
     axes = figure.subplots()
     heading(figure, axes, analysis, "Precision over recall")
@@ -64,7 +57,7 @@ def draw_precision_recall(analysis: "Analysis", figure: "Figure") -> None:
     legend(axes, entries, "AP50, worst class first")
 
 
-def draw_f1(analysis: "Analysis", figure: "Figure") -> None:
+def draw_f1(analysis: Analysis, figure: "Figure") -> None:
     """F1, precision and recall of all classes together over the threshold."""
     axes = figure.subplots()
     heading(figure, axes, analysis, "What a threshold gives")
@@ -94,7 +87,7 @@ def draw_f1(analysis: "Analysis", figure: "Figure") -> None:
         legend(axes, entries, "no object was found at IoU 0.5")
 
 
-def draw_calibration(analysis: "Analysis", figure: "Figure") -> None:
+def draw_calibration(analysis: Analysis, figure: "Figure") -> None:
     """Precision of the detections of each score; on the diagonal a score is a probability."""
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     heading(figure, upper, analysis, "Calibration")
@@ -135,9 +128,7 @@ def _f1(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[
     return f1
 
 
-def heading(
-    figure: "Figure", axes: "Axes", analysis: "Analysis", title: str, more: str = ""
-) -> None:
+def heading(figure: "Figure", axes: "Axes", analysis: Analysis, title: str, more: str = "") -> None:
     """Write what is shown, and above the axes of which model and data, and a line of remarks."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, weight="bold", color=INK)
     text = f"{analysis.spec.name} · {analysis.thresholds.measured_on}"
@@ -149,7 +140,7 @@ MOST_NUMBERS = 21  # rows up to which every cell is written out
 TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
 
 
-def draw_confusion(analysis: "Analysis", figure: "Figure") -> None:
+def draw_confusion(analysis: Analysis, figure: "Figure") -> None:
     """Draw the matrix, each row divided by its sum; the picture grows with the classes."""
     from matplotlib.colors import PowerNorm
 
@@ -173,7 +164,7 @@ def draw_confusion(analysis: "Analysis", figure: "Figure") -> None:
         _write_shares(axes, shares, counts)
 
 
-def _involved(analysis: "Analysis") -> tuple[NDArray[np.int64], list[str], str]:
+def _involved(analysis: Analysis) -> tuple[NDArray[np.int64], list[str], str]:
     """Return the matrix and the names without classes that are neither there nor predicted, and
     how many those are, in words.
     """
@@ -235,18 +226,15 @@ DRAWINGS = {
 }
 
 
-def write_plots(analysis: "Analysis", folder: Path) -> list[Path]:
+def write_plots(analysis: Analysis, folder: Path) -> list[Path]:
     """Write the pictures as PNG into a folder, made if missing; return their paths.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
         InputError: a file cannot be written.
     """
-    figure_class = import_figure()
-    paths = []
     for name, draw in DRAWINGS.items():
-        figure = figure_class(figsize=(9, 5.4), dpi=120, layout="constrained")
+        figure = new_figure(9, 5.4)
         draw(analysis, figure)
-        write_atomic(folder / name, to_png(figure))
-        paths.append(folder / name)
-    return paths
+        write_figure(folder / name, figure)
+    return [folder / name for name in DRAWINGS]

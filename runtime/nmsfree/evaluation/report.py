@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from nmsfree.evaluation.analysis import Analysis, ClassReport
 from nmsfree.evaluation.scores import COUNTED
-from nmsfree.plotting import shorten
-from nmsfree.text import in_markdown, shown
+from nmsfree.text import in_markdown, shorten, shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,8 +17,7 @@ from nmsfree.detections import Detections
 from nmsfree.draw import FONT, INK, color_of, draw
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
-from nmsfree.plotting import shorten
-from nmsfree.text import shown
+from nmsfree.text import shorten, shown
 from nmsfree_training.config import Preset
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.batch import Batch, collate

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.datasets.sheet import Mark, Tile, make_sheet
 from nmsfree.detector import Detector
+from nmsfree.draw import Mark, Tile, make_sheet
 from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes
@@ -201,7 +201,7 @@ def _row(
         lost = np.flatnonzero(own & one.lost(truth)).tolist()
         rows = np.flatnonzero(one.found.image == image).tolist()
         found = [_mark(one.found, i, names, FOUND if one.right[i] else WRONG) for i in rows]
-        drawn = (*found, *(_mark(truth, i, names, MISSED, "missed: ") for i in lost))
+        drawn = (*(_mark(truth, i, names, MISSED, "missed: ") for i in lost), *found)
         wrong = len(rows) - int(one.right[rows].sum())
         note = f"{len(lost)} missed, {wrong} wrong; scores above {one.threshold:.2f}"
         tiles.append(Tile(pixels, drawn, f"{one.title}: {len(rows)} detections", note))

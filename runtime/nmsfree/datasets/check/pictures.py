@@ -4,19 +4,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from nmsfree.datasets.check.report import EDGES, Check, SplitCheck
 from nmsfree.datasets.faults import Fault, Level
 from nmsfree.datasets.rows import ImageRow, relative_name
-from nmsfree.datasets.sheet import Mark, Tile, make_sheet
-from nmsfree.draw import color_of
+from nmsfree.draw import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import InputError
-from nmsfree.files import write_atomic
 from nmsfree.images import read_image, write_picture
-from nmsfree.plotting import COLOURS, GRID, INK, import_figure, short, to_png
+from nmsfree.plotting import COLOURS, GRID, INK, bare_axes, new_figure, short, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +122,7 @@ def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
     """Return the tile of one image and kind: what is wrong in red, the rest pale."""
     kind, path = faults[0].kind, faults[0].image
     assert path is not None  # chosen so
-    marks = [*_others(check, split, path), *(m for fault in faults for m in _red(fault))]
+    marks = [*(m for fault in faults for m in _red(fault)), *_others(check, split, path)]
     title = f"{kind.value.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     note = faults[0].detail.replace("×", "x") + more  # OpenCV 4 writes ASCII only
@@ -144,7 +142,7 @@ def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
         own = _usable(found, {image.id for image in found.rows.images if image.path == path})
         if own:
             marks = _class_marks(found, own, named=False)
-            return tuple(replace(mark, color=PALE, line=1) for mark in marks)
+            return tuple(replace(mark, color=PALE, thin=True) for mark in marks)
     return ()
 
 
@@ -171,7 +169,7 @@ def write_charts(check: Check, path: Path) -> None:
     splits = list(check.splits.items())
     width = 1.6 + COLUMN * len(splits) + SIZES
     height = max(3.2 + ROW * len(names), 1.2 + 2.6 * len(splits), 5.0)
-    figure = import_figure()(figsize=(width, height), dpi=100, layout="constrained")
+    figure = new_figure(width, height, dpi=100)
     figure.suptitle(
         f"{check.layout.root.resolve().name} · {check.layout.format}",
         x=0.01, ha="left", fontsize=14, weight="bold", color=INK,
@@ -186,7 +184,7 @@ def write_charts(check: Check, path: Path) -> None:
     for index, ((name, split), axes) in enumerate(zip(splits, rows, strict=True)):
         _draw_sizes(axes, name, split, max(int(last) + 1, 8), COLOURS[index % len(COLOURS)])
     rows[-1].set_xlabel("√ area of the box in pixels of the image", color=INK)
-    write_atomic(path, to_png(figure))
+    write_figure(path, figure)
 
 
 def _order(splits: Mapping[str, SplitCheck]) -> list[str | None]:
@@ -252,9 +250,8 @@ def _draw_sizes(axes: "Axes", title: str, split: SplitCheck, shown: int, colour:
     _plain(axes, "y")
 
 
-def _plain(axes: "Axes", grid: str) -> None:
-    """A light grid across the bars, no frame."""
-    axes.grid(axis="x" if grid == "x" else "y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "bottom" if grid == "x" else "left"]].set_visible(False)
-    axes.tick_params(axis="x" if grid == "x" else "y", length=0, labelsize=8)
+def _plain(axes: "Axes", grid: Literal["x", "y"]) -> None:
+    """A light grid across the bars, no frame, no ticks."""
+    bare_axes(axes, grid)
+    axes.spines["bottom" if grid == "x" else "left"].set_visible(False)
+    axes.tick_params(axis=grid, length=0, labelsize=8)
