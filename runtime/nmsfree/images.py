@@ -43,6 +43,14 @@ _NOISE = np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes
 _MORE = b"".join(_NOISE + bytes((0xFF, 0xD0 + n)) for n in range(8))
 
 
+def quiet_opencv() -> None:
+    """Keep OpenCV's own chatter about unreadable files off the terminal, where we name them."""
+    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
+        cv2.setLogLevel(0)
+    else:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 def read_image(path: FilePath) -> NDArray[np.uint8]:
     """Read an image file as BGR uint8 [h, w, 3]; Exif rotation is applied, alpha is dropped.
 

@@ -283,7 +283,9 @@ def interrupted_run(place: Path, error: type[BaseException]) -> str:
             return detector.batch(images)
 
         with Output(picture_names(sources), place / "out") as output:
-            return str(Run(look, output, batch=1, max_frames=None).over(sources))
+            run = Run(look, output, batch=1, max_frames=None)
+            run.over(sources)
+            return str(run)
 
 
 def test_ctrl_c_finishes_what_is_there(photos: Path, clip: Path, place: Path) -> None:
@@ -340,7 +342,8 @@ def test_a_reader_that_leaves_does_not_cost_the_files(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
             else:
                 with output:
-                    assert run.over(sources).images == 3
+                    run.over(sources)
+                assert run.images == 3
                 assert output.problems == ["stdout: closed by its reader; the files have all lines"]
     assert written(place / "out") == ["a.png", "b.jpg", "detections.jsonl", "sub/a.png"]
     assert len(lines((place / "out/detections.jsonl").read_text("utf-8"))) > 3

@@ -16,7 +16,7 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from nmsfree.cli.eval import _run_name, eval_command
+from nmsfree.cli.eval import Request, eval_command, run_name
 from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import DataError, InputError, MissingExtraError
@@ -242,9 +242,11 @@ def test_no_run_writes_over_another(
         report = json.loads(Path(f"runs/eval/{name}/summary.json").read_text("utf-8"))
         assert report["file"] == f"runs/{name.split('-')[0]}/best.onnx"
     monkeypatch.chdir("runs/first")
-    assert _run_name(Path("best.onnx"), "digits", "val", "deployed") == names[1]
-    assert _run_name(Path("best.onnx"), "digits", "val", "published") == f"{names[1]}-published"
-    assert _run_name(Path("best.pth"), "digits", "val", "deployed") == "first-best-pth-digits-val"
+    for file, protocol, name in (
+        ("best.onnx", "deployed", names[1]),
+        ("best.pth", "published", "first-best-pth-digits-val-published"),
+    ):
+        assert run_name(Request(file=Path(file), data=digits, protocol=protocol), "digits") == name
 
 
 def test_outputs_never_replace_an_input(digits: Path, constant_model: Path) -> None:

@@ -1,15 +1,16 @@
-"""How a model is opened, and which of these wishes mean something to which engine."""
+"""How a model is opened, and where: `Options` and `Device`."""
 
 import operator
 import os
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
+from nmsfree.options import Option
 
 Precision = Literal["f32", "bf16"]
 MOST_THREADS = max(256, os.cpu_count() or 1)  # engines die of thousands
@@ -28,27 +29,39 @@ MEANT_FOR = {
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is opened.
-
-    Attributes:
-        threads: processor threads of one run; None leaves it to the engine.
-        allow_cpu: run on the processor, with a warning, where the GPU that was asked for cannot.
-        tf32: let a GPU round float32 factors to TF32 (10 bits); False computes real FP32.
-        precision: arithmetic of OpenVINO, "f32" or "bf16"; None means "f32".
-        rebuild: an engine that does not fit this machine is built again from its ONNX file.
-        trust: open an engine whose hash is not the recorded one; an engine runs native code.
-        sha256: of the file in hexadecimal; another file is refused. None takes any.
+    """How a model is opened; `sha256` is of the file in hexadecimal, and None takes any file.
 
     Raises:
         InputError: one of them is of another type, or has a value that it cannot have.
     """
 
-    threads: int | None = None
-    allow_cpu: bool = False
-    tf32: bool = False
-    precision: str | None = None
-    rebuild: bool = True
-    trust: bool = False
+    threads: Annotated[
+        int | None,
+        Option("Processor threads; the engine's choice if not given.", min=1, max=1024),
+    ] = None
+    allow_cpu: Annotated[
+        bool, Option("Run on the processor where the GPU cannot, and warn.", ("--allow-cpu",))
+    ] = False
+    tf32: Annotated[
+        bool, Option("Let the GPU round FP32 to TF32: faster, less exact.", ("--tf32",))
+    ] = False
+    precision: Annotated[
+        str | None,
+        Option("OpenVINO's arithmetic.", ("--engine-precision",), metavar="f32|bf16"),
+    ] = None
+    rebuild: Annotated[
+        bool,
+        Option(
+            "Build an .engine that does not fit this machine again, from the ONNX file beside it.",
+            ("--rebuild/--no-rebuild",),
+        ),
+    ] = True
+    trust: Annotated[
+        bool,
+        Option(
+            "Run an .engine whose hash is not the recorded one: it is native code.", ("--trust",)
+        ),
+    ] = False
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -99,8 +112,14 @@ def _threads(value: Any) -> int:
 
 DEFAULTS = Options()
 
-
 KINDS = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", "openvino")
+# The command line's option that `parse_device` reads: Annotated[str | None, DEVICE] = None.
+DEVICE = Option(
+    "Where the model runs; cuda:1 is the second GPU, openvino:GPU an Intel GPU. If not given, the"
+    " processor, and the GPU for an .engine.",
+    ("--device",),
+    metavar="cpu|cuda|tensorrt-rtx|openvino",
+)
 
 
 @dataclass(frozen=True)
@@ -123,12 +142,14 @@ class Device:
         return f"{self.kind}:{self.index}" if self.index else self.kind
 
 
-def parse_device(text: str) -> Device:
-    """Read the name of a device.
+def parse_device(text: str | Device) -> Device:
+    """Read the name of a device; one that has been read stays.
 
     Raises:
-        InputError: it is none of those above.
+        InputError: it is none of `KINDS`.
     """
+    if isinstance(text, Device):
+        return text
     kind, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     if kind == "openvino" and (not colon or _is_plugin(rest)):
         return Device(kind, plugin=rest or "CPU")

@@ -1,50 +1,54 @@
 """`nmsfree data check`: what is wrong with a dataset, before it is trained on."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
-
-from nmsfree.files import check_outputs, problems_in, write_json
-
-if TYPE_CHECKING:
-    from nmsfree.datasets.check.report import Check
 import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nmsfree.datasets.check.fix import Fixed
+from nmsfree.cli.options import command, end_with, json_option
+from nmsfree.cli.progress import progress_bar
+from nmsfree.datasets.check.check import check_dataset
+from nmsfree.datasets.check.fix import Fixed, default_folder, needs_fixing, write_fixed
+from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
 from nmsfree.datasets.check.report import Check, Finding, SplitCheck
 from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
+from nmsfree.datasets.formats.folder import find_layout
 from nmsfree.datasets.rows import relative_name
+from nmsfree.files import check_outputs, problems_in, write_json
+from nmsfree.images import quiet_opencv
+from nmsfree.options import Option
+from nmsfree.plotting import import_figure
 from nmsfree.text import shorten, shown
 
 
-def check(
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `nmsfree data check` is asked."""
+
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder of a COCO, YOLO or VOC set, or a data.yaml."),
-    ],
+        Option("Folder of a COCO, YOLO or VOC set, or a data.yaml.", argument=True, metavar="DIR"),
+    ]
     split: Annotated[
-        list[str] | None, typer.Option(help="Split to check, may be repeated; all if not given.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; runs/data-check/NAME.")
-    ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help='Write everything as JSON; "-" is stdout.'),
-    ] = None,
+        tuple[str, ...] | None,
+        Option("Split to check, may be repeated; all if not given."),
+    ] = None
+    out: Annotated[Path | None, Option("Folder for the pictures; runs/data-check/NAME.")] = None
+    json_file: Annotated[str | None, json_option('Write everything as JSON; "-" is stdout.')] = None
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write cleaned annotations; originals stay untouched.")
-    ] = False,
-    out_fixed: Annotated[
-        Path | None, typer.Option(help="Folder for the cleaned annotations; DIR-clean.")
-    ] = None,
-) -> None:
+        bool, Option("Write cleaned annotations; originals stay untouched.", ("--fix",))
+    ] = False
+    out_fixed: Annotated[Path | None, Option("Folder for the cleaned annotations; DIR-clean.")] = (
+        None
+    )
+
+
+def _check(request: Request) -> None:
     """Report what would stop a training or teach it wrong things; every image is read.
 
     Finds unreadable, missing and duplicate images, boxes without area, outside their image or
@@ -55,17 +59,12 @@ def check(
 
     Example: nmsfree data check data/digits --json report.json
     """
-    from nmsfree.datasets.check.fix import default_folder, needs_fixing, write_fixed
-    from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
-    from nmsfree.datasets.faults import Level
-    from nmsfree.datasets.formats.folder import find_layout
-    from nmsfree.plotting import import_figure
-
+    json_file = request.json_file
     import_figure()  # fail before the work, not after it
-    _quiet_opencv()
-    check_outputs([json_file], find_layout(directory).files())
-    found = _run(directory, split or [])
-    folder = out or Path("runs/data-check") / found.layout.root.resolve().name
+    quiet_opencv()
+    check_outputs([json_file], find_layout(request.directory).files())
+    found = _run(request.directory, request.split or ())
+    folder = request.out or Path("runs/data-check") / found.layout.root.resolve().name
     check_outputs([json_file], found.files())
     charts = folder / "histograms.png"
     sheet, sheets = sheet_paths(found, folder)
@@ -79,26 +78,24 @@ def check(
     if json_file != "-":
         print_check(found, pictures)
     fixed = None
-    if fix and needs_fixing(found):
+    if request.fix:
         with problems_in(problems):
-            fixed = write_fixed(found, out_fixed or default_folder(found))
-    if fix and json_file != "-":
-        print_fixed(found, fixed)
+            if needs_fixing(found):
+                fixed = write_fixed(found, request.out_fixed or default_folder(found))
+        if json_file != "-":
+            print_fixed(found, fixed)
     written = {"pictures": [str(path) for path in pictures], "fixed": fixed and fixed.to_json()}
     with problems_in(problems):
         write_json(json_file, found.to_json() | written)
-    for problem in problems:
-        typer.echo(f"error: {problem}", err=True)
     left = bool(fixed.unfixed) if fixed else bool(found.count(Level.ERROR))
-    raise typer.Exit(1 if left or problems else 0)
+    end_with(problems, int(left))
 
 
-def _run(directory: Path, splits: list[str]) -> "Check":
+check = command(_check, Request)
+
+
+def _run(directory: Path, splits: tuple[str, ...]) -> Check:
     """Check with a progress bar."""
-    from nmsfree.cli.progress import progress_bar
-    from nmsfree.datasets.check.check import check_dataset
-    from nmsfree.datasets.formats.folder import find_layout
-
     find_layout(directory).splits()  # a wrong folder is refused before there is a bar
     with progress_bar() as bar:
         task = bar.add_task("reading annotations", total=None)
@@ -107,16 +104,6 @@ def _run(directory: Path, splits: list[str]) -> "Check":
             bar.update(task, description="reading images", completed=done, total=total)
 
         return check_dataset(directory, splits, advance)
-
-
-def _quiet_opencv() -> None:
-    """Keep OpenCV's own chatter about unreadable files off the terminal: the report names them."""
-    import cv2
-
-    if hasattr(cv2, "setLogLevel"):  # OpenCV 4
-        cv2.setLogLevel(0)
-    else:
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 COMMONEST, RAREST = 8, 6  # classes shown when there are more than both together, and one more

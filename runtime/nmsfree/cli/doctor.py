@@ -1,5 +1,6 @@
 """`nmsfree doctor`: which engines run on this machine, and what is missing."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -8,36 +9,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nmsfree.doctor.report import Check, Report
+from nmsfree.cli.options import command, json_option
+from nmsfree.cli.progress import progress_bar
+from nmsfree.doctor.report import ENGINES, Check, Report, examine
 from nmsfree.doctor.system import System
 from nmsfree.files import check_outputs, write_json
 
 
-def doctor(
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE", help='Write it as JSON; "-" is stdout.'),
-    ] = None,
-) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What `nmsfree doctor` is asked."""
+
+    json_file: Annotated[str | None, json_option('Write it as JSON; "-" is stdout.')] = None
+
+
+def _doctor(request: Request) -> None:
     """Which engines run on this machine, what is missing, and the line that installs it.
 
     Runs a tiny model on every engine, each in a process of its own; installs nothing.
 
     The exit status is 0 if at least one engine runs, else 1.
     """
-    from nmsfree.cli.progress import progress_bar
-    from nmsfree.doctor.report import ENGINES, examine
-
-    check_outputs([json_file])
+    check_outputs([request.json_file])
     with progress_bar() as bar:
         task = bar.add_task("trying engines", total=len(ENGINES))
         report = examine(lambda name: bar.advance(task))
-    if json_file != "-":
+    if request.json_file != "-":
         print_report(report)
-    write_json(json_file, report.to_json())
+    write_json(request.json_file, report.to_json())
     if not report.healthy:
         raise typer.Exit(1)
 
+
+doctor = command(_doctor, Request)
 
 COLOURS = {"runs": "bold green", "fails": "bold red", "no device": "yellow", "missing": "dim"}
 WIDE = 110  # columns of a file or a pipe

@@ -1,53 +1,22 @@
-"""Options of the command line: made from dataclasses; those of commands that run a model."""
+"""What commands share: options made from the fields of dataclasses, and how they end."""
 
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from nmsfree.options import options_of
+from nmsfree.options import Option, options_of
+from nmsfree.text import shown
 
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="cpu|cuda|tensorrt-rtx|openvino",
-        help="Where the model runs; cuda:1 is the second GPU, openvino:GPU an Intel GPU. If not "
-        "given, the processor, and the GPU for an .engine.",
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, help="Processor threads; the engine's choice if not given."),
-]
-AllowCpuOption = Annotated[
-    bool, typer.Option("--allow-cpu", help="Run on the processor where the GPU cannot, and warn.")
-]
-Tf32Option = Annotated[
-    bool, typer.Option("--tf32", help="Let the GPU round FP32 to TF32: faster, less exact.")
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option("--engine-precision", metavar="f32|bf16", help="OpenVINO's arithmetic."),
-]
-RebuildOption = Annotated[
-    bool,
-    typer.Option(
-        "--rebuild/--no-rebuild",
-        help="Build an .engine that does not fit this machine again, from the ONNX file beside it.",
-    ),
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust", help="Run an .engine whose hash is not the recorded one: it is native code."
-    ),
-]
+
+def json_option(about: str) -> Option:
+    """The option --json FILE."""
+    return Option(about, ("--json",), metavar="FILE")
 
 
 def command(run: Callable[[Any], None], kind: type[Any]) -> Callable[..., None]:
@@ -111,3 +80,11 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
             value = values[field.name]
             given[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)
+
+
+def end_with(problems: Sequence[str], status: int = 0) -> None:
+    """Name what could not be done, and end with a status: 1 if there is a problem."""
+    for problem in problems:
+        typer.echo(f"error: {shown(problem, 2000)}", err=True)
+    if problems or status:
+        raise typer.Exit(status or 1)
