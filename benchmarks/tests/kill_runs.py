@@ -217,7 +217,7 @@ def _read(path: Path) -> None:
 
             torch.load(path, weights_only=True)
         case ".engine":
-            check_engine(path, version=None, sm=None)
+            check_engine(path)
         case ".md":
             assert path.read_bytes().endswith(b"\n")
         case _:

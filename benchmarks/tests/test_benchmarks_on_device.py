@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
+from nmsfree.backends.options import Options as EngineOptions
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.errors import EngineError, InputError, NmsfreeError
 from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
@@ -256,7 +257,7 @@ def fake_engine(file: Path, device: str, threads: int) -> Backend:
     engine, digest = file.with_suffix(".engine"), sha256(file)
     write_fake_engine(engine, spec, batch=(1, 1, 1), candidates=count, onnx_sha256=digest)
     vendor = fake_vendor(cuda, run)
-    return TensorRtBackend(engine, device, cuda=cuda, vendor=vendor, rebuild=False)
+    return TensorRtBackend(engine, device, EngineOptions(rebuild=False), cuda=cuda, vendor=vendor)
 
 
 @pytest.fixture(scope="module")

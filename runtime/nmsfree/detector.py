@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends import Backend, Options, RawDetections, open_backend
+from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.contract import rows_of
 from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
@@ -75,7 +74,7 @@ class Detector:
         self._path: str | None = None  # None: of a backend, which is open on its own
         if not _is_backend(model):
             path = as_path(model, "model", "a path or a backend")
-            self._path, self._options = str(path.absolute()), {"device": device} | asdict(options)
+            self._path, self._options = str(path.absolute()), {"device": device} | vars(options)
             self.backend: Backend = open_backend(path, device, options)
         elif device is not None:
             raise InputError(
@@ -114,9 +113,9 @@ class Detector:
             image: BGR uint8 [h, w, 3]; a path; with color="rgb" an RGB array or a Pillow image.
             threshold: keep scores above this; None takes the model's own. "per-class" takes the
                 best-F1 threshold of every class, "precision" the lowest that reached the target
-                precision; both are in files whose thresholds were measured by `nmsfree eval`.
-                A class that was not measured takes the overall threshold; with "precision", one
-                that never reached the target is not shown.
+                precision, both from files with thresholds that `nmsfree eval` measured. A class
+                that was not measured takes the overall threshold; with "precision", one that never
+                reached the target is not shown.
             classes: names or ids to keep; None keeps all.
             max_detections: keep at most this many, the best ones.
             color: channel order of an array, "bgr" (as OpenCV reads) or "rgb".
@@ -159,10 +158,14 @@ class Detector:
         for start in range(0, len(images), step):
             inputs, geometries = self.preprocess(images[start : start + step], color)
             raw = self.backend.run(inputs)
-            results += [
-                self._finish(raw, i, geometry, thresholds, keep, max_detections)
-                for i, geometry in enumerate(geometries)
-            ]
+            for index, geometry in enumerate(geometries):
+                boxes, scores, class_ids = rows_of(raw, index, self.spec)
+                shown = scores > thresholds[class_ids]
+                if keep is not None:
+                    shown &= np.isin(class_ids, keep)
+                rows = np.flatnonzero(shown)[:max_detections]
+                found = geometry.to_source(boxes[rows])
+                results.append(Detections(found, scores[rows], class_ids[rows], self.names))
         return results
 
     def preprocess(
@@ -190,29 +193,19 @@ class Detector:
         ]
         return inputs, geometries
 
-    def _finish(
-        self,
-        raw: RawDetections,
-        index: int,
-        geometry: Geometry,
-        thresholds: NDArray[np.float32],
-        classes: NDArray[np.int32] | None,
-        max_detections: int | None,
-    ) -> Detections:
-        boxes, scores, class_ids = rows_of(raw, index, self.spec)
-        keep = scores > thresholds[class_ids]
-        if classes is not None:
-            keep &= np.isin(class_ids, classes)
-        rows = np.flatnonzero(keep)[:max_detections]
-        found = geometry.to_source(boxes[rows])
-        return Detections(found, scores[rows], class_ids[rows], self.names)
-
     def _thresholds(self, threshold: Threshold | None) -> NDArray[np.float32]:
         """Return the threshold of every class, float32 [classes]."""
         if isinstance(threshold, str):
             return np.array(self._measured(threshold), np.float32)
-        value = self.spec.threshold if threshold is None else self._check_threshold(threshold)
-        return np.full(len(self.names), value, np.float32)
+        value = self.spec.threshold if threshold is None else threshold
+        if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+            raise InputError(f"threshold is {threshold!r}, expected a number")
+        if threshold is not None and not self.spec.score_floor <= value <= 1:
+            raise InputError(
+                f"threshold is {threshold}, expected {self.spec.score_floor} … 1: scores below "
+                "the floor are not in this model's output (export with a lower --score-floor)"
+            )
+        return np.full(len(self.names), float(value), np.float32)
 
     def _measured(self, kind: str) -> tuple[float, ...]:
         if kind not in ("per-class", "precision"):
@@ -226,17 +219,6 @@ class Detector:
                 "with `--thresholds` and what `nmsfree eval --json` wrote, or give a number"
             )
         return measured.for_best_f1() if kind == "per-class" else measured.for_precision()
-
-    def _check_threshold(self, threshold: float) -> float:
-        number = isinstance(threshold, int | float | np.integer | np.floating)
-        if not number or isinstance(threshold, bool):
-            raise InputError(f"threshold is {threshold!r}, expected a number")
-        if not self.spec.score_floor <= threshold <= 1:
-            raise InputError(
-                f"threshold is {threshold}, expected {self.spec.score_floor} … 1: scores below "
-                "the floor are not in this model's output (export with a lower --score-floor)"
-            )
-        return float(threshold)
 
     def _class_ids(self, classes: Iterable[str | int] | None) -> NDArray[np.int32] | None:
         if classes is None:

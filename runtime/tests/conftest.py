@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
+from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
@@ -170,9 +171,11 @@ class EngineRig:
     def __call__(self, images: NDArray[np.uint8]) -> RawDetections:
         return self.cells(images, self.spec)
 
-    def open(self, **options: Any) -> TensorRtBackend:
-        options = {"cuda": self.cuda, "vendor": self.vendor} | options
-        return TensorRtBackend(self.path, **options)
+    def open(self, device: Any = None, **given: Any) -> TensorRtBackend:
+        """`given` are `Options` and what `TensorRtBackend` takes beside them."""
+        own = {name: given.pop(name) for name in ("stream", "cuda", "vendor") if name in given}
+        values = {"cuda": self.cuda, "vendor": self.vendor} | own
+        return TensorRtBackend(self.path, device, Options(**given), **values)
 
 
 @pytest.fixture

@@ -164,8 +164,8 @@ def test_engines_run_on_nvidia_gpus(tmp_path: Path) -> None:
 class FakeEngines:
     """Stands in for the backend of engines, and keeps what it was opened with."""
 
-    def __init__(self, path: Path, device: str | None, **options: Any) -> None:
-        self.opened = {"path": path, "device": device, **options}
+    def __init__(self, path: Path, device: Any, *options: Any, **named: Any) -> None:
+        self.opened = (path, device and str(device), *options, named)
 
 
 @pytest.mark.parametrize("device", [None, "cuda:1", "tensorrt-rtx", "tensorrt:2"])
@@ -178,8 +178,7 @@ def test_an_engine_is_opened_as_asked(
     fake.TensorRtBackend = FakeEngines
     monkeypatch.setitem(sys.modules, "nmsfree.backends.tensorrt.backend", fake)
     backend: Any = open_backend(engine, device, Options(rebuild=False, trust=True))
-    expected = {"path": engine, "device": device, "rebuild": False, "trust": True, "sha256": None}
-    assert backend.opened == expected
+    assert backend.opened == (engine, device, Options(rebuild=False, trust=True), {})
 
 
 def test_checkpoints_run_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +195,7 @@ def test_checkpoints_run_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         " it is for ONNX files on cuda and tensorrt-rtx, leave it out here"
     )
     backend: Any = open_backend(path, None, Options(threads=3))
-    assert backend.opened == {"path": path, "device": "cpu", "threads": 3}
+    assert backend.opened == (path, "cpu", {"threads": 3})
 
 
 def test_a_checkpoint_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nmsfree import EngineError, MissingExtraError, ModelError, ModelSpec
+from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt import load
 from nmsfree.backends.tensorrt.load import check_engine, load_plan
 from nmsfree.backends.tensorrt.sidecar import (
@@ -98,7 +99,7 @@ def rebuilder(engine: Path, monkeypatch: pytest.MonkeyPatch) -> Rebuilder:
 
 def refusal(engine: Path, **options: Any) -> str:
     with pytest.raises(EngineError) as error:
-        load_plan(engine, vendor=RTX, sm=options.pop("sm", 89), **options)
+        load_plan(engine, vendor=RTX, sm=options.pop("sm", 89), options=Options(**options))
     assert error.value.exit_status == 3
     return str(error.value)
 
@@ -150,7 +151,7 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A trusted plan is not the described one: what it was built for is not known either."""
     engine.write_bytes(b"another plan")
     alter(engine, builder_version="1.6.0.1")
-    plan, sidecar = load_plan(engine, vendor=RTX, sm=75, trust=True)
+    plan, sidecar = load_plan(engine, vendor=RTX, sm=75, options=Options(trust=True))
     assert (plan, sidecar.spec.name) == (b"another plan", "tiny")
     assert caplog.messages == [
         f"{engine}: not the plan that model.engine.json describes, trusted as asked"
@@ -158,17 +159,17 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_hash_that_the_application_knows(engine: Path, rebuilder: Rebuilder) -> None:
-    plan, _ = load_plan(engine, vendor=RTX, sm=89, sha256=digest(PLAN))
+    plan, _ = load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(PLAN)))
     assert plan == PLAN
     with pytest.raises(ModelError) as caught:
-        load_plan(engine, vendor=RTX, sm=89, sha256=digest(b"mine"))
+        load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(b"mine")))
     assert str(caught.value) == (
         f"{engine}: its sha256 is {digest(PLAN)}, expected {digest(b'mine')}: this is another file"
         " than was meant"
     )
     spoil_gpu(engine)
     with pytest.raises(EngineError, match="none is built in place of the one with the sha256"):
-        load_plan(engine, vendor=RTX, sm=89, sha256=digest(PLAN))
+        load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(PLAN)))
     assert rebuilder.calls == []
 
 
@@ -354,7 +355,7 @@ def test_an_older_description_vouches_for_its_own_plan_only(engine: Path) -> Non
 
 def test_check_engine_leaves_unchecked_what_is_not_known(engine: Path) -> None:
     alter(engine, builder_version="1.6.0.1", targets=(75,))
-    assert check_engine(engine, version=None, sm=None).mismatch is None
-    assert check_engine(engine, version="1.7", sm=None).mismatch == (
-        "built for tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7"
+    assert check_engine(engine)[2] is None
+    assert check_engine(engine, RTX)[2] == (
+        "built for tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7.1.116"
     )

@@ -17,9 +17,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as vendor
 from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.onnxruntime import gpu as onnxruntime_gpu
-from nmsfree.backends.onnxruntime import gpu as onnxruntime_plugin
-from nmsfree.backends.onnxruntime.graph import BoundRun, GraphRun
-from nmsfree.backends.onnxruntime.session import check_placement, create
+from nmsfree.backends.onnxruntime.gpu import GraphRun, bound_run, choose
+from nmsfree.backends.onnxruntime.session import check_placement, make_session
 from nmsfree.backends.options import parse_device
 from nmsfree.machine import Gpu, Gpus, find_gpus
 
@@ -130,13 +129,13 @@ def test_missing_libraries_are_named(
 def test_a_vendor_error_is_one_line(
     tiny: Path, cuda_build: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = []
+    asked = []
 
-    def fail(path: Path, threads: Any, provider: str, wanted: dict[str, str]) -> None:
-        settings.append(wanted)
+    def fail(path: Path, *, settings: dict[str, str], **_: Any) -> None:
+        asked.append(settings)
         raise RuntimeError("CUDA failure 100:\n no CUDA-capable device is detected")
 
-    monkeypatch.setattr(onnxruntime_gpu, "create", fail)
+    monkeypatch.setattr(onnxruntime_gpu, "make_session", fail)
     assert refused(lambda: Detector(tiny, device="cuda")) == (
         "device is 'cuda', but ONNX Runtime could not start there (CUDA failure 100: no"
         ' CUDA-capable device is detected): pip install "nmsfree[cuda]" brings what it needs,'
@@ -144,7 +143,7 @@ def test_a_vendor_error_is_one_line(
     )
     # A graph first, for a fixed batch; then without, as not all that fails is the GPU's fault.
     base = {"device_id": "0", "use_tf32": "0"}
-    assert settings == [base | {"enable_cuda_graph": flag} for flag in ("1", "0")]
+    assert asked == [base | {"enable_cuda_graph": flag} for flag in ("1", "0")]
 
 
 @pytest.mark.parametrize(
@@ -162,12 +161,12 @@ def test_settings_of_the_cuda_provider(
     """FP32 is FP32 unless asked otherwise; a graph only where shapes are fixed."""
     asked: list[dict[str, str]] = []
 
-    def session(path: Path, threads: int, provider: str, settings: dict[str, str]) -> Any:
+    def session(path: Path, *, threads: int, provider: str, settings: dict[str, str]) -> Any:
         asked.append(settings)
         assert (threads, provider) == (2, CUDA)
-        return create(path, threads, CPU, {})
+        return make_session(path, threads=threads)
 
-    monkeypatch.setattr(onnxruntime_gpu, "create", session)
+    monkeypatch.setattr(onnxruntime_gpu, "make_session", session)
     monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: ", 1 of 9 nodes elsewhere")
     monkeypatch.setattr(
         onnxruntime_gpu, "GraphRun", lambda session, spec, *_: GraphRun(session, spec, "cpu", 0)
@@ -211,7 +210,7 @@ def test_a_fault_of_the_file_is_not_blamed_on_the_gpu(
 
 def test_sessions_do_not_fall_back_while_running(tiny: Path) -> None:
     """`InferenceSession.run` would start anew on the processor when a provider fails."""
-    assert create(tiny, 1, CPU, {})._enable_fallback is False
+    assert make_session(tiny, threads=1)._enable_fallback is False
 
 
 def fake_session(providers: list[str], *placed: tuple[str, str]) -> Any:
@@ -225,7 +224,7 @@ def fake_session(providers: list[str], *placed: tuple[str, str]) -> Any:
 
 
 def test_where_the_nodes_are(tiny: Path) -> None:
-    assert check_placement(create(tiny, 1, CPU, {}), CPU, "cpu").endswith(" on the processor")
+    assert check_placement(make_session(tiny, threads=1), CPU, "cpu").endswith(" on the processor")
     both = [CUDA, CPU]
     everything = fake_session(both, (CUDA, "Conv"), (CUDA, "TopK"))
     assert check_placement(everything, CUDA, "cuda") == ""
@@ -305,7 +304,7 @@ def test_an_onnxruntime_without_plugins(
     tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        onnxruntime_plugin, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
+        onnxruntime_gpu, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
     )
     assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
         f"device is 'tensorrt-rtx', but onnxruntime {VERSION} takes no plugins, expected 1.24 or"
@@ -374,7 +373,7 @@ def test_the_plugins_device_of_a_gpu(
     gpus: tuple[Gpu, ...], device: str, found: Any, expected: int
 ) -> None:
     devices = plugin_found(*found)
-    chosen = onnxruntime_plugin.choose(devices, parse_device(device), gpus)
+    chosen = choose(devices, parse_device(device), gpus)
     assert chosen is devices[expected]
 
 
@@ -382,7 +381,7 @@ def test_real_devices_tell_what_is_asked_of_them() -> None:
     """The processor's, which has neither address nor number."""
     devices = ort.get_ep_devices()[:1] * 2
     device = parse_device("tensorrt-rtx:1")
-    assert onnxruntime_plugin.choose(devices, device, (FIRST, SECOND)) is devices[1]
+    assert choose(devices, device, (FIRST, SECOND)) is devices[1]
 
 
 def test_gpus_that_the_plugin_may_mix_up_are_refused() -> None:
@@ -396,7 +395,7 @@ def test_gpus_that_the_plugin_may_mix_up_are_refused() -> None:
         "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin takes {} of the GPUs"
         " here: it needs an RTX 30 or newer, found {}"
     )
-    choose, second = onnxruntime_plugin.choose, parse_device("tensorrt-rtx:1")
+    second = parse_device("tensorrt-rtx:1")
     for gpus, found, message in (
         ((FIRST, SECOND), [(at_second, "0"), (at_first, "1")], counts),
         ((OLD, SECOND), [(at_second, "0")], counts),
@@ -435,7 +434,9 @@ def test_a_run_that_fails_on_the_gpu_is_not_the_images_fault(
         run._buffers = (SimpleNamespace(update_inplace=fail), *run._buffers[1:])
         return run
 
-    monkeypatch.setattr(onnxruntime_gpu, "create", lambda *_: create(path, 1, CPU, {}))
+    monkeypatch.setattr(
+        onnxruntime_gpu, "make_session", lambda *_, **__: make_session(path, threads=1)
+    )
     monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: "")
     monkeypatch.setattr(onnxruntime_gpu, "GraphRun", fixed)
     if batch is None:
@@ -457,8 +458,8 @@ def test_fixed_buffers_give_the_same_as_a_plain_run(
 ) -> None:
     spec = make_spec(batch=batch)
     path = make_onnx(tmp_path / "tiny.onnx", spec)
-    session = create(path, 1, CPU, {})
-    plain, bound = OnnxRuntimeBackend(path), BoundRun(session)
+    session = make_session(path, threads=1)
+    plain, bound = OnnxRuntimeBackend(path), bound_run(session)
     fixed = GraphRun(session, spec, "cpu", 0)
     several = [np.stack([noise(9 * i + j) for j in range(batch)]) for i in range(20)]
     with ThreadPoolExecutor(4) as pool:
@@ -474,7 +475,7 @@ def test_fixed_buffers_give_the_same_as_a_plain_run(
 
 
 def test_fixed_buffers_refuse_other_images(tiny: Path, make_spec: Any) -> None:
-    run = GraphRun(create(tiny, 1, CPU, {}), make_spec(batch=1), "cpu", 0)
+    run = GraphRun(make_session(tiny, threads=1), make_spec(batch=1), "cpu", 0)
     assert refused(lambda: run(np.zeros((2, 64, 96, 3), np.uint8)), ModelError) == (
         "the model refused images of 2 × 64 × 96 × 3, uint8 (expected 1 × 64 × 96 × 3, uint8)"
     )

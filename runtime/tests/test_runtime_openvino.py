@@ -202,13 +202,6 @@ def test_threads_are_for_processors(tiny: Path) -> None:
     )
 
 
-def test_other_precisions_are_refused(tiny: Path) -> None:
-    wrong: Any = "f16"
-    assert refused(lambda: OpenVinoBackend(tiny, precision=wrong), InputError) == (
-        "precision is 'f16', expected 'f32' or 'bf16'"
-    )
-
-
 def test_bf16_is_refused_where_it_would_be_emulated(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,25 +445,6 @@ def test_an_engine_that_is_not_what_its_description_says(make_rig: Any, make_spe
     )
 
 
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        (
-            "cpu",
-            "device is 'cpu', an engine runs on: cuda, tensorrt-rtx, tensorrt, or a further GPU "
-            "as cuda:1",
-        ),
-        (
-            "openvino",
-            "device is 'openvino', an engine runs on: cuda, tensorrt-rtx, tensorrt, or a further "
-            "GPU as cuda:1",
-        ),
-    ],
-)
-def test_other_devices_are_refused(make_rig: Any, device: str, message: str) -> None:
-    assert refused(lambda: make_rig().open(device=device), InputError) == message
-
-
 def test_a_context_that_we_opened_is_given_back(
     make_rig: Any, monkeypatch: pytest.MonkeyPatch, noise: Noise
 ) -> None:

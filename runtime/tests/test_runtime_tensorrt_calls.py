@@ -155,12 +155,12 @@ LOCALS = {
     "backends/tensorrt/vendor.py": {"n[2:]", "kind"},
     "backends/tensorrt/log.py": {"collector", "message", "log"},
     "backends/tensorrt/engine.py": {
-        *("config", "binding", "bindings[0]", "inputs if is_input else outputs", "scores", "b"),
+        *("binding", "scores", "shapes", "message"),
         *("path", "hashlib.sha256(bytes.fromhex(engine_sha256) + payload)"),
     },
     "backends/tensorrt/context.py": {
         *("memory", "b", "views", "view", "binding", "pinned", "pinned.view(binding.dtype)"),
-        *("self.device[INPUT]", "self.device[binding.name]"),
+        *("self._device[INPUT]", "self._device[binding.name]"),
     },
     "cuda/cuda_python.py": {"ctypes.c_uint8 * nbytes"},
     "cuda/pycuda.py": set[str](),
@@ -414,7 +414,7 @@ BROKEN: list[tuple[str, Callable[[str], str], str]] = [
     ),
     (
         "backends/tensorrt/context.py",
-        lambda s: s.replace("set_tensor_address(name, address)", "set_tensor_address(address)"),
+        lambda s: s.replace("set_tensor_address(name, memory.address)", "set_tensor_address(name)"),
         "self._context.set_tensor_address does not take 1 arguments",
     ),
     (

@@ -180,8 +180,8 @@ def test_without_a_stream_the_default_stream_is_waited_for(
 def test_the_producer_is_told_our_stream(rig: Rig, images: NDArray[np.uint8]) -> None:
     array = Producer(rig.cuda, images).dlpack()
     rig.backend.run(array)
-    lane = rig.backend._lanes._idle[True][0]
-    assert array.asked == [lane._buffers.stream.handle]
+    context = rig.backend._pool._idle[True][0]
+    assert array.asked == [context._stream.handle]
 
 
 def test_images_on_another_gpu_are_noticed_where_the_interface_names_none(

@@ -95,7 +95,7 @@ def test_a_lane_that_cannot_be_freed_keeps_neither_the_others_nor_the_engine(
     rig = make_rig("tensorrt", batch=(1, 1, 1))
     monkeypatch.setattr("nmsfree.backends.tensorrt.backend.open_cuda", lambda *_: rig.cuda)
     backend = rig.open(cuda=None)
-    with backend._lanes.take(False), backend._lanes.take(False):
+    with backend._pool.take(False), backend._pool.take(False):
         assert rig.module.alive == 2
     held: list[Any] = []
     at_release = lambda _: held.extend([backend._engine._engine, rig.module.alive])  # noqa: E731

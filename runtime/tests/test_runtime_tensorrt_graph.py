@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import EngineError
-from nmsfree.backends.tensorrt.graph import GraphUse, record
+from nmsfree.backends.tensorrt.context import record
+from nmsfree.backends.tensorrt.engine import GraphUse
 from nmsfree.testing.cuda import FakeCuda
 
 Noise = Callable[..., NDArray[np.uint8]]
@@ -123,7 +124,7 @@ def test_a_recording_that_fails_costs_the_graph_only(
     assert_right(backend, rig, noise(1)[None])
     assert said(backend) == "no CUDA graph"
     rig.cuda.fail.clear()
-    with backend._lanes.take(False), backend._lanes.take(False):
+    with backend._pool.take(False), backend._pool.take(False):
         assert "graphs" not in rig.cuda.live()  # a second lane does not try again
     cuda = f"CUDA: {method} failed (as asked): `nmsfree doctor` says what is missing"
     vendor = (

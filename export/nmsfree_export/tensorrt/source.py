@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper
 
-from nmsfree.backends import MAX_ONNX
+from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec

@@ -49,11 +49,9 @@ class Backend(Protocol):
 
 
 class Forkable(Protocol):
-    """A backend with threads of a library's."""
+    """A backend with threads of a library's; `after_fork` lets go of all that needs them."""
 
-    def after_fork(self) -> None:
-        """Let go, in the child, of all that needs those threads; see `never_free`."""
-        ...
+    def after_fork(self) -> None: ...
 
 
 _watched: "weakref.WeakSet[Forkable]" = weakref.WeakSet()

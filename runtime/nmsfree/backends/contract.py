@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
+from nmsfree.decode import check_file
 from nmsfree.errors import ModelError
+from nmsfree.machine import other_file, sha256
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree.text import shown
 
+MAX_ONNX = 2 << 30  # bytes that one file can have
 HIGHEST_SCORE = 1 + 1e-3  # an engine's sigmoid may end a rounding above 1
 
 
@@ -22,6 +25,17 @@ class Port(NamedTuple):
     name: str
     type: str  # "tensor(uint8)"
     shape: list[int | str | None]
+
+
+def check_model_file(path: Path, digest: str | None) -> None:
+    """Refuse what is no regular file, too large, or another one than the application means.
+
+    Raises:
+        ModelError: it is.
+    """
+    check_file(path, MAX_ONNX, ModelError)
+    if digest is not None and (found := sha256(path)) != digest:
+        raise other_file(path, found, digest)
 
 
 def read_spec(
@@ -47,26 +61,22 @@ def read_spec(
             f"{path}: outputs {', '.join(missing)} are missing, found {', '.join(names)}"
         )
     spec = ModelSpec.from_json(metadata, f"{shown(path)}: model description")
-    _check_input(path, spec, inputs)
-    _check_outputs(path, spec, outputs)
+    _check_ports(path, spec, inputs, outputs)
     return spec
 
 
-def _check_input(path: Path, spec: ModelSpec, inputs: Sequence[Port]) -> None:
-    """Compare the graph's input with the description."""
+def _check_ports(
+    path: Path, spec: ModelSpec, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> None:
+    """Compare input and outputs of the graph with the description."""
+    size, k = [spec.batch, spec.height, spec.width, 3], spec.top_k
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
-    expected = ("images", "tensor(uint8)", [spec.batch, spec.height, spec.width, 3])
-    if found != [expected]:
+    if found != [("images", "tensor(uint8)", size)]:
         given = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise ModelError(
             f"{path}: input is {shown(given)}, but its description says images tensor(uint8) "
             f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
         )
-
-
-def _check_outputs(path: Path, spec: ModelSpec, outputs: Sequence[Port]) -> None:
-    """Compare types and sizes of the outputs with the description."""
-    k = spec.top_k
     expected: dict[str, tuple[str, list[int]]] = {
         "num_detections": ("tensor(int32)", [1]),
         "detection_boxes": ("tensor(float)", [k, 4]),

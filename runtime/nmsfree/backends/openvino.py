@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections, forked, never_free, watch
-from nmsfree.backends.contract import Port, check_images, one_line, read_spec
-from nmsfree.backends.options import Options
+from nmsfree.backends.contract import Port, check_images, check_model_file, one_line, read_spec
+from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.files import plain_name
 from nmsfree.machine import computes_bf16, processor_name
@@ -34,24 +35,6 @@ OPSET_IMPORT, OPSET_VERSION = 8, 2  # fields of ModelProto and of OperatorSetIdP
 LAST_OPSET = 100  # 26 is today's
 _worked_in: dict[str, int] = {}  # in which process OpenVINO started its threads
 ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
-
-
-def check_request(plugin: str, threads: int | None, precision: str) -> None:
-    """Refuse what can be refused without OpenVINO.
-
-    Raises:
-        InputError: threads or precision cannot be had.
-    """
-    if threads is not None and plugin != "CPU":
-        raise InputError(
-            f"threads is {threads}, but does not apply to openvino:{plugin}: it is for processors,"
-            " leave it out here"
-        )
-    if precision == "bf16" and plugin == "CPU" and computes_bf16() is False:
-        raise InputError(
-            f"precision is 'bf16', but this processor ({processor_name()}) has no bfloat16"
-            " arithmetic: use precision='f32'"
-        )
 
 
 def import_openvino() -> Any:
@@ -149,27 +132,23 @@ def _ports(ports: Any) -> list[Port]:
     """Describe inputs or outputs as ONNX Runtime would."""
     described = []
     for port in ports:
+        # The contract's name of it; merged layers leave others on it, too.
+        names: set[str] = port.names
+        name = min(names.intersection(("images", *RawDetections._fields)) or names, default="")
         kind = port.element_type.get_type_name()
         shape = [d.get_length() if d.is_static else "N" for d in port.partial_shape]
-        described.append(Port(_name(port), f"tensor({ONNX_TYPES.get(kind, kind)})", shape))
+        described.append(Port(name, f"tensor({ONNX_TYPES.get(kind, kind)})", shape))
     return described
-
-
-def _name(port: Any) -> str:
-    """The contract's name of a port; merged layers leave others on it, too."""
-    names: set[str] = port.names
-    ours = names.intersection(("images", *RawDetections._fields))
-    return min(ours or names, default="")
 
 
 def compile_model(
     openvino: Any, model: Any, plugin: str, threads: int | None, precision: str
-) -> Any:
-    """Compile a model for a device.
+) -> tuple[Any, str]:
+    """Compile a model for a device; read back where and how it runs, in words.
 
     Raises:
-        EngineError: there is no such device, it does not take the model, or OpenVINO has worked in
-            this process before it was forked.
+        EngineError: there is no such device, it does not take the model, OpenVINO took another
+            device or precision, or has worked in this process before it was forked.
     """
     if _worked_in.setdefault("process", os.getpid()) != os.getpid():
         raise forked("OpenVINO")
@@ -188,28 +167,12 @@ def compile_model(
             " an Intel GPU needs its OpenCL driver"
         )
     try:
-        return core.compile_model(model, plugin, settings)
+        compiled = core.compile_model(model, plugin, settings)
     except vendor_errors(openvino) as error:
         raise EngineError(
             f"device is 'openvino:{plugin}', but OpenVINO cannot compile the model for it"
             f" ({one_line(error)})"
         ) from None
-
-
-def output_indices(compiled: Any) -> list[int]:
-    """Where the outputs of the contract are among those of a compiled model."""
-    names = [port.names for port in compiled.outputs]
-    return [
-        next(i for i, known in enumerate(names) if name in known) for name in RawDetections._fields
-    ]
-
-
-def describe(openvino: Any, compiled: Any, plugin: str, threads: int | None, precision: str) -> str:
-    """Read back where and how a model runs, and say it.
-
-    Raises:
-        EngineError: OpenVINO took another device or precision than it was asked for.
-    """
     devices: list[str] = compiled.get_property("EXECUTION_DEVICES")
     kind: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if kind != precision or any(device.partition(".")[0] != plugin[:3] for device in devices):
@@ -219,7 +182,7 @@ def describe(openvino: Any, compiled: Any, plugin: str, threads: int | None, pre
         )
     version = openvino.__version__.partition("-")[0]
     text = f"OpenVINO {version} {', '.join(devices)}, {kind}"
-    return f"{text}, threads {threads or 'automatic'}" if plugin == "CPU" else text
+    return compiled, text + (f", threads {threads or 'automatic'}" if plugin == "CPU" else "")
 
 
 class Requests:
@@ -278,9 +241,9 @@ class OpenVinoBackend:
 
     Args:
         path: the ONNX file.
-        plugin: OpenVINO's name of the device, "CPU", "GPU" or "GPU.1".
-        threads: processor threads of one run; None lets OpenVINO choose.
-        precision: "f32", or "bf16" where the device computes it.
+        device: "openvino", with OpenVINO's name of the device behind a colon if it is not "CPU".
+        threads: processor threads of one run, in place of the options'; None lets OpenVINO choose.
+        options: `threads`, `sha256`, and `precision`: "f32", or "bf16" where the device has it.
 
     Raises:
         InputError: the processor has no bf16, or an option cannot be used.
@@ -292,21 +255,37 @@ class OpenVinoBackend:
     def __init__(
         self,
         path: FilePath,
-        plugin: str = "CPU",
+        device: str | Device = "openvino",
         threads: int | None = None,
-        precision: str = "f32",
+        *,
+        options: Options = DEFAULTS,
     ) -> None:
-        path, options = as_path(path, "model"), Options(threads, precision=precision)
-        check_request(plugin, options.threads, precision)
+        path, plugin = as_path(path, "model"), parse_device(device).plugin
+        if threads is not None:
+            options = replace(options, threads=threads)
+        options.check("OpenVINO", "threads", "precision", "sha256")
+        threads, precision = options.threads, options.precision or "f32"
+        check_model_file(path, options.sha256)
+        if threads is not None and plugin != "CPU":
+            raise InputError(
+                f"threads is {threads}, but does not apply to openvino:{plugin}: it is for"
+                " processors, leave it out here"
+            )
+        if precision == "bf16" and plugin == "CPU" and computes_bf16() is False:
+            raise InputError(
+                f"precision is 'bf16', but this processor ({processor_name()}) has no bfloat16"
+                " arithmetic: use precision='f32'"
+            )
         openvino = import_openvino()
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file, expected an exported ONNX model")
         model, self.spec = read_model(openvino, path)
         check_int8_target(path, self.spec, "openvino")
-        compiled = compile_model(openvino, model, plugin, options.threads, precision)
-        self.description = describe(openvino, compiled, plugin, options.threads, precision)
+        compiled, self.description = compile_model(openvino, model, plugin, threads, precision)
         self._errors = vendor_errors(openvino)
-        self._indices = output_indices(compiled)
+        names = [port.names for port in compiled.outputs]  # in an order of its own
+        self._indices = [
+            next(i for i, known in enumerate(names) if name in known)
+            for name in RawDetections._fields
+        ]
         self._requests = Requests(compiled)
         watch(self)
 

@@ -2,16 +2,17 @@
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections, forked, never_free, watch
-from nmsfree.backends.contract import check_images, one_line, refusal
-from nmsfree.backends.onnxruntime.gpu import gpu_errors, open_cuda, open_tensorrt_rtx, run_failed
-from nmsfree.backends.onnxruntime.session import Opened, open_cpu, read_file, vendor_errors
-from nmsfree.backends.options import Device, Options, parse_device
+from nmsfree.backends.contract import check_images, check_model_file, one_line, refusal
+from nmsfree.backends.onnxruntime.gpu import gpu_errors, open_gpu, run_failed
+from nmsfree.backends.onnxruntime.session import OUTPUTS, Opened, open_file, vendor_errors
+from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.files import version_of
 from nmsfree.spec import ModelSpec, check_int8_target
@@ -31,9 +32,9 @@ class OnnxRuntimeBackend:
     Args:
         path: the ONNX file.
         device: "cpu"; "cuda" or "tensorrt-rtx", with ":1" for the second GPU.
-        threads: processor threads of one run; None lets ONNX Runtime take one per physical core.
-        allow_cpu: run on the processor, with a warning, where the GPU cannot.
-        tf32: let a GPU round float32 factors to TF32; False computes real FP32.
+        threads: processor threads of one run, in place of the options'; None lets ONNX Runtime
+            take one per physical core.
+        options: `threads` and `sha256`; on a GPU also `allow_cpu` and `tf32`.
 
     Raises:
         InputError: the device or an option is not supported.
@@ -45,22 +46,21 @@ class OnnxRuntimeBackend:
     def __init__(
         self,
         path: FilePath,
-        device: str = "cpu",
+        device: str | Device = "cpu",
         threads: int | None = None,
         *,
-        allow_cpu: bool = False,
-        tf32: bool = False,
+        options: Options = DEFAULTS,
     ) -> None:
         path, place = as_path(path, "model"), parse_device(device)
+        if threads is not None:
+            options = replace(options, threads=threads)
         if place.kind not in DEVICES:
             raise InputError(
-                f"device is {device!r}, ONNX Runtime here runs on: {', '.join(DEVICES)}"
+                f"device is '{place}', ONNX Runtime here runs on: {', '.join(DEVICES)}"
             )
-        options = Options(threads, allow_cpu, tf32)
-        allowed = ("threads",) if place.kind == "cpu" else ("threads", "allow_cpu", "tf32")
-        options.check(f"ONNX Runtime on {place}", *allowed)
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file, expected an exported ONNX model")
+        gpu = () if place.kind == "cpu" else ("allow_cpu", "tf32")
+        options.check(f"ONNX Runtime on {place}", "threads", "sha256", *gpu)
+        check_model_file(path, options.sha256)
         self._errors = vendor_errors()
         self._opened: Opened | None
         self._what = path.absolute(), place, options  # a fork may have another working folder
@@ -85,12 +85,11 @@ class OnnxRuntimeBackend:
         if opened.gpu:
             check_images(images, self.spec)  # so that what fails then is not the images' fault
         try:
-            outputs = opened.run(images)
+            return RawDetections(*opened.run(images))
         except self._errors as error:
             if opened.gpu:
                 raise run_failed(opened.gpu, error) from None
             raise refusal(images, one_line(error)) from None
-        return RawDetections(*outputs)
 
     def after_fork(self) -> None:
         """In a forked child: the session's threads stayed in the parent."""
@@ -101,16 +100,17 @@ class OnnxRuntimeBackend:
 
     def _open_after_fork(self) -> Opened:
         """Open the file again, for this process."""
+        path, place, _ = self._what
         with self._opening:
-            if self._opened is None and not self._forked:
-                raise ModelError("the detector is closed: open it again")
             if self._opened is None:
-                if self._what[1].kind != "cpu":
-                    raise forked(f"ONNX Runtime on {self._what[1]}")
-                if version_of(self._what[0]) != self._version:
+                if not self._forked:
+                    raise ModelError("the detector is closed: open it again")
+                if place.kind != "cpu":
+                    raise forked(f"ONNX Runtime on {place}")
+                if version_of(path) != self._version:
                     raise ModelError(
-                        f"{self._what[0]}: has changed since the detector was opened, before this"
-                        " process was forked: open it again"
+                        f"{path}: has changed since the detector was opened, before this process"
+                        " was forked: open it again"
                     )
                 _, self._opened = _open(*self._what)
                 self._forked = False
@@ -125,21 +125,21 @@ class OnnxRuntimeBackend:
 
 def _open(path: Path, device: Device, options: Options) -> tuple[ModelSpec, Opened]:
     """Open the file on the device, or on the processor where the user allowed that."""
-    if device.kind == "cpu":
-        spec, opened = open_cpu(path, options.threads)
-        check_int8_target(path, spec, "cpu")
-        return spec, opened
-    # Before the GPU comes in, so that a fault of the file is not blamed on it.
-    spec = read_file(path)
-    check_int8_target(path, spec, device.kind)
-    try:
-        if device.kind == "cuda":
-            return spec, open_cuda(path, spec, device, options)
-        return spec, open_tensorrt_rtx(path, spec, device, options)
-    except (EngineError, MissingExtraError) as error:
-        if not options.allow_cpu:
-            raise
-        logger.warning("%s; it runs on the processor, as allowed", error)
-    spec, opened = open_cpu(path, options.threads)
+    import onnxruntime as ort
+
+    instead = ""
+    if device.kind != "cpu":
+        # Before the GPU comes in, so that a fault of the file is not blamed on it.
+        _, spec = open_file(path, 1, optimize=False)
+        check_int8_target(path, spec, device.kind)
+        try:
+            return spec, open_gpu(path, spec, device, options)
+        except (EngineError, MissingExtraError) as error:
+            if not options.allow_cpu:
+                raise
+            logger.warning("%s; it runs on the processor, as allowed", error)
+        instead = f" (in place of {device})"
+    session, spec = open_file(path, options.threads)
     check_int8_target(path, spec, "cpu")
-    return spec, opened._replace(description=f"{opened.description} (in place of {device})")
+    text = f"ONNX Runtime {ort.__version__} CPU, threads {options.threads or 'automatic'}{instead}"
+    return spec, Opened(lambda images: session.run(OUTPUTS, {"images": images}), text)

@@ -1,30 +1,38 @@
 """ONNX Runtime's two ways to an NVIDIA GPU: its CUDA provider, and TensorRT-RTX as a plugin."""
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nmsfree.backends.contract import one_line
-from nmsfree.backends.onnxruntime.graph import BoundRun, GraphRun
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.contract import check_images, one_line
 from nmsfree.backends.onnxruntime.session import (
     FATAL,
+    OUTPUTS,
     Opened,
     check_placement,
-    create,
-    create_on,
-    run_plainly,
+    make_session,
     vendor_errors,
 )
 from nmsfree.backends.options import Device, Options
 from nmsfree.cuda.base import DOCTOR, NO_MEMORY
-from nmsfree.errors import EngineError, InputError, import_extra
+from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.machine import Gpu, find_gpus
 from nmsfree.spec import ModelSpec
 
+logger = logging.getLogger(__name__)
+
+CUDA = "CUDAExecutionProvider"
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+WARNING = 2  # ONNX Runtime's own default log severity
+WARM_UP_RUNS = 3  # memory is taken in the first, the graph captured by the second, replayed after
 PLUGIN_SINCE = "1.24"  # what the plugin asks for
 PLUGIN_CALLS = ("add_provider_for_devices",)  # of session options, what it takes
 # What ONNX Runtime tells of a GPU on Linux, and the plugin's number of it.
@@ -33,12 +41,104 @@ ADDRESS, NUMBER = "pci_bus_id", "device_id"
 _registering = threading.Lock()
 
 
-def plugin_device(plugin: Any, device: Device, gpus: Sequence[Gpu]) -> Any:
-    """The `OrtEpDevice` of a GPU; loads the plugin once in this process, raises vendor errors.
+def gpu_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises when a GPU, its driver or its libraries fail."""
+    return (*vendor_errors(), RuntimeError, ValueError, OSError)
+
+
+def run_failed(device: str, error: Exception) -> EngineError:
+    """The error for a run on a GPU that failed with images that the model takes."""
+    line = one_line(error)
+    no_memory = "out of memory" in line.lower() or "failed to allocate" in line.lower()
+    advice = NO_MEMORY if no_memory else DOCTOR
+    return EngineError(f"device is '{device}', but ONNX Runtime failed there ({line}): {advice}")
+
+
+def open_gpu(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
+    """Open a file on the CUDA provider, or for "tensorrt-rtx" on ONNX Runtime's plugin.
 
     Raises:
-        EngineError: ONNX Runtime is too old, or the plugin does not take this GPU.
+        InputError: FP32 was asked for, which the plugin cannot promise.
+        MissingExtraError: the plugin is not installed.
+        EngineError: another ONNX Runtime is installed, there is no such GPU, or CUDA is missing.
     """
+    return (_open_cuda if device.kind == "cuda" else _open_plugin)(path, spec, device, options)
+
+
+def _open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
+    import onnxruntime as ort
+
+    if CUDA not in ort.get_available_providers():
+        raise EngineError(
+            f"device is '{device}', but the installed onnxruntime {ort.__version__} is built"
+            " without CUDA, and it and onnxruntime-gpu exclude one another: pip uninstall -y"
+            ' onnxruntime, then pip install "nmsfree[cuda]"'
+        )
+    gpu = _gpus(device)[device.index]
+    missing = _preload(ort)
+    # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
+    graphs = [True, False] if spec.batch is not None and spec.nms is None else [False]
+    for graph in graphs:
+        try:
+            return _on_cuda(path, spec, device, gpu, options, graph)
+        except gpu_errors() as error:
+            if not graph:
+                raise _not_started(device, missing or one_line(error)) from None
+            logger.info("no CUDA graph for %s: %s", path, one_line(error))
+        except EngineError:
+            # A library that is missing is why ONNX Runtime left the GPU, and helps more.
+            if missing:
+                raise _not_started(device, missing) from None
+            raise
+    raise AssertionError
+
+
+def _on_cuda(
+    path: Path, spec: ModelSpec, device: Device, gpu: Gpu, options: Options, graph: bool
+) -> Opened:
+    settings = {
+        "device_id": str(device.index),
+        "use_tf32": str(int(options.tf32)),
+        "enable_cuda_graph": str(int(graph)),
+    }
+    with _silent():
+        session = make_session(path, threads=options.threads, provider=CUDA, settings=settings)
+    rest = check_placement(session, CUDA, str(device))
+    how = "CUDA graph" if graph else "no CUDA graph"
+    text = _describe("CUDA", gpu, options.tf32, f", {how}{rest}")
+    if not graph:
+        return Opened(bound_run(session), text, str(device))
+    run = GraphRun(session, spec, "cuda", device.index)
+    return Opened(run, text, str(device), run.close)
+
+
+def _open_plugin(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
+    plugin = import_extra(
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        "running an ONNX file on TensorRT-RTX",
+        "nmsfree[tensorrt-rtx-ort]",
+    )
+    # The plugin has no option for TF32; TensorRT-RTX itself obeys a variable.
+    if spec.precision == "fp32" and not options.tf32 and os.environ.get(TF32_VARIABLE) != "0":
+        raise InputError(
+            f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin computes FP32 files in"
+            f" TF32: set {TF32_VARIABLE}=0 in the environment, allow it (tf32=True, --tf32), or"
+            " make an engine with `nmsfree build`"
+        )
+    gpus = _gpus(device)
+    try:
+        with _silent():
+            found = _plugin_device(plugin, device, gpus)
+            session = make_session(path, threads=options.threads, plugin=found)
+    except gpu_errors() as error:
+        raise _not_started(device, one_line(error)) from None
+    rest = check_placement(session, plugin.get_ep_name(), str(device))
+    text = _describe("TensorRT-RTX", gpus[device.index], options.tf32, rest)
+    return Opened(lambda images: session.run(OUTPUTS, {"images": images}), text, str(device))
+
+
+def _plugin_device(plugin: Any, device: Device, gpus: Sequence[Gpu]) -> Any:
+    """The `OrtEpDevice` of a GPU; loads the plugin once in this process, raises vendor errors."""
     import onnxruntime as ort
 
     if not all(hasattr(ort.SessionOptions, call) for call in PLUGIN_CALLS):
@@ -64,15 +164,22 @@ def choose(found: Sequence[Any], device: Device, gpus: Sequence[Gpu]) -> Any:
         EngineError: there is none.
     """
     gpu = gpus[device.index]
+    here = [_at(d, gpu) for d in found]  # None: addresses are not told
+
+    def is_meant(position: int) -> bool:
+        number = found[position].ep_options.get(NUMBER)
+        if here[position] is None:
+            return int(number or position) == device.index
+        return bool(here[position]) and number in (None, str(device.index))
+
+    fitting: Sequence[Any] = []
     if len(gpus) == 1:
-        fitting = list(found[:1])
-    elif len(found) == len(gpus) or all(_at(d, gpu) is not None for d in found):
-        fitting = [d for i, d in enumerate(found) if _is_meant(d, i, device.index, gpu)]
-    else:
-        fitting = []
+        fitting = found
+    elif len(found) == len(gpus) or None not in here:
+        fitting = [d for i, d in enumerate(found) if is_meant(i)]
     if fitting:
         return fitting[0]
-    if all(_at(d, gpu) is False for d in found):
+    if all(at is False for at in here):
         raise EngineError(
             f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin takes {len(found)} of"
             f" the GPUs here: it needs an RTX 30 or newer, found {gpu}"
@@ -84,13 +191,6 @@ def choose(found: Sequence[Any], device: Device, gpus: Sequence[Gpu]) -> Any:
     )
 
 
-def _is_meant(found: Any, position: int, index: int, gpu: Gpu) -> bool:
-    at, number = _at(found, gpu), found.ep_options.get(NUMBER)
-    if at is not None:
-        return at and number in (None, str(index))
-    return int(number or position) == index
-
-
 def _at(found: Any, gpu: Gpu) -> bool | None:
     """Whether a device has the address of a GPU; None: one of the two is not told."""
     told = found.device.metadata.get(ADDRESS)
@@ -100,115 +200,6 @@ def _at(found: Any, gpu: Gpu) -> bool | None:
 def _numbers(bus: str) -> list[int]:
     """ "0000:65:00.0" → [0, 0x65, 0, 0]: libraries differ in leading zeros."""
     return [int(part, 16) for part in bus.replace(".", ":").split(":")]
-
-
-logger = logging.getLogger(__name__)
-
-CUDA = "CUDAExecutionProvider"
-TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
-WARNING = 2  # ONNX Runtime's own default log severity
-
-
-def open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
-    """Open a file on ONNX Runtime's CUDA provider.
-
-    Raises:
-        EngineError: another ONNX Runtime is installed, there is no such GPU, or CUDA is missing.
-    """
-    import onnxruntime as ort
-
-    if CUDA not in ort.get_available_providers():
-        raise EngineError(
-            f"device is '{device}', but the installed onnxruntime {ort.__version__} is built"
-            " without CUDA, and it and onnxruntime-gpu exclude one another: pip uninstall -y"
-            ' onnxruntime, then pip install "nmsfree[cuda]"'
-        )
-    gpu = _gpus(device)[device.index]
-    missing = _preload(ort)
-    # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
-    graph = spec.batch is not None and spec.nms is None
-    try:
-        return _open_cuda(path, spec, device, gpu, options, graph)
-    except gpu_errors() as error:
-        raise _not_started(device, missing or one_line(error)) from None
-    except EngineError:
-        # A library that is missing is why ONNX Runtime left the GPU, and helps more.
-        if missing:
-            raise _not_started(device, missing) from None
-        raise
-
-
-def _open_cuda(
-    path: Path, spec: ModelSpec, device: Device, gpu: Gpu, options: Options, graph: bool
-) -> Opened:
-    settings = {
-        "device_id": str(device.index),
-        "use_tf32": str(int(options.tf32)),
-        "enable_cuda_graph": str(int(graph)),
-    }
-    run: BoundRun | GraphRun
-    try:
-        with _quiet():
-            session = create(path, options.threads, CUDA, settings)
-        rest = check_placement(session, CUDA, str(device))
-        run = GraphRun(session, spec, "cuda", device.index) if graph else BoundRun(session)
-    except gpu_errors() as error:
-        if not graph:
-            raise
-        logger.info("no CUDA graph for %s: %s", path, one_line(error))
-        return _open_cuda(path, spec, device, gpu, options, graph=False)
-    how = "CUDA graph" if graph else "no CUDA graph"
-    text = _describe("CUDA", gpu, options.tf32, f", {how}{rest}")
-    return Opened(run, run.close, text, str(device))
-
-
-def open_tensorrt_rtx(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
-    """Open a file on the TensorRT-RTX plugin of ONNX Runtime.
-
-    Raises:
-        InputError: FP32 was asked for, which the plugin cannot promise.
-        MissingExtraError: the plugin is not installed.
-        EngineError: ONNX Runtime is too old, or there is no GPU that the plugin takes.
-    """
-    plugin = import_extra(
-        "onnxruntime_ep_nv_tensorrt_rtx",
-        "running an ONNX file on TensorRT-RTX",
-        "nmsfree[tensorrt-rtx-ort]",
-    )
-    _check_tf32(spec, device, options)
-    gpus = _gpus(device)
-    try:
-        with _quiet():
-            found = plugin_device(plugin, device, gpus)
-            session = create_on(path, options.threads, found, {})
-    except gpu_errors() as error:
-        raise _not_started(device, one_line(error)) from None
-    rest = check_placement(session, plugin.get_ep_name(), str(device))
-    text = _describe("TensorRT-RTX", gpus[device.index], options.tf32, rest)
-    return Opened(run_plainly(session), lambda: None, text, str(device))
-
-
-def gpu_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises when a GPU, its driver or its libraries fail."""
-    return (*vendor_errors(), RuntimeError, ValueError, OSError)
-
-
-def run_failed(device: str, error: Exception) -> EngineError:
-    """The error for a run on a GPU that failed with images that the model takes."""
-    line = one_line(error)
-    no_memory = "out of memory" in line.lower() or "failed to allocate" in line.lower()
-    advice = NO_MEMORY if no_memory else DOCTOR
-    return EngineError(f"device is '{device}', but ONNX Runtime failed there ({line}): {advice}")
-
-
-def _check_tf32(spec: ModelSpec, device: Device, options: Options) -> None:
-    """The plugin has no option for TF32; TensorRT-RTX itself obeys a variable."""
-    if spec.precision == "fp32" and not options.tf32 and os.environ.get(TF32_VARIABLE) != "0":
-        raise InputError(
-            f"device is '{device}', but ONNX Runtime's TensorRT-RTX plugin computes FP32 files in"
-            f" TF32: set {TF32_VARIABLE}=0 in the environment, allow it (tf32=True, --tf32), or"
-            " make an engine with `nmsfree build`"
-        )
 
 
 def _gpus(device: Device) -> tuple[Gpu, ...]:
@@ -248,8 +239,8 @@ def _preload(ort: Any) -> str:
     return failed[0] if failed else ""
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+@contextmanager
+def _silent() -> Iterator[None]:
     """Keep ONNX Runtime's process-wide logger off stderr: what it tells is raised in one line.
 
     Its severity can be set and not asked for (1.32), so what an application had set before is lost:
@@ -269,3 +260,85 @@ def _describe(provider: str, gpu: Gpu, tf32: bool, rest: str) -> str:
 
     state = "TF32 allowed" if tf32 else "TF32 off"
     return f"ONNX Runtime {ort.__version__} {provider}, {gpu.name}, {state}{rest}"
+
+
+def bound_run(session: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
+    """Run a session with a binding of its own for every call, so that threads may share it."""
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        binding = session.io_binding()
+        binding.bind_cpu_input("images", np.ascontiguousarray(images))
+        for name in OUTPUTS:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        outputs: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    return run
+
+
+class GraphRun:
+    """Replays one captured graph over fixed buffers.
+
+    A graph belongs to the thread that captured it and may not be replayed twice at once, so one
+    thread owns it and runs for all the others.
+
+    Args:
+        session: made with CUDA graphs on, for a file of fixed batch size.
+        spec: shapes of the buffers.
+        place: where the buffers lie, "cuda" (or "cpu", for tests), and on which GPU.
+    """
+
+    def __init__(self, session: Any, spec: ModelSpec, place: str, index: int) -> None:
+        assert spec.batch is not None
+        self._session, self._spec = session, spec
+        self._buffers: Any = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nmsfree-cuda-graph")
+        try:
+            self._thread.submit(self._bind, spec.batch, place, index).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+
+    def __call__(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """Run on uint8 [N, H, W, 3]; raises ModelError and vendor errors."""
+        check_images(images, self._spec)
+        try:
+            running = self._thread.submit(self._replay, np.ascontiguousarray(images))
+        except RuntimeError:  # closed by another thread meanwhile
+            raise ModelError("the detector is closed: open it again") from None
+        return running.result()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._buffers = None
+
+    def _bind(self, n: int, place: str, index: int) -> None:
+        """Make the buffers, bind them once and for all, and capture the graph."""
+        from onnxruntime import OrtValue
+
+        k, shape = self._spec.top_k, (n, self._spec.height, self._spec.width, 3)
+
+        def make(shape: tuple[int, ...], kind: type[np.generic]) -> Any:
+            return OrtValue.ortvalue_from_shape_and_type(shape, kind, place, index)
+
+        images = make(shape, np.uint8)
+        outputs = [
+            make((n, 1), np.int32),
+            make((n, k, 4), np.float32),
+            make((n, k), np.float32),
+            make((n, k), np.int32),
+        ]
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("images", images)
+        for name, value in zip(OUTPUTS, outputs, strict=True):
+            binding.bind_ortvalue_output(name, value)
+        self._buffers = images, outputs, binding
+        for _ in range(WARM_UP_RUNS):
+            self._replay(np.zeros(shape, np.uint8))
+
+    def _replay(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        bound, outputs, binding = self._buffers
+        bound.update_inplace(images)
+        self._session.run_with_iobinding(binding)
+        return [np.array(value.numpy()) for value in outputs]

@@ -1,7 +1,8 @@
 """Sessions of ONNX Runtime: how one is made, read, and asked where it really runs."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,23 +19,21 @@ CPU = "CPUExecutionProvider"
 FATAL = 4  # log severity: errors are raised, and told in our own words
 OUTPUTS = list(RawDetections._fields)
 
-Run = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
-
 
 class Opened(NamedTuple):
     """A model that is ready.
 
     Attributes:
-        run: raises vendor errors.
-        close: frees it.
+        run: images uint8 [N, H, W, 3] → the four outputs; raises vendor errors.
         description: where it runs, in words.
         gpu: the device's name where that is a GPU; "" on the processor.
+        close: frees it.
     """
 
-    run: Run
-    close: Callable[[], None]
+    run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
     description: str
     gpu: str = ""
+    close: Callable[[], object] = lambda: None
 
 
 def vendor_errors() -> tuple[type[Exception], ...]:
@@ -51,66 +50,67 @@ def vendor_errors() -> tuple[type[Exception], ...]:
     return UnicodeDecodeError, *own  # names and messages are bytes of the file to it
 
 
-def open_cpu(path: Path, threads: int | None) -> tuple[ModelSpec, Opened]:
-    """Open a file on the processor.
+def make_session(
+    model: Path | bytes,
+    *,
+    threads: int | None = None,
+    provider: str = CPU,
+    settings: Mapping[str, str] | None = None,
+    plugin: Any = None,
+    optimize: bool = True,
+    spinning: bool = True,
+    profile: Path | None = None,
+) -> Any:
+    """Make an `InferenceSession` that runs where it was asked to or fails; raises vendor errors.
 
-    Raises:
-        ModelError: it cannot be loaded, or is not one of ours.
+    Args:
+        model: a file, or its content.
+        threads: of the processor; None leaves it to ONNX Runtime.
+        provider, settings: one that is built into ONNX Runtime, and its own options.
+        plugin: an `OrtEpDevice` in the provider's place.
+        optimize: False leaves the graph as it is.
+        spinning: False lets threads sleep that have nothing to do.
+        profile: how the file of each node's times begins; `end_profiling()` returns its name.
     """
     import onnxruntime as ort
 
-    session, spec = _load(path, _options(threads))
-    text = f"ONNX Runtime {ort.__version__} CPU, threads {threads or 'automatic'}"
-    return spec, Opened(run_plainly(session), lambda: None, text)
-
-
-def read_file(path: Path) -> ModelSpec:
-    """Read the description of a file, without work on the graph.
-
-    Raises:
-        ModelError: it cannot be loaded, or is not one of ours.
-    """
-    import onnxruntime as ort
-
-    options = _options(threads=1)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _load(path, options)[1]
-
-
-def create(path: Path, threads: int | None, provider: str, settings: dict[str, str]) -> Any:
-    """Make a session on a provider that is built into ONNX Runtime; raises vendor errors."""
-    import onnxruntime as ort
-
-    providers = [(provider, settings)]
-    # Without this, ONNX Runtime prints an error and goes on with the processor.
-    with plain_name(path) as place:
-        session = ort.InferenceSession(
-            place, _options(threads), providers=providers, enable_fallback=0
-        )
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if plugin is not None:
+        options.add_provider_for_devices([plugin], dict(settings or {}))
+    chosen = {} if plugin is not None else {"providers": [(provider, dict(settings or {}))]}
+    with nullcontext(model) if isinstance(model, bytes) else plain_name(model) as given:
+        # With its fallback, ONNX Runtime prints an error and goes on with the processor.
+        session = ort.InferenceSession(given, options, enable_fallback=0, **chosen)
     session.disable_fallback()  # the same while running
     return session
 
 
-def create_on(path: Path, threads: int | None, device: Any, settings: dict[str, str]) -> Any:
-    """Make a session on an `OrtEpDevice` of a plugin; raises vendor errors."""
-    import onnxruntime as ort
+def open_file(path: Path, threads: int | None, optimize: bool = True) -> tuple[Any, ModelSpec]:
+    """Open a file on the processor and read what it says of itself.
 
-    options = _options(threads)
-    options.add_provider_for_devices([device], settings)
-    with plain_name(path) as place:
-        session = ort.InferenceSession(place, options, enable_fallback=0)
-    session.disable_fallback()
-    return session
-
-
-def run_plainly(session: Any) -> Run:
-    """Return what runs a session on arrays of the host."""
-
-    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = session.run(OUTPUTS, {"images": images})
-        return outputs
-
-    return run
+    Raises:
+        ModelError: it cannot be loaded, or is not one of ours.
+    """
+    try:
+        session = make_session(path, threads=threads, optimize=optimize)
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        inputs = [Port(i.name, i.type, i.shape) for i in session.get_inputs()]
+        outputs = [Port(o.name, o.type, o.shape) for o in session.get_outputs()]
+    except vendor_errors() as error:
+        raise ModelError(
+            f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
+        ) from None
+    return session, read_spec(path, text, inputs, outputs)
 
 
 def check_placement(session: Any, provider: str, device: str) -> str:
@@ -123,7 +123,10 @@ def check_placement(session: Any, provider: str, device: str) -> str:
         EngineError: ONNX Runtime put the network on the processor.
     """
     providers = session.get_providers()
-    nodes = _placement(session)
+    nodes: Counter[tuple[str, str]] = Counter()  # by provider and operator
+    if hasattr(session, "get_provider_graph_assignment_info"):  # else this version does not tell
+        for part in session.get_provider_graph_assignment_info():
+            nodes.update((part.ep_name, node.op_type) for node in part.get_nodes())
     ours = sum(count for (owner, _), count in nodes.items() if owner == provider)
     left = {kind: count for (owner, kind), count in nodes.items() if owner == CPU}
     # Some operators are at home on the processor; convolutions are what the GPU is for.
@@ -133,41 +136,4 @@ def check_placement(session: Any, provider: str, device: str) -> str:
             f"device is {device!r}, but ONNX Runtime put the network on {providers[-1]}:"
             " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
         )
-    total = sum(nodes.values())
-    return f", {sum(left.values())} of {total} nodes on the processor" if left else ""
-
-
-def _placement(session: Any) -> "Counter[tuple[str, str]]":
-    """Count the nodes by (provider, operator); empty where this version does not tell."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return Counter()
-    parts = session.get_provider_graph_assignment_info()
-    return Counter((part.ep_name, node.op_type) for part in parts for node in part.get_nodes())
-
-
-def _options(threads: int | None) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = FATAL
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
-
-
-def _load(path: Path, options: Any) -> tuple[Any, ModelSpec]:
-    """Open a file on the processor and read what it says of itself."""
-    import onnxruntime as ort
-
-    try:
-        with plain_name(path) as place:
-            session = ort.InferenceSession(place, options, providers=[CPU], enable_fallback=0)
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        inputs = [Port(i.name, i.type, i.shape) for i in session.get_inputs()]
-        outputs = [Port(o.name, o.type, o.shape) for o in session.get_outputs()]
-    except vendor_errors() as error:
-        raise ModelError(
-            f"{path}: not an ONNX model that can be loaded ({one_line(error)})"
-        ) from None
-    return session, read_spec(path, text, inputs, outputs)
+    return f", {sum(left.values())} of {nodes.total()} nodes on the processor" if left else ""

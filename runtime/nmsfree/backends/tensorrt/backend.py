@@ -10,86 +10,23 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections, never_free, watch
 from nmsfree.backends.contract import refusal
-from nmsfree.backends.options import parse_device
-from nmsfree.backends.tensorrt.context import Lane, Outputs, Timings
+from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
+from nmsfree.backends.tensorrt.context import ExecutionContext, Outputs, Timings
 from nmsfree.backends.tensorrt.engine import LoadedEngine
 from nmsfree.backends.tensorrt.nms import suppress_candidates
-from nmsfree.backends.tensorrt.pool import Lanes
+from nmsfree.backends.tensorrt.pool import ContextPool
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.backends.tensorrt.targets import sm_text
 from nmsfree.backends.tensorrt.vendor import VendorApi, load_vendor
 from nmsfree.cuda import Cuda, Layer, open_cuda
 from nmsfree.cuda.arrays import DeviceImages, is_device_array
-from nmsfree.cuda.base import Stream
 from nmsfree.errors import InputError, ModelError
 from nmsfree.text import FilePath, as_path
 
 ALIGNMENT = 256  # bytes, asked for by IExecutionContext.set_tensor_address
-Images = NDArray[np.uint8] | DeviceImages
-
-
-def check_host(images: Any, engine: LoadedEngine) -> NDArray[np.uint8]:
-    """Refuse what is not a NumPy array of the engine's images.
-
-    Raises:
-        InputError: no NumPy array.
-        ModelError: another type or shape.
-    """
-    if not isinstance(images, np.ndarray):
-        raise InputError(
-            f"images are a {type(images).__name__}, expected a NumPy array or an array on the"
-            " GPU (__dlpack__ or __cuda_array_interface__)"
-        )
-    if images.dtype != np.uint8 or not _fits(images.shape, engine):
-        raise refusal(images, _expected(engine))
-    return images
-
-
-def check_device(images: DeviceImages, engine: LoadedEngine) -> None:
-    """Refuse images on the GPU whose shape or address is none that the engine takes.
-
-    Raises:
-        InputError: another shape, or an address that is not aligned.
-    """
-    if not _fits(images.shape, engine):
-        shape = " × ".join(map(str, images.shape))
-        raise InputError(f"the model refused images of {shape} on the GPU ({_expected(engine)})")
-    if any(piece.address % ALIGNMENT for piece in pieces(images, engine)):  # type: ignore[union-attr]
-        raise InputError(
-            f"images on the GPU start at an address that is no multiple of {ALIGNMENT}, which "
-            "TensorRT does not take: copy them first, as in images.clone()"
-        )
-
-
-def _fits(shape: tuple[int, ...], engine: LoadedEngine) -> bool:
-    if len(shape) != 4 or shape[0] < 1 or shape[1:] != engine.input.shape[1:]:
-        return False
-    last = shape[0] % engine.largest or engine.largest  # size of the last batch
-    return last >= engine.smallest
-
-
-def _expected(engine: LoadedEngine) -> str:
-    _, h, w, c = engine.input.shape
-    least = f", in batches of {engine.smallest} to {engine.largest}" if engine.dynamic else ""
-    return f"expected {'N' if engine.dynamic else engine.largest} × {h} × {w} × {c}, uint8{least}"
-
-
-def pieces(images: Images, engine: LoadedEngine) -> Iterator[Images]:
-    """Cut images into batches that the engine takes."""
-    count = images.shape[0]
-    for first in range(0, count, engine.largest):
-        last = min(first + engine.largest, count)
-        if isinstance(images, DeviceImages):
-            address = images.address + engine.input.nbytes(first)
-            yield DeviceImages(address, (last - first, *images.shape[1:]), images.owner)
-        else:
-            yield images[first:last]
-
-
 DEFAULT_STREAMS = (0, 1, 2)  # CUDA's numbers: default, legacy default, per thread
 
 
@@ -105,10 +42,10 @@ class TensorRtBackend:
         path: the engine, its sidecar beside it.
         device: "tensorrt-rtx", "tensorrt", or "cuda" (what the engine was built with), each with
             the number of the GPU behind a colon if it is not the first; None is "cuda".
-        rebuild: build the engine again from the ONNX file beside it where it does not fit.
-        trust: take an engine whose hash is not the recorded one; an engine runs native code.
-        sha256: take the engine with this hash alone, build none in its place, and keep no kernels
-            beside it.
+        options: `rebuild`, which builds the engine again from the ONNX file beside it where it
+            does not fit; `trust`, which takes one whose hash is not the recorded one; `sha256`,
+            which takes the one with this hash alone, builds none in its place, and caches no
+            kernels beside it.
         stream: a CUDA stream of the application's that all runs go through, in turns; None:
             streams of our own. It is waited for at the end of a run, must live until `close`, and
             nothing else may be put into it during a run.
@@ -126,28 +63,37 @@ class TensorRtBackend:
     def __init__(
         self,
         path: FilePath,
-        device: str | None = None,
+        device: str | Device | None = None,
+        options: Options = DEFAULTS,
         *,
-        rebuild: bool = True,
-        trust: bool = False,
-        sha256: str | None = None,
         stream: object = None,
         cuda: Layer | Cuda | None = None,
         vendor: VendorApi | None = None,
     ) -> None:
-        path = as_path(path, "model")
-        kind, index = _place(device)
+        path, place = as_path(path, "model"), parse_device(device or "cuda")
+        options.check("an engine", "rebuild", "trust", "sha256")
+        if place.kind in ("cpu", "openvino"):
+            raise InputError(
+                f"{path}: device is '{place}', but an engine runs on an NVIDIA GPU: give the ONNX"
+                " file, or leave the device out"
+            )
         if not path.is_file():
             raise ModelError(f"{path}: no such file, expected an engine made by `nmsfree build`")
-        vendor = vendor or load_vendor(kind or read_sidecar(path).builder)
-        ours = open_cuda(cuda, index) if cuda is None or isinstance(cuda, str) else None
+        if vendor is None:
+            built = place.kind == "cuda"
+            vendor = load_vendor(read_sidecar(path).builder if built else place.kind)
+        ours = open_cuda(cuda, place.index) if cuda is None or isinstance(cuda, str) else None
         layer: Cuda = ours or cuda  # type: ignore[assignment]  # one of them is a layer
         try:
-            adopted = None if stream is None else _adopt(layer, stream)
-            self._gpu = _gpu(layer)
-            self._engine = LoadedEngine(
-                path, vendor, layer, rebuild=rebuild, trust=trust, sha256=sha256
-            )
+            adopted = None if stream is None else layer.adopt_stream(stream)
+            if adopted and adopted.handle in DEFAULT_STREAMS:
+                raise InputError(
+                    "stream is CUDA's default stream, in which engines run badly and CUDA graphs"
+                    " not at all: make a stream, or leave it out"
+                )
+            with layer.active():
+                self._gpu = f"{layer.device_name()} (SM {sm_text(layer.sm())})"
+            self._engine = LoadedEngine(path, vendor, layer, options)
         except BaseException:
             if ours:
                 ours.close()
@@ -158,10 +104,10 @@ class TensorRtBackend:
         self._last = threading.local()
         # In one stream, runs take turns: a graph that records would take in another thread's work.
         self._turn: AbstractContextManager[object] = threading.Lock() if adopted else nullcontext()
-        self._lanes = Lanes(
-            partial(Lane, self._engine, adopted), partial(_finish, self._engine, ours)
+        self._pool = ContextPool(
+            partial(ExecutionContext, self._engine, adopted), partial(_finish, self._engine, ours)
         )
-        self._finalizer = weakref.finalize(self, self._lanes.close)  # for those who never close
+        self._finalizer = weakref.finalize(self, self._pool.close)  # for those who never close
         watch(self)
 
     @property
@@ -174,10 +120,18 @@ class TensorRtBackend:
         Raises:
             EngineError: that run cannot be prepared.
         """
-        if self._engine.graph.used is None:
-            with suppress(ModelError), self._turn, self._lanes.take(from_device=False):
-                pass  # a lane warms up when it is made; ModelError: all is closed
-        return _describe(self._engine, self._gpu)
+        engine, sidecar = self._engine, self._engine.sidecar
+        if engine.graph.used is None:
+            with suppress(ModelError), self._turn, self._pool.take(from_device=False):
+                pass  # a context warms up when it is made; ModelError: all is closed
+        parts = (
+            f"{engine.vendor} on {self._gpu}",
+            f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
+            engine.cuda.name,
+            "CUDA graph" if engine.graph.used else "no CUDA graph",
+            *(["NMS on the host"] if sidecar.nms_on_host else []),
+        )
+        return ", ".join(parts)
 
     @property
     def uses_cached_kernels(self) -> bool:
@@ -197,17 +151,18 @@ class TensorRtBackend:
             ModelError: the detector is closed, or the images do not fit the model.
             EngineError: the GPU or the engine failed, or was opened before this process was forked.
         """
-        engine, from_device = self._engine, is_device_array(images)
+        from_device = is_device_array(images)
         if not from_device:
-            images = check_host(images, engine)
-        with self._turn, self._lanes.take(from_device) as lane:
+            self._check(images)
+        with self._turn, self._pool.take(from_device) as context:
             if from_device:
-                images = lane.take(images)
-                check_device(images, engine)
-            outputs = [lane.run(piece) for piece in pieces(images, engine)]
+                images = context.take(images)
+                self._check(images)
+            outputs = [context.run(piece) for piece in self._pieces(images)]
         # The outputs are copies, so other threads need not wait for the rest.
         done = [self._finish_piece(*output) for output in outputs]
-        self._last.timings = _total([timings for _, timings in done])
+        stages = zip(*((t.h2d, t.network, t.d2h, t.nms) for _, t in done), strict=True)
+        self._last.timings = Timings(*map(sum, stages))
         if len(done) == 1:
             return done[0][0]
         columns = zip(*(raw for raw, _ in done), strict=True)
@@ -217,8 +172,45 @@ class TensorRtBackend:
         """How long the stages of this thread's last run took; None before the first."""
         return getattr(self._last, "timings", None)
 
+    def _check(self, images: Any) -> None:
+        """Refuse images whose type, shape or address is none that the engine takes."""
+        engine, on_gpu = self._engine, isinstance(images, DeviceImages)
+        if not on_gpu and not isinstance(images, np.ndarray):
+            raise InputError(
+                f"images are a {type(images).__name__}, expected a NumPy array or an array on the"
+                " GPU (__dlpack__ or __cuda_array_interface__)"
+            )
+        count, *size = images.shape or (0,)
+        _, h, w, c = engine.input.shape
+        last = count % engine.largest or engine.largest  # size of the last batch
+        fits = size == [h, w, c] and count >= 1 and last >= engine.smallest
+        batches = f", in batches of {engine.smallest} to {engine.largest}" if engine.dynamic else ""
+        rows = "N" if engine.dynamic else engine.largest
+        expected = f"expected {rows} × {h} × {w} × {c}, uint8{batches}"
+        if not on_gpu and (not fits or images.dtype != np.uint8):
+            raise refusal(images, expected)
+        if not fits:
+            shape = " × ".join(map(str, images.shape))
+            raise InputError(f"the model refused images of {shape} on the GPU ({expected})")
+        if on_gpu and any(piece.address % ALIGNMENT for piece in self._pieces(images)):
+            raise InputError(
+                f"images on the GPU start at an address that is no multiple of {ALIGNMENT}, which "
+                "TensorRT does not take: copy them first, as in images.clone()"
+            )
+
+    def _pieces(self, images: Any) -> Iterator[Any]:
+        """Cut images into batches that the engine takes."""
+        count, largest = images.shape[0], self._engine.largest
+        for first in range(0, count, largest):
+            last = min(first + largest, count)
+            if isinstance(images, DeviceImages):
+                address = images.address + self._engine.input.nbytes(first)
+                yield DeviceImages(address, (last - first, *images.shape[1:]), images.owner)
+            else:
+                yield images[first:last]
+
     def _finish_piece(self, outputs: Outputs, timings: Timings) -> tuple[RawDetections, Timings]:
-        """Outputs of a lane → the contract's, after NMS where the engine has none inside."""
+        """Outputs of the engine → the contract's, after NMS where the engine has none inside."""
         if not self._engine.sidecar.nms_on_host:
             return RawDetections(**outputs), timings
         start = time.perf_counter()
@@ -228,8 +220,8 @@ class TensorRtBackend:
     def after_fork(self) -> None:
         """In a forked child: CUDA stayed in the parent."""
         self._finalizer.detach()
-        never_free(self._engine, self._lanes)
-        self._lanes.after_fork(str(self._engine.vendor))
+        never_free(self._engine, self._pool)
+        self._pool.after_fork(str(self._engine.vendor))
 
     def close(self) -> None:
         """Free everything; runs that still go on finish first.
@@ -237,66 +229,16 @@ class TensorRtBackend:
         Raises:
             EngineError: the GPU failed; all that could be freed has been.
         """
-        self._lanes.close()
-
-
-def _place(device: str | None) -> tuple[str | None, int]:
-    """Which vendor module, None for the one that built the engine, and which GPU."""
-    if device is None:
-        return None, 0
-    place = parse_device(device)
-    if place.kind not in ("cuda", "tensorrt-rtx", "tensorrt"):
-        raise InputError(
-            f"device is {device!r}, an engine runs on: cuda, tensorrt-rtx, tensorrt, or a further"
-            " GPU as cuda:1"
-        )
-    return (None if place.kind == "cuda" else place.kind), place.index
-
-
-def _adopt(cuda: Cuda, stream: object) -> Stream:
-    """Take a stream of the application's.
-
-    Raises:
-        InputError: it is none, or a default stream.
-    """
-    adopted = cuda.adopt_stream(stream)
-    if adopted.handle in DEFAULT_STREAMS:
-        raise InputError(
-            "stream is CUDA's default stream, in which engines run badly and CUDA graphs not at"
-            " all: make a stream, or leave it out"
-        )
-    return adopted
+        self._pool.close()
 
 
 def _finish(engine: LoadedEngine, cuda: Cuda | None) -> None:
-    """Free what the lanes shared; `cuda` if it is ours."""
+    """Free what the contexts shared; `cuda` if it is ours."""
     try:
         with engine.cuda.active():
-            engine.keep_kernels()
+            engine.cache_kernels()
             engine.close()
     finally:
         engine.close()  # even where the context cannot be made current: it outlives no engine
         if cuda:
             cuda.close()
-
-
-def _gpu(cuda: Cuda) -> str:
-    with cuda.active():
-        return f"{cuda.device_name()} (SM {sm_text(cuda.sm())})"
-
-
-def _describe(engine: LoadedEngine, gpu: str) -> str:
-    sidecar = engine.sidecar
-    parts = (
-        f"{engine.vendor} on {gpu}",
-        f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
-        engine.cuda.name,
-        "CUDA graph" if engine.graph.used else "no CUDA graph",
-        *(["NMS on the host"] if sidecar.nms_on_host else []),
-    )
-    return ", ".join(parts)
-
-
-def _total(timings: list[Timings]) -> Timings:
-    columns = zip(*((t.h2d, t.network, t.d2h, t.nms) for t in timings), strict=True)
-    return Timings(*(sum(column) for column in columns))

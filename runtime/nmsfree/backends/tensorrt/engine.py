@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nmsfree.backends.tensorrt.graph import GraphUse, falls_back
+from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
 from nmsfree.backends.tensorrt.sidecar import AGAIN, Sidecar
@@ -21,7 +21,14 @@ from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import write_atomic
 
+_logger = logging.getLogger(__name__)
 INPUT = "images"
+DYNAMIC = -1  # TensorRT's size of an open dimension
+# "The engine is not graph capturable. Falling back to not using CUDA graphs.", a warning.
+FALLS_BACK = "not graph capturable"
+MAGIC = b"nmsfree kernels 2\n"
+MAX_CACHE = 1 << 30  # bytes
+_HEAD = len(MAGIC) + hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -32,44 +39,34 @@ class Binding:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
+
     def nbytes(self, images: int) -> int:
         """Bytes of this many images."""
         return int(np.prod(self.shape[1:])) * self.dtype.itemsize * images
 
 
-def expected_bindings(
-    sidecar: Sidecar, batch: int, found: dict[str, Binding]
-) -> dict[str, Binding]:
-    """What the description of an engine promises, by name."""
+def expected_bindings(sidecar: Sidecar, batch: int, found: dict[str, Binding]) -> list[Binding]:
+    """What the description of an engine promises."""
     spec, k = sidecar.spec, sidecar.spec.top_k
-    float32, int32 = np.dtype(np.float32), np.dtype(np.int32)
-    bindings = [Binding(INPUT, np.dtype(np.uint8), (batch, spec.height, spec.width, 3))]
     if sidecar.nms_on_host:
         scores = found.get("candidate_scores")
         t = scores.shape[-1] if scores else k  # how many is the engine's own affair
-        bindings += [
-            Binding("candidate_boxes", float32, (batch, t, 4)),
-            Binding("candidate_scores", float32, (batch, t)),
-            Binding("candidate_classes", int32, (batch, t)),
-        ]
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            "candidate_boxes": ("float32", (t, 4)),
+            "candidate_scores": ("float32", (t,)),
+            "candidate_classes": ("int32", (t,)),
+        }
     else:
-        bindings += [
-            Binding("num_detections", int32, (batch, 1)),
-            Binding("detection_boxes", float32, (batch, k, 4)),
-            Binding("detection_scores", float32, (batch, k)),
-            Binding("detection_classes", int32, (batch, k)),
-        ]
-    return {binding.name: binding for binding in bindings}
-
-
-def shown(bindings: dict[str, Binding]) -> str:
-    return ", ".join(f"{b.name} {b.dtype} {list(b.shape)}" for b in bindings.values())
-
-
-_logger = logging.getLogger(__name__)
-MAGIC = b"nmsfree kernels 2\n"
-MAX_CACHE = 1 << 30  # bytes
-_HEAD = len(MAGIC) + hashlib.sha256().digest_size
+        shapes = {
+            "num_detections": ("int32", (1,)),
+            "detection_boxes": ("float32", (k, 4)),
+            "detection_scores": ("float32", (k,)),
+            "detection_classes": ("int32", (k,)),
+        }
+    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | shapes
+    return [Binding(name, np.dtype(kind), (batch, *s)) for name, (kind, s) in shapes.items()]
 
 
 def cache_path(engine: Path) -> Path:
@@ -95,7 +92,7 @@ def read_cache(engine: Path, engine_sha256: str) -> bytes | None:
 
 
 def write_cache(engine: Path, engine_sha256: str, payload: bytes) -> None:
-    """Keep the vendor's bytes; a folder that cannot be written to costs a warning only."""
+    """Write the vendor's bytes; a folder that cannot be written to costs a warning only."""
     try:
         write_atomic(cache_path(engine), _head(engine_sha256, payload) + payload)
     except InputError as error:
@@ -106,7 +103,45 @@ def _head(engine_sha256: str, payload: bytes) -> bytes:
     return MAGIC + hashlib.sha256(bytes.fromhex(engine_sha256) + payload).digest()
 
 
-DYNAMIC = -1  # TensorRT's size of an open dimension
+def demand(success: Any) -> None:
+    """Refuse what a call of the vendor's returned if it is False or None, within `failures`."""
+    if not success:
+        raise RuntimeError("no reason given")
+
+
+class GraphUse:
+    """What the threads that run an engine found out about its CUDA graph.
+
+    TensorRT-RTX records by itself, and goes on without a graph where it cannot; with full TensorRT
+    the recording is ours. Either way it is known once a run has warmed up, not before. One that
+    failed counts for all: nobody is promised a graph that some runs do without.
+
+    Args:
+        possible: False where there can be none.
+    """
+
+    def __init__(self, possible: bool) -> None:
+        self._lock = threading.Lock()
+        self._used: bool | None = None if possible else False
+
+    @property
+    def used(self) -> bool | None:
+        """Whether runs replay a graph; None: nothing has been run yet."""
+        return self._used
+
+    def works(self) -> None:
+        """A graph is there."""
+        with self._lock:
+            if self._used is None:
+                self._used = True
+
+    def fails(self, why: object) -> None:
+        """There is none; the first to notice warns of it."""
+        with self._lock:
+            news = self._used is not False
+            self._used = False
+        if news:
+            _logger.warning("no CUDA graph, runs take a little longer: %s", why)
 
 
 class LoadedEngine:
@@ -116,64 +151,51 @@ class LoadedEngine:
         path: the engine, its sidecar beside it.
         vendor: the vendor module that runs it.
         cuda: the GPU that runs it.
-        rebuild, trust, sha256: see `nmsfree.backends.tensorrt.load.load_plan`. With a hash, no
-            kernels are kept beside the engine: the file that holds them is native code, too.
+        options: `rebuild`, `trust` and `sha256`, see `load_plan`. With a hash, no kernels are
+            cached beside the engine: the file that holds them is native code, too.
 
     Attributes:
         graph: whether runs replay a CUDA graph.
-        cache_loaded: the kernels that were kept beside it fit, and were taken.
+        cache_loaded: the kernels that were cached beside it fit, and were taken.
 
     Raises:
         ModelError: the file is missing, or is not what its description says.
         EngineError: it may not be loaded, or does not fit this machine.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        vendor: VendorApi,
-        cuda: Cuda,
-        *,
-        rebuild: bool,
-        trust: bool,
-        sha256: str | None = None,
-    ) -> None:
+    def __init__(self, path: Path, vendor: VendorApi, cuda: Cuda, options: Options) -> None:
         self.path, self.vendor, self.cuda = path, vendor, cuda
         self.cache_loaded = False
-        self._keeps_kernels = sha256 is None
+        self._caches_kernels = options.sha256 is None
+        self._cache: bytes | None = None
         self._making = threading.Lock()
         self._sizes: set[int] = set()  # numbers of images that have been run
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
         with cuda.active():
-            plan, self.sidecar = load_plan(
-                path, vendor=vendor, sm=cuda.sm(), rebuild=rebuild, trust=trust, sha256=sha256
-            )
+            plan, self.sidecar = load_plan(path, vendor=vendor, sm=cuda.sm(), options=options)
             try:
-                self._runtime, self._engine = self._deserialise(plan)
-                self.dynamic, self.smallest, self.largest = self._batch()
-                self.input, self.outputs = self._check(self._read_bindings())
-                self._cache = (
-                    read_cache(path, self.sidecar.engine_sha256) if self._keeps_kernels else None
-                )
-                self._config = self._configure()
+                self._deserialise(plan)
+                self._read_bindings()
+                if self._caches_kernels:
+                    self._cache = read_cache(path, self.sidecar.engine_sha256)
+                self._configure()
                 self.graph = GraphUse(self.capturable or vendor.captures_graphs)
             except BaseException:
                 self.close()
                 raise
 
-    def _deserialise(self, plan: bytes) -> tuple[Any, Any]:
-        with self.failures("refuses this plan", AGAIN) as messages:
-            runtime = self.vendor.create_runtime()
+    def _deserialise(self, plan: bytes) -> None:
+        with self.failures("refuses this plan"):
+            self._runtime = runtime = self.vendor.create_runtime()
             problem = self.vendor.engine_problem(runtime, plan)
             if problem is not None:
                 raise EngineError(
                     f"{self.path}: {self.vendor} refuses this plan ({problem}): {AGAIN}"
                 )
-            engine = runtime.deserialize_cuda_engine(plan)
-            self.demand(engine is not None, "refuses this plan", messages, AGAIN)
-        return runtime, engine
+            self._engine = runtime.deserialize_cuda_engine(plan)
+            demand(self._engine is not None)
 
     @contextmanager
     def failures(self, what: str, advice: str = AGAIN) -> Iterator[list[Message]]:
@@ -185,70 +207,53 @@ class LoadedEngine:
                 said = reason(messages) if messages else " ".join(str(error).split())[:200]
                 raise EngineError(f"{self.path}: {self.vendor} {what} ({said}): {advice}") from None
 
-    def demand(self, success: Any, what: str, messages: list[Message], advice: str = AGAIN) -> None:
-        """Turn a call of the vendor's that returned False or None into EngineError."""
-        if not success:
-            said = reason(messages)
-            raise EngineError(f"{self.path}: {self.vendor} {what} ({said}): {advice}")
-
-    def _batch(self) -> tuple[bool, int, int]:
-        """Whether the batch is open, and its smallest and largest size."""
-        names = self._names()
-        if INPUT not in names:
-            raise ModelError(
-                f"{self.path}: the engine has {', '.join(names)}, no '{INPUT}': {AGAIN}"
-            )
-        size = int(self._engine.get_tensor_shape(INPUT)[0])
-        if size != DYNAMIC:
-            return False, size, size
-        smallest, _, largest = self._engine.get_tensor_profile_shape(INPUT, 0)
-        return True, int(smallest[0]), int(largest[0])
-
-    def _names(self) -> list[str]:
-        return [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-
-    def _read_bindings(self) -> list[Binding]:
-        """Inputs, then outputs."""
-        module = self.vendor.module
-        inputs: list[Binding] = []
-        outputs: list[Binding] = []
-        for name in self._names():
-            dtype = np.dtype(module.nptype(self._engine.get_tensor_dtype(name)))
-            shape = tuple(self._engine.get_tensor_shape(name))
-            binding = Binding(name, dtype, (self.largest, *shape[1:]))
-            is_input = self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
-            (inputs if is_input else outputs).append(binding)
-        return inputs + outputs
-
-    def _check(self, bindings: list[Binding]) -> tuple[Binding, tuple[Binding, ...]]:
-        """Hold inputs and outputs against the description.
+    def _read_bindings(self) -> None:
+        """Take batch sizes, inputs and outputs; hold them against the description.
 
         Raises:
             ModelError: they differ.
         """
-        found = {binding.name: binding for binding in bindings}
-        expected = expected_bindings(self.sidecar, self.largest, found)
-        if found != expected or bindings[0].name != INPUT:
+        module = self.vendor.module
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        if INPUT not in names:
             raise ModelError(
-                f"{self.path}: the engine has {shown(found)}, but its description says"
-                f" {shown(expected)}: {AGAIN}"
+                f"{self.path}: the engine has {', '.join(names)}, no '{INPUT}': {AGAIN}"
             )
-        return found[INPUT], tuple(bindings[1:])
+        self.smallest = self.largest = int(self._engine.get_tensor_shape(INPUT)[0])
+        self.dynamic = self.largest == DYNAMIC
+        if self.dynamic:
+            profile = self._engine.get_tensor_profile_shape(INPUT, 0)
+            self.smallest, self.largest = int(profile[0][0]), int(profile[2][0])
+        inputs: list[str] = []
+        found: dict[str, Binding] = {}
+        for name in names:
+            dtype = np.dtype(module.nptype(self._engine.get_tensor_dtype(name)))
+            shape = tuple(self._engine.get_tensor_shape(name))
+            found[name] = Binding(name, dtype, (self.largest, *shape[1:]))
+            if self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
+                inputs.append(name)
+        expected = expected_bindings(self.sidecar, self.largest, found)
+        if found != {binding.name: binding for binding in expected} or inputs != [INPUT]:
+            raise ModelError(
+                f"{self.path}: the engine has {', '.join(map(str, found.values()))}, but its"
+                f" description says {', '.join(map(str, expected))}: {AGAIN}"
+            )
+        self.input = found.pop(INPUT)
+        self.outputs = tuple(found.values())
 
-    def _configure(self) -> Any:
-        """Prepare execution contexts, with the kernels that were kept."""
+    def _configure(self) -> None:
+        """Prepare execution contexts, with the kernels that were cached."""
         with self.failures("cannot prepare execution contexts"):
-            config = self.vendor.create_runtime_config(
+            self._config = self.vendor.create_runtime_config(
                 self._engine, cuda_graph=True, cache=self._cache
             )
-        self.cache_loaded = config.cache_loaded
-        if self._cache is not None and config.cache is not None and not config.cache_loaded:
+        self.cache_loaded = self._config.cache_loaded
+        if self._cache and self._config.cache is not None and not self.cache_loaded:
             _logger.info(
                 "%s: of another GPU, driver or release, kernels are compiled again",
                 cache_path(self.path),
             )
             self._cache = None
-        return config
 
     @property
     def capturable(self) -> bool:
@@ -267,20 +272,22 @@ class LoadedEngine:
 
     def create_context(self) -> Any:
         """A new execution context; may compile kernels, which takes seconds."""
-        what = "cannot make an execution context"
-        with self._making, self.failures(what) as messages:
+        with self._making, self.failures("cannot make an execution context") as messages:
             context = self.vendor.create_context(self._engine, self._config)
-            self.demand(context is not None, what, messages)
+            demand(context is not None)
             self.notice_graph(messages)
         return context
 
     def notice_graph(self, messages: list[Message], able: bool = True) -> None:
-        """Notice where the library says, or told when asked, that it does without a CUDA graph."""
-        if not able or falls_back(messages):
+        """Notice where the library says, or told when asked, that it does without a CUDA graph.
+
+        It does not say of which engine.
+        """
+        if not able or any(FALLS_BACK in message.text for message in messages):
             self.graph.fails(f"{self.path}: {self.vendor} says that it cannot be captured")
 
-    def keep_kernels_of(self, images: int) -> None:
-        """Keep the kernels after the first run of so many images, which may have compiled some.
+    def cache_kernels_of(self, images: int) -> None:
+        """Cache the kernels after the first run of so many images, which may have compiled some.
 
         At once, not in `close`: a server is killed more often than closed.
         """
@@ -290,14 +297,14 @@ class LoadedEngine:
             new = images not in self._sizes
             self._sizes.add(images)
         if new:
-            self.keep_kernels()
+            self.cache_kernels()
 
-    def keep_kernels(self) -> None:
+    def cache_kernels(self) -> None:
         """Write the kernels compiled so far beside the engine, if there are new ones.
 
         It costs a warning where that fails: the next start takes seconds longer, no more.
         """
-        if not self._keeps_kernels:
+        if not self._caches_kernels:
             return
         try:
             with self._making, self.failures("cannot give its compiled kernels"):

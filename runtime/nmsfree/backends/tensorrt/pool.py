@@ -1,7 +1,7 @@
-"""As many lanes as runs go on at once: a thread takes one, and gives it back after the run.
+"""As many execution contexts as runs go on at once: a thread takes one, and gives it back.
 
-A pool rather than one lane per thread: a server that starts a thread per request would otherwise
-make, and have to free, a lane per request.
+A pool rather than one for each thread: a server that starts a thread per request would otherwise
+make, and have to free, a context per request.
 """
 
 import threading
@@ -9,48 +9,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nmsfree.backends.base import forked
-from nmsfree.backends.tensorrt.context import Lane
+from nmsfree.backends.tensorrt.context import ExecutionContext
 from nmsfree.cuda.base import free_all
 from nmsfree.errors import EngineError, InputError, ModelError
 
 
-class Lanes:
-    """A pool of lanes, one kind for images on the host and one for images on the GPU.
+class ContextPool:
+    """A pool of execution contexts, one kind for images on the host, one for images on the GPU.
 
     Args:
-        make: makes a lane; its argument says whether the images are on the GPU.
-        finish: called once, when the pool is closed and the last lane is free.
+        make: makes a context; its argument says whether the images are on the GPU.
+        finish: called once, when the pool is closed and the last context is free.
     """
 
-    def __init__(self, make: Callable[[bool], Lane], finish: Callable[[], None]) -> None:
+    def __init__(
+        self, make: Callable[[bool], ExecutionContext], finish: Callable[[], None]
+    ) -> None:
         self._make, self._finish = make, finish
         self._lock = threading.Lock()
-        self._idle: dict[bool, list[Lane]] = {False: [], True: []}
+        self._idle: dict[bool, list[ExecutionContext]] = {False: [], True: []}
         self._busy = 0
         self._closed = False
         self._forked: EngineError | None = None
 
     @contextmanager
-    def take(self, from_device: bool) -> Iterator[Lane]:
-        """A lane for this thread alone; one that failed is freed, not used again.
+    def take(self, from_device: bool) -> Iterator[ExecutionContext]:
+        """A context for this thread alone; one that failed is freed, not used again.
 
         Raises:
             ModelError: the pool is closed.
-            EngineError: the pool was made before this process was forked, or a new lane is needed
-                and cannot be made.
+            EngineError: the pool was made before this process was forked, or a new context is
+                needed and cannot be made.
         """
-        lane = self._acquire(from_device)
+        context = self._acquire(from_device)
         healthy = False
         try:
-            yield lane
+            yield context
             healthy = True
         except InputError:
             healthy = True  # the images were refused before anything ran
             raise
         finally:
-            self._release(lane, from_device, healthy)
+            self._release(context, from_device, healthy)
 
-    def _acquire(self, from_device: bool) -> Lane:
+    def _acquire(self, from_device: bool) -> ExecutionContext:
         with self._lock:
             if self._forked is not None:
                 raise self._forked
@@ -65,14 +67,14 @@ class Lanes:
             self._leave()
             raise
 
-    def _release(self, lane: Lane, from_device: bool, healthy: bool) -> None:
+    def _release(self, context: ExecutionContext, from_device: bool, healthy: bool) -> None:
         with self._lock:
             keep = healthy and not self._closed
             if keep:
-                self._idle[from_device].append(lane)
+                self._idle[from_device].append(context)
         try:
             if not keep:
-                lane.close()
+                context.close()
         except EngineError:
             if healthy:  # else the run has failed already, and its error says more
                 raise
@@ -92,7 +94,7 @@ class Lanes:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Free the lanes that are idle; those at work finish their run and are freed then.
+        """Free the contexts that are idle; those at work finish their run and are freed then.
 
         Raises:
             EngineError: the GPU failed; all that could be freed has been.
@@ -102,6 +104,6 @@ class Lanes:
                 return
             self._closed = True
             self._busy += 1  # this call itself, so that `finish` comes last
-            idle = [lane for lanes in self._idle.values() for lane in lanes]
+            idle = [context for contexts in self._idle.values() for context in contexts]
             self._idle = {False: [], True: []}
-        free_all([*(lane.close for lane in idle), self._leave])
+        free_all([*(context.close for context in idle), self._leave])
