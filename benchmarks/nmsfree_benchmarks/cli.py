@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nmsfree.cli.options import command
 from nmsfree.errors import InputError
 from nmsfree.text import shown
 from nmsfree_benchmarks.common.options import Pause
@@ -14,9 +15,9 @@ from nmsfree_benchmarks.jitter.cli import jitter
 from nmsfree_benchmarks.nms.cli import nms
 from nmsfree_benchmarks.overhead.cli import overhead
 from nmsfree_benchmarks.page.cli import report
+from nmsfree_benchmarks.questions import throughput
 from nmsfree_benchmarks.record.compare_cli import compare
 from nmsfree_benchmarks.roofline.cli import roofline
-from nmsfree_benchmarks.throughput.cli import throughput
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.table.results import Report
@@ -31,7 +32,7 @@ app.command()(nms)
 app.command()(overhead)
 app.command()(report)
 app.command()(roofline)
-app.command()(throughput)
+app.command()(command(throughput.throughput, throughput.Options))
 
 
 @app.callback()

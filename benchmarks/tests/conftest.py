@@ -1,7 +1,7 @@
 """Tiny networks and pictures that several tests of the sub-commands share."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -10,6 +10,7 @@ import torch
 
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree_benchmarks.common.exporting import Exporter
+from nmsfree_benchmarks.harness import exports
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
@@ -46,9 +47,13 @@ def _exporter_here() -> Iterator[Exporter]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `weights` of one network for 64 × 64 pixels, and `data`: a digits set."""
+def tiny(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder with `weights` of one network for 64 × 64 pixels, and `data`: a digits set.
+
+    Its `work` lies in pytest's cache: exported files are named after all that they are made of.
+    """
     root = tmp_path_factory.mktemp("tiny")
+    (root / "work").symlink_to(pytestconfig.cache.mkdir("bench-work"), target_is_directory=True)
     write_standin(root / "weights", "fcos_e2e_nano", 64)
     write_digits(root / "data", train=3, val=4, crowd=0)
     return root
@@ -59,6 +64,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Export without a new process, and give threads back after a command took its own."""
     threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
     monkeypatch.setattr("nmsfree_benchmarks.common.exported.exporter", _exporter_here)
+    monkeypatch.setattr(exports, "exporter", lambda: nullcontext(exports.export_here))
     yield
     torch.set_num_threads(threads)
     cv2.setNumThreads(of_opencv)

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from nmsfree_benchmarks.common.sheets import Sheet
+from nmsfree_benchmarks.harness.records import Results as HarnessResults
 from nmsfree_benchmarks.page.generic import said_of_ratios
 from nmsfree_benchmarks.record.records import Results
 
@@ -61,10 +63,10 @@ def _frontier(results: Results) -> Words:
 
 
 def _throughput(results: Results) -> Words:
-    from nmsfree_benchmarks.throughput.rules import conclusions
-    from nmsfree_benchmarks.throughput.tables import sheets
+    from nmsfree_benchmarks.questions.throughput import QUESTION
 
-    return _both(conclusions(results), sheets(results))
+    again: Any = HarnessResults.from_json(results.to_json())
+    return list(QUESTION.conclusions(again)), list(QUESTION.tables(again))  # type: ignore[arg-type]
 
 
 def _overhead(results: Results) -> Words:

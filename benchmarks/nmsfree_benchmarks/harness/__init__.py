@@ -1,0 +1,1 @@
+"""What every question shares: timing, statistics, records, tables, publishing."""

@@ -1,0 +1,237 @@
+"""The engines that exported files are measured in, each opened as an application opens it.
+
+For TensorRT-RTX an engine is built of the exported file, for the GPU of this machine; NMS then
+comes behind it, on the host.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nmsfree.backends import Backend, Options, open_backend
+from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
+from nmsfree.backends.options import Device, parse_device
+from nmsfree.backends.tensorrt.sidecar import read_sidecar
+from nmsfree.backends.tensorrt.targets import resolve_targets
+from nmsfree.backends.tensorrt.vendor import load_vendor
+from nmsfree.doctor.model import write_model
+from nmsfree.errors import EngineError, InputError, NmsfreeError
+from nmsfree.machine import Gpu, computes_bf16, find_gpus, sha256
+from nmsfree.spec import Target
+from nmsfree_benchmarks.harness.gpu import GpuWatch
+from nmsfree_benchmarks.harness.memory import build_tiny
+from nmsfree_benchmarks.harness.records import Results
+
+BF16_MISSING = "the processor has no bfloat16 arithmetic, it would be emulated"
+# FP32 is FP32: TF32 is off unless asked for. Copies to and from the GPU are inside the timer.
+GPU = {"tf32": False, "transfers": "in and out"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a model.
+
+    Attributes:
+        key, label, short: in result files, in texts, in narrow tables.
+        device: as `Detector` takes it.
+        arithmetic: OpenVINO's precision; None elsewhere.
+        builds: whether an engine is built of the file and run in its place.
+        gpu: what result files say of a GPU's state; None for a processor.
+    """
+
+    key: str
+    label: str
+    short: str
+    device: str
+    arithmetic: Literal["f32", "bf16"] | None = None
+    builds: bool = False
+    gpu: Mapping[str, Any] | None = None
+
+    @property
+    def target(self) -> Target:
+        """Which INT8 file it takes."""
+        return "cpu" if self.gpu is None else "tensorrt"
+
+    def state(self, backend: Backend, precision: str) -> dict[str, Any]:
+        """What result files say of the opened engine: attributes of `records.State`.
+
+        Args:
+            precision: of the file. OpenVINO's bf16 replaces FP32 and FP16, 8 bits stay.
+        """
+        found: dict[str, Any] = {"engine": self.key, **(self.gpu or {})}
+        if self.gpu is not None:
+            found["cuda_graph"] = has_graph(backend)
+        if self.arithmetic == "bf16" and precision != "int8":
+            found["precision"] = "bf16"
+        return found
+
+    def ran(self, file: Path) -> Path:
+        """What runs in place of an exported file."""
+        return file.with_suffix(".engine") if self.builds else file
+
+    def open(self, file: Path, threads: int) -> Backend:
+        """Open an exported file.
+
+        Raises:
+            NmsfreeError: it does not run here; the text says why.
+        """
+        if self.builds:
+            return open_backend(build_here(file, parse_device(self.device).index), self.device)
+        if self.arithmetic == "bf16" and computes_bf16() is False:
+            raise EngineError(BF16_MISSING)
+        return open_backend(file, self.device, Options(threads, precision=self.arithmetic))
+
+
+CPU, DEPLOYED = "cpu", "onnxruntime"
+REFERENCES = (DEPLOYED, "onnxruntime_cuda")  # what others stand beside, on either device
+ENGINES = {
+    engine.key: engine
+    for engine in (
+        Engine(DEPLOYED, "ONNX Runtime", "ONNX Runtime", CPU),
+        Engine("openvino", "OpenVINO", "OpenVINO", "openvino", "f32"),
+        Engine("openvino_bf16", "OpenVINO bf16", "OpenVINO bf16", "openvino", "bf16"),
+        Engine("onnxruntime_cuda", "ONNX Runtime CUDA", "ORT CUDA", "cuda", gpu=GPU),
+        Engine(
+            "tensorrt_rtx_plugin",
+            "ONNX Runtime TensorRT-RTX",
+            "ORT TensorRT-RTX",
+            "tensorrt-rtx",
+            gpu=GPU,
+        ),
+        Engine(
+            "tensorrt_rtx", "TensorRT-RTX", "TensorRT-RTX", "tensorrt-rtx", builds=True, gpu=GPU
+        ),
+    )
+}
+ON = {  # kind of device → key of `ENGINES`
+    CPU: DEPLOYED,
+    "openvino": "openvino",
+    "cuda": "onnxruntime_cuda",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+
+
+def has_graph(backend: Backend) -> bool | None:
+    """Whether runs replay a CUDA graph, as the backend says; None where it does not say."""
+    said = backend.description
+    return "no CUDA graph" not in said if "CUDA graph" in said else None
+
+
+def the_gpu(index: int = 0, device: str = "") -> Gpu:
+    """A GPU of this machine, counted as CUDA counts.
+
+    Raises:
+        EngineError: there is none, or no driver.
+    """
+    gpus = find_gpus()
+    if gpus.problem:
+        raise EngineError(gpus.problem)
+    if index >= len(gpus.found):
+        shown = "; ".join(f"{i} = {gpu}" for i, gpu in enumerate(gpus.found))
+        asked = f"device is '{device}'" if device else f"GPU {index} was asked for"
+        raise EngineError(f"{asked}, but the NVIDIA GPUs here are: {shown}")
+    return gpus.found[index]
+
+
+def build_here(file: Path, index: int = 0) -> Path:
+    """Build an engine for a GPU of this machine beside the file, unless it is there already.
+
+    Raises:
+        EngineError: there is no such GPU.
+        NmsfreeError: the builder is missing, or does not build for this GPU.
+    """
+    from nmsfree_export.tensorrt.build import BuildOptions, build_engine
+
+    major, minor = the_gpu(index).capability
+    engine, sm = file.with_suffix(".engine"), 10 * major + minor
+    if not _is_built(engine, file, sm):
+        build_engine(file, engine, BuildOptions(sms=(sm,)))
+    return engine
+
+
+def _is_built(engine: Path, file: Path, sm: int) -> bool:
+    """Whether an engine is of this very file and GPU; loading checks the rest of what it is."""
+    try:
+        built = read_sidecar(engine)
+    except NmsfreeError:  # there is none
+        return False
+    return engine.is_file() and built.onnx_sha256 == sha256(file) and sm in built.targets
+
+
+def use_device(text: str) -> str:
+    """Make sure that a device works, before anything is made for it.
+
+    A library that is missing or a driver that is too old is told before minutes of exports: the
+    runtime's own tiny model, or an engine of it, is opened.
+
+    Returns:
+        Its name, the same for "cuda" and "cuda:0".
+
+    Raises:
+        InputError: it is none of those that the questions are asked on, or a GPU that no engine can
+            be built for.
+        EngineError: it is not there, or does not start.
+        MissingExtraError: what runs files there is not installed.
+    """
+    place = _place(text)
+    engine = ENGINES[ON[place.kind]]
+    name = place.kind
+    if engine.gpu is not None:
+        without_tf32()
+        name = str(place)
+        major, minor = the_gpu(place.index, name).capability
+        if engine.builds:
+            resolve_targets((), (10 * major + minor,), load_vendor("tensorrt-rtx").buildable())
+    if name != CPU:
+        with tempfile.TemporaryDirectory(prefix="nmsfree-bench-") as folder:
+            tiny = write_model(Path(folder))
+            open_backend(build_tiny(tiny, place.index) if engine.builds else tiny, name).close()
+    return name
+
+
+def without_tf32() -> None:
+    """FP32 is FP32 on a GPU, too; its libraries read this once, when they are loaded."""
+    os.environ.setdefault(TF32_VARIABLE, "0")
+
+
+def _place(text: str) -> Device:
+    try:
+        place = parse_device(text)
+    except InputError:
+        place = None
+    if place is None or place.kind not in ON or place.plugin not in ("", "CPU"):
+        raise InputError(
+            f"device is {text!r}, this benchmark runs on: {', '.join(ON)}; cuda:1 is the second GPU"
+        )
+    return place
+
+
+def engine_of(device: str) -> Engine:
+    """What runs exported files on a device."""
+    return replace(ENGINES[ON[parse_device(device).kind]], device=device)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device is a GPU, which has no processor threads to be given."""
+    return engine_of(device).gpu is not None
+
+
+def watch_gpu(device: str) -> GpuWatch:
+    """What looks at a device's GPU between rounds; at nothing on the processor."""
+    return GpuWatch(on_gpu(device), parse_device(device).index)
+
+
+def device_of(results: Results) -> str:
+    """Where the models of a run ran."""
+    return str(results.environment.get("device", CPU))
+
+
+def ran_in(results: Results) -> list[str]:
+    """Say what really ran the models, where it was not ONNX Runtime on the processor."""
+    if device_of(results) == CPU:
+        return []
+    providers = dict.fromkeys(r.subject.provider for r in results.records if r.subject is not None)
+    return [f"Run in {'; '.join(providers)}."]

@@ -1,0 +1,162 @@
+"""What a measurement ran on, and what else the machine did. No host names, no paths."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from nmsfree.backends.options import parse_device
+from nmsfree.machine import processor_name
+from nmsfree_benchmarks.harness.gpu import gpu_state
+
+PACKAGES = (
+    "nmsfree",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "openvino",
+    "tensorrt_rtx",
+    "tensorrt",
+    "cuda-python",
+    "pycuda",
+    "onnx",
+    "opencv-python-headless",
+    "numpy",
+)
+_CPUS = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_STAT = Path("/proc/stat")
+
+
+def available_cores() -> int:
+    """Return the physical cores this process may use; at least 1.
+
+    Hardware threads of one core count once, a container's processor quota limits the number.
+    Systems that do not tell (Windows, macOS) give their logical cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(siblings), _quota() or len(siblings)))
+
+
+def _siblings(cpu: int) -> str:
+    """Name the physical core of a logical one by all its hardware threads."""
+    path = _CPUS / f"cpu{cpu}/topology/thread_siblings_list"
+    return path.read_text(encoding="ascii").strip() if path.is_file() else str(cpu)
+
+
+def _quota() -> int | None:
+    """Return the whole cores a Linux control group grants; None without a limit."""
+    if not _QUOTA.is_file():
+        return None
+    quota, period = _QUOTA.read_text(encoding="ascii").split()
+    return None if quota == "max" else max(1, int(quota) // int(period))
+
+
+def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Return what belongs above a table of latencies.
+
+    Args:
+        threads: processor threads that every engine was given.
+        device: where the models run.
+    """
+    same_machine = {
+        "device": device,
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "gpu": gpu_state(parse_device(device).index).name,
+    }
+    return same_machine | {
+        "fingerprint": _fingerprint(same_machine),
+        "threads": threads,
+        "python": platform.python_version(),
+        "busy_cores_before": busy_cores(),
+        "versions": _versions(),
+    }
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """Name what ran the models, and the device: "AMD EPYC (cpu)", "RTX 4060 (cuda), AMD EPYC"."""
+    processor, device = environment["processor"], environment["device"]
+    gpu = environment.get("gpu")
+    if gpu is None or device.partition(":")[0] not in ("cuda", "tensorrt-rtx"):
+        return f"{processor} ({device})"
+    return f"{gpu} ({device}), {processor}"
+
+
+def _fingerprint(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class LoadMeter:
+    """Counts the cores that others keep busy while a block runs.
+
+    Attributes:
+        others: cores, mean over the block; None where the system does not tell, or before the end.
+    """
+
+    def __init__(self) -> None:
+        self.others: float | None = None
+
+    def __enter__(self) -> "LoadMeter":
+        self._start = time.monotonic()
+        self._before, self._own = _ticks(), _own_seconds()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        after = _ticks()
+        seconds = time.monotonic() - self._start
+        if self._before is None or after is None or seconds <= 0 or after == self._before:
+            return
+        idle, total = (b - a for a, b in zip(self._before, after, strict=True))
+        busy = (1 - idle / total) * (os.cpu_count() or 1)
+        own = (_own_seconds() - self._own) / seconds
+        self.others = round(max(0.0, busy - own), 2)
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """Return how many cores other work keeps busy while this process sleeps; None if unknown."""
+    with LoadMeter() as meter:
+        time.sleep(seconds)
+    return meter.others
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of children that ended."""
+    t = os.times()
+    return t.user + t.system + t.children_user + t.children_system
+
+
+def _ticks() -> tuple[int, int] | None:
+    """Return the processors' idle time and all time since the start, in ticks."""
+    if not _STAT.is_file():
+        return None
+    # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)
+    values = [int(v) for v in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    return values[3] + values[4], sum(values)

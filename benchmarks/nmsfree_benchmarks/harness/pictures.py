@@ -1,0 +1,135 @@
+"""Pictures to measure on: digits scenes, 1080p pictures made of them, and crowds.
+
+A crowd is a square of tiles with a chosen number of objects, from empty to crowded, each tile laid
+out by itself as a digits scene is. Its ground is out of focus: the sharp texture and strokes of the
+digits set would be hundreds of weak candidates in a scene without a digit, and this is about what
+objects cost.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.datasets.digits.draw import draw_group, paint
+from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree.errors import InputError
+from nmsfree.images import read_image
+from nmsfree_benchmarks.harness.timer import Image, Progress
+
+VAL_IMAGES, CALIBRATION_IMAGES = 300, 128
+SCENE = 270  # px a digits scene is enlarged to, so that 4 × 8 of them cover 1080 × 1920
+ROWS, COLUMNS = 4, 8
+TILES = 4  # to a side of a crowd: 1024 × 1024 pixels, 21,504 cells of the detectors here
+MOST_IN_TILE = 32  # digits of 14 px and more that are laid out in a few tries
+OUT_OF_FOCUS = 8.0  # px, standard deviation of the blur of the ground
+_STREAM = 71  # first number of the random seed, so that no split of the digits set is repeated
+
+
+def digits(data: Path, work: Path, split: str, progress: Progress) -> Path:
+    """A folder with a split of the digits set: `data` as it is, else one written below `work`.
+
+    `data` is never written to, so an existing set of another size stays whole.
+    """
+    if (data / "annotations" / f"instances_{split}.json").is_file():
+        return data
+    made = work / "digits"
+    counts = {"train": 0, "val": 0} | {split: VAL_IMAGES if split == "val" else CALIBRATION_IMAGES}
+    write_digits(made, **counts, crowd=0, progress=lambda _, done, total: progress(done, total))
+    return made
+
+
+def digits_val(
+    data: Path, work: Path, progress: Progress = lambda done, total: None
+) -> DetectionDataset:
+    return load_coco(digits(data, work, "val", progress), "val")
+
+
+def first(dataset: DetectionDataset, count: int | None) -> DetectionDataset:
+    """The dataset shortened to its first images; None keeps all."""
+    return dataclasses.replace(dataset, samples=dataset.samples[:count])
+
+
+def read_first(dataset: DetectionDataset, count: int) -> list[Image]:
+    """Read the first images of a dataset, BGR uint8."""
+    return [read_image(sample.path) for sample in dataset.samples[:count]]
+
+
+def full_hd(scenes: list[Image], count: int) -> list[Image]:
+    """Make BGR uint8 [1080, 1920, 3] pictures, each a mosaic of 32 scenes in another order."""
+    order = np.random.default_rng(0)
+    size = (SCENE, SCENE)
+    made = []
+    for _ in range(count):
+        drawn = [scenes[i] for i in order.choice(len(scenes), ROWS * COLUMNS, replace=True)]
+        tiles = [cv2.resize(scene, size, interpolation=cv2.INTER_CUBIC) for scene in drawn]
+        rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
+        made.append(np.ascontiguousarray(np.vstack(rows)[:1080, :1920], dtype=np.uint8))
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Crowd:
+    """One picture with its objects.
+
+    Attributes:
+        image: uint8 [256 · tiles, 256 · tiles, 3], BGR.
+        boxes: float32 [objects, 4], xyxy in pixels, tight around the ink as if nothing were hidden.
+        labels: int64 [objects], the digit, 0 … 9.
+    """
+
+    image: Image
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def make_crowd(objects: int, index: int = 0, tiles: int = TILES, seed: int = 0) -> Crowd:
+    """Make one scene; it depends on nothing but the arguments.
+
+    Args:
+        objects: digits in it; the tiles hold equally many, give or take one.
+        index: number of the scene among those with as many objects.
+        tiles: to a side of the picture, 256 pixels each.
+        seed: another seed gives another set.
+
+    Raises:
+        InputError: there is no room for so many.
+    """
+    most = MOST_IN_TILE * tiles**2
+    if not 0 <= objects <= most:
+        raise InputError(
+            f"objects is {objects}, expected 0 … {most}: {tiles} × {tiles} tiles have no room for "
+            "more"
+        )
+    rng = np.random.default_rng((seed, _STREAM, tiles, objects, index))
+    image = _ground(rng, tiles)
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[int] = []
+    for tile, count in enumerate(_counts(rng, objects, tiles**2)):
+        top, left = (SIDE * n for n in divmod(tile, tiles))
+        view = image[top : top + SIDE, left : left + SIDE]
+        for group in lay_out(rng, instances(held_out=True), pairs=0, singles=count):
+            draw_group(rng, view, group)
+            for digit in group:
+                x1, y1, x2, y2 = digit.box
+                boxes.append((x1 + left, y1 + top, x2 + left, y2 + top))
+                labels.append(digit.glyph.label)
+    return Crowd(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
+
+
+def _ground(rng: np.random.Generator, tiles: int) -> Image:
+    """Blur across the tiles, which leaves no seams between them."""
+    rows = [np.hstack([paint(rng, []) for _ in range(tiles)]) for _ in range(tiles)]
+    return np.asarray(cv2.GaussianBlur(np.vstack(rows), (0, 0), OUT_OF_FOCUS), dtype=np.uint8)
+
+
+def _counts(rng: np.random.Generator, objects: int, tiles: int) -> list[int]:
+    """Share objects out among tiles; which of them get one more is drawn."""
+    counts = np.full(tiles, objects // tiles)
+    counts[rng.permutation(tiles)[: objects % tiles]] += 1
+    return [int(count) for count in counts]

@@ -1,0 +1,120 @@
+"""How the pictures of the questions look."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from nmsfree.files import write_atomic
+from nmsfree.plotting import to_png
+from nmsfree_benchmarks.harness.engines import CPU, device_of, engine_of, on_gpu
+from nmsfree_benchmarks.harness.machine import hardware
+from nmsfree_benchmarks.harness.records import Results
+
+# Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, FAINT, GRID = "#222222", "#888888", "#dddddd"
+LABEL_GAP = 9.0  # points between two labels
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, in order; the same names get the same ones in every picture."""
+    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches."""
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def bare_axes(axes: Axes, grid: str = "both") -> None:
+    """Take away what says nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9)
+
+
+def label_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = LABEL_GAP
+) -> None:
+    """Write beside the ends of lines, apart from each other; call it when the limits are set.
+
+    From the lowest up each label moves up as far as it must; then from the highest each that is
+    above the panel or too near to the next moves down.
+
+    Args:
+        ends: x and y in data, text, colour.
+        gap: points between two labels.
+    """
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # places are final then
+    scale = 72 / axes.figure.dpi  # points of a pixel
+    ordered = sorted(ends, key=lambda end: end[1])
+    at = [float(axes.transData.transform(end[:2])[1]) * scale for end in ordered]
+    places: list[float] = []
+    for y in at:
+        places.append(max(y, places[-1] + gap) if places else y)
+    top = float(axes.bbox.y1) * scale
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], places[i + 1] - gap if i + 1 < len(places) else top)
+    for (x, value, text, colour), y, place in zip(ordered, at, places, strict=True):
+        axes.annotate(
+            text,
+            (x, value),
+            (7, place - y),
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+            va="center",
+        )
+
+
+def stacked_bar(
+    axes: Axes, y: float, parts: Mapping[str, float], colour: Mapping[str, str], label: str
+) -> float:
+    """Draw a bar of parts in the order of `colour`, a label at its end; returns its length."""
+    start = 0.0
+    for name in colour:
+        if name in parts:
+            axes.barh(y, parts[name], left=start, height=0.7, color=colour[name], linewidth=0)
+            start += parts[name]
+    end_label(axes, start, y, label)
+    return start
+
+
+def end_label(axes: Axes, x: float, y: float, text: str, size: float = 9) -> None:
+    """Write right of a bar."""
+    axes.annotate(
+        text, (x, y), (4, 0), textcoords="offset points", fontsize=size, color=INK, va="center"
+    )
+
+
+def patches(colour: Mapping[str, str], labels: Mapping[str, str]) -> list[Patch]:
+    """What a legend of stages shows."""
+    return [Patch(color=colour[name], label=labels[name]) for name in colour]
+
+
+def titled(title: str, results: Results) -> str:
+    """A title that says where it was measured, unless on the processor as usual."""
+    device = device_of(results)
+    if device == CPU:
+        return title
+    gpu = results.environment.get("gpu") if on_gpu(device) else None
+    return f"{title}, {engine_of(device).label}" + (f" on {gpu}" if gpu else "")
+
+
+def finish(figure: Figure, results: Results, title: str, path: Path) -> None:
+    """Title, machine and doubts, and write the picture."""
+    e = results.environment
+    figure.suptitle(titled(title, results), x=0.01, ha="left", weight="bold", fontsize=12)
+    quick = ", quick" if results.quick else ""
+    restless = bool(results.doubts())
+    doubt = " · a restless machine: see which intervals tell rows apart" if restless else ""
+    figure.supxlabel(
+        f"{hardware(e)}, threads per engine: {e['threads']}{quick}{doubt}",
+        fontsize=9,
+        color=SERIES[1] if restless else INK,
+    )
+    write_atomic(path, to_png(figure))

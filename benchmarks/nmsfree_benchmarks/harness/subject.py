@@ -1,0 +1,205 @@
+"""The subject of a benchmark: a model in an engine, from the command line to its record."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from nmsfree.backends import Backend, RawDetections
+from nmsfree.detector import Detector
+from nmsfree.machine import sha256
+from nmsfree.spec import ModelSpec, Target
+from nmsfree_benchmarks.harness.engines import DEPLOYED, Engine
+from nmsfree_benchmarks.harness.records import State
+from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, timed
+
+if TYPE_CHECKING:
+    from nmsfree_benchmarks.harness.weights import Weights
+    from nmsfree_export.graph.precision import Precision
+
+HASH_DIGITS = 12
+STAGES_CACHED = 400
+
+
+class TimedBackend:
+    """A backend that marks a stopwatch before and after each run.
+
+    What a native engine says of its own stages (copies, network, NMS on the host) is kept, too.
+    """
+
+    def __init__(self, backend: Backend, watch: Stopwatch) -> None:
+        self._backend = backend
+        self._watch = watch
+        self._timings = getattr(backend, "timings", None)
+        self._stages: deque[Mapping[str, float]] = deque(maxlen=STAGES_CACHED)
+
+    def stages(self) -> dict[str, float]:
+        """Median ms of the stages in the latest runs, "h2d_ms" …; empty where it tells none."""
+        if not self._stages:
+            return {}
+        return {f"{k}_ms": round(median(s[k] for s in self._stages), 4) for k in self._stages[0]}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._backend.spec
+
+    @property
+    def description(self) -> str:
+        return self._backend.description
+
+    def run(self, images: NDArray[Any]) -> RawDetections:
+        self._watch.mark()
+        raw = self._backend.run(images)
+        self._watch.mark()
+        found = None if self._timings is None else self._timings()
+        if found is not None:
+            self._stages.append(vars(found))
+        return raw
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model in an engine.
+
+    Attributes:
+        weights: None for a file of the user's own.
+        engine, threads: what runs it; processor threads of the engine.
+        precision, size, batch: of its file; the size is the checkpoint's and the batch any if None.
+        output: further options of the export: top_k, score_floor.
+        file: set by the export; in PyTorch the checkpoint.
+        watch: marked by the backend of `detector`.
+        backend, detector: once it is open; the backend is without marks.
+        figures, ap: what is measured besides, for its record and its state.
+    """
+
+    weights: "Weights | None"
+    engine: Engine
+    threads: int
+    precision: "Precision" = "fp32"
+    size: tuple[int, int] | None = None
+    batch: int | None = 1
+    output: Mapping[str, Any] = field(default_factory=dict)
+    file: Path = Path()
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    backend: Backend = field(init=False)
+    detector: Detector = field(init=False)
+    figures: dict[str, Any] = field(default_factory=dict)
+    ap: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return self.detector.spec.name if self.weights is None else self.weights.name
+
+    @property
+    def training(self) -> str:
+        return "not stated" if self.weights is None else self.weights.training
+
+    @property
+    def target(self) -> Target | None:
+        """Which kind of engine an INT8 file is for; no other file has one."""
+        return self.engine.target if self.precision == "int8" else None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        assert self.weights is not None
+        return self.size or self.weights.checkpoint.input_size
+
+    @property
+    def file_name(self) -> str:
+        """Of subjects that share a file the same: "fcos_e2e_nano-int8-cpu-256x256-batch1"."""
+        height, width = self.input_size
+        kind = self.precision if self.target is None else f"{self.precision}-{self.target}"
+        return f"{self.model}-{kind}-{height}x{width}-batch{self.batch or 'N'}"
+
+    @property
+    def floor(self) -> float:
+        return self.detector.spec.score_floor
+
+    def open(self, stack: ExitStack) -> "Subject":
+        """Open the exported file until the stack unwinds.
+
+        Raises:
+            NmsfreeError: it does not run here; the text says why.
+        """
+        backend = self.engine.open(self.file, self.threads)
+        return self.use(backend, Detector(TimedBackend(backend, self.watch)), stack)
+
+    def use(self, backend: Backend, detector: Detector, stack: ExitStack) -> "Subject":
+        """Take a backend that is open."""
+        self.backend, self.detector = backend, stack.enter_context(detector)
+        return self
+
+    def prepare(self, image: Image) -> NDArray[Any]:
+        """One input of any picture, as the detector makes it."""
+        return self.detector.preprocess([image])[0]
+
+    def call(self) -> Call:
+        """A call of the detector as its users make it, in parts: the backend marks its own."""
+
+        def call(image: Image) -> Laps:
+            self.watch.start()
+            self.detector(image, threshold=self.floor)
+            self.watch.mark()
+            return self.watch.laps()
+
+        return call
+
+    def bare(self) -> Call:
+        """The engine alone: `session.run` of ONNX Runtime on the processor; other engines are
+        called through their backends, which know how, copies to their device included.
+        """
+        if self.engine.key != DEPLOYED:
+            return timed(self.backend.run, self.prepare)
+        from nmsfree_benchmarks.harness.graphs import DETECTIONS, open_session
+
+        session = open_session(self.file, self.threads)
+        return timed(lambda pixels: session.run(DETECTIONS, {"images": pixels}), self.prepare)
+
+    def stages(self) -> dict[str, float]:
+        """What a native engine says of its own stages in the runs just made."""
+        timed_backend = self.detector.backend
+        return timed_backend.stages() if isinstance(timed_backend, TimedBackend) else {}
+
+    def state(self, **known: Any) -> State:
+        """How results describe it; `known` replaces what the subject says of itself."""
+        provider, ran = self.backend.description, self.engine.ran(self.file)
+        if ran != self.file:
+            provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
+        own: dict[str, Any] = {
+            "training": self.training,
+            "sha256": sha256(self.file),
+            "file_bytes": self.file.stat().st_size,
+            "provider": provider,
+            "threads": self.threads,
+            **self.engine.state(self.backend, self.precision),
+            **self.ap,
+        }
+        return State.of(self.detector.spec, **(own | known))
+
+
+def split_host_nms(subject: Subject) -> tuple[Call, tuple[str, ...]]:
+    """The subject's call and the names of its parts; NMS on the host is a part of its own.
+
+    Engines that have NMS inside, or none, keep the three parts that they have.
+    """
+    call: Callable[[Image], Sequence[int]] = subject.call()
+    if "NMS on the host" not in subject.backend.description:
+        return call, ("preprocess", "network", "postprocess")
+    timings = subject.backend.timings  # type: ignore[attr-defined]  # of this thread's last run
+
+    def split(image: Image) -> Laps:
+        laps = call(image)
+        preprocess, run, postprocess = laps
+        nms = round(1e6 * timings().nms)
+        return Laps((preprocess, run - nms, nms, postprocess), laps.processor)  # type: ignore[attr-defined]
+
+    return split, ("preprocess", "network", "nms", "postprocess")

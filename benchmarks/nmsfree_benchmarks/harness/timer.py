@@ -1,0 +1,221 @@
+"""The measurement: calls timed in turn, one round after another.
+
+All calls of a group are timed in one run. A round gives every call a turn on the same images, in
+an order that is shuffled anew (with a fixed seed): a change of the machine's speed meets all calls
+alike and none always follows the same other one. Raw times are kept.
+
+A turn is a pause, a few untimed calls, then the timed ones: an application runs one model again
+and again. Without the untimed calls a small model is charged for the caches and threads of the
+engine before it (measured with two threads: 4.1 ms instead of 2.6 in ONNX Runtime, 17.6 instead of
+8.2 in PyTorch). In the pause the idle worker threads of PyTorch and ONNX Runtime stop spinning,
+which would take a core from the next engine.
+
+Inside a timer: from the decoded picture in memory to detections in its pixels, on the host.
+Outside: reading files, loading models, warm-up. Garbage collection is off meanwhile.
+"""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # [h, w, 3], BGR
+Call = Callable[[Image], Sequence[int]]  # runs on an image; nanoseconds of each of its parts
+Times = NDArray[np.int64]  # [timed calls, parts], nanoseconds
+Nanoseconds = NDArray[np.int64]  # [timed calls]
+Progress = Callable[[int, int], None]  # done, in all
+
+
+class Laps(tuple[int, ...]):
+    """Nanoseconds of the parts of a call, and the processor time of the whole process in it."""
+
+    processor: int
+
+    def __new__(cls, parts: Sequence[int], processor: int) -> "Laps":
+        made = super().__new__(cls, parts)
+        made.processor = processor
+        return made
+
+
+class Stopwatch:
+    """Marks between the stages of one call; the parts sum to the whole by construction."""
+
+    def __init__(self) -> None:
+        self._marks: list[int] = []
+        self._processor = 0
+
+    def start(self) -> None:
+        self._processor = time.process_time_ns()
+        self._marks = [time.perf_counter_ns()]
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter_ns())
+
+    def laps(self) -> Laps:
+        """Nanoseconds between the marks since `start`."""
+        processor = time.process_time_ns() - self._processor
+        parts = [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        return Laps(parts, processor)
+
+
+def timed(
+    run: Callable[[Any], object], prepare: Callable[[Image], Any] = lambda image: image
+) -> Call:
+    """Return a call that times `run` on what `prepare` makes of an image, which is not timed."""
+
+    def call(image: Image) -> Laps:
+        own = prepare(image)
+        processor, start = time.process_time_ns(), time.perf_counter_ns()
+        run(own)
+        took = time.perf_counter_ns() - start
+        return Laps((took,), time.process_time_ns() - processor)
+
+    return call
+
+
+def slots(count: int) -> list[Image]:
+    """Stand-ins for pictures: tiny arrays that say which prepared input to take."""
+    return [np.full((1, 1, 3), number, dtype=np.uint8) for number in range(count)]
+
+
+def slot_of(image: Image) -> int:
+    """Which prepared input a stand-in means."""
+    return int(image[0, 0, 0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often.
+
+    Attributes:
+        seconds: rounds are added while another one fits into this time.
+        min_rounds, max_rounds: bounds whatever the time.
+        warmup_rounds: untimed rounds at the start.
+        pause: seconds of idling before each turn.
+        lead_in, burst: untimed and timed calls of a turn; fewer where `min_rounds` of them would
+            take longer than `seconds`, but for a plan that is `fixed`.
+    """
+
+    seconds: float
+    min_rounds: int = 10
+    max_rounds: int = 400
+    warmup_rounds: int = 1
+    pause: float = 0.005
+    lead_in: int = 0
+    burst: int = 1
+    fixed: bool = False
+
+    def fitted(self, calls: float, turns: int) -> "Plan":
+        """The plan for this machine.
+
+        Args:
+            calls: seconds that one call of each takes, all together.
+            turns: of a round.
+        """
+        if self.fixed:
+            return self
+        plan = self
+        while plan.lead_in + plan.burst > 1:
+            each = (plan.lead_in + plan.burst) * calls + turns * plan.pause
+            if plan.min_rounds * each <= plan.seconds:
+                break
+            # At last a single lead-in call goes, too: it matters least where a call is long.
+            plan = (
+                replace(plan, lead_in=plan.lead_in - 1)
+                if plan.lead_in > 1 or plan.burst == 1
+                else replace(plan, burst=plan.burst - 1)
+            )
+        return plan
+
+
+class Rounds(dict[str, Times]):
+    """Raw times by name; row r of all calls is the same image of the same round.
+
+    Attributes:
+        burst: timed calls of a turn.
+        processor: by name, of calls that tell it: [timed calls] ns of processor time.
+    """
+
+    burst: int = 1
+    processor: dict[str, Nanoseconds]
+
+
+def take_turns(
+    calls: Mapping[str, Call],
+    images: Sequence[Image],
+    plan: Plan,
+    progress: Progress = lambda done, total: None,
+) -> Rounds:
+    """Time all calls, interleaved.
+
+    Args:
+        calls: by name.
+        images: distinct pictures; each round takes the next `burst` of them, and starts over.
+        progress: called as (rounds done, rounds expected) after each round.
+    """
+    order = random.Random(0)
+    names = list(calls)
+    took = 0.0
+
+    def warm_up(round_: int) -> float:
+        start = time.monotonic()
+        for name in names:
+            calls[name](images[round_ % len(images)])
+        return time.monotonic() - start
+
+    for index in range(plan.warmup_rounds):
+        took = warm_up(index)
+    if plan.fitted(took, len(names)) != plan:  # first calls are slow ones: once more
+        plan = plan.fitted(warm_up(plan.warmup_rounds), len(names))
+    times: dict[str, list[Sequence[int]]] = {name: [] for name in names}
+    start = time.monotonic()
+    rounds = 0
+    with collector_off():
+        while rounds < plan.min_rounds or _fits(rounds, time.monotonic() - start, plan):
+            order.shuffle(names)
+            first = rounds * plan.burst
+            turn = [images[i % len(images)] for i in range(first, first + plan.burst)]
+            for name in names:
+                time.sleep(plan.pause)
+                for _ in range(plan.lead_in):
+                    calls[name](images[0])
+                times[name] += [calls[name](image) for image in turn]
+            rounds += 1
+            progress(rounds, _expected(rounds, time.monotonic() - start, plan))
+    found = Rounds({name: np.array(times[name], dtype=np.int64) for name in calls})
+    found.burst = plan.burst
+    found.processor = {
+        name: np.array([laps.processor for laps in own], np.int64)  # type: ignore[attr-defined]
+        for name, own in times.items()
+        if all(isinstance(laps, Laps) for laps in own)
+    }
+    return found
+
+
+def _fits(rounds: int, elapsed: float, plan: Plan) -> bool:
+    """Whether one more round ends within the time."""
+    return rounds < plan.max_rounds and elapsed * (rounds + 1) / rounds <= plan.seconds
+
+
+def _expected(rounds: int, elapsed: float, plan: Plan) -> int:
+    in_time = int(plan.seconds * rounds / elapsed)
+    return max(rounds, plan.min_rounds, min(in_time, plan.max_rounds))
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Switch garbage collection off, and back on if it was."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

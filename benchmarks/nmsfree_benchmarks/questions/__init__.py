@@ -1,0 +1,1 @@
+"""What `nmsfree bench` asks, a file for each question."""

@@ -1,0 +1,459 @@
+"""`nmsfree bench throughput`: images a second over batch and parallel streams."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nmsfree.detector import Detector
+from nmsfree_benchmarks.harness import pictures
+from nmsfree_benchmarks.harness.engines import (
+    CPU,
+    ENGINES,
+    device_of,
+    engine_of,
+    on_gpu,
+    ran_in,
+)
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.harness.run import Models, OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.statistics import paired_ratio, percentile
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.table import Table, number
+from nmsfree_benchmarks.harness.timer import Image, Laps, Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # with NMS and without
+BATCHES, STREAMS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+QUICK_BATCHES, QUICK_STREAMS = (1, 4, 16), (1, 2, 4)
+PICTURES = 32
+# The pause lets the threads of one engine stop spinning before the next one begins.
+PLAN = Plan(seconds=200, min_rounds=10, pause=0.03)
+QUICK_PLAN = Plan(seconds=15, min_rounds=10, pause=0.02)
+WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
+NEAR = 1.05  # times the time of the best one up to which a configuration is as good
+AXES = ("streams", "batch")  # what grows along a curve; the other one is 1
+WITH_NMS, PER_IMAGE = "with NMS by without", "time of an image by that of one at a time"
+HEADER = (
+    *("load", "images/s", "ms/image", "by that of single (95 %)", "call p50 ms", "call p99 ms"),
+    "CPU ms/image",
+)
+LABELS = {"streams": "parallel streams, one image a call", "batch": "images of a call, one stream"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """Each model has one engine thread and `cores` of them; a GPU has no such threads."""
+
+    model: Models = None
+    device: OnDevice = CPU
+
+    @property
+    def engine_threads(self) -> list[int]:
+        """Every number of engine threads."""
+        return [self.cores] if on_gpu(self.device) else sorted({1, self.cores})
+
+    def loads(self) -> list[tuple[int, int]]:
+        """(batch, streams); while one of them grows the other is 1."""
+        batches = QUICK_BATCHES if self.quick else BATCHES
+        streams = QUICK_STREAMS if self.quick else STREAMS
+        return [(batch, 1) for batch in batches] + [(1, n) for n in streams if n > 1]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one fixed time gave.
+
+    Attributes:
+        elapsed_ns: from the common start to the end of the last call.
+        images: that were finished.
+        processor_ns: processor time of the whole process, spinning threads included.
+        calls_ns: how long every call took.
+    """
+
+    elapsed_ns: int
+    images: int
+    processor_ns: int
+    calls_ns: tuple[int, ...]
+
+
+def run_window(
+    detector: Detector, images: Sequence[Image], batch: int, streams: int, seconds: float
+) -> Window:
+    """Let threads call `detector.batch` until the time is over; a call that has begun is finished.
+
+    Args:
+        images: BGR uint8 [h, w, 3]; every stream begins with another one.
+        batch: images of a call.
+        streams: threads.
+    """
+    began: dict[str, int] = {}
+
+    def begin() -> None:
+        began["processor"], began["start"] = time.process_time_ns(), time.perf_counter_ns()
+
+    gate = threading.Barrier(streams, action=begin)  # one start, once the last of them is there
+
+    def stream(first: int) -> tuple[list[int], int]:
+        """Nanoseconds of each call, and when the last one ended."""
+        count, calls = len(images), list[int]()
+        gate.wait()
+        before, end = began["start"], began["start"] + int(seconds * 1e9)
+        while before < end:
+            lead = first + len(calls)  # every picture leads in its turn
+            detector.batch([images[(lead + i) % count] for i in range(batch)])
+            after = time.perf_counter_ns()
+            calls.append(after - before)
+            before = after
+        return calls, before
+
+    with ThreadPoolExecutor(streams, thread_name_prefix="nmsfree-stream") as pool:
+        found = [one.result() for one in [pool.submit(stream, n) for n in range(streams)]]
+    calls = tuple(nanoseconds for one, _ in found for nanoseconds in one)
+    elapsed = max(end for _, end in found) - began["start"]
+    return Window(elapsed, batch * len(calls), time.process_time_ns() - began["processor"], calls)
+
+
+@dataclass(eq=False)
+class Load:
+    """A subject under one load; called as a `Call` it runs one window of all pictures."""
+
+    subject: Subject
+    batch: int
+    streams: int
+    images: Sequence[Image]
+    seconds: float
+    windows: list[Window] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        load = f"batch {self.batch} streams {self.streams}"
+        return f"{self.subject.model} threads {self.subject.threads} {load}"
+
+    def __call__(self, _: Image) -> Laps:
+        """Nanoseconds per image."""
+        detector = self.subject.detector
+        window = run_window(detector, self.images, self.batch, self.streams, self.seconds)
+        self.windows.append(window)
+        return Laps((window.elapsed_ns // window.images,), window.processor_ns // window.images)
+
+    def record(self, times: Any) -> Record:
+        """Times [windows, 1] ns an image; latency and processor time of the same windows."""
+        timed = self.windows[-len(times) :]  # without the warm-up
+        calls = np.concatenate([window.calls_ns for window in timed]) / 1e6
+        p99 = percentile(calls, 99)
+        images = sum(window.images for window in timed)
+        processor = sum(window.processor_ns for window in timed) / images / 1e6
+        figures = {
+            "images": images,
+            "call_p50_ms": round(float(np.median(calls)), 3),
+            "call_p99_ms": None if p99 is None else round(p99, 3),
+            "processor_ms_per_image": round(processor, 4),
+        }
+        state = self.subject.state(batch=self.batch)
+        load = {"batch": self.batch, "streams": self.streams, "threads": self.subject.threads}
+        return Record(self.name, load, times, ("image",), figures, state)
+
+
+def measure(options: Options, run: Run) -> list[Record]:
+    """Time every model, with one and with all engine threads, under every load.
+
+    On the processor a model has one file for all batches. Elsewhere each batch has its own, as it
+    is deployed: compilers and CUDA graphs want shapes that are fixed.
+    """
+    from nmsfree_benchmarks.harness.weights import choose
+
+    found, run.skipped = choose(options.weights, options.model, MODELS)
+    images = pictures.read_first(run.digits_val(), PICTURES)
+    engine, on_cpu = engine_of(options.device), options.device == CPU
+    batches = [None] if on_cpu else sorted({batch for batch, _ in options.loads()})
+    subjects = {
+        (weights.name, threads, batch): Subject(weights, engine, threads, batch=batch)
+        for weights in found
+        for threads in options.engine_threads
+        for batch in batches
+    }
+    run.export_whole(list(subjects.values()))
+    window = QUICK_WINDOW if options.quick else WINDOW
+    loads = [
+        Load(
+            subjects[weights.name, threads, None if on_cpu else batch],
+            batch,
+            streams,
+            images,
+            window,
+        )
+        for weights in found
+        for threads in options.engine_threads
+        for batch, streams in options.loads()
+    ]
+    for subject in subjects.values():
+        subject.open(run.stack)
+    plan = options.timed(QUICK_PLAN if options.quick else PLAN)
+    rounds = run.time({load.name: load for load in loads}, images, plan)
+    run.settings |= {"burst": 1, "window_s": window}
+    return [load.record(rounds[load.name]) for load in loads]
+
+
+def ratios(results: Results) -> Iterator[Ratio]:
+    """Every load by one image at a time, and with NMS by without under the same load."""
+    for record in results.records:
+        threads = record.parameters["threads"]
+        single = results.where(batch=1, streams=1, threads=threads)
+        own = next(r for r in single if r.state.model == record.state.model)
+        if record is not own:
+            yield Ratio.between(record, own, PER_IMAGE)
+        for other in results.where(**record.parameters):
+            if record.state.nms is None and other.state.nms:
+                yield Ratio.between(other, record, WITH_NMS)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Records of one model and number of engine threads along one axis, smallest first."""
+
+    model: str
+    threads: int
+    axis: str
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        state = self.records[0].state
+        if state.on_gpu:
+            return f"{self.model}, {ENGINES[state.engine].label}"
+        return f"{self.model}, {self.threads} engine thread" + ("s" if self.threads > 1 else "")
+
+
+def curves(records: Sequence[Record]) -> list[Curve]:
+    """Sort records into curves; that of one stream and batch 1 begins both of its engine's."""
+    groups: dict[tuple[str, int, str], list[Record]] = {}
+    for axis, other in (AXES, AXES[::-1]):
+        for record in records:
+            p = record.parameters
+            if p[other] == 1:
+                groups.setdefault((record.state.model, p["threads"], axis), []).append(record)
+    return [
+        Curve(*key, tuple(sorted(found, key=lambda r: int(r.parameters[key[2]]))))
+        for key, found in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Attributes:
+    at: the smallest record that is surely as good as the best one.
+    best: the record with the most images a second.
+    open_end: whether more may give more: nothing before the last is surely as good as the last.
+    """
+
+    curve: Curve
+    at: Record
+    best: Record
+    open_end: bool
+
+    def __str__(self) -> str:
+        axis = self.curve.axis
+        at, best = (_amount(axis, r.parameters[axis]) for r in (self.at, self.best))
+        reach = "reach" if axis == "streams" and self.at.parameters[axis] > 1 else "reaches"
+        text = f"{self.curve.name}: {at} {reach} {self.at.summary.fps:.0f} images/s"
+        if self.at is not self.best:
+            text += f", the best ({best}) {self.best.summary.fps:.0f}"
+        if not self.open_end:
+            return f"{text}: saturated"
+        if self.at is self.curve.records[-1]:
+            return f"{text}: not saturated within what was tried"
+        return f"{text}: undecided whether more gives more"
+
+
+def _amount(axis: str, count: int) -> str:
+    if axis == "batch":
+        return f"batch {count}"
+    return f"{count} stream" + ("s" if count > 1 else "")
+
+
+def saturation(curve: Curve) -> Saturation:
+    """Find the smallest configuration whose time per image is surely near that of the best."""
+    best = min(curve.records, key=lambda r: r.summary.p50)
+    at = next(r for r in curve.records if r is best or _near(r, best))
+    last = curve.records[-1]
+    return Saturation(
+        curve, at, best, len(curve.records) > 1 and (at is last or not _near(at, last))
+    )
+
+
+def _near(record: Record, best: Record) -> bool:
+    return paired_ratio(record.times, best.times).high <= NEAR
+
+
+def facts(results: Results) -> dict[str, Any]:
+    return {
+        "saturation": [
+            {
+                "model": s.curve.model,
+                "threads": s.curve.threads,
+                "axis": s.curve.axis,
+                "at": s.at.parameters[s.curve.axis],
+                "best": s.best.parameters[s.curve.axis],
+                "open_end": s.open_end,
+                "images_per_second": round(s.at.summary.fps, 1),
+            }
+            for s in map(saturation, curves(results.records))
+        ]
+    }
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    """Where it saturates, and the most images a second of each model."""
+    yield from (f"{saturation(curve)}." for curve in curves(results.records))
+    by_time = sorted(results.records, key=lambda r: r.summary.p50)
+    for model in dict.fromkeys(r.state.model for r in results.records):
+        r = next(record for record in by_time if record.state.model == model)
+        threads = "" if r.state.on_gpu else f", engine threads {r.parameters['threads']}"
+        yield (
+            f"{model} at most: {r.summary.fps:.0f} images/s, batch {r.parameters['batch']}, "
+            f"streams {r.parameters['streams']}{threads}."
+        )
+    yield from ran_in(results)
+
+
+def tables(results: Results) -> list[Table]:
+    """A table for each model and number of engine threads: batches, then streams."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for axis in AXES[::-1]:
+        for curve in curves(results.records):
+            if curve.axis == axis:
+                rows = found.setdefault(curve.name, [])
+                # one image at a time is the first of both curves
+                new = curve.records[1:] if rows else curve.records
+                rows += [_row(results, record, axis) for record in new]
+    return [Table(name, HEADER, tuple(rows)) for name, rows in found.items()]
+
+
+def _row(results: Results, record: Record, axis: str) -> tuple[str, ...]:
+    ratio, summary = results.ratio_of(PER_IMAGE, of=record), record.summary
+    size = record.parameters[axis]
+    load = f"batch {size}" if axis == "batch" else f"{size} streams"
+    return (
+        ("single" if size == 1 else load) + summary.doubt,
+        summary.fps_text,
+        f"{summary.p50:.2f}",
+        "1" if ratio is None else str(ratio.interval),
+        f"{record.figures['call_p50_ms']:.2f}",
+        number(record.figures["call_p99_ms"], ".2f"),
+        f"{record.figures['processor_ms_per_image']:.2f}",
+    )
+
+
+def notes(results: Results) -> list[str]:
+    return [
+        f"Every load runs for windows of {results.settings['window_s']:g} s, in turn with all "
+        "others, from pictures in memory to boxes; images/s is the median of its windows, single "
+        "is one image a call and one stream. Streams are threads that share one Detector, each "
+        "with one image a call. CPU ms is the processor time of an image, with what the engine's "
+        "threads spend waiting. ! distrusts itself: interquartile range of its windows above 10 % "
+        "of the median.",
+        *([] if device_of(results) == CPU else ["Every batch has a file of its own."]),
+    ]
+
+
+def draw(results: Results, path: Path) -> None:
+    """Above images a second, below processor time of an image; over streams and over batch."""
+    from nmsfree_benchmarks.harness import plots
+
+    figure = plots.new_figure(11, 7.2)
+    panels = figure.subplots(2, 2, sharey="row")
+    found = curves(results.records)
+    colour = plots.colours(list(dict.fromkeys(curve.model for curve in found)))
+    fewest, most = (f(curve.threads for curve in found) for f in (min, max))
+    values = (lambda r: r.summary.fps, lambda r: float(r.figures["processor_ms_per_image"]))
+    for column, axis in zip(panels.T, AXES, strict=True):
+        own = [curve for curve in found if curve.axis == axis]
+        for axes, value in zip(column, values, strict=True):
+            for curve in own:
+                style = "--" if curve.threads == fewest < most else "-"
+                _line(axes, curve, value, style, colour[curve.model])
+        for s in map(saturation, own):  # a ring around the smallest load as good as the best
+            if not s.open_end:
+                column[0].plot(
+                    *(s.at.parameters[axis], s.at.summary.fps, "o"),
+                    markersize=11,
+                    markerfacecolor="none",
+                    markeredgecolor=colour[s.curve.model],
+                )
+        numbers = sorted({int(r.parameters[axis]) for curve in own for r in curve.records})
+        for axes in column:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(numbers, [str(n) for n in numbers], minor=False)
+            axes.minorticks_off()
+            axes.set_xlim(numbers[0] / 1.15, numbers[-1] * 1.5)
+            axes.set_ylim(bottom=0)
+            plots.bare_axes(axes)
+        column[1].set_xlabel(LABELS[axis], color=plots.INK)
+    panels[0, 0].set_ylabel("images/s")
+    panels[1, 0].set_ylabel("processor time of an image, ms")
+    for column, axis in zip(panels.T, AXES, strict=True):
+        for axes, value in zip(column, values, strict=True):
+            own = [curve for curve in found if curve.axis == axis]
+            plots.label_ends(axes, [_end(c, value, colour[c.model]) for c in own])
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    title = "Throughput, median of windows; ring: more gives no more"
+    plots.finish(figure, results, title, path)
+
+
+def _line(
+    axes: "Axes", curve: Curve, value: Callable[[Record], float], style: str, colour: str
+) -> None:
+    x = [int(r.parameters[curve.axis]) for r in curve.records]
+    y = [value(r) for r in curve.records]
+    axes.plot(x, y, style, color=colour, marker="o", markersize=4, label=curve.name)
+
+
+def _end(
+    curve: Curve, value: Callable[[Record], float], colour: str
+) -> tuple[float, float, str, str]:
+    """Where a curve ends, and what is written there."""
+    last = curve.records[-1]
+    y, digits = value(last), 0 if value(last) >= 100 else 1
+    threads = f" {curve.threads} thread" + ("s" if curve.threads > 1 else "")
+    text = f"{y:.{digits}f}" + ("" if last.state.on_gpu else threads)
+    return float(last.parameters[curve.axis]), y, text, colour
+
+
+QUESTION = Question(
+    "throughput",
+    "Throughput",
+    "Throughput",
+    "How many images a second, when several are under way at once?",
+    measure,
+    ratios,
+    facts,
+    tables,
+    conclusions,
+    notes,
+    draw,
+)
+
+
+def throughput(options: Options) -> None:
+    """Images a second over batch and parallel streams, until the device is full.
+
+    Batches of 1 to 16 and 1 to 8 threads that share one Detector, with one engine thread and with
+    --threads of them, with NMS and without; and where more stops to give more. On another device
+    than the processor every batch has a file of its own.
+
+    Example: nmsfree bench throughput
+
+    One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
+
+    On a GPU: nmsfree bench throughput --device tensorrt-rtx
+    """
+    answer(QUESTION, options)

@@ -1,1 +1,0 @@
-"""Batches and parallel streams until nothing more is gained."""
