@@ -11,7 +11,7 @@ object goes to the code that uses it.
 import math
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nmsfree.errors import InputError
 
@@ -28,6 +28,7 @@ class Option:
         metavar: what stands for the value in the help.
         argument: it has no spelling: its place on the command line says what it is.
         hidden: not in the help.
+        panel: title of the frame in the help that it stands in.
     """
 
     help: str
@@ -37,6 +38,7 @@ class Option:
     metavar: str | None = None
     argument: bool = False
     hidden: bool = False
+    panel: str | None = None
 
 
 def options_of(kind: type) -> Iterator[tuple[Field[Any], Any, Option | None]]:
@@ -51,15 +53,25 @@ def options_of(kind: type) -> Iterator[tuple[Field[Any], Any, Option | None]]:
 def check_bounds(options: Any) -> None:
     """Hold the values of a dataclass against the bounds of their fields; for `__post_init__`.
 
+    A field's default passes, whatever its bounds are.
+
     Raises:
-        InputError: a number is outside its bounds, or not finite.
+        InputError: a number is outside its bounds, or not finite; a value is none of its `Literal`.
     """
     assert is_dataclass(options)
-    for field, _, option in options_of(type(options)):
+    for field, hint, option in options_of(type(options)):
         value = getattr(options, field.name)
-        if option is None or isinstance(value, bool) or not isinstance(value, int | float):
+        if option is None or value == field.default:
             continue
+        choices = get_args(hint) if get_origin(hint) is Literal else (value,)
+        if value not in choices:
+            raise InputError(f"{field.name} is {value!r}, expected {', '.join(choices)}")
         low = -math.inf if option.min is None else option.min
         high = math.inf if option.max is None else option.max
-        if not (math.isfinite(value) and low <= value <= high):
-            raise InputError(f"{field.name} is {value}, expected {low:g} to {high:g}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not (math.isfinite(number) and low <= number <= high):
+                bounded = option.min is not None or option.max is not None
+                span = f"{low:g} to {high:g}" if bounded else "a finite number"
+                raise InputError(f"{field.name} is {number}, expected {span}")

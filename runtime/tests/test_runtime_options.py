@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 import typer
@@ -73,3 +73,24 @@ def test_the_help_is_that_of_the_fields() -> None:
 def test_bounds_hold_without_a_command_line(seconds: float) -> None:
     with pytest.raises(InputError, match=r"^seconds is .*, expected 0\.5 to 60$"):
         Timing(seconds)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    kind: Annotated[Literal["fast", "slow"], Option("Kind.")] = "fast"
+    sides: Annotated[tuple[int, ...], Option("Sides.", min=1, max=9)] = ()
+    limit: Annotated[int, Option("Limit; 0 = none.", min=5)] = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def test_choices_and_each_number_of_several_are_held_against_the_field() -> None:
+    assert Recipe("slow", (1, 9), 5).limit == 5 and Recipe().limit == 0
+    for values, complaint in (
+        ({"kind": "odd"}, "kind is 'odd', expected fast, slow"),
+        ({"sides": (1, 10)}, "sides is 10, expected 1 to 9"),
+        ({"limit": 4}, "limit is 4, expected 5 to inf"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            Recipe(**values)  # type: ignore[arg-type]

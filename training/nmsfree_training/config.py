@@ -1,13 +1,18 @@
-"""Frozen settings, and presets: functions that return them."""
+"""Frozen settings, and presets: functions that return them.
+
+A field with an `Option` is an option of `nmsfree train` as well, whose default is the preset's
+value. A new one is a line here, and its use.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from nmsfree.decode import Share
 from nmsfree.errors import InputError
+from nmsfree.options import Option, check_bounds
 
 HeadName = Literal["o2m", "o2o"]
 HeadNorm = Literal["group", "batch", "batch_per_level"]
@@ -15,8 +20,15 @@ MaxFilter = Literal["none", "logits", "features"]
 
 GROUPS = 32  # of group norm
 MAX_CLASSES = 20_000
+MAX_EPOCHS = 1_000_000  # more of them are a slip of the finger
+MAX_SIDE = 16384  # pixels
 
 STRIDES = (8, 16, 32)  # of the three pyramid levels P3, P4, P5
+
+_RECIPE = partial(Option, panel="Recipe (instead of the preset's)")
+_PICTURE = partial(Option, panel="Augmentation (instead of the preset's)")
+HEADS = partial(Option, panel="NMS-free head (instead of the preset's)")
+_PICTURE_SHARE, _HEADS_SHARE = (partial(kind, min=0, max=1) for kind in (_PICTURE, HEADS))
 
 
 @dataclass(frozen=True)
@@ -27,17 +39,12 @@ class ModelConfig:
         depth: ResNet-18, 34 or 50.
         width: channels of the ResNet's stem; 64 is the standard network.
         frozen_norm: backbone batch norm uses fixed statistics and weights.
-        frozen_stages: leading parts that are not trained; 1 = stem, 2 = stem and layer1.
         channels: of the FPN and of the head.
         head_convs: 3×3 convolutions before the prediction, in each of the two branches.
         head_norm: "group" (32 groups), "batch" (one for all levels), "batch_per_level".
         heads: which heads exist; at deployment one is kept, "o2o" if there is one.
-        max_filter: of the o2o head: a 3-D max filter on its class logits or on the features
-            before them, see `max_filter.py`.
-        rival_iou: of the o2o head: a cell gives way to a better neighbour whose box has this IoU or
-            more with its own, see `rival_filter.py`; 0 = no such filter.
-        deployed_rival_iou: the same once the network is trained; 0 = as in training. A lower one
-            leaves fewer duplicates, and fewer of two objects that overlap by as much.
+        max_filter, rival_iou, deployed_rival_iou: of the o2o head, see `model/filters.py`;
+            deployed 0 = as in training.
     """
 
     name: str
@@ -46,15 +53,34 @@ class ModelConfig:
     depth: Literal[18, 34, 50] = 18
     width: Annotated[int, Meta(ge=1, le=512)] = 64
     frozen_norm: bool = True
-    frozen_stages: Annotated[int, Meta(ge=0, le=5)] = 2
+    frozen_stages: Annotated[
+        int,
+        _RECIPE(
+            "Backbone parts not trained: 1 = stem, 2 = and layer1 … 5.",
+            flags=("--freeze",),
+            min=0,
+            max=5,
+        ),
+    ] = 2
     channels: Annotated[int, Meta(ge=1, le=2048)] = 256
     head_convs: Annotated[int, Meta(ge=0, le=64)] = 4
-    head_norm: HeadNorm = "group"
-    max_filter: MaxFilter = "none"
-    rival_iou: Share = 0.0
-    deployed_rival_iou: Share = 0.0
+    head_norm: Annotated[HeadNorm, _RECIPE("group, batch or batch_per_level.")] = "group"
+    max_filter: Annotated[MaxFilter, HEADS("3-D max filter: none, or on logits or features.")] = (
+        "none"
+    )
+    rival_iou: Annotated[
+        float,
+        _HEADS_SHARE("Cells give way to better neighbours whose boxes agree by this IoU; 0 = off."),
+    ] = 0.0
+    deployed_rival_iou: Annotated[
+        float,
+        _HEADS_SHARE(
+            "The same once trained: lower leaves fewer duplicates, and fewer close pairs."
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.head_norm == "group" and self.channels % GROUPS:
             raise InputError(
                 f"channels is {self.channels}, expected a multiple of {GROUPS} (group norm)"
@@ -76,63 +102,97 @@ class Matching:
     quality: tuple[float, float] | None = None
     hungarian: bool = False
 
+    def __post_init__(self) -> None:
+        if self.quality is not None and not all(0 <= power <= 20 for power in self.quality):
+            a, b = self.quality
+            raise InputError(f"a matching's quality is {a} {b}, expected two powers of 0 … 20")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe.
+    """The recipe; None is off.
 
     Attributes:
         learning_rate: for a batch of 16 images; scaled linearly with the batch (SGD only).
         schedule: "step" multiplies by 0.1 after each of `milestones` (epochs); "cosine" to zero.
         warmup_iterations, warmup_factor: linear warm-up from learning_rate × factor.
         short_sides, long_side: multi-scale resize, in pixels; empty = fit the model's input.
-        crop: side of a random crop as a share of the model's input; None = whole image.
-        flip: probability of a horizontal flip.
-        clip_norm: gradients of a larger norm are scaled down to it; None = off.
-        color_jitter: strength of random brightness, contrast, saturation and hue; 0 = off.
         scale: (low, high) of a random factor on the resize above; (1, 1) = off.
-        mosaic: probability that an example is made of four images.
-        mixup: probability that an example is blended with another one.
-        plain_epochs: mosaic and mixup are off in this many last epochs.
         batch_size: images of one optimizer step, all processes and `accumulate` parts together.
-        accumulate: parts that a batch is cut into, one after the other, to save memory. Each part
-            divides its losses by its own objects, so the sum differs a little from the whole's.
+        accumulate: each part divides its losses by its own objects, so the sum differs a little
+            from the whole's.
         o2m, o2o: how the cells of each head are assigned.
-        o2o_gradient: with two heads, the share of the o2o head's gradient that reaches the FPN and
-            the backbone; 0 = it stops there, as published.
-        o2m_weight_end: with two heads, the weight of the o2m losses falls linearly from 1 to this.
-        o2o_start: with two heads, the share of the epochs in which only the o2m head is trained;
-            the o2o head then starts as a copy of it.
-        ema: decay per step of the averaged weights that are evaluated and deployed; None = off.
+        o2o_gradient: with two heads; 0 = it stops at the FPN, as published.
+        o2m_weight_end: with two heads, linearly.
+        o2o_start: with two heads; the o2o head then starts as a copy of the other.
+        ema: the averaged weights are those that are evaluated and deployed.
     """
 
-    epochs: int
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    weight_decay: float
-    schedule: Literal["step", "cosine"]
-    milestones: tuple[int, ...] = ()
+    epochs: Annotated[int, _RECIPE("Passes over the data.", min=1, max=MAX_EPOCHS)]
+    optimizer: Annotated[Literal["sgd", "adamw"], _RECIPE("sgd or adamw.")]
+    learning_rate: Annotated[float, _RECIPE("Peak rate; for SGD per 16 images of a batch.")]
+    weight_decay: Annotated[float, _RECIPE("Decay of the weights.", min=0)]
+    schedule: Annotated[Literal["step", "cosine"], _RECIPE("step or cosine.")]
+    milestones: Annotated[
+        tuple[int, ...],
+        _RECIPE("Epochs after which a step schedule divides by ten.", metavar="24,33"),
+    ] = ()
     momentum: float = 0.9
-    warmup_iterations: int = 500
+    warmup_iterations: Annotated[
+        int, _RECIPE("Steps of linear warm-up.", flags=("--warmup",), min=0, max=2**31 - 1)
+    ] = 500
     warmup_factor: float = 0.00066667
-    clip_norm: float | None = None
-    batch_size: int = 16
-    short_sides: tuple[int, ...] = ()
-    long_side: int = 0
-    crop: float | None = None
-    flip: float = 0.0
-    color_jitter: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    mosaic: float = 0.0
-    mixup: float = 0.0
-    plain_epochs: int = 0
-    accumulate: int = 1
-    ema: float | None = None
+    clip_norm: Annotated[float | None, _RECIPE("Largest gradient norm; 0 = off.", min=0)] = None
+    batch_size: Annotated[
+        int, _RECIPE("Images of a step, all processes together.", min=1, max=65536)
+    ] = 16
+    accumulate: Annotated[
+        int, _RECIPE("Cut each batch into parts, to save memory.", min=1, max=65536)
+    ] = 1
+    ema: Annotated[
+        float | None, _RECIPE("Decay of averaged weights, as 0.999; 0 = off.", min=0, max=1)
+    ] = None
+    flip: Annotated[float, _PICTURE_SHARE("Probability of a mirror image.")] = 0.0
+    short_sides: Annotated[
+        tuple[int, ...],
+        _PICTURE("Short sides to draw from, in pixels.", min=32, max=MAX_SIDE, metavar="256,288,…"),
+    ] = ()
+    long_side: Annotated[int, _PICTURE("Limit of the long side.", min=32, max=MAX_SIDE)] = 0
+    scale: Annotated[
+        tuple[float, float], _PICTURE("Random zoom.", min=0.05, max=8, metavar="LOW HIGH")
+    ] = (1.0, 1.0)
+    crop: Annotated[
+        float | None,
+        _PICTURE("Random crop, share of the input's side; 0 = off.", min=0, max=4),
+    ] = None
+    color_jitter: Annotated[float, _PICTURE_SHARE("Strength of random colours, 0 … 1.")] = 0.0
+    mosaic: Annotated[float, _PICTURE_SHARE("Probability of four images in one.")] = 0.0
+    mixup: Annotated[float, _PICTURE_SHARE("Probability of two images blended.")] = 0.0
+    plain_epochs: Annotated[
+        int, _PICTURE("Last epochs without mosaic and mixup.", min=0, max=MAX_EPOCHS)
+    ] = 0
     o2m: Matching = Matching(topk=13)
     o2o: Matching = Matching(topk=1)
-    o2o_gradient: float = 0.0
-    o2m_weight_end: float = 1.0
-    o2o_start: float = 0.0
+    o2o_gradient: Annotated[
+        float, _HEADS_SHARE("Share of its gradient that trains backbone and neck too, 0 … 1.")
+    ] = 0.0
+    o2m_weight_end: Annotated[
+        float, _HEADS_SHARE("The one-to-many losses' weight falls from 1 to this.")
+    ] = 1.0
+    o2o_start: Annotated[
+        float, _HEADS_SHARE("Share of the epochs that train the one-to-many head alone.")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.learning_rate <= 0:
+            raise InputError(f"learning rate is {self.learning_rate}, expected a number above 0")
+        if self.ema == 1:
+            raise InputError("ema is 1, expected 0 (off) … below 1, for example 0.999")
+        if self.crop is not None and self.crop < 0.05:
+            raise InputError(f"crop is {self.crop}, expected 0 (off), or 0.05 … 4")
+        if self.scale[0] > self.scale[1]:
+            raise InputError(f"scale is {self.scale[0]} {self.scale[1]}, expected LOW ≤ HIGH")
 
 
 @dataclass(frozen=True)
@@ -200,8 +260,8 @@ def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
     )
 
 
-def _losing_nothing(name: str, plain: Preset) -> Preset:
-    """The two-headed recipe that loses nothing to NMS: `rival_hungarian` of the study.
+def _not_worse(name: str, plain: Preset) -> Preset:
+    """The two-headed recipe that is not worse than NMS: `rival_hungarian` of the study.
 
     Against the published one: the o2o head's gradient reaches FPN and backbone, every object gets
     a cell of its own, and a cell gives way to a better neighbour that shows the same box.
@@ -230,8 +290,8 @@ def fcos_e2e_r18_3x(num_classes: int = 80) -> Preset:
 
 
 def fcos_e2e_r18(num_classes: int = 80) -> Preset:
-    """The published network and schedule with the two-headed recipe that loses nothing to NMS."""
-    return _losing_nothing("fcos_e2e_r18", fcos_e2e_r18_3x(num_classes))
+    """The published network and schedule with the two-headed recipe that is not worse than NMS."""
+    return _not_worse("fcos_e2e_r18", fcos_e2e_r18_3x(num_classes))
 
 
 def fcos_rt_nano(num_classes: int = 80) -> Preset:
@@ -245,9 +305,9 @@ def fcos_o2o_nano(num_classes: int = 80) -> Preset:
 
 
 def fcos_e2e_nano(num_classes: int = 80) -> Preset:
-    """Small two-headed detector that loses nothing to NMS."""
+    """Small two-headed detector that is not worse than NMS."""
     plain = _nano("fcos_e2e_nano", ("o2m", "o2o"), num_classes)
-    return _losing_nothing(plain.model.name, plain)
+    return _not_worse(plain.model.name, plain)
 
 
 PRESETS: dict[str, Callable[..., Preset]] = {

@@ -194,7 +194,7 @@ def test_a_network_out_of_bounds_is_refused_before_it_is_built(
     header, _ = read_header(path)
     model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
     rewrite(path, model=model | {field: value})
-    assert f"model.{field}" in refusal(path)
+    assert field in refusal(path)
 
 
 def test_channels_that_group_norm_cannot_divide(tmp_path: Path) -> None:

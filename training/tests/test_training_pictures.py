@@ -1,23 +1,40 @@
-"""Pictures of predictions beside the truth, and the verdicts they show."""
+"""Pictures of batches and of predictions beside the truth, and the verdicts they show."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nmsfree.datasets.dataset import UNKNOWN_SIZE
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detections import Detections
 from nmsfree.draw import color_of
-from nmsfree.errors import InputError
-from nmsfree_training.monitor.pictures import MARGIN, draw_predictions, judge
+from nmsfree.errors import DataError, InputError
+from nmsfree_training.config import Preset, preset
+from nmsfree_training.data.augment import Example
+from nmsfree_training.data.batch import collate
+from nmsfree_training.data.examples import TrainingSet
+from nmsfree_training.data.loader import epoch_loader, epoch_order
+from nmsfree_training.data.pictures import (
+    ALARM,
+    MARGIN,
+    draw_predictions,
+    judge,
+    named_views,
+    origin,
+    views,
+    write_preview,
+)
 
 Rows = Sequence[Sequence[float]]
 
 NAMES = ("cat", "dog")
 ONE = [[100, 100, 300, 300]]
-NO_BOXES = np.zeros((0, 4), dtype=np.float32)
-NO_LABELS = np.zeros(0, dtype=np.int64)
-RED = (70, 70, 255)  # of the strokes, BGR
 
 
 def boxes_of(rows: Rows) -> NDArray[np.float32]:
@@ -55,38 +72,38 @@ def has(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
 # Verdicts
 
 
-def test_best_prediction_is_right_and_the_next_a_duplicate() -> None:
-    found = boxes_of([[100, 100, 300, 300], [105, 100, 300, 300], [400, 400, 500, 500]])
-    verdict = judge(found, np.array([0, 0, 0]), boxes_of(ONE), np.array([0]))
-    assert verdict.verdicts == ("right", "duplicate", "wrong")
-    assert not verdict.missed.any()
-
-
-def test_other_class_is_wrong_and_the_object_missed() -> None:
-    verdict = judge(boxes_of(ONE), np.array([1]), boxes_of(ONE), np.array([0]))
-    assert verdict.verdicts == ("wrong",) and verdict.missed.tolist() == [True]
-
-
-def test_two_objects_of_one_class_take_one_prediction_each() -> None:
-    truth = boxes_of([[0, 0, 100, 100], [20, 0, 120, 100]])
-    verdict = judge(truth[[1, 1, 1]], np.array([0, 0, 0]), truth, np.array([0, 0]))
-    assert verdict.verdicts == ("right", "right", "duplicate")
-    assert not verdict.missed.any()
-
-
-@pytest.mark.parametrize(("right", "expected"), [(150.5, "right"), (149.5, "wrong")])
-def test_half_an_overlap_is_enough(right: float, expected: str) -> None:
-    verdict = judge(
-        boxes_of([[100, 0, right, 10]]), np.array([0]), boxes_of([[100, 0, 200, 10]]), np.array([0])
-    )
-    assert verdict.verdicts == (expected,)
-
-
-def test_nothing_found_and_nothing_there() -> None:
-    nothing = judge(NO_BOXES, NO_LABELS, boxes_of(ONE), np.array([0]))
-    assert nothing.verdicts == () and nothing.missed.tolist() == [True]
-    assert judge(boxes_of(ONE), np.array([0]), NO_BOXES, NO_LABELS).verdicts == ("wrong",)
-    assert judge(NO_BOXES, NO_LABELS, NO_BOXES, NO_LABELS).count("right") == 0
+@pytest.mark.parametrize(
+    ("found", "labels", "truth", "truth_labels", "verdicts", "missed"),
+    [
+        (
+            [[100, 100, 300, 300], [105, 100, 300, 300], [400, 400, 500, 500]],
+            *([0, 0, 0], ONE, [0]),
+            *(["right", "duplicate", "wrong"], [False]),
+        ),
+        (ONE, [1], ONE, [0], ["wrong"], [True]),  # of another class
+        (
+            *([[20, 0, 120, 100]] * 3, [0, 0, 0]),
+            *([[0, 0, 100, 100], [20, 0, 120, 100]], [0, 0]),
+            *(["right", "right", "duplicate"], [False, False]),
+        ),
+        ([[100, 0, 150.5, 10]], [0], [[100, 0, 200, 10]], [0], ["right"], [False]),
+        ([[100, 0, 149.5, 10]], [0], [[100, 0, 200, 10]], [0], ["wrong"], [True]),
+        ([], [], ONE, [0], [], [True]),
+        (ONE, [0], [], [], ["wrong"], []),
+        ([], [], [], [], [], []),
+    ],
+)
+def test_verdicts(
+    found: Rows,
+    labels: list[int],
+    truth: Rows,
+    truth_labels: list[int],
+    verdicts: list[str],
+    missed: list[bool],
+) -> None:
+    numbers = (np.array(values, np.int64) for values in (labels, truth_labels))
+    told, lost = judge(boxes_of(found), next(numbers), boxes_of(truth), next(numbers))
+    assert told == verdicts and lost.tolist() == missed
 
 
 # Pictures
@@ -95,47 +112,24 @@ def test_nothing_found_and_nothing_there() -> None:
 def test_right_prediction_has_its_class_colour_and_no_stroke() -> None:
     left, right = panels(found_of(ONE, [1]), ONE, [1])
     assert has(left, (255, 255, 255)) and not has(left, color_of(1))
-    assert has(right, color_of(1)) and not has(right, RED)
+    assert has(right, color_of(1)) and not has(right, ALARM)
     assert not has(right, (255, 255, 255))  # nothing was missed
 
 
-def test_missed_object_is_dashed() -> None:
-    _, right = panels(found_of([], []), ONE, [0])
-    edge = (right[100, 100:300] == 255).all(axis=1)
-    assert 0.2 < edge.mean() < 0.8
-
-
-def test_duplicate_is_crossed_and_error_struck_through_once() -> None:
-    middle_right = (slice(240, 260), slice(240, 260))  # on the falling diagonal only
-    below_left = (slice(240, 260), slice(140, 160))  # on the rising one only
-    again = found_of(ONE * 2, [0, 0])
-    _, duplicate = panels(again, ONE, [0])
-    assert has(duplicate[middle_right], RED) and has(duplicate[below_left], RED)
+def test_a_missed_object_is_white_and_what_is_not_right_is_red() -> None:
+    _, missed = panels(found_of([], []), ONE, [0])
+    assert has(missed, (255, 255, 255)) and not has(missed, ALARM)
+    edge = (missed[100:300, 100] == 255).all(axis=1)
+    assert 0.2 < edge.mean() < 0.8  # dashed
+    _, duplicate = panels(found_of([*ONE, [140, 100, 340, 300]], [0, 0]), ONE, [0])
+    assert has(duplicate, color_of(0)) and has(duplicate, ALARM)
     _, wrong = panels(found_of(ONE, [1]), ONE, [0])
-    assert has(wrong[below_left], RED) and not has(wrong[middle_right], RED)
+    assert has(wrong, ALARM) and not has(wrong, color_of(1)) and has(wrong, (255, 255, 255))
 
 
 def test_classes_in_another_order_keep_the_dataset_colour() -> None:
     _, right = panels(found_of(ONE, [0], ("dog", "cat")), ONE, [1])
-    assert has(right, color_of(1)) and not has(right, RED)
-
-
-@pytest.mark.parametrize("classes", [2, 80, 81, 170])
-def test_verdict_leaves_the_colour_of_the_class(classes: int) -> None:
-    names, label = tuple(f"class {i}" for i in range(classes)), classes - 1
-
-    def painted(boxes: Rows, truth: int) -> int:
-        """Pixels of the colour of `label`: mostly the ground of its labels."""
-        found = found_of(boxes, [label] * len(boxes), names)
-        picture = draw_predictions(
-            image_of(640, 640), found, boxes_of(ONE), np.array([truth]), names
-        )
-        return int((picture == color_of(label)).all(axis=2).sum())
-
-    right = painted(ONE, label)
-    assert right > 500
-    assert painted(ONE, 0) > right  # wrong: its text is longer
-    assert painted([*ONE, [140, 100, 340, 300]], label) > 1.9 * right  # a duplicate
+    assert has(right, color_of(1)) and not has(right, ALARM)
 
 
 def test_unknown_class_is_an_error() -> None:
@@ -167,3 +161,103 @@ def test_boxes_follow_the_new_size() -> None:
         for k in (1, 2)
     )
     assert np.array_equal(small, large)
+
+
+# Batches
+
+
+@pytest.fixture
+def chosen() -> Preset:
+    nano = preset("fcos_e2e_nano", 10)
+    return replace(nano, train=replace(nano.train, batch_size=4, mosaic=0.5, mixup=0.5))
+
+
+def test_views_are_the_examples_again(train_set: DetectionDataset, chosen: Preset) -> None:
+    """Normalising and back loses nothing."""
+    examples = TrainingSet(train_set, chosen, 7, 2)
+    order = epoch_order(12, 7, 2).tolist()
+    shown = [v for b in epoch_loader(train_set, chosen, 7, 2, 0) for v in views(b)]
+    assert len(shown) == 12
+    for index, view in zip(order, shown, strict=True):
+        np.testing.assert_array_equal(view.picture, examples[index].image)
+        np.testing.assert_array_equal(view.boxes, examples[index].boxes)
+        np.testing.assert_array_equal(view.labels, examples[index].labels)
+        assert not view.padding.any()
+
+
+def test_padding_and_tiny_objects_are_told() -> None:
+    small, large = np.full((20, 30, 3), 50, np.uint8), np.full((40, 35, 3), 60, np.uint8)
+    boxes = np.array([[1, 2, 15, 18], [3, 3, 10.5, 18]], np.float32)
+    batch = collate(
+        [
+            Example(small, boxes, np.array([4, 5])),
+            Example(large, boxes[:0], np.zeros(0, np.int64)),
+        ]
+    )
+    first, second = views(batch)
+    assert first.picture.shape == second.picture.shape == (40, 35, 3)
+    assert (first.picture[:20, :30] == 50).all() and (second.picture == 60).all()
+    assert not first.padding[:20, :30].any() and first.padding.sum() == 40 * 35 - 20 * 30
+    assert first.valid.tolist() == [True, False] and first.labels.tolist() == [4, 5]
+    assert second.boxes.shape == (0, 4)
+
+
+def test_an_image_of_unknown_size_is_replaced(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path
+) -> None:
+    """As the readers of YOLO and VOC hand over what they cannot read."""
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    width, height = UNKNOWN_SIZE
+    bad = replace(train_set.samples[0], path=tmp_path / "empty.jpg", width=width, height=height)
+    data = replace(train_set, samples=(bad, *train_set.samples[1:]))
+    batches = list(epoch_loader(data, chosen, 7, 0, 0))
+    failed = {failure for batch in batches for failure in batch.failed}
+    assert failed == {(str(bad.path), "empty file, expected an image")}
+    assert sum(len(batch.images) for batch in batches) == 12
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize(("count", "rows"), [(6, 2), (2, 1)])
+def test_a_sheet_is_written(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, suffix: str, count: int, rows: int
+) -> None:
+    path = tmp_path / "new" / f"sheet{suffix}"
+    write_preview(train_set, chosen, 0, path, count=count)
+    sheet = cv2.imread(str(path))
+    assert sheet is not None and sheet.std() > 20
+    assert sheet.shape[1] // 420 == min(4, count) and sheet.shape[0] // 390 == rows
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_captions_tell_the_files_and_the_mix(train_set: DetectionDataset, chosen: Preset) -> None:
+    order = epoch_order(12, 7, 0).tolist()
+    origins = [origin for _, origin in named_views(train_set, chosen, 7, 0)]
+    mixes = {words.rpartition(", ")[2] for words in origins if "," in words}
+    assert mixes >= {"mosaic", "mixup"}
+    assert any("," not in words for words in origins)
+    for index, words in zip(order, origins, strict=True):
+        assert words.split(" + ")[0] == train_set.samples[index].path.name
+
+
+def test_long_file_names_keep_their_ends() -> None:
+    words = origin((f"some/folder/a long {'x' * 60} name ß 7.jpg", "b.jpg"))
+    assert words.startswith("a long xxx") and words.endswith("name ? 7.jpg + 1, mixup")
+
+
+def test_what_cannot_be_drawn_is_refused(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"expected .png or .jpg"):
+        write_preview(train_set, chosen, 0, tmp_path / "sheet.pdf")
+    with pytest.raises(DataError, match="no images"):
+        write_preview(replace(train_set, samples=()), chosen, 0, tmp_path / "a.png")
+
+
+def test_replaced_images_are_warned_of(
+    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = replace(train_set.samples[0], path=tmp_path / "gone.png")
+    data = replace(train_set, samples=(gone, *train_set.samples[1:]))
+    with caplog.at_level(logging.WARNING):
+        write_preview(data, chosen, 0, tmp_path / "a.png")
+    assert "gone.png" in caplog.text

@@ -49,7 +49,7 @@ def train(
     val: DetectionDataset | None = None,
     **run: Any,
 ) -> Trainer:
-    config = RunConfig(out=out, device=torch.device("cpu"), **run)
+    config = RunConfig(out=out, workers=0, **run)
     trainer = Trainer(chosen or tiny(), data, val, config)
     trainer.fit()
     return trainer
@@ -154,7 +154,7 @@ def test_resume_equals_an_uninterrupted_run(
     recipe = {"optimizer": "sgd", "learning_rate": 0.02} if name == "fcos_rt_nano" else {}
     chosen = tiny(name, epochs=3, ema=0.9, **recipe)
     train(tmp_path / "whole", train_set, chosen)
-    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), save_minutes=save_minutes)
+    config = RunConfig(out=tmp_path / "cut", workers=0, save_minutes=save_minutes)
     with pytest.raises(Stop):
         Trainer(chosen, train_set, None, config, watcher=CutAt(1, 2)).fit()
     at = load_state(tmp_path / "cut")[0].position
@@ -175,7 +175,7 @@ def test_a_request_to_stop_saves_within_the_epoch(
     chosen = tiny(epochs=2)
     train(tmp_path / "whole", train_set, chosen)
     asked = iter([False, False, True])
-    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), stop=lambda: next(asked))
+    config = RunConfig(out=tmp_path / "cut", workers=0, stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="stopped and saved at epoch 1, step 2"):
         Trainer(chosen, train_set, None, config).fit()
     train(tmp_path / "cut", train_set, chosen, resume=True)
@@ -198,7 +198,7 @@ def test_a_killed_loader_loses_no_work(tmp_path: Path, train_set: DetectionDatas
     chosen = tiny("fcos_rt_nano", batch_size=1, epochs=1)
     few = replace(train_set, samples=train_set.samples[:8])
     train(tmp_path / "whole", few, chosen)
-    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), workers=1)
+    config = RunConfig(out=tmp_path / "cut", workers=1)
     with pytest.raises(LoaderError, match=r"fewer --workers .* saved at epoch 1, step .* --resume"):
         Trainer(chosen, few, None, config, watcher=KillLoaders()).fit()
     assert 2 <= load_state(tmp_path / "cut")[0].position["step"] < 8
@@ -238,7 +238,7 @@ def test_a_job_that_is_ended_with_its_loaders_is_stopped_not_failed(
     """A scheduler sends SIGTERM to every process of a job."""
     fail_at(monkeypatch, 2, LoaderError("ended"))
     asked = iter([False, True])
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), stop=lambda: next(asked))
+    config = RunConfig(out=tmp_path, workers=0, stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="stopped and saved at epoch 1, step 1"):
         Trainer(tiny("fcos_rt_nano"), train_set, None, config).fit()
 
@@ -275,7 +275,7 @@ def test_a_damaged_state_goes_on_from_the_one_before(
         def message(self, text: str) -> None:
             told.append(text)
 
-    config = RunConfig(out=tmp_path / "cut", device=torch.device("cpu"), resume=True)
+    config = RunConfig(out=tmp_path / "cut", workers=0, resume=True)
     Trainer(chosen, train_set, None, config, watcher=Listener()).fit()
     assert "last.state.pt: damaged" in told[0] and "going on from previous.state.pt" in told[0]
     assert told[1] == "going on at epoch 2, step 3 of 2 epochs"
@@ -289,7 +289,7 @@ def test_what_replaces_a_damaged_state_is_not_lost_to_it(
     """Resumed from the state before, and killed before anything is saved: still two good tries."""
     train(tmp_path, train_set, tiny(epochs=1))
     (tmp_path / "last.state.pt").write_bytes(b"damaged")
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    config = RunConfig(out=tmp_path, workers=0, resume=True)
     trainer = Trainer(tiny(epochs=1), train_set, None, config)
     position, messages = trainer.keeper.load()
     assert len(messages) == 1
@@ -328,9 +328,7 @@ def test_an_interrupt_at_the_very_end_leaves_the_state_alone(
 ) -> None:
     """The last analysis runs on the best weights; what is saved meanwhile are the last ones."""
     asked: list[bool] = []
-    config = RunConfig(
-        out=tmp_path, device=torch.device("cpu"), stop=lambda: bool(asked), evaluate_every=1
-    )
+    config = RunConfig(out=tmp_path, workers=0, stop=lambda: bool(asked), evaluate_every=1)
     trainer = Trainer(tiny(ema=0.9), train_set, val_set, config)
     trainer.fit()
     before = load_state(tmp_path)[0]
@@ -400,7 +398,7 @@ def test_resuming_on_other_pictures_is_told(tmp_path: Path, train_set: Detection
         copies.append(replace(sample, path=path))
     few = replace(few, samples=tuple(copies))
     chosen, out = tiny("fcos_rt_nano", epochs=1), tmp_path / "out"
-    config = RunConfig(out=out, device=torch.device("cpu"), resume=True)
+    config = RunConfig(out=out, workers=0, resume=True)
     train(out, few, chosen)
     assert Trainer(chosen, few, None, config).keeper.load()[1] == []
     path = copies[2].path
@@ -435,7 +433,7 @@ def test_more_epochs_can_be_added(tmp_path: Path, train_set: DetectionDataset) -
         def message(self, text: str) -> None:
             told.append(text)
 
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    config = RunConfig(out=tmp_path, workers=0, resume=True)
     Trainer(tiny(epochs=2), train_set, None, config, watcher=Listener()).fit()
     assert "was started for 1 epochs, now it is 2" in told[0]
     assert [r["epoch"] for r in records(tmp_path)] == [1, 2]
@@ -446,7 +444,7 @@ def test_other_threads_are_told_when_a_run_goes_on(
 ) -> None:
     few = replace(train_set, samples=train_set.samples[:4])
     chosen = tiny("fcos_rt_nano", epochs=1)
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), resume=True)
+    config = RunConfig(out=tmp_path, workers=0, resume=True)
     with torch_threads(1):
         train(tmp_path, few, chosen)
         assert Trainer(chosen, few, None, config).keeper.load()[1] == []
@@ -506,7 +504,7 @@ def test_progress_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
         def on_epoch(self, event: EpochEvent) -> None:
             epochs.append(event)
 
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"))
+    config = RunConfig(out=tmp_path, workers=0)
     Trainer(tiny(), train_set, None, config, watcher=Listener()).fit()
     assert [(s.epoch, s.step, s.steps, s.iteration) for s in steps] == [
         (epoch, step, 3, 3 * epoch + step) for epoch in range(2) for step in (1, 2, 3)
@@ -530,7 +528,7 @@ def test_steps_whose_losses_come_later_are_told_all_the_same(
 
     records = {}
     for delay in (0, 2):
-        config = RunConfig(out=tmp_path / str(delay), device=torch.device("cpu"))
+        config = RunConfig(out=tmp_path / str(delay), workers=0)
         trainer = Trainer(tiny(), train_set, None, config, watcher=Listener())
         trainer.step._reader = LossReader(delay, trainer.world, skips=False)
         trainer.fit()
@@ -547,7 +545,7 @@ def test_steps_whose_losses_come_later_are_told_all_the_same(
 @pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
 def test_one_batch_can_be_learnt(name: str, tmp_path: Path, train_set: DetectionDataset) -> None:
     chosen = tiny(name, color_jitter=0.0, crop=0.5, warmup_iterations=0)
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"))
+    config = RunConfig(out=tmp_path, workers=0)
     trainer = Trainer(chosen, train_set, None, config)
     batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
     trainer.network.train()
@@ -600,7 +598,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 ) -> None:
     """A finite loss with an infinite gradient: the step is refused, the state before is kept."""
     chosen = tiny(warmup_iterations=0, clip_norm=None)
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), save_minutes=0.0)
+    config = RunConfig(out=tmp_path, workers=0, save_minutes=0.0)
     trainer = Trainer(chosen, train_set, None, config)
 
     def explode(grad: Tensor) -> Tensor:
@@ -626,7 +624,7 @@ def test_gradients_that_no_loss_scale_makes_finite(
     """With fp16 such steps are skipped, and their losses look well."""
     few = replace(train_set, samples=train_set.samples[:4])
     chosen = tiny("fcos_rt_nano", batch_size=2, epochs=2)
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"), precision="fp16")
+    config = RunConfig(out=tmp_path, workers=0, precision="fp16")
     trainer = Trainer(chosen, few, None, config)
     scale = trainer.step.scaler.state_dict() | {"scale": 2.0**-8}  # as after many such steps
     trainer.step.scaler.load_state_dict(scale)
@@ -678,9 +676,7 @@ def without_objects(sample: Sample) -> Sample:
 def test_a_batch_without_objects_trains(tmp_path: Path, train_set: DetectionDataset) -> None:
     empty = [without_objects(s) for s in train_set.samples[1:4]]
     data = replace(train_set, samples=(train_set.samples[0], *empty))
-    trainer = Trainer(
-        tiny(batch_size=1), data, None, RunConfig(out=tmp_path, device=torch.device("cpu"))
-    )
+    trainer = Trainer(tiny(batch_size=1), data, None, RunConfig(out=tmp_path, workers=0))
     losses: list[dict[str, float]] = []
 
     class Listener(Silent):
@@ -725,7 +721,7 @@ def test_a_split_without_an_object_to_train_on_is_refused(
         train(tmp_path, data)
     assert list(tmp_path.iterdir()) == []
     one = replace(data, samples=(train_set.samples[0], *data.samples[1:]))
-    Trainer(tiny(), one, None, RunConfig(out=tmp_path, device=torch.device("cpu")))
+    Trainer(tiny(), one, None, RunConfig(out=tmp_path, workers=0))
 
 
 def test_objects_that_are_too_small_are_counted(
@@ -752,7 +748,7 @@ def test_objects_that_are_too_small_are_counted(
     assert count_objects(data, tiny()).never == 2
     double = replace(four, width=2 * width, height=2 * height)
     assert count_objects(replace(data, samples=(double,)), tiny()).small == 3
-    config = RunConfig(out=tmp_path, device=torch.device("cpu"))
+    config = RunConfig(out=tmp_path, workers=0)
     said = Trainer(tiny(), data, None, config).outputs.checkpoint({}).provenance
     assert said["objects"] == str(count_objects(data, tiny()))
 

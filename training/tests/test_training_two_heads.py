@@ -34,7 +34,7 @@ def tiny(name: str = "fcos_e2e_nano", **recipe: Any) -> Preset:
 def make_trainer(
     out: Path, data: DetectionDataset, chosen: Preset, watcher: Silent | None = None, **run: Any
 ) -> Trainer:
-    config = RunConfig(out=out, device=CPU, **run)
+    config = RunConfig(out=out, workers=0, **run)
     return Trainer(chosen, data, None, config, watcher=watcher)
 
 

@@ -52,6 +52,7 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                 max=option.max,
                 metavar=option.metavar,
                 hidden=option.hidden,
+                rich_help_panel=option.panel,
             )
             default = field.default
             if field.default_factory is not MISSING:

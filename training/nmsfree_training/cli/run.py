@@ -1,14 +1,13 @@
 """What `nmsfree train` does once its options are read."""
 
 import logging
-import math
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +18,9 @@ from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.files import RUN_LOCK, check_outputs, locked
 from nmsfree.machine import computes_bf16
+from nmsfree.options import check_bounds
 from nmsfree.text import shown
-from nmsfree_training.cli.recipe import RecipeOptions
+from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.distributed import World, join_world
@@ -50,7 +50,7 @@ def watching(run: RunConfig, world: World) -> Iterator[Watcher]:
         yield Silent()
         return
     watchers: list[Watcher] = [ConsoleWatcher(Console(stderr=True))]
-    if run.pictures:
+    if not run.no_tensorboard:
         watchers.append(TensorBoardWatcher(run.out / "tensorboard", done))
     watcher = Watchers(watchers)
     with _log_to(watcher):
@@ -86,33 +86,9 @@ def _log_to(watcher: Watcher) -> Iterator[None]:
 
 
 DEFAULT_MODEL = "fcos_e2e_nano"
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options of `nmsfree train`, see there."""
-
-    data: Path
-    model: str | None
-    recipe: RecipeOptions
-    out: Path | None
-    split: str
-    val: str
-    seed: int
-    device: str
-    precision: str
-    threads: int | None
-    workers: int
-    eval_every: int
-    keep_every: int
-    save_minutes: float
-    imagenet: Path | None
-    init: Path | None
-    retrofit: Path | None
-    unfreeze: bool
-    preview: Path | None
-    tensorboard: bool
-    resume: bool
+WEIGHT_SOURCES = ("imagenet", "init", "retrofit")
+# Options that belong to the checkpoint of a retrofit.
+DECIDED = ("head_norm", "max_filter", "rival_iou", "deployed_rival_iou")
 
 
 @dataclass(frozen=True)
@@ -138,15 +114,15 @@ def run_training(options: TrainOptions) -> int:
     """Train, showing progress; returns the exit status: 1 = some images could not be read."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    torch_device(options.device)  # say first that there is no GPU
-    with join_world(options.device) as (world, device):
+    torch_device(options.run.device)  # say first that there is no GPU
+    with join_world(options.run.device) as world:
         prepared = _prepare(options, world)
         train_set, start = prepared.train_set, prepared.start
         if options.preview is not None:
             world.on_main(lambda: _write_preview(options, train_set, start.preset))
             return 0
         with stop_on_signals() as stop:  # from here on there are steps to stop at
-            return _train(options, prepared, world, _run_config(options, start, device, stop), stop)
+            return _train(options, prepared, world, _run_config(options, start, world, stop), stop)
 
 
 def _train(
@@ -192,10 +168,10 @@ def _prepare(options: TrainOptions, world: World) -> Prepared:
 
 
 def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: Preset) -> None:
-    from nmsfree_training.data.preview import write_preview
+    from nmsfree_training.data.pictures import write_preview
 
     assert options.preview is not None
-    write_preview(train_set, chosen, options.seed, options.preview)
+    write_preview(train_set, chosen, options.run.seed, options.preview)
     line = f"preview: {shown(options.preview)}"
     Console(stderr=True).print(line, soft_wrap=True, markup=False)
 
@@ -234,37 +210,29 @@ def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> i
 
 
 def _check(options: TrainOptions) -> None:
-    if options.precision not in PRECISIONS:
-        raise InputError(f"precision is {options.precision!r}, expected {', '.join(PRECISIONS)}")
-    sources = {"--imagenet": options.imagenet, "--init": options.init}
-    sources["--retrofit"] = options.retrofit
-    given = [name for name, path in sources.items() if path is not None]
+    run = options.run
+    if run.precision not in PRECISIONS:
+        raise InputError(f"precision is {run.precision!r}, expected {', '.join(PRECISIONS)}")
+    given = [f"--{name}" for name in WEIGHT_SOURCES if getattr(options, name) is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are given, expected one origin of the weights")
     if options.unfreeze and options.retrofit is None:
         raise InputError("--unfreeze is given without --retrofit, which it belongs to")
-    if options.retrofit is not None:
-        decided = {
-            "--model": options.model,
-            "--head-norm": options.recipe.head_norm,
-            "--max-filter": options.recipe.max_filter,
-            "--rival-iou": options.recipe.rival_iou,
-            "--deployed-rival-iou": options.recipe.deployed_rival_iou,
-        }
-        for name, value in decided.items():
-            if value is not None:
-                raise InputError(
-                    f"{name} is given with --retrofit, but the checkpoint decides it: leave it out"
-                )
-    if not 0 <= options.save_minutes < math.inf:
-        raise InputError(f"--save-minutes is {options.save_minutes}, expected 0 or more")
+    decided = {"model": options.model} | {name: getattr(options.recipe, name) for name in DECIDED}
+    for name, value in decided.items():
+        if options.retrofit is not None and value is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} is given with --retrofit, but the checkpoint decides "
+                "it: leave it out"
+            )
+    check_bounds(run)
 
 
 def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
     names = train_set.class_names
     if options.retrofit is not None:
         made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
-        chosen = options.recipe.apply(made.preset)
+        chosen = apply(options.recipe, made.preset)
         trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in made.network.parameters())
         return Start(
@@ -274,8 +242,8 @@ def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
             f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained",
         )
     model = DEFAULT_MODEL if options.model is None else options.model
-    chosen = options.recipe.apply(preset(model, len(names)))
-    network = fresh_network(chosen, options.seed)
+    chosen = apply(options.recipe, preset(model, len(names)))
+    network = fresh_network(chosen, options.run.seed)
     message = f"weights: random{_frozen_for_good(chosen.model)}"
     if options.imagenet is not None:
         load_imagenet(network, options.imagenet)
@@ -301,28 +269,19 @@ def _frozen_for_good(model: ModelConfig) -> str:
     )
 
 
-def _run_config(
-    options: TrainOptions, start: Start, device: torch.device, stop: StopRequest
-) -> RunConfig:
+def _run_config(options: TrainOptions, start: Start, world: World, stop: StopRequest) -> RunConfig:
     origin = options.retrofit or options.init or options.imagenet
-    return RunConfig(
+    threads = torch.get_num_threads()
+    return replace(
+        options.run,
         out=_run_folder(options, start),
-        device=device,
-        seed=options.seed,
-        workers=options.workers,
-        precision=options.precision,
-        evaluate_every=options.eval_every,
-        keep_every=options.keep_every,
-        save_minutes=options.save_minutes,
-        resume=options.resume,
         provenance={
             "command": shlex.join(["nmsfree", *sys.argv[1:]]),
-            "seed": str(options.seed),
+            "seed": str(options.run.seed),
             "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+            "machine": f"{platform.machine()}, {threads} threads, {world.device}",
             **({"origin": str(origin)} if origin else {}),
         },
-        pictures=options.tensorboard,
         stop=lambda: bool(stop),
     )
 
@@ -370,13 +329,14 @@ def _check_folder(run: RunConfig) -> None:
 
 def _announce(watcher: Watcher, trainer: Trainer, origin: str) -> None:
     preset, run, objects = trainer.preset, trainer.run, trainer.objects
+    device = trainer.world.device
     recipe, images = preset.train, objects.images
     batch = min(recipe.batch_size, images)
     size = trainer.world.size
     processes = f" × {size} processes" if size > 1 else ""
     watcher.message(
         f"{preset.model.name}: {images} images, {len(trainer.train_set.class_names)} "
-        f"classes, {recipe.epochs} epochs of batch {batch} on {run.device.type}"
+        f"classes, {recipe.epochs} epochs of batch {batch} on {device.type}"
         f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
     watcher.message(str(objects))
@@ -397,8 +357,8 @@ def _announce(watcher: Watcher, trainer: Trainer, origin: str) -> None:
         )
     if not run.resume:
         watcher.message(origin)
-    if run.precision == "bf16" and not _computes_bf16(run.device):
-        what, faster = ("GPU", "fp16") if run.device.type == "cuda" else ("processor", "fp32")
+    if run.precision == "bf16" and not _computes_bf16(device):
+        what, faster = ("GPU", "fp16") if device.type == "cuda" else ("processor", "fp32")
         watcher.message(
             f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
             f"--precision {faster}"

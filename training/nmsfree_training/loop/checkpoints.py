@@ -142,7 +142,6 @@ def describe_recipe(
     seed: int,
     precision: str,
     train_set: DetectionDataset,
-    device: torch.device,
     world: World,
 ) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values by name."""
@@ -158,8 +157,8 @@ def describe_recipe(
         "images": len(train_set),
         "annotations": _digest(train_set),
         DATA: describe_data(train_set) if world.main else {},
-        f"{MACHINE}device": device.type,
-        f"{MACHINE}threads": torch.get_num_threads() if device.type == "cpu" else None,
+        f"{MACHINE}device": world.device.type,
+        f"{MACHINE}threads": torch.get_num_threads() if world.device.type == "cpu" else None,
         f"{MACHINE}processes": world.size,
         f"{MACHINE}torch": torch.__version__,
     }

@@ -17,14 +17,20 @@ from torch import Tensor, nn
 from nmsfree.errors import InputError, NmsfreeError
 
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; `rank` 0 writes files and talks to the user."""
+    """The processes of a run; `rank` 0 writes files and talks to the user.
+
+    Attributes:
+        device: that this process trains on.
+    """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = CPU
 
     @property
     def main(self) -> bool:
@@ -102,15 +108,15 @@ class World:
 
 
 @contextmanager
-def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
-    """Join the other processes of `torchrun`, if any; gives this process's device, too.
+def join_world(device: str) -> Iterator[World]:
+    """Join the other processes of `torchrun`, if any.
 
     Raises:
         InputError: more processes on this machine than it has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(), torch.device(device)
+        yield World(device=torch.device(device))
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
@@ -123,7 +129,7 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     chosen = torch.device(device, local) if device == "cuda" else torch.device(device)
     try:
-        yield World(dist.get_rank(), size), chosen
+        yield World(dist.get_rank(), size, chosen)
     except (NmsfreeError, SystemExit):  # they end all processes alike
         dist.destroy_process_group()
         raise

@@ -26,7 +26,7 @@ def finish(trainer: Trainer) -> Analysis | None:
     path = trainer.outputs.folder / "best.safetensors"
     checkpoint = world.on_main(lambda: load_checkpoint(path))
     # A network of its own: an interrupt in here saves the trainer's, which must stay the last.
-    network = place(checkpoint.build(), trainer.run.device)
+    network = place(checkpoint.build(), trainer.world.device)
     results = validator.results(network)
     analyses: list[Analysis] = []
 

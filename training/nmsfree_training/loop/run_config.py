@@ -1,16 +1,21 @@
-"""How a run is carried out; what it computes is in the preset."""
+"""How a run is carried out, and how it is asked to stop; what it computes is in the preset."""
 
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-
-import torch
+from typing import Annotated
 
 from nmsfree.errors import NmsfreeError
+from nmsfree.options import Option
+from nmsfree_training.config import MAX_EPOCHS
+
+DATA = partial(Option, panel="Data and output")
+MACHINE = partial(Option, panel="Machine")
 
 
 class Interrupted(NmsfreeError):
@@ -23,29 +28,34 @@ class RunConfig:
 
     Attributes:
         out: folder of checkpoints, states and `metrics.jsonl`.
-        seed: same seed, same run.
-        workers: processes that load images; 0 = in this one.
-        precision: "fp32"; "bf16" or "fp16" autocast for the network (losses stay in float32).
-        evaluate_every: epochs between evaluations on the validation set; 0 = only after the last.
-        keep_every: epochs between checkpoints that stay, `epoch_0010.safetensors`; 0 = none.
-        save_minutes: time between saves of the state within an epoch; 0 = after every step.
-        resume: go on from the state in `out`.
+        evaluate_every: 0 = only after the last epoch.
+        precision: autocast for the network; losses stay in float32.
         provenance: written into the checkpoint.
-        pictures: draw predictions at every evaluation, for `EpochEvent.pictures`.
         stop: asked before every step; True saves and raises `Interrupted`.
     """
 
-    out: Path
-    device: torch.device
-    seed: int = 0
-    workers: int = 0
-    precision: str = "fp32"
-    evaluate_every: int = 1
-    keep_every: int = 0
-    save_minutes: float = 10.0
-    resume: bool = False
+    out: Path = Path()
+    evaluate_every: Annotated[
+        int,
+        DATA("Epochs between AP; 0 = at the end.", flags=("--eval-every",), min=0, max=MAX_EPOCHS),
+    ] = 1
+    keep_every: Annotated[
+        int,
+        DATA("Epochs between checkpoints that are kept; 0 = none.", min=0, max=MAX_EPOCHS),
+    ] = 0
+    save_minutes: Annotated[
+        float,
+        DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000),
+    ] = 10.0
+    resume: Annotated[bool, DATA("Go on exactly where it was cut.", flags=("--resume",))] = False
+    no_tensorboard: Annotated[bool, DATA("Write nothing for it.", flags=("--no-tensorboard",))] = (
+        False
+    )
+    seed: Annotated[int, MACHINE("Same seed, same run.", min=0)] = 0
+    device: Annotated[str, MACHINE("cpu or cuda.")] = "cpu"
+    precision: Annotated[str, MACHINE("fp32, or bf16 or fp16 for the network.")] = "fp32"
+    workers: Annotated[int, MACHINE("Processes that load images.", min=0, max=128)] = 2
     provenance: dict[str, str] = field(default_factory=dict)
-    pictures: bool = False
     stop: Callable[[], bool] = lambda: False
 
 

@@ -23,6 +23,7 @@ from nmsfree_training.loop.step import DivergedError, StepLosses, Stepper
 from nmsfree_training.loop.validate import Outputs, Validator
 from nmsfree_training.model.detector import Fcos, copy_head, fresh_network, place
 from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent, Watcher
+from nmsfree_training.weights.predict import torch_device
 
 SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
 
@@ -54,8 +55,11 @@ class Trainer:
     ) -> None:
         self.objects = check_data(preset, train_set, val_set)
         self.preset, self.run, self.train_set = preset, run, train_set
-        self.watcher, self.world = watcher or Silent(), world or World()
-        self.network = place(network or fresh_network(preset, run.seed), run.device)
+        self.watcher, self.world = (
+            watcher or Silent(),
+            world or World(device=torch_device(run.device)),
+        )
+        self.network = place(network or fresh_network(preset, run.seed), self.world.device)
         assert self.network.config == preset.model, "checkpoints would not fit their description"
         self.world.share(self.network)
         self.optimizer = make_optimizer(self.network, preset.train)
@@ -68,9 +72,7 @@ class Trainer:
         self.ema = None if decay is None else Ema(self.network, decay)
         self.keeper = Keeper(
             run.out,
-            describe_recipe(
-                preset, self.heads, run.seed, run.precision, train_set, run.device, self.world
-            ),
+            describe_recipe(preset, self.heads, run.seed, run.precision, train_set, self.world),
             self.network,
             self.optimizer,
             self.step.scaler,
@@ -123,7 +125,7 @@ class Trainer:
             start=position.step,
             rank=self.world.rank,
             world=self.world.size,
-            device=self.run.device,
+            device=self.world.device,
         )
         self.step.choose_heads(self._present_heads())
         batches = iter(loader)
@@ -296,13 +298,15 @@ class Trainer:
     def _is_pictured(self) -> bool:
         """Some 40 times in a run: a picture takes a third of a megabyte."""
         epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
-        return self.run.pictures and (epoch == epochs or epoch % max(1, epochs // 40) == 0)
+        return not self.run.no_tensorboard and (
+            epoch == epochs or epoch % max(1, epochs // 40) == 0
+        )
 
     def deployable(self) -> Fcos:
         """The network that is evaluated and written: with the averaged weights, if there are."""
         if self.ema is None:
             return self.network
-        averaged = place(Fcos(self.preset.model), self.run.device)
+        averaged = place(Fcos(self.preset.model), self.world.device)
         averaged.load_state_dict(self.ema.state)
         return averaged
 

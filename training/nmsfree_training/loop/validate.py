@@ -173,7 +173,7 @@ class Validator:
         """A few images with what was found and what is there, by name; rank 0 only."""
         if not self.world.main:
             return ()
-        from nmsfree_training.monitor.pictures import draw_predictions
+        from nmsfree_training.data.pictures import draw_predictions
 
         detector, drawn = self.detector(network), []
         for sample in self.dataset.samples[:PICTURES]:
