@@ -8,9 +8,6 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Read when ONNX Runtime is imported, which would report to its maker. The user's own value stands.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 from nmsfree.errors import (
     CheckpointError,
     DataError,
@@ -22,12 +19,8 @@ from nmsfree.errors import (
     NmsfreeError,
 )
 
-if TYPE_CHECKING:
-    from nmsfree.backends import Backend, CallableBackend, RawDetections
-    from nmsfree.detections import Detection, Detections
-    from nmsfree.detector import Detector
-    from nmsfree.images import read_image
-    from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
+# Read when ONNX Runtime is imported, which would report to its maker. The user's own value stands.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
@@ -52,22 +45,25 @@ __all__ = [
     "read_image",
 ]
 
-# Imported when they are first asked for: most of the command line needs none of them.
-_LATER = {
-    "backends": ("Backend", "CallableBackend", "RawDetections"),
-    "detections": ("Detection", "Detections"),
-    "detector": ("Detector",),
-    "images": ("read_image",),
-    "spec": ("ModelSpec", "NmsSpec", "Thresholds"),
-}
+if TYPE_CHECKING:
+    from nmsfree.backends import Backend, CallableBackend, RawDetections
+    from nmsfree.detections import Detection, Detections
+    from nmsfree.detector import Detector
+    from nmsfree.images import read_image
+    from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
+else:
+    # Imported when they are asked for: NumPy and OpenCV take a while that `--help` need not wait.
+    _HOMES = {
+        "backends": ("Backend", "CallableBackend", "RawDetections"),
+        "detections": ("Detection", "Detections"),
+        "detector": ("Detector",),
+        "images": ("read_image",),
+        "spec": ("ModelSpec", "NmsSpec", "Thresholds"),
+    }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _LATER.items():
-        if name in names:
-            return getattr(import_module(f"nmsfree.{module}"), name)
-    raise AttributeError(f"module 'nmsfree' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in (home, *names):
+                module = import_module(f"nmsfree.{home}")
+                return module if name == home else getattr(module, name)
+        raise AttributeError(f"module 'nmsfree' has no attribute {name!r}")
