@@ -336,17 +336,15 @@ def test_options_of_the_command_are_checked(
 
 
 def test_the_published_protocol_takes_checkpoints_on_their_devices(make_dataset: Any) -> None:
-    dataset = make_dataset()
-    options = Options(threads=2, tf32=True)
-    assert refused(
-        lambda: eval_cli._run(Path("a.pth"), dataset, "published", None, options), InputError
-    ) == (
+    def request(file: str) -> eval_cli.Request:
+        engine = Options(threads=2, tf32=True)
+        return eval_cli.Request(file=Path(file), data=Path(), protocol="published", engine=engine)
+
+    assert refused(lambda: eval_cli._run(request("a.pth"), make_dataset()), InputError) == (
         "tf32 is True, but does not apply to the published protocol:"
         " it is for ONNX files on cuda and tensorrt-rtx, leave it out here"
     )
-    assert refused(
-        lambda: eval_cli._check_request(Path("a.engine"), "published", None, False), InputError
-    ) == (
+    assert refused(lambda: request("a.engine"), InputError) == (
         "a.engine: an engine has one input size, the published protocol feeds every image at its"
         " own: give the checkpoint, or use --protocol deployed"
     )
