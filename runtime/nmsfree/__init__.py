@@ -67,3 +67,6 @@ else:
                 module = import_module(f"nmsfree.{home}")
                 return module if name == home else getattr(module, name)
         raise AttributeError(f"module 'nmsfree' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
