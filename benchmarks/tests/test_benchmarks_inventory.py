@@ -20,7 +20,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from nmsfree.cli import build_app
+from nmsfree.cli.main import build_app
 
 HERE = Path(__file__).parent
 INVENTORY = HERE / "inventory.json"
