@@ -272,6 +272,10 @@ def test_a_line_for_each_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "     seen [so] (1.2 s)" in lines and lines[-1] == "1 passed, 0 failed, 1 skipped"
     report = json.loads((tmp_path / "work" / "gpu-check.json").read_text(encoding="utf-8"))
     assert [f["outcome"] for f in report["findings"]] == ["pass", "skip"]
+    assert [set(report), *map(set, report["findings"])] == [
+        {"gpu", "findings"},
+        *[{"key", "text", "outcome", "detail", "seconds"}] * 2,
+    ]
 
 
 def test_a_failure_is_the_exit_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
