@@ -320,6 +320,7 @@ def main() -> int:
         for folder in ("base", "tmp"):
             (root / folder).mkdir()
         os.environ["TMPDIR"], tempfile.tempdir = f"{root}/tmp", f"{root}/tmp"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{root}/torch"  # PyTorch makes it, and keeps it
         os.chdir(root)
         prepare(asked.only)
         if fork(lambda: make_inputs(root / "base"), root / "log") != 0:
