@@ -8,6 +8,8 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -116,6 +118,18 @@ def check_size(size: int, limit: int, where: object, error: type[NmsfreeError]) 
         )
 
 
+@contextmanager
+def _readable(
+    kind: str, where: object, error: type[NmsfreeError], advice: str, also: Any = ValueError
+) -> Iterator[None]:
+    """Make whatever a decoder raises in the block one sentence."""
+    try:
+        yield
+    except (*MALFORMED, also) as refusal:
+        end = f": {advice}" if advice else ""
+        raise error(f"{shown(where)}: {explain(refusal, kind)}{end}") from None
+
+
 def decode_json(
     data: bytes | str, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
 ) -> T:
@@ -129,14 +143,12 @@ def decode_json(
         error: not JSON, a field is missing, of another type or out of its bounds; an integer
             beyond 64 bits; NaN and infinity, which JSON does not have.
     """
-    try:
+    with _readable("JSON", where, error, advice):
         raw = (data.encode() if isinstance(data, str) else data).removeprefix(b"\xef\xbb\xbf")
         found = msgspec.json.decode(raw, type=type)
         if re.search(rb"[0-9]{19}", raw):
             _check_values(msgspec.json.decode(raw), len(raw))
         return found
-    except MALFORMED as refusal:
-        raise _refused(refusal, "JSON", where, error, advice) from None
 
 
 @dataclass(frozen=True)
@@ -177,30 +189,22 @@ def decode_yaml(
     except ImportError:
         raise MissingExtraError("reading YAML", "nmsfree[eval]") from None
     check_size(len(data), MAX_YAML, where, error)
-    try:
+    with _readable("YAML", where, error, advice, yaml.YAMLError):
         content = yaml.load(data.decode("utf-8-sig"), Loader=yaml.BaseLoader)
         _check_values(content, len(data))
         return msgspec.convert(content, type, strict=False)
-    except (*MALFORMED, yaml.YAMLError) as refusal:
-        raise _refused(refusal, "YAML", where, error, advice) from None
 
 
 def decode_toml(
     data: bytes, type: type[T], where: object, error: type[NmsfreeError], advice: str = ""
 ) -> T:
-    """Decode TOML, as `decode_json`.
-
-    Raises:
-        error: as `decode_json`.
-    """
+    """Decode TOML, as `decode_json`."""
     import tomllib
 
-    try:
+    with _readable("TOML", where, error, advice):
         content = tomllib.loads(data.decode("utf-8-sig"))
         _check_values(content, len(data))
         return msgspec.convert(content, type)
-    except MALFORMED as refusal:
-        raise _refused(refusal, "TOML", where, error, advice) from None
 
 
 def _check_values(content: Any, size: int) -> None:
@@ -236,11 +240,3 @@ def explain(refusal: Exception, kind: str) -> str:
     deep = isinstance(refusal, RecursionError)
     reason = "nested too deeply" if deep else " ".join(str(refusal).split())
     return f"is not readable {kind} ({shown(reason)})"
-
-
-def _refused(
-    refusal: Exception, kind: str, where: object, error: type[NmsfreeError], advice: str
-) -> NmsfreeError:
-    """Return the sentence for what a decoder raised."""
-    end = f": {advice}" if advice else ""
-    return error(f"{shown(where)}: {explain(refusal, kind)}{end}")

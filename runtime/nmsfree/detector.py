@@ -257,11 +257,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _listed(images: Sequence[Any]) -> Sequence[Any]:
-    """Check that these are several images, whose order is known.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Refuse what is not several images, whose order is known."""
     if isinstance(images, list | tuple):
         return images
     single = isinstance(images, np.ndarray) and images.ndim != 4

@@ -41,10 +41,8 @@ def computes_bf16() -> bool | None:
 
     PyTorch emulates it on the others, which takes several times as long as float32.
     """
-    features = _cpuinfo("flags") or _cpuinfo("Features")  # x86, ARM
-    return (
-        {"avx512_bf16", "amx_bf16", "bf16"} & set(features.split()) != set() if features else None
-    )
+    features = (_cpuinfo("flags") or _cpuinfo("Features")).split()  # x86, ARM
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features) if features else None
 
 
 def _cpuinfo(entry: str) -> str:
@@ -112,43 +110,32 @@ def find_gpus() -> Gpus:
 
 def ask(driver: Any) -> Gpus:
     """Ask a loaded driver library for its GPUs."""
-    status = driver.cuInit(0)
-    cuda = _cuda_version(driver)
+    status, version, count = driver.cuInit(0), ctypes.c_int(), ctypes.c_int()
+    failed = driver.cuDriverGetVersion(ctypes.byref(version))
+    newest = f"{version.value // 1000}.{version.value % 1000 // 10}"  # 13010 is 13.1
+    cuda = None if failed else newest
     if status:
-        return Gpus((), cuda, f"the NVIDIA driver does not start ({_error_name(driver, status)})")
-    count = ctypes.c_int()
+        name = ctypes.c_char_p()
+        driver.cuGetErrorName(status, ctypes.byref(name))
+        why = name.value.decode() if name.value else f"error {status}"
+        return Gpus((), cuda, f"the NVIDIA driver does not start ({why})")
     driver.cuDeviceGetCount(ctypes.byref(count))
     if not count.value:
         return Gpus((), cuda, "the NVIDIA driver sees no GPU")
     return Gpus(tuple(_describe(driver, index) for index in range(count.value)), cuda, "")
 
 
-def _cuda_version(driver: Any) -> str | None:
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)):
-        return None
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"  # 13010 is 13.1
-
-
-def _error_name(driver: Any, status: int) -> str:
-    name = ctypes.c_char_p()
-    driver.cuGetErrorName(status, ctypes.byref(name))
-    return name.value.decode() if name.value else f"error {status}"
-
-
 def _describe(driver: Any, index: int) -> Gpu:
-    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    device, memory, value = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_int()
     name = ctypes.create_string_buffer(NAME_BYTES)
     bus = ctypes.create_string_buffer(BUS_BYTES)
     driver.cuDeviceGet(ctypes.byref(device), index)
     driver.cuDeviceGetName(name, NAME_BYTES, device)
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     driver.cuDeviceGetPCIBusId(bus, BUS_BYTES, device)
-    capability = []
+    numbers = []
     for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
-        value = ctypes.c_int()
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(value.value)
-    return Gpu(
-        name.value.decode(), (capability[0], capability[1]), memory.value, bus.value.decode()
-    )
+        numbers.append(value.value)
+    major, minor = numbers
+    return Gpu(name.value.decode(), (major, minor), memory.value, bus.value.decode())

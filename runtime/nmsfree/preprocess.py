@@ -35,15 +35,16 @@ class Geometry:
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy input pixels, to source pixels, clipped."""
-        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
         limit = np.array([self.width, self.height] * 2, dtype=np.float32)
-        inside: NDArray[np.float32] = np.clip(boxes / scale, np.float32(0), limit)
+        inside: NDArray[np.float32] = np.clip(boxes / self._scale(), np.float32(0), limit)
         return inside
 
     def to_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy in source pixels, to input pixels."""
-        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
-        return (boxes * scale).astype(np.float32)
+        return (boxes * self._scale()).astype(np.float32)
+
+    def _scale(self) -> NDArray[np.float32]:
+        return np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
 
 
 def fit(height: int, width: int, input_height: int, input_width: int) -> tuple[int, int]:

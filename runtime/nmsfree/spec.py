@@ -1,8 +1,7 @@
 """ModelSpec: everything a runtime must know about a model, kept inside the model's file.
 
-It travels as JSON under the metadata key ``nmsfree`` of an ONNX file. The JSON schema is
-``model_spec.schema.json`` beside this module. A newer minor version of the format still loads
-(unknown fields are ignored); a newer major version is refused.
+It travels as JSON under a metadata key of an ONNX file (`model_spec.schema.json` beside this
+module). A newer minor version of the format loads, unknown fields ignored; a newer major does not.
 """
 
 import json
@@ -30,13 +29,11 @@ class Thresholds:
 
     Attributes:
         best_f1: threshold of the largest F1 over the detections of all classes together.
-        best_f1_per_class: the same for each class, index = class id; None where the split has
-            no object of the class.
-        target_precision: the precision that the next four are about.
+        target_precision: the precision that the next ones are about.
         at_precision: lowest threshold with at least that precision; None if there is none.
-        at_precision_per_class: the same for each class.
         recall_at_precision: recall at `at_precision`; None where that is None.
-        recall_at_precision_per_class: the same for each class.
+        …_per_class: the same for each class, index = class id; None where the split has no object
+            of the class.
         measured_on: what they were measured on, "digits val, 300 images, IoU 0.5".
     """
 
@@ -122,8 +119,8 @@ class ModelSpec:
         interpolation: "linear" (fast) or "area" (antialiased when shrinking, about 10 × slower).
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
-        made_for: kind of engine that the file was made for, "cpu" or "tensorrt"; None runs on any.
-            An INT8 file has one, see `made_for.check_int8_target`.
+        made_for: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs on
+            any, see `check_int8_target`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
@@ -210,8 +207,8 @@ def check_int8_target(path: Path, spec: ModelSpec, device: str) -> None:
 
     Args:
         path: the file, for the message.
-        device: kind of device as in `backends.devices`, also what an engine is built with: "cpu",
-            "cuda", "tensorrt-rtx", "tensorrt", "openvino".
+        device: kind of device, also what an engine is built with: "cpu", "cuda", "tensorrt-rtx",
+            "tensorrt", "openvino".
 
     Raises:
         ModelError: it does not fit; says why, and what to export instead.

@@ -186,15 +186,11 @@ def cuda_error(call: str, code: str, text: str) -> EngineError:
         text: CUDA's description.
     """
     detail = ", ".join(part for part in (text, code) if part) or "no reason given"
-    advice = _ADVICE.get(code) or _advice_by_text(text) or DOCTOR
-    return EngineError(f"CUDA: {call} failed ({detail}): {advice}")
-
-
-def _advice_by_text(text: str) -> str:
-    """pycuda tells the description alone."""
-    by_text = {"out of memory": "CUDA_ERROR_OUT_OF_MEMORY", "no device": "CUDA_ERROR_NO_DEVICE"}
-    codes = [code for words, code in by_text.items() if words in text]
-    return _ADVICE[codes[0]] if codes else ""
+    if "out of memory" in text:  # pycuda tells the description alone
+        code = "CUDA_ERROR_OUT_OF_MEMORY"
+    elif "no device" in text:
+        code = "CUDA_ERROR_NO_DEVICE"
+    return EngineError(f"CUDA: {call} failed ({detail}): {_ADVICE.get(code, DOCTOR)}")
 
 
 def wrong_gpu(index: int, count: int) -> EngineError:

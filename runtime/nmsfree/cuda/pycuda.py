@@ -9,20 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.cuda.base import (
-    DeviceMemory,
-    Event,
-    Graph,
-    Stream,
-    cuda_error,
-    no_driver,
-    wrong_gpu,
-)
+from nmsfree.cuda.base import DeviceMemory, Event, Stream, cuda_error, no_driver, wrong_gpu
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 
 # By GPU. Kept for the process: letting go of one, pycuda pushes it and does not pop it again.
@@ -114,8 +106,10 @@ class PyCuda:
         with self._translated("cuCtxSynchronize"):
             self._context.synchronize()
 
-    def destroy_stream(self, stream: Stream) -> None:
+    def destroy_stream(self, _: object) -> None:
         """Nothing to call: pycuda frees it with its last reference, ours."""
+
+    destroy_event = destroy_graph = destroy_stream
 
     def allocate(self, nbytes: int) -> DeviceMemory:
         with self._translated("cuMemAlloc"):
@@ -160,20 +154,10 @@ class PyCuda:
         with self._translated("cuEventElapsedTime"):
             return float(end.native.time_since(start.native))
 
-    def destroy_event(self, event: Event) -> None:
-        """Nothing to call: pycuda frees it with its last reference, ours."""
-
-    def begin_capture(self, stream: Stream) -> None:
+    def begin_capture(self, *_: object) -> NoReturn:
         raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
 
-    def end_capture(self, stream: Stream) -> Graph:
-        raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
-
-    def launch(self, graph: Graph, stream: Stream) -> None:
-        raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")
-
-    def destroy_graph(self, graph: Graph) -> None:
-        """There is none."""
+    end_capture = launch = begin_capture
 
     def close(self) -> None:
         """Nothing to free: the primary context is the application's as well."""

@@ -92,11 +92,7 @@ class VendorApi:
         return tuple(sorted(int(n[2:]) for n in names if n[:2] == "SM" and n[2:].isdigit()))
 
     def create_builder(self) -> Any:
-        """Return a builder.
-
-        Raises:
-            EngineError: the library does not start.
-        """
+        """Return a builder; EngineError where the library does not start."""
         return self._start(self.module.Builder)
 
     def create_network(self, builder: Any) -> Any:
@@ -128,21 +124,13 @@ class VendorApi:
 
     def set_tf32(self, config: Any, on: bool) -> None:
         """Allow or forbid TF32, which both modules turn on by themselves: 10 bits of mantissa."""
-        flag = self.module.BuilderFlag.TF32
-        if on:
-            config.set_flag(flag)
-        else:
-            config.clear_flag(flag)
+        (config.set_flag if on else config.clear_flag)(self.module.BuilderFlag.TF32)
 
     def allows_tf32(self, config: Any) -> bool:
         return bool(config.get_flag(self.module.BuilderFlag.TF32))
 
     def create_runtime(self) -> Any:
-        """Return a runtime, which deserialises plans.
-
-        Raises:
-            EngineError: the library does not start.
-        """
+        """Return a runtime, which deserialises plans; EngineError as for `create_builder`."""
         return self._start(self.module.Runtime)
 
     def _start(self, kind: Any) -> Any:
