@@ -23,18 +23,12 @@ class Detections:
 
     Field names are those of the supervision library, so
     `supervision.Detections(xyxy=d.xyxy, confidence=d.confidence, class_id=d.class_id)` works.
-
-    Attributes:
-        xyxy: float32 [n, 4], corners in pixels of the source image.
-        confidence: float32 [n], 0 … 1, descending.
-        class_id: int32 [n], 0 … number of classes − 1.
-        names: class names of the model, indexed by `class_id`.
     """
 
-    xyxy: NDArray[np.float32]
-    confidence: NDArray[np.float32]
-    class_id: NDArray[np.int32]
-    names: tuple[str, ...]
+    xyxy: NDArray[np.float32]  # [n, 4], corners in pixels of the source image
+    confidence: NDArray[np.float32]  # [n], 0 … 1, descending
+    class_id: NDArray[np.int32]  # [n], 0 … number of classes − 1
+    names: tuple[str, ...]  # class names of the model, indexed by `class_id`
 
     def __len__(self) -> int:
         return len(self.confidence)

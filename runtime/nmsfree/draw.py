@@ -47,17 +47,11 @@ PALETTE_SIZE = 80  # colours repeat after this many classes
 
 @dataclass(frozen=True)
 class Style:
-    """Sizes in pixels of the drawn picture.
+    """Sizes in pixels of the drawn picture."""
 
-    Attributes:
-        line: width of a box line.
-        text: height of a capital letter.
-        pad: space between the text and the rim of its label.
-    """
-
-    line: int
-    text: int
-    pad: int
+    line: int  # width of a box line
+    text: int  # height of a capital letter
+    pad: int  # space between the text and the rim of its label
 
     @classmethod
     def for_size(cls, height: int, width: int) -> "Style":
@@ -102,21 +96,13 @@ def zoom_for(height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw.
+    """A box to draw."""
 
-    Attributes:
-        xyxy: corners in pixels, finite.
-        name: written beside it; empty for none.
-        color: of the box, and of the ground of its name.
-        dashed: the line is interrupted.
-        thin: a line of one pixel without a rim, which stands back.
-    """
-
-    xyxy: Box
-    name: str
-    color: Bgr
-    dashed: bool = False
-    thin: bool = False
+    xyxy: Box  # corners in pixels, finite
+    name: str  # written beside it; empty for none
+    color: Bgr  # of the box, and of the ground of its name
+    dashed: bool = False  # the line is interrupted
+    thin: bool = False  # a line of one pixel without a rim, which stands back
 
 
 def draw(
@@ -309,20 +295,13 @@ CROSS = 14  # pixels of the cross that stands for a box without area
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A picture of a sheet.
+    """A picture of a sheet."""
 
-    Attributes:
-        image: BGR uint8 [h, w, 3] of any size, or None to show `instead`.
-        marks: boxes in pixels of the image, or outside of it; the first lies on top.
-        title, note: two lines of caption.
-        instead: shown where there is no image.
-    """
-
-    image: Image | None
-    marks: Sequence[Mark]
-    title: str
+    image: Image | None  # BGR uint8 [h, w, 3] of any size, or None to show `instead`
+    marks: Sequence[Mark]  # boxes in pixels of the image, or outside of it; the first lies on top
+    title: str  # title, note: two lines of caption
     note: str
-    instead: str = ""
+    instead: str = ""  # shown where there is no image
 
 
 def make_sheet(tiles: Sequence[Tile], columns: int, title: str = "") -> Image:

@@ -29,14 +29,12 @@ class Header(NamedTuple):
     """What a header says.
 
     Attributes:
-        kind: format, with the sort of its samples where that is unusual.
-        width, height: in pixels as stored, before any rotation.
         turned: whether the file asks for width and height to be exchanged; None if only decoding
             it tells.
     """
 
-    kind: str
-    width: int
+    kind: str  # format, with the sort of its samples where that is unusual
+    width: int  # width, height: in pixels as stored, before any rotation
     height: int
     turned: bool | None = None
 

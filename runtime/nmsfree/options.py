@@ -21,24 +21,18 @@ class Option:
     """What is said of a field beside its type and default.
 
     Attributes:
-        help: one or two short sentences.
         flags: spellings, where they are not --field-name: "--json", or "--model", "-m"; of a pair
             "--rebuild/--no-rebuild". An older spelling comes last.
-        min, max: bounds, both allowed.
-        metavar: what stands for the value in the help.
-        argument: it has no spelling: its place on the command line says what it is.
-        hidden: not in the help.
-        panel: title of the frame in the help that it stands in.
     """
 
-    help: str
+    help: str  # one or two short sentences
     flags: tuple[str, ...] = ()
-    min: float | None = None
+    min: float | None = None  # min, max: bounds, both allowed
     max: float | None = None
-    metavar: str | None = None
-    argument: bool = False
-    hidden: bool = False
-    panel: str | None = None
+    metavar: str | None = None  # what stands for the value in the help
+    argument: bool = False  # it has no spelling: its place on the command line says what it is
+    hidden: bool = False  # not in the help
+    panel: str | None = None  # title of the frame in the help that it stands in
 
 
 def options_of(kind: type) -> Iterator[tuple[Field[Any], Any, Option | None]]:

@@ -14,13 +14,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from nmsfree.cli.data_check import COMMONEST, RAREST, class_table
-from nmsfree.cli.data_check import check as data_check
+from nmsfree.cli.data_check import COMMONEST, RAREST, Request, _check, class_table
 from nmsfree.datasets.check.check import check_dataset
 from nmsfree.datasets.check.fix import default_folder, needs_fixing, write_fixed
 from nmsfree.datasets.check.images import read_images
 from nmsfree.datasets.check.report import Check
-from nmsfree.datasets.faults import DESCRIPTIONS, Kind, Level
+from nmsfree.datasets.faults import Kind, Level
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError
 
@@ -92,7 +91,7 @@ def kinds(check: Check, *levels: Level) -> dict[str, int]:
     found: Counter[str] = Counter()
     for finding in check.findings():
         if finding.level in (levels or (Level.ERROR, Level.WARNING)):
-            found[finding.kind.value] += len(finding.faults)
+            found[finding.kind.code] += len(finding.faults)
     return dict(found)
 
 
@@ -441,12 +440,11 @@ def test_threads_do_not_change_what_is_found(tmp_path: Path) -> None:
 
 
 def test_every_kind_is_described() -> None:
-    assert DESCRIPTIONS.keys() == set(Kind)
-    assert [DESCRIPTIONS[kind].level for kind in Kind] == sorted(
-        (DESCRIPTIONS[kind].level for kind in Kind), key=list(Level).index
+    assert [kind.level for kind in Kind] == sorted(
+        (kind.level for kind in Kind), key=list(Level).index
     )  # reports come in this order: errors first
     found = {kind for _, expected in PLANTED.values() for kind in expected}
-    errors = {kind.value for kind in Kind if DESCRIPTIONS[kind].level is Level.ERROR}
+    errors = {kind.code for kind in Kind if kind.level is Level.ERROR}
     # The others are of YOLO and VOC, or of whole splits.
     assert errors - found == {"split-unreadable", "annotation-file-missing"}
 
@@ -474,5 +472,5 @@ def test_a_folder_without_dataset_is_refused_without_a_bar(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match="holds no dataset"):
-        data_check(tmp_path)
+        _check(Request(directory=tmp_path))
     assert capfd.readouterr() == ("", "")

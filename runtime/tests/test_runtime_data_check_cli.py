@@ -36,7 +36,7 @@ def found(root: Path) -> dict[str, int]:
     """Number of errors and warnings by kind."""
     levels = (Level.ERROR, Level.WARNING)
     findings = [f for f in check_dataset(root).findings() if f.level in levels]
-    return {finding.kind.value: len(finding.faults) for finding in findings}
+    return {finding.kind.code: len(finding.faults) for finding in findings}
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +344,7 @@ def test_faults_of_voc_sets(tmp_path: Path, name: str) -> None:
 def test_a_split_that_joins_others_shares_their_images(tmp_path: Path) -> None:
     root = voc(tmp_path / "set")
     check = check_dataset(root)
-    unions = [f.detail for f in check.faults if f.kind.value == "split-union"]
+    unions = [f.detail for f in check.faults if f.kind.code == "split-union"]
     assert (found(root), unions) == ({}, ["trainval is train and val together"])
     shutil.copy(root / "JPEGImages/0.jpg", root / "JPEGImages/2.jpg")
     (root / "Annotations/1.xml").write_text("no")
@@ -376,7 +376,7 @@ def test_chosen_pictures(tmp_path: Path) -> None:
     # One to look at: the first has no object, the last is unreadable.
     assert [image.path.stem for image in choose(check, check.splits["train"])] == ["1"]
     problems = choose_faults(check)
-    assert [(s, faults[0].kind.value, len(faults)) for s, faults in problems] == [
+    assert [(s, faults[0].kind.code, len(faults)) for s, faults in problems] == [
         ("train", "image-unreadable", 1),
         ("train", "box-without-area", 2),
     ]

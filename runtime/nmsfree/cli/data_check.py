@@ -16,7 +16,7 @@ from nmsfree.datasets.check.check import check_dataset
 from nmsfree.datasets.check.fix import Fixed, default_folder, needs_fixing, write_fixed
 from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
 from nmsfree.datasets.check.report import Check, Finding, SplitCheck
-from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
+from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import find_layout
 from nmsfree.datasets.rows import relative_name
 from nmsfree.files import check_outputs, problems_in, write_json
@@ -202,7 +202,7 @@ def _findings(check: Check, findings: list[Finding]) -> Table:
     table.add_column("count", justify="right")
     table.add_column("what, and the first of them", overflow="fold")
     for finding in findings:
-        about = DESCRIPTIONS[finding.kind]
+        about = finding.kind
         what = Text(f"{about.title}: {about.advice}")
         for fault in finding.faults[:EXAMPLES]:
             what.append(f"\n{shown(_place(check, fault))}: {shown(fault.detail)}", style="dim")
@@ -221,7 +221,7 @@ def _place(check: Check, fault: Fault) -> str:
 def _verdict(check: Check) -> Text:
     errors, warnings = check.count(Level.ERROR), check.count(Level.WARNING)
     if errors:
-        mend = any(DESCRIPTIONS[finding.kind].fix for finding in check.findings())
+        mend = any(finding.kind.fix for finding in check.findings())
         hint = ": --fix writes a cleaned set" if mend else ""
         return Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{hint}", "bold red")
     return Text(f"no errors, {_count(warnings, 'warning')}", "bold green")
@@ -249,8 +249,7 @@ def print_fixed(check: Check, fixed: Fixed | None) -> None:
     for name, split in fixed.splits.items():
         before = check.splits[name].rows
         done = "\n".join(
-            f"{count:,} {DESCRIPTIONS[kind].title}: {DESCRIPTIONS[kind].fix}"
-            for kind, count in split.changes.items()
+            f"{count:,} {kind.title}: {kind.fix}" for kind, count in split.changes.items()
         )
         table.add_row(
             Text(shown(name)),

@@ -159,21 +159,16 @@ class Run:
 
     Attributes:
         look: finds the objects of up to `batch` images, BGR uint8 [h, w, 3].
-        output: takes what was found.
-        batch: how many images to give to `look` at once.
-        max_frames: stop each video or camera after this many; None goes on to its end.
-        seconds: in the detector; reading and drawing excluded.
-        problems: a line for each unreadable source.
     """
 
     look: Callable[[list[NDArray[np.uint8]]], list[Detections]]
-    output: Output
-    batch: int
-    max_frames: int | None
+    output: Output  # takes what was found
+    batch: int  # how many images to give to `look` at once
+    max_frames: int | None  # stop each video or camera after this many; None goes on to its end
     images: int = 0
     objects: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # in the detector; reading and drawing excluded
+    problems: list[str] = field(default_factory=list)  # a line for each unreadable source
     interrupted: bool = False
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +25,21 @@ NAMED = 3  # files in a warning
 class Sample:
     """One image and what is in it; the picture itself is read by who needs it.
 
+    Its size in pixels is what the annotations say; where they do not, what the file says, and
+    `UNKNOWN_SIZE` where that cannot be read: its pixels cannot either.
+
     Attributes:
-        image_id: the dataset's own id.
-        path: image file.
-        width, height: size of the image in pixels, as the annotations say; where they do not, as
-            the file says, and `UNKNOWN_SIZE` where that cannot be read: its pixels cannot either.
-        boxes: float32 [n, 4], xyxy in source pixels.
-        labels: int64 [n], index into the dataset's class names.
         iscrowd: bool [n], regions of many objects: no training target, ignored by the metrics.
-        xywh: float64 [n, 4], the same boxes at the source's full precision, for the metrics; from
-            `boxes` if not given.
-        area: float64 [n], in pixels²: the stated one (that of a mask); that of the box if not
-            given.
+        xywh: float64 [n, 4], at the source's full precision; from `boxes` if not given.
+        area: float64 [n], in pixels²: the stated one (that of a mask), else that of the box.
     """
 
-    image_id: int
-    path: Path
+    image_id: int  # the dataset's own id
+    path: Path  # image file
     width: int
     height: int
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]  # [n, 4], xyxy in source pixels
+    labels: NDArray[np.int64]  # [n], index into the dataset's class names
     iscrowd: NDArray[np.bool_]
     xywh: NDArray[np.float64] = None  # type: ignore[assignment]
     area: NDArray[np.float64] = None  # type: ignore[assignment]
@@ -59,26 +55,15 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class DetectionDataset:
-    """One split of a dataset.
+    """One split of a dataset; `samples` are in its order, also those without objects."""
 
-    Attributes:
-        name: name of the split.
-        samples: all images, also those without objects, in the order of the dataset.
-        class_names: by label; classes are ordered by category id.
-        category_ids: the dataset's own id of each class, ascending, possibly sparse.
-        image_ids: of the whole split, ascending; `samples` may be a part of it.
-        annotation_file: what defines the split: the COCO file, the YOLO data.yaml, the list in
-            ImageSets/Main of a VOC folder.
-        root: folder of the dataset.
-    """
-
-    name: str
+    name: str  # name of the split
     samples: tuple[Sample, ...]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    image_ids: tuple[int, ...]
-    annotation_file: Path
-    root: Path
+    class_names: tuple[str, ...]  # by label; classes are ordered by category id
+    category_ids: tuple[int, ...]  # the dataset's own id of each class, ascending, possibly sparse
+    image_ids: tuple[int, ...]  # of the whole split, ascending; `samples` may be a part of it
+    annotation_file: Path  # COCO's file, YOLO's data.yaml, VOC's list in ImageSets/Main
+    root: Path  # folder of the dataset
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,11 +77,9 @@ class DetectionDataset:
 def build(rows: SplitRows) -> DetectionDataset:
     """Turn what a reader found into arrays.
 
-    Boxes without area or with coordinates that are not finite, and repeated lines of YOLO label
-    files, are dropped, with one warning for the split; boxes that reach out of their image stay as
-    they are, as the metrics need them.
-    Images whose size cannot be read stay, with one warning for the split: who reads their pixels
-    says what is wrong, and decides whether to go on.
+    Boxes without area or not finite, and repeated lines of YOLO label files, are dropped, with one
+    warning for the split; those that reach out of their image stay, as the metrics need them.
+    Images whose size cannot be read stay, with a warning: who reads their pixels decides.
 
     Raises:
         DataError: two classes have one name.
@@ -130,16 +113,8 @@ def build(rows: SplitRows) -> DetectionDataset:
     def sample(image: ImageRow) -> Sample:
         own = np.array(of_image[image.id], dtype=np.int64)
         size = image.size or UNKNOWN_SIZE
-        return Sample(
-            image.id,
-            image.path,
-            *size,
-            boxes=corners[own],
-            labels=labels[own],
-            iscrowd=crowd[own],
-            xywh=xywh[own],
-            area=area[own],
-        )
+        columns: tuple[NDArray[Any], ...] = (corners, labels, crowd, xywh, area)
+        return Sample(image.id, image.path, *size, *(column[own] for column in columns))
 
     _warn_of_unreadable([image.path for image in rows.images if image.size is None], rows.file)
     samples = tuple(sample(image) for image in rows.images)

@@ -62,17 +62,15 @@ def _by_form(folder: Path, changed: int) -> dict[str, str]:
 Size = tuple[int, int]  # width, height in pixels
 
 
-def image_size(path: Path) -> Size:
+def image_size(path: Path) -> Size | None:
     """Return width and height after Exif rotation, decoding the image only if it must.
 
-    Raises:
-        InputError: it is missing or cannot be decoded.
+    None if it is missing or cannot be decoded; reading its pixels tells why.
     """
-    size = header_size(path)
-    if size is None:
-        height, width = read_image(path).shape[:2]
-        size = (width, height)
-    return size
+    try:
+        return header_size(path) or read_image(path).shape[1::-1]
+    except InputError:
+        return None
 
 
 def header_size(path: Path) -> Size | None:

@@ -1,7 +1,7 @@
 """What every format is read into: images, objects and categories, boxes not judged yet."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -29,69 +29,40 @@ class Category(NamedTuple):
 
 
 class ImageRow(NamedTuple):
-    """One image.
+    """One image."""
 
-    Attributes:
-        id: the dataset's own id, unique in the split.
-        path: image file.
-        source: file that annotates it.
-        size: width, height in pixels; None if the annotations do not say.
-        entry: the COCO entry it was read from as it stands, an empty one for other formats.
-    """
-
-    id: int
-    path: Path
-    source: Path
-    size: tuple[int, int] | None
-    entry: Raw = EMPTY
+    id: int  # the dataset's own id, unique in the split
+    path: Path  # image file
+    source: Path  # file that annotates it
+    size: tuple[int, int] | None  # width, height in pixels; None if the annotations do not say
+    entry: Raw = EMPTY  # the COCO entry it was read from as it stands, empty for other formats
 
 
 class ObjectRow(NamedTuple):
-    """One object; its image and category are defined, its box may be anything.
+    """One object; its image and category are defined, its box may be anything."""
 
-    Attributes:
-        image_id, category_id: what it belongs to.
-        bbox: left, top, width, height in source pixels, at the source's full precision.
-        iscrowd: a region to ignore: no training target, no false positive.
-        number: annotation id, line or position in its file, for messages.
-        entry: as in `ImageRow`.
-        note: what is odd about its box as it is written; empty if nothing.
-        area: in pixels² as stated, None if it is not.
-    """
-
-    image_id: int
+    image_id: int  # image_id, category_id: what it belongs to
     category_id: int
-    bbox: Xywh
-    iscrowd: bool
-    number: int | str
-    entry: Raw = EMPTY
-    note: str = ""
-    area: float | None = None
+    bbox: Xywh  # left, top, width, height in source pixels, at the source's full precision
+    iscrowd: bool  # a region to ignore: no training target, no false positive
+    number: int | str  # annotation id, line or position in its file, for messages
+    entry: Raw = EMPTY  # as in `ImageRow`
+    note: str = ""  # what is odd about its box as it is written; empty if nothing
+    area: float | None = None  # in pixels² as stated, None if it is not
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """One split as its source states it.
+    """One split as its source states it."""
 
-    Attributes:
-        format: how it was written.
-        name: name of the split.
-        root: folder of the dataset.
-        file: file that defines the split.
-        categories: all classes, by ascending id.
-        images: in the order of the dataset.
-        objects: in the order of the source.
-        folder: folder whose images should all be annotated in this split; None if there is none.
-    """
-
-    format: Format
-    name: str
-    root: Path
-    file: Path
-    categories: tuple[Category, ...]
-    images: tuple[ImageRow, ...]
-    objects: tuple[ObjectRow, ...]
-    folder: Path | None = field(default=None)
+    format: Format  # how it was written
+    name: str  # name of the split
+    root: Path  # folder of the dataset
+    file: Path  # file that defines the split
+    categories: tuple[Category, ...]  # all classes, by ascending id
+    images: tuple[ImageRow, ...]  # in the order of the dataset
+    objects: tuple[ObjectRow, ...]  # in the order of the source
+    folder: Path | None = None  # whose images should all be annotated in this split
 
     def place(self, row: ObjectRow) -> str:
         """Return how an object is called in messages."""
@@ -106,12 +77,8 @@ def relative_name(path: Path, root: Path) -> str:
 def inside(folder: Path, name: str, root: Path | None = None) -> Path:
     """Return the file that annotations name; `/` and `\\` both part folders.
 
-    Args:
-        folder: where relative names begin.
-        root: folder that the name may not lead out of, by `..` or as a whole path; `folder` if
-            not given.
-
-    The disk may have the name in another Unicode form.
+    Relative names begin at the folder; none leads out of the root (the folder if not given), by
+    `..` or as a whole path. The disk may have the name in another Unicode form.
 
     Raises:
         ValueError: the name leads out of the root or to nothing, or no file can have it.

@@ -33,13 +33,10 @@ from nmsfree.text import shown
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class. AP and AP50 are None where the split has no object of it.
+    """One class; AP and AP50 are None where the split has no object of it, which crowds are not.
 
-    Attributes:
-        objects: how many there are, crowd regions left out.
-        threshold: recommended for the class, see `Thresholds.best_f1_per_class`.
-        precision, recall: of the class at its threshold; precision is None where nothing of it
-            is above that.
+    Precision and recall are those at its recommended threshold (`Thresholds.best_f1_per_class`);
+    precision is None where nothing is above that.
     """
 
     name: str
@@ -58,57 +55,17 @@ class ClassReport:
         return values
 
 
-def class_report(
-    name: str, category_id: int, curve: Curve, threshold: float | None, scores: Scores
-) -> ClassReport:
-    """Put together what is known of a class.
-
-    Args:
-        curve: its detections by score.
-        threshold: recommended for it; None where it has no object.
-        scores: COCO's of all classes.
-    """
-    precision = recall = None
-    if threshold is not None:
-        precision, recall = (float(v[0]) for v in curve.at(np.array([threshold])))
-        precision = None if math.isnan(precision) else precision
-    return ClassReport(
-        name,
-        category_id,
-        curve.objects,
-        scores.ap[category_id],
-        scores.ap50[category_id],
-        threshold,
-        precision,
-        recall,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What was measured of one model on one split.
 
     Attributes:
-        spec: the model.
-        split: name of the split.
-        images, objects: how many; crowd regions are left out.
-        metrics: COCO metrics.
-        ap_with_nms: AP after class-aware NMS (IoU 0.6) on top of the model's output.
-        thresholds: recommended ones.
-        best: precision and recall at `thresholds.best_f1`.
         best_f1_with_nms: the largest F1 of all classes together after the same NMS. AP hardly
             notices wrong detections below the right ones; who shows what is above a threshold does.
-        duplicates_per_image: detections that overlap a better one of their class by IoU > 0.7,
-            per image, among those above `thresholds.best_f1`.
-        wrong_duplicates_per_image: those of them that hit no object of their own; the others are
-            true objects that overlap.
-        duplicates_at_floor: duplicates per image among all detections.
-        cap_hits: images whose detections above the floor fill all rows of the output; None where
-            the lists were not cut to those rows.
-        calibration: scores against precision at IoU 0.5, crowd regions left out.
-        per_class: by class id.
-        curves: detections by score at IoU 0.5, by class id.
-        overall: the same of all classes together.
+        duplicates_per_image: detections above `thresholds.best_f1` that overlap a better one of
+            their class by IoU > 0.7; wrong ones hit no object of their own, as true ones do.
+        cap_hits: images whose detections fill all rows of the output; None if that is not cut.
+        per_class, curves: by class id; curves hold detections by score at IoU 0.5.
         confusion: int64 [classes + 1, classes + 1] at `thresholds.best_f1`; rows are the truth,
             columns the prediction, the last of each is background.
     """
@@ -116,20 +73,20 @@ class Analysis:
     spec: ModelSpec
     split: str
     images: int
-    objects: int
+    objects: int  # how many there are; crowd regions are left out
     metrics: Metrics
-    ap_with_nms: float
-    thresholds: Thresholds
-    best: Point
+    ap_with_nms: float  # AP after class-aware NMS (IoU 0.6) on top of the model's output
+    thresholds: Thresholds  # recommended ones
+    best: Point  # precision and recall at `thresholds.best_f1`
     best_f1_with_nms: float
     duplicates_per_image: float
     wrong_duplicates_per_image: float
-    duplicates_at_floor: float
+    duplicates_at_floor: float  # duplicates per image among all detections
     cap_hits: int | None
-    calibration: Calibration
+    calibration: Calibration  # scores against precision at IoU 0.5, crowd regions left out
     per_class: tuple[ClassReport, ...]
     curves: tuple[Curve, ...]
-    overall: Curve
+    overall: Curve  # the curve of all classes together
     confusion: NDArray[np.int64]
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +149,9 @@ def analyse(
         overall,
         fallback=spec.threshold,
         target_precision=target_precision,
-        measured_on=_describe(dataset),
+        measured_on=(
+            f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images, IoU {HIT_IOU}"
+        ),
     )
     kept = found.select(survivors(found))
     _, overall_kept = _curves(kept, match(kept, truth), truth, spec)
@@ -200,6 +159,10 @@ def analyse(
     shown = found.score > best.threshold
     double = duplicates(found)
     counted = ~matches.ignored
+
+    def per_image(flags: NDArray[np.bool_]) -> float:
+        return int(flags.sum()) / len(dataset)
+
     return Analysis(
         spec=spec,
         split=dataset.name,
@@ -212,14 +175,14 @@ def analyse(
         thresholds=thresholds,
         best=best,
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
-        duplicates_per_image=_per_image(double & shown, dataset),
-        wrong_duplicates_per_image=_per_image(double & shown & counted & ~matches.hit, dataset),
-        duplicates_at_floor=_per_image(double, dataset),
+        duplicates_per_image=per_image(double & shown),
+        wrong_duplicates_per_image=per_image(double & shown & counted & ~matches.hit),
+        duplicates_at_floor=per_image(double),
         cap_hits=int((np.bincount(found.image) >= spec.top_k).sum()) if capped else None,
         calibration=calibrate(found.score[counted], matches.hit[counted]),
         per_class=tuple(
-            class_report(name, category_id, curve, threshold, scores)
-            for name, category_id, curve, threshold in zip(
+            _class_report(*about, scores)
+            for about in zip(
                 spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
             )
         ),
@@ -229,9 +192,15 @@ def analyse(
     )
 
 
-def _per_image(flags: NDArray[np.bool_], dataset: DetectionDataset) -> float:
-    """Flagged detections per image."""
-    return int(flags.sum()) / len(dataset)
+def _class_report(
+    name: str, category_id: int, curve: Curve, threshold: float | None, scores: Scores
+) -> ClassReport:
+    precision = recall = None
+    if threshold is not None:
+        precision, recall = (float(v[0]) for v in curve.at(np.array([threshold])))
+        precision = None if math.isnan(precision) else precision
+    ap, ap50 = scores.ap[category_id], scores.ap50[category_id]
+    return ClassReport(name, category_id, curve.objects, ap, ap50, threshold, precision, recall)
 
 
 def _curves(
@@ -248,11 +217,6 @@ def _curves(
     )
     overall = Curve.of(found.score[counted], hit[counted], int(objects.sum()), spec.score_floor)
     return curves, overall
-
-
-def _describe(dataset: DetectionDataset) -> str:
-    """What was measured on: "digits val, 300 images, IoU 0.5"."""
-    return f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images, IoU {HIT_IOU}"
 
 
 def folder_name(dataset: DetectionDataset) -> str:

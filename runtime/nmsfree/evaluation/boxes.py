@@ -19,21 +19,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Detections or objects, one row each.
+    """Detections or objects, one row each."""
 
-    Attributes:
-        image: int64 [n], number of the image.
-        label: int64 [n], class id of the model.
-        xywh: float64 [n, 4], left, top, width, height in source pixels.
-        score: float64 [n], 0 … 1; 1 for objects.
-        crowd: bool [n], regions of many objects; False for detections.
-    """
-
-    image: Indices
-    label: Indices
-    xywh: Values
-    score: Values
-    crowd: NDArray[np.bool_]
+    image: Indices  # int64 [n], number of the image
+    label: Indices  # int64 [n], class id of the model
+    xywh: Values  # float64 [n, 4], left, top, width, height in source pixels
+    score: Values  # float64 [n], 0 … 1; 1 for objects
+    crowd: NDArray[np.bool_]  # [n], regions of many objects; False for detections
 
     def __len__(self) -> int:
         return len(self.image)
@@ -101,14 +93,10 @@ def objects_of(dataset: DetectionDataset, labels: Mapping[int, int]) -> Boxes:
 def to_results(found: Boxes, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[Result]:
     """Return detections as COCO results: the way back of `read_boxes`."""
     columns = (found.image, found.label, found.xywh, found.score)
+    names = ("image_id", "category_id", "bbox", "score")
     return [
-        {
-            "image_id": image_ids[image],
-            "category_id": category_ids[label],
-            "bbox": box,
-            "score": score,
-        }
-        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        dict(zip(names, (image_ids[image], category_ids[label], *rest), strict=True))
+        for image, label, *rest in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 

@@ -36,19 +36,12 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Detections of a class, or of all, from the best score down.
+    """Detections of a class, or of all, from the best score down."""
 
-    Attributes:
-        score: float64 [n], descending.
-        hits: float64 [n], right ones among the first 1, 2, … n.
-        objects: how many there are to find.
-        floor: the lowest score a detection can have.
-    """
-
-    score: Values
-    hits: Values
-    objects: int
-    floor: float
+    score: Values  # float64 [n], descending
+    hits: Values  # float64 [n], right ones among the first 1, 2, … n
+    objects: int  # how many there are to find
+    floor: float  # the lowest score a detection can have
 
     @classmethod
     def of(cls, score: Values, hit: NDArray[np.bool_], objects: int, floor: float) -> "Curve":
@@ -121,12 +114,8 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """Detections with scores in ((i − 1)/15, i/15].
-
-    Attributes:
-        count: how many.
-        score: their mean score; None if there are none.
-        precision: share of them that is right; None if there are none.
+    """Detections with scores in ((i − 1)/15, i/15]: how many, their mean score, the share that is
+    right; None if there are none.
     """
 
     count: int
@@ -141,11 +130,10 @@ class Calibration:
     Attributes:
         error: expected calibration error, Σ countᵢ / n · |scoreᵢ − precisionᵢ| over 15 bins of
             equal width (Guo et al., 2017); None without detections.
-        bins: from the lowest scores to the highest.
     """
 
     error: float | None
-    bins: tuple[Bin, ...]
+    bins: tuple[Bin, ...]  # from the lowest scores to the highest
 
 
 def calibrate(score: NDArray[np.float64], hit: NDArray[np.bool_]) -> Calibration:
@@ -200,8 +188,7 @@ def recommend(
     """Return the thresholds, and what the overall one of the best F1 gives.
 
     Args:
-        curves: of each class, by class id.
-        overall: of all classes together.
+        curves: of each class, by class id; `overall`: of all together.
         fallback: the threshold of a model that hits nothing at all.
         target_precision, measured_on: see `Thresholds`.
     """
@@ -210,7 +197,10 @@ def recommend(
     precise_classes = [curve.lowest_with_precision(target_precision) for curve in curves]
     thresholds = Thresholds(
         best_f1=best.threshold,
-        best_f1_per_class=tuple(_best_of_class(curve, best.threshold) for curve in curves),
+        # A class that is never hit takes the overall one.
+        best_f1_per_class=tuple(
+            (curve.best_f1() or best).threshold if curve.objects else None for curve in curves
+        ),
         target_precision=target_precision,
         at_precision=precise.threshold if precise else None,
         at_precision_per_class=tuple(p.threshold if p else None for p in precise_classes),
@@ -219,11 +209,3 @@ def recommend(
         measured_on=measured_on,
     )
     return thresholds, best
-
-
-def _best_of_class(curve: Curve, overall: float) -> float | None:
-    """A class that is never hit has no best threshold of its own and takes the overall one."""
-    if curve.objects == 0:
-        return None
-    best = curve.best_f1()
-    return overall if best is None else best.threshold

@@ -50,14 +50,15 @@ def predict(
 
     Args:
         detector: a model whose class names are those of the dataset, in any order.
-        dataset: images to run on.
         progress: called as (done, total) while it runs.
     """
     category_ids = category_ids_of(detector.spec.class_names, dataset)
     results: list[Result] = []
     for start in range(0, len(dataset.samples), CHUNK):
         samples = dataset.samples[start : start + CHUNK]
-        images = [_read(sample) for sample in samples]
+        images = [read_image(sample.path) for sample in samples]
+        for sample, image in zip(samples, images, strict=True):
+            check_size(sample, *image.shape[:2])
         found = detector.batch(images, threshold=detector.spec.score_floor)
         for sample, detections in zip(samples, found, strict=True):
             categories = [category_ids[label] for label in detections.class_id.tolist()]
@@ -70,11 +71,7 @@ def predict(
 
 
 def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
-    """Score COCO results against the annotation file of a dataset.
-
-    Only the images in `dataset.samples` count, so a shortened dataset gives its own metrics.
-    Areas and crowd regions are those of the annotation file, as in the official evaluation.
-    The order of the results does not matter: those of several processes may be joined.
+    """Score COCO results, in any order, against a dataset; see `CocoScorer`.
 
     Raises:
         DataError: the dataset has no object to find, or a result is of an unknown image.
@@ -100,12 +97,6 @@ def _shown(names: list[str]) -> str:
     return (", ".join(names[:5]) + (", …" if len(names) > 5 else "")) or "none"
 
 
-def _read(sample: Sample) -> NDArray[np.uint8]:
-    image = read_image(sample.path)
-    check_size(sample, *image.shape[:2])
-    return image
-
-
 def check_size(sample: Sample, height: int, width: int) -> None:
     """Refuse a picture of another size than its annotations say.
 
@@ -128,9 +119,8 @@ def coco_results(
     """Return the detections of one image as COCO results.
 
     Args:
-        image_id: the dataset's own.
+        image_id, categories [n]: the dataset's own, which may be larger than any array holds.
         xyxy: float32 [n, 4], in source pixels.
-        categories: [n], the dataset's category ids, which may be larger than any array holds.
         confidence: float32 [n].
     """
     boxes = xyxy.astype(np.float64)

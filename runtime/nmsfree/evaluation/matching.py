@@ -18,15 +18,10 @@ NMS_IOU = 0.6  # of the published evaluation
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What became of every detection.
+    """What became of every detection."""
 
-    Attributes:
-        truth: int64 [n], row of the object that was hit, −1 for none.
-        ignored: bool [n], neither right nor wrong: it lies in a crowd region.
-    """
-
-    truth: Indices
-    ignored: NDArray[np.bool_]
+    truth: Indices  # int64 [n], row of the object that was hit, −1 for none
+    ignored: NDArray[np.bool_]  # [n], neither right nor wrong: it lies in a crowd region
 
     @property
     def hit(self) -> NDArray[np.bool_]:

@@ -97,19 +97,11 @@ def draw_calibration(analysis: Analysis, figure: "Figure") -> None:
     left = [i / BINS for i, _ in filled]
     style: dict[str, Any] = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
     upper.bar(left, [b.precision or 0 for _, b in filled], color=COLOURS[5], **style)
-    upper.plot(
-        [b.score for _, b in filled],
-        [b.precision for _, b in filled],
-        color=COLOURS[0],
-        marker="o",
-        markersize=4,
-        linewidth=1.5,
-    )
+    scores, precisions = [b.score for _, b in filled], [b.precision for _, b in filled]
+    upper.plot(scores, precisions, color=COLOURS[0], marker="o", markersize=4, linewidth=1.5)
     error = analysis.calibration.error
-    entries = [
-        Entry(COLOURS[0], 1.5, "precision of a bin"),
-        Entry(INK, 0.9, "score = precision", dashed=True),
-    ]
+    diagonal = Entry(INK, 0.9, "score = precision", dashed=True)
+    entries = [Entry(COLOURS[0], 1.5, "precision of a bin"), diagonal]
     title = "no detections" if error is None else f"calibration error {error:.3f}"
     legend(upper, entries, title)
     lower.bar(left, [b.count for _, b in filled], color=FAINT, **style)
@@ -207,15 +199,8 @@ def _write_shares(axes: "Axes", shares: NDArray[np.float64], counts: NDArray[np.
         text = f"{100 * share:.0f}" if share >= 0.005 else "·"
         if large:
             text = f"{100 * share:.1f} %\n{count}"
-        axes.text(
-            column,
-            row,
-            text,
-            ha="center",
-            va="center",
-            fontsize=11 if large else 8,
-            color="white" if share > 0.35 else INK,
-        )
+        color, size = "white" if share > 0.35 else INK, 11 if large else 8
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
 
 
 DRAWINGS = {

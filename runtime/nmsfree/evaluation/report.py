@@ -1,14 +1,13 @@
 """What `nmsfree eval` shows: two tables and a few plain sentences, on a terminal or as Markdown."""
 
-from typing import TYPE_CHECKING
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from nmsfree.evaluation.analysis import Analysis, ClassReport
 from nmsfree.evaluation.scores import COUNTED
 from nmsfree.text import in_markdown, shorten, shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 OVERALL = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 WIDE = 105  # columns of a terminal from which on the whole table fits
@@ -16,11 +15,8 @@ SHOWN_CLASSES = 20
 NOTHING, MUCH = 0.05, 0.5  # AP or F1, × 100, that NMS adds
 
 
-def print_report(analysis: Analysis, title: str, console: "Console", all_classes: bool) -> None:
+def print_report(analysis: Analysis, title: str, console: Console, all_classes: bool) -> None:
     """Print the tables and the sentences; of many classes the worst ones only, unless asked."""
-    from rich.table import Table
-    from rich.text import Text
-
     overall = _table(OVERALL)
     overall.add_row(*overall_row(analysis))
     console.print(Text(shown(title), style="bold"), overall)
@@ -42,10 +38,7 @@ def print_report(analysis: Analysis, title: str, console: "Console", all_classes
     console.print(words)
 
 
-def _table(columns: tuple[str, ...], class_width: int = 0) -> "Table":
-    from rich import box
-    from rich.table import Table
-
+def _table(columns: tuple[str, ...], class_width: int = 0) -> Table:
     padding = (0, 1, 0, 0 if class_width else 1)  # the table of classes has many columns
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for name in columns:
@@ -58,16 +51,17 @@ def _table(columns: tuple[str, ...], class_width: int = 0) -> "Table":
 
 def markdown(analysis: Analysis, title: str, pictures: list[str]) -> str:
     """Return the same as a Markdown page, all classes, with pictures by their file names."""
-    parts = [f"# {in_markdown(title)}", _markdown_table(OVERALL, [overall_row(analysis)])]
-    parts += [
-        "\n".join(
-            f"- **{about}**: {in_markdown(line, 2000)}" for about, line in sentences(analysis)
-        )
-    ]
+    said = [f"- **{about}**: {in_markdown(line, 2000)}" for about, line in sentences(analysis)]
     rows = [class_row(analysis, report, wide=True) for report in worst_first(analysis)]
-    parts += ["## Per class, worst first", explained(analysis, wide=True)]
-    parts += [_markdown_table(class_columns(analysis, wide=True), rows)]
-    parts += [f"![{name}]({name})" for name in pictures]
+    parts = [
+        f"# {in_markdown(title)}",
+        _markdown_table(OVERALL, [overall_row(analysis)]),
+        "\n".join(said),
+        "## Per class, worst first",
+        explained(analysis, wide=True),
+        _markdown_table(class_columns(analysis, wide=True), rows),
+        *(f"![{name}]({name})" for name in pictures),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

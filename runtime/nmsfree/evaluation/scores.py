@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 COUNTED = (1, 10, 100)  # detections of a class in an image, by the best scores
 
+NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+
 Result = dict[str, Any]  # image_id, category_id, bbox xywh in source pixels, score
 
 
@@ -31,16 +33,10 @@ class Metrics:
     Where an image of the dataset holds more than 100 objects of a class, AP takes all detections:
     with 100 of them no detector could reach 1. The recalls stay as COCO defines them.
 
-    None stands for an average over nothing: no object of that size in the split, or not measured.
-
-    Attributes:
-        ap: average precision, mean over the IoU thresholds 0.50, 0.55 … 0.95 and the classes.
-        ap50, ap75: at one IoU threshold.
-        ap_small, ap_medium, ap_large: of objects with an area below 32², up to 96², above.
-        ar100: average recall with 100 detections of a class in an image.
-        ar1, ar10: with 1 and with 10.
-        ar_small, ar_medium, ar_large: with 100, by size of the object.
-        max_detections: of a class in an image that AP takes.
+    AP is the mean over the IoU thresholds 0.50, 0.55 … 0.95 and the classes; small, medium and
+    large are areas below 32², up to 96² and above; AR1, AR10 and AR100 are average recalls with so
+    many detections of a class in an image. None stands for an average over nothing: no object of
+    that size in the split, or not measured. `max_detections`: of a class in an image for AP.
     """
 
     ap: float
@@ -59,20 +55,11 @@ class Metrics:
 
     def to_json(self) -> dict[str, float | None]:
         """Return the metrics under the names that COCO uses, ready for `json.dumps`."""
-        return {
-            "AP": self.ap,
-            "AP50": self.ap50,
-            "AP75": self.ap75,
-            "APs": self.ap_small,
-            "APm": self.ap_medium,
-            "APl": self.ap_large,
-            "AR1": self.ar1,
-            "AR10": self.ar10,
-            "AR100": self.ar100,
-            "ARs": self.ar_small,
-            "ARm": self.ar_medium,
-            "ARl": self.ar_large,
-        }
+        values = (
+            self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large,
+            self.ar1, self.ar10, self.ar100, self.ar_small, self.ar_medium, self.ar_large,
+        )  # fmt: skip
+        return dict(zip(NAMES, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -89,9 +76,6 @@ class CocoScorer:
 
     Only the images in `dataset.samples` count, so a shortened dataset gives its own metrics.
     Areas and crowd regions are those of the annotation file, as in the official evaluation.
-
-    Args:
-        dataset: the annotations to compare with.
 
     Raises:
         DataError: the dataset has no object to find.
@@ -155,12 +139,9 @@ class CocoScorer:
             self._numbered(results),
             key=lambda r: (r["image_id"], -r["score"], r["category_id"], r["bbox"]),
         )
+        found = self._coco.loadRes(rows)
         evaluation = self._evaluation_class(
-            self._coco,
-            self._coco.loadRes(rows),
-            "bbox",
-            print_function=_silent,
-            extra_calc=False,
+            self._coco, found, "bbox", print_function=_silent, extra_calc=False
         )
         params = evaluation.params
         params.imgIds = [self._numbers[sample.image_id] for sample in self._dataset.samples]
@@ -177,15 +158,12 @@ class CocoScorer:
         """Yield results under our own numbers, fit for the library to change."""
         for row in results:
             image, category = row["image_id"], row["category_id"]
-            for kind, value, known in (
-                ("image", image, self._numbers),
-                ("category", category, self._classes),
-            ):
-                if value not in known:
-                    raise DataError(
-                        f"a result names {kind} {value}, which {self._dataset.annotation_file} "
-                        "does not have: these are the results of another dataset"
-                    )
+            if image not in self._numbers or category not in self._classes:
+                what = f"category {category}" if image in self._numbers else f"image {image}"
+                raise DataError(
+                    f"a result names {what}, which {self._dataset.annotation_file} "
+                    "does not have: these are the results of another dataset"
+                )
             if not all(map(math.isfinite, (row["score"], *row["bbox"]))):
                 raise DataError(
                     f"a result of image {image} has the score {row['score']} and the box "

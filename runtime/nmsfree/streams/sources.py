@@ -37,17 +37,11 @@ COUNT_TOLERANCE = 0.05  # a container's frame count is often an estimate from it
 
 @dataclass(frozen=True)
 class Source:
-    """One thing to look at.
+    """One thing to look at."""
 
-    Attributes:
-        kind: what it is.
-        name: as it is reported: the path as the user wrote it, or the camera's index.
-        root: folder below which it was found; None for a camera.
-    """
-
-    kind: Literal["image", "video", "camera"]
-    name: str
-    root: Path | None = None
+    kind: Literal["image", "video", "camera"]  # what it is
+    name: str  # as it is reported: the path as the user wrote it, or the camera's index
+    root: Path | None = None  # folder below which it was found; None for a camera
 
 
 def find_images(folder: Path, passed: Iterable[str] = ()) -> list[Path]:

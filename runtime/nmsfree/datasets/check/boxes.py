@@ -1,6 +1,6 @@
 """Judging the boxes of a split: which have no area, lie outside, or are there twice."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from nmsfree.datasets.check.images import ImageFact
 from nmsfree.datasets.dataset import areas_of, boxes_of, repeated_lines, to_corners, with_area
 from nmsfree.datasets.faults import Fault, Kind, Xywh
 from nmsfree.datasets.image_files import Size
-from nmsfree.datasets.rows import ImageRow, SplitRows
+from nmsfree.datasets.rows import SplitRows
 
 OVERHANG = 1.0  # pixels by which a box may reach out of its image unreported: rounding
 SAME_CORNERS = 1.0  # pixels by which the corners of duplicates may differ
@@ -23,27 +23,16 @@ SMALL_SIDE = 8.0  # pixels: the finest stride of the detectors
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """The boxes of a split and the verdict on each.
+    """The boxes of a split and the verdict on each."""
 
-    Attributes:
-        xyxy: float64 [n, 4], as annotated, in source pixels.
-        clipped: float64 [n, 4], cut to the image where its size is known.
-        without_area: bool [n], no width or height, or not finite.
-        outside: bool [n], nothing of it lies in the image.
-        partly_outside: bool [n], reaches out by more than `OVERHANG`.
-        duplicate_of: int64 [n], row of the earlier box that it repeats; −1 for none.
-        crowd: bool [n], regions to ignore.
-        area_odd: bool [n], the stated area is none, or larger than the box.
-    """
-
-    xyxy: NDArray[np.float64]
-    clipped: NDArray[np.float64]
-    without_area: NDArray[np.bool_]
-    outside: NDArray[np.bool_]
-    partly_outside: NDArray[np.bool_]
-    duplicate_of: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    area_odd: NDArray[np.bool_]
+    xyxy: NDArray[np.float64]  # [n, 4], as annotated, in source pixels
+    clipped: NDArray[np.float64]  # [n, 4], cut to the image where its size is known
+    without_area: NDArray[np.bool_]  # [n], no width or height, or not finite
+    outside: NDArray[np.bool_]  # [n], nothing of it lies in the image
+    partly_outside: NDArray[np.bool_]  # [n], reaches out by more than `OVERHANG`
+    duplicate_of: NDArray[np.int64]  # [n], row of the earlier box that it repeats; −1 for none
+    crowd: NDArray[np.bool_]  # [n], regions to ignore
+    area_odd: NDArray[np.bool_]  # [n], the stated area is none, or larger than the box
 
     @property
     def good(self) -> NDArray[np.bool_]:
@@ -52,12 +41,7 @@ class Boxes:
 
 
 def judge(rows: SplitRows, sizes: Mapping[int, Size | None]) -> Boxes:
-    """Judge every box of a split.
-
-    Args:
-        rows: the split.
-        sizes: width, height of each image id; None (unknown) lets a box reach anywhere.
-    """
+    """Judge every box of a split; an image whose size is unknown lets a box reach anywhere."""
     limits = {i: size or (np.inf, np.inf) for i, size in sizes.items()}
     limit = np.array([limits[row.image_id] for row in rows.objects]).reshape(-1, 2)
     crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
@@ -81,10 +65,10 @@ def _duplicates(
     """Return for every box the earlier one of its image and class that it repeats, or −1."""
     duplicate_of = np.full(len(boxes), -1, dtype=np.int64)
     names = {category.id: category.name for category in rows.categories}  # one name, one class
-    groups: dict[tuple[int, str], list[int]] = {}
+    groups: dict[tuple[int, str], list[int]] = defaultdict(list)
     for index in countable.tolist():
         row = rows.objects[index]
-        groups.setdefault((row.image_id, names[row.category_id]), []).append(index)
+        groups[row.image_id, names[row.category_id]].append(index)
     for group in groups.values():
         if len(group) < 2:
             continue
@@ -138,34 +122,22 @@ def _words(rows: SplitRows, boxes: Boxes, kind: Kind, index: int, size: Size | N
     return f"{corners} of {size[0]} × {size[1]}" if size else corners
 
 
-def small_boxes(rows: SplitRows, boxes: Boxes) -> Iterator[Fault]:
-    """Yield one fault for every image with boxes below 8 pixels a side."""
+def object_faults(
+    rows: SplitRows, boxes: Boxes, facts: Mapping[Path, ImageFact]
+) -> Iterator[Fault]:
+    """Yield images with small boxes, with more objects than a model gives rows, and with none."""
+    usable = boxes.good & ~boxes.crowd
+    of_image = Counter(rows.objects[index].image_id for index in np.flatnonzero(usable).tolist())
     sides = (boxes.clipped[:, 2:] - boxes.clipped[:, :2]).min(axis=1, initial=np.inf)
-    small: dict[int, list[Xywh]] = {}
-    for index in np.flatnonzero(boxes.good & ~boxes.crowd & (sides < SMALL_SIDE)).tolist():
-        row = rows.objects[index]
-        small.setdefault(row.image_id, []).append(row.bbox)
-    images: dict[int, ImageRow] = {image.id: image for image in rows.images}
-    for image_id, found in small.items():
-        image = images[image_id]
-        detail = f"{len(found)} boxes" if len(found) > 1 else "1 box"
-        yield Fault(Kind.BOX_SMALL, image.source, detail, image.path, tuple(found))
-
-
-def full_images(rows: SplitRows, boxes: Boxes) -> Iterator[Fault]:
-    """Yield the images with more objects than a model's output has rows by default."""
-    usable = np.flatnonzero(boxes.good & ~boxes.crowd).tolist()
-    counts = Counter(rows.objects[index].image_id for index in usable)
+    small: dict[int, list[Xywh]] = defaultdict(list)
+    for index in np.flatnonzero(usable & (sides < SMALL_SIDE)).tolist():
+        small[rows.objects[index].image_id].append(rows.objects[index].bbox)
     for image in rows.images:
-        if counts[image.id] > MANY:
-            detail = f"{counts[image.id]} objects"
-            yield Fault(Kind.IMAGE_FULL, image.source, detail, image.path)
-
-
-def empty_images(rows: SplitRows, boxes: Boxes, facts: Mapping[Path, ImageFact]) -> Iterator[Fault]:
-    """Yield the readable images without any object to learn."""
-    usable = np.flatnonzero(boxes.good & ~boxes.crowd).tolist()
-    filled = {rows.objects[index].image_id for index in usable}
-    for image in rows.images:
-        if image.id not in filled and facts[image.path].problem is None:
+        objects, found = of_image[image.id], tuple(small.get(image.id, ()))
+        if found:
+            detail = f"{len(found)} boxes" if len(found) > 1 else "1 box"
+            yield Fault(Kind.BOX_SMALL, image.source, detail, image.path, found)
+        if objects > MANY:
+            yield Fault(Kind.IMAGE_FULL, image.source, f"{objects} objects", image.path)
+        if not objects and facts[image.path].problem is None:
             yield Fault(Kind.IMAGE_WITHOUT_OBJECTS, image.source, "no object", image.path)

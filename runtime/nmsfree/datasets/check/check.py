@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from nmsfree.datasets.check.boxes import box_faults, empty_images, full_images, judge, small_boxes
+from nmsfree.datasets.check.boxes import box_faults, judge, object_faults
 from nmsfree.datasets.check.images import (
     ImageFact,
     Progress,
@@ -40,16 +40,8 @@ def class_faults(rows: SplitRows, stats: SplitStats) -> Iterator[Fault]:
             yield Fault(Kind.CLASS_EMPTY, rows.file, f"{category.name} (id {category.id})")
 
 
-def list_faults(splits: Mapping[str, SplitRows]) -> Iterator[Fault]:
-    """Yield what is remarkable about the list of classes, once where splits share one."""
-    seen: set[tuple[Category, ...]] = set()
-    for rows in splits.values():
-        if rows.categories not in seen:
-            seen.add(rows.categories)
-            yield from _list_faults(rows)
-
-
-def _list_faults(rows: SplitRows) -> Iterator[Fault]:
+def list_faults(rows: SplitRows) -> Iterator[Fault]:
+    """Yield what is remarkable about a list of classes."""
     names = Counter(category.name for category in rows.categories)
     for name in (name for name, times in names.items() if times > 1):
         ids = ", ".join(str(c.id) for c in rows.categories if c.name == name)
@@ -176,7 +168,11 @@ def check_dataset(
     checked = {name: _check_split(rows, facts, found) for name, (rows, found) in read.items()}
     all_rows = {name: rows for name, (rows, _) in read.items()}
     shared = leaks(all_rows, facts)
-    faults += list_faults(all_rows)
+    lists: dict[tuple[Category, ...], SplitRows] = {}
+    for rows in all_rows.values():
+        lists.setdefault(rows.categories, rows)
+    for rows in lists.values():  # each list once
+        faults += list_faults(rows)
     faults += faults_between(all_rows)
     faults += leak_faults(all_rows, shared)
     faults += set_file_faults(layout)
@@ -195,7 +191,5 @@ def _check_split(
     faults += copies_within(rows, facts)
     faults += split_file_faults(rows)
     faults += class_faults(rows, stats)
-    faults += empty_images(rows, boxes, facts)
-    faults += small_boxes(rows, boxes)
-    faults += full_images(rows, boxes)
+    faults += object_faults(rows, boxes, facts)
     return SplitCheck(rows, boxes, stats, tuple(faults))

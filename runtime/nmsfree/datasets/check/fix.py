@@ -25,7 +25,7 @@ import numpy as np
 
 from nmsfree.datasets.check.images import unions
 from nmsfree.datasets.check.report import Check, SplitCheck
-from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind
+from nmsfree.datasets.faults import Kind
 from nmsfree.datasets.formats.coco import (
     OwnInfo,
     category_of,
@@ -40,11 +40,6 @@ from nmsfree.errors import DataError
 from nmsfree.files import is_part, write_atomic
 
 
-def source_mark(check: Check, folder: Path) -> str:
-    """Return what the header says about the dataset that was cleaned."""
-    return _relative(check.layout.root, folder)
-
-
 def _relative(path: Path, folder: Path) -> str:
     """Return a path from a folder, so that both can be moved together."""
     try:
@@ -53,12 +48,12 @@ def _relative(path: Path, folder: Path) -> str:
         return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
 
 
-def category_ids(check: Check) -> dict[str, int]:
+def _category_ids(check: Check) -> dict[str, int]:
     """Return one id for every class name of all splits: the dataset's own if they agree."""
-    pairs = [c for split in check.splits.values() for c in split.rows.categories]
     names: dict[str, int] = {}
-    for category in pairs:
-        names.setdefault(category.name, category.id)
+    for split in check.splits.values():
+        for category in split.rows.categories:
+            names.setdefault(category.name, category.id)
     if len(set(names.values())) == len(names):
         return names
     return {name: number for number, name in enumerate(names, start=1)}
@@ -70,8 +65,6 @@ def content_of(
     """Return the COCO content of a cleaned split.
 
     Args:
-        check: what was found in the dataset.
-        split: the split.
         images: those that stay.
         ids: category id of every class name.
         folder: dataset folder that the content is written to; paths count from there.
@@ -86,7 +79,7 @@ def content_of(
     pictures = _common_folder(images)
     header = source.get("info", EMPTY)
     info = fields_of(header) if bytes(header).startswith(b"{") else {}
-    own = OwnInfo(_relative(pictures, folder), source_mark(check, folder))
+    own = OwnInfo(_relative(pictures, folder), _relative(check.layout.root, folder))
     return {
         **source,
         "info": {**info, "nmsfree": own},
@@ -108,15 +101,8 @@ def _common_folder(images: list[ImageRow]) -> Path:
 def _image_entry(check: Check, image: ImageRow, pictures: Path) -> dict[str, Any]:
     size = check.facts[image.path].size
     assert size is not None  # only usable images are kept
-    name = _relative(image.path, pictures)
-    width, height = size
-    return {
-        **fields_of(image.entry),
-        "id": image.id,
-        "file_name": name,
-        "width": width,
-        "height": height,
-    }
+    own = {"id": image.id, "file_name": _relative(image.path, pictures)}
+    return {**fields_of(image.entry), **own, "width": size[0], "height": size[1]}
 
 
 def _annotations(
@@ -133,38 +119,25 @@ def _annotations(
             continue
         x1, y1, x2, y2 = boxes.clipped[index].tolist()
         bbox = [x1, y1, x2 - x1, y2 - y1] if cut[index] else list(row.bbox)
-        found.append(
-            {
-                **fields_of(row.entry),
-                "id": len(found) + 1,
-                "image_id": row.image_id,
-                "category_id": ids[names[row.category_id]],
-                "bbox": bbox,
-                "area": _area(
-                    row.area, bbox[2] * bbox[3], bool(cut[index] or boxes.area_odd[index])
-                ),
-                "iscrowd": int(row.iscrowd),
-            }
-        )
+        area = of_box = bbox[2] * bbox[3]
+        if row.area is not None and 0 < row.area < math.inf:  # of a mask, if it can be right
+            changed = cut[index] or boxes.area_odd[index]
+            area = min(row.area, of_box) if changed else row.area
+        own = {
+            "id": len(found) + 1,
+            "image_id": row.image_id,
+            "category_id": ids[names[row.category_id]],
+            "bbox": bbox,
+            "area": area,
+            "iscrowd": int(row.iscrowd),
+        }
+        found.append({**fields_of(row.entry), **own})
     return found
-
-
-def _area(stated: float | None, of_box: float, changed: bool) -> float:
-    """Return the area to write: the stated one, that of a mask, where it can still be right."""
-    if stated is None or not 0 < stated < math.inf:
-        return of_box
-    return min(stated, of_box) if changed else stated
 
 
 @dataclass(frozen=True, eq=False)
 class FixedSplit:
-    """What became of a split.
-
-    Attributes:
-        file: the annotation file written.
-        images, objects: how many it holds, crowd regions included.
-        changes: number of faults of each kind that were mended.
-    """
+    """The annotation file of a split, what it holds, and how many faults were mended."""
 
     file: Path
     images: int
@@ -174,13 +147,7 @@ class FixedSplit:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """What `write_fixed` did.
-
-    Attributes:
-        folder: the cleaned dataset.
-        splits: by name.
-        unfixed: errors that are left, a line each.
-    """
+    """What `write_fixed` did; `unfixed` are the errors that are left, a line each."""
 
     folder: Path
     splits: dict[str, FixedSplit]
@@ -191,11 +158,10 @@ class Fixed:
         return {
             "folder": str(self.folder),
             "splits": {
-                name: {
+                name: vars(split)
+                | {
                     "file": str(split.file),
-                    "images": split.images,
-                    "objects": split.objects,
-                    "changes": {kind.value: count for kind, count in split.changes.items()},
+                    "changes": {kind.code: count for kind, count in split.changes.items()},
                 }
                 for name, split in self.splits.items()
             },
@@ -211,7 +177,7 @@ def default_folder(check: Check) -> Path:
 
 def needs_fixing(check: Check) -> bool:
     """Tell whether there is a fault that `write_fixed` mends."""
-    return any(DESCRIPTIONS[finding.kind].fix for finding in check.findings())
+    return any(finding.kind.fix for finding in check.findings())
 
 
 def write_fixed(check: Check, folder: Path) -> Fixed:
@@ -223,7 +189,7 @@ def write_fixed(check: Check, folder: Path) -> Fixed:
     """
     _refuse_others(check, folder)
     kept, unfixed = _kept_images(check)
-    ids = category_ids(check)
+    ids = _category_ids(check)
     written: dict[str, FixedSplit] = {}
     for name, split in check.splits.items():
         if not kept[name]:
@@ -245,10 +211,11 @@ def _refuse_others(check: Check, folder: Path) -> None:
     """Refuse a folder with anything but an earlier result for the same dataset."""
     if not folder.exists():
         return
+    mark = _relative(check.layout.root, folder)
     found = folder.rglob("*") if folder.is_dir() else iter([folder])
     for file in (path for path in found if path.is_file() and not is_part(path)):
         ours = file.parent == folder / "annotations" and file.suffix == ".json"
-        if not ours or own_info(read_fields(file)).cleaned_from != source_mark(check, folder):
+        if not ours or own_info(read_fields(file)).cleaned_from != mark:
             raise DataError(
                 f"{file} is no earlier result of --fix for {check.layout.root}, so {folder} is "
                 "left alone: delete it, or give another folder with --out-fixed"
@@ -283,15 +250,10 @@ def _is_usable(check: Check, image: ImageRow) -> bool:
 
 def _changes(check: Check, split: SplitCheck, kept: list[ImageRow]) -> dict[Kind, int]:
     """Count the mended faults of a split by kind."""
-    changes = Counter(fault.kind for fault in split.faults if DESCRIPTIONS[fault.kind].fix)
+    changes = Counter(fault.kind for fault in split.faults if fault.kind.fix)
     stays = {image.path for image in kept}
     gone = [i for i in split.rows.images if i.path not in stays and _is_usable(check, i)]
     changes[Kind.LEAKAGE] = len(gone)
-    changes.update(f.kind for f in check.faults if _concerns(f, split))
-    return {kind: changes[kind] for kind in Kind if changes[kind]}
-
-
-def _concerns(fault: Fault, split: SplitCheck) -> bool:
-    """Tell whether a fault of the whole set is mended in a split."""
     lists = (Kind.CLASSES_DIFFER, Kind.CLASS_NAME_TWICE)
-    return fault.kind in lists and fault.source == split.rows.file
+    changes.update(f.kind for f in check.faults if f.kind in lists and f.source == split.rows.file)
+    return {kind: changes[kind] for kind in Kind if changes[kind]}

@@ -26,19 +26,12 @@ Progress = Callable[[int, int], None]  # images done, images in all
 
 @dataclass(frozen=True)
 class ImageFact:
-    """What reading an image file gave.
+    """What reading an image file gave."""
 
-    Attributes:
-        size: width, height in pixels after Exif rotation; None if it cannot be decoded.
-        digest: of its bytes; empty if it cannot be read.
-        problem: what is wrong, None if nothing is.
-        detail: in words.
-    """
-
-    size: Size | None
-    digest: str
-    problem: Kind | None = None
-    detail: str = ""
+    size: Size | None  # width, height in pixels after Exif rotation; None if it cannot be decoded
+    digest: str  # of its bytes; empty if it cannot be read
+    problem: Kind | None = None  # what is wrong, None if nothing is
+    detail: str = ""  # in words
 
 
 def read_images(

@@ -123,7 +123,7 @@ def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
     kind, path = faults[0].kind, faults[0].image
     assert path is not None  # chosen so
     marks = [*(m for fault in faults for m in _red(fault)), *_others(check, split, path)]
-    title = f"{kind.value.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
+    title = f"{kind.code.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     note = faults[0].detail.replace("×", "x") + more  # OpenCV 4 writes ASCII only
     try:

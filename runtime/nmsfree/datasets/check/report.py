@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.check.boxes import SMALL_SIDE, Boxes
 from nmsfree.datasets.check.images import ImageFact, Leak
-from nmsfree.datasets.faults import DESCRIPTIONS, Fault, Kind, Level
+from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import Layout
 from nmsfree.datasets.rows import SplitRows, relative_name
 
@@ -24,27 +24,16 @@ EDGES = (0, 4, 6, 8, 11, 16, 23, 32, 45, 64, 96, 128, 181, 256, 362, 512, 724, 1
 
 @dataclass(frozen=True, eq=False)
 class SplitStats:
-    """Counts of one split; boxes that are of no use (no area, outside, repeated) do not count.
-
-    Attributes:
-        images: all images.
-        images_without_objects: those without any usable box that is not a crowd region.
-        objects: usable boxes.
-        crowd: regions to ignore.
-        by_class: objects of each category id, also those without any.
-        images_by_class: images that show each category id.
-        sides: float64 [objects], √area in source pixels.
-        below_8px: objects with a width or height below 8 pixels.
-    """
+    """Counts of one split; boxes that are of no use (no area, outside, repeated) do not count."""
 
     images: int
-    images_without_objects: int
+    images_without_objects: int  # those without any usable box that is not a crowd region
     objects: int
-    crowd: int
-    by_class: dict[int, int]
-    images_by_class: dict[int, int]
-    sides: NDArray[np.float64]
-    below_8px: int
+    crowd: int  # regions to ignore
+    by_class: dict[int, int]  # objects of each category id
+    images_by_class: dict[int, int]  # images that show it
+    sides: NDArray[np.float64]  # [objects], √area in source pixels
+    below_8px: int  # objects with a width or height below 8 pixels
 
     def by_area(self) -> dict[str, int]:
         """Return the number of small, medium and large objects as COCO divides them."""
@@ -65,13 +54,8 @@ class SplitStats:
             "objects": self.objects,
             "crowd": self.crowd,
             "classes": [
-                {
-                    "id": c.id,
-                    "name": c.name,
-                    "objects": self.by_class[c.id],
-                    "images": self.images_by_class[c.id],
-                }
-                for c in rows.categories
+                {"id": i, "name": n, "objects": self.by_class[i], "images": self.images_by_class[i]}
+                for i, n in rows.categories
             ],
             "box_sizes": {
                 **self.by_area(),
@@ -106,38 +90,23 @@ def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
 
 @dataclass(frozen=True, eq=False)
 class SplitCheck:
-    """One split that could be read.
+    """One split that could be read."""
 
-    Attributes:
-        rows: what the source says, without what is malformed or dangling.
-        boxes: the verdict on every box.
-        stats: counts of what is usable.
-        faults: what is wrong with the split by itself.
-    """
-
-    rows: SplitRows
-    boxes: Boxes
-    stats: SplitStats
-    faults: tuple[Fault, ...]
+    rows: SplitRows  # what the source says, without what is malformed or dangling
+    boxes: Boxes  # the verdict on every box
+    stats: SplitStats  # counts of what is usable
+    faults: tuple[Fault, ...]  # what is wrong with the split by itself
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """What checking a dataset found.
+    """What checking a dataset found."""
 
-    Attributes:
-        layout: format and folder.
-        splits: by name, those that could be read.
-        facts: what reading each image gave.
-        leaks: images shared by two splits.
-        faults: what concerns several splits, or a split that cannot be read.
-    """
-
-    layout: Layout
-    splits: dict[str, SplitCheck]
-    facts: dict[Path, ImageFact]
-    leaks: tuple[Leak, ...]
-    faults: tuple[Fault, ...]
+    layout: Layout  # format and folder
+    splits: dict[str, SplitCheck]  # by name, those that could be read
+    facts: dict[Path, ImageFact]  # what reading each image gave
+    leaks: tuple[Leak, ...]  # images shared by two splits
+    faults: tuple[Fault, ...]  # of several splits, or of one that cannot be read
 
     def files(self) -> Iterator[Path]:
         """Yield the files that annotate and the pictures, which no output may replace."""
@@ -186,16 +155,15 @@ class Finding:
 
     @property
     def level(self) -> Level:
-        return DESCRIPTIONS[self.kind].level
+        return self.kind.level
 
     def to_json(self, root: Path) -> dict[str, Any]:
-        about = DESCRIPTIONS[self.kind]
         return {
-            "kind": self.kind.value,
-            "level": about.level.value,
+            "kind": self.kind.code,
+            "level": self.level.value,
             "split": self.split or None,
-            "title": about.title,
-            "advice": about.advice,
+            "title": self.kind.title,
+            "advice": self.kind.advice,
             "count": len(self.faults),
             "items": [
                 {

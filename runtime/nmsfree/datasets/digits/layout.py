@@ -32,13 +32,11 @@ class Glyph:
     Attributes:
         alpha: float32 [h + 2, w + 2], how much a pixel is covered with ink, 0 … 1. The ink
             (alpha ≥ 0.5) touches all four sides of the inner h × w box; around it `MARGIN`.
-        label: 0 … 9.
-        instance: index of the handwritten digit in the source.
     """
 
     alpha: NDArray[np.float32]
-    label: int
-    instance: int
+    label: int  # 0 … 9
+    instance: int  # index of the handwritten digit in the source
 
     @property
     def width(self) -> int:

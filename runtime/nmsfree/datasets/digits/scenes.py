@@ -48,17 +48,11 @@ class _Record:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One picture with its objects.
+    """One picture with its objects."""
 
-    Attributes:
-        image: uint8 [256, 256, 3], BGR.
-        boxes: float32 [n, 4], xyxy in pixels, tight around the ink as if nothing were hidden.
-        labels: int64 [n], the digit, 0 … 9.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    image: NDArray[np.uint8]  # [256, 256, 3], BGR
+    boxes: NDArray[np.float32]  # [n, 4], xyxy, tight around the ink as if nothing were hidden
+    labels: NDArray[np.int64]  # [n], the digit, 0 … 9
 
 
 def make_scene(split: str, index: int, seed: int = 0) -> Scene:
@@ -104,9 +98,7 @@ def write_digits(
     length is (re)written. Nothing of a split is ever half written under its final name.
 
     Args:
-        out: folder of the set; made when missing.
         train, val, crowd: number of images of each split; 0 leaves the split out.
-        seed: seed of all scenes.
         progress: called as (split, done, total) after every image of a split being written.
 
     Returns:
@@ -219,14 +211,9 @@ def _annotations(
     for index, (boxes, labels) in enumerate(objects):
         for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
             number += 1
-            yield {
-                "id": number,
-                "image_id": index + 1,
-                "category_id": label + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-            }
+            ids = {"id": number, "image_id": index + 1, "category_id": label + 1}
+            width, height = x2 - x1, y2 - y1
+            yield ids | {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0}
 
 
 def write_preview(path: Path, seed: int = 0) -> None:

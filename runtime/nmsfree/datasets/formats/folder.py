@@ -22,17 +22,11 @@ LOOKED_FOR = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset on disk whose format is known.
+    """A dataset on disk whose format is known."""
 
-    Attributes:
-        format: how it is read.
-        root: its folder.
-        config: the data.yaml of YOLO, None for the others.
-    """
-
-    format: Format
-    root: Path
-    config: Path | None = None
+    format: Format  # how it is read
+    root: Path  # its folder
+    config: Path | None = None  # the data.yaml of YOLO, None for the others
 
     def splits(self) -> list[str]:
         """Return the names of all splits: those that train first, then those that validate.

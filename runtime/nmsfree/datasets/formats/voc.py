@@ -17,9 +17,8 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import msgspec
@@ -29,7 +28,7 @@ from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
 from nmsfree.datasets.image_files import LONGEST_LIST, image_size, images_below, nfc
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.decode import MALFORMED, MAX_FILE, Positive, explain, read_bytes, read_text
-from nmsfree.errors import DataError, InputError
+from nmsfree.errors import DataError
 from nmsfree.streams.sources import IMAGE_SUFFIXES
 from nmsfree.text import shown
 
@@ -39,15 +38,9 @@ READ = frozenset(("bndbox", "difficult", "xmin", "ymin", "xmax", "ymax", "width"
 UNSTATED = frozenset(("", "unspecified"))
 
 
-@dataclass(frozen=True)
-class VocObject:
-    """One object.
-
-    Attributes:
-        name: its class.
-        bbox: left, top, width, height in continuous pixel coordinates.
-        difficult: to be ignored.
-        number: position in the file, from 1.
+class VocObject(NamedTuple):
+    """One object: box (left, top, width, height in continuous pixels), whether to ignore it, and
+    its position in the file, from 1.
     """
 
     name: str
@@ -56,20 +49,12 @@ class VocObject:
     number: int
 
 
-@dataclass(frozen=True)
-class VocAnnotation:
-    """What a file says of one image.
-
-    Attributes:
-        file: the XML file.
-        filename: name of the image file as written, without folders; empty if missing.
-        size: width, height in pixels; None if it is missing or zero.
-        objects: in the order of the file.
-    """
+class VocAnnotation(NamedTuple):
+    """What a file says of one image."""
 
     file: Path
-    filename: str
-    size: tuple[int, int] | None
+    filename: str  # name of the image file as written, without folders; empty if missing
+    size: tuple[int, int] | None  # width, height in pixels; None if it is missing or zero
     objects: tuple[VocObject, ...]
 
 
@@ -122,15 +107,10 @@ def _parse(file: Path) -> ElementTree.Element:
     return builder.close()
 
 
-def _fields(element: ElementTree.Element) -> dict[str, Any]:
-    """Return what is read of an element's children by name, of several the first."""
-    return {child.tag: _value(child) for child in reversed(element) if child.tag in READ}
-
-
-def _value(element: ElementTree.Element) -> dict[str, Any] | str | float:
-    """Return the children by name, or the number or text of an element without any."""
+def _value(element: ElementTree.Element) -> Any:
+    """Return what is read of the children by name (the first of several), else number or text."""
     if len(element):
-        return _fields(element)
+        return {child.tag: _value(child) for child in reversed(element) if child.tag in READ}
     text = (element.text or "").strip()
     try:
         return float(text)
@@ -150,7 +130,7 @@ def _xml_size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _xml_objects(root: ElementTree.Element, file: Path, report: Report) -> Iterator[VocObject]:
     for number, element in enumerate(root.findall("object"), start=1):
         try:
-            fields = _fields(element)
+            fields = _value(element) if len(element) else {}
             fields["name"] = (element.findtext("name") or "").strip()
             if str(fields.get("difficult")).lower() in UNSTATED:
                 del fields["difficult"]
@@ -172,8 +152,11 @@ _PRESENCE = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 
 def voc_splits(directory: Path) -> list[str]:
     """Return the names of the splits of a VOC folder, sorted."""
-    files = sorted((directory / "ImageSets" / "Main").glob("*.txt"))
-    return [file.stem for file in files if _is_split(file)]
+    return [file.stem for file in sorted(_lists(directory).glob("*.txt")) if _is_split(file)]
+
+
+def _lists(directory: Path) -> Path:
+    return directory / "ImageSets" / "Main"
 
 
 def _is_split(file: Path) -> bool:
@@ -219,15 +202,14 @@ def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
     Raises:
         DataError: a folder or list is missing or empty, or no class is named anywhere.
     """
-    file = directory / "ImageSets" / "Main" / f"{split}.txt"
+    file = _lists(directory) / f"{split}.txt"
     if not os.path.exists(file):  # noqa: PTH110 (a split may have any name)
         found = ", ".join(voc_splits(directory)) or "none"
         raise DataError(
             f"{shown(file)} is missing: write one image name a line; splits found in {directory}: "
             f"{shown(found)}"
         )
-    names = read_names(file)
-    if not names:
+    if not (names := read_names(file)):
         raise DataError(f"{file} is empty: write one image name a line")
     annotations = dict(_annotations(directory, names, report))
     categories = _categories(directory, annotations)
@@ -237,7 +219,8 @@ def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
     objects: list[ObjectRow] = []
     for number, (name, annotation) in enumerate(annotations.items(), start=1):
         path = pictures.find(name, annotation.filename)
-        images.append(ImageRow(number, path, annotation.file, _size(path, annotation)))
+        size = annotation.size or image_size(path)
+        images.append(ImageRow(number, path, annotation.file, size))
         objects += _objects(images[-1], annotation, ids, report)
     return SplitRows("VOC", split, directory, file, categories, tuple(images), tuple(objects))
 
@@ -286,19 +269,16 @@ def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Catego
         lines = read_text(listed, MAX_FILE, DataError).splitlines()
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
-        lists = [directory / "ImageSets" / "Main" / f"{s}.txt" for s in voc_splits(directory)]
+        lists = [_lists(directory) / f"{split}.txt" for split in voc_splits(directory)]
         others = sorted({name for file in lists for name in read_names(file)} - read.keys())
-        every = [*read.values(), *(a for _, a in _annotations(directory, others, _ignore))]
+        ignored: list[Fault] = []  # reading their splits tells
+        every = [*read.values(), *(a for _, a in _annotations(directory, others, ignored.append))]
         found = sorted({item.name for annotation in every for item in annotation.objects})
     if not found:
         raise DataError(
             f"{directory}: no annotation names a class: write the names into {listed}, one a line"
         )
     return tuple(Category(number, name) for number, name in enumerate(found, start=1))
-
-
-def _ignore(fault: Fault) -> None:
-    """Take a fault of a split that was not asked for; reading that one will tell."""
 
 
 class _Pictures:
@@ -321,19 +301,6 @@ class _Pictures:
 def picture_name(file: Path, folder: Path) -> str:
     """Return how lists call an image of the folder JPEGImages."""
     return nfc(file.relative_to(folder).with_suffix("").as_posix())
-
-
-def _size(path: Path, annotation: VocAnnotation) -> tuple[int, int] | None:
-    """Return the size that the annotation states, or that of the file if it states none.
-
-    None if neither tells; reading the picture then says what is wrong with it.
-    """
-    if annotation.size is not None:
-        return annotation.size
-    try:
-        return image_size(path)
-    except InputError:
-        return None
 
 
 def _objects(

@@ -16,9 +16,12 @@ from nmsfree.datasets.formats.yolo_config import YoloConfig, image_files, place,
 from nmsfree.datasets.image_files import Size, image_size, on_disk
 from nmsfree.datasets.rows import ImageRow, ObjectRow, SplitRows
 from nmsfree.decode import read_text
-from nmsfree.errors import DataError, InputError
+from nmsfree.errors import DataError
 from nmsfree.text import shown
 
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 10_000  # images
 LARGEST = 8 << 20  # bytes of a file: some 200,000 boxes
 TOLERANCE = 0.01  # of the image's size by which a coordinate may miss 0 … 1
 BOX, SMALLEST_POLYGON = 5, 7  # columns
@@ -28,14 +31,7 @@ NAMES = ("cx", "cy", "w", "h")
 def read_labels(
     image: ImageRow, size: Size, config: YoloConfig, report: Report
 ) -> Iterator[ObjectRow]:
-    """Yield the objects of an image's label file; rows that cannot be used are reported.
-
-    Args:
-        image: its source is the label file.
-        size: width and height in pixels.
-        config: class indices, and whether rows hold key points.
-        report: what to do with a fault.
-    """
+    """Yield the objects of an image's label file, its source; faulty rows are reported."""
     known = {category.id for category in config.categories}
     try:
         lines = read_text(image.source, LARGEST, DataError).splitlines()
@@ -98,7 +94,13 @@ def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[
         raise ValueError(f"is not made of numbers ({shown(' '.join(columns[:BOX]))})") from None
     if not index.is_integer():
         raise ValueError(f"has class {shown(columns[0], 40)}, expected a whole number")
-    bbox = _box(values, size) if is_box else _around(values, size)
+    width, height = size
+    if is_box:
+        cx, cy, w, h = values
+        bbox = (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
+    else:  # around a polygon x1 y1 x2 y2 …
+        xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
+        bbox = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
     return int(index), bbox, _strays(values, is_box)
 
 
@@ -118,32 +120,10 @@ def _strays(values: list[float], is_box: bool) -> str:
     return f"{found}, expected fractions of the image's size, 0 … 1"
 
 
-def _box(values: list[float], size: Size) -> Xywh:
-    width, height = size
-    cx, cy, w, h = values
-    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
-
-
-def _around(points: list[float], size: Size) -> Xywh:
-    """Return the bounding box of a polygon x1 y1 x2 y2 …"""
-    xs = [x * size[0] for x in points[::2]]
-    ys = [y * size[1] for y in points[1::2]]
-    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-
-
-logger = logging.getLogger(__name__)
-
-LOG_EVERY = 10_000  # images
-
-
 def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
-    """Read one split as it stands; what cannot be used is reported and left out.
+    """Read one split, a key of a data.yaml; what cannot be used is reported and left out.
 
-    Args:
-        file: the data.yaml.
-        split: one of its keys, for example `train`.
-        report: what to do with a fault. Images that cannot be read are no fault here: they stay,
-            without size and labels, because reading their pixels tells.
+    Images that cannot be read stay, without size and labels: reading their pixels tells.
 
     Raises:
         DataError: the file, the images or all the labels are missing, or classes have no names.
@@ -160,7 +140,7 @@ def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
     images: list[ImageRow] = []
     objects: list[ObjectRow] = []
     for number, (path, label) in enumerate(zip(paths, labels, strict=True), start=1):
-        size = _size(path)
+        size = image_size(path)
         images.append(ImageRow(number, path, label, size))
         if size is not None and label.is_file():
             objects += read_labels(images[-1], size, config, report)
@@ -203,15 +183,14 @@ def label_files(images: list[Path], root: Path) -> list[Path]:
     A folder `images` below the root is replaced first, then one above it, as other readers do;
     then the labels are looked for beside the image.
     """
-    return [_label_of(image, root) for image in images]
-
-
-def _label_of(image: Path, root: Path) -> Path:
-    usual = label_file(image, root)
-    if usual.is_file():
-        return usual
-    others = (on_disk(usual), label_file(image, Path()), image.with_suffix(".txt"))
-    return next((path for path in others if path.is_file()), usual)
+    found = []
+    for image in images:
+        usual = label_file(image, root)
+        if not usual.is_file():
+            others = (on_disk(usual), label_file(image, Path()), image.with_suffix(".txt"))
+            usual = next((path for path in others if path.is_file()), usual)
+        found.append(usual)
+    return found
 
 
 def label_file(image: Path, root: Path) -> Path:
@@ -223,10 +202,3 @@ def label_file(image: Path, root: Path) -> Path:
             parts[position] = "labels"
             break
     return root.joinpath(*parts, f"{image.stem}.txt")
-
-
-def _size(path: Path) -> Size | None:
-    try:
-        return image_size(path)
-    except InputError:
-        return None

@@ -38,21 +38,13 @@ _Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 @dataclass(frozen=True, eq=False)
 class YoloConfig:
-    """What a data.yaml says.
+    """What a data.yaml says."""
 
-    Attributes:
-        file: the data.yaml.
-        root: folder from which the splits are looked for.
-        categories: class index and name, by index.
-        splits: entries of each split, as written.
-        keypoints: rows hold key points behind the box (`kpt_shape` is given).
-    """
-
-    file: Path
-    root: Path
-    categories: tuple[Category, ...]
-    splits: dict[str, tuple[str, ...]]
-    keypoints: bool
+    file: Path  # the data.yaml
+    root: Path  # folder from which the splits are looked for
+    categories: tuple[Category, ...]  # class index and name, by index
+    splits: dict[str, tuple[str, ...]]  # entries of each split, as written
+    keypoints: bool  # rows hold key points behind the box (`kpt_shape` is given)
 
 
 def find_configs(directory: Path) -> list[Path]:
