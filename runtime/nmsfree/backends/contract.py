@@ -38,6 +38,28 @@ def check_model_file(path: Path, digest: str | None) -> None:
         raise other_file(path, found, digest)
 
 
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def output_shapes(top_k: int) -> Shapes:
+    """NumPy's type and the size, without the batch, of each output of the contract."""
+    return {
+        "num_detections": ("int32", (1,)),
+        "detection_boxes": ("float32", (top_k, 4)),
+        "detection_scores": ("float32", (top_k,)),
+        "detection_classes": ("int32", (top_k,)),
+    }
+
+
+def candidate_shapes(count: int) -> Shapes:
+    """The same of an engine whose NMS runs on the host: what enters NMS."""
+    return {
+        "candidate_boxes": ("float32", (count, 4)),
+        "candidate_scores": ("float32", (count,)),
+        "candidate_classes": ("int32", (count,)),
+    }
+
+
 def read_spec(
     path: Path, metadata: str | None, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> ModelSpec:
@@ -69,7 +91,7 @@ def _check_ports(
     path: Path, spec: ModelSpec, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> None:
     """Compare input and outputs of the graph with the description."""
-    size, k = [spec.batch, spec.height, spec.width, 3], spec.top_k
+    size = [spec.batch, spec.height, spec.width, 3]
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
     if found != [("images", "tensor(uint8)", size)]:
         given = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
@@ -77,14 +99,12 @@ def _check_ports(
             f"{path}: input is {shown(given)}, but its description says images tensor(uint8) "
             f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
         )
-    expected: dict[str, tuple[str, list[int]]] = {
-        "num_detections": ("tensor(int32)", [1]),
-        "detection_boxes": ("tensor(float)", [k, 4]),
-        "detection_scores": ("tensor(float)", [k]),
-        "detection_classes": ("tensor(int32)", [k]),
-    }
+    expected = output_shapes(spec.top_k)
     for output in outputs:
-        kind, sizes = expected.get(output.name, (output.type, output.shape[1:]))
+        kind, sizes = output.type, output.shape[1:]
+        if output.name in expected:
+            name, fixed = expected[output.name]
+            kind, sizes = f"tensor({name.replace('float32', 'float')})", list(fixed)
         batch = output.shape[0] if output.shape else 0
         if isinstance(batch, str) or spec.batch is None:  # engines may take either for the other
             batch = spec.batch

@@ -54,14 +54,9 @@ def ask_child(
     if done.returncode == 0 and isinstance(answer, dict):
         return answer, ""
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return None, f"crashed ({_ending(done.returncode)})" + (f": {said[-1]}" if said else "")
-
-
-def _ending(status: int) -> str:
-    """How a process ended; a negative status is the signal that ended it."""
-    if -status in set(signal.Signals):
-        return signal.Signals(-status).name
-    return f"status {status}"
+    by_signal = -done.returncode in set(signal.Signals)
+    end = signal.Signals(-done.returncode).name if by_signal else f"status {done.returncode}"
+    return None, f"crashed ({end})" + (f": {said[-1]}" if said else "")
 
 
 SHOWN = 400  # characters of a message
@@ -94,23 +89,20 @@ def look(name: str) -> Outcome:
     return Outcome(False, problem) if answer is None else Outcome(**answer)
 
 
-def _run_onnx(device: str, options: Options = DEFAULTS) -> Outcome:
+def _run_onnx(device: str, options: Options = DEFAULTS, nvidia: bool = False) -> Outcome:
+    if nvidia and (problem := find_gpus().problem):
+        return Outcome(False, problem, absent=True)
     with temporary_folder() as folder:
         return _run(doctor_model.write_model(folder), device, options)
 
 
-def _run(path: Path, device: str | None, options: Options) -> Outcome:
+def _run(path: Path, device: str, options: Options) -> Outcome:
     backend = open_backend(path, device, options)
     try:
         wrong = doctor_model.difference(backend)
     finally:
         backend.close()
     return Outcome(not wrong, wrong or backend.description)
-
-
-def _run_on_nvidia(device: str, options: Options) -> Outcome:
-    problem = find_gpus().problem
-    return Outcome(False, problem, absent=True) if problem else _run_onnx(device, options)
 
 
 def _run_on_intel_gpu() -> Outcome:
@@ -123,14 +115,13 @@ def _run_on_intel_gpu() -> Outcome:
 def _run_engine(builder: str) -> Outcome:
     """Build an engine of the model and run it; the first needs no GPU in TensorRT-RTX."""
     from nmsfree.backends.tensorrt.vendor import load_vendor
-    from nmsfree.doctor.model import build
 
     vendor, gpus = load_vendor(builder), find_gpus()
     if gpus.problem and not vendor.builds_without_gpu:
         return Outcome(False, gpus.problem, absent=True)
     major, minor = gpus.found[0].capability if gpus.found else (8, 9)  # an RTX 4060
     with temporary_folder() as folder:
-        engine = build(doctor_model.write_model(folder), vendor, 10 * major + minor)
+        engine = doctor_model.build(doctor_model.write_model(folder), vendor, 10 * major + minor)
         if gpus.problem:
             return Outcome(False, f"builds engines; {gpus.problem}", absent=True)
         return _run(engine, builder, Options(rebuild=False))
@@ -141,8 +132,7 @@ def _run_cuda(layer: Any) -> Outcome:
     from nmsfree.backends.tensorrt.targets import sm_text
     from nmsfree.cuda import open_cuda
 
-    problem = find_gpus().problem
-    if problem:
+    if problem := find_gpus().problem:
         return Outcome(False, problem, absent=True)
     cuda = open_cuda(layer)
     try:
@@ -177,8 +167,8 @@ def _run_torch() -> Outcome:
 
 PROBES: dict[str, Callable[[], Outcome]] = {
     "onnxruntime-cpu": partial(_run_onnx, "cpu"),
-    "onnxruntime-cuda": partial(_run_on_nvidia, "cuda", DEFAULTS),
-    "onnxruntime-tensorrt-rtx": partial(_run_on_nvidia, "tensorrt-rtx", Options(tf32=True)),
+    "onnxruntime-cuda": partial(_run_onnx, "cuda", nvidia=True),
+    "onnxruntime-tensorrt-rtx": partial(_run_onnx, "tensorrt-rtx", Options(tf32=True), nvidia=True),
     "tensorrt-rtx": partial(_run_engine, "tensorrt-rtx"),
     "tensorrt": partial(_run_engine, "tensorrt"),
     "openvino-cpu": partial(_run_onnx, "openvino:CPU"),
@@ -194,16 +184,13 @@ def main() -> None:
     try:
         outcome = PROBES[sys.argv[1]]()
     except NmsfreeError as error:
-        outcome = Outcome(False, _without_advice(str(error)))
+        message = str(error)
+        for advice in ADVICE:
+            message = message.replace(advice, "")
+        outcome = Outcome(False, message)
     except Exception as error:  # noqa: BLE001 (whatever a broken installation raises is the answer)
         outcome = Outcome(False, f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}")
     print(json.dumps(asdict(outcome)))  # noqa: T201 (for the parent process)
-
-
-def _without_advice(message: str) -> str:
-    for advice in ADVICE:
-        message = message.replace(advice, "")
-    return message
 
 
 if __name__ == "__main__":

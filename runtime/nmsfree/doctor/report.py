@@ -22,8 +22,7 @@ class Engine:
     """Something that may be installed.
 
     Attributes:
-        name: as shown.
-        probe: how it is tried, see `doctor_probe.PROBES`.
+        probe: how it is tried, see `PROBES`.
         packages: distributions that bring it, any of them.
         install: what to give to `pip install`.
         runs_models: False for what engines need besides.
@@ -75,13 +74,11 @@ class Check:
     """One engine on this machine.
 
     Attributes:
-        engine: its name.
         version: of the package; None where it is missing.
         state: "runs" only after the tiny model's answer was right; "no device" where nothing is
             broken, but this machine has no GPU for it.
         detail: what runs where, or why not.
         install: lines for the shell that bring it; empty where it is there.
-        runs_models: False for what engines need besides.
     """
 
     engine: str
@@ -131,7 +128,10 @@ def check_engine(engine: Engine, look: Callable[[str], Outcome] = look) -> Check
     """Try one engine, unless it is not installed."""
     found = _first_version(engine.packages)
     if found is None:
-        lines = _install_lines(engine)
+        lines: tuple[str, ...] = (f'pip install "{engine.install}"',)
+        # The two write to one folder, and the last one installed breaks the other.
+        if engine.probe == "onnxruntime-cuda" and _first_version(("onnxruntime",)):
+            lines = ("pip uninstall -y onnxruntime", *lines)
         return Check(engine.name, None, "missing", "not installed", lines, engine.runs_models)
     outcome = look(engine.probe)
     state: State = "runs" if outcome.runs else "no device" if outcome.absent else "fails"
@@ -145,14 +145,6 @@ def _first_version(packages: Iterable[str]) -> str | None:
         except PackageNotFoundError:
             continue
     return None
-
-
-def _install_lines(engine: Engine) -> tuple[str, ...]:
-    install = f'pip install "{engine.install}"'
-    # The two write to one folder, and the last one installed breaks the other.
-    if engine.probe == "onnxruntime-cuda" and _first_version(("onnxruntime",)):
-        return ("pip uninstall -y onnxruntime", install)
-    return (install,)
 
 
 # Module → how to put it right where several distributions bring it.

@@ -50,7 +50,7 @@ def look_at_system() -> System:
         platform.python_version(),
         nmsfree.__version__,
         processor_name(),
-        _cores(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         computes_bf16(),
         _memory(),
         _driver(),
@@ -65,12 +65,6 @@ def look_at_gpus(command: list[str]) -> Gpus:
         return Gpus((), None, f"the NVIDIA driver's library {problem}")
     found = (Gpu(**gpu | {"capability": tuple(gpu["capability"])}) for gpu in answer["found"])
     return Gpus(tuple(found), answer["cuda"], answer["problem"])
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> int | None:

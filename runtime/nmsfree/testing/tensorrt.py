@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.backends.contract import candidate_shapes, output_shapes
 from nmsfree.backends.tensorrt.engine import INPUT
 from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform, write_sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
@@ -257,21 +258,9 @@ def write_fake_engine(
         fields: of the sidecar, in place of what belongs there.
     """
     n = batch[2] if batch[0] == batch[2] else -1
-    t, k = candidates, spec.top_k
-    if t is None:
-        outputs = {
-            "num_detections": ("int32", [n, 1]),
-            "detection_boxes": ("float32", [n, k, 4]),
-            "detection_scores": ("float32", [n, k]),
-            "detection_classes": ("int32", [n, k]),
-        }
-    else:
-        outputs = {
-            "candidate_boxes": ("float32", [n, t, 4]),
-            "candidate_scores": ("float32", [n, t]),
-            "candidate_classes": ("int32", [n, t]),
-        }
-    tensors = {INPUT: ("uint8", [n, spec.height, spec.width, 3])} | outputs
+    outputs = output_shapes(spec.top_k) if candidates is None else candidate_shapes(candidates)
+    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | outputs
+    tensors = {name: (kind, [n, *shape]) for name, (kind, shape) in shapes.items()}
     plan = json.dumps({"tensors": tensors, "batch": batch}).encode()
     path.write_bytes(plan)
     values: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.contract import check_images, one_line
+from nmsfree.backends.contract import check_images, one_line, output_shapes
 from nmsfree.backends.onnxruntime.session import (
     FATAL,
     OUTPUTS,
@@ -317,25 +317,20 @@ class GraphRun:
         """Make the buffers, bind them once and for all, and capture the graph."""
         from onnxruntime import OrtValue
 
-        k, shape = self._spec.top_k, (n, self._spec.height, self._spec.width, 3)
+        def make(shape: tuple[int, ...], kind: str) -> Any:
+            return OrtValue.ortvalue_from_shape_and_type((n, *shape), np.dtype(kind), place, index)
 
-        def make(shape: tuple[int, ...], kind: type[np.generic]) -> Any:
-            return OrtValue.ortvalue_from_shape_and_type(shape, kind, place, index)
-
-        images = make(shape, np.uint8)
-        outputs = [
-            make((n, 1), np.int32),
-            make((n, k, 4), np.float32),
-            make((n, k), np.float32),
-            make((n, k), np.int32),
-        ]
+        size = self._spec.height, self._spec.width, 3
+        images = make(size, "uint8")
+        shapes = output_shapes(self._spec.top_k)
+        outputs = [make(shape, kind) for kind, shape in shapes.values()]
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("images", images)
         for name, value in zip(OUTPUTS, outputs, strict=True):
             binding.bind_ortvalue_output(name, value)
         self._buffers = images, outputs, binding
         for _ in range(WARM_UP_RUNS):
-            self._replay(np.zeros(shape, np.uint8))
+            self._replay(np.zeros((n, *size), np.uint8))
 
     def _replay(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         bound, outputs, binding = self._buffers

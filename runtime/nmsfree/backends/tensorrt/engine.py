@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nmsfree.backends.contract import candidate_shapes, output_shapes
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
@@ -49,22 +50,11 @@ class Binding:
 
 def expected_bindings(sidecar: Sidecar, batch: int, found: dict[str, Binding]) -> list[Binding]:
     """What the description of an engine promises."""
-    spec, k = sidecar.spec, sidecar.spec.top_k
+    spec = sidecar.spec
+    shapes = output_shapes(spec.top_k)
     if sidecar.nms_on_host:
-        scores = found.get("candidate_scores")
-        t = scores.shape[-1] if scores else k  # how many is the engine's own affair
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-            "candidate_boxes": ("float32", (t, 4)),
-            "candidate_scores": ("float32", (t,)),
-            "candidate_classes": ("int32", (t,)),
-        }
-    else:
-        shapes = {
-            "num_detections": ("int32", (1,)),
-            "detection_boxes": ("float32", (k, 4)),
-            "detection_scores": ("float32", (k,)),
-            "detection_classes": ("int32", (k,)),
-        }
+        scores = found.get("candidate_scores")  # how many they are is the engine's own affair
+        shapes = candidate_shapes(scores.shape[-1] if scores else spec.top_k)
     shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | shapes
     return [Binding(name, np.dtype(kind), (batch, *s)) for name, (kind, s) in shapes.items()]
 

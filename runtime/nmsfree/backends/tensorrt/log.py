@@ -58,7 +58,7 @@ class VendorLog:
 
 
 def make_logger(module: Any, log: VendorLog) -> Any:
-    """Return a logger object of a vendor module that hands everything to `log`."""
+    """A logger object of a vendor module that hands everything to `log`."""
 
     class Logger(module.ILogger):  # type: ignore[misc]  # the module is known at run time only
         def __init__(self) -> None:
