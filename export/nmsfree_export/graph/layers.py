@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
+from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree_export.graph.precision import conv_precision
 
 SUFFIXES = {
@@ -217,14 +218,7 @@ def _rewired(node: NodeProto, renamed: Mapping[str, str]) -> NodeProto:
 
 
 def _session(part: ModelProto, outputs: list[str], inputs: list[str]) -> Run:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # overflow is reported by ourselves
-    session = ort.InferenceSession(
-        part.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(part.SerializeToString(), optimize=False)  # reports no overflow: we do
 
     def run(values: Mapping[str, NDArray[Any]]) -> Values:
         found = session.run(outputs, {name: values[name] for name in inputs})
