@@ -265,30 +265,25 @@ def _upright(pixels: NDArray[np.uint8], image: Any) -> NDArray[np.uint8]:
 
 def _check_array(image: NDArray[Any]) -> None:
     shape = " × ".join(map(str, image.shape)) or "a scalar"
+    problem = ""
     if image.dtype != np.uint8:
-        raise InputError(
-            f"image has dtype {image.dtype}, expected uint8 with values 0 … 255: "
-            "scale and convert it with .astype(numpy.uint8)"
-        )
-    if image.ndim == 2:
-        raise InputError(
-            f"image is grey ({shape}), expected [h, w, 3]: "
-            "convert it with cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
-        )
-    if image.ndim != 3:
-        raise InputError(
-            f"image has shape {shape}, expected [h, w, 3]: use Detector.batch for several images"
-        )
-    if image.shape[2] == 4:
-        raise InputError(
-            f"image has four channels ({shape}), expected BGR [h, w, 3]: "
-            "convert it with cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)"
-        )
-    if image.shape[2] != 3:
+        problem = f"has dtype {image.dtype}, expected uint8 with values 0 … 255: scale and convert "
+        problem += "it with .astype(numpy.uint8)"
+    elif image.ndim == 2:
+        problem = f"is grey ({shape}), expected [h, w, 3]: convert it with "
+        problem += "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
+    elif image.ndim != 3:
+        problem = f"has shape {shape}, expected [h, w, 3]: use Detector.batch for several images"
+    elif image.shape[2] == 4:
+        problem = f"has four channels ({shape}), expected BGR [h, w, 3]: convert it with "
+        problem += "cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)"
+    elif image.shape[2] != 3:
         hint = ": it looks like [3, h, w], transpose it" if image.shape[0] == 3 else ""
-        raise InputError(f"image has shape {shape}, expected [h, w, 3]{hint}")
-    if image.size == 0:
-        raise InputError(f"image is empty ({shape})")
+        problem = f"has shape {shape}, expected [h, w, 3]{hint}"
+    elif image.size == 0:
+        problem = f"is empty ({shape})"
+    if problem:
+        raise InputError(f"image {problem}")
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -247,11 +247,8 @@ def test_a_fixed_set_is_clean_and_loads(tmp_path: Path, name: str) -> None:
     assert (fixed.folder, fixed.unfixed) == (tmp_path / "set-clean", ())
     again = check_dataset(fixed.folder)
     assert kinds(again, Level.ERROR) == {}
-    assert kinds(again).keys() <= {
-        "image-duplicate",
-        "class-empty",
-        "image-full",
-    }  # nothing to mend
+    left = {"image-duplicate", "class-empty", "image-full"}  # nothing to mend
+    assert kinds(again).keys() <= left
     assert not needs_fixing(again)
     for split, written in fixed.splits.items():
         dataset = load_dataset(fixed.folder, split)

@@ -197,62 +197,58 @@ def test_opencv_does_not_chatter(digits: Path, tmp_path: Path) -> None:
     assert [line for line in outcome.stderr.splitlines() if "reading" not in line] == []
 
 
-YOLO: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
-    "nothing": (lambda r: None, {}),
-    "columns": (
-        lambda r: (r / "labels/train/1.txt").write_text("0 1 2"),
-        {"annotation-malformed": 1},
-    ),
-    "pixels": (
-        lambda r: (r / "labels/train/1.txt").write_text("0 20 20 9 9\n1 .5 .5 .1 .1"),
-        {"box-outside": 1},
-    ),
-    "binary": (
-        lambda r: (r / "labels/train/1.txt").write_bytes(b"\xff\xfe\x80"),
-        {"annotation-malformed": 1},
-    ),
-    "class": (
-        lambda r: (r / "labels/train/1.txt").write_text("2 .5 .5 .1 .1"),
-        {"dangling-category": 1},
-    ),
-    "flat": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 0 .1"),
-        {"box-without-area": 1},
-    ),
-    "nan": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 nan .5 .1 .1"),
-        {"box-without-area": 1},
-    ),
-    "out": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 .9 .5 .4 .1"),
-        {"box-partly-outside": 1},
-    ),
-    "far out": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 2 .1"),
-        {"box-partly-outside": 1},
-    ),
-    "twice": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 .4 .4\n1 .505 .5 .4 .4"),
-        {"box-duplicate": 1},
-    ),
-    "line twice": (
-        lambda r: (r / "labels/train/1.txt").write_text("1 .5 .5 .4 .4\n1 0.5 0.5 0.4 0.4"),
-        {"line-repeated": 1},
-    ),
+Plant = Callable[[Path], object]
+LABEL, XML = "labels/train/1.txt", "Annotations/1.xml"
+
+
+def text(name: str, content: str | bytes) -> Plant:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda root: (root / name).write_bytes(data)
+
+
+def gone(name: str) -> Plant:
+    return lambda root: (root / name).unlink()
+
+
+def same(source: str, target: str) -> Plant:
+    return lambda root: shutil.copy(root / source, root / target)
+
+
+def swap(name: str, *pairs: tuple[str, str]) -> Plant:
+    def change(root: Path) -> None:
+        for old, new in pairs:
+            (root / name).write_text((root / name).read_text().replace(old, new))
+
+    return change
+
+
+def several(*plants: Plant) -> Plant:
+    return lambda root: [plant(root) for plant in plants]
+
+
+YOLO: dict[str, tuple[Plant, dict[str, int]]] = {
+    "nothing": (several(), {}),
+    "columns": (text(LABEL, "0 1 2"), {"annotation-malformed": 1}),
+    "pixels": (text(LABEL, "0 20 20 9 9\n1 .5 .5 .1 .1"), {"box-outside": 1}),
+    "binary": (text(LABEL, b"\xff\xfe\x80"), {"annotation-malformed": 1}),
+    "class": (text(LABEL, "2 .5 .5 .1 .1"), {"dangling-category": 1}),
+    "flat": (text(LABEL, "1 .5 .5 0 .1"), {"box-without-area": 1}),
+    "nan": (text(LABEL, "1 nan .5 .1 .1"), {"box-without-area": 1}),
+    "out": (text(LABEL, "1 .9 .5 .4 .1"), {"box-partly-outside": 1}),
+    "far out": (text(LABEL, "1 .5 .5 2 .1"), {"box-partly-outside": 1}),
+    "twice": (text(LABEL, "1 .5 .5 .4 .4\n1 .505 .5 .4 .4"), {"box-duplicate": 1}),
+    "line twice": (text(LABEL, "1 .5 .5 .4 .4\n1 0.5 0.5 0.4 0.4"), {"line-repeated": 1}),
     "stray label": (
-        lambda r: [(r / f"labels/train/{n}.txt").write_text("") for n in ("x", "classes")],
+        several(text("labels/train/x.txt", ""), text("labels/train/classes.txt", "")),
         {"label-without-image": 1},
     ),
-    "no label": (lambda r: (r / "labels/train/1.txt").unlink(), {}),
-    "image": (lambda r: (r / "images/train/1.png").write_bytes(b"no"), {"image-unreadable": 1}),
-    "leak": (
-        lambda r: shutil.copy(r / "images/train/1.png", r / "images/val/3.png"),
-        {"leakage": 1},
-    ),
+    "no label": (gone(LABEL), {}),
+    "image": (text("images/train/1.png", b"no"), {"image-unreadable": 1}),
+    "leak": (same("images/train/1.png", "images/val/3.png"), {"leakage": 1}),
     "listed but gone": (
-        lambda r: (
-            (r / "list.txt").write_text("images/train/0.png\nimages/train/gone.png"),
-            (r / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]"),
+        several(
+            text("list.txt", "images/train/0.png\nimages/train/gone.png"),
+            text("data.yaml", "train: list.txt\nnames: [cat, dog]"),
         ),
         {"image-missing": 1},
     ),
@@ -274,55 +270,34 @@ def test_faults_of_yolo_sets(tmp_path: Path, name: str) -> None:
     assert found(tmp_path / "clean") == {}
 
 
-VOC: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
-    "nothing": (lambda r: None, {}),
-    "no xml": (lambda r: (r / "Annotations/1.xml").unlink(), {"annotation-file-missing": 1}),
-    "broken xml": (
-        lambda r: (r / "Annotations/1.xml").write_text("<annotation>"),
-        {"annotation-malformed": 1},
-    ),
+VOC: dict[str, tuple[Plant, dict[str, int]]] = {
+    "nothing": (several(), {}),
+    "no xml": (gone(XML), {"annotation-file-missing": 1}),
+    "broken xml": (text(XML, "<annotation>"), {"annotation-malformed": 1}),
     "no box": (
-        lambda r: (r / "Annotations/1.xml").write_text(
-            "<annotation><object><name>cat</name></object></annotation>"
-        ),
+        text(XML, "<annotation><object><name>cat</name></object></annotation>"),
         {"annotation-malformed": 1},
     ),
     "class": (
-        lambda r: (
-            (r / "classes.txt").write_text("cat"),
-            rewrite(r / "Annotations/1.xml", "cat", "dog"),
-        ),
+        several(text("classes.txt", "cat"), swap(XML, ("cat", "dog"))),
         {"dangling-category": 1},
     ),
-    "size": (
-        lambda r: rewrite(r / "Annotations/1.xml", "<width>64", "<width>65"),
-        {"image-size": 1},
-    ),
+    "size": (swap(XML, ("<width>64", "<width>65")), {"image-size": 1}),
     "outside": (
-        lambda r: (
-            rewrite(r / "Annotations/1.xml", "<xmin>9", "<xmin>70"),
-            rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>90"),
-        ),
+        swap(XML, ("<xmin>9", "<xmin>70"), ("<xmax>40", "<xmax>90")),
         {"box-outside": 1},
     ),
-    "from zero": (lambda r: rewrite(r / "Annotations/1.xml", "<xmin>9", "<xmin>0"), {}),
-    "one pixel": (lambda r: rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>9"), {}),
-    "backwards": (
-        lambda r: rewrite(r / "Annotations/1.xml", "<xmax>40", "<xmax>8"),
-        {"box-without-area": 1},
-    ),
+    "from zero": (swap(XML, ("<xmin>9", "<xmin>0")), {}),
+    "one pixel": (swap(XML, ("<xmax>40", "<xmax>9")), {}),
+    "backwards": (swap(XML, ("<xmax>40", "<xmax>8")), {"box-without-area": 1}),
     "stray": (lambda r: picture(r / "JPEGImages/9.jpg", 9), {"image-unannotated": 1}),
-    "gone": (lambda r: (r / "JPEGImages/1.jpg").unlink(), {"image-missing": 1}),
+    "gone": (gone("JPEGImages/1.jpg"), {"image-missing": 1}),
     "name": (
-        lambda r: rewrite(r / "ImageSets/Main/train.txt", "0", "../0"),
+        swap("ImageSets/Main/train.txt", ("0", "../0")),
         {"image-entry": 1, "image-unannotated": 1},
     ),
-    "leak": (lambda r: shutil.copy(r / "JPEGImages/1.jpg", r / "JPEGImages/2.jpg"), {"leakage": 1}),
+    "leak": (same("JPEGImages/1.jpg", "JPEGImages/2.jpg"), {"leakage": 1}),
 }
-
-
-def rewrite(path: Path, old: str, new: str) -> None:
-    path.write_text(path.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize("name", VOC)

@@ -15,7 +15,7 @@ from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.check.check import check_dataset
 from nmsfree.datasets.check.fix import Fixed, default_folder, needs_fixing, write_fixed
 from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
-from nmsfree.datasets.check.report import Check, Finding, SplitCheck
+from nmsfree.datasets.check.report import Check, Finding
 from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import find_layout
 from nmsfree.datasets.rows import relative_name
@@ -108,50 +108,32 @@ def _run(directory: Path, splits: tuple[str, ...]) -> Check:
 
 COMMONEST, RAREST = 8, 6  # classes shown when there are more than both together, and one more
 LONGEST = 24  # characters of a name
-Counts = dict[str, tuple[int, int]]  # class name → objects, images
 
 
 def class_table(check: Check) -> Table:
     """Return objects and images of the classes in every split, the commonest first."""
-    counts = {name: _counts(split) for name, split in check.splits.items()}
-    rows = [_row(name, counts) for name in dict.fromkeys(n for c in counts.values() for n in c)]
-    rows.sort(key=lambda row: -sum(objects for objects, _ in row[1]))
+    rows: dict[str, list[int]] = {}  # name → objects and images, split by split
+    for number, split in enumerate(check.splits.values()):
+        for category in split.rows.categories:  # two ids of one name are one class
+            row = rows.setdefault(category.name, [0] * 2 * len(check.splits))
+            row[2 * number] += split.stats.by_class[category.id]
+            row[2 * number + 1] += split.stats.images_by_class[category.id]
     table = Table(
         title="classes, objects and images with them", title_justify="left", box=box.SIMPLE_HEAD
     )
     table.add_column("class", no_wrap=True)
-    for name in counts:
+    for name in check.splits:
         table.add_column(Text(f"{shown(name)}\nobjects"), justify="right")
         table.add_column("\nimages", justify="right")
-    cut = len(rows) > COMMONEST + RAREST + 1
-    for title, cells in rows[:COMMONEST] if cut else rows:
-        table.add_row(title, *_texts(cells))
-    if cut:
-        table.add_row(f"… {len(rows) - COMMONEST - RAREST} more", *[""] * 2 * len(counts))
-        for title, cells in rows[-RAREST:]:
-            table.add_row(title, *_texts(cells))
+    order = sorted(rows, key=lambda name: -sum(rows[name][::2]))
+    cut = len(order) - COMMONEST - RAREST
+    for place, name in enumerate(order):
+        if cut > 1 and place == COMMONEST:
+            table.add_row(f"… {cut} more", *[""] * len(rows[name]))
+        if cut <= 1 or not COMMONEST <= place < COMMONEST + cut:
+            cells = [Text(f"{n:,}", style="" if n else "bold red") for n in rows[name]]
+            table.add_row(Text(shorten(name, LONGEST)), *cells)
     return table
-
-
-def _counts(split: SplitCheck) -> Counts:
-    """Count by name: two ids of one name are one class. Its images may then count twice."""
-    found: Counts = {}
-    for category in split.rows.categories:
-        objects, images = found.get(category.name, (0, 0))
-        found[category.name] = (
-            objects + split.stats.by_class[category.id],
-            images + split.stats.images_by_class[category.id],
-        )
-    return found
-
-
-def _row(name: str, counts: dict[str, Counts]) -> tuple[Text, list[tuple[int, int]]]:
-    cells = [split.get(name, (0, 0)) for split in counts.values()]
-    return Text(shorten(name, LONGEST)), cells
-
-
-def _texts(cells: list[tuple[int, int]]) -> list[Text]:
-    return [Text(f"{n:,}", style="" if n else "bold red") for pair in cells for n in pair]
 
 
 EXAMPLES = 3  # of every finding; the JSON report has all
@@ -172,8 +154,8 @@ def print_check(check: Check, pictures: list[Path]) -> None:
 
 
 def _splits(check: Check) -> Table:
-    name = str(check.layout.config or check.layout.root)
-    table = Table(title=Text(f"{shown(name)}, {check.layout.format}"), title_justify="left")
+    name = shown(check.layout.config or check.layout.root)
+    table = Table(title=Text(f"{name}, {check.layout.format}"), title_justify="left")
     table.add_column("split")
     for split in check.splits:
         table.add_column(Text(shown(split)), justify="right")
@@ -220,15 +202,12 @@ def _place(check: Check, fault: Fault) -> str:
 
 def _verdict(check: Check) -> Text:
     errors, warnings = check.count(Level.ERROR), check.count(Level.WARNING)
+    warned = f"{warnings:,} warning{'s' * (warnings != 1)}"
     if errors:
         mend = any(finding.kind.fix for finding in check.findings())
         hint = ": --fix writes a cleaned set" if mend else ""
-        return Text(f"{_count(errors, 'error')}, {_count(warnings, 'warning')}{hint}", "bold red")
-    return Text(f"no errors, {_count(warnings, 'warning')}", "bold green")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+        return Text(f"{errors:,} error{'s' * (errors != 1)}, {warned}{hint}", "bold red")
+    return Text(f"no errors, {warned}", "bold green")
 
 
 def print_fixed(check: Check, fixed: Fixed | None) -> None:
@@ -237,15 +216,15 @@ def print_fixed(check: Check, fixed: Fixed | None) -> None:
     if fixed is None:
         if check.count(Level.ERROR):
             console.print("nothing that --fix can mend: see the errors above")
-            return
-        console.print("nothing to fix: train on the dataset as it is")
-        _print_command(console, check.layout.config or check.layout.root, list(check.splits))
+        else:
+            console.print("nothing to fix: train on the dataset as it is")
+            _print_command(console, check.layout.config or check.layout.root, list(check.splits))
         return
     table = Table(title=Text(f"cleaned: {shown(fixed.folder)}"), title_justify="left")
-    for column in ("split", "images", "objects", "what was done"):
-        table.add_column(
-            column, justify="left" if column in ("split", "what was done") else "right"
-        )
+    table.add_column("split")
+    table.add_column("images", justify="right")
+    table.add_column("objects", justify="right")
+    table.add_column("what was done")
     for name, split in fixed.splits.items():
         before = check.splits[name].rows
         done = "\n".join(

@@ -202,39 +202,39 @@ def main() -> None:
     except SystemExit as end:
         # Within a command typer has turned the interrupt into an exit without a word.
         if end.__context__ is not None and isinstance(end.__context__.__cause__, KeyboardInterrupt):
-            _say("interrupted")
+            _print_error("interrupted")
         if not stopped:
             raise
         _end_now(end.code if isinstance(end.code, int) else 128 + stopped[0])
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the outermost boundary)
         if not stopped:
-            sys.exit(_tell(error))
+            sys.exit(_report(error))
         # The interrupt may have become another error on its way, "numpy cannot be imported".
-        _tell(error if stopped[0] == signal.SIGTERM else KeyboardInterrupt())
+        _report(error if stopped[0] == signal.SIGTERM else KeyboardInterrupt())
         _end_now(128 + stopped[0])
 
 
-def _tell(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Say in one line what ended a command; return the exit status."""
     if os.environ.get("NMSFREE_DEBUG", "0") != "0":
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted")
+        _print_error("interrupted")
         return 128 + signal.SIGINT
     if isinstance(error, NmsfreeError):
-        _say(f"error: {shown(error, MESSAGE)}")
+        _print_error(f"error: {shown(error, MESSAGE)}")
         return error.exit_status
     if isinstance(error, OSError) and error.errno is not None:
-        _say(f"error: {shown(error, MESSAGE)} (NMSFREE_DEBUG=1 shows where)")
+        _print_error(f"error: {shown(error, MESSAGE)} (NMSFREE_DEBUG=1 shows where)")
         return 2
-    _say(
+    _print_error(
         f"internal error: {type(error).__name__}: {shown(error, MESSAGE)}: this is a fault of"
         " nmsfree, please report what the same command prints with NMSFREE_DEBUG=1"
     )
     return INTERNAL
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
 
 

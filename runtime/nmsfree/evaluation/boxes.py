@@ -46,10 +46,7 @@ def read_boxes(
 
     Args:
         image_ids: images that count; rows of others are left out.
-        labels: class id of every category id.
-
-    Raises:
-        DataError: a row names another category.
+        labels: class id of every category id; DataError where a row names another.
     """
     number = {image_id: i for i, image_id in enumerate(image_ids)}
     wanted = [row for row in rows if row["image_id"] in number]
@@ -73,11 +70,7 @@ def read_boxes(
 
 
 def objects_of(dataset: DetectionDataset, labels: Mapping[int, int]) -> Boxes:
-    """Return the annotated objects of a dataset, image by image.
-
-    Args:
-        labels: class id of every category id.
-    """
+    """Return the annotated objects of a dataset, image by image; `labels` by category id."""
     samples = dataset.samples
     class_ids = np.array([labels[i] for i in dataset.category_ids], np.int64)
     own = class_ids[np.concatenate([sample.labels for sample in samples])]
@@ -142,11 +135,7 @@ def pairs_between(
 def pairs_within(found: Boxes, iou: float) -> tuple[Indices, Indices]:
     """Return the pairs (better row, worse row) of one image and class with an IoU above this.
 
-    Args:
-        found: from `best_first`.
-
-    Returns:
-        Rows sorted by the better one.
+    `found` comes from `best_first`; the pairs are sorted by the better row.
     """
     keys = found.keys(by_class=True)
     order = np.argsort(keys, kind="stable")  # within a key best score first

@@ -154,10 +154,7 @@ def calibrate(score: NDArray[np.float64], hit: NDArray[np.bool_]) -> Calibration
 def confusion_matrix(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.int64]:
     """Count what is taken for what, boxes matched at IoU 0.5 whatever their classes.
 
-    Args:
-        found: what is shown, from `best_first`.
-        truth: the objects; crowd regions and what lies in them do not count.
-        classes: number of classes.
+    Crowd regions and what lies in them do not count; `found` is what is shown, from `best_first`.
 
     Returns:
         int64 [classes + 1, classes + 1]: rows are the truth, columns the prediction; the last

@@ -37,36 +37,26 @@ def match(found: Boxes, truth: Boxes, *, iou: float = HIT_IOU, by_class: bool = 
     none, but lies in a crowd region (intersection / area of the detection at least `iou`), is
     ignored; such a region takes any number.
 
-    Args:
-        found: from `best_first`.
-        by_class: only boxes of one class match; otherwise the class does not matter.
+    `found` comes from `best_first`; without `by_class` the class does not matter.
     """
     i, j = pairs_between(found, truth, iou, by_class)
     crowd = truth.crowd[j]
-    hit = _take(i[~crowd], j[~crowd], len(found), len(truth))
+    taken, free = [-1] * len(found), [True] * len(truth)
+    for detection, thing in zip(i[~crowd].tolist(), j[~crowd].tolist(), strict=True):
+        if free[thing] and taken[detection] < 0:  # the first of its objects that is still free
+            taken[detection] = thing
+            free[thing] = False
+    hit = np.array(taken, np.int64)
     ignored = np.zeros(len(found), np.bool_)
     ignored[i[crowd]] = True
     return Matches(hit, ignored & (hit < 0))
 
 
-def _take(i: Indices, j: Indices, detections: int, objects: int) -> Indices:
-    """Give every detection the first of its objects that is still free."""
-    taken, free = [-1] * detections, [True] * objects
-    for detection, thing in zip(i.tolist(), j.tolist(), strict=True):
-        if free[thing] and taken[detection] < 0:
-            taken[detection] = thing
-            free[thing] = False
-    return np.array(taken, np.int64)
-
-
 def duplicates(found: Boxes, iou: float = DUPLICATE_IOU) -> NDArray[np.bool_]:
     """Return bool [n]: overlaps a better detection of its image and class by more than `iou`.
 
-    A threshold keeps the better one of such a pair whenever it keeps the other, so the
-    duplicates that remain above a threshold are the flagged detections above it.
-
-    Args:
-        found: from `best_first`.
+    A threshold keeps the better one of such a pair whenever it keeps the other, so the duplicates
+    that remain above a threshold are the flagged ones above it. `found` is from `best_first`.
     """
     flags = np.zeros(len(found), np.bool_)
     flags[pairs_within(found, iou)[1]] = True
@@ -74,13 +64,9 @@ def duplicates(found: Boxes, iou: float = DUPLICATE_IOU) -> NDArray[np.bool_]:
 
 
 def survivors(found: Boxes, iou: float = NMS_IOU) -> NDArray[np.bool_]:
-    """Return bool [n]: what greedy, class-aware NMS leaves, as `nmsfree.nms.suppress` does.
+    """Return bool [n]: what greedy, class-aware NMS leaves of what `best_first` gives.
 
-    All images are taken at once: half a million detections of 5000 images take a third of a
-    second so, and five seconds image by image.
-
-    Args:
-        found: from `best_first`.
+    As `nmsfree.nms.suppress` does, but all images at once, which is fifteen times as fast.
     """
     alive = [True] * len(found)
     for better, worse in zip(*(p.tolist() for p in pairs_within(found, iou)), strict=True):

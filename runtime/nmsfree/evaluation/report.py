@@ -111,26 +111,33 @@ def worst_first(analysis: Analysis) -> list[ClassReport]:
 
 def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     """Say in plain words what the figures mean: (subject, sentence)."""
+    error, hits = analysis.calibration.error, analysis.cap_hits
+    calibration = (
+        "nothing was detected"
+        if error is None
+        else (
+            f"scores are {100 * error:.1f} points away from the precision on average "
+            "(expected calibration error)"
+        )
+    )
     found = [
         ("NMS", about_nms(analysis)),
         ("Duplicates", about_duplicates(analysis)),
         ("Threshold", about_threshold(analysis)),
-        ("Calibration", about_calibration(analysis)),
+        ("Calibration", calibration),
     ]
-    if analysis.cap_hits is not None:
-        found.append(("Rows", about_rows(analysis.cap_hits, analysis)))
+    if hits is not None:
+        full = f"images that fill all {analysis.spec.top_k} rows of the output: {hits}"
+        hint = "; if objects lack there, export with a larger --top-k" if hits else ""
+        found.append(("Rows", f"{full} of {analysis.images}{hint}"))
     if analysis.metrics.max_detections > COUNTED[-1]:
-        found.insert(0, ("AP", about_limit(analysis)))
+        line = (
+            f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "
+            f"{analysis.metrics.max_detections} detections of a class in an image, where COCO's "
+            f"own takes {COUNTED[-1]}; the recalls (AR) are COCO's"
+        )
+        found.insert(0, ("AP", line))
     return found
-
-
-def about_limit(analysis: Analysis) -> str:
-    """Why this AP is not over COCO's 100 detections."""
-    return (
-        f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "
-        f"{analysis.metrics.max_detections} detections of a class in an image, where COCO's own "
-        f"takes {COUNTED[-1]}; the recalls (AR) are COCO's"
-    )
 
 
 def about_nms(analysis: Analysis) -> str:
@@ -187,24 +194,6 @@ def about_threshold(analysis: Analysis) -> str:
         return line + f"none reaches {target}"
     recall = 100 * advice.recall_at_precision
     return line + f"{advice.at_precision:.3f} reaches {target} with recall {recall:.1f}"
-
-
-def about_calibration(analysis: Analysis) -> str:
-    """Can a score be read as a probability?"""
-    error = analysis.calibration.error
-    if error is None:
-        return "nothing was detected"
-    return (
-        f"scores are {100 * error:.1f} points away from the precision on average "
-        "(expected calibration error)"
-    )
-
-
-def about_rows(hits: int, analysis: Analysis) -> str:
-    """Do the rows of the output suffice?"""
-    rows = analysis.spec.top_k
-    line = f"images that fill all {rows} rows of the output: {hits} of {analysis.images}"
-    return line + ("; if objects lack there, export with a larger --top-k" if hits else "")
 
 
 def _score(value: float | None) -> str:

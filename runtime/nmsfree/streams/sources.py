@@ -132,19 +132,16 @@ def expand(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
     Returns:
         The sources, and one line for every argument that leads to none.
     """
-    sources: list[Source] = []
+    sources: dict[str, Source] = {}
     problems: list[str] = []
-    seen: set[str] = set()
     for argument in arguments:
         found = _find(argument)
         if not found:
             problems.append(_explain(argument))
         for source in found:
             identity = source.name if source.kind == "camera" else os.path.realpath(source.name)
-            if identity not in seen:
-                seen.add(identity)
-                sources.append(source)
-    return sources, problems
+            sources.setdefault(identity, source)
+    return [*sources.values()], problems
 
 
 def _find(argument: str) -> list[Source]:
@@ -155,19 +152,14 @@ def _find(argument: str) -> list[Source]:
         return [_file(path)]
     if argument.isdecimal() and len(argument) <= CAMERA_DIGITS:
         return [Source("camera", argument)]
-    found: list[Source] = []
-    others: list[str] = []
-    if glob.has_magic(argument):
-        for name in sorted(glob.glob(argument, recursive=True)):  # noqa: PTH207 (absolute ones too)
-            matched = Path(name)
-            if matched.is_dir():
-                continue  # `a/**` names every folder beside the files in it
-            if matched.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-                found.append(_file(matched))
-            else:
-                others.append(name)
+    if not glob.has_magic(argument):
+        return []
+    matched = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 (absolute too)
+    files = [path for path in matched if not path.is_dir()]  # `a/**` names every folder, too
+    known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    others = [str(path) for path in files if path.suffix.lower() not in known]
     _warn_of(argument, {"of other kinds": others} if others else {})
-    return found
+    return [_file(path) for path in files if path.suffix.lower() in known]
 
 
 def _explain(argument: str) -> str:
@@ -205,11 +197,14 @@ class Video:
 
     def __init__(self, source: Source) -> None:
         camera = source.kind == "camera"
-        self._name = shown(source.name)
+        path, self._name = Path(source.name), shown(source.name)
         if camera:
             self._capture = cv2.VideoCapture(int(source.name))
+        elif path.exists() and not path.is_file():
+            raise InputError(f"{self._name}: is a pipe or device, expected a regular file")
         else:
-            self._capture = _open_video(Path(source.name))
+            with plain_name(path) as name:
+                self._capture = cv2.VideoCapture(name)
         if not self._capture.isOpened():
             raise InputError(
                 f"camera {source.name}: cannot be opened (absent, busy or not permitted)"
@@ -228,15 +223,9 @@ class Video:
             InputError: after the last frame, if there was none or clearly fewer than announced.
         """
         done = 0
-        while True:
-            read, frame = self._capture.read()
-            if not read:
-                break
+        while (frame := self._capture.read()[1]) is not None:
             done += 1
             yield np.asarray(frame, dtype=np.uint8)
-        self._check_complete(done)
-
-    def _check_complete(self, done: int) -> None:
         if done == 0:
             raise InputError(f"{self._name}: no frame can be read")
         if self.frame_count and done < self.frame_count * (1 - COUNT_TOLERANCE) - 1:
@@ -253,10 +242,3 @@ class Video:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _open_video(path: Path) -> cv2.VideoCapture:
-    if path.exists() and not path.is_file():
-        raise InputError(f"{shown(path)}: is a pipe or device, expected a regular file")
-    with plain_name(path) as name:
-        return cv2.VideoCapture(name)

@@ -194,7 +194,12 @@ class Output:
             else {}
         )
         inputs = [*(Path(source.name) for source in names if source.kind != "camera"), model]
-        _check_inputs_stay(self._paths, inputs)
+        originals = {os.path.realpath(path) for path in inputs if path is not None}
+        for path in self._paths.values():
+            if os.path.realpath(path) in originals:
+                raise InputError(
+                    f"{path}: the annotated picture would replace an input, give another --save-dir"
+                )
         lines = folder / LINES_NAME if folder is not None else None
         check_outputs([lines, json_target], inputs)
         targets = [path for path in (lines, json_target) if path is not None and path != "-"]
@@ -265,12 +270,3 @@ class Output:
         for file in self._lines:
             with problems_in(self.problems):
                 file.finish()
-
-
-def _check_inputs_stay(paths: dict[Source, Path], inputs: Sequence[Path | None]) -> None:
-    originals = {os.path.realpath(path) for path in inputs if path is not None}
-    for path in paths.values():
-        if os.path.realpath(path) in originals:
-            raise InputError(
-                f"{path}: the annotated picture would replace an input, give another --save-dir"
-            )

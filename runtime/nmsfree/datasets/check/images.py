@@ -39,10 +39,7 @@ def read_images(
 ) -> dict[Path, ImageFact]:
     """Decode images on all cores (OpenCV frees the interpreter meanwhile), the largest singly.
 
-    Args:
-        paths: image files, each once.
-        progress: called as (done, total) after every image.
-        threads: how many at a time; one per core if not given.
+    `progress` is called as (done, total) after every image.
     """
     facts: dict[Path, ImageFact] = {}
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
@@ -82,12 +79,11 @@ def image_faults(images: Iterable[ImageRow], facts: dict[Path, ImageFact]) -> It
         if fact.problem is not None:
             yield Fault(fact.problem, image.path, fact.detail, image.path)
         elif image.size is not None and fact.size is not None and image.size != fact.size:
-            yield Fault(Kind.IMAGE_SIZE, image.path, _sizes(image.size, fact.size), image.path)
-
-
-def _sizes(annotated: Size, found: Size) -> str:
-    turned = ", as if its Exif rotation had been ignored" if annotated == found[::-1] else ""
-    return f"{found[0]} × {found[1]} pixels, annotated {annotated[0]} × {annotated[1]}{turned}"
+            (w, h), (width, height) = fact.size, image.size
+            detail = f"{w} × {h} pixels, annotated {width} × {height}"
+            if (w, h) == (height, width):
+                detail += ", as if its Exif rotation had been ignored"
+            yield Fault(Kind.IMAGE_SIZE, image.path, detail, image.path)
 
 
 Leak = tuple[str, Path, str, Path]  # split, image, other split, its image

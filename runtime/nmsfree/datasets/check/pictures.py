@@ -1,7 +1,7 @@
 """The pictures of a check: a labelled batch of every split, and the faults that can be seen."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -122,34 +122,31 @@ def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
     """Return the tile of one image and kind: what is wrong in red, the rest pale."""
     kind, path = faults[0].kind, faults[0].image
     assert path is not None  # chosen so
-    marks = [*(m for fault in faults for m in _red(fault)), *_others(check, split, path)]
+    red = [
+        Mark((x, y, x + width, y + height), "", RED)
+        for fault in faults
+        for x, y, width, height in fault.boxes
+        if all(map(math.isfinite, (x, y, width, height)))
+    ]
     title = f"{kind.code.replace('-', ' ')}: {relative_name(path, check.layout.root)}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     note = faults[0].detail.replace("×", "x") + more  # OpenCV 4 writes ASCII only
     try:
-        return Tile(read_image(path), tuple(marks), title, note)
+        return Tile(read_image(path), (*red, *_others(check, split, path)), title, note)
     except InputError:
-        return Tile(
-            None, (), title, note, "no such file" if not path.exists() else "does not decode"
-        )
+        why = "does not decode" if path.exists() else "no such file"
+        return Tile(None, (), title, note, why)
 
 
 def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
     """Return the usable boxes of an image, to show the fault among them."""
-    names = [split] if split else list(check.splits)
-    for name in names:
+    for name in [split] if split else list(check.splits):
         found = check.splits[name]
         own = _usable(found, {image.id for image in found.rows.images if image.path == path})
         if own:
             marks = _class_marks(found, own, named=False)
             return tuple(replace(mark, color=PALE, thin=True) for mark in marks)
     return ()
-
-
-def _red(fault: Fault) -> Iterator[Mark]:
-    for x, y, width, height in fault.boxes:
-        if all(map(math.isfinite, (x, y, width, height))):
-            yield Mark((x, y, x + width, y + height), "", RED)
 
 
 MOST_FREQUENT, RAREST = 75, 25  # classes shown when there are more than both together

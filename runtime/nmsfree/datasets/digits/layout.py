@@ -86,12 +86,9 @@ def _field(instance: int) -> NDArray[np.float32]:
 
 
 def draw_glyph(rng: np.random.Generator, instance: int, longest_side: float) -> Glyph:
-    """Draw a digit with a random slight rotation, stretch and pen width.
+    """Draw a handwritten digit with a random slight rotation, stretch and pen width.
 
-    Args:
-        rng: source of the variation.
-        instance: index of the handwritten digit.
-        longest_side: wanted longest side of the ink box in pixels; met within 1.5 px.
+    The longest side of its ink box is met within 1.5 px.
     """
     tilt, stretch, level = rng.uniform((-MAX_TILT, 0.85, 0.34), (MAX_TILT, 1.15, 0.5)).tolist()
     field = _field(instance)
@@ -165,20 +162,18 @@ def lay_out(rng: np.random.Generator, pools: Pools, pairs: int, singles: int) ->
     """Place digits so that only the digits of a pair overlap much.
 
     Args:
-        rng: source of all choices.
         pools: source indices to draw from, per class.
-        pairs: number of same-class pairs with an IoU within `PAIR_IOU`.
-        singles: number of further digits.
+        pairs: number of same-class pairs with an IoU within `PAIR_IOU`; `singles`: of others.
 
     Returns:
-        Groups in drawing order, large ones first; pairs + singles of them.
+        Groups in drawing order, large ones first.
     """
     shrink = 1.0
     while True:
         groups = [_pair(rng, pools, _side(rng, *PAIR_SIDES, shrink)) for _ in range(pairs)]
         sides = [_side(rng, MIN_SIDE + 1.5, MAX_SIDE - 1.5, shrink) for _ in range(singles)]
-        groups += [(_single(rng, pools, side),) for side in sides]
-        placed = _place_all(rng, sorted(groups, key=_extent_area, reverse=True))
+        groups += [_single(rng, pools, side) for side in sides]
+        placed = _place_all(rng, sorted(groups, key=_area, reverse=True))
         if placed is not None:
             return placed
         shrink *= 0.85
@@ -190,8 +185,8 @@ def _side(rng: np.random.Generator, low: float, high: float, shrink: float) -> f
     return max(low, side * shrink)
 
 
-def _single(rng: np.random.Generator, pools: Pools, side: float) -> Placed:
-    return Placed(draw_glyph(rng, int(rng.choice(pools[int(rng.integers(10))])), side), 0, 0)
+def _single(rng: np.random.Generator, pools: Pools, side: float) -> Group:
+    return (Placed(draw_glyph(rng, int(rng.choice(pools[int(rng.integers(10))])), side), 0, 0),)
 
 
 def _pair(rng: np.random.Generator, pools: Pools, side: float) -> Group:
@@ -233,14 +228,15 @@ def _hidden(lower: Glyph, cover: NDArray[np.float32], x: int, y: int) -> float:
 def paste_max(canvas: NDArray[np.float32], patch: NDArray[np.float32], x: int, y: int) -> None:
     """Write max(canvas, patch) where a patch with its top left at (x, y) meets the canvas."""
     top, left = max(y, 0), max(x, 0)
-    bottom, right = (
-        min(y + patch.shape[0], canvas.shape[0]),
-        min(x + patch.shape[1], canvas.shape[1]),
-    )
-    if bottom <= top or right <= left:
-        return
-    target = canvas[top:bottom, left:right]
-    np.maximum(target, patch[top - y : bottom - y, left - x : right - x], out=target)
+    target = canvas[top : max(y + patch.shape[0], top), left : max(x + patch.shape[1], left)]
+    height, width = target.shape
+    patch = patch[top - y :, left - x :][:height, :width]
+    np.maximum(target, patch, out=target)
+
+
+def _area(group: Group) -> int:
+    left, top, right, bottom = _extent(group)
+    return (right - left) * (bottom - top)
 
 
 def _extent(group: Group) -> tuple[int, int, int, int]:
@@ -249,11 +245,6 @@ def _extent(group: Group) -> tuple[int, int, int, int]:
     left, top = boxes[:, :2].min(axis=0).tolist()
     right, bottom = boxes[:, 2:].max(axis=0).tolist()
     return left, top, right, bottom
-
-
-def _extent_area(group: Group) -> int:
-    left, top, right, bottom = _extent(group)
-    return (right - left) * (bottom - top)
 
 
 def _place_all(rng: np.random.Generator, groups: list[Group]) -> list[Group] | None:

@@ -144,11 +144,8 @@ def _read_record(out: Path, seed: int) -> dict[str, int]:
 
 def _write_record(out: Path, seed: int, splits: dict[str, int]) -> None:
     ordered = {split: splits[split] for split in SPLITS if split in splits}
-    _write_json(out / RECORD, {"recipe": RECIPE, "seed": seed, "splits": ordered})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(content).encode())
+    record = {"recipe": RECIPE, "seed": seed, "splits": ordered}
+    write_atomic(out / RECORD, json.dumps(record).encode())
 
 
 def _annotation_path(out: Path, split: str) -> Path:
@@ -157,11 +154,9 @@ def _annotation_path(out: Path, split: str) -> Path:
 
 def _is_complete(out: Path, split: str, count: int) -> bool:
     """Tell whether the annotations and every image are there."""
-    folder = out / split
-    if not (_annotation_path(out, split).is_file() and folder.is_dir()):
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return all(_file_name(index) in names for index in range(count))
+    names = {path.name for path in (out / split).glob("*.png")}
+    whole = all(_file_name(index) in names for index in range(count))
+    return whole and _annotation_path(out, split).is_file()
 
 
 def _file_name(index: int) -> str:
@@ -176,7 +171,8 @@ def _write_split(out: Path, split: str, count: int, seed: int, progress: Progres
         objects.append((scene.boxes, scene.labels))
         if progress is not None:
             progress(split, index + 1, count)
-    _write_json(_annotation_path(out, split), _coco(split, seed, objects))
+    content = json.dumps(_coco(split, seed, objects))
+    write_atomic(_annotation_path(out, split), content.encode())
 
 
 def _coco(

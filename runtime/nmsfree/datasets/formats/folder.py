@@ -42,7 +42,7 @@ class Layout:
             raise DataError(
                 f"{self.root} has no split: write ImageSets/Main/train.txt, one image name a line"
             )
-        return sorted(found, key=_purpose)
+        return sorted(found, key=lambda s: (not s.startswith("train"), not s.startswith("val"), s))
 
     def files(self) -> list[Path]:
         """Return the files that define the splits."""
@@ -66,11 +66,6 @@ class Layout:
         if self.format == "COCO":
             return read_coco(self.root, split, report)
         return read_voc(self.root, split, report)
-
-
-def _purpose(split: str) -> tuple[int, str]:
-    rank = next((i for i, start in enumerate(("train", "val")) if split.startswith(start)), 2)
-    return rank, split
 
 
 def find_layout(path: FilePath) -> Layout:

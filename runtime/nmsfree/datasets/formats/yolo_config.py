@@ -155,16 +155,12 @@ def _categories(content: dict[str, Any], file: Path) -> tuple[Category, ...]:
         ) from None
     pairs = given.items() if isinstance(given, dict) else enumerate(given)
     found = sorted(Category(index, name) for index, name in pairs)
-    _check_count(content, found, file)
-    return tuple(found)
-
-
-def _check_count(content: dict[str, Any], found: list[Category], file: Path) -> None:
     count = content.get("nc")
     if isinstance(count, str) and count not in NOTHING and count != str(len(found)):
         raise DataError(
             f"{file}: nc is {shown(count)}, but names has {len(found)} classes: correct one of them"
         )
+    return tuple(found)
 
 
 def _entries(value: Any) -> tuple[str, ...]:
