@@ -10,12 +10,11 @@ from nmsfree.errors import InputError
 from nmsfree.text import shown
 from nmsfree_benchmarks.common.options import Pause
 from nmsfree_benchmarks.frontier.cli import frontier
-from nmsfree_benchmarks.gpu_check.cli import gpu_check
 from nmsfree_benchmarks.jitter.cli import jitter
 from nmsfree_benchmarks.nms.cli import nms
 from nmsfree_benchmarks.overhead.cli import overhead
 from nmsfree_benchmarks.page.cli import report
-from nmsfree_benchmarks.questions import throughput
+from nmsfree_benchmarks.questions import gpu_check, throughput
 from nmsfree_benchmarks.record.compare_cli import compare
 from nmsfree_benchmarks.roofline.cli import roofline
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True)
 app.command()(compare)
-app.command("gpu-check")(gpu_check)
+app.command("gpu-check")(command(gpu_check.gpu_check, gpu_check.Options))
 app.command()(frontier)
 app.command()(jitter)
 app.command()(nms)
@@ -87,7 +86,7 @@ def bench(
     if device not in ("cpu", "cuda"):
         raise InputError(f"device is {device!r}, the benchmark runs on: cpu, cuda")
     if device == "cuda":
-        from nmsfree_benchmarks.gpu_check.claims import the_gpu
+        from nmsfree_benchmarks.harness.engines import the_gpu
 
         the_gpu()  # without one, that is the reason to give
     from nmsfree_benchmarks.common.publishing import check_places, command_line, with_progress

@@ -1,1 +1,0 @@
-"""What is claimed of GPUs, tried on the user's own."""
