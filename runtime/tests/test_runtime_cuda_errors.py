@@ -3,25 +3,18 @@
 import gc
 import sys
 import weakref
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from runtime_helpers import refused
 
-from nmsfree import EngineError, InputError, MissingExtraError, NmsfreeError
+from nmsfree import EngineError, InputError, MissingExtraError
 from nmsfree.cuda import cuda_python, open_cuda, pycuda
 from nmsfree.cuda.base import stream_handle
 
 DOCTOR = "`nmsfree doctor` says what is missing"
-
-
-def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
-    with pytest.raises(kind) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 class Driver:

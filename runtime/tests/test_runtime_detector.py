@@ -11,8 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import runtime_helpers as helpers
 from numpy.typing import NDArray
 from PIL import Image
+from runtime_helpers import Noise
 
 from nmsfree import (
     CallableBackend,
@@ -27,7 +29,7 @@ from nmsfree import (
 from nmsfree.detector import IMAGES_PER_RUN
 from nmsfree.spec import Thresholds
 
-Noise = Callable[..., NDArray[np.uint8]]
+refused = helpers.refusing(InputError)
 SIZES = [(64, 96), (480, 640), (333, 21), (1, 1), (60, 400)]
 
 
@@ -64,13 +66,6 @@ def assert_same(a: Detections, b: Detections) -> None:
     np.testing.assert_array_equal(a.xyxy, b.xyxy)
     np.testing.assert_array_equal(a.confidence, b.confidence)
     np.testing.assert_array_equal(a.class_id, b.class_id)
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 def test_batched_equals_single(open_tiny: Any, pictures: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime_helpers import refused
 
 from nmsfree import EngineError, MissingExtraError, ModelError, ModelSpec
 from nmsfree.backends.options import Options
@@ -121,9 +122,10 @@ def test_an_unknown_gpu_is_not_checked(engine: Path) -> None:
 
 def test_no_engine(tmp_path: Path) -> None:
     path = tmp_path / "model.engine"
-    with pytest.raises(ModelError) as error:
-        load_plan(path, vendor=RTX, sm=89)
-    assert str(error.value) == f"{path}: no such file, expected an engine made by `nmsfree build`"
+    assert (
+        refused(lambda: load_plan(path, vendor=RTX, sm=89), ModelError)
+        == f"{path}: no such file, expected an engine made by `nmsfree build`"
+    )
 
 
 @pytest.mark.parametrize("trust", [False, True])
@@ -161,9 +163,10 @@ def test_trust(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_the_hash_that_the_application_knows(engine: Path, rebuilder: Rebuilder) -> None:
     plan, _ = load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(PLAN)))
     assert plan == PLAN
-    with pytest.raises(ModelError) as caught:
-        load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(b"mine")))
-    assert str(caught.value) == (
+    assert refused(
+        lambda: load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(b"mine"))),
+        ModelError,
+    ) == (
         f"{engine}: its sha256 is {digest(PLAN)}, expected {digest(b'mine')}: this is another file"
         " than was meant"
     )
@@ -260,9 +263,7 @@ def test_rebuild_without_the_onnx_file(engine: Path, rebuilder: Rebuilder) -> No
 
 def test_rebuild_without_export(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "entry_points", lambda group, name: [])
-    with pytest.raises(MissingExtraError) as error:
-        load_plan(engine, vendor=RTX, sm=120)
-    assert str(error.value) == (
+    assert refused(lambda: load_plan(engine, vendor=RTX, sm=120), MissingExtraError) == (
         f"{engine}: built for SM 8.6 and 8.9; found SM 12.0; building it again needs a package "
         'that is not installed: pip install "nmsfree-export[tensorrt-rtx]"'
     )

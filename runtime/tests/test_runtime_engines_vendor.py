@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from runtime_helpers import refused
 
 from nmsfree import EngineError, InputError, MissingExtraError
 from nmsfree.backends.tensorrt import vendor as vendor_module
@@ -53,9 +54,9 @@ def test_a_library_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     module = SimpleNamespace(ILogger=trt.ILogger, Builder=Builder)
-    with pytest.raises(EngineError) as error:
-        VendorApi("tensorrt", module, "11.4.0").create_builder()
-    assert str(error.value) == (
+    assert refused(
+        lambda: VendorApi("tensorrt", module, "11.4.0").create_builder(), EngineError
+    ) == (
         "tensorrt 11.4.0 does not start (CUDA initialization failure with error: 35): "
         "`nmsfree doctor` says what this machine lacks"
     )
@@ -176,9 +177,10 @@ def test_tensorrt_10_is_asked_for_the_types_of_the_graph(version: str, flags: in
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(InputError) as error:
-        load_vendor("trt")
-    assert str(error.value) == "builder is 'trt', expected one of: tensorrt-rtx, tensorrt"
+    assert (
+        refused(lambda: load_vendor("trt"), InputError)
+        == "builder is 'trt', expected one of: tensorrt-rtx, tensorrt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,9 +202,7 @@ def test_not_installed(
     fresh: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     monkeypatch.setattr(vendor_module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError) as error:
-        load_vendor(name)
-    assert str(error.value) == message
+    assert refused(lambda: load_vendor(name), MissingExtraError) == message
 
 
 def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,9 +211,7 @@ def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(vendor_module, "find_spec", lambda name: object())
     monkeypatch.setattr("importlib.import_module", fail)
-    with pytest.raises(EngineError) as error:
-        load_vendor("tensorrt")
-    assert str(error.value) == (
+    assert refused(lambda: load_vendor("tensorrt"), EngineError) == (
         "tensorrt is installed but cannot be loaded (libnvinfer.so.11: cannot open shared object "
         'file): install it again with pip install --force-reinstall "nmsfree[tensorrt]"'
     )
@@ -222,9 +220,7 @@ def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
 def test_too_old(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendor_module, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1"))  # type: ignore[arg-type]
-    with pytest.raises(EngineError) as error:
-        load_vendor("tensorrt")
-    assert str(error.value) == (
+    assert refused(lambda: load_vendor("tensorrt"), EngineError) == (
         'tensorrt 8.6.1 found, 10 or newer expected: pip install "nmsfree[tensorrt]"'
     )
 

@@ -8,25 +8,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import runtime_helpers as helpers
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from runtime_helpers import Noise
 
-from nmsfree import Detector, InputError, ModelError, ModelSpec, NmsfreeError
+from nmsfree import Detector, InputError, ModelError, ModelSpec
 from nmsfree.backends import OnnxRuntimeBackend, open_backend
 
-Noise = Callable[..., NDArray[np.uint8]]
+refused = helpers.refusing(ModelError)
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
     return make_onnx(tmp_path / "tiny.onnx", make_spec())
-
-
-def refused(action: Callable[[], object], kind: type[NmsfreeError] = ModelError) -> str:
-    with pytest.raises(kind) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 @pytest.mark.parametrize("batch", [None, 1, 4])

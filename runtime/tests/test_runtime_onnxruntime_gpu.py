@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
+import runtime_helpers as helpers
 from onnxruntime.capi import onnxruntime_pybind11_state as vendor
+from runtime_helpers import Noise
 
-from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
+from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.onnxruntime import gpu as onnxruntime_gpu
 from nmsfree.backends.onnxruntime.gpu import GraphRun, bound_run, choose
@@ -22,8 +22,7 @@ from nmsfree.backends.onnxruntime.session import check_placement, make_session
 from nmsfree.backends.options import parse_device
 from nmsfree.machine import Gpu, Gpus, find_gpus
 
-Noise = Callable[..., NDArray[np.uint8]]
-
+refused = helpers.refusing(EngineError)
 VERSION = ort.__version__
 RTX = Gpu("NVIDIA GeForce RTX 4060", (8, 9), 8 << 30)
 CUDA = "CUDAExecutionProvider"
@@ -55,14 +54,6 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime says that it has the CUDA provider, without its libraries."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-
-
-def refused(action: Callable[[], object], kind: type[NmsfreeError] = EngineError) -> str:
-    with pytest.raises(kind) as info:
-        action()
-    assert type(info.value) is kind
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 def without_cuda(device: str = "cuda") -> str:

@@ -3,18 +3,16 @@
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from runtime_helpers import Noise
 
 from nmsfree import Detections, Detector, ModelError
 
-Noise = Callable[..., NDArray[np.uint8]]
 DEVICES = ["cpu", "openvino"]
 THREADS, IMAGES = 8, 200
 RUNS = 5000

@@ -1,24 +1,25 @@
 """The OpenVINO backend: the contract, files and requests that are refused, agreement."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import runtime_helpers as helpers
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from runtime_helpers import Noise
 
-from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError, NmsfreeError
+from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError
 from nmsfree import machine as identity
 from nmsfree.backends import OnnxRuntimeBackend, OpenVinoBackend
 from nmsfree.backends import openvino as openvino_model
 
+refused = helpers.refusing(ModelError)
 openvino = pytest.importorskip("openvino")
 
-Noise = Callable[..., NDArray[np.uint8]]
 VERSION = openvino.__version__.partition("-")[0]
 WEIGHTS = Path(__file__).parents[2] / "weights"
 
@@ -26,14 +27,6 @@ WEIGHTS = Path(__file__).parents[2] / "weights"
 @pytest.fixture
 def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
     return make_onnx(tmp_path / "tiny.onnx", make_spec())
-
-
-def refused(action: Callable[[], object], kind: type[NmsfreeError] = ModelError) -> str:
-    with pytest.raises(kind) as info:
-        action()
-    assert type(info.value) is kind
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 @pytest.mark.parametrize("batch", [None, 1, 4])
@@ -167,7 +160,9 @@ def test_a_gpu_that_is_not_there(tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     fake = type("Core", (), {"available_devices": ["CPU"], "compile_model": core.compile_model})
     monkeypatch.setattr(openvino, "Core", fake)
     for plugin in ("GPU", "GPU.1"):
-        assert refused(lambda p=plugin: Detector(tiny, device=f"openvino:{p}"), EngineError) == (
+        assert refused(
+            lambda p=plugin: Detector(tiny, device=f"openvino:{p}"), kind=EngineError
+        ) == (
             f"device is 'openvino:{plugin}', but OpenVINO finds CPU here: an Intel GPU needs its"
             " OpenCL driver"
         )
@@ -207,7 +202,9 @@ def test_bf16_is_refused_where_it_would_be_emulated(
 ) -> None:
     monkeypatch.setattr(openvino_model, "computes_bf16", lambda: False)
     monkeypatch.setattr(openvino_model, "processor_name", lambda: "Z80")
-    assert refused(lambda: Detector(tiny, device="openvino", precision="bf16"), InputError) == (
+    assert refused(
+        lambda: Detector(tiny, device="openvino", precision="bf16"), kind=InputError
+    ) == (
         "precision is 'bf16', but this processor (Z80) has no bfloat16 arithmetic:"
         " use precision='f32'"
     )

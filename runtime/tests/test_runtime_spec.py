@@ -1,14 +1,20 @@
-"""ModelSpec: what is written comes back, and what cannot be read is said in one line."""
+"""ModelSpec and its thresholds: written, read back, refused in one line; engines of INT8."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import runtime_helpers as helpers
 
-from nmsfree import ModelError, ModelSpec, NmsSpec
-from nmsfree.spec import FORMAT_VERSION, TARGETS, Thresholds
+from nmsfree import Detector, ModelError, ModelSpec, NmsSpec
+from nmsfree.decode import decode_json
+from nmsfree.spec import FORMAT_VERSION, TARGETS, Thresholds, check_int8_target
 
 MakeSpec = Callable[..., ModelSpec]
 MEASURED = Thresholds(
@@ -34,11 +40,7 @@ REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category
 
 
 def refused(text: str) -> str:
-    with pytest.raises(ModelError) as info:
-        ModelSpec.from_json(text)
-    message = str(info.value)
-    assert "\n" not in message
-    return message
+    return helpers.refused(lambda: ModelSpec.from_json(text), ModelError)
 
 
 def changed(spec: ModelSpec, **fields: object) -> str:
@@ -178,3 +180,133 @@ def test_every_class_needs_its_id(make_spec: MakeSpec) -> None:
 )
 def test_other_text_is_refused(text: str) -> None:
     assert refused(text).endswith(": export the model again")
+
+
+FILE = Path("model.onnx")
+DEVICES = ("cpu", "cuda", "tensorrt-rtx", "tensorrt", "openvino")
+REFUSED = {
+    ("tensorrt", "cpu"): "model.onnx: made for tensorrt, not for cpu: ONNX Runtime on processors"
+    " runs signed activations with a bias in float at half the speed of a file made for cpu;"
+    " export with --precision int8 --for cpu",
+    ("tensorrt", "cuda"): "model.onnx: made for tensorrt, not for cuda: ONNX Runtime's CUDA"
+    " provider has no INT8 convolutions, so nothing is gained; export with"
+    " --precision fp16",
+    ("tensorrt", "openvino"): "model.onnx: made for tensorrt, not for openvino: its weights of 8"
+    " bits saturate in OpenVINO where the processor has no VNNI; export with --precision int8"
+    " --for cpu",
+    ("cpu", "cuda"): "model.onnx: made for cpu, not for cuda: ONNX Runtime's CUDA provider has no"
+    " INT8 convolutions, so nothing is gained; export with --precision fp16",
+    ("cpu", "tensorrt-rtx"): "model.onnx: made for cpu, not for tensorrt-rtx: TensorRT-RTX has no"
+    " asymmetric zero points; export with --precision int8 --for tensorrt",
+    ("cpu", "tensorrt"): "model.onnx: made for cpu, not for tensorrt: TensorRT has no asymmetric"
+    " zero points; export with --precision int8 --for tensorrt",
+}
+
+
+@pytest.mark.parametrize(("target", "device"), REFUSED)
+def test_the_wrong_engine_is_refused(make_spec: MakeSpec, target: str, device: str) -> None:
+    spec = make_spec(precision="int8", made_for=target)
+    said = helpers.refused(lambda: check_int8_target(FILE, spec, device), ModelError)
+    assert said == REFUSED[target, device]
+
+
+@pytest.mark.parametrize(
+    ("target", "device"),
+    sorted({*product((None, "cpu", "tensorrt"), DEVICES)} - {*REFUSED}, key=str),
+)
+def test_every_other_pair_is_taken(make_spec: MakeSpec, target: str | None, device: str) -> None:
+    assert check_int8_target(FILE, make_spec(made_for=target), device) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "openvino"])
+def test_detectors_refuse_before_anything_runs(
+    tmp_path: Path, make_spec: MakeSpec, make_onnx: Callable[..., Path], device: str
+) -> None:
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    path = make_onnx(tmp_path / "model.onnx", make_spec(made_for="tensorrt"))
+    said = helpers.refused(lambda: Detector(path, device=device), ModelError)
+    assert said == f"{tmp_path}/{REFUSED['tensorrt', device]}"
+
+
+def test_a_file_for_processors_opens_there(
+    tmp_path: Path, make_spec: MakeSpec, make_onnx: Callable[..., Path]
+) -> None:
+    path = make_onnx(tmp_path / "model.onnx", make_spec(made_for="cpu"))
+    with Detector(path) as detector:
+        assert detector.spec.made_for == "cpu"
+
+
+FOUR = Thresholds(
+    best_f1=0.4,
+    best_f1_per_class=(0.5, 0.3, None, 0.2),
+    at_precision=0.6,
+    at_precision_per_class=(0.7, None, None, 0.25),
+    recall_at_precision=0.8,
+    recall_at_precision_per_class=(0.9, None, None, 0.1),
+    measured_on="digits val, 300 images, IoU 0.5",
+)
+
+
+def read(values: object) -> Thresholds:
+    return decode_json(json.dumps(values), Thresholds, "thresholds", ModelError)
+
+
+def refused_thresholds(**fields: Any) -> str:
+    return helpers.refused(lambda: read(FOUR.to_json() | fields), ModelError)
+
+
+def test_thresholds_json_round_trip_is_identity() -> None:
+    nothing = dataclasses.replace(FOUR, at_precision=None, recall_at_precision=None)
+    for thresholds in (FOUR, nothing):
+        assert read(thresholds.to_json()) == thresholds
+
+
+def test_fields_of_a_newer_version_are_ignored_and_the_default_is_known() -> None:
+    values = FOUR.to_json() | {"best_f2": 0.1}
+    del values["target_precision"]
+    assert read(values) == FOUR
+    assert FOUR.target_precision == 0.9
+
+
+@pytest.mark.parametrize("name", sorted(FOUR.to_json().keys() - {"target_precision"}))
+def test_thresholds_a_missing_field_is_named(name: str) -> None:
+    values = FOUR.to_json()
+    del values[name]
+    with pytest.raises(ModelError, match=name):
+        read(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_f1", None),
+        ("best_f1", "0.4"),
+        ("best_f1", True),
+        ("best_f1", 1.01),
+        ("target_precision", None),
+        ("at_precision", -0.1),
+        ("best_f1_per_class", 0.4),
+        ("at_precision_per_class", [0.1, 0.2, 0.3, "x"]),
+    ],
+)
+def test_thresholds_a_wrong_value_is_refused(name: str, value: object) -> None:
+    assert refused_thresholds(**{name: value}).startswith(f"thresholds: {name}")
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    assert "[3, 4] classes" in refused_thresholds(best_f1_per_class=[0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("other", [None, [], "0.4", 0.4])
+def test_thresholds_something_else_is_refused(other: Any) -> None:
+    with pytest.raises(ModelError, match="thresholds: expected object"):
+        read(other)
+
+
+def test_every_class_has_a_threshold() -> None:
+    assert FOUR.for_best_f1() == (0.5, 0.3, 0.4, 0.2)
+    # The second never reached the precision, of the third nothing is known.
+    assert FOUR.for_precision() == (0.7, 1.0, 0.6, 0.25)
+    unreached = dataclasses.replace(FOUR, at_precision=None)
+    assert unreached.for_precision() == (0.7, 1.0, 1.0, 0.25)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runtime_helpers import Noise, assert_equal, refused
 
 from nmsfree import (
     Detector,
@@ -23,7 +23,6 @@ from nmsfree import (
     InputError,
     ModelError,
     ModelSpec,
-    NmsfreeError,
     NmsSpec,
     RawDetections,
 )
@@ -31,22 +30,8 @@ from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.context import Timings
 from nmsfree.testing.cuda import FakeCuda
 
-Noise = Callable[..., NDArray[np.uint8]]
 BUILD = "build the engine again with `nmsfree build`"
 DOCTOR = "`nmsfree doctor` says what is missing"
-
-
-def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
-    with pytest.raises(kind) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
-
-
-def assert_equal(found: RawDetections, expected: RawDetections) -> None:
-    for name, value in expected._asdict().items():
-        assert getattr(found, name).dtype == value.dtype, name
-        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 @pytest.mark.parametrize("builder", ["tensorrt-rtx", "tensorrt"])

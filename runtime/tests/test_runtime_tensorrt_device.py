@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runtime_helpers as helpers
 from numpy.typing import NDArray
+from runtime_helpers import Noise, assert_equal
 
 from nmsfree import InputError, ModelSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
@@ -15,8 +17,8 @@ from nmsfree.cuda.arrays import Layout, _Tensor, is_device_array, read_capsule
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
-Noise = Callable[..., NDArray[np.uint8]]
 UINT, FLOAT = 1, 2  # DLPack's codes
+refused = helpers.refusing(InputError)
 SHAPE = (3, 64, 96, 3)
 
 
@@ -110,18 +112,6 @@ def rig(request: Any, tmp_path: Path, make_spec: Any, bright_cells: Any) -> Rig:
 @pytest.fixture
 def images(noise: Noise) -> NDArray[np.uint8]:
     return np.stack([noise(i) for i in range(SHAPE[0])])
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
-
-
-def assert_equal(found: RawDetections, expected: RawDetections) -> None:
-    for name, value in expected._asdict().items():
-        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 ROW_MAJOR = (64 * 96 * 3, 96 * 3, 3, 1)

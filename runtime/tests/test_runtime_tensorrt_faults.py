@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import runtime_helpers as helpers
+from runtime_helpers import Noise
 
 from nmsfree import EngineError
 from nmsfree.cuda.base import free_all
 from nmsfree.testing.cuda import FakeCuda
 
-Noise = Callable[..., NDArray[np.uint8]]
 # Method that fails → what is left of a lane with a graph, four events and five buffers.
+refused = helpers.refusing(EngineError)
 LEFT: dict[str, dict[str, int]] = {
     "synchronize": {},
     "destroy_graph": {"graphs": 1},
@@ -24,13 +25,6 @@ LEFT: dict[str, dict[str, int]] = {
     "free_pinned": {"pinned allocations": 5},
     "destroy_stream": {"streams": 1},
 }
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises(EngineError) as info:
-        action()
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 def contexts(rig: Any) -> int:

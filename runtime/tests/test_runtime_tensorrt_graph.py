@@ -1,18 +1,17 @@
 """CUDA graphs: the description promises one where runs replay one, and there only."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runtime_helpers import Noise
 
 from nmsfree import EngineError
 from nmsfree.backends.tensorrt.context import record
 from nmsfree.backends.tensorrt.engine import GraphUse
 from nmsfree.testing.cuda import FakeCuda
 
-Noise = Callable[..., NDArray[np.uint8]]
 FIXED = (1, 1, 1)
 
 

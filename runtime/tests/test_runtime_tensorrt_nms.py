@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from runtime_helpers import assert_equal
 
 from nmsfree import ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
@@ -55,12 +56,6 @@ def run_onnx_tail(spec: ModelSpec, arrays: Arrays) -> RawDetections:
     feeds = {f"in_{n}": a.astype(np.int64) if a.ndim == 2 and a.dtype == np.int32 else a
              for n, a in arrays.items()}  # fmt: skip
     return RawDetections(*session.run(list(RawDetections._fields), feeds))
-
-
-def assert_equal(found: RawDetections, expected: RawDetections) -> None:
-    for name, value in expected._asdict().items():
-        assert getattr(found, name).dtype == value.dtype, name
-        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
 @pytest.mark.parametrize("class_aware", [True, False])

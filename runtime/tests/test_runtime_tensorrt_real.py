@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runtime_helpers import Noise
 
 from nmsfree import Detector, EngineError, MissingExtraError, ModelSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
@@ -23,7 +24,6 @@ if not is_installed("tensorrt-rtx") and not is_installed("tensorrt"):
 driver = pytest.importorskip("cuda.bindings.driver")
 engine = pytest.importorskip("nmsfree_export.tensorrt.build")
 
-Noise = Callable[..., NDArray[np.uint8]]
 GPUS = find_gpus()
 LAYERS = ("cuda-python", "pycuda")
 NEAR = 1e-5  # of scores, which differ by 6e-5 (1 / 64 / 255) where they differ

@@ -1,0 +1,31 @@
+"""What tests of the runtime share beside the fixtures of `conftest`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from nmsfree import NmsfreeError, RawDetections
+
+Noise = Callable[..., NDArray[np.uint8]]  # the fixture `noise`
+
+
+def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
+    """The line with which an action fails; its error is of this very class."""
+    with pytest.raises(kind) as info:
+        action()
+    assert type(info.value) is kind
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+def assert_equal(found: RawDetections, expected: RawDetections) -> None:
+    for name, value in expected._asdict().items():
+        assert getattr(found, name).dtype == value.dtype, name
+        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
+def refusing(usual: type[NmsfreeError]) -> Callable[..., str]:
+    """`refused` for a file of tests of which most expect one kind of error."""
+    return lambda action, kind=usual: refused(action, kind)
