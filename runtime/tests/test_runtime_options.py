@@ -26,6 +26,7 @@ class Timing:
 class Request:
     file: Annotated[Path, Option("What is timed.", argument=True)]
     model: Annotated[tuple[str, ...] | None, Option("Models.", flags=("--model", "-m"))] = None
+    zoom: Annotated[tuple[float, float] | None, Option("From and to.")] = None
     rebuild: Annotated[bool, Option("Again.", flags=("--rebuild/--no-rebuild",))] = True
     timing: Timing = Timing()
     inner: int = 3
@@ -52,9 +53,12 @@ def test_defaults_are_those_of_the_fields() -> None:
 
 def test_values_reach_the_fields_also_of_a_dataclass_within() -> None:
     words = ("a.onnx", "-m", "x", "--model", "y", "--no-rebuild", "--seconds", "2", "--pause", "0")
+    words += ("--zoom", "0.5", "2")
     (request,) = parse(*words)[2]
     timing = Timing(2.0, 0.0)
-    assert request == Request(file=Path("a.onnx"), model=("x", "y"), rebuild=False, timing=timing)
+    assert request == Request(
+        file=Path("a.onnx"), model=("x", "y"), zoom=(0.5, 2.0), rebuild=False, timing=timing
+    )
 
 
 @pytest.mark.parametrize("words", [[], ["a", "--seconds", "0.4"], ["a", "--inner", "3"]])

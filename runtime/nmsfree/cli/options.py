@@ -69,7 +69,8 @@ def _as_list(hint: Any) -> Any:
     """What typer calls an option that may be given several times: no tuple[X, ...] but a list."""
     if get_origin(hint) in (Union, UnionType):
         return functools.reduce(operator.or_, map(_as_list, get_args(hint)))
-    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint  # type: ignore[misc]
+    several = get_origin(hint) is tuple and ... in get_args(hint)
+    return list[get_args(hint)[0]] if several else hint  # type: ignore[misc]
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:
