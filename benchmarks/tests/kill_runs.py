@@ -304,7 +304,7 @@ def prepare(only: list[str]) -> None:
         import onnxscript  # noqa: F401
         import torch  # noqa: F401
 
-        import nmsfree_export.cli.run  # noqa: F401
+        import nmsfree_export.export  # noqa: F401
         import nmsfree_training.cli.run  # noqa: F401
 
 

@@ -1,8 +1,8 @@
-"""`--auto-mixed`: the layers that make most error stay in float, more of them until the gates pass.
+"""`--auto-mixed`: the layers that make most error stay in float, more of them until a file passes.
 
-An attempt builds the file anew and runs all gates. If one refuses, the layers are measured beside
+An attempt builds the file anew and verifies it. If it is refused, the layers are measured beside
 FP32, and the worst join those in float. The worst is the one that adds most error when it is fed
-with exact values, see `layer_errors.py`: what a layer inherits is gone once the guilty one is in
+with exact values, see `layer_errors.py`: what a layer inherits is gone once the culprit is in
 float. Only layers at least half as bad as the worst join, so that one fragile layer does not drag
 healthy ones along, and no more than 4, then 8, 16 …: a network that is bad all over ends soon.
 
@@ -11,12 +11,17 @@ that one is next: the layer that makes the values, or another one that reads the
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.acceptance import FragileError, Gates, Proof
-from nmsfree_export.candidate import Candidate, Workshop
+from nmsfree_export.candidate import (
+    Builder,
+    Candidate,
+    FragileError,
+    Verification,
+    Verifier,
+)
 from nmsfree_export.graph.layers import Layer, read_layers
 from nmsfree_export.verify.layer_errors import LayerError, percent
 
@@ -29,45 +34,50 @@ NAMED = 3  # layers in an error message
 class Attempt:
     """One file that was refused: the layers it had in float, and why."""
 
-    kept: tuple[str, ...]
+    float_layers: tuple[str, ...]
     failure: str
 
     def to_json(self) -> dict[str, object]:
-        return asdict(self)
+        return {"kept": list(self.float_layers), "failure": self.failure}
 
 
 def search(
-    workshop: Workshop, gates: Gates, tell: Callable[[str], None]
-) -> tuple[Candidate, Proof, tuple[Attempt, ...]]:
-    """Return the first candidate that passes, its proof, and the attempts before it.
+    builder: Builder, verifier: Verifier, log: Callable[[str], None]
+) -> tuple[Candidate, Verification, tuple[Attempt, ...]]:
+    """Return the first candidate that passes, what it showed, and the attempts before it.
 
     Args:
-        tell: told of every attempt, in one line.
+        log: told of every attempt, in one line.
 
     Raises:
         FragileError: none passes, short of a file in FP32.
         GateError: the certificate refused, or FP32 does not pass either.
     """
-    movable, layers = workshop.movable(), read_layers(workshop.full)
-    kept: list[str] = []
+    movable, layers = builder.movable(), read_layers(builder.full)
+    chosen: list[str] = []
     attempts: list[Attempt] = []
     while True:
-        candidate = workshop.make(kept)
+        candidate = builder.build(chosen)
         try:
-            return candidate, gates.prove(candidate), tuple(attempts)
+            return candidate, verifier.verify(candidate), tuple(attempts)
         except GateError as error:
             failure = str(error)
         if not attempts:
-            gates.check_full()
-        attempts.append(Attempt(tuple(kept), failure))
-        errors = gates.layers(candidate)
+            verifier.check_full()
+        attempts.append(Attempt(tuple(chosen), failure))
+        errors = verifier.layers(candidate)
         sources = {e.name: _sources(e.name, layers, candidate.spec) for e in errors}
-        more = worst(errors, sources, movable.keys() - set(kept), FIRST << len(attempts) - 1)
-        kept += more
-        if not more or all(name in kept for name, op in movable.items() if op == "Conv"):
-            raise FragileError(_gave_up(failure, candidate.spec), errors)
+        more = worst(errors, sources, movable.keys() - set(chosen), FIRST << len(attempts) - 1)
+        chosen += more
+        if not more or all(name in chosen for name, op in movable.items() if op == "Conv"):
+            precision = candidate.spec.precision
+            raise FragileError(
+                f"{failure}; --auto-mixed found no file in {precision} that passes: it would"
+                " leave no convolution in it; export with --precision fp32",
+                errors,
+            )
         reasons = ", ".join(_reason(name, error) for name, error in more.items())
-        tell(f"attempt {len(attempts)}: {failure}; next in float: {reasons}")
+        log(f"attempt {len(attempts)}: {failure}; next in float: {reasons}")
 
 
 def worst(
@@ -87,14 +97,14 @@ def worst(
     chosen: dict[str, LayerError] = {}
     least = 0.0
     for error in errors:
-        guilty = [error.name] if error.name in free else sources[error.name]
-        guilty = [name for name in guilty if name in free]
-        if not guilty:
+        names = [error.name] if error.name in free else sources[error.name]
+        culprits = [name for name in names if name in free]
+        if not culprits:
             continue
         least = least or AS_BAD * error.added
         if error.added < least or len(chosen) >= limit:
             break
-        chosen.update({name: error for name in guilty if name not in chosen})
+        chosen.update({name: error for name in culprits if name not in chosen})
     return chosen
 
 
@@ -128,10 +138,3 @@ def _reason(name: str, error: LayerError) -> str:
     """Name a layer and the error that it answers for, which may be another's."""
     role = "" if name == error.name else f"rounds what {error.name} reads, "
     return f"{name} ({role}{percent(error.added)})"
-
-
-def _gave_up(failure: str, spec: ModelSpec) -> str:
-    return (
-        f"{failure}; --auto-mixed found no file in {spec.precision} that passes: it would leave no"
-        " convolution in it; export with --precision fp32"
-    )

@@ -1,6 +1,11 @@
-"""What a network becomes before its gates: graphs with their certificates."""
+"""What a network becomes: a graph with its certificate, and what it shows when it runs.
 
-from collections.abc import Callable, Collection
+It must give the same detections as PyTorch, and keep the AP of FP32.
+"""
+
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,67 +14,81 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.layers import read_layers
-from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors, full_spec
-from nmsfree_export.quantize import Calibration, quantise, quantised_nodes
+from nmsfree_export.graph.write import (
+    OPSET,
+    build_onnx,
+    content_of,
+    deploy_module,
+    deployed_tensors,
+    full_spec,
+)
+from nmsfree_export.options import MAX_DROP, STRICT, ExportOptions, Tolerance
+from nmsfree_export.quantize import Calibration, quantize, quantized_nodes
+from nmsfree_export.verify.accuracy import Accuracy, Score, score
 from nmsfree_export.verify.certificate import Certificate, certify
 from nmsfree_export.verify.int8_certificate import certify_int8
+from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
+from nmsfree_export.verify.parity import (
+    Parity,
+    Pictures,
+    compare,
+    seeded_images,
+    seeded_tolerance,
+    tolerance_for,
+)
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.predict import TorchBackend
 
-KEPT = "kept_in_float"  # entry of a file's provenance
-
-Say = Callable[[str], None]
-Deployed = tuple[ModelProto, dict[str, NDArray[np.floating]]]
+FLOAT_LAYERS = "kept_in_float"  # entry of a file's provenance
+ADVICE = {
+    "fp16": "keep fp32",
+    "int8": "calibrate with more pictures, or keep fp16 or fp32",
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A certified graph that has yet to prove itself.
+    """A certified graph that is yet to be verified.
 
     Attributes:
-        model: the graph.
         spec: of the file that it becomes.
-        certificate: what was read from it.
-        kept: names of the layers that `--auto-mixed` kept in float.
+        certificate: what was read from the graph.
+        float_layers: names of the layers that `--auto-mixed` kept in float.
     """
 
     model: ModelProto
     spec: ModelSpec
     certificate: Certificate
-    kept: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
 
 
-class Workshop:
+@dataclass
+class Builder:
     """Makes candidates of one network in one precision, with more or fewer layers in float.
 
-    Args:
+    Attributes:
         network: from the checkpoint; it is left as it is.
         spec: of the file that is wanted.
         calibration: for INT8; None for other precisions.
-        folder: for what is of use to the next candidate.
+        folder: for temporary files, and for what is of use to the next candidate.
         progress: told what is being done.
     """
 
-    def __init__(
-        self,
-        network: Fcos,
-        spec: ModelSpec,
-        calibration: Calibration | None,
-        folder: Path,
-        progress: Say,
-    ) -> None:
-        self.network, self.spec = network, spec
-        self._calibration, self._cache = calibration, folder / "ranges.json"
-        self._progress = progress
+    network: Fcos
+    spec: ModelSpec
+    calibration: Calibration | None
+    folder: Path
+    progress: Callable[[str], None] = lambda _: None
 
     @cached_property
-    def _full(self) -> Deployed:
+    def _full(self) -> tuple[ModelProto, dict[str, NDArray[np.floating]]]:
         """The graph in FP32, and the tensors that it is made of."""
-        self._progress("tracing the deployed graph")
-        spec = full_spec(self.spec)
-        module = deploy_module(self.network, spec)
-        return build_onnx(module, spec), deployed_tensors(module)
+        return self._trace(full_spec(self.spec))
 
     @property
     def full(self) -> ModelProto:
@@ -82,47 +101,168 @@ class Workshop:
         layers = read_layers(model)
         if self.spec.made_for is None:
             return {layer.name: layer.op for layer in layers if layer.op == "Conv"}
-        nodes = set(quantised_nodes(model, tensors, self.spec.made_for))
+        nodes = set(quantized_nodes(model, tensors, self.spec.made_for))
         return {layer.name: layer.op for layer in layers if layer.node in nodes}
 
-    def make(self, kept: Collection[str] = ()) -> Candidate:
+    def build(self, float_layers: Collection[str] = ()) -> Candidate:
         """Build and certify a candidate.
 
         Args:
-            kept: names of the layers that stay in float.
+            float_layers: names of the layers that stay in float.
 
         Raises:
             GateError: the certificate refused.
             InputError: a picture of the calibration cannot be read.
         """
-        kept, spec = tuple(kept), self.spec
-        if kept:
-            spec = replace(spec, provenance={**spec.provenance, KEPT: ", ".join(kept)})
-        if self._calibration is not None:
-            return self._quantised(self._calibration, spec, kept)
-        if spec.precision == "fp32":
-            model, tensors = self._full
-        else:
-            self._progress("tracing the deployed graph")
-            module = deploy_module(self.network, spec, kept)
-            model, tensors = build_onnx(module, spec), deployed_tensors(module)
-        self._progress("checking the certificate")
-        return Candidate(model, spec, certify(model, spec, tensors, OPSET, kept), kept)
-
-    def _quantised(
-        self, calibration: Calibration, spec: ModelSpec, kept: tuple[str, ...]
-    ) -> Candidate:
-        model, tensors = self._full
+        names, spec = tuple(float_layers), self.spec
+        if names:
+            spec = replace(spec, provenance={**spec.provenance, FLOAT_LAYERS: ", ".join(names)})
+        if self.calibration is None:
+            traced = self._full if spec.precision == "fp32" else self._trace(spec, names)
+            model, tensors = traced
+            self.progress("checking the certificate")
+            certificate = certify(model, spec, tensors, OPSET, names)
+            return Candidate(model, spec, certificate, names)
+        full, tensors = self._full
         assert spec.made_for is not None
-        quantised = quantise(
-            model,
+        model = quantize(
+            full,
             tensors,
             spec.made_for,
-            calibration,
-            lambda done, total: self._progress(f"calibrating: image {done} of {total}"),
-            kept=kept,
-            cache=self._cache,
+            self.calibration,
+            lambda done, total: self.progress(f"calibrating: image {done} of {total}"),
+            float_layers=names,
+            cache=self.folder / "ranges.json",
         )
-        self._progress("checking the certificate")
-        certificate = certify_int8(quantised, model, spec, tensors, OPSET, kept)
-        return Candidate(quantised, spec, certificate, kept)
+        self.progress("checking the certificate")
+        certificate = certify_int8(model, full, spec, tensors, OPSET, names)
+        return Candidate(model, spec, certificate, names)
+
+    def _trace(
+        self, spec: ModelSpec, float_layers: Collection[str] = ()
+    ) -> tuple[ModelProto, dict[str, NDArray[np.floating]]]:
+        self.progress("tracing the deployed graph")
+        module = deploy_module(self.network, spec, float_layers)
+        return build_onnx(module, spec), deployed_tensors(module)
+
+
+class FragileError(GateError):
+    """A lower precision did not pass; `layers` says which layers make most error, worst first."""
+
+    def __init__(self, message: str, layers: Sequence[LayerError]) -> None:
+        super().__init__(message)
+        self.layers = list(layers)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a candidate has shown.
+
+    Attributes:
+        seeded: parity on pictures of a seed.
+        accuracy: None where no split was given.
+    """
+
+    parity: Parity
+    seeded: Parity
+    accuracy: Accuracy | None
+
+
+class Verifier:
+    """Holds candidates of one builder against the network, and against their FP32 version.
+
+    Args:
+        pictures: named BGR images for parity.
+        measured: split for the comparison of AP; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        options: ExportOptions,
+        pictures: Pictures,
+        measured: DetectionDataset | None,
+    ) -> None:
+        self._builder, self._options = builder, options
+        self._pictures, self._measured = pictures, measured
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed
+
+    def verify(self, candidate: Candidate) -> Verification:
+        """Run the candidate.
+
+        Raises:
+            GateError: it differs too much, or loses too much AP.
+        """
+        options = self._options
+        with self._opened(candidate.model, candidate.spec) as backend:
+            spec = backend.spec
+            usual = tolerance_for(spec, spec.precision, unmatched=options.max_unmatched)
+            if options.tolerance is not None:
+                usual = replace(options.tolerance, unmatched=usual.unmatched)
+            parity = self._parity(backend, self._pictures, usual)
+            parity.enforce()
+            pictures = seeded_images(self.seed, spec)
+            seeded = self._parity(backend, pictures, seeded_tolerance(spec))
+            if seeded.rows:  # an NMS baseline may find nothing there
+                seeded.enforce()
+            return Verification(parity, seeded, self._accuracy(backend))
+
+    def layers(self, candidate: Candidate) -> list[LayerError]:
+        """Return the error of every layer beside FP32, those that add most first."""
+        return measure_layers(
+            self._builder.full,
+            candidate.model,
+            prepare(self._pictures, candidate.spec),
+            lambda done, total: self._builder.progress(f"comparing layers: {done} of {total}"),
+        )
+
+    def check_full(self) -> None:
+        """Make sure that precision is to blame.
+
+        Raises:
+            GateError: the FP32 version differs from the network, too.
+        """
+        with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
+            parity = self._parity(backend, self._pictures, STRICT)
+        if not parity.passed:
+            raise GateError(
+                f"parity of the same file in fp32: {parity}: the precision is not to blame"
+            )
+
+    @contextmanager
+    def _opened(self, model: ModelProto, spec: ModelSpec) -> Iterator[OnnxRuntimeBackend]:
+        part = self._builder.folder / f"{spec.precision}.part"  # no model by its name
+        # The same graph, which a processor may run whatever it was made for.
+        part.write_bytes(content_of(model, replace(spec, made_for=None)))
+        backend = OnnxRuntimeBackend(part)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def _parity(
+        self, backend: OnnxRuntimeBackend, pictures: Pictures, tolerance: Tolerance
+    ) -> Parity:
+        network = TorchBackend(self._builder.network, replace(backend.spec, batch=None))
+        counting = self._counting("comparing with PyTorch")
+        return compare(network, backend, pictures, tolerance, counting)
+
+    def _accuracy(self, backend: OnnxRuntimeBackend) -> Accuracy | None:
+        if self._measured is None:
+            return None
+        full = self._full_score
+        judged = score(backend, self._measured, self._counting("measuring AP"))
+        drop = self._options.max_ap_drop
+        most = (MAX_DROP if drop is None else drop) / 100
+        found = Accuracy.of(full, judged, self._measured, most)
+        found.enforce(ADVICE[backend.spec.precision])
+        return found
+
+    @cached_property
+    def _full_score(self) -> Score:
+        assert self._measured is not None
+        with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
+            return score(backend, self._measured, self._counting("measuring AP of FP32"))
+
+    def _counting(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._builder.progress(f"{what}: image {done} of {total}")

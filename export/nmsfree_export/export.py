@@ -1,57 +1,46 @@
-"""Checkpoint → ONNX file that has proved itself: certificate, then parity, then its name."""
+"""Checkpoint → ONNX file that was verified: certificate, then parity, then its name."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.spec import ModelSpec
-from nmsfree_export.acceptance import Gates, Proof
+from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
+from nmsfree.text import shown
 from nmsfree_export.auto_mixed import Attempt, explain, search
-from nmsfree_export.candidate import Candidate, Workshop
+from nmsfree_export.candidate import Builder, Verifier
 from nmsfree_export.graph.write import content_of
-from nmsfree_export.options import (
-    DEFAULT_THRESHOLD,
-    CheckOptions,
-    ExportOptions,
-    Int8Options,
-    make_export_spec,
-)
-from nmsfree_export.quantize import Calibration, load_calibration
+from nmsfree_export.options import EXPORT_DEFAULTS, ExportOptions
+from nmsfree_export.quantize import load_calibration
 from nmsfree_export.verify.accuracy import Accuracy
 from nmsfree_export.verify.certificate import Certificate
 from nmsfree_export.verify.parity import Parity, load_images
+from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.weights.checkpoint import Checkpoint, with_rival_iou
+from nmsfree_training.weights.predict import make_spec
 
-__all__ = [
-    "DEFAULT_THRESHOLD",
-    "CheckOptions",
-    "ExportOptions",
-    "ExportReport",
-    "Int8Options",
-    "export_onnx",
-    "make_export_spec",
-]
+__all__ = ["ExportOptions", "ExportReport", "export_onnx", "make_export_spec"]
 
-DEFAULTS = ExportOptions()
-Say = Callable[[str], None]
-Found = tuple[Candidate, Proof, tuple[Attempt, ...]]
+DEFAULT_THRESHOLD = 0.3
+CALIBRATION_IMAGES = 128
+MAX_SIDE = 16384  # as a description may say, see `ModelSpec`
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and its proofs.
+    """What was written, and how it was verified.
 
     Attributes:
         size: bytes of the file.
-        seeded: parity on pictures of `seed`.
+        seeded: parity on pictures of `seed`, which nobody chose.
         accuracy: None where no split was given.
-        kept: names of the layers that `--auto-mixed` kept in float.
+        float_layers: names of the layers that `--auto-mixed` kept in float.
         attempts: what it tried before.
     """
 
@@ -64,23 +53,24 @@ class ExportReport:
     seed: int
     seeded: Parity
     accuracy: Accuracy | None
-    kept: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
     def to_json(self) -> dict[str, object]:
+        spec = self.spec
         return {
             "file": str(self.path),
             "sha256": self.sha256,
             "bytes": self.size,
-            "precision": self.spec.precision,
-            "made_for": self.spec.made_for,
-            "threshold": self.spec.threshold,
-            "thresholds": self.spec.thresholds and self.spec.thresholds.to_json(),
+            "precision": spec.precision,
+            "made_for": spec.made_for,
+            "threshold": spec.threshold,
+            "thresholds": spec.thresholds and spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
             "seeded_parity": {"seed": self.seed} | self.seeded.to_json(),
             "accuracy": self.accuracy and self.accuracy.to_json(),
-            "kept_in_float": list(self.kept),
+            "kept_in_float": list(self.float_layers),
             "attempts": [attempt.to_json() for attempt in self.attempts],
         }
 
@@ -88,39 +78,52 @@ class ExportReport:
 def export_onnx(
     checkpoint: Checkpoint,
     out: Path,
-    options: ExportOptions = DEFAULTS,
-    progress: Say = lambda _: None,
-    tell: Say = lambda _: None,
+    options: ExportOptions = EXPORT_DEFAULTS,
+    progress: Log = lambda _: None,
+    log: Log = lambda _: None,
 ) -> ExportReport:
     """Export, certify and compare; the file appears under its name only if all passed.
 
     Args:
         progress: told what is being done.
-        tell: told of every attempt of `auto_mixed` that was refused.
+        log: told of every attempt of `auto_mixed` that was refused.
 
     Raises:
-        GateError: the certificate, the parity gate or the loss of AP refused; no file is left.
+        GateError: the certificate, parity or the loss of AP refused; no file is left.
         FragileError: the same of FP16 and INT8, with the errors of all layers.
         InputError: an option that does not fit the checkpoint.
         DataError: a dataset that cannot be used.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
-    checkpoint = _with_rival_iou(checkpoint, options)
+    if options.rival_iou is not None:
+        checkpoint = with_rival_iou(checkpoint, options.rival_iou)
     spec = make_export_spec(checkpoint, options)
-    measured = _measured_split(options.check, spec)
-    calibration = _calibration(options.int8, spec, measured)
-    if calibration is not None:
+    measured = calibration = None
+    if options.check_data is not None:
+        measured = load_dataset(options.check_data, options.check_split or "val")
+        category_ids_of(spec.class_names, measured)  # other classes are told before the work
+    if options.calibrate is not None:
+        split, count = options.calibrate_split, options.calibration_images
+        calibration = load_calibration(
+            options.calibrate, split or "train", count or CALIBRATION_IMAGES, spec, measured
+        )
         spec = replace(spec, provenance={**spec.provenance, "calibration": calibration.description})
     pictures = load_images(options.images)
+    attempts: tuple[Attempt, ...] = ()
     with temporary_folder() as folder:
-        workshop = Workshop(checkpoint.build(), spec, calibration, folder, progress)
-        gates = Gates(workshop, options, pictures, measured, folder, progress)
+        builder = Builder(checkpoint.build(), spec, calibration, folder, progress)
+        verifier = Verifier(builder, options, pictures, measured)
         if options.auto_mixed:
-            found = search(workshop, gates, tell)
+            candidate, found, attempts = search(builder, verifier, log)
         else:
-            found = _only_candidate(workshop, gates)
-    candidate, proof, attempts = found
+            candidate = builder.build()
+            try:
+                found = verifier.verify(candidate)
+            except GateError as failure:
+                if spec.precision == "fp32":
+                    raise
+                raise explain(failure, verifier.layers(candidate)) from None
     content = content_of(candidate.model, candidate.spec)
     write_atomic(out, content)
     return ExportReport(
@@ -129,45 +132,92 @@ def export_onnx(
         len(content),
         candidate.spec,
         candidate.certificate,
-        proof.parity,
-        gates.seed,
-        proof.seeded,
-        proof.accuracy,
-        candidate.kept,
+        found.parity,
+        verifier.seed,
+        found.seeded,
+        found.accuracy,
+        candidate.float_layers,
         attempts,
     )
 
 
-def _with_rival_iou(checkpoint: Checkpoint, options: ExportOptions) -> Checkpoint:
-    if options.rival_iou is None:
-        return checkpoint
-    if options.head == "o2m":
-        raise InputError("rival IoU is for the one-to-one head, but head is o2m: leave it out")
-    return with_rival_iou(checkpoint, options.rival_iou)
+def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
+    """Describe the file that an export with these options makes.
+
+    Raises:
+        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+    """
+    heads = checkpoint.model.heads
+    usual: HeadName = "o2o" if "o2o" in heads else "o2m"
+    head: HeadName = options.head or usual  # type: ignore[assignment]  # one of `heads`:
+    if head not in heads:
+        raise InputError(
+            f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
+        )
+    height, width = options.input_size or checkpoint.input_size
+    step = STRIDES[-1]
+    if height < step or width < step or height % step or width % step:
+        nearest = " × ".join(str(max(1, round(side / step)) * step) for side in (height, width))
+        raise InputError(
+            f"size is {height} × {width}, expected multiples of {step} from {step} up: "
+            f"for example {nearest}"
+        )
+    if max(height, width) > MAX_SIDE:
+        raise InputError(f"size is {height} × {width}, expected sides of {MAX_SIDE} pixels at most")
+    # Those in a checkpoint belong to its usual head; scores of the other one mean something else.
+    thresholds = checkpoint.thresholds if head == usual else None
+    if options.thresholds is not None:
+        thresholds = _read_thresholds(options.thresholds, checkpoint.class_names, head)
+    cells = [(height // s) * (width // s) for s in STRIDES]
+    if head == "o2m":  # candidates of NMS
+        cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
+    spec = make_spec(
+        checkpoint,
+        head,
+        input_size=(height, width),
+        batch=options.batch,
+        top_k=min(options.top_k, sum(cells)),
+        score_floor=options.score_floor,
+    )
+    threshold = options.threshold
+    if threshold is None:
+        best = DEFAULT_THRESHOLD if thresholds is None else thresholds.best_f1
+        threshold = max(best, options.score_floor)
+    return replace(
+        spec,
+        threshold=threshold,
+        thresholds=thresholds,
+        interpolation=options.interpolation,  # type: ignore[arg-type]  # the options saw to it
+        precision=options.precision,
+        made_for=options.target,  # type: ignore[arg-type]
+    )
 
 
-def _only_candidate(workshop: Workshop, gates: Gates) -> Found:
-    candidate = workshop.make()
-    try:
-        return candidate, gates.prove(candidate), ()
-    except GateError as failure:
-        if candidate.spec.precision == "fp32":
-            raise
-        errors = gates.layers(candidate)
-        raise explain(failure, errors) from None
+@dataclass(frozen=True)
+class _Report:
+    """What is of use here of a report of `nmsfree eval --json`."""
+
+    class_names: tuple[str, ...]
+    thresholds: Thresholds
+    head: HeadName | None = None
 
 
-def _measured_split(check: CheckOptions | None, spec: ModelSpec) -> DetectionDataset | None:
-    if check is None:
-        return None
-    dataset = load_dataset(check.data, check.split)
-    category_ids_of(spec.class_names, dataset)  # other classes are told before the work
-    return dataset
-
-
-def _calibration(
-    int8: Int8Options | None, spec: ModelSpec, measured: DetectionDataset | None
-) -> Calibration | None:
-    if int8 is None:
-        return None
-    return load_calibration(int8.data, int8.split, int8.images, spec, measured)
+def _read_thresholds(file: Path, class_names: tuple[str, ...], head: HeadName) -> Thresholds:
+    content = read_bytes(file, error=InputError)
+    advice = "give what `nmsfree eval --json` wrote"
+    report = decode_json(content, _Report, file, InputError, advice)
+    if report.class_names != class_names:
+        difference = f"{len(report.class_names)}, the checkpoint has {len(class_names)}"
+        pairs = enumerate(zip(report.class_names, class_names, strict=False))
+        if len(report.class_names) == len(class_names):
+            number, (ours, theirs) = next(p for p in pairs if p[1][0] != p[1][1])
+            difference = f"class {number} is {shown(ours)!r}, the checkpoint's is {theirs!r}"
+        raise InputError(
+            f"{file}: measured for other classes ({difference}): evaluate this checkpoint"
+        )
+    if report.head not in (None, head):
+        raise InputError(
+            f"{file}: measured for the head {report.head}, this export is of {head}: "
+            "evaluate a file of that head"
+        )
+    return report.thresholds

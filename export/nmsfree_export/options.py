@@ -1,243 +1,279 @@
-"""How a checkpoint is exported, and the description of the file that comes of it."""
+"""Options of `nmsfree export`, `verify` and `build`: what may be said, and what fits together."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
-from nmsfree.spec import TARGETS, Interpolation, ModelSpec, NmsSpec, Target, Thresholds
-from nmsfree.text import shown
-from nmsfree_export.graph.precision import PRECISIONS, Precision
-from nmsfree_export.verify.parity import UNMATCHED, Tolerance
-from nmsfree_training.config import STRIDES, HeadName
-from nmsfree_training.weights.checkpoint import Checkpoint
-from nmsfree_training.weights.predict import make_spec
+from nmsfree.options import Option, check_bounds
+from nmsfree.spec import TARGETS
 
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+UNMATCHED = 0.1  # share of rows that may have no partner where something computes in eight bits
+MAX_DROP = 1.0  # AP points, of 100
 
-def measured_thresholds(
-    checkpoint: Checkpoint, head: HeadName, file: Path | None
-) -> Thresholds | None:
-    """Return the thresholds of a head, None where nothing is known.
-
-    Those in a checkpoint belong to the head that is deployed by default; the scores of the other
-    head mean something else.
-
-    Args:
-        file: written by `nmsfree eval --json`; it goes before the checkpoint's own.
-
-    Raises:
-        InputError: the file cannot be read, or is about other classes or the other head.
-    """
-    if file is not None:
-        return _read(file, checkpoint.class_names, head)
-    return checkpoint.thresholds if head == default_head(checkpoint) else None
-
-
-def default_head(checkpoint: Checkpoint) -> HeadName:
-    """The one-to-one head if there is one."""
-    return "o2o" if "o2o" in checkpoint.model.heads else "o2m"
+JsonOption = Annotated[
+    str | None, Option("Write the report; - for stdout.", flags=("--json",), metavar="FILE")
+]
 
 
 @dataclass(frozen=True)
-class _Report:
-    """What is of use here of a report of `nmsfree eval --json`."""
-
-    class_names: tuple[str, ...]
-    thresholds: Thresholds
-    head: HeadName | None = None
-
-
-def _read(file: Path, class_names: tuple[str, ...], head: HeadName) -> Thresholds:
-    content = read_bytes(file, error=InputError)
-    report = decode_json(
-        content, _Report, file, InputError, "give what `nmsfree eval --json` wrote"
-    )
-    if report.class_names != class_names:
-        raise InputError(
-            f"{file}: measured for other classes ({_difference(report.class_names, class_names)}): "
-            "evaluate this checkpoint"
-        )
-    if report.head not in (None, head):
-        raise InputError(
-            f"{file}: measured for the head {report.head}, this export is of {head}: "
-            "evaluate a file of that head"
-        )
-    return report.thresholds
-
-
-def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    if len(found) != len(expected):
-        return f"{len(found)}, the checkpoint has {len(expected)}"
-    number = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
-    return f"class {number} is {shown(found[number])!r}, the checkpoint's is {expected[number]!r}"
-
-
-DEFAULT_THRESHOLD = 0.3
-MAX_SIDE = 16384  # as a description may say, see `ModelSpec`
-
-
-@dataclass(frozen=True)
-class Int8Options:
-    """What an INT8 file is made for, and of which pictures.
+class Tolerance:
+    """How far the rows of two models may differ.
 
     Attributes:
-        target: kind of engine, "cpu" or "tensorrt"; no one file serves both.
-        data: folder of a dataset for calibration.
-        split: its training split.
-        images: pictures to calibrate with, at most.
-        unmatched: share of the rows that parity may leave without a partner, see `Int8Parity`.
+        score, box: largest differences of matched rows: of scores (0-1), of corners (pixels).
+        unmatched: share of rows that may have no partner, whatever the others differ by; None
+            where every row needs one and its difference counts.
     """
 
-    target: Target
-    data: Path
-    split: str = "train"
-    images: int = 128
-    unmatched: float = UNMATCHED
+    score: float = 1e-4
+    box: float = 0.05
+    unmatched: float | None = None
 
 
-@dataclass(frozen=True)
-class CheckOptions:
-    """A labelled split on which the file is measured beside its FP32 version.
+STRICT = Tolerance()
 
-    Attributes:
-        data: folder of a dataset.
-        split: which split of it.
-        max_drop: AP points, of 100, that the file may lose.
-    """
-
-    data: Path
-    split: str = "val"
-    max_drop: float = 1.0
+_CHOICES = {
+    "head": ("o2o", "o2m"),
+    "interpolation": ("linear", "area"),
+    "precision": PRECISIONS,
+    "target": TARGETS,
+}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a checkpoint is exported.
+    """How a checkpoint is exported; None takes what the help says.
 
     Attributes:
-        head: "o2o" or "o2m"; None takes the one-to-one head if there is one.
-        input_size: (height, width) in pixels, multiples of 32; None takes the checkpoint's.
         batch: fixed batch size, or None for any.
-        top_k: rows of the output.
-        score_floor: scores that `num_detections` counts are above this.
-        threshold: what the runtime shows unless asked otherwise; None takes the measured one of
-            the best F1, else 0.3, and never less than the floor.
-        thresholds: file of `nmsfree eval --json` with recommended thresholds for this model;
-            None takes those of the checkpoint, if it has any.
-        interpolation: how the runtime resizes.
-        rival_iou: τ of the one-to-one head's rival filter; None takes the checkpoint's.
-        images: folder of pictures for the parity gate; None takes the bundled scenes.
-        seed: of further pictures for it, to repeat an export's; None takes a fresh one.
-        tolerance: of the parity gate; None takes that of the precision.
-        precision: of the network; the rest stays in float32, see `precision.py`.
-        int8: belongs to the precision "int8", and to no other.
-        check: measure AP beside that of FP32; None does not, and for "fp32" there is nothing to.
-        auto_mixed: keep the layers that add most error in float until the gates pass.
-    """
-
-    head: HeadName | None = None
-    input_size: tuple[int, int] | None = None
-    batch: int | None = 1
-    top_k: int = 100
-    score_floor: float = 0.05
-    threshold: float | None = None
-    thresholds: Path | None = None
-    interpolation: Interpolation = "linear"
-    rival_iou: float | None = None
-    images: Path | None = None
-    seed: int | None = None
-    tolerance: Tolerance | None = None
-    precision: Precision = "fp32"
-    int8: Int8Options | None = None
-    check: CheckOptions | None = None
-    auto_mixed: bool = False
-
-
-def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
-    """Describe the file that an export with these options makes.
+        tolerance: of parity; None takes that of the precision.
+        seed: of the pictures nobody chose, to repeat an export's; None takes a fresh one.
 
     Raises:
-        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+        InputError: options that do not fit each other, or would be ignored.
     """
-    heads = checkpoint.model.heads
-    head: HeadName = options.head or default_head(checkpoint)
-    if head not in heads:
-        raise InputError(
-            f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
-        )
-    height, width = options.input_size or checkpoint.input_size
-    if height < 32 or width < 32 or height % STRIDES[-1] or width % STRIDES[-1]:
-        raise InputError(
-            f"size is {height} × {width}, expected multiples of {STRIDES[-1]} from 32 up: "
-            f"for example {_nearest(height)} × {_nearest(width)}"
-        )
-    if max(height, width) > MAX_SIDE:
-        raise InputError(f"size is {height} × {width}, expected sides of {MAX_SIDE} pixels at most")
-    _check_precision(options)
-    if not 0 <= options.score_floor < 1:
-        raise InputError(f"score floor is {options.score_floor}, expected 0 … 1")
-    thresholds = measured_thresholds(checkpoint, head, options.thresholds)
-    cells = [(height // s) * (width // s) for s in STRIDES]
-    if head == "o2m":  # candidates of NMS
-        cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
-    spec = make_spec(
-        checkpoint,
-        head,
-        input_size=(height, width),
-        batch=options.batch,
-        top_k=min(options.top_k, sum(cells)),
-        score_floor=options.score_floor,
+
+    head: Annotated[str | None, Option("o2o (NMS-free) or o2m (the NMS baseline).")] = None
+    input_size: Annotated[
+        tuple[int, int] | None,
+        Option("Input size in pixels.", flags=("--size",), metavar="H W"),
+    ] = None
+    batch: int | None = 1
+    top_k: Annotated[int, Option("Rows of the output.", min=1, max=1_000_000)] = 100
+    score_floor: Annotated[float, Option("Lowest score that is counted.")] = 0.05
+    threshold: Annotated[
+        float | None, Option("Score that is shown unless asked otherwise; best F1, or 0.3.")
+    ] = None
+    thresholds: Annotated[
+        Path | None,
+        Option(
+            "Recommended thresholds from `nmsfree eval --json`; else the checkpoint's own.",
+            metavar="FILE",
+        ),
+    ] = None
+    interpolation: Annotated[str, Option("linear, or area (slower).")] = "linear"
+    rival_iou: Annotated[
+        float | None,
+        Option(
+            "IoU from which a rival filter takes two boxes for one object, the checkpoint's"
+            " if not given. Lower: fewer duplicates, and fewer close pairs."
+        ),
+    ] = None
+    precision: Annotated[
+        str, Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions.")
+    ] = "fp32"
+    target: Annotated[
+        str | None,
+        Option("INT8 for cpu or tensorrt; no file is both.", flags=("--for",), metavar="ENGINE"),
+    ] = None
+    calibrate: Annotated[
+        Path | None, Option("INT8: dataset whose pictures calibrate.", metavar="DIR")
+    ] = None
+    calibrate_split: Annotated[str | None, Option("Its training split; train if not given.")] = None
+    calibration_images: Annotated[
+        int | None, Option("At most this many, 128 if not given.", min=1, max=1_000_000)
+    ] = None
+    max_unmatched: Annotated[
+        float | None, Option("INT8: share of rows that may have no partner, 0.1 if not given.")
+    ] = None
+    check_data: Annotated[
+        Path | None,
+        Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR"),
+    ] = None
+    check_split: Annotated[str | None, Option("Split to compare on; val if not given.")] = None
+    max_ap_drop: Annotated[
+        float | None, Option("AP points that may be lost, 1.0 if not given.", min=0, max=100)
+    ] = None
+    auto_mixed: Annotated[
+        bool,
+        Option(
+            "FP16, INT8: keep the layers that add most error in float until the file passes.",
+            flags=("--auto-mixed",),
+        ),
+    ] = False
+    images: Annotated[
+        Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
+    ] = None
+    tolerance: Tolerance | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise InputError(f"{name} is {value!r}, expected {' or '.join(allowed)}")
+        if not 0 <= self.score_floor < 1:
+            raise InputError(f"score floor is {self.score_floor}, expected 0 … 1")
+        if self.threshold is not None and not self.score_floor <= self.threshold <= 1:
+            raise InputError(
+                f"threshold is {self.threshold}, expected the score floor ({self.score_floor}) … 1"
+            )
+        if self.rival_iou is not None and self.head == "o2m":
+            raise InputError("rival IoU is for the one-to-one head, but head is o2m: leave it out")
+        self._check_int8()
+        self._check_accuracy()
+
+    def _check_int8(self) -> None:
+        details = self.calibrate_split, self.calibration_images, self.max_unmatched
+        needed = self.target, self.calibrate
+        asked = any(value is not None for value in (*needed, *details))
+        if (asked or self.precision == "int8") and None in needed:
+            raise InputError(
+                "int8 needs the engine it is for, as no one file serves both, and training"
+                " pictures: give --for cpu or --for tensorrt, and --calibrate DIR"
+            )
+        if asked and self.precision != "int8":
+            raise InputError(
+                f"calibration is for int8, but precision is {self.precision}: --precision int8"
+            )
+        if self.max_unmatched is not None and not 0 <= self.max_unmatched < 1:
+            raise InputError(f"share of unmatched rows is {self.max_unmatched}, expected 0 … 1")
+
+    def _check_accuracy(self) -> None:
+        details = self.check_split, self.max_ap_drop
+        if self.check_data is None and details != (None, None):
+            raise InputError("checking AP needs a labelled dataset: give --check-data DIR")
+        if self.precision != "fp32":
+            return
+        if self.check_data is not None:
+            raise InputError(
+                "checking AP is for fp16 and int8, but precision is fp32: measure with"
+                " `nmsfree eval`"
+            )
+        if self.auto_mixed:
+            raise InputError(
+                "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where"
+                " all are: leave --auto-mixed out"
+            )
+
+
+EXPORT_DEFAULTS = ExportOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Which two models are compared, where each runs, and how far they may differ.
+
+    Raises:
+        InputError: options that exclude one another, or would be ignored.
+    """
+
+    a: Annotated[Path, Option("A checkpoint, an ONNX file or an engine.", argument=True)]
+    b: Annotated[Path, Option("Another one of the same detector, or the same file.", argument=True)]
+    device: Annotated[
+        str | None,
+        Option("Where both run: cpu, cuda, tensorrt-rtx or openvino.", metavar="NAME"),
+    ] = None
+    device_a: Annotated[str | None, Option("Where A runs.", metavar="NAME")] = None
+    device_b: Annotated[str | None, Option("Where B runs.", metavar="NAME")] = None
+    precision_a: Annotated[
+        str | None, Option("OpenVINO's arithmetic for A.", metavar="f32|bf16")
+    ] = None
+    precision_b: Annotated[
+        str | None, Option("OpenVINO's arithmetic for B.", metavar="f32|bf16")
+    ] = None
+    images: Annotated[
+        Path | None, Option("Folder of pictures to compare on; else bundled ones.")
+    ] = None
+    score_tolerance: Annotated[
+        float | None, Option("Largest score difference; 1e-4, with FP16 0.01.", min=0)
+    ] = None
+    box_tolerance: Annotated[
+        float | None, Option("Largest box difference in pixels; 0.05, with FP16 0.5.", min=0)
+    ] = None
+    max_unmatched: Annotated[
+        float | None,
+        Option("Share of rows that may have no partner; with INT8 and bf16 0.1.", min=0, max=1),
+    ] = None
+    data: Annotated[
+        Path | None, Option("Labelled dataset to compare AP on, too.", metavar="DIR")
+    ] = None
+    split: Annotated[str | None, Option("Its split; val if not given.")] = None
+    max_ap_drop: Annotated[
+        float | None, Option("AP points that B may lose, 1.0 if not given.", min=0, max=100)
+    ] = None
+    layers: Annotated[
+        bool, Option("Show the worst layers even if the models agree.", flags=("--layers",))
+    ] = False
+    json_out: Annotated[
+        str | None, Option("Write the outcome; - for stdout.", flags=("--json",), metavar="FILE")
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.data is None and (self.split, self.max_ap_drop) != (None, None):
+            raise InputError("checking AP needs a labelled dataset: give --data DIR")
+        differences = self.score_tolerance, self.box_tolerance
+        if differences != (None, None) and self.max_unmatched is not None:
+            raise InputError(
+                "--max-unmatched judges by the share of rows without a partner, --score-tolerance"
+                " and --box-tolerance by differences: give one or the other"
+            )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        gpus: product names of the GPUs that shall run it; with no `sms` either, RTX 4060.
+        sms: compute capabilities that shall run it, 89 for 8.9.
+        batch: smallest, best and largest number of images, for a file of dynamic batch.
+        layers: read the table of layers; the engine then keeps details of them.
+    """
+
+    gpus: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "GPU that shall run it, such as rtx3060; may be repeated. [rtx4060]", flags=("--gpu",)
+        ),
+    ] = None
+    sms: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "The same by compute capability, 89 for 8.9; may be repeated.",
+            flags=("--sm",),
+            min=10,
+            max=999,
+        ),
+    ] = None
+    batch: Annotated[
+        tuple[int, int, int] | None,
+        Option("Images at once, for a file of dynamic batch.", metavar="MIN OPT MAX"),
+    ] = None
+    builder: Annotated[
+        str, Option("tensorrt-rtx, or tensorrt.", flags=("--with",), metavar="NAME")
+    ] = "tensorrt-rtx"
+    tf32: Annotated[bool, Option("Faster float32 with 10 bits of mantissa.", flags=("--tf32",))] = (
+        False
     )
-    return replace(
-        spec,
-        threshold=_default_threshold(options, thresholds),
-        thresholds=thresholds,
-        interpolation=options.interpolation,
-        precision=options.precision,
-        made_for=None if options.int8 is None else options.int8.target,
+    layers: Annotated[bool, Option("Show every layer with its precision.", flags=("--layers",))] = (
+        False
     )
 
 
-def _check_precision(options: ExportOptions) -> None:
-    """Refuse a precision that lacks its options, and options that would be ignored."""
-    precision, int8, check = options.precision, options.int8, options.check
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
-    if precision == "int8" and int8 is None:
-        raise InputError(
-            "precision is int8, but for which engine? No one file serves both: give --for cpu or"
-            " --for tensorrt, and training pictures with --calibrate DIR"
-        )
-    if precision != "int8" and int8 is not None:
-        raise InputError(f"calibration is for int8, but precision is {precision}: --precision int8")
-    if precision == "fp32" and check is not None:
-        raise InputError(
-            "checking AP is for fp16 and int8, but precision is fp32: measure with `nmsfree eval`"
-        )
-    if precision == "fp32" and options.auto_mixed:
-        raise InputError(
-            "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where all"
-            " are: leave --auto-mixed out"
-        )
-    if int8 is not None:
-        _check_int8(int8)
-
-
-def _check_int8(int8: Int8Options) -> None:
-    if int8.target not in TARGETS:
-        raise InputError(f"target is {int8.target!r}, expected {' or '.join(TARGETS)}")
-    if not 0 <= int8.unmatched < 1:
-        raise InputError(f"share of unmatched rows is {int8.unmatched}, expected 0 … 1")
-
-
-def _default_threshold(options: ExportOptions, measured: Thresholds | None) -> float:
-    floor, threshold = options.score_floor, options.threshold
-    if threshold is None:
-        return max(DEFAULT_THRESHOLD if measured is None else measured.best_f1, floor)
-    if not floor <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}, expected the score floor ({floor}) … 1")
-    return threshold
-
-
-def _nearest(side: int) -> int:
-    return max(1, round(side / STRIDES[-1])) * STRIDES[-1]
+BUILD_DEFAULTS = BuildOptions()

@@ -2,14 +2,14 @@
 
 INT8 are the convolutions, but for the last ones: a step of an 8-bit logit or of an 8-bit logarithm
 of a box side would be seen in the result. Normalisation, GroupNorm, filters and everything after
-the network stay in float32. What is between the quantised convolutions is different by engine:
+the network stay in float32. What is between the quantized convolutions is different by engine:
 
 - cpu: unsigned activations with a zero point, bias in int32, which the processor's kernels want.
-  They also want their results in integers, so these are quantised as well, and the backbone's
+  They also want their results in integers, so these are quantized as well, and the backbone's
   sums and its pooling with them: a float step in between costs more than it saves. Weights have 7
   bits: with 8, processors without VNNI saturate (seen: rows without partner from 0.4 to 4 %).
 - tensorrt: signed activations, zero points 0, bias in float. Only what goes into a convolution (or
-  into the pooling) is quantised: the engine fuses what follows, and rounds once instead of twice.
+  into the pooling) is quantized: the engine fuses what follows, and rounds once instead of twice.
 """
 
 import copy
@@ -35,6 +35,7 @@ from nmsfree.files import temporary_folder
 from nmsfree.images import read_image
 from nmsfree.preprocess import letterbox
 from nmsfree.spec import ModelSpec, Target
+from nmsfree_export.graph.contract import batch_of, made_of
 from nmsfree_export.graph.layers import read_layers
 
 # val, val2017, valid, test-dev, minival …; trainval is for training.
@@ -55,18 +56,20 @@ class Calibration:
     spec: ModelSpec
     description: str
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one picture as the deployed model sees it, uint8 [1, H, W, 3], BGR.
 
         Raises:
             InputError: it cannot be read.
         """
-        pixels = np.empty((1, self.spec.height, self.spec.width, 3), np.uint8)
-        letterbox(read_image(self.samples[index].path), pixels[0], self.spec.interpolation)
-        return pixels
+        return placed(read_image(self.samples[index].path), self.spec)
+
+
+def placed(picture: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
+    """Return a BGR picture as a model takes it: uint8 [1, H, W, 3]."""
+    pixels = np.empty((1, spec.height, spec.width, 3), np.uint8)
+    letterbox(picture, pixels[0], spec.interpolation)
+    return pixels
 
 
 def load_calibration(
@@ -77,7 +80,7 @@ def load_calibration(
     Args:
         data: folder of a dataset.
         images: how many at most.
-        spec: of the model that is quantised.
+        spec: of the model that is quantized.
         measured: the split that the result will be measured on; none of it may be used here.
 
     Raises:
@@ -95,25 +98,22 @@ def load_calibration(
     if not dataset.samples:
         raise InputError(f"{data}: split {split!r} has no images to calibrate with")
     if measured is not None:
-        _check_apart(dataset, measured)
+        own = {sample.path.resolve() for sample in dataset.samples}
+        shared = [s.path.resolve() for s in measured.samples if s.path.resolve() in own]
+        if shared:
+            raise InputError(
+                f"{len(shared)} images of the calibration split {dataset.name!r} are also in the"
+                f" split {measured.name!r} that the file is measured on, first {shared[0].name}:"
+                " the figures would look better than they are; use another split for one of them"
+            )
     count = min(images, len(dataset))
     chosen = [dataset.samples[i * len(dataset) // count] for i in range(count)]
     description = f"{folder_name(dataset)} {split}, {count} images"
     return Calibration(tuple(chosen), spec, description)
 
 
-def _check_apart(dataset: DetectionDataset, measured: DetectionDataset) -> None:
-    own = {sample.path.resolve() for sample in dataset.samples}
-    shared = [s.path.resolve() for s in measured.samples if s.path.resolve() in own]
-    if shared:
-        raise InputError(
-            f"{len(shared)} images of the calibration split {dataset.name!r} are also in the split"
-            f" {measured.name!r} that the file is measured on, first {shared[0].name}: the figures"
-            " would look better than they are; use another split for one of them"
-        )
-
-
-LAST = ("cls_pred", "reg_pred")  # the last convolutions, by their keys in the deploy module
+LAST = (".cls_pred.weight", ".reg_pred.weight")  # the last convolutions, in the deploy module
+TRUNK = ("network.backbone.", "network.fpn.")
 OPERATORS: dict[Target, tuple[str, ...]] = {
     "cpu": ("Conv", "Add", "MaxPool"),
     "tensorrt": ("Conv", "MaxPool"),
@@ -122,14 +122,14 @@ OPERATORS: dict[Target, tuple[str, ...]] = {
 Tensors = Mapping[str, NDArray[np.floating]]
 
 
-def quantise(
+def quantize(
     model: ModelProto,
     deployed: Tensors,
     target: Target,
     calibration: Calibration,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
-    kept: Collection[str] = (),
+    float_layers: Collection[str] = (),
     cache: Path | None = None,
 ) -> ModelProto:
     """Return an INT8 version of a float model, without metadata.
@@ -139,7 +139,7 @@ def quantise(
         deployed: tensors of the deploy module by key.
         target: what kind of engine shall run the file.
         progress: told (pictures seen, pictures in all).
-        kept: names of the layers that stay in float, see `quantised_nodes`.
+        float_layers: names of the layers that stay in float, see `quantized_nodes`.
         cache: file that ONNX Runtime keeps the ranges of the calibration in, for the next call.
 
     Raises:
@@ -148,39 +148,42 @@ def quantise(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     model = copy.deepcopy(model)
-    nodes = quantised_nodes(model, deployed, target, kept)
+    nodes = quantized_nodes(model, deployed, target, float_layers)
     _own_biases(model, set(nodes))
     signed = target == "tensorrt"
-    with temporary_folder() as folder:
-        out = folder / "quantised.part"
-        with _quiet():
-            quantize_static(
-                model,
-                out,
-                _Reader(calibration, _batch(model), progress),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(OPERATORS[target]),
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                reduce_range=not signed,
-                activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                extra_options={
-                    "WeightSymmetric": True,
-                    "ActivationSymmetric": signed,
-                    "QuantizeBias": not signed,
-                    "QDQKeepRemovableActivations": True,
-                    "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
-                },
-                **_cache_option(cache),
-            )
-        quantised = onnx.load(out)
-    _tidy(quantised, model.producer_name)
-    return quantised
+    # Versions of ONNX Runtime that know no cache calibrate every time.
+    known = inspect.signature(quantize_static).parameters
+    name = "calibration_cache_path"
+    more = {name: cache} if cache is not None and name in known else {}
+    with temporary_folder() as folder, _without_advice():
+        out = folder / "quantized.part"
+        quantize_static(
+            model,
+            out,
+            _Reader(calibration, batch_of(model), progress),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS[target]),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            reduce_range=not signed,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": signed,
+                "QuantizeBias": not signed,
+                "QDQKeepRemovableActivations": True,
+                "OpTypesToExcludeOutputQuantization": ["Conv"] if signed else [],
+            },
+            **more,
+        )
+        quantized = onnx.load(out)
+    _tidy(quantized, model.producer_name)
+    return quantized
 
 
 def _tidy(model: ModelProto, producer: str) -> None:
-    """Leave only what the exporter writes, in place: the quantiser leaves types of lost values."""
+    """Leave only what the exporter writes, in place: the quantizer leaves types of lost values."""
     graph = model.graph
     for tensor in graph.initializer:  # all in raw bytes
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
@@ -194,36 +197,30 @@ def _tidy(model: ModelProto, producer: str) -> None:
 
 def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:
     """Return the convolutions that make logits and box deltas, by the bytes of their weights."""
-    return _convs_of(model, deployed, tuple(f".{name}.weight" for name in LAST))
+    return _convs_of(model, deployed, LAST)
 
 
-def _cache_option(cache: Path | None) -> dict[str, Path]:
-    """Versions of ONNX Runtime that know no cache calibrate every time."""
-    from onnxruntime.quantization import quantize_static
-
-    known = inspect.signature(quantize_static).parameters
-    name = "calibration_cache_path"
-    return {name: cache} if cache is not None and name in known else {}
-
-
-def quantised_nodes(
-    model: ModelProto, deployed: Tensors, target: Target, kept: Collection[str] = ()
+def quantized_nodes(
+    model: ModelProto, deployed: Tensors, target: Target, float_layers: Collection[str] = ()
 ) -> list[str]:
     """Return the names of the nodes that compute in integers.
 
     All convolutions but the last; sums and pooling up to the pyramid, where a GroupNorm's sum or
-    a filter's pooling cannot be among them. The layers of the names in `kept`, see `layers.py`,
-    are left out. What they read is still rounded where another one rounds it.
+    a filter's pooling cannot be among them. Left out are the layers named in `float_layers`, see
+    `layers.py`. What they read is still rounded where another one rounds it.
     """
-    spared = {layer.node for layer in read_layers(model) if layer.name in kept} if kept else set()
+    nodes = model.graph.node
+    spared = {layer.node for layer in read_layers(model) if layer.name in float_layers}
     last = {node.name for node in last_convs(model, deployed)}
-    trunk = _before(model, _convs_of(model, deployed, ("network.backbone.", "network.fpn.")))
+    trunk = _convs_of(model, deployed, TRUNK)
+    before, _ = made_of(nodes, (name for node in trunk for name in node.input))
+    in_trunk = {node.name for node in before}
     return [
         node.name
-        for node in model.graph.node
+        for node in nodes
         if node.op_type in OPERATORS[target]
         and node.name not in spared
-        and (node.name not in last if node.op_type == "Conv" else node.name in trunk)
+        and (node.name not in last if node.op_type == "Conv" else node.name in in_trunk)
     ]
 
 
@@ -236,19 +233,8 @@ def _convs_of(model: ModelProto, deployed: Tensors, parts: tuple[str, ...]) -> l
     return [node for node in convs if contents[node.input[1]] in wanted]
 
 
-def _before(model: ModelProto, nodes: list[NodeProto]) -> set[str]:
-    """Names of all nodes that one of these depends on."""
-    needed = {name for node in nodes for name in node.input}
-    found = set()
-    for node in reversed(model.graph.node):  # sorted topologically, by ONNX's rules
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            found.add(node.name)
-    return found
-
-
 def _own_biases(model: ModelProto, names: set[str]) -> None:
-    """Give every quantised convolution a bias of its own, in place.
+    """Give every quantized convolution a bias of its own, in place.
 
     Levels may share one. In integers its unit is that of the convolution's input times that of its
     weights, and every level's input has another.
@@ -266,11 +252,6 @@ def _own_biases(model: ModelProto, names: set[str]) -> None:
         seen.add(name)
 
 
-def _batch(model: ModelProto) -> int:
-    """The fixed batch size, or 1."""
-    return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-
-
 class _Reader:
     """Hands the pictures to ONNX Runtime, one at a time; a fixed batch is filled with copies."""
 
@@ -281,27 +262,28 @@ class _Reader:
         self.done = 0
 
     def get_next(self) -> dict[str, Any] | None:
-        if self.done == len(self.calibration):
+        count = len(self.calibration.samples)
+        if self.done == count:
             return None
         pixels = self.calibration.read(self.done)
         self.done += 1
-        self.progress(self.done, len(self.calibration))
+        self.progress(self.done, count)
         return {"images": np.repeat(pixels, self.batch, axis=0)}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantiser's advice, to optimise the graph first, from the root logger.
+def _without_advice() -> Iterator[None]:
+    """Keep the quantizer's advice, to optimise the graph first, from the root logger.
 
     The graph is certified as it is, and must come out as it went in.
     """
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
     root = logging.getLogger()
-    root.addFilter(_is_no_advice)
+    root.addFilter(is_no_advice)
     try:
         yield
     finally:
-        root.removeFilter(_is_no_advice)
-
-
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    return "pre-processing before quantization" not in record.getMessage()
+        root.removeFilter(is_no_advice)

@@ -1,19 +1,92 @@
-"""A small checkpoint with weights that find something, shared by the tests of this folder."""
+"""Small checkpoints with weights that find something, pictures, and what the tests here share."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer
+from onnx import ModelProto, NodeProto
 from torch import nn
+from typer.testing import CliRunner
 
-from nmsfree_training.config import ModelConfig, fcos_e2e_nano
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree_export.cli.export import export, verify
+from nmsfree_export.export import ExportOptions, make_export_spec
+from nmsfree_export.graph.write import build_onnx, deploy_module
+from nmsfree_training.config import ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.head import Head
 from nmsfree_training.model.norms import normalize
-from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.published import standin_state_dict
 
 CLASSES = tuple("abcdefg")
+TRAIN, VAL = 8, 12
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The folder of the bundled weights."""
+    return Path(__file__).parents[2] / "weights"
+
+
+@pytest.fixture(scope="session")
+def nano(weights: Path) -> Checkpoint:
+    """The trained NMS-free nano detector, with batch norm and a rival filter."""
+    return load_checkpoint(weights / "fcos_e2e_nano.safetensors")
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The published network with random weights, 512 × 736."""
+    path = tmp_path_factory.mktemp("published") / "fcos_e2e_r18_3x_coco.pth"
+    torch.save({"model": standin_state_dict(Fcos(fcos_e2e_r18_3x().model), seed=11)}, path)
+    return load_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with 8 training and 12 validation pictures."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(folder, train=TRAIN, val=VAL, crowd=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Any]:
+    """Return what runs `nmsfree export` or `verify` with words, and gives the outcome."""
+    app = typer.Typer()
+    app.command("export")(export)
+    app.command("verify")(verify)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def trace() -> Callable[..., ModelProto]:
+    """Return what exports a checkpoint with options, without a certificate or parity."""
+
+    def traced(checkpoint: Checkpoint, **options: Any) -> ModelProto:
+        spec = make_export_spec(checkpoint, ExportOptions(**options))
+        return build_onnx(deploy_module(checkpoint.build(), spec), spec)
+
+    return traced
+
+
+@pytest.fixture(scope="session")
+def copied() -> Callable[[ModelProto], ModelProto]:
+    """Return what copies a model."""
+    return lambda model: ModelProto.FromString(model.SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def first() -> Callable[..., NodeProto]:
+    """Return what finds the first node whose fields have these values."""
+    return lambda model, **fields: next(
+        node for node in model.graph.node if all(getattr(node, k) == v for k, v in fields.items())
+    )
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,6 @@ def built(checkpoint: Checkpoint) -> Built:
     return build_onnx(module, spec), spec, deployed_tensors(module)
 
 
-def copy_of(built: Built) -> ModelProto:
-    model = ModelProto()
-    model.CopyFrom(built[0])
-    return model
-
-
 def check(model: ModelProto, built: Built) -> Certificate:
     return certify(model, built[1], built[2], OPSET)
 
@@ -58,18 +52,14 @@ def biggest(model: ModelProto) -> TensorProto:
     return max(model.graph.initializer, key=lambda t: t.ByteSize())
 
 
-def adds(kind: str, inputs: str = "", domain: str | None = None, **attributes: Any) -> Spoil:
+def first_size(model: ModelProto) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim[0]
+
+
+def adds(kind: str, inputs: str = "", at: int = 0, **attributes: Any) -> Spoil:
     """Return what puts a node before all others; nothing needs it."""
-
-    def spoil(model: ModelProto) -> None:
-        made = helper.make_node(kind, inputs.split(), ["new"], "it", domain=domain, **attributes)
-        model.graph.node.insert(0, made)
-
-    return spoil
-
-
-def dead_node(model: ModelProto) -> None:
-    model.graph.node.append(helper.make_node("Relu", ["detection_scores"], ["new"], "it"))
+    made = helper.make_node(kind, inputs.split(), ["new"], "it", **attributes)
+    return lambda model: model.graph.node.insert(at, made)
 
 
 def gives(kind: str, **attributes: Any) -> Spoil:
@@ -90,18 +80,14 @@ def unknown_field(at: Callable[[ModelProto], Any]) -> Spoil:
     return lambda model: at(model).MergeFromString(b"\xc2\x3e\x04\x01\x02\x03\x04")
 
 
-def types(kind: TypeProto) -> Spoil:
-    """Return what notes this type for the first node's output."""
+def types(kind: TypeProto, name: str | None = None) -> Spoil:
+    """Return what notes this type for a value, the first node's output."""
 
     def spoil(model: ModelProto) -> None:
         del model.graph.value_info[:]
-        model.graph.value_info.add(name=model.graph.node[0].output[0], type=kind)
+        model.graph.value_info.add(name=name or model.graph.node[0].output[0], type=kind)
 
     return spoil
-
-
-def one_type_more(model: ModelProto) -> None:
-    model.graph.value_info.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [7]))
 
 
 def sparse_weights(model: ModelProto) -> None:
@@ -121,10 +107,6 @@ def other_encoding(model: ModelProto) -> None:
     tensor = biggest(model)
     values = numpy_helper.to_array(tensor).ravel()
     tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, tensor.dims, values))
-
-
-def more_bytes_than_values(model: ModelProto) -> None:
-    biggest(model).raw_data += bytes(1000)
 
 
 def not_finite(model: ModelProto) -> None:
@@ -185,18 +167,6 @@ def _add_to_scores(model: ModelProto, axes: list[int], *nodes: NodeProto) -> Non
         model.graph.node.insert(position + 1, extra)
 
 
-def other_output(model: ModelProto) -> None:
-    model.graph.output[3].type.tensor_type.elem_type = TensorProto.INT64
-
-
-def second_import(model: ModelProto) -> None:
-    model.opset_import.add(domain="", version=OPSET)
-
-
-def other_opset(model: ModelProto) -> None:
-    model.opset_import[0].version = 18
-
-
 BODY = helper.make_graph([], "body", [], [])
 FLOAT = helper.make_tensor_type_proto(TensorProto.FLOAT, [64, 64])
 
@@ -215,7 +185,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "text": (adds("StringNormalizer", "a"), "may not contain StringNormalizer"),
     "rounding": (adds("QuantizeLinear", "a b"), "may not contain QuantizeLinear"),
     "plugin": (adds("Relu", "a", domain="trt.plugins"), "Relu 'it' has a domain"),
-    "dead node": (dead_node, "no output needs Relu 'it'"),
+    "dead node": (adds("Relu", "detection_scores", 9999), "no output needs Relu 'it'"),
     # Attributes.
     "unknown attribute": (gives("Relu", alpha=0.5), "has the attribute AttributeProto 'alpha'"),
     "attribute of floats": (gives("Relu", hidden=[0.5] * 99), "'hidden', expected none"),
@@ -255,7 +225,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "metadata under nmsfree, w, expected the description",
     ),
     "description": (
-        lambda model: model.metadata_props[0].MergeFrom(type(model.metadata_props[0])(value="{}")),
+        merges({"value": "{}"}, lambda m: m.metadata_props[0]),
         "metadata under nmsfree, expected",
     ),
     "metadata of the graph": (
@@ -285,22 +255,12 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown field": (unknown_field(lambda model: model), "has the unknown field 1000"),
     "unknown in a tensor": (unknown_field(biggest), "has the unknown field 1000"),
-    "unknown in a shape": (
-        unknown_field(lambda model: model.graph.input[0].type.tensor_type.shape.dim[0]),
-        "Dimension has the unknown field 1000",
-    ),
+    "unknown in a shape": (unknown_field(first_size), "Dimension has the unknown field 1000"),
     "long name": (
-        lambda model: of(model, "Conv").MergeFrom(NodeProto(name=LONG)),
+        merges({"name": LONG}, lambda m: of(m, "Conv")),
         "has a name of 700 letters",
     ),
-    "long dimension": (
-        lambda model: (
-            model.graph.input[0]
-            .type.tensor_type.shape.dim[0]
-            .MergeFrom(type(model.graph.input[0].type.tensor_type.shape.dim[0])(dim_param=LONG))
-        ),
-        "has a dim_param of 700 letters",
-    ),
+    "long dimension": (merges({"dim_param": LONG}, first_size), "has a dim_param of 700 letters"),
     # Types.
     "sequence type": (types(helper.make_sequence_type_proto(FLOAT)), "has a sequence_type"),
     "optional type": (types(helper.make_optional_type_proto(FLOAT)), "has a optional_type"),
@@ -314,22 +274,31 @@ CASES: dict[str, tuple[Spoil, str]] = {
         "has elements of type 11, expected one of",
     ),
     "string": (types(helper.make_tensor_type_proto(TensorProto.STRING, [1])), "of type 8"),
-    "type of nothing": (one_type_more, "'hidden' is given, no such value"),
+    "type of nothing": (types(FLOAT, "hidden"), "'hidden' is given, no such value"),
     "wrong type": (
         types(helper.make_tensor_type_proto(TensorProto.INT64, [1])),
         "against the rules of ONNX",
     ),
-    "other output": (other_output, "rules of ONNX"),
+    "other output": (
+        lambda m: setattr(m.graph.output[3].type.tensor_type, "elem_type", TensorProto.INT64),
+        "rules of ONNX",
+    ),
     # Opsets.
-    "second import": (second_import, "opsets .*, expected ai.onnx 20 and nothing else"),
-    "other opset": (other_opset, "rules of ONNX|18"),
+    "second import": (
+        lambda m: m.opset_import.add(domain="", version=OPSET),
+        "opsets .*, expected ai.onnx 20 and nothing else",
+    ),
+    "other opset": (lambda m: setattr(m.opset_import[0], "version", 18), "rules of ONNX|18"),
     # Weights.
     "more weights": (more_weights, "'hidden' .* belongs to no part"),
     "small constants": (many_small_constants, "7[0-9] floats beside the weights, expected at most"),
     "missing": (lambda model: model.graph.initializer.remove(biggest(model)), "rules of ONNX"),
     "stored twice": (store_twice, "'new' is stored twice"),
     "unused": (lambda model: model.graph.initializer.append(WEIGHTS), "needs the initialiser"),
-    "more bytes": (more_bytes_than_values, "rules of ONNX|bytes, which are no values of shape"),
+    "more bytes": (
+        lambda m: setattr(biggest(m), "raw_data", biggest(m).raw_data + bytes(1000)),
+        "rules of ONNX|bytes, which are no values of shape",
+    ),
     "not finite": (not_finite, "belongs to no part|not finite"),
     "shape from data": (shape_from_data, "shape of Expand 'grows' depends on data"),
 }
@@ -338,7 +307,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_certificate_refuses(built: Built, case: str) -> None:
     spoil, words = CASES[case]
-    model = copy_of(built)
+    model = ModelProto.FromString(built[0].SerializeToString())
     spoil(model)
     with pytest.raises(GateError, match=words):
         check(model, built)

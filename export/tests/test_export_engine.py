@@ -8,67 +8,47 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nmsfree import ModelError, RawDetections
+from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
+from nmsfree_export.candidate import Builder
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.graph.nms import CANDIDATES
-from nmsfree_export.graph.write import build_onnx, deploy_module
-from nmsfree_export.tensorrt.build import BuildOptions, build_engine
-from nmsfree_export.tensorrt.source import cut_nms
-from nmsfree_training.config import fcos_e2e_r18_3x
-from nmsfree_training.model.detector import Fcos
+from nmsfree_export.graph.contract import CANDIDATES
+from nmsfree_export.graph.write import content_of
+from nmsfree_export.options import BuildOptions
+from nmsfree_export.quantize import load_calibration
+from nmsfree_export.tensorrt.build import BuildReport, build_engine
+from nmsfree_export.tensorrt.network import cut_nms
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
-from nmsfree_training.weights.published import standin_state_dict
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
 VERSION: str = trt.__version__
-WEIGHTS = Path(__file__).parents[2] / "weights"
+Trace = Callable[..., ModelProto]
 
 
-def trace(checkpoint: Checkpoint, options: ExportOptions) -> ModelProto:
-    """Export without the gates, which other tests try."""
-    spec = make_export_spec(checkpoint, options)
-    return build_onnx(deploy_module(checkpoint.build(), spec), spec)
+@pytest.fixture(scope="module")
+def r18(published: Checkpoint, trace: Trace) -> ModelProto:
+    return trace(published)
 
 
-@pytest.fixture(scope="session")
-def r18(tmp_path_factory: pytest.TempPathFactory) -> ModelProto:
-    """The published network with stand-in weights, 512 × 736."""
-    path = tmp_path_factory.mktemp("published") / "fcos_e2e_r18_3x_coco.pth"
-    torch.save({"model": standin_state_dict(Fcos(fcos_e2e_r18_3x().model), seed=11)}, path)
-    return trace(load_checkpoint(path), ExportOptions())
+@pytest.fixture(scope="module")
+def graphs(weights: Path, trace: Trace) -> dict[str, ModelProto]:
+    """The bundled detectors; the NMS baseline takes batches of any size."""
+    found = {}
+    for name in ("fcos_o2o_nano", "fcos_e2e_nano", "fcos_rt_nano"):
+        checkpoint = load_checkpoint(weights / f"{name}.safetensors")
+        found[name] = trace(checkpoint, batch=None if name == "fcos_rt_nano" else 1)
+    return found
 
 
-@pytest.fixture(scope="session")
-def nano() -> Callable[[str], ModelProto]:
-    """Return a function giving a copy of a bundled detector's graph, each traced once.
-
-    The NMS baseline takes batches of any size.
-    """
-    traced: dict[str, ModelProto] = {}
-
-    def make(name: str) -> ModelProto:
-        if name not in traced:
-            batch = None if name == "fcos_rt_nano" else 1
-            checkpoint = load_checkpoint(WEIGHTS / f"{name}.safetensors")
-            traced[name] = trace(checkpoint, ExportOptions(batch=batch))
-        copy = ModelProto()
-        copy.CopyFrom(traced[name])
-        return copy
-
-    return make
-
-
-def save(model: ModelProto, folder: Path, name: str = "model") -> Path:
-    path = folder / f"{name}.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
+def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
+    source = folder / "model.onnx"
+    source.write_bytes(model.SerializeToString())
+    return build_engine(source, folder / "model.engine", BuildOptions(**options))
 
 
 def halve(model: ModelProto, keep: int = 0) -> ModelProto:
@@ -114,9 +94,8 @@ def test_the_published_network_builds_without_a_gpu(
     r18: ModelProto, tmp_path: Path, precision: str
 ) -> None:
     """For SM 8.9; the network that was built has the contract's inputs and outputs."""
-    source = save(r18 if precision == "fp32" else halve(r18), tmp_path)
-    engine = tmp_path / "model.engine"
-    report = build_engine(source, engine)
+    report = build(r18 if precision == "fp32" else halve(r18), tmp_path)
+    source, engine = tmp_path / "model.onnx", tmp_path / "model.engine"
     sidecar = read_sidecar(engine)
     assert sidecar == report.sidecar
     assert sidecar.precision == precision
@@ -141,57 +120,70 @@ def test_the_published_network_builds_without_a_gpu(
 
 @pytest.mark.parametrize("name", ["fcos_o2o_nano", "fcos_e2e_nano"])
 def test_the_bundled_detectors_build_in_every_precision(
-    nano: Callable[[str], ModelProto], tmp_path: Path, name: str
+    graphs: dict[str, ModelProto], tmp_path: Path, name: str
 ) -> None:
     """The precision is that of the graph, and named after it."""
-    graphs = {
-        "fp32": nano(name),
-        "mixed fp16": halve(nano(name), keep=3),
-        "fp16": halve(nano(name)),
-    }
+    full = graphs[name]
     sizes = []
-    for precision, graph in graphs.items():
-        report = build_engine(save(graph, tmp_path), tmp_path / f"{precision}.engine")
+    for precision, graph in (("fp32", full), ("mixed fp16", halve(full, 3)), ("fp16", halve(full))):
+        report = build(graph, tmp_path)
         assert report.sidecar.precision == precision
         assert report.sidecar.spec.name == name
         assert str(report.inputs[0]) == "images uint8 [1, 256, 256, 3]"
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
-    full, mixed, half = sizes
-    assert full > mixed
     # What the builder adds for the filter's conversions outweighs three halved weights.
-    assert half < 1.01 * mixed
+    assert sizes[0] > sizes[1] and sizes[2] < 1.01 * sizes[1]
 
 
-def test_a_quantised_graph_is_called_int8(
-    nano: Callable[[str], ModelProto], tmp_path: Path
+def test_a_quantized_graph_is_called_int8(
+    graphs: dict[str, ModelProto],
+    copied: Callable[[ModelProto], ModelProto],
+    first: Callable[..., NodeProto],
+    tmp_path: Path,
 ) -> None:
     """One convolution with a symmetric scale before it is enough."""
-    model = nano("fcos_e2e_nano")
-    graph = model.graph
-    first = next(node for node in graph.node if node.op_type == "Conv")
-    at = next(index for index, node in enumerate(graph.node) if node is first)
-    value = first.input[0]
-    scale = numpy_helper.from_array(np.float32(0.02), "scale")
-    zero = numpy_helper.from_array(np.int8(0), "zero")
-    graph.initializer.extend([scale, zero])
-    quantise = helper.make_node("QuantizeLinear", [value, "scale", "zero"], ["q"])
-    dequantise = helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"])
-    first.input[0] = "dq"
-    graph.node.insert(at, dequantise)
-    graph.node.insert(at, quantise)
-    report = build_engine(save(model, tmp_path), tmp_path / "model.engine")
-    assert report.sidecar.precision == "int8"
+    model = copied(graphs["fcos_e2e_nano"])
+    graph, conv = model.graph, first(graphs["fcos_e2e_nano"], op_type="Conv")
+    at = list(graph.node).index(conv)
+    steps = {"scale": np.float32(0.02), "zero": np.int8(0)}
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in steps.items())
+    quantize = helper.make_node("QuantizeLinear", [conv.input[0], *steps], ["q"])
+    graph.node[at].input[0] = "dq"
+    graph.node.insert(at, helper.make_node("DequantizeLinear", ["q", *steps], ["dq"]))
+    graph.node.insert(at, quantize)
+    assert build(model, tmp_path).sidecar.precision == "int8"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("name", ["nano", "published"])
+def test_files_of_the_exporter(
+    request: pytest.FixtureRequest, digits: Path, tmp_path: Path, name: str, precision: str
+) -> None:
+    """Batch norm and a rival filter; and the published network with random weights."""
+    checkpoint: Checkpoint = request.getfixturevalue(name)
+    int8: Any = {"target": "tensorrt", "calibrate": digits} if precision == "int8" else {}
+    spec = make_export_spec(checkpoint, ExportOptions(precision=precision, **int8))
+    calibration = load_calibration(digits, "train", 2, spec) if int8 else None
+    made = Builder(checkpoint.build(), spec, calibration, tmp_path).build()
+    report = build(ModelProto.FromString(content_of(made.model, made.spec)), tmp_path)
+    height, width = checkpoint.input_size
+    assert report.sidecar.targets == (89,) and not report.sidecar.tf32
+    assert [str(t) for t in report.inputs] == [f"images uint8 [1, {height}, {width}, 3]"]
+    assert tuple(t.name for t in report.outputs) == RawDetections._fields
+    assert {t.dtype for t in report.outputs} == {"int32", "float32"}
+    assert report.sidecar.precision == report.sidecar.spec.precision == precision
+    assert report.sidecar.spec.made_for == int8.get("target")
+    if (name, precision) == ("published", "fp16"):
+        assert report.size == pytest.approx(38e6, rel=0.1)  # half of FP32's 74 MB
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_nms_baseline_ends_before_its_nms(
-    nano: Callable[[str], ModelProto], tmp_path: Path, precision: str
+    graphs: dict[str, ModelProto], tmp_path: Path, precision: str
 ) -> None:
-    graph = nano("fcos_rt_nano")
-    source = save(graph if precision == "fp32" else halve(graph), tmp_path)
-    options = BuildOptions(batch=(1, 2, 2))
-    report = build_engine(source, tmp_path / "model.engine", options)
+    graph = graphs["fcos_rt_nano"]
+    report = build(graph if precision == "fp32" else halve(graph), tmp_path, batch=(1, 2, 2))
     assert report.sidecar.precision == precision
     assert report.sidecar.nms_on_host
     assert report.sidecar.spec.nms is not None
@@ -204,17 +196,16 @@ def test_the_nms_baseline_ends_before_its_nms(
 
 
 def test_nms_that_is_not_cut_off_does_not_build(
-    nano: Callable[[str], ModelProto], tmp_path: Path
+    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto], tmp_path: Path
 ) -> None:
     """A description that hides the NMS: the builder's own words in one line."""
-    model = nano("fcos_rt_nano")
+    model = copied(graphs["fcos_rt_nano"])
     spec = json.loads(model.metadata_props[0].value) | {"head": "o2o", "nms": None}
     model.metadata_props[0].value = json.dumps(spec)
-    source = save(model, tmp_path)
     with pytest.raises(ModelError) as error:
-        build_engine(source, tmp_path / "model.engine", BuildOptions(batch=(1, 1, 1)))
+        build(model, tmp_path, batch=(1, 1, 1))
     message = str(error.value)
-    assert message.startswith(f"{source}: tensorrt-rtx {VERSION} cannot build it (")
+    assert message.startswith(f"{tmp_path}/model.onnx: tensorrt-rtx {VERSION} cannot build it (")
     assert message.endswith("): export the model again, or run the ONNX file itself")
     assert "nms/nms_selected" in message
     assert "has no runners that implement it" in message
@@ -222,20 +213,20 @@ def test_nms_that_is_not_cut_off_does_not_build(
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_cut_graph_gives_the_candidates_of_the_whole(nano: Callable[[str], ModelProto]) -> None:
-    whole, part = nano("fcos_rt_nano"), nano("fcos_rt_nano")
+def test_the_cut_graph_gives_the_candidates_of_the_whole(
+    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto]
+) -> None:
+    whole, part = (copied(graphs["fcos_rt_nano"]) for _ in range(2))
     for name, kind in zip(CANDIDATES, (1, 1, 7), strict=True):
         whole.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     cut_nms(part)
     onnx.checker.check_model(part)
     assert not any(tensor.name.startswith("nms_") for tensor in part.graph.initializer)
     image = np.random.default_rng(3).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    results = []
-    for model in (whole, part):
-        session = ort.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
-        results.append(session.run(CANDIDATES, {"images": image}))
-    for expected, found in zip(*results, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert [found.dtype for found in results[1]] == [np.float32, np.float32, np.int32]
+    expected, found = (
+        make_session(model.SerializeToString()).run(CANDIDATES, {"images": image})
+        for model in (whole, part)
+    )
+    for want, value in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(value, want)
+    assert [value.dtype for value in found] == [np.float32, np.float32, np.int32]

@@ -30,10 +30,12 @@ from nmsfree.backends.tensorrt.vendor import VendorApi, is_installed, load_vendo
 from nmsfree.files import write_atomic
 from nmsfree.machine import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
+from nmsfree_export.graph.contract import describe, outputs_of, set_outputs
+from nmsfree_export.options import BuildOptions
 from nmsfree_export.tensorrt import build as engine_module
-from nmsfree_export.tensorrt.build import BuildOptions, build_engine, rebuild_engine
+from nmsfree_export.tensorrt.build import BuildReport, build_engine, rebuild_engine
 from nmsfree_export.tensorrt.network import Layer, parse_inspection, read_layers
-from nmsfree_export.tensorrt.progress import Bars, Lines, Silent, make_monitor, stoppable
+from nmsfree_export.tensorrt.progress import Bars, Lines, Phases, make_monitor, stoppable
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
@@ -70,20 +72,15 @@ def tiny(batch: int | None = 1) -> ModelProto:
         node("ReduceSum", ["ones", "one"], ["num_detections"], keepdims=1),
     ]
     n = batch or "N"
-    outputs = [
-        info("num_detections", TensorProto.INT32, [n, 1]),
-        info("detection_boxes", TensorProto.FLOAT, [n, ROWS, 4]),
-        info("detection_scores", TensorProto.FLOAT, [n, ROWS]),
-        info("detection_classes", TensorProto.INT32, [n, ROWS]),
-    ]
     images = info("images", TensorProto.UINT8, [n, HEIGHT, WIDTH, 3])
     weights = [numpy_helper.from_array(np.asarray(v), name) for name, v in values.items()]
-    graph = helper.make_graph(nodes, "tiny", [images], outputs, weights)
+    graph = helper.make_graph(nodes, "tiny", [images], [], weights)
     opset = helper.make_opsetid("", 20)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     names = ("blue", "green", "red")
     spec = ModelSpec("tiny", "o2o", HEIGHT, WIDTH, batch, names, (1, 2, 4), top_k=ROWS)
-    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    describe(model, spec)
+    set_outputs(model, outputs_of(spec, n))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -98,191 +95,146 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
+    return build_engine(save(model, folder), folder / "model.engine", BuildOptions(**options))
+
+
+def refused(error: type[Exception], model: ModelProto, folder: Path, **options: Any) -> str:
+    """Return why a model cannot be built, without its path; nothing may be left."""
+    with pytest.raises(error) as caught:
+        build(model, folder, **options)
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    return str(caught.value).removeprefix(f"{folder / 'model.onnx'}: ")
+
+
 def test_a_small_network_leaves_engine_sidecar_and_lock_only(tmp_path: Path) -> None:
     engine = tmp_path / "made" / "model.engine"
     build_engine(save(tiny(), tmp_path), engine)
-    assert {path.name for path in engine.parent.iterdir()} == {
-        "model.engine",
-        "model.engine.json",
-        "model.engine.lock",
-    }
+    names = {"model.engine", "model.engine.json", "model.engine.lock"}
+    assert {path.name for path in engine.parent.iterdir()} == names
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_is_as_asked_and_recorded(tmp_path: Path, tf32: bool) -> None:
-    options = BuildOptions(tf32=tf32)
-    report = build_engine(save(tiny(), tmp_path), tmp_path / "model.engine", options)
-    assert report.sidecar.tf32 is tf32
-
-
-def test_several_targets(tmp_path: Path) -> None:
-    options = BuildOptions(gpus=("RTX 5090", "rtx4070"), sms=(75,))
-    report = build_engine(save(tiny(), tmp_path), tmp_path / "model.engine", options)
-    assert report.sidecar.targets == (75, 89, 120)
-
-
-def test_a_gpu_that_the_builder_lacks(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
-        build_engine(save(tiny(), tmp_path), tmp_path / "m.engine", BuildOptions(gpus=("h100",)))
-    assert str(error.value) == (
-        "target is h100 (SM 9.0), the builder can do SM 7.5, 8.0, 8.6, 8.9, 12.0, 12.1: choose "
-        "one of these, or run the ONNX file itself with --device cuda"
-    )
-
-
-def test_dynamic_batch(tmp_path: Path) -> None:
-    source = save(tiny(batch=None), tmp_path)
-    report = build_engine(source, tmp_path / "model.engine", BuildOptions(batch=(1, 4, 8)))
+def test_options_are_as_asked_and_recorded(tmp_path: Path) -> None:
+    for tf32 in (False, True):
+        assert build(tiny(), tmp_path, tf32=tf32).sidecar.tf32 is tf32
+    sidecar = build(tiny(), tmp_path, gpus=("RTX 5090", "rtx4070"), sms=(75,)).sidecar
+    assert sidecar.targets == (75, 89, 120)
+    report = build(tiny(batch=None), tmp_path, batch=(1, 4, 8))
     assert report.sidecar.batch == (1, 4, 8)
     assert report.inputs[0].shape == (-1, HEIGHT, WIDTH, 3)
     assert str(report.outputs[1]) == "detection_boxes float32 [N, 5, 4]"
 
 
 @pytest.mark.parametrize(
-    ("fixed", "asked", "message"),
+    ("fixed", "options", "message"),
     [
         (
             1,
-            (1, 4, 8),
+            {"gpus": ("h100",)},
+            "target is h100 (SM 9.0), the builder can do SM 7.5, 8.0, 8.6, 8.9, 12.0, 12.1: choose "
+            "one of these, or run the ONNX file itself with --device cuda",
+        ),
+        (
+            1,
+            {"batch": (1, 4, 8)},
             "takes batches of 1 only: leave out --batch, or export it again with `nmsfree export "
             "--batch dynamic`",
         ),
         (
             None,
-            None,
+            {},
             "takes batches of any size, an engine needs a range: give --batch MIN OPT MAX, for "
             "example --batch 1 4 8",
         ),
-        (None, (4, 2, 8), "batch is 4 2 8, expected three numbers from 1 up, ascending"),
-        (None, (0, 2, 8), "batch is 0 2 8, expected three numbers from 1 up, ascending"),
+        (None, {"batch": (4, 2, 8)}, "batch is 4 2 8, expected three numbers from 1 up, ascending"),
+        (None, {"batch": (0, 2, 8)}, "batch is 0 2 8, expected three numbers from 1 up, ascending"),
     ],
 )
-def test_batches_that_do_not_fit(
-    tmp_path: Path,
-    fixed: int | None,
-    asked: tuple[int, int, int] | None,
-    message: str,
+def test_options_that_do_not_fit(
+    tmp_path: Path, fixed: int | None, options: dict[str, Any], message: str
 ) -> None:
-    source = save(tiny(batch=fixed), tmp_path)
-    with pytest.raises(InputError) as error:
-        build_engine(source, tmp_path / "model.engine", BuildOptions(batch=asked))
-    assert str(error.value).removeprefix(f"{source}: ") == message
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert refused(InputError, tiny(batch=fixed), tmp_path, **options) == message
 
 
-def no_onnx(model: ModelProto) -> bytes:
-    return b"\x08not ONNX"
-
-
-def no_metadata(model: ModelProto) -> bytes:
-    del model.metadata_props[:]
-    return model.SerializeToString()
-
-
-def bad_metadata(model: ModelProto) -> bytes:
-    model.metadata_props[0].value = "[]"
-    return model.SerializeToString()
-
-
-def external_weights(model: ModelProto) -> bytes:
+def external_weights(model: ModelProto) -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    return model.SerializeToString()
 
 
-def other_size(model: ModelProto) -> bytes:
-    text = model.metadata_props[0].value
-    model.metadata_props[0].value = text.replace('"height": 32', '"height": 96')
-    return model.SerializeToString()
+def described(**fields: Any) -> Callable[[ModelProto], None]:
+    """Return what changes the description of a model."""
 
+    def spoil(model: ModelProto) -> None:
+        spec = ModelSpec.from_json(model.metadata_props[0].value)
+        describe(model, replace(spec, **fields))
 
-def unknown_operator(model: ModelProto) -> bytes:
-    node = next(node for node in model.graph.node if node.op_type == "Conv")
-    node.op_type = "NoSuchOperator"
-    return model.SerializeToString()
+    return spoil
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (no_onnx, "not an ONNX file: export the checkpoint with `nmsfree export`"),
         (
-            no_metadata,
+            lambda model: model.ClearField("metadata_props"),
             f"no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: export "
             "the checkpoint with `nmsfree export`",
         ),
-        (bad_metadata, "model description: expected object, got array: export the model again"),
+        (
+            lambda model: setattr(model.metadata_props[0], "value", "[]"),
+            "model description: expected object, got array: export the model again",
+        ),
         (
             external_weights,
             "its weights lie in another file, expected one file: export the model again",
         ),
         (
-            other_size,
+            described(height=96),
             "found images uint8 [1, 32, 64, 3]; num_detections int32 [1, 1]; detection_boxes "
             "float32 [1, 5, 4]; detection_scores float32 [1, 5]; detection_classes int32 [1, 5]; "
             "its description says images uint8 [1, 96, 64, 3]: export the model again",
         ),
+        (
+            described(made_for="cpu"),
+            "made for cpu, not for tensorrt-rtx: TensorRT-RTX has no asymmetric zero points;"
+            " export with --precision int8 --for tensorrt",
+        ),
     ],
 )
 def test_files_that_are_not_ours(
-    tmp_path: Path,
-    spoil: Callable[[ModelProto], bytes],
-    message: str,
+    tmp_path: Path, spoil: Callable[[ModelProto], None], message: str
 ) -> None:
-    source = tmp_path / "model.onnx"
-    source.write_bytes(spoil(tiny()))
-    with pytest.raises(ModelError) as error:
-        build_engine(source, tmp_path / "model.engine")
-    assert str(error.value) == f"{source}: {message}"
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    model = tiny()
+    spoil(model)
+    assert refused(ModelError, model, tmp_path) == message
 
 
-def test_no_file(tmp_path: Path) -> None:
-    source = tmp_path / "model.onnx"
-    with pytest.raises(ModelError) as error:
+def test_no_onnx_and_no_file(tmp_path: Path) -> None:
+    source, words = tmp_path / "model.onnx", "not an ONNX file: export the checkpoint with"
+    source.write_bytes(b"\x08not ONNX")
+    with pytest.raises(ModelError, match=f"^{source}: {words} `nmsfree export`$"):
         build_engine(source, tmp_path / "model.engine")
-    assert str(error.value) == f"{source}: no such file"
+    source.unlink()
+    with pytest.raises(ModelError, match=f"^{source}: no such file$"):
+        build_engine(source, tmp_path / "model.engine")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"^{tmp_path}: is a folder, expected the name of a file"):
+        build_engine(source, tmp_path)
 
 
 def test_an_operator_that_the_parser_lacks(tmp_path: Path) -> None:
     model = tiny()
-    source = tmp_path / "model.onnx"
-    source.write_bytes(unknown_operator(model))
-    with pytest.raises(ModelError) as error:
-        build_engine(source, tmp_path / "model.engine")
-    message = str(error.value)
+    next(node for node in model.graph.node if node.op_type == "Conv").op_type = "NoSuchOperator"
+    message = refused(ModelError, model, tmp_path)
     assert message.startswith(
-        f"{source}: tensorrt-rtx {VERSION} cannot read the graph (NoSuchOperator 'conv': "
+        f"tensorrt-rtx {VERSION} cannot read the graph (NoSuchOperator 'conv': "
     )
     assert message.endswith("): export the model again, or run the ONNX file itself")
     assert "\n" not in message
 
 
-def test_an_int8_file_for_processors_is_refused(tmp_path: Path) -> None:
-    model = tiny()
-    spec = ModelSpec.from_json(model.metadata_props[0].value)
-    helper.set_model_props(model, {METADATA_KEY: replace(spec, made_for="cpu").to_json()})
-    with pytest.raises(ModelError) as caught:
-        build_engine(save(model, tmp_path), tmp_path / "model.engine")
-    assert str(caught.value) == (
-        f"{tmp_path}/model.onnx: made for cpu, not for tensorrt-rtx: TensorRT-RTX has no asymmetric"
-        " zero points; export with --precision int8 --for tensorrt"
-    )
-    assert not (tmp_path / "model.engine").exists()
-
-
-def test_a_folder_is_no_name_for_an_engine(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
-        build_engine(tmp_path / "model.onnx", tmp_path)
-    assert str(error.value) == f"{tmp_path}: is a folder, expected the name of a file to write"
-
-
 @pytest.mark.skipif(is_installed("tensorrt"), reason="the full TensorRT is installed")
 def test_the_other_builder_is_named_with_its_extra(tmp_path: Path) -> None:
-    with pytest.raises(MissingExtraError) as error:
-        build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", BuildOptions("tensorrt"))
-    assert str(error.value) == (
-        'a TensorRT engine needs a package that is not installed: pip install "nmsfree[tensorrt]"'
-    )
+    with pytest.raises(MissingExtraError, match=r'pip install "nmsfree\[tensorrt\]"$'):
+        build(tiny(), tmp_path, builder="tensorrt")
 
 
 @pytest.fixture
@@ -293,7 +245,7 @@ def ctrl_c_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-class PressCtrlC(Silent):
+class PressCtrlC(Phases):
     """Presses it when the first step is done; notes what the builder still does."""
 
     def __init__(self) -> None:
@@ -308,9 +260,9 @@ class PressCtrlC(Silent):
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path: Path) -> None:
-    source, pressed = save(tiny(), tmp_path), PressCtrlC()
+    pressed = PressCtrlC()
     with pytest.raises(KeyboardInterrupt):
-        build_engine(source, tmp_path / "model.engine", phases=pressed)
+        build_engine(save(tiny(), tmp_path), tmp_path / "model.engine", phases=pressed)
     assert pressed.phases
     assert "Determining refit engines" not in pressed.phases  # where an undisturbed build is long
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -320,23 +272,17 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(tmp_path: Path) -> None:
 def test_rebuilt_as_it_was(tmp_path: Path) -> None:
     """Through the installed entry point: same batch, TF32 and targets, and this GPU's besides."""
     engine = tmp_path / "model.engine"
-    options = BuildOptions(sms=(86,), batch=(1, 2, 4), tf32=True)
-    before = build_engine(save(tiny(batch=None), tmp_path), engine, options).sidecar
+    before = build(tiny(batch=None), tmp_path, sms=(86,), batch=(1, 2, 4), tf32=True).sidecar
     plan, after = load_plan(engine, vendor=load_vendor("tensorrt-rtx"), sm=120)
     assert after.targets == (86, 120)
     assert (after.batch, after.tf32, after.onnx) == (before.batch, True, "model.onnx")
     assert hashlib.sha256(plan).hexdigest() == after.engine_sha256 == digest(engine)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "model.engine",
-        "model.engine.json",
-        "model.engine.lock",
-        "model.onnx",
-    ]
+    names = ["model.engine", "model.engine.json", "model.engine.lock", "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
-    engine = tmp_path / "model.engine"
-    build_engine(save(tiny(), tmp_path), engine)
+    engine = build(tiny(), tmp_path).engine
     retrained = tiny()
     kernel = next(t for t in retrained.graph.initializer if t.name == "kernel")
     kernel.raw_data = bytes(len(kernel.raw_data))
@@ -346,8 +292,8 @@ def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
 
 
 def test_sidecars_of_real_builds_survive(tmp_path: Path) -> None:
-    engine = tmp_path / "model.engine"
-    report = build_engine(save(tiny(), tmp_path), engine)
+    report = build(tiny(), tmp_path)
+    engine = report.engine
     text = sidecar_path(engine).read_text("utf-8")
     write_sidecar(engine, read_sidecar(engine))
     assert sidecar_path(engine).read_text("utf-8") == text
@@ -365,19 +311,15 @@ def test_full_tensorrt_builds_for_the_gpu_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_tensorrt(monkeypatch, Gpus((Gpu("NVIDIA A100", (8, 0), 1),), "13.1", ""))
-    options = BuildOptions("tensorrt")
-    sidecar = build_engine(save(tiny(), tmp_path), tmp_path / "m.engine", options).sidecar
-    assert (sidecar.builder, sidecar.builder_version, sidecar.targets) == (
-        "tensorrt",
-        "11.4.0",
-        (80,),
-    )
-    rebuild_engine(tmp_path / "m.engine", sidecar, builder="tensorrt", sm=80)
-    assert read_sidecar(tmp_path / "m.engine").targets == (80,)
-    rebuild_engine(tmp_path / "m.engine", sidecar, builder="tensorrt", sm=89)  # the second GPU
-    assert read_sidecar(tmp_path / "m.engine").targets == (89,)
+    sidecar = build(tiny(), tmp_path, builder="tensorrt").sidecar
+    found = sidecar.builder, sidecar.builder_version, sidecar.targets
+    assert found == ("tensorrt", "11.4.0", (80,))
+    engine = tmp_path / "model.engine"
+    for sm in (80, 89):  # the second GPU
+        rebuild_engine(engine, sidecar, builder="tensorrt", sm=sm)
+        assert read_sidecar(engine).targets == (sm,)
     with pytest.raises(InputError) as error:
-        build_engine(tmp_path / "model.onnx", tmp_path / "m.engine", BuildOptions(sms=(89,)))
+        build(tiny(), tmp_path, sms=(89,))
     assert str(error.value) == (
         "tensorrt 11.4.0 builds for the GPU of this machine only: leave out --gpu and --sm"
     )
@@ -386,7 +328,9 @@ def test_full_tensorrt_builds_for_the_gpu_here(
 def test_full_tensorrt_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full_tensorrt(monkeypatch, Gpus((), None, "no NVIDIA driver was found (libcuda.so.1)"))
     with pytest.raises(EngineError) as error:
-        build_engine(save(tiny(), tmp_path), tmp_path / "m.engine", BuildOptions("tensorrt"))
+        build_engine(
+            save(tiny(), tmp_path), tmp_path / "m.engine", BuildOptions(builder="tensorrt")
+        )
     assert str(error.value) == (
         "tensorrt 11.4.0 builds on the GPU that will run the engine, and no NVIDIA driver was "
         "found (libcuda.so.1): build there, or with --with tensorrt-rtx, which needs none"
@@ -395,8 +339,7 @@ def test_full_tensorrt_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(bool(find_gpus().found), reason="with a GPU the engine's own layers show")
 def test_without_a_gpu_the_layers_are_the_networks(tmp_path: Path) -> None:
-    options = BuildOptions(layers=True)
-    table = build_engine(save(tiny(), tmp_path), tmp_path / "m.engine", options).layers
+    table = build(tiny(), tmp_path, layers=True).layers
     assert table is not None
     assert table.source == "network"
     assert table.note.startswith("the engine's own layers show on a GPU it was built for (")
@@ -506,9 +449,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["sidecar"] == json.loads(sidecar_path(out).read_text("utf-8"))
     assert report["sidecar"]["targets"] == [86, 89]
-    assert report["inputs"] == [
-        {"name": "images", "dtype": "uint8", "shape": [-1, HEIGHT, WIDTH, 3]}
-    ]
+    images = {"name": "images", "dtype": "uint8", "shape": [-1, HEIGHT, WIDTH, 3]}
+    assert report["inputs"] == [images]
     assert report["layers"]["layers"][0]["kind"] == "cast"
     said = done.stderr
     assert f"{out}: tiny, o2o head, {HEIGHT} × {WIDTH}, batch 1 to 4, best 2, " in said

@@ -9,19 +9,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nmsfree_export.export import ExportOptions, make_export_spec
 from nmsfree_export.graph.layers import pair_layers, read_layers
-from nmsfree_export.graph.write import build_onnx, deploy_module
 from nmsfree_export.verify.layer_errors import measure_layers, prepare
 from nmsfree_export.verify.parity import load_images
 from nmsfree_training.config import fcos_e2e_r18_3x
 from nmsfree_training.weights.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
+Trace = Callable[..., ModelProto]
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
-
-
-def built(checkpoint: Checkpoint, **options: object) -> ModelProto:
-    spec = make_export_spec(checkpoint, ExportOptions(**options))  # type: ignore[arg-type]
-    return build_onnx(deploy_module(checkpoint.build(), spec), spec)
 
 
 def chain(
@@ -88,8 +83,8 @@ def test_names_and_feeds() -> None:
 
 
 @pytest.fixture(scope="module")
-def full(checkpoint: Checkpoint) -> ModelProto:
-    return built(checkpoint)
+def full(checkpoint: Checkpoint, trace: Trace) -> ModelProto:
+    return trace(checkpoint)
 
 
 def test_layers_of_a_network(full: ModelProto) -> None:
@@ -114,10 +109,12 @@ def test_partners_do_not_depend_on_the_names_of_values() -> None:
     assert pairs == [("c0", "other_c0"), ("c1", "other_c1"), ("sum", "other_sum")]
 
 
-def test_partners_with_group_norm_and_a_batch_of_any_size(make_checkpoint: Make) -> None:
+def test_partners_with_group_norm_and_a_batch_of_any_size(
+    make_checkpoint: Make, trace: Trace
+) -> None:
     """The exporter numbers the sums of both precisions differently; levels share the heads."""
     made = make_checkpoint(fcos_e2e_r18_3x(7).model, (64, 64))
-    full, half = (built(made, precision=p, batch=None) for p in ("fp32", "fp16"))
+    full, half = (trace(made, precision=p, batch=None) for p in ("fp32", "fp16"))
     a, b = read_layers(full), read_layers(half)
     pairs = pair_layers(a, b)
     assert len(pairs) == len(a) == len(b) > 80
@@ -132,7 +129,7 @@ def test_partners_with_group_norm_and_a_batch_of_any_size(make_checkpoint: Make)
 
 
 def test_layers_that_cannot_be_told_apart_have_no_partners() -> None:
-    """Two sums of the same: quantisation may change their order."""
+    """Two sums of the same: quantization may change their order."""
     model = chain(0.5, 2.0)
     swapped = chain(0.5, 2.0)
     for m, names in ((model, "pq"), (swapped, "qp")):
@@ -178,9 +175,9 @@ def test_overflow_is_infinite_and_no_fault_of_those_after_it() -> None:
 
 
 def test_little_memory_gives_the_same_errors(
-    checkpoint: Checkpoint, full: ModelProto, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, trace: Trace, full: ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = built(checkpoint, precision="fp16")
+    half = trace(checkpoint, precision="fp16")
     spec = make_export_spec(checkpoint, ExportOptions())
     images = prepare(load_images(None)[:1], spec)
     at_once: list[tuple[int, int]] = []
@@ -194,10 +191,10 @@ def test_little_memory_gives_the_same_errors(
 
 
 def test_the_same_network_with_another_batch_has_no_error(
-    checkpoint: Checkpoint, full: ModelProto
+    checkpoint: Checkpoint, trace: Trace, full: ModelProto
 ) -> None:
     spec = make_export_spec(checkpoint, ExportOptions())
     before = full.SerializeToString()
-    errors = measure_layers(full, built(checkpoint, batch=2), prepare(load_images(None)[:1], spec))
+    errors = measure_layers(full, trace(checkpoint, batch=2), prepare(load_images(None)[:1], spec))
     assert len(errors) == 51 and all(e.added < 1e-5 for e in errors)
     assert full.SerializeToString() == before, "it is left as it was"

@@ -3,65 +3,59 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
-import typer
 from onnx import ModelProto, TensorProto
-from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.errors import GateError, InputError
-from nmsfree_export.cli.export import verify
+from nmsfree.errors import GateError
 from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
-from nmsfree_export.graph.deploy import DeployNetwork
-from nmsfree_export.graph.precision import conv_precisions, to_half
+from nmsfree_export.graph.deploy import DeployNetwork, to_half
+from nmsfree_export.graph.layers import conv_precisions
 from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
+from nmsfree_export.options import Tolerance
 from nmsfree_export.verify.certificate import certify
-from nmsfree_export.verify.parity import Tolerance
 from nmsfree_training.config import fcos_e2e_nano, fcos_e2e_r18_3x
 from nmsfree_training.model.norms import normalize
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint
 
-app = typer.Typer()
-app.command()(verify)
-WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
 Make = Callable[..., Checkpoint]
+Trace = Callable[..., ModelProto]
 
 
-def built(checkpoint: Checkpoint, precision: str = "fp16", **more: object) -> ModelProto:
-    options = ExportOptions(precision=precision, **more)  # type: ignore[arg-type]
-    spec = make_export_spec(checkpoint, options)
-    return build_onnx(deploy_module(checkpoint.build(), spec), spec)
-
-
-def test_trained_weights_keep_their_detections(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(WEIGHTS)
-    full = export_onnx(checkpoint, tmp_path / "full.onnx")
-    half = export_onnx(checkpoint, tmp_path / "half.onnx", ExportOptions(precision="fp16"))
+def test_trained_weights_keep_their_detections(
+    nano: Checkpoint, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    files = tmp_path / "full.onnx", tmp_path / "half.onnx"
+    full = export_onnx(nano, files[0])
+    half = export_onnx(nano, files[1], ExportOptions(precision="fp16"))
     assert half.parity.passed and half.parity.tolerance == Tolerance(0.01, 0.5)
     assert half.parity.unmatched == 0 and half.parity.rows > 450
     assert half.parity.score_difference > 1e-5, "it is half"
     assert 0.45 < half.size / full.size < 0.55
     assert dict(half.certificate.lines)["precision"] == "44 convolutions in fp16"
-    backend = OnnxRuntimeBackend(tmp_path / "half.onnx")
-    assert backend.spec.precision == half.spec.precision == "fp16"
+    assert OnnxRuntimeBackend(files[1]).spec.precision == half.spec.precision == "fp16"
     assert full.spec.precision == "fp32"
-    same = CliRunner().invoke(app, [str(tmp_path / "full.onnx"), str(tmp_path / "half.onnx")])
-    assert same.exit_code == 0, same.output
-    strict = [str(tmp_path / "full.onnx"), str(tmp_path / "half.onnx"), "--score-tolerance", "1e-4"]
-    assert isinstance(CliRunner().invoke(app, strict).exception, GateError)
+    assert run("verify", *files).exit_code == 0
+    assert isinstance(run("verify", *files, "--score-tolerance", "1e-4").exception, GateError)
+
+
+def float_types(model: ModelProto) -> dict[str, int]:
+    """The element type of every value and tensor that is known."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info}
+    return types | {t.name: t.data_type for t in model.graph.initializer}
 
 
 @pytest.mark.parametrize("head", ["o2o", "o2m"])
-def test_what_stays_in_float(make_checkpoint: Make, head: str) -> None:
+def test_what_stays_in_float(make_checkpoint: Make, trace: Trace, head: str) -> None:
     """GroupNorm, normalisation, decoding: their inputs and weights are float32."""
     config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="group", rival_iou=0.0)
-    model = built(make_checkpoint(config, (96, 128)), head=head)
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-    types |= {t.name: t.data_type for t in model.graph.initializer}
+    model = trace(make_checkpoint(config, (96, 128)), precision="fp16", head=head)
+    types = float_types(model)
     kinds: dict[str, set[int]] = {}
     for node in model.graph.node:
         kinds.setdefault(node.op_type, set()).add(types.get(node.input[0], 0))
@@ -73,11 +67,10 @@ def test_what_stays_in_float(make_checkpoint: Make, head: str) -> None:
     assert outputs["detection_boxes"] == outputs["detection_scores"] == TensorProto.FLOAT
 
 
-def test_boxes_of_rivals_are_compared_in_float(make_checkpoint: Make) -> None:
+def test_boxes_of_rivals_are_compared_in_float(make_checkpoint: Make, trace: Trace) -> None:
     config = dataclasses.replace(fcos_e2e_nano(7).model, rival_iou=0.8)
-    model = built(make_checkpoint(config, (96, 128)))
-    inferred = onnx.shape_inference.infer_shapes(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    model = trace(make_checkpoint(config, (96, 128)), precision="fp16")
+    types = float_types(model)
     compared = [n for n in model.graph.node if n.op_type in ("Tanh", "Div", "Exp")]
     assert len(compared) > 8
     assert {types[n.output[0]] for n in compared if n.output[0] in types} == {TensorProto.FLOAT}
@@ -120,9 +113,3 @@ def test_certificate_refuses_convolutions_of_another_precision(checkpoint: Check
     with pytest.raises(GateError) as caught:
         certify(build_onnx(module, claimed), claimed, deployed_tensors(module), OPSET)
     assert str(caught.value) == "certificate: convolutions in fp32 (44), expected all in fp16"
-
-
-def test_unknown_precision(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        export_onnx(checkpoint, tmp_path / "a.onnx", ExportOptions(precision="int4"))  # type: ignore[arg-type]
-    assert str(caught.value) == "precision is 'int4', expected one of: fp32, fp16, int8"

@@ -1,68 +1,52 @@
 """`nmsfree verify`: any pair that runs on a processor, AP on a split, and what a failure shows."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
-from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluation.evaluate import evaluate
-from nmsfree_export.candidate import Workshop
-from nmsfree_export.cli.export import verify
-from nmsfree_export.export import ExportOptions, Int8Options, make_export_spec
+from nmsfree_export.candidate import Builder
+from nmsfree_export.export import ExportOptions, make_export_spec
 from nmsfree_export.graph.write import content_of, full_spec
+from nmsfree_export.options import Tolerance, VerifyOptions
 from nmsfree_export.quantize import load_calibration
-from nmsfree_export.verify.compare import Side, compare_layers, gate_for
-from nmsfree_export.verify.parity import Tolerance, load_images
-from nmsfree_export.verify.run import VerifyRequest, verify_pair
+from nmsfree_export.verify.compare import Side, compare_layers, compare_models
+from nmsfree_export.verify.parity import load_images, tolerance_for
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
-FOLDER = Path(__file__).parents[2] / "weights"
-IMAGES = 8
-app = typer.Typer()
-app.command()(verify)
+IMAGES = 12  # of the fixture `digits`
+Files = dict[str, Path]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder, train=4, val=IMAGES, crowd=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def files(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def files(weights: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The trained nano detector: checkpoint, and files of every precision; and another one."""
     folder = tmp_path_factory.mktemp("models")
-    checkpoint = load_checkpoint(FOLDER / "fcos_o2o_nano.safetensors")
-    int8 = ExportOptions(precision="int8", int8=Int8Options("cpu", digits))
-    made = {}
+    found = {"checkpoint": weights / "fcos_o2o_nano.safetensors"}
+    found["other"] = weights / "fcos_e2e_nano.safetensors"
+    checkpoint = load_checkpoint(found["checkpoint"])
+    int8 = ExportOptions(precision="int8", target="cpu", calibrate=digits)
     for name, options in (("int8", int8), ("fp16", ExportOptions(precision="fp16"))):
         spec = make_export_spec(checkpoint, options)
         calibration = load_calibration(digits, "train", 4, spec) if name == "int8" else None
-        shop = Workshop(checkpoint.build(), spec, calibration, folder, lambda _: None)
-        made[name] = content_of(shop.make().model, spec)
+        builder = Builder(checkpoint.build(), spec, calibration, folder)
+        made = {name: content_of(builder.build().model, spec)}
         if name == "int8":
-            made["fp32"] = content_of(shop.full, full_spec(spec))
-    found = {"checkpoint": str(FOLDER / "fcos_o2o_nano.safetensors")}
-    found["other"] = str(FOLDER / "fcos_e2e_nano.safetensors")
-    for name, content in made.items():
-        (folder / f"{name}.onnx").write_bytes(content)
-        found[name] = str(folder / f"{name}.onnx")
+            made["fp32"] = content_of(builder.full, full_spec(spec))
+        for kind, content in made.items():
+            found[kind] = folder / f"{kind}.onnx"
+            found[kind].write_bytes(content)
     return found
-
-
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
 
 
 STRICT = (1e-4, 0.05)
@@ -82,7 +66,8 @@ EIGHT_BITS = (0.05, 12.8)
     ],
 )
 def test_pairs(
-    files: dict[str, str],
+    run: Run,
+    files: Files,
     a: str,
     b: str,
     options: str,
@@ -92,7 +77,7 @@ def test_pairs(
 ) -> None:
     if "openvino" in options:
         pytest.importorskip("openvino")
-    outcome = run(files[a], files[b], "--json", "-", *options.split())
+    outcome = run("verify", files[a], files[b], "--json", "-", *options.split())
     assert outcome.exit_code == 0, outcome.exception
     report = json.loads(outcome.stdout)
     for key, name, engine in (("a", a, engines[0]), ("b", b, engines[1])):
@@ -110,10 +95,16 @@ def test_pairs(
     assert "same detections: 5 images, " in outcome.stderr
 
 
-def test_a_failure_shows_the_layers(files: dict[str, str], tmp_path: Path) -> None:
+def test_a_failure_shows_the_layers(run: Run, files: Files, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     outcome = run(
-        files["fp16"], files["checkpoint"], "--score-tolerance", "1e-5", "--json", str(out)
+        "verify",
+        files["fp16"],
+        files["checkpoint"],
+        "--score-tolerance",
+        "1e-5",
+        "--json",
+        str(out),
     )
     assert isinstance(outcome.exception, GateError) and outcome.exception.exit_status == 1
     assert str(outcome.exception).startswith("parity: 5 images, ")
@@ -128,16 +119,24 @@ def test_a_failure_shows_the_layers(files: dict[str, str], tmp_path: Path) -> No
     assert {e["precision"] for e in layers["errors"] if e["op"] == "Conv"} == {"fp16"}
 
 
-def test_layers_of_one_graph_are_no_use(files: dict[str, str]) -> None:
-    outcome = run(files["fp32"], files["fp32"], "--layers")
+def test_layers_of_one_graph_are_no_use(run: Run, files: Files) -> None:
+    outcome = run("verify", files["fp32"], files["fp32"], "--layers")
     assert outcome.exit_code == 0
     note = "layers: both run the same graph, so what differs is the engines' own arithmetic"
     assert note in " ".join(outcome.stderr.split())
 
 
-def test_ap_and_the_best_threshold(files: dict[str, str], digits: Path) -> None:
+def test_ap_and_the_best_threshold(run: Run, files: Files, digits: Path) -> None:
     outcome = run(
-        files["fp32"], files["int8"], "--data", str(digits), "--max-ap-drop", "5", "--json", "-"
+        "verify",
+        files["fp32"],
+        files["int8"],
+        "--data",
+        str(digits),
+        "--max-ap-drop",
+        "5",
+        "--json",
+        "-",
     )
     assert outcome.exit_code == 0, outcome.exception
     found = json.loads(outcome.stdout)["accuracy"]
@@ -153,11 +152,11 @@ def test_ap_and_the_best_threshold(files: dict[str, str], digits: Path) -> None:
     assert f"AP kept: {100 * found['ap_reference']:.1f} → " in outcome.stderr
 
 
-def test_what_one_model_wins_the_other_loses(files: dict[str, str], digits: Path) -> None:
+def test_what_one_model_wins_the_other_loses(run: Run, files: Files, digits: Path) -> None:
     """Two detectors whose rows nobody compares: one direction loses AP, and is refused."""
     pair = files["fp32"], files["other"]
     options = ["--data", str(digits), "--max-unmatched", "1", "--max-ap-drop", "0"]
-    outcomes = [run(*order, *options) for order in (pair, pair[::-1])]
+    outcomes = [run("verify", *order, *options) for order in (pair, pair[::-1])]
     failed = [o for o in outcomes if o.exception is not None]
     assert len(failed) == 1
     assert isinstance(failed[0].exception, GateError)
@@ -166,15 +165,7 @@ def test_what_one_model_wins_the_other_loses(files: dict[str, str], digits: Path
     assert "same detections: " in failed[0].stderr and "worst 8 of 51 layers" in failed[0].stderr
 
 
-def request(files: dict[str, str], **more: object) -> VerifyRequest:
-    usual: dict[str, object] = dict.fromkeys(VerifyRequest.__dataclass_fields__)
-    sides = {"a": Side(Path(files["fp32"])), "b": Side(Path(files["fp16"])), "layers": False}
-    return VerifyRequest(**{**usual, **sides, **more})  # type: ignore[arg-type]
-
-
-def test_an_output_against_the_contract_has_layers_but_no_ap(
-    files: dict[str, str], digits: Path
-) -> None:
+def test_an_output_against_the_contract_has_layers_but_no_ap(files: Files, digits: Path) -> None:
     """As of a file that overflows."""
     first = OnnxRuntimeBackend(files["fp32"])
 
@@ -182,13 +173,11 @@ def test_an_output_against_the_contract_has_layers_but_no_ap(
         raw = first.run(images)
         return raw._replace(detection_boxes=raw.detection_boxes * np.float32("nan"))
 
-    outcome = verify_pair(
-        request(files),
-        first,
-        CallableBackend(broken, first.spec, "broken"),
+    outcome = compare_models(
+        VerifyOptions(a=files["fp32"], b=files["fp16"]),
+        (first, CallableBackend(broken, first.spec, "broken")),
         load_images(None)[:1],
         load_dataset(digits, "val"),
-        lambda _: None,
     )
     assert str(outcome.failure) == "parity: broken gives values that are not finite"
     assert outcome.parity is None and outcome.accuracy is None
@@ -197,17 +186,16 @@ def test_an_output_against_the_contract_has_layers_but_no_ap(
     assert report["parity"] == {"passed": False, "failure": str(outcome.failure)}
 
 
-def test_gates(files: dict[str, str]) -> None:
+def test_tolerances(files: Files) -> None:
     spec = OnnxRuntimeBackend(files["fp32"]).spec
-    assert gate_for(spec, "fp32", "fp32").tolerance == Tolerance()
-    assert gate_for(spec, "fp32", "fp16").tolerance == Tolerance(0.01, 0.5)
+    assert tolerance_for(spec, "fp32", "fp32") == Tolerance()
+    assert tolerance_for(spec, "fp32", "fp16") == Tolerance(0.01, 0.5)
     for precision in ("int8", "bf16"):
-        assert gate_for(spec, "fp16", precision).unmatched == 0.1
-    assert gate_for(spec, "fp32", unmatched=0.2).unmatched == 0.2
+        assert tolerance_for(spec, "fp16", precision) == Tolerance(0.05, 12.8, 0.1)
+    assert tolerance_for(spec, "fp32", unmatched=0.2) == Tolerance(0.05, 12.8, 0.2)
     assert Side(Path("a.onnx"), "openvino", "bf16").precision(spec) == "bf16"
-    assert Side(Path("a.onnx"), "openvino", "f32").precision(replace(spec, precision="int8")) == (
-        "int8"
-    )
+    int8 = replace(spec, precision="int8")
+    assert Side(Path("a.onnx"), "openvino", "f32").precision(int8) == "int8"
 
 
 @pytest.mark.parametrize(
@@ -237,17 +225,15 @@ def test_gates(files: dict[str, str]) -> None:
         ),
     ],
 )
-def test_options_that_do_not_fit(files: dict[str, str], options: str, message: str) -> None:
-    outcome = run(files["checkpoint"], files["fp32"], *options.split())
+def test_options_that_do_not_fit(run: Run, files: Files, options: str, message: str) -> None:
+    outcome = run("verify", files["checkpoint"], files["fp32"], *options.split())
     assert isinstance(outcome.exception, InputError)
-    assert str(outcome.exception) == message.replace("CHECKPOINT", files["checkpoint"])
+    assert str(outcome.exception) == message.replace("CHECKPOINT", str(files["checkpoint"]))
 
 
-def test_an_engine_hides_its_layers(files: dict[str, str]) -> None:
+def test_an_engine_hides_its_layers(files: Files) -> None:
     spec = OnnxRuntimeBackend(files["fp32"]).spec
-    engine = Side(Path("model.engine"))
-    found = compare_layers(Side(Path(files["fp32"])), engine, (spec, spec), load_images(None)[:1])
+    sides = Side(files["fp32"]), Side(Path("model.engine"))
+    found = compare_layers(sides, (spec, spec), load_images(None)[:1])
     assert not found.errors
-    assert found.note == (
-        "model.engine: an engine hides its layers: compare those of its ONNX file"
-    )
+    assert found.note == "model.engine: an engine hides its layers: compare those of its ONNX file"

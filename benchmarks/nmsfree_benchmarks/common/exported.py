@@ -19,8 +19,8 @@ from nmsfree.machine import sha256
 from nmsfree.spec import Target
 from nmsfree_benchmarks.common.exporting import exporter
 from nmsfree_benchmarks.table.eager import Source
-from nmsfree_export.export import ExportOptions, Int8Options
-from nmsfree_export.graph.precision import Precision
+from nmsfree_export.export import ExportOptions
+from nmsfree_export.options import Precision
 
 CALIBRATION_IMAGES = 128
 TIMED_IMAGES = 16  # where a file is timed and not evaluated: ranges change no kernels
@@ -67,12 +67,14 @@ class Wanted:
 
     def options(self, calibration: Path | None) -> ExportOptions:
         """Say it to the exporter; `calibration` is a folder with a split `train`."""
-        int8 = None
-        if self.target is not None:
-            assert calibration is not None
-            int8 = Int8Options(self.target, calibration, images=self.calibration_images)
+        int8 = self.target is not None
         return ExportOptions(
-            input_size=self.size, batch=self.batch, precision=self.precision, int8=int8
+            input_size=self.size,
+            batch=self.batch,
+            precision=self.precision,
+            target=self.target,
+            calibrate=calibration if int8 else None,
+            calibration_images=self.calibration_images if int8 else None,
         )
 
 

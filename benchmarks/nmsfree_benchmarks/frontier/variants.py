@@ -7,7 +7,7 @@ from nmsfree.spec import Target
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES
 from nmsfree_benchmarks.common.exported import Wanted
 from nmsfree_benchmarks.table.eager import Source
-from nmsfree_export.graph.precision import PRECISIONS, Precision
+from nmsfree_export.options import PRECISIONS, Precision
 
 SCALES = (0.75, 1.0, 1.25, 1.5)  # of the deployed side: 192, 256, 320 and 384 of 256 pixels
 STEP = 32  # pixels, of an input's sides

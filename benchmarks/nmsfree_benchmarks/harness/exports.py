@@ -24,7 +24,7 @@ from nmsfree.machine import sha256
 from nmsfree_benchmarks.harness.pictures import CALIBRATION_IMAGES
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Progress
-from nmsfree_export.export import ExportOptions, Int8Options, export_onnx
+from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
 TIMED_IMAGES = 16  # where a file is timed and not evaluated: ranges change no kernels
@@ -73,16 +73,15 @@ def export_all(
 
 def options(subject: Subject, calibration: Path | None) -> ExportOptions:
     """Say it to the exporter; few pictures calibrate weights that know no digits."""
-    int8 = None
-    if subject.target is not None:
-        assert calibration is not None
-        count = CALIBRATION_IMAGES if subject.training == "digits" else TIMED_IMAGES
-        int8 = Int8Options(subject.target, calibration, images=count)
+    int8 = subject.target is not None
+    count = CALIBRATION_IMAGES if subject.training == "digits" else TIMED_IMAGES
     return ExportOptions(
         input_size=subject.size,
         batch=subject.batch,
         precision=subject.precision,
-        int8=int8,
+        target=subject.target,
+        calibrate=calibration if int8 else None,
+        calibration_images=count if int8 else None,
         **subject.output,
     )
 

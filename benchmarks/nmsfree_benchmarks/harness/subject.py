@@ -20,7 +20,7 @@ from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, timed
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.harness.weights import Weights
-    from nmsfree_export.graph.precision import Precision
+    from nmsfree_export.options import Precision
 
 HASH_DIGITS = 12
 STAGES_CACHED = 400

@@ -70,7 +70,7 @@ def same_answers(reference: Path, other: Backend) -> str:
     from nmsfree_export.verify.parity import compare, load_images, tolerance_for
 
     with closing(other), closing(OnnxRuntimeBackend(reference)) as expected:
-        allowed = tolerance_for(expected.spec.precision, other.spec.precision)
+        allowed = tolerance_for(expected.spec, expected.spec.precision, other.spec.precision)
         parity = compare(expected, other, load_images(None), allowed)
         description = other.description
     parity.enforce()

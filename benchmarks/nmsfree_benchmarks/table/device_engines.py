@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nmsfree_benchmarks.common.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.common.exported import Wanted
 from nmsfree_benchmarks.table.eager import Source
-from nmsfree_export.graph.precision import Precision
+from nmsfree_export.options import Precision
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """`nmsfree build`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from nmsfree.cli.options import command
+from nmsfree.errors import InputError
+from nmsfree.options import Option
 from nmsfree.text import shown
+from nmsfree_export.options import BuildOptions, JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,38 +17,19 @@ if TYPE_CHECKING:
     from nmsfree_export.tensorrt.network import LayerTable
 
 
-def build(
-    onnx: Annotated[Path, typer.Argument(help="An ONNX file of `nmsfree export`.")],
+@dataclass(frozen=True, kw_only=True)
+class BuildCommand:
+    """What is built, and where it goes."""
+
+    onnx: Annotated[Path, Option("An ONNX file of `nmsfree export`.", argument=True)]
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: MODEL.engine beside the file.")
-    ] = None,
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option(help="GPU that shall run it, such as rtx3060; may be repeated. [rtx4060]"),
-    ] = None,
-    sm: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=10, max=999, help="The same by compute capability, 89 for 8.9; may be repeated."
-        ),
-    ] = None,
-    batch: Annotated[
-        tuple[int, int, int] | None,
-        typer.Option(metavar="MIN OPT MAX", help="Images at once, for a file of dynamic batch."),
-    ] = None,
-    builder: Annotated[
-        str, typer.Option("--with", metavar="NAME", help="tensorrt-rtx, or tensorrt.")
-    ] = "tensorrt-rtx",
-    tf32: Annotated[
-        bool, typer.Option("--tf32", help="Faster float32 with 10 bits of mantissa.")
-    ] = False,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Show every layer with its precision.")
-    ] = False,
-    json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the report; - for stdout.")
-    ] = None,
-) -> None:
+        Path | None, Option("Default: MODEL.engine beside the file.", flags=("-o", "--out"))
+    ] = None
+    options: BuildOptions
+    json_out: JsonOption = None
+
+
+def run_build(asked: BuildCommand) -> None:
     """ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.
 
     TensorRT-RTX builds for the GPUs named here, RTX 4060 if none is, without one being there; the
@@ -56,23 +40,21 @@ def build(
     from rich.console import Console
 
     from nmsfree.backends.tensorrt.sidecar import sidecar_path
-    from nmsfree.errors import InputError
     from nmsfree.files import check_outputs, write_json
-    from nmsfree_export.tensorrt.build import BuildOptions, build_engine
+    from nmsfree_export.tensorrt.build import build_engine
     from nmsfree_export.tensorrt.progress import show_phases
 
-    out = out or onnx.with_suffix(".engine")
+    onnx, out = asked.onnx, asked.out or asked.onnx.with_suffix(".engine")
     if out.suffix != ".engine":
         raise InputError(f"output is {out}, expected a name that ends in .engine")
-    check_outputs([out, sidecar_path(out), json_out], [onnx])
-    options = BuildOptions(builder, tuple(gpu or ()), tuple(sm or ()), batch, tf32, layers)
+    check_outputs([out, sidecar_path(out), asked.json_out], [onnx])
     console = Console(stderr=True)
     with show_phases(console) as phases:
-        report = build_engine(onnx, out, options, phases)
+        report = build_engine(onnx, out, asked.options, phases)
     if report.layers is not None:
         _show_layers(report.layers, console)
     _show(report, onnx, console)
-    write_json(json_out, report.to_json())
+    write_json(asked.json_out, report.to_json())
 
 
 def _show_layers(table: "LayerTable", console: "Console") -> None:
@@ -107,3 +89,6 @@ def _show(report: "BuildReport", onnx: Path, console: "Console") -> None:
         lines.append(f"keep {onnx.name} beside it, so that it can be built again where it must be")
     for line in lines:
         console.print(shown(line, 1000), highlight=False, markup=False, soft_wrap=True)
+
+
+build = command(run_build, BuildCommand)

@@ -1,97 +1,40 @@
 """`nmsfree export`, and where `nmsfree verify` is looked for."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from nmsfree.cli.options import command
+from nmsfree.errors import InputError, MissingExtraError
+from nmsfree.options import Option
+from nmsfree.text import shown
 from nmsfree_export.cli.verify import verify
+from nmsfree_export.options import ExportOptions, JsonOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nmsfree.spec import ModelSpec
+    from nmsfree_export.export import ExportReport
 
 __all__ = ["export", "verify"]
 
 
-def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors or published .pth file.")],
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """What is exported, and where it goes."""
+
+    checkpoint: Annotated[Path, Option("A .safetensors or published .pth file.", argument=True)]
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: runs/export/NAME.onnx.")
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="o2o (NMS-free) or o2m (the NMS baseline).")
-    ] = None,
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="H W", help="Input size in pixels.")
-    ] = None,
-    batch: Annotated[str, typer.Option(help="A number, or 'dynamic'.")] = "1",
-    top_k: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows of the output.")] = 100,
-    score_floor: Annotated[float, typer.Option(help="Lowest score that is counted.")] = 0.05,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Score that is shown unless asked otherwise; best F1, or 0.3."),
-    ] = None,
-    thresholds: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Recommended thresholds from `nmsfree eval --json`; else the checkpoint's own.",
-        ),
-    ] = None,
-    interpolation: Annotated[str, typer.Option(help="linear, or area (slower).")] = "linear",
-    rival_iou: Annotated[
-        float | None,
-        typer.Option(
-            help="IoU from which a rival filter takes two boxes for one object, the checkpoint's"
-            " if not given. Lower: fewer duplicates, and fewer close pairs."
-        ),
-    ] = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions."
-        ),
-    ] = "fp32",
-    target: Annotated[
-        str | None,
-        typer.Option("--for", metavar="ENGINE", help="INT8 for cpu or tensorrt; no file is both."),
-    ] = None,
-    calibrate: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="INT8: dataset whose pictures calibrate.")
-    ] = None,
-    calibrate_split: Annotated[
-        str | None, typer.Option(help="Its training split; train if not given.")
-    ] = None,
-    calibration_images: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="At most this many, 128 if not given.")
-    ] = None,
-    max_unmatched: Annotated[
-        float | None,
-        typer.Option(help="INT8: share of rows that may have no partner, 0.1 if not given."),
-    ] = None,
-    check_data: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="FP16, INT8: labelled dataset to compare AP with FP32."),
-    ] = None,
-    check_split: Annotated[
-        str | None, typer.Option(help="Split to compare on; val if not given.")
-    ] = None,
-    max_ap_drop: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="AP points that may be lost, 1.0 if not given."),
-    ] = None,
-    auto_mixed: Annotated[
-        bool,
-        typer.Option(
-            "--auto-mixed",
-            help="FP16, INT8: keep the layers that add most error in float until the file passes.",
-        ),
-    ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures for the comparison; else bundled ones.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Preset of a published .pth.")] = None,
-    json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the report; - for stdout.")
-    ] = None,
-) -> None:
+        Path | None, Option("Default: runs/export/NAME.onnx.", flags=("-o", "--out"))
+    ] = None
+    options: ExportOptions
+    batch: Annotated[str, Option("A number, or 'dynamic'.")] = "1"
+    model: Annotated[str | None, Option("Preset of a published .pth.")] = None
+    json_out: JsonOption = None
+
+
+def run_export(asked: ExportCommand) -> None:
     """Checkpoint → NMS-free ONNX, certified and compared with PyTorch.
 
     The file appears only if its graph holds no NMS and its detections are
@@ -105,42 +48,92 @@ def export(
 
     nmsfree export my.safetensors --precision int8 --for cpu --calibrate DATA
     """
-    from nmsfree.decode import whole_number
-    from nmsfree.errors import InputError, MissingExtraError
+    from rich.console import Console
+
+    from nmsfree.datasets.formats.folder import find_layout
+    from nmsfree.datasets.image_files import images_below
+    from nmsfree.files import check_outputs, write_json
 
     try:
-        from nmsfree_export.cli.run import ExportRequest, run_export
+        from nmsfree_export.candidate import FragileError
+        from nmsfree_export.export import export_onnx
+        from nmsfree_training.weights.checkpoint import load_checkpoint
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "nmsfree_training", "onnxscript"):
             raise
         raise MissingExtraError("exporting a checkpoint", "nmsfree-export[torch]") from None
-    number = None if batch == "dynamic" else whole_number(batch)
-    if batch != "dynamic" and not 1 <= (number or 0) <= 65536:
-        raise InputError(f"batch is {batch!r}, expected a number of 1 … 65536, or 'dynamic'")
-    request = ExportRequest(
-        checkpoint=checkpoint,
-        out=out or Path("runs/export") / f"{checkpoint.stem}.onnx",
-        head=head,
-        size=size,
-        batch=number,
-        top_k=top_k,
-        score_floor=score_floor,
-        threshold=threshold,
-        thresholds=thresholds,
-        interpolation=interpolation,
-        rival_iou=rival_iou,
-        precision=precision,
-        target=target,
-        calibrate=calibrate,
-        calibrate_split=calibrate_split,
-        calibration_images=calibration_images,
-        max_unmatched=max_unmatched,
-        check_data=check_data,
-        check_split=check_split,
-        max_ap_drop=max_ap_drop,
-        auto_mixed=auto_mixed,
-        images=images,
-        model=model,
-        json_out=json_out,
-    )
-    run_export(request)
+    from nmsfree_export.verify.layer_errors import print_layers
+
+    options = replace(asked.options, batch=_batch(asked.batch))
+    out = asked.out or Path("runs/export") / f"{asked.checkpoint.stem}.onnx"
+    if out.suffix != ".onnx":
+        raise InputError(f"output is {out}, expected a name that ends in .onnx")
+    console = Console(stderr=True)
+    inputs = [asked.checkpoint, options.thresholds]
+    inputs += images_below(options.images) if options.images else []
+    for data in (options.calibrate, options.check_data):
+        inputs += find_layout(data).files() if data else []
+    check_outputs([out, asked.json_out], inputs)
+    checkpoint = load_checkpoint(asked.checkpoint, asked.model)
+    try:
+        with console.status("exporting") as status:
+            report = export_onnx(
+                checkpoint,
+                out,
+                options,
+                lambda step: status.update(f"{step} …"),
+                lambda line: console.print(line, highlight=False, markup=False),
+            )
+    except FragileError as error:
+        print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
+        raise
+    _show(report, console)
+    write_json(asked.json_out, report.to_json())
+
+
+def _batch(text: str) -> int | None:
+    from nmsfree.decode import whole_number
+
+    number = None if text == "dynamic" else whole_number(text)
+    if text != "dynamic" and not 1 <= (number or 0) <= 65536:
+        raise InputError(f"batch is {text!r}, expected a number of 1 … 65536, or 'dynamic'")
+    return number
+
+
+def _show(report: "ExportReport", console: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from nmsfree_training.weights.checkpoint import KEY as RIVAL_IOU
+
+    spec = report.spec
+    title = "NMS-free: certificate" if spec.nms is None else "NMS baseline: contract"
+    table = Table(title=title, show_header=False)
+    lines = [*report.certificate.lines, ("same detections as PyTorch", report.parity)]
+    if report.accuracy is not None:
+        lines.append(("accuracy of FP32 kept", report.accuracy))
+    for check, found in lines:
+        table.add_row("✓", check, Text(shown(found)))
+    console.print(table)
+    precision = spec.precision + (f" for {spec.made_for}" if spec.made_for else "")
+    iou = spec.provenance.get(RIVAL_IOU)
+    about_iou = "" if iou is None else f", rival IoU {iou}"
+    for line in (
+        f"{shown(report.path)}: {shown(spec.name)}, {spec.head} head, "
+        f"{spec.height} × {spec.width}, batch {spec.batch or 'dynamic'}, {precision}{about_iou}, "
+        f"{report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
+        shown(_about_threshold(spec)),
+    ):
+        console.print(line, highlight=False, markup=False)
+
+
+def _about_threshold(spec: "ModelSpec") -> str:
+    line, measured = f"threshold {spec.threshold:.3f}", spec.thresholds
+    if measured is None:
+        return f"{line}; none was measured, `nmsfree eval` recommends one"
+    if spec.threshold == measured.best_f1:
+        return f"{line}: best F1 on {measured.measured_on}"
+    return f"{line}; the best F1 is at {measured.best_f1:.3f} ({measured.measured_on})"
+
+
+export = command(run_export, ExportCommand)

@@ -1,57 +1,18 @@
 """`nmsfree verify`."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from nmsfree.cli.options import command
+from nmsfree.text import shown
+from nmsfree_export.options import VerifyOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nmsfree_export.verify.compare import Outcome
 
 
-def verify(
-    a: Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")],
-    b: Annotated[Path, typer.Argument(help="Another one of the same detector, or the same file.")],
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Where both run: cpu, cuda, tensorrt-rtx or openvino."),
-    ] = None,
-    device_a: Annotated[str | None, typer.Option(metavar="NAME", help="Where A runs.")] = None,
-    device_b: Annotated[str | None, typer.Option(metavar="NAME", help="Where B runs.")] = None,
-    precision_a: Annotated[
-        str | None, typer.Option(metavar="f32|bf16", help="OpenVINO's arithmetic for A.")
-    ] = None,
-    precision_b: Annotated[
-        str | None, typer.Option(metavar="f32|bf16", help="OpenVINO's arithmetic for B.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to compare on; else bundled ones.")
-    ] = None,
-    score_tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest score difference; 1e-4, with FP16 0.01.")
-    ] = None,
-    box_tolerance: Annotated[
-        float | None,
-        typer.Option(min=0, help="Largest box difference in pixels; 0.05, with FP16 0.5."),
-    ] = None,
-    max_unmatched: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Share of rows that may have no partner; with INT8 and bf16 0.1."
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Labelled dataset to compare AP on, too.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Its split; val if not given.")] = None,
-    max_ap_drop: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="AP points that B may lose, 1.0 if not given."),
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Show the worst layers even if the models agree.")
-    ] = False,
-    json_out: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the outcome; - for stdout.")
-    ] = None,
-) -> None:
+def run_verify(options: VerifyOptions) -> None:
     """Compare two models, whatever runs them; exit status 1 if they differ.
 
     The detections may differ by what the lower of both precisions needs.
@@ -66,21 +27,52 @@ def verify(
 
     nmsfree verify model.onnx int8.onnx --data data/digits --layers
     """
-    from nmsfree_export.verify.compare import Side
-    from nmsfree_export.verify.run import VerifyRequest, run_verify
+    from rich.console import Console
 
-    run_verify(
-        VerifyRequest(
-            a=Side(a, device_a or device, precision_a),
-            b=Side(b, device_b or device, precision_b),
-            images=images,
-            score_tolerance=score_tolerance,
-            box_tolerance=box_tolerance,
-            max_unmatched=max_unmatched,
-            data=data,
-            split=split,
-            max_ap_drop=max_ap_drop,
-            layers=layers,
-            json_out=json_out,
-        )
-    )
+    from nmsfree.datasets.formats.folder import load_dataset
+    from nmsfree.datasets.image_files import images_below
+    from nmsfree.files import check_outputs, write_json
+    from nmsfree_export.verify.compare import compare_models, open_pair, sides_of
+    from nmsfree_export.verify.parity import load_images
+
+    console = Console(stderr=True)
+    pictures = load_images(options.images)
+    dataset = None if options.data is None else load_dataset(options.data, options.split or "val")
+    inputs = [options.a, options.b, *(dataset.files() if dataset else ())]
+    inputs += images_below(options.images) if options.images else []
+    check_outputs([options.json_out], inputs)
+    sides = sides_of(options)
+    with console.status("opening") as status, open_pair(*sides) as opened:
+        for name, side, backend in zip("ab", sides, opened, strict=True):
+            line = f"{name}  {side.describe(backend)}"
+            console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
+        outcome = compare_models(options, opened, pictures, dataset, status.update)
+    try:
+        _show(outcome, console)
+    finally:  # also of models that differ
+        write_json(options.json_out, outcome.to_json())
+
+
+def _show(outcome: "Outcome", console: "Console") -> None:
+    """Print what was found, and raise what was refused."""
+    from nmsfree_export.verify.layer_errors import print_layers
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    layers, accuracy = outcome.layers, outcome.accuracy
+    if layers is not None and layers.errors:
+        print_layers(layers.errors, f"layers of {layers.judged} beside {layers.exact}", console)
+    if layers is not None and layers.note:
+        say(f"layers: {layers.note}")
+    if outcome.failure is None:
+        say(f"same detections: {outcome.parity}")
+    if accuracy is not None and outcome.failure is None:
+        accuracy.enforce()
+    if accuracy is not None:
+        say(f"AP {'kept' if accuracy.passed else 'lost'}: {shown(accuracy)}")
+    if outcome.failure is not None:
+        raise outcome.failure
+
+
+verify = command(run_verify, VerifyOptions)

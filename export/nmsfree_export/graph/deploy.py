@@ -1,9 +1,17 @@
 """The deployed graph: normalise → network with one head → top-k → decode. Exists for export only.
 
 The trained network never asks whether it is being exported; this module is built around a copy.
+
+Half precision ("fp16") is for convolutions, whose products a GPU's tensor cores add in float32.
+Kept in float32: the pixels' normalisation (values up to 255 and their differences), GroupNorm (its
+variance sums thousands of squares, of which a half's 11 bits lose the small ones), the comparison
+of boxes in a rival filter, and all after the network: decoding, where exp turns a rounding of the
+logarithm into pixels, sigmoid and the choice of the best rows. INT8 is another graph, made from
+the one in float32: see `quantize.py`.
 """
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -21,21 +29,16 @@ from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
 
 def folded_conv(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """Return a convolution with bias that equals `conv` followed by `norm` in evaluation mode."""
-    weight, bias, mean, var, eps = _statistics(norm)
-    scale = weight.double() / (var.double() + eps).sqrt()
+    assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    scale = norm.weight.double() / (var.double() + norm.eps).sqrt()
     folded = copy.deepcopy(conv)
     folded.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).float())
     start = torch.zeros_like(mean) if conv.bias is None else conv.bias
-    shift = bias.double() + (start.double() - mean.double()) * scale
+    shift = norm.bias.double() + (start.double() - mean.double()) * scale
     folded.bias = nn.Parameter(shift.float())
     return folded
-
-
-def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    assert isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
 
 
 def fold_backbone(backbone: ResNet) -> ResNet:
@@ -66,21 +69,18 @@ def fold_head(head: Head) -> list[Head]:
     shared = {name: copy.deepcopy(getattr(head, name)) for name in names}
     shared["rival_filter"] = None if head.rival_filter is None else head.rival_filter.folded()
     per_level = isinstance(head.cls_heads[0].norm, LevelBatchNorm2d)
-    folded = [_fold_level(head, level) for level in range(len(STRIDES) if per_level else 1)]
-    for own in folded:
+    levels = []
+    for level in range(len(STRIDES) if per_level else 1):
+        folded = copy.deepcopy(head)
+        for block in [*folded.cls_heads, *folded.reg_heads]:
+            norm = block.norm[level] if isinstance(block.norm, LevelBatchNorm2d) else block.norm
+            if not isinstance(norm, nn.GroupNorm):
+                block.conv = folded_conv(block.conv, norm)
+                block.norm = nn.Identity()
         for name, module in shared.items():
-            setattr(own, name, module)
-    return folded if per_level else folded * len(STRIDES)
-
-
-def _fold_level(head: Head, level: int) -> Head:
-    folded = copy.deepcopy(head)
-    for block in [*folded.cls_heads, *folded.reg_heads]:
-        norm = block.norm[level] if isinstance(block.norm, LevelBatchNorm2d) else block.norm
-        if not isinstance(norm, nn.GroupNorm):
-            block.conv = folded_conv(block.conv, norm)
-            block.norm = nn.Identity()
-    return folded
+            setattr(folded, name, module)
+        levels.append(folded)
+    return levels if per_level else levels * len(STRIDES)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class DeployNetwork(nn.Module):
     the image's, and mean and deviation are stored in BGR order.
 
     Attributes:
-        dtype: that the network computes in, see `precision.py`; what comes out is float32.
+        dtype: that the network computes in, see above; what comes out is float32.
     """
 
     mean: Tensor
@@ -131,6 +131,56 @@ class DeployNetwork(nn.Module):
         return Maps(
             logits.float(), deltas.float(), tuple(m[0].shape[2] * m[0].shape[3] for m in levels)
         )
+
+
+class FloatNorm(nn.Module):
+    """A norm that computes in float32 between halves."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x.float())
+        return out.half()
+
+
+class MixedConv(nn.Conv2d):
+    """A convolution among others of another precision: takes either, gives its own."""
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> "MixedConv":
+        """Return a copy, with the same weights and their precision."""
+        mixed: MixedConv = copy.deepcopy(conv)  # type: ignore[assignment]
+        mixed.__class__ = cls
+        return mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def to_half(network: DeployNetwork, float_layers: Collection[str] = ()) -> None:
+    """Make the convolutions of a deployed network compute in half, in place; see above.
+
+    Args:
+        float_layers: names of those that stay in float32, as in `layers.py`. What they give stays
+            so as far as the next convolution in half: no rounding is left between two of them.
+    """
+    wanted = {id(network.get_submodule(name)) for name in float_layers}
+    for conv in network.modules():
+        if isinstance(conv, nn.Conv2d) and id(conv) not in wanted:
+            conv.half()
+    # One object for all the places that share it, so that its weights are stored once.
+    mixed: dict[int, MixedConv] = {}
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, FloatNorm(child))
+            elif isinstance(child, nn.Conv2d) and wanted:
+                if id(child) not in mixed:
+                    mixed[id(child)] = MixedConv.like(child)
+                setattr(module, name, mixed[id(child)])
+    network.dtype = network.backbone.conv1.weight.dtype
 
 
 def top_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +245,7 @@ class NmsFreeModule(_Deployed):
 
 
 class CandidatesModule(_Deployed):
-    """The o2m model up to its NMS, which `nms_tail.append_nms` adds to the exported graph.
+    """The o2m model up to its NMS, which `append_nms` adds to the exported graph.
 
     Outputs: boxes float [N, T, 4] (xyxy pixels, not clipped), scores float [N, T], classes int64
     [N, T]: per level the best min(candidates_per_level, cells) pairs, levels concatenated.

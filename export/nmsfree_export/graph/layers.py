@@ -9,17 +9,18 @@ Between two layers lie activations, shapes, and what makes a precision: Cast, Qu
 DequantizeLinear. All of that belongs to the layer that reads it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from nmsfree.backends.onnxruntime.session import make_session
-from nmsfree_export.graph.precision import conv_precision
+from nmsfree_export.graph.contract import batch_of, made_of
 
 SUFFIXES = {
     "Conv": "",
@@ -33,6 +34,36 @@ CHOICES = ("TopK", "NonMaxSuppression")
 SHAPES = ("Shape", "Size")  # depend on the size of a value only
 
 
+_NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+}
+
+
+def conv_weights(model: ModelProto) -> dict[str, tuple[str, str]]:
+    """Find the weights of the convolutions of a graph.
+
+    Returns:
+        By the output of each: the name of the initialiser, which may be dequantized on the way,
+        and its precision, "fp32", "fp16" or "int8".
+    """
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            name = stored.get(node.input[1], node.input[1])
+            found[node.output[0]] = name, _NAMES.get(kinds.get(name, 0), "unknown")
+    return found
+
+
+def conv_precisions(model: ModelProto) -> Counter[str]:
+    """Count the convolutions of a graph by their precision."""
+    return Counter(precision for _, precision in conv_weights(model).values())
+
+
 @dataclass(frozen=True)
 class Layer:
     """One node that computes, and its place.
@@ -43,7 +74,7 @@ class Layer:
         output: its value in the graph.
         feeds: values of the layers that it is computed from, in order; "images" for the first.
         precision: of a convolution's weights, "fp32", "fp16" or "int8"; "" for others.
-        weights: name of a convolution's weights before quantisation; "" for others.
+        weights: name of a convolution's weights before quantization; "" for others.
         node: name of the node.
     """
 
@@ -58,41 +89,27 @@ class Layer:
 
 def read_layers(model: ModelProto) -> list[Layer]:
     """Return the layers of a graph, each after those that feed it."""
-    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    types = {t.name: t.data_type for t in model.graph.initializer}
+    convs = conv_weights(model)
     origins: dict[str, tuple[str, ...]] = {v.name: (v.name,) for v in model.graph.input}
     chosen: set[str] = set()
     names: dict[str, str] = {}
     layers: list[Layer] = []
     for node in model.graph.node:  # sorted topologically, by ONNX's rules
-        feeds = _feeds(node, origins)
+        read = [] if node.op_type in SHAPES else node.input
+        feeds = tuple(dict.fromkeys(feed for name in read for feed in origins.get(name, ())))
         if node.op_type in CHOICES or chosen.intersection(node.input):
             chosen.update(node.output)
         elif node.op_type in SUFFIXES and feeds:
-            weights = node.input[1] if node.op_type == "Conv" else ""
-            source = stored.get(weights, weights)
-            name = _name(node, source, names.get(feeds[0], feeds[0]))
-            kind = conv_precision(types.get(source, 0)) if weights else ""
-            plain = source.removesuffix("_quantized") if source != weights else source
-            layers.append(Layer(name, node.op_type, node.output[0], feeds, kind, plain, node.name))
-            names[node.output[0]] = name
-            feeds = (node.output[0],)
+            output = node.output[0]
+            weights, precision = convs.get(output, ("", ""))
+            weights = weights.removesuffix("_quantized")
+            name = weights.removesuffix(".weight").removeprefix("network.")
+            name = name or names.get(feeds[0], feeds[0]) + SUFFIXES[node.op_type]
+            layers.append(Layer(name, node.op_type, output, feeds, precision, weights, node.name))
+            names[output] = name
+            feeds = (output,)
         origins.update(dict.fromkeys(node.output, feeds))
     return layers
-
-
-def _feeds(node: NodeProto, origins: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    if node.op_type in SHAPES:
-        return ()
-    found = (feed for name in node.input for feed in origins.get(name, ()))
-    return tuple(dict.fromkeys(found))
-
-
-def _name(node: NodeProto, weights: str, before: str) -> str:
-    if node.op_type != "Conv":
-        return before + SUFFIXES[node.op_type]
-    plain = weights.removesuffix("_quantized").removesuffix(".weight")
-    return plain.removeprefix("network.")
 
 
 def pair_layers(a: Iterable[Layer], b: Iterable[Layer]) -> list[tuple[Layer, Layer]]:
@@ -100,7 +117,7 @@ def pair_layers(a: Iterable[Layer], b: Iterable[Layer]) -> list[tuple[Layer, Lay
 
     The same are convolutions with weights of the same name, or other layers of the same operator,
     if they are fed by the same. The names of values say nothing: with a batch of any size the
-    exporter counts them differently for every precision. Nor does the order, which quantisation
+    exporter counts them differently for every precision. Nor does the order, which quantization
     changes: several layers of one kind on the same feeds, as in a rival filter, are left out.
     """
     numbers: dict[object, int] = {}
@@ -129,64 +146,33 @@ class Graph:
     """A model that parts can be cut out of.
 
     Attributes:
-        model: the whole.
+        batch: the fixed batch size, or 1.
         types: element type of every value, as far as it can be inferred.
         sizes: float32 bytes of every value for one picture, as far as known.
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self.model = model
-        self._makers = {name: node for node in model.graph.node for name in node.output}
-        self._tensors = {t.name: t for t in model.graph.initializer}
-        self._order = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
+        self._model, self.batch = model, batch_of(model)
         graph = onnx.shape_inference.infer_shapes(model).graph
         values = {v.name: v for v in [*graph.value_info, *graph.input, *graph.output]}
         self.types = {name: v.type.tensor_type.elem_type for name, v in values.items()}
         self.sizes = {name: _bytes(value) for name, value in values.items()}
 
-    @property
-    def batch(self) -> int:
-        """The fixed batch size, or 1."""
-        return self.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-
-    def whole(self, outputs: Iterable[str]) -> Run:
-        """Return what runs the graph up to these values."""
-        return self._part(list(outputs), frozenset())
-
-    def alone(self, outputs: Iterable[str], cut: frozenset[str]) -> tuple[Run, list[str]]:
-        """Return what computes these values from given ones, and which it must be given.
+    def part(self, outputs: Iterable[str], cut: Collection[str] = ()) -> tuple[Run, list[str]]:
+        """Return what computes these values, and which it must be given for that.
 
         Args:
-            cut: values that are not computed where a node reads them, but given.
+            cut: values that are not computed where a node reads them, but given, by their name
+                and `EXACT`.
         """
-        outputs = list(outputs)
-        _, given = self._reach(outputs, cut)
-        return self._part(outputs, cut), given
-
-    def _reach(self, outputs: list[str], cut: frozenset[str]) -> tuple[list[NodeProto], list[str]]:
-        """Nodes that the outputs need, in order, and the values that are given."""
-        found: dict[int, NodeProto] = {}
-        given: dict[str, None] = {}
-        open_values = [(name, True) for name in outputs]
-        while open_values:
-            name, is_output = open_values.pop()
-            node = self._makers.get(name)
-            if name in cut and not is_output:
-                given[name] = None
-            elif node is not None and self._order[name] not in found:
-                found[self._order[name]] = node
-                open_values += [(i, False) for i in node.input]
-        return [found[i] for i in sorted(found)], list(given)
-
-    def _part(self, outputs: list[str], cut: frozenset[str]) -> Run:
-        nodes, given = self._reach(outputs, cut)
-        renamed = {name: name + EXACT for name in given}
-        nodes = [_rewired(node, renamed) for node in nodes]
+        outputs, graph = list(outputs), self._model.graph
+        nodes, _ = made_of(graph.node, outputs, cut)
+        given = list(dict.fromkeys(i for node in nodes for i in node.input if i in cut))
+        nodes = [_rewired(node, given) for node in nodes]
         read = {name for node in nodes for name in node.input}
-        inputs = [v for v in self.model.graph.input if v.name in read]
+        inputs = [v for v in graph.input if v.name in read]
         inputs += [
-            helper.make_tensor_value_info(new, self.types[old], None)
-            for old, new in renamed.items()
+            helper.make_tensor_value_info(name + EXACT, self.types[name], None) for name in given
         ]
         part = helper.make_model(
             helper.make_graph(
@@ -194,12 +180,19 @@ class Graph:
                 "part",
                 inputs,
                 [ValueInfoProto(name=name) for name in outputs],
-                [tensor for name, tensor in self._tensors.items() if name in read],
+                [tensor for tensor in graph.initializer if tensor.name in read],
             ),
-            opset_imports=self.model.opset_import,
-            ir_version=self.model.ir_version,
+            opset_imports=self._model.opset_import,
+            ir_version=self._model.ir_version,
         )
-        return _session(part, outputs, [value.name for value in inputs])
+        session = make_session(part.SerializeToString(), optimize=False)
+        names = [value.name for value in inputs]
+
+        def run(values: Mapping[str, NDArray[Any]]) -> Values:
+            found = session.run(outputs, {name: values[name] for name in names})
+            return dict(zip(outputs, found, strict=True))
+
+        return run, given
 
     def as_given(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         """Round a value to the type it has in this graph, and repeat it to fill the batch."""
@@ -208,23 +201,11 @@ class Graph:
             return np.repeat(value[:1].astype(kind), self.batch, axis=0)
 
 
-def _rewired(node: NodeProto, renamed: Mapping[str, str]) -> NodeProto:
-    if not renamed.keys() & set(node.input):
-        return node
+def _rewired(node: NodeProto, given: Collection[str]) -> NodeProto:
     copied = NodeProto()
     copied.CopyFrom(node)
-    copied.input[:] = [renamed.get(name, name) for name in node.input]
+    copied.input[:] = [name + EXACT if name in given else name for name in node.input]
     return copied
-
-
-def _session(part: ModelProto, outputs: list[str], inputs: list[str]) -> Run:
-    session = make_session(part.SerializeToString(), optimize=False)  # reports no overflow: we do
-
-    def run(values: Mapping[str, NDArray[Any]]) -> Values:
-        found = session.run(outputs, {name: values[name] for name in inputs})
-        return dict(zip(outputs, found, strict=True))
-
-    return run
 
 
 def _bytes(value: ValueInfoProto) -> int:

@@ -1,13 +1,14 @@
 """The NMS baseline's last part: candidates → NonMaxSuppression → the outputs of the contract."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nmsfree.spec import ModelSpec
-
-CANDIDATES = ("candidate_boxes", "candidate_scores", "candidate_classes")
+from nmsfree_export.graph.contract import CANDIDATES as CANDIDATES
+from nmsfree_export.graph.contract import outputs_of, set_outputs
 
 
 def append_nms(model: ModelProto, spec: ModelSpec) -> None:
@@ -17,7 +18,8 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     usual trick, would cost precision. Rows that NMS removed get score 0.
     """
     assert spec.nms is not None
-    k = min(spec.top_k, _candidate_count(model))
+    scores = next(o for o in model.graph.output if o.name == "candidate_scores")
+    k = min(spec.top_k, scores.type.tensor_type.shape.dim[1].dim_value)
     constants = {
         "nms_classes": np.arange(len(spec.class_names), dtype=np.int64)[None, :, None],
         "nms_removed": np.float32(-1),
@@ -35,13 +37,7 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     for name, value in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     model.graph.node.extend(_scores_by_class(spec.nms.class_aware) + _suppress() + _best_rows())
-    del model.graph.output[:]
-    model.graph.output.extend(_outputs(spec, k))
-
-
-def _candidate_count(model: ModelProto) -> int:
-    shape = next(o for o in model.graph.output if o.name == "candidate_scores").type.tensor_type
-    return int(shape.shape.dim[1].dim_value)
+    set_outputs(model, outputs_of(replace(spec, top_k=k), spec.batch or "batch"))
 
 
 def _node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
@@ -79,7 +75,6 @@ def _best_rows() -> list[NodeProto]:
     top = helper.make_node(
         "TopK", ["nms_kept_scores", "nms_k"], ["detection_scores", "nms_best"], name="nms/top"
     )
-    limited = "nms_best_boxes_low nms_limit"
     return [
         top,
         _node("GatherElements", "candidate_classes nms_best", "nms_best_classes", axis=1),
@@ -88,19 +83,8 @@ def _best_rows() -> list[NodeProto]:
         _node("Concat", "nms_best_1 nms_best_1 nms_best_1 nms_best_1", "nms_best_4", axis=2),
         _node("GatherElements", "candidate_boxes nms_best_4", "nms_best_boxes", axis=1),
         _node("Max", "nms_best_boxes nms_zero", "nms_best_boxes_low"),
-        _node("Min", limited, "detection_boxes"),
+        _node("Min", "nms_best_boxes_low nms_limit", "detection_boxes"),
         _node("Greater", "detection_scores nms_floor", "nms_above"),
         _node("Cast", "nms_above", "nms_above_int", to=TensorProto.INT32),
         _node("ReduceSum", "nms_above_int nms_axis1", "num_detections", keepdims=1),
-    ]
-
-
-def _outputs(spec: ModelSpec, k: int) -> list[ValueInfoProto]:
-    n = "batch" if spec.batch is None else spec.batch
-    info = helper.make_tensor_value_info
-    return [
-        info("num_detections", TensorProto.INT32, [n, 1]),
-        info("detection_boxes", TensorProto.FLOAT, [n, k, 4]),
-        info("detection_scores", TensorProto.FLOAT, [n, k]),
-        info("detection_classes", TensorProto.INT32, [n, k]),
     ]

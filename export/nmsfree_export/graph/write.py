@@ -13,26 +13,26 @@ from onnx import ModelProto
 from torch import nn
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export.graph.deploy import CandidatesModule, NmsFreeModule
-from nmsfree_export.graph.nms import CANDIDATES, append_nms
-from nmsfree_export.graph.precision import to_half
+from nmsfree.spec import ModelSpec
+from nmsfree_export.graph.contract import CANDIDATES, describe
+from nmsfree_export.graph.deploy import CandidatesModule, NmsFreeModule, to_half
+from nmsfree_export.graph.nms import append_nms
 from nmsfree_training.model.detector import Fcos
 
 OPSET = 20  # 21 has a GroupNormalization that ONNX Runtime runs 5-10 % slower on CPU
 MAX_DYNAMIC_BATCH = 64
 
 
-def deploy_module(network: Fcos, spec: ModelSpec, kept: Collection[str] = ()) -> nn.Module:
+def deploy_module(network: Fcos, spec: ModelSpec, float_layers: Collection[str] = ()) -> nn.Module:
     """Return the module whose graph is exported for this head, in the precision of `spec`.
 
     Args:
-        kept: names of the convolutions that a file in half keeps in float, see `to_half`.
+        float_layers: names of the convolutions that a file in half keeps in float, see `to_half`.
     """
     kind = NmsFreeModule if spec.head == "o2o" else CandidatesModule
     module = kind(network, spec)
     if spec.precision == "fp16":
-        to_half(module.network, kept)
+        to_half(module.network, float_layers)
     return module.eval()
 
 
@@ -49,47 +49,35 @@ def build_onnx(module: nn.Module, spec: ModelSpec) -> ModelProto:
         module: from `deploy_module`.
         spec: what the module was built for.
     """
-    outputs = RawDetections._fields if spec.head == "o2o" else CANDIDATES
-    model = _torch_export(module, spec, outputs)
-    _strip(model)
-    if spec.head == "o2m":
-        append_nms(model, spec)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, spec.to_json()
-    model.producer_name = "nmsfree"
-    return model
-
-
-def _torch_export(module: nn.Module, spec: ModelSpec, outputs: tuple[str, ...]) -> ModelProto:
     # An example batch of 1 would be taken for a constant.
     example = torch.zeros(spec.batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=MAX_DYNAMIC_BATCH)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about exporter internals; the gate judges the result
+        warnings.simplefilter("ignore")  # about exporter internals; parity judges the result
         program = torch.onnx.export(
             module,
             (example,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=list(outputs),
+            output_names=list(RawDetections._fields if spec.head == "o2o" else CANDIDATES),
             dynamic_shapes=({0: batch},) if spec.batch is None else None,
             verbose=False,
         )
     assert program is not None
     model: ModelProto = program.model_proto
-    return model
-
-
-def _strip(model: ModelProto) -> None:
-    """Remove what the exporter notes about source files of this machine."""
     graph = model.graph
     values = [*graph.value_info, *graph.input, *graph.output]
     for message in [model, graph, *graph.node, *values, *graph.initializer]:
-        message.ClearField("metadata_props")
+        message.ClearField("metadata_props")  # what the exporter notes about source files
         message.ClearField("doc_string")
     model.ClearField("producer_version")
+    if spec.head == "o2m":
+        append_nms(model, spec)
+    describe(model, spec)
+    model.producer_name = "nmsfree"
+    return model
 
 
 def full_spec(spec: ModelSpec) -> ModelSpec:
@@ -106,8 +94,6 @@ def content_of(model: ModelProto, spec: ModelSpec) -> bytes:
     """The bytes of a model with this description."""
     described = ModelProto()
     described.CopyFrom(model)
-    del described.metadata_props[:]
-    entry = described.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, spec.to_json()
+    describe(described, spec)
     content: bytes = described.SerializeToString()
     return content

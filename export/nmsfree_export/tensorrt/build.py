@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from nmsfree.backends.tensorrt.log import reason
 from nmsfree.backends.tensorrt.sidecar import Sidecar, lock_path, this_platform, write_engine
@@ -15,18 +14,19 @@ from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import locked
 from nmsfree.machine import find_gpus
 from nmsfree.spec import ModelSpec, check_int8_target
+from nmsfree_export.options import BUILD_DEFAULTS
+from nmsfree_export.options import BuildOptions as BuildOptions
 from nmsfree_export.tensorrt.network import (
     LayerTable,
     Tensor,
     check_interface,
-    inputs_and_outputs,
     layers_of,
     parse,
     precision_of,
     read_layers,
+    read_source,
 )
-from nmsfree_export.tensorrt.progress import Phases, Silent, make_monitor, stoppable
-from nmsfree_export.tensorrt.source import Source, read_source
+from nmsfree_export.tensorrt.progress import Phases, make_monitor, stoppable
 
 Batch = tuple[int, int, int]  # smallest, best, largest
 
@@ -53,36 +53,6 @@ def resolve_batch(onnx: Path, spec: ModelSpec, asked: Batch | None) -> Batch:
         shown = " ".join(map(str, asked))
         raise InputError(f"batch is {shown}, expected three numbers from 1 up, ascending")
     return asked
-
-
-def add_profile(builder: Any, config: Any, spec: ModelSpec, batch: Batch) -> None:
-    """Tell the builder the range; a fixed batch needs no telling."""
-    if spec.batch is not None:
-        return
-    profile = builder.create_optimization_profile()
-    profile.set_shape("images", *((n, spec.height, spec.width, 3) for n in batch))
-    config.add_optimization_profile(profile)
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How an engine is built.
-
-    Attributes:
-        builder: "tensorrt-rtx" or "tensorrt".
-        gpus: product names of the GPUs that shall run it; with `sms` empty, RTX 4060.
-        sms: compute capabilities that shall run it, 89 for 8.9.
-        batch: smallest, best and largest number of images, for a file of dynamic batch.
-        tf32: let float32 convolutions be computed in TF32, with 10 bits of mantissa.
-        layers: read the table of layers; the engine then keeps details of them.
-    """
-
-    builder: str = "tensorrt-rtx"
-    gpus: tuple[str, ...] = ()
-    sms: tuple[int, ...] = ()
-    batch: Batch | None = None
-    tf32: bool = False
-    layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +88,8 @@ class BuildReport:
 def build_engine(
     onnx: Path,
     out: Path,
-    options: BuildOptions = BuildOptions(),
-    phases: Phases | None = None,
+    options: BuildOptions = BUILD_DEFAULTS,
+    phases: Phases = Phases(),  # noqa: B008
     *,
     sm: int | None = None,
 ) -> BuildReport:
@@ -140,47 +110,10 @@ def build_engine(
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
-    plan, report = _make(onnx, out, options, phases, sm)
+    plan, report = _build(onnx, out, options, phases, sm)
     with locked(lock_path(out)), stoppable():
         write_engine(out, plan, report.sidecar)
     return report
-
-
-def _make(
-    onnx: Path, out: Path, options: BuildOptions, phases: Phases | None, sm: int | None
-) -> tuple[bytes, BuildReport]:
-    vendor = load_vendor(options.builder)
-    targets = _targets(vendor, options, sm)
-    source = read_source(onnx, builds_nms=vendor.builds_nms)
-    check_int8_target(onnx, source.spec, vendor.name)
-    batch = resolve_batch(source.path, source.spec, options.batch)
-    builder = vendor.create_builder()
-    network = parse(vendor, builder, source)
-    check_interface(network, source)
-    config = _configure(vendor, builder, targets, options)
-    add_profile(builder, config, source.spec, batch)
-    begun = time.perf_counter()
-    plan = _build(vendor, builder, network, config, source, phases or Silent())
-    seconds = time.perf_counter() - begun
-    layers = layers_of(network)
-    sidecar = Sidecar(
-        engine_sha256=hashlib.sha256(plan).hexdigest(),
-        onnx=onnx.name,
-        onnx_sha256=source.sha256,
-        spec=source.spec,
-        nms_on_host=source.nms_on_host,
-        builder=vendor.name,
-        builder_version=vendor.version,
-        targets=targets,
-        platform=this_platform(),
-        precision=precision_of(layers),
-        tf32=vendor.allows_tf32(config),  # what the builder was told, not what we meant
-        batch=batch,
-        build_seconds=round(seconds, 3),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    table = read_layers(vendor, plan, layers) if options.layers else None
-    return plan, BuildReport(out, len(plan), sidecar, *inputs_and_outputs(network), table)
 
 
 def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | None) -> None:
@@ -199,14 +132,70 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
     if load_vendor(builder).builds_without_gpu:
         targets = {*sidecar.targets} | ({sm} if sm is not None else set())
         options = replace(options, sms=tuple(sorted(targets)))
-    plan, report = _make(engine.with_name(sidecar.onnx), engine, options, None, sm)
+    plan, report = _build(engine.with_name(sidecar.onnx), engine, options, Phases(), sm)
     with stoppable():
         write_engine(engine, plan, report.sidecar)
 
 
+def _build(
+    onnx: Path, out: Path, options: BuildOptions, phases: Phases, sm: int | None
+) -> tuple[bytes, BuildReport]:
+    vendor = load_vendor(options.builder)
+    targets = _targets(vendor, options, sm)
+    source = read_source(onnx, builds_nms=vendor.builds_nms)
+    spec = source.spec
+    check_int8_target(onnx, spec, vendor.name)
+    batch = resolve_batch(onnx, spec, options.batch)
+    builder = vendor.create_builder()
+    network = parse(vendor, builder, source)
+    inputs, outputs = check_interface(network, source)
+    config = builder.create_builder_config()
+    if vendor.builds_without_gpu:
+        vendor.set_targets(config, targets)
+    vendor.set_tf32(config, options.tf32)
+    if options.layers:
+        config.profiling_verbosity = vendor.module.ProfilingVerbosity.DETAILED
+    if spec.batch is None:
+        profile = builder.create_optimization_profile()
+        profile.set_shape("images", *((n, spec.height, spec.width, 3) for n in batch))
+        config.add_optimization_profile(profile)
+    begun = time.perf_counter()
+    with stoppable() as stop, vendor.log.collect() as messages:  # Ctrl-C ends it at its next step
+        monitor = make_monitor(vendor.module, phases, stop)
+        config.progress_monitor = monitor
+        built = builder.build_serialized_network(network, config)
+        config.progress_monitor = None
+    if built is None:
+        raise ModelError(
+            f"{onnx}: {vendor} cannot build it ({reason(messages)}): "
+            "export the model again, or run the ONNX file itself"
+        )
+    plan = bytes(memoryview(built))
+    seconds = time.perf_counter() - begun
+    layers = layers_of(network)
+    sidecar = Sidecar(
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx=onnx.name,
+        onnx_sha256=source.sha256,
+        spec=spec,
+        nms_on_host=source.nms_on_host,
+        builder=vendor.name,
+        builder_version=vendor.version,
+        targets=targets,
+        platform=this_platform(),
+        precision=precision_of(layers),
+        tf32=vendor.allows_tf32(config),  # what the builder was told, not what we meant
+        batch=batch,
+        build_seconds=round(seconds, 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    table = read_layers(vendor, plan, layers) if options.layers else None
+    return plan, BuildReport(out, len(plan), sidecar, inputs, outputs, table)
+
+
 def _targets(vendor: VendorApi, options: BuildOptions, sm: int | None) -> tuple[int, ...]:
     if vendor.builds_without_gpu:
-        return resolve_targets(options.gpus, options.sms, vendor.buildable())
+        return resolve_targets(options.gpus or (), options.sms or (), vendor.buildable())
     if options.gpus or options.sms:
         raise InputError(
             f"{vendor} builds for the GPU of this machine only: leave out --gpu and --sm"
@@ -219,32 +208,3 @@ def _targets(vendor: VendorApi, options: BuildOptions, sm: int | None) -> tuple[
         )
     major, minor = gpus.found[0].capability
     return (10 * major + minor if sm is None else sm,)
-
-
-def _configure(
-    vendor: VendorApi, builder: Any, targets: tuple[int, ...], options: BuildOptions
-) -> Any:
-    config = builder.create_builder_config()
-    if vendor.builds_without_gpu:
-        vendor.set_targets(config, targets)
-    vendor.set_tf32(config, options.tf32)
-    if options.layers:
-        config.profiling_verbosity = vendor.module.ProfilingVerbosity.DETAILED
-    return config
-
-
-def _build(
-    vendor: VendorApi, builder: Any, network: Any, config: Any, source: Source, phases: Phases
-) -> bytes:
-    """Run the builder; Ctrl-C ends it at its next step."""
-    with stoppable() as stop, vendor.log.collect() as messages:
-        monitor = make_monitor(vendor.module, phases, stop)
-        config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
-        config.progress_monitor = None
-    if plan is None:
-        raise ModelError(
-            f"{source.path}: {vendor} cannot build it ({reason(messages)}): "
-            "export the model again, or run the ONNX file itself"
-        )
-    return bytes(memoryview(plan))

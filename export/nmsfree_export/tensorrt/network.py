@@ -1,23 +1,113 @@
-"""ONNX graph → the vendor's network, and what can be read from that network."""
+"""ONNX file → the vendor's network, and what can be read from that network."""
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from nmsfree.backends.base import RawDetections
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto, helper
+
+from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.backends.tensorrt.log import reason, shorten
 from nmsfree.backends.tensorrt.vendor import VendorApi
+from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.nms import CANDIDATES
-from nmsfree_export.tensorrt.source import Source
+from nmsfree_export.graph.contract import (
+    CANDIDATES,
+    candidates_of,
+    images_of,
+    made_of,
+    outputs_of,
+    read_description,
+    set_outputs,
+)
 
 # The vendor's names of types → ours, as numpy spells them.
 TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 # Layers with weights: their types are the arithmetic of the model.
 WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _LABELS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_CLASSES = CANDIDATES[2]
+
+
+def cut_nms(model: ModelProto) -> None:
+    """Take off what `append_nms` added, in place: the outputs are `CANDIDATES` again.
+
+    Classes become int32: TensorRT takes int64 outputs only into int64 buffers.
+    """
+    graph, wide = model.graph, f"{_CLASSES}_int64"
+    for node in graph.node:
+        node.input[:] = [wide if name == _CLASSES else name for name in node.input]
+        node.output[:] = [wide if name == _CLASSES else name for name in node.output]
+    for value in graph.value_info:
+        if value.name == _CLASSES:
+            value.name = wide
+    nodes, needed = made_of(graph.node, {*CANDIDATES[:2], wide})
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    notes = [value for value in graph.value_info if value.name in needed]
+    for field, values in (
+        (graph.node, nodes),
+        (graph.initializer, weights),
+        (graph.value_info, notes),
+    ):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        del field[:]
+        field.extend(copies)
+    graph.node.append(helper.make_node("Cast", [wide], [_CLASSES], to=TensorProto.INT32))
+    batch = graph.input[0].type.tensor_type.shape.dim[0]
+    set_outputs(model, candidates_of("candidates", batch.dim_param or batch.dim_value))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, ready for the vendor's parser.
+
+    Attributes:
+        path: the ONNX file.
+        sha256: of the file.
+        spec: its description.
+        graph: what is parsed: the file's bytes, or those of its graph without NMS.
+        nms_on_host: the NMS was cut off.
+    """
+
+    path: Path
+    sha256: str
+    spec: ModelSpec
+    graph: bytes
+    nms_on_host: bool
+
+
+def read_source(path: Path, *, builds_nms: bool) -> Source:
+    """Read an ONNX file of this project.
+
+    Args:
+        builds_nms: whether the builder has NonMaxSuppression; else it is cut off.
+
+    Raises:
+        ModelError: missing, not ONNX, not written by this project, or its weights lie elsewhere.
+    """
+    content = read_bytes(path, MAX_ONNX, ModelError)
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError:
+        raise ModelError(
+            f"{path}: not an ONNX file: export the checkpoint with `nmsfree export`"
+        ) from None
+    spec = read_description(path, model)
+    if any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer):
+        raise ModelError(
+            f"{path}: its weights lie in another file, expected one file: export the model again"
+        )
+    cut = spec.nms is not None and not builds_nms
+    if cut:
+        cut_nms(model)
+    graph = model.SerializeToString() if cut else content
+    return Source(path, hashlib.sha256(content).hexdigest(), spec, graph, cut)
 
 
 @dataclass(frozen=True)
@@ -41,9 +131,6 @@ class Layer:
     kind: str
     precision: str
     shape: tuple[int, ...]
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def parse(vendor: VendorApi, builder: Any, source: Source) -> Any:
@@ -70,49 +157,28 @@ def _node_error(error: Any) -> str:
     return node + shorten(error.desc())
 
 
-def inputs_and_outputs(network: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Describe a network's inputs and outputs."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    return tuple(map(_describe, inputs)), tuple(map(_describe, outputs))
-
-
-def check_interface(network: Any, source: Source) -> None:
-    """Hold the network's inputs and outputs against the contract.
+def check_interface(network: Any, source: Source) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return a network's inputs and outputs, held against the contract.
 
     Raises:
         ModelError: another name, type or size than the description says.
     """
-    inputs, outputs = inputs_and_outputs(network)
-    expected = _contract(source.spec, source.nms_on_host)
-    found = {t.name: (t.dtype, t.shape) for t in [*inputs, *outputs]}
-    for name, (dtype, shape) in expected.items():
-        sizes = found.get(name, ("", ()))[1]
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    tensors = [Tensor(t.name, type_name(t.dtype), tuple(t.shape)) for t in (*inputs, *outputs)]
+    found = {tensor.name: tensor for tensor in tensors}
+    spec, n = source.spec, source.spec.batch or -1
+    # No description holds the number of candidates.
+    expected = candidates_of(None, n) if source.nms_on_host else outputs_of(spec, n)
+    for name, (dtype, shape) in (images_of(spec, n) | expected).items():
+        sizes = found[name].shape if name in found else ()
         wanted = tuple(f if w is None else w for w, f in zip(shape, sizes, strict=False))
-        if found.get(name) != (dtype, wanted) or len(sizes) != len(shape):
-            shown = "; ".join(map(str, [*inputs, *outputs]))
+        if found.get(name) != Tensor(name, dtype, wanted) or len(sizes) != len(shape):
             raise ModelError(
-                f"{source.path}: found {shown}; its description says "
+                f"{source.path}: found {'; '.join(map(str, tensors))}; its description says "
                 f"{Tensor(name, dtype, tuple(s or -1 for s in shape))}: export the model again"
             )
-
-
-def _contract(spec: ModelSpec, nms_on_host: bool) -> dict[str, tuple[str, tuple[int | None, ...]]]:
-    """Name → type and sizes; None for the number of candidates, which no description holds."""
-    n = spec.batch or -1
-    images = {"images": ("uint8", (n, spec.height, spec.width, 3))}
-    if nms_on_host:
-        sizes: tuple[tuple[int | None, ...], ...] = ((n, None, 4), (n, None), (n, None))
-        return images | dict(
-            zip(CANDIDATES, zip(("float32", "float32", "int32"), sizes, strict=True), strict=True)
-        )
-    k = spec.top_k
-    types, rows = ("int32", "float32", "float32", "int32"), ((n, 1), (n, k, 4), (n, k), (n, k))
-    return images | dict(zip(RawDetections._fields, zip(types, rows, strict=True), strict=True))
-
-
-def _describe(tensor: Any) -> Tensor:
-    return Tensor(tensor.name, type_name(tensor.dtype), tuple(tensor.shape))
+    return tuple(tensors[: len(inputs)]), tuple(tensors[len(inputs) :])
 
 
 def type_name(dtype: Any) -> str:
@@ -123,29 +189,23 @@ def type_name(dtype: Any) -> str:
 
 def layers_of(network: Any) -> tuple[Layer, ...]:
     """Describe the layers as the parser read them, in order."""
-    quantised = _dequantised(network)
-    return tuple(_layer(network.get_layer(i), quantised) for i in range(network.num_layers))
-
-
-def _layer(layer: Any, quantised: dict[str, str]) -> Layer:
-    kind = layer.type.name
-    first = layer.get_output(0)
-    if kind in WEIGHTED:  # what it computes in, not what it gives
-        value = layer.get_input(0)
-        precision = quantised.get(value.name) or type_name(value.dtype)
-    else:
-        precision = type_name(first.dtype)
-    return Layer(layer.name, kind.lower(), precision, tuple(first.shape))
-
-
-def _dequantised(network: Any) -> dict[str, str]:
-    """Values that come out of a DequantizeLinear → the type that they had before it."""
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return {
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    dequantized = {  # value → the type that it had before
         layer.get_output(0).name: type_name(layer.get_input(0).dtype)
         for layer in layers
         if layer.type.name == "DEQUANTIZE"
     }
+    found = []
+    for layer in layers:
+        kind, value = layer.type.name, layer.get_output(0)
+        shape = tuple(value.shape)
+        if kind in WEIGHTED:  # what it computes in, not what it gives
+            value = layer.get_input(0)
+        precision = type_name(value.dtype)
+        if kind in WEIGHTED:
+            precision = dequantized.get(value.name, precision)
+        found.append(Layer(layer.name, kind.lower(), precision, shape))
+    return tuple(found)
 
 
 def precision_of(layers: tuple[Layer, ...]) -> str:
@@ -158,7 +218,7 @@ def precision_of(layers: tuple[Layer, ...]) -> str:
     names = {_LABELS.get(kind, kind) for kind in kinds}
     if not names:
         return "fp32"
-    for whole in ("int8", "fp8", "int4"):  # a quantised model leaves its last layers in float
+    for whole in ("int8", "fp8", "int4"):  # a quantized model leaves its last layers in float
         if whole in names:
             return whole
     low = sorted(names - {"fp32"})
@@ -182,7 +242,7 @@ class LayerTable:
     note: str = ""
 
     def to_json(self) -> dict[str, object]:
-        rows = [layer.to_json() for layer in self.layers]
+        rows = [asdict(layer) for layer in self.layers]
         return {"source": self.source, "note": self.note, "layers": rows}
 
 
@@ -211,16 +271,13 @@ def read_layers(vendor: VendorApi, plan: bytes, network: tuple[Layer, ...]) -> L
 
 def parse_inspection(text: str) -> tuple[Layer, ...]:
     """Read the JSON of the vendor's engine inspector."""
-    return tuple(map(_engine_layer, json.loads(text).get("Layers", [])))
-
-
-def _engine_layer(entry: Any) -> Layer:
-    if isinstance(entry, str):  # an engine that was not built in detail knows names only
-        return Layer(entry, "", "", ())
-    outputs = entry.get("Outputs") or [{}]
-    return Layer(
-        str(entry.get("Name", "")),
-        str(entry.get("LayerType", "")).lower(),
-        str(outputs[0].get("Format/Datatype", "")),
-        tuple(outputs[0].get("Dimensions", ())),
-    )
+    found = []
+    for entry in json.loads(text).get("Layers", []):
+        if isinstance(entry, str):  # an engine that was not built in detail knows names only
+            found.append(Layer(entry, "", "", ()))
+            continue
+        first = (entry.get("Outputs") or [{}])[0]
+        kind, shape = str(entry.get("LayerType", "")), tuple(first.get("Dimensions", ()))
+        precision = str(first.get("Format/Datatype", ""))
+        found.append(Layer(str(entry.get("Name", "")), kind.lower(), precision, shape))
+    return tuple(found)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -17,27 +17,20 @@ from nmsfree.text import shown
 SHOWN_DEPTH = 2  # of nested phases; deeper ones last milliseconds
 
 
-class Phases(Protocol):
-    """Is told of the builder's phases, by whatever thread; depth 0 is the whole build."""
+class Phases:
+    """Is told of the builder's phases, by whatever thread; this one shows nothing."""
 
-    def start(self, name: str, depth: int, steps: int) -> None: ...
+    def start(self, name: str, depth: int, steps: int) -> None:
+        """A phase begins; depth 0 is the whole build."""
 
-    def step(self, name: str, done: int) -> None: ...
+    def step(self, name: str, done: int) -> None:
+        """So many of its steps are done."""
 
-    def finish(self, name: str, depth: int) -> None: ...
-
-
-class Silent:
-    """Shows nothing."""
-
-    def start(self, name: str, depth: int, steps: int) -> None: ...
-
-    def step(self, name: str, done: int) -> None: ...
-
-    def finish(self, name: str, depth: int) -> None: ...
+    def finish(self, name: str, depth: int) -> None:
+        """It ends."""
 
 
-class Lines:
+class Lines(Phases):
     """One line for each finished phase, with its seconds."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -47,15 +40,13 @@ class Lines:
     def start(self, name: str, depth: int, steps: int) -> None:
         self._begun[name] = time.perf_counter()
 
-    def step(self, name: str, done: int) -> None: ...
-
     def finish(self, name: str, depth: int) -> None:
         seconds = time.perf_counter() - self._begun.pop(name, time.perf_counter())
         if depth < SHOWN_DEPTH:
             self._say(f"{seconds:6.1f} s  {name}")
 
 
-class Bars:
+class Bars(Phases):
     """A bar for each phase that is going on, indented by its depth."""
 
     def __init__(self, progress: Progress) -> None:

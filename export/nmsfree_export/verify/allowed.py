@@ -4,7 +4,8 @@ A list of what is allowed, not of what is forbidden: whatever the exporters here
 refused, also what later versions of ONNX will add.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from google.protobuf.message import Message  # type: ignore[import-untyped]
@@ -56,33 +57,28 @@ class Operator(NamedTuple):
     """
 
     data: int
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any] = MappingProxyType({})
 
 
+_ONE = "Exp Expand Floor Neg Relu Sigmoid Slice Tanh Unsqueeze"
+_TWO = "Add Div Greater Mul Sub"
 OPERATORS = {
-    "Add": Operator(2, {}),
+    **{name: Operator(1) for name in _ONE.split()},
+    **{name: Operator(2) for name in _TWO.split()},
     "Cast": Operator(1, {"to": frozenset(ELEMENTS | {TensorProto.FLOAT16})}),
-    "Clip": Operator(3, {}),
+    "Clip": Operator(3),
     "Concat": Operator(9, {"axis": INT}),
     "Conv": Operator(3, _WINDOW | {"group": 1, "kernel_shape": INTS}),
     "DepthToSpace": Operator(1, {"blocksize": INT, "mode": b"CRD"}),
-    "Div": Operator(2, {}),
-    "Exp": Operator(1, {}),
-    "Expand": Operator(1, {}),
-    "Floor": Operator(1, {}),
     "Gather": Operator(2, {"axis": INT}),
     "GatherElements": Operator(2, {"axis": INT}),
-    "Greater": Operator(2, {}),
     "InstanceNormalization": Operator(3, {"epsilon": helper.make_attribute("epsilon", 1e-5).f}),
-    "Max": Operator(9, {}),
+    "Max": Operator(9),
     "MaxPool": Operator(1, _WINDOW | {"ceil_mode": INT, "kernel_shape": INTS, "storage_order": 0}),
-    "Min": Operator(9, {}),
-    "Mul": Operator(2, {}),
-    "Neg": Operator(1, {}),
+    "Min": Operator(9),
     "Pad": Operator(1, {"mode": b"constant"}),
     "ReduceMax": Operator(1, {"keepdims": INT, "noop_with_empty_axes": 0}),
     "ReduceSum": Operator(1, {"keepdims": INT, "noop_with_empty_axes": 0}),
-    "Relu": Operator(1, {}),
     "Reshape": Operator(1, {"allowzero": INT}),
     "Resize": Operator(
         1,
@@ -98,32 +94,28 @@ OPERATORS = {
         },
     ),
     "Shape": Operator(1, {"start": INT, "end": INT}),
-    "Sigmoid": Operator(1, {}),
-    "Slice": Operator(1, {}),
     "Split": Operator(1, {"axis": INT, "num_outputs": INT}),
-    "Sub": Operator(2, {}),
-    "Tanh": Operator(1, {}),
     "TopK": Operator(1, {"axis": INT, "largest": 1, "sorted": 1}),
     "Transpose": Operator(1, {"perm": INTS}),
-    "Unsqueeze": Operator(1, {}),
 }
 # The NMS baseline has these, too: its rows are as many as the data decide, until its last TopK.
 NMS_OPERATORS = {
-    "Equal": Operator(2, {}),
-    "NonMaxSuppression": Operator(2, {}),
-    "ScatterND": Operator(3, {}),
-    "Where": Operator(3, {}),
+    "Equal": Operator(2),
+    "NonMaxSuppression": Operator(2),
+    "ScatterND": Operator(3),
+    "Where": Operator(3),
 }
-INT8_OPERATORS = {
-    "QuantizeLinear": Operator(1, {}),
-    "DequantizeLinear": Operator(1, {"axis": INT}),
-}
+INT8_OPERATORS = {"QuantizeLinear": Operator(1), "DequantizeLinear": Operator(1, {"axis": INT})}
 _VALUE_FIELDS = {
     AttributeProto.INT: "i",
     AttributeProto.FLOAT: "f",
     AttributeProto.STRING: "s",
     AttributeProto.INTS: "ints",
 }
+
+
+def refused(why: str) -> GateError:
+    return GateError(f"certificate: {why}")
 
 
 def operators_of(spec: ModelSpec) -> dict[str, Operator]:
@@ -147,14 +139,14 @@ def check_parts(model: ModelProto, spec: ModelSpec) -> None:
         if kind in ("Tensor", "TensorProto"):
             found = message.elem_type if kind == "Tensor" else message.data_type
             if found not in elements:
-                raise GateError(
-                    f"certificate: {_name(message)} has elements of type {found}, expected one of"
+                raise refused(
+                    f"{_name(message)} has elements of type {found}, expected one of"
                     f" {sorted(elements)}"
                 )
     entries = [(entry.key, entry.value) for entry in model.metadata_props]
     if entries not in ([], [(METADATA_KEY, spec.to_json())]):
-        raise GateError(
-            f"certificate: metadata under {shown(', '.join(k for k, _ in entries))}, expected the"
+        raise refused(
+            f"metadata under {shown(', '.join(k for k, _ in entries))}, expected the"
             f" description under {METADATA_KEY} and nothing else"
         )
 
@@ -164,29 +156,25 @@ def _messages(message: Message) -> Iterator[Message]:
     kind = message.DESCRIPTOR.name
     for unknown in UnknownFieldSet(message):
         number = unknown.field_number
-        raise GateError(f"certificate: {_name(message)} has the unknown field {number}")
-    parts = [(field.name, part) for field, value in message.ListFields() for part in _parts(value)]
+        raise refused(f"{_name(message)} has the unknown field {number}")
+    parts = []
+    for field, value in message.ListFields():
+        own = [value] if isinstance(value, str | bytes | int | float | Message) else value
+        parts += [(field.name, part) for part in own]
     for name, part in parts:
         if name not in FIELDS[kind].split():
-            raise GateError(f"certificate: {_name(message)} has a {name}, expected none")
-        if isinstance(part, str) and kind != "StringStringEntryProto" and not _is_name(part):
-            raise GateError(
-                f"certificate: {_name(message)} has a {name} of {len(part)} letters, expected at"
+            raise refused(f"{_name(message)} has a {name}, expected none")
+        if not isinstance(part, str) or kind == "StringStringEntryProto":
+            continue
+        if len(part) > LONGEST_NAME or not part.isascii() or not part.isprintable():
+            raise refused(
+                f"{_name(message)} has a {name} of {len(part)} letters, expected at"
                 f" most {LONGEST_NAME}, of ASCII"
             )
     yield message
     for _, part in parts:
         if isinstance(part, Message):
             yield from _messages(part)
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    """The values of a field, one or many."""
-    return [value] if isinstance(value, str | bytes | int | float | Message) else value
-
-
-def _is_name(text: str) -> bool:
-    return len(text) <= LONGEST_NAME and text.isascii() and text.isprintable()
 
 
 def _name(message: Message) -> str:
@@ -199,13 +187,13 @@ def _name(message: Message) -> str:
 def _check_node(node: NodeProto, operators: Mapping[str, Operator]) -> None:
     operator = operators.get(node.op_type)
     if operator is None:
-        raise GateError(f"certificate: the file may not contain {_name(node)}")
+        raise refused(f"the file may not contain {_name(node)}")
     names = [attribute.name for attribute in node.attribute]
     for attribute in node.attribute:
         wanted = operator.attributes.get(attribute.name)
         if wanted is None or names.count(attribute.name) > 1 or not _fits(attribute, wanted):
-            raise GateError(
-                f"certificate: {_name(node)} has the attribute {_name(attribute)}, expected"
+            raise refused(
+                f"{_name(node)} has the attribute {_name(attribute)}, expected"
                 f" {'none of this name' if wanted is None else f'it once, {wanted}'}"
             )
 

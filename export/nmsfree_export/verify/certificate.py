@@ -8,58 +8,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from nmsfree.backends.contract import one_line
-from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.layers import read_layers
-from nmsfree_export.graph.precision import conv_precisions
-from nmsfree_export.verify.allowed import FEW, check_parts, operators_of
-
-
-def check_precision(
-    model: ModelProto, precision: str, in_float: Collection[str] = ()
-) -> tuple[str, str]:
-    """All convolutions compute in one precision, but for those that are named.
-
-    Args:
-        precision: "fp32", "fp16" or "int8".
-        in_float: names of the convolutions in float32, see `layers.py`: exactly these.
-
-    Returns:
-        (check, what was found).
-
-    Raises:
-        GateError: another precision, or others in float; says which.
-    """
-    found = conv_precisions(model)
-    expected = {precision, "fp32"} if in_float else {precision}
-    if not found.keys() <= expected or not found[precision]:
-        raise GateError(
-            f"certificate: convolutions in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
-            f"expected all in {precision}"
-            + (f" but {', '.join(sorted(in_float))}" if in_float else "")
-        )
-    if not in_float:
-        return "precision", f"{found[precision]} convolutions in {precision}"
-    _check_names(model, in_float)
-    return "precision", f"{found[precision]} convolutions in {precision}, {found['fp32']} in fp32"
-
-
-def _check_names(model: ModelProto, expected: Collection[str]) -> None:
-    found = {layer.name for layer in read_layers(model) if layer.precision == "fp32"}
-    if found != set(expected):
-        raise GateError(
-            f"certificate: convolutions in fp32 are {', '.join(sorted(found)) or 'none'}, expected"
-            f" {', '.join(sorted(expected))}"
-        )
-
-
-def about_kept(kept: Collection[str]) -> tuple[str, str]:
-    """The line that names what --auto-mixed kept in float."""
-    return "kept in float by --auto-mixed", ", ".join(kept)
-
+from nmsfree_export.graph.contract import images_of, made_of, outputs_of, port_of
+from nmsfree_export.graph.layers import conv_precisions, read_layers
+from nmsfree_export.verify.allowed import FEW, check_parts, operators_of, refused
 
 # Numbers that a file may hold beside the weights: shapes, axes, thresholds.
 MOST_OTHERS = {"integers": 1024, "floats": 64}
@@ -81,12 +36,46 @@ class Certificate:
         return {"checks": dict(self.lines), "weight_bytes": dict(self.weight_bytes)}
 
 
+def check_precision(
+    model: ModelProto, precision: str, float_layers: Collection[str] = ()
+) -> tuple[str, str]:
+    """All convolutions compute in one precision, but for those that are named.
+
+    Args:
+        precision: "fp32", "fp16" or "int8".
+        float_layers: names of the convolutions in float32, see `layers.py`: exactly these.
+
+    Returns:
+        (check, what was found).
+
+    Raises:
+        GateError: another precision, or others in float; says which.
+    """
+    found = conv_precisions(model)
+    wanted = ", ".join(sorted(float_layers))
+    expected = {precision, "fp32"} if float_layers else {precision}
+    if not found.keys() <= expected or not found[precision]:
+        raise refused(
+            f"convolutions in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
+            f"expected all in {precision}" + (f" but {wanted}" if float_layers else "")
+        )
+    text = f"{found[precision]} convolutions in {precision}"
+    if not float_layers:
+        return "precision", text
+    names = {layer.name for layer in read_layers(model) if layer.precision == "fp32"}
+    if names != set(float_layers):
+        raise refused(
+            f"convolutions in fp32 are {', '.join(sorted(names)) or 'none'}, expected {wanted}"
+        )
+    return "precision", f"{text}, {found['fp32']} in fp32"
+
+
 def certify(
     model: ModelProto,
     spec: ModelSpec,
     deployed: Mapping[str, NDArray[np.floating]],
     opset: int,
-    kept: Collection[str] = (),
+    float_layers: Collection[str] = (),
 ) -> Certificate:
     """Check a file against the contract, and, for the o2o head, that no NMS hides in it.
 
@@ -94,7 +83,7 @@ def certify(
         deployed: every tensor of the deploy module by its key, batch norm folded, each once
             however many levels share it: what the file may hold, and all it must hold.
         opset: what was asked for.
-        kept: names of the convolutions that a file in half keeps in float, see `to_half`.
+        float_layers: names of the convolutions that a file in half keeps in float.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -102,11 +91,15 @@ def certify(
     lines = check_graph(model, spec, opset)
     weights = _inventory(model, deployed)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
-    lines.append(check_precision(model, spec.precision, kept))
-    if kept:
-        lines.append(about_kept(kept))
+    lines.append(check_precision(model, spec.precision, float_layers))
+    lines += about_float(float_layers)
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
+
+
+def about_float(names: Collection[str]) -> list[tuple[str, str]]:
+    """The line that names what --auto-mixed kept in float, if there is anything."""
+    return [("kept in float by --auto-mixed", ", ".join(names))] if names else []
 
 
 def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[str, str]]:
@@ -116,8 +109,15 @@ def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[st
         GateError: a check failed.
     """
     check_parts(model, spec)
-    _check_rules(model)
-    lines = [_check_opset(model, opset), _check_interface(model, spec)]
+    try:  # ONNX's own rules: names, order, numbers of inputs, types and shapes of all values
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise refused(f"against the rules of ONNX: {one_line(error)}") from None
+    found = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
+    if found != [("ai.onnx", opset)]:
+        raise refused(f"opsets {found}, expected ai.onnx {opset} and nothing else")
+    nodes = f"ai.onnx opset {opset}, {len(model.graph.node)} nodes"
+    lines = [("standard operators only", nodes), _check_interface(model, spec)]
     _check_nothing_hidden(model)
     if spec.nms is None:
         used = {node.op_type for node in model.graph.node}
@@ -126,57 +126,31 @@ def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[st
     return lines
 
 
-def _check_rules(model: ModelProto) -> None:
-    """ONNX's own rules: names, order, numbers of inputs, types and shapes of all values."""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateError(f"certificate: against the rules of ONNX: {one_line(error)}") from None
-
-
-def _check_opset(model: ModelProto, opset: int) -> tuple[str, str]:
-    found = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
-    if found != [("ai.onnx", opset)]:
-        raise GateError(f"certificate: opsets {found}, expected ai.onnx {opset} and nothing else")
-    return "standard operators only", f"ai.onnx opset {opset}, {len(model.graph.node)} nodes"
-
-
 def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
-    n, k = spec.batch or "batch", spec.top_k
-    expected = [
-        ("images", TensorProto.UINT8, [n, spec.height, spec.width, 3]),
-        ("num_detections", TensorProto.INT32, [n, 1]),
-        ("detection_boxes", TensorProto.FLOAT, [n, k, 4]),
-        ("detection_scores", TensorProto.FLOAT, [n, k]),
-        ("detection_classes", TensorProto.INT32, [n, k]),
-    ]
-    found = [_port(value) for value in [*model.graph.input, *model.graph.output]]
+    n = spec.batch or "batch"
+    ports = images_of(spec, n) | outputs_of(spec, n)
+    expected = [(name, *port) for name, port in ports.items()]
+    found = [port_of(value) for value in [*model.graph.input, *model.graph.output]]
     if found != expected or len(model.graph.input) != 1:
-        raise GateError(f"certificate: inputs and outputs are {found}, expected {expected}")
-    return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {k} rows"
-
-
-def _port(value: ValueInfoProto) -> tuple[str, int, list[int | str]]:
-    kind = value.type.tensor_type
-    return value.name, kind.elem_type, [d.dim_param or d.dim_value for d in kind.shape.dim]
+        raise refused(f"inputs and outputs are {found}, expected {expected}")
+    return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {spec.top_k} rows"
 
 
 def _check_nothing_hidden(model: ModelProto) -> None:
     """Every value is an initialiser or computed on the way to an output."""
     graph = model.graph
-    needed = {value.name for value in graph.output}
-    values = {tensor.name for tensor in graph.initializer}
-    for node in reversed(graph.node):  # sorted topologically, by ONNX's rules
-        if not needed.intersection(node.output):
-            raise GateError(f"certificate: no output needs {node.op_type} '{node.name}'")
-        needed.update(node.input)
-        values.update(node.output)
-    unused = [t.name for t in graph.initializer if t.name not in needed]
-    if unused:
-        raise GateError(f"certificate: no output needs the initialiser '{unused[0]}'")
+    nodes, needed = made_of(graph.node, (value.name for value in graph.output))
+    if len(nodes) < len(graph.node):
+        idle = next(n for n in graph.node if not needed.intersection(n.output))
+        raise refused(f"no output needs {idle.op_type} '{idle.name}'")
+    names = [tensor.name for tensor in graph.initializer]
+    for name in names:
+        if name not in needed:
+            raise refused(f"no output needs the initialiser '{name}'")
+    values = {*names, *(name for node in nodes for name in node.output)}
     for value in graph.value_info:
         if value.name not in values:
-            raise GateError(f"certificate: the type of '{value.name}' is given, no such value")
+            raise refused(f"the type of '{value.name}' is given, no such value")
         values.remove(value.name)
 
 
@@ -188,9 +162,7 @@ def _check_shapes(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
         if node.op_type == "Shape":
             continue  # depends on the input's shape, not on its values
         if from_data.intersection(node.input[operators[node.op_type].data :]):
-            raise GateError(
-                f"certificate: the shape of {node.op_type} '{node.name}' depends on data"
-            )
+            raise refused(f"the shape of {node.op_type} '{node.name}' depends on data")
         if from_data.intersection(node.input):
             from_data.update(node.output)
     return "no shape depends on data", "every shape is known before an image is seen"
@@ -217,20 +189,18 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) 
             continue
         # A half may overflow: parity, which can name the layer, judges what rounding does.
         if value.dtype != np.float16 and not np.isfinite(value).all():
-            raise GateError(f"certificate: '{tensor.name}' holds numbers that are not finite")
+            raise refused(f"'{tensor.name}' holds numbers that are not finite")
         seen[content] += 1
         if seen[content] > copies[content] and value.size > FEW:
-            raise GateError(f"certificate: initialiser '{tensor.name}' is stored twice")
+            raise refused(f"initialiser '{tensor.name}' is stored twice")
         sizes[owner[content]] += len(content)
     for kind, most in MOST_OTHERS.items():
         if others[kind] > most:
-            raise GateError(
-                f"certificate: {others[kind]} {kind} beside the weights, expected at most {most}"
-            )
+            raise refused(f"{others[kind]} {kind} beside the weights, expected at most {most}")
     contents = {array_of(t).tobytes() for t in model.graph.initializer}
     lost = [key for key, value in deployed.items() if not _is_stored(value, contents)]
     if lost:
-        raise GateError(f"certificate: {len(lost)} tensors are missing, first '{lost[0]}'")
+        raise refused(f"{len(lost)} tensors are missing, first '{lost[0]}'")
     return sizes
 
 
@@ -243,8 +213,8 @@ def array_of(tensor: TensorProto) -> NDArray[Any]:
     try:
         return numpy_helper.to_array(tensor)
     except ValueError:
-        raise GateError(
-            f"certificate: initialiser '{tensor.name}' has {len(tensor.raw_data)} bytes, which"
+        raise refused(
+            f"initialiser '{tensor.name}' has {len(tensor.raw_data)} bytes, which"
             f" are no values of shape {list(tensor.dims)}"
         ) from None
 
@@ -258,9 +228,8 @@ def _size_of_constant(name: str, value: NDArray[Any]) -> int:
     counted = value.dtype == np.int64 and np.array_equal(value.ravel(), np.arange(value.size))
     distinct = 1 if counted else len(np.unique(value))
     if distinct > 1 and value.size > FEW:
-        raise GateError(
-            f"certificate: initialiser '{name}' {list(value.shape)} belongs to no part of the"
-            " deployed network"
+        raise refused(
+            f"initialiser '{name}' {list(value.shape)} belongs to no part of the deployed network"
         )
     return min(value.size, distinct)
 

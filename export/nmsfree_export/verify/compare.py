@@ -1,6 +1,7 @@
-"""Open two models, wherever each runs, so that they can be compared."""
+"""Two models, wherever each runs: opened, compared in rows and AP, and layer by layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,18 +10,17 @@ from onnx import ModelProto
 
 from nmsfree.backends import CHECKPOINT_SUFFIXES, Backend, Options, open_backend
 from nmsfree.backends.options import parse_device
-from nmsfree.errors import InputError, MissingExtraError
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.errors import GateError, InputError, MissingExtraError
+from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.spec import ModelSpec
+from nmsfree_export.options import MAX_DROP, Tolerance, VerifyOptions
+from nmsfree_export.verify.accuracy import Accuracy, measure
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
-from nmsfree_export.verify.parity import (
-    UNMATCHED,
-    Int8Parity,
-    Parity,
-    Pictures,
-    Tolerance,
-    int8_tolerance,
-    tolerance_for,
-)
+from nmsfree_export.verify.parity import Parity, Pictures, compare, tolerance_for
+
+EXACTNESS = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,49 @@ class Side:
         target = f" for {backend.spec.made_for}" if backend.spec.made_for else ""
         return f"{self.path}: {self.precision(backend.spec)}{target}, {backend.description}"
 
+    def open(self, like: ModelSpec | None = None) -> Backend:
+        """Open it; a checkpoint as the exported file of this description, if there is one.
 
-def open_pair(a: Side, b: Side) -> tuple[Backend, Backend]:
+        Raises:
+            InputError, ModelError, EngineError: as `open_backend`.
+        """
+        if like is None or not self.is_checkpoint:
+            return open_backend(self.path, self.device, Options(precision=self.arithmetic))
+        try:
+            from nmsfree_training.weights.predict import open_checkpoint
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "nmsfree_training"):
+                raise
+            raise MissingExtraError("reading a checkpoint", "nmsfree-export[torch]") from None
+        Options(precision=self.arithmetic).check("a checkpoint")
+        device = parse_device(self.device or "cpu")
+        if device.kind not in ("cpu", "cuda"):
+            raise InputError(
+                f"{self.path}: device is {self.device!r}, but a checkpoint runs in PyTorch, on cpu"
+                " or cuda: give the device of the other model alone, with --device-a or --device-b"
+            )
+        whole = replace(like, precision="fp32", made_for=None)  # whatever the other computes in
+        return open_checkpoint(self.path, device=str(device), like=whole)
+
+    def graph(self, spec: ModelSpec) -> ModelProto:
+        """Read the graph of a file; of a checkpoint, export it in FP32 as it was opened."""
+        if not self.is_checkpoint:
+            return onnx.load(self.path)
+        from nmsfree_export.graph.write import full_version
+        from nmsfree_training.weights.checkpoint import deployed_like, load_checkpoint
+
+        return full_version(deployed_like(load_checkpoint(self.path), spec).build(), spec)
+
+
+def sides_of(options: VerifyOptions) -> tuple[Side, Side]:
+    return (
+        Side(options.a, options.device_a or options.device, options.precision_a),
+        Side(options.b, options.device_b or options.device, options.precision_b),
+    )
+
+
+@contextmanager
+def open_pair(a: Side, b: Side) -> Iterator[tuple[Backend, Backend]]:
     """Open two models; a checkpoint runs as the exported file it is compared with.
 
     That is: the same head, input size, floor and NMS.
@@ -70,35 +111,11 @@ def open_pair(a: Side, b: Side) -> tuple[Backend, Backend]:
         InputError, ModelError, EngineError: as `open_backend`.
     """
     if a.is_checkpoint and not b.is_checkpoint:
-        second = _open(b)
-        return _open_like(a, second.spec), second
-    first = _open(a)
-    return first, _open_like(b, first.spec) if b.is_checkpoint else _open(b)
-
-
-def _open(side: Side) -> Backend:
-    return open_backend(side.path, side.device, Options(precision=side.arithmetic))
-
-
-def _open_like(side: Side, spec: ModelSpec) -> Backend:
-    try:
-        from nmsfree_training.weights.predict import open_checkpoint
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "nmsfree_training"):
-            raise
-        raise MissingExtraError("reading a checkpoint", "nmsfree-export[torch]") from None
-    Options(precision=side.arithmetic).check("a checkpoint")
-    device = parse_device(side.device or "cpu")
-    if device.kind not in ("cpu", "cuda"):
-        raise InputError(
-            f"{side.path}: device is {side.device!r}, but a checkpoint runs in PyTorch, on cpu or"
-            " cuda: give the device of the other model alone, with --device-a or --device-b"
-        )
-    whole = replace(spec, precision="fp32", made_for=None)  # whatever the other one computes in
-    return open_checkpoint(side.path, device=str(device), like=whole)
-
-
-EXACTNESS = {"int8": 0, "bf16": 1, "fp16": 2, "fp32": 3}
+        with closing(b.open()) as second, closing(a.open(second.spec)) as first:
+            yield first, second
+    else:
+        with closing(a.open()) as first, closing(b.open(first.spec)) as second:
+            yield first, second
 
 
 @dataclass(frozen=True)
@@ -111,22 +128,20 @@ class LayerComparison:
         note: why there are none, or "".
     """
 
-    errors: tuple[LayerError, ...]
+    errors: tuple[LayerError, ...] = ()
     exact: str = ""
     judged: str = ""
     note: str = ""
 
     def to_json(self) -> dict[str, object]:
-        layers = [error.to_json() for error in self.errors]
-        return {"exact": self.exact, "judged": self.judged, "errors": layers, "note": self.note}
+        return vars(self) | {"errors": [error.to_json() for error in self.errors]}
 
 
 def compare_layers(
-    a: Side,
-    b: Side,
+    sides: tuple[Side, Side],
     specs: tuple[ModelSpec, ModelSpec],
     pictures: Pictures,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> LayerComparison:
     """Compare the layers of two models in ONNX Runtime on the processor, wherever they ran before.
 
@@ -137,77 +152,83 @@ def compare_layers(
         specs: of both, as they were opened.
         pictures: named BGR images; the first few are used.
     """
-    sides = list(zip((a, b), specs, strict=True))
-    sides.sort(key=lambda pair: -EXACTNESS.get(pair[1].precision, 0))
-    graphs = []
-    for side, spec in sides:
+    pairs = list(zip(sides, specs, strict=True))
+    pairs.sort(key=lambda pair: -EXACTNESS.get(pair[1].precision, 0))
+    for side in sides:
         if side.path.suffix.lower() != ".onnx" and not side.is_checkpoint:
             return LayerComparison(
-                (), note=f"{side.path}: an engine hides its layers: compare those of its ONNX file"
+                note=f"{side.path}: an engine hides its layers: compare those of its ONNX file"
             )
-        graphs.append(_graph(side, spec))
-    exact, judged = graphs
+    exact, judged = (side.graph(spec) for side, spec in pairs)
     if exact.graph.SerializeToString() == judged.graph.SerializeToString():
         return LayerComparison(
-            (), note="both run the same graph, so what differs is the engines' own arithmetic"
+            note="both run the same graph, so what differs is the engines' own arithmetic"
         )
     errors = measure_layers(exact, judged, prepare(pictures, specs[0]), progress)
-    exact_name, judged_name = (side.path.name for side, _ in sides)
+    exact_name, judged_name = (side.path.name for side, _ in pairs)
     note = "" if errors else "the files have no layer in common"
     return LayerComparison(tuple(errors), exact_name, judged_name, note)
 
 
-def _graph(side: Side, spec: ModelSpec) -> ModelProto:
-    return _exported(side.path, spec) if side.is_checkpoint else onnx.load(side.path)
-
-
-def _exported(path: Path, spec: ModelSpec) -> ModelProto:
-    """The FP32 export of a checkpoint, as the model that it was opened as."""
-    from nmsfree_export.graph.write import full_version
-    from nmsfree_training.weights.checkpoint import deployed_like, load_checkpoint
-
-    return full_version(deployed_like(load_checkpoint(path), spec).build(), spec)
-
-
-EIGHT_BITS = ("int8", "bf16")  # a bfloat16 has 8 bits of mantissa
-
-
 @dataclass(frozen=True)
-class Gate:
-    """How a comparison is judged.
+class Outcome:
+    """What was found; None is what was not asked for, or could not be had.
 
     Attributes:
-        tolerance: how far matched rows may differ.
-        unmatched: share of rows that may have no partner, whatever the others differ by, see
-            `Int8Parity`; None where every row needs one and its difference counts.
+        failure: why the detections are not the same, None if they are.
     """
 
-    tolerance: Tolerance
-    unmatched: float | None = None
+    sides: tuple[dict[str, object], dict[str, object]]
+    parity: Parity | None
+    failure: GateError | None
+    accuracy: Accuracy | None
+    layers: LayerComparison | None
 
-    def judge(self, parity: Parity) -> Parity:
-        """Return the outcome of `compare` in the words of this gate."""
-        return parity if self.unmatched is None else Int8Parity.of(parity, self.unmatched)
-
-
-def gate_for(spec: ModelSpec, *precisions: str, unmatched: float | None = None) -> Gate:
-    """Return the gate of models that compute in these precisions: "fp32", "fp16", "int8", "bf16".
-
-    Args:
-        spec: of either model, for the size of the input.
-        unmatched: share of rows that may have no partner; None takes the usual one of eight bits.
-    """
-    if unmatched is None and not set(EIGHT_BITS).intersection(precisions):
-        return Gate(tolerance_for(*precisions))
-    return Gate(int8_tolerance(spec), UNMATCHED if unmatched is None else unmatched)
+    def to_json(self) -> dict[str, object]:
+        refused = {"passed": False, "failure": str(self.failure)}
+        return {
+            "a": self.sides[0],
+            "b": self.sides[1],
+            "parity": refused if self.parity is None else self.parity.to_json(),
+            "accuracy": self.accuracy and self.accuracy.to_json(),
+            "layers": self.layers and self.layers.to_json(),
+        }
 
 
-def gate_for_seeded(spec: ModelSpec, *precisions: str) -> Gate:
-    """Return the gate of pictures that nobody chose, see `parity.seeded_images`.
+def compare_models(
+    options: VerifyOptions,
+    opened: tuple[Backend, Backend],
+    pictures: Pictures,
+    dataset: DetectionDataset | None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Compare detections, then AP if asked for, then layers if asked for or something failed."""
 
-    A wider one: it tells a file that is right by chance from one that is right, for any seed. Seen
-    without a partner on such pictures: no row in FP32 and FP16, in INT8 13 % of the canary's.
-    """
-    if set(precisions) == {"fp32"}:
-        return Gate(Tolerance(0.01, 0.5))
-    return Gate(int8_tolerance(spec), 0.5)
+    def counting(what: str) -> Progress:
+        return lambda done, total: progress(f"{what} {done} of {total}")
+
+    first, second = opened
+    a, b = sides_of(options)
+    specs = first.spec, second.spec
+    if dataset is not None:
+        category_ids_of(first.spec.class_names, dataset)  # other classes are told before the work
+    tolerance = tolerance_for(
+        specs[0], a.precision(specs[0]), b.precision(specs[1]), unmatched=options.max_unmatched
+    )
+    score, box = options.score_tolerance, options.box_tolerance
+    if (score, box) != (None, None):
+        tolerance = Tolerance(
+            tolerance.score if score is None else score, tolerance.box if box is None else box
+        )
+    parity, failure, accuracy, layers = None, None, None, None
+    try:
+        parity = compare(first, second, pictures, tolerance, counting("image"))
+        parity.enforce()
+    except GateError as error:
+        failure = error
+    if dataset is not None and parity is not None:  # an output against the contract has no AP
+        drop = MAX_DROP if options.max_ap_drop is None else options.max_ap_drop
+        accuracy = measure(first, second, dataset, drop / 100, counting("measuring AP: image"))
+    if options.layers or failure is not None or (accuracy is not None and not accuracy.passed):
+        layers = compare_layers((a, b), specs, pictures, counting("comparing layers:"))
+    return Outcome((a.to_json(first), b.to_json(second)), parity, failure, accuracy, layers)

@@ -1,6 +1,6 @@
 """The certificate of an INT8 file: it is the certified FP32 graph, with rounding added.
 
-Nothing is trusted of what the quantiser did. The file is read node by node beside the graph it was
+Nothing is trusted of what the quantizer did. The file is read node by node beside the graph it was
 made from: take QuantizeLinear and DequantizeLinear out, and the same graph must be left, with
 weights within half a step of the certified ones.
 """
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.layers import read_layers
 from nmsfree_export.quantize import last_convs
+from nmsfree_export.verify.allowed import refused
 from nmsfree_export.verify.certificate import (
     Certificate,
-    about_kept,
+    about_float,
     array_of,
     certify,
     check_graph,
@@ -40,17 +40,17 @@ def certify_int8(
     spec: ModelSpec,
     deployed: Tensors,
     opset: int,
-    kept: Collection[str] = (),
+    float_layers: Collection[str] = (),
 ) -> Certificate:
     """Check an INT8 model against the FP32 model it was made from, and that against the contract.
 
     Args:
-        model: from `quantise`.
-        original: what was quantised.
+        model: from `quantize`.
+        original: what was quantized.
         spec: of the INT8 file.
         deployed: every tensor of the deploy module by its key.
         opset: what was asked for.
-        kept: names of the layers that were kept in float, see `quantised_nodes`.
+        float_layers: names of the layers that stay in float, see `quantized_nodes`.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -68,9 +68,11 @@ def certify_int8(
     lines.append(points)
     if spec.made_for == "cpu":
         _check_processor(file)
-    lines.append(check_precision(model, "int8", _names_in_float(original, deployed, kept)))
-    if kept:
-        lines.append(about_kept(kept))
+    last = {node.name for node in last_convs(original, deployed)}
+    convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
+    in_float = {c.name for c in convs if c.node in last or c.name in float_layers}
+    lines.append(check_precision(model, "int8", in_float))
+    lines += about_float(float_layers)
     lines.append((f"before quantisation, {before.lines[-1][0]}", before.lines[-1][1]))
     return Certificate(tuple(lines), before.weight_bytes)
 
@@ -110,44 +112,39 @@ def _check_pairs(file: _File) -> None:
         makers = [file.maker(name, "QuantizeLinear") for name in node.input]
         if node.op_type != "DequantizeLinear":
             if any(makers):
-                raise GateError(f"certificate: {node.op_type} '{node.name}' is fed with integers")
+                raise refused(f"{node.op_type} '{node.name}' is fed with integers")
             continue
         scale = file.value(node.input[1]) if node.input[1] in file.tensors else np.zeros(1)
         if not (np.isfinite(scale).all() and (scale > 0).all()):
-            raise GateError(f"certificate: '{node.name}' has a scale that is no positive constant")
-        quantise = makers[0]
-        if quantise is None:
+            raise refused(f"'{node.name}' has a scale that is no positive constant")
+        rounding = makers[0]
+        if rounding is None:
             continue
-        if list(quantise.input[1:]) != list(node.input[1:]):
-            raise GateError(
-                f"certificate: '{quantise.name}' and '{node.name}' round in different steps"
-            )
-        if scale.size > 1 or file.maker(quantise.input[0], "DequantizeLinear"):
-            raise GateError(
-                f"certificate: '{quantise.name}' rounds in {scale.size} different steps or again,"
+        if list(rounding.input[1:]) != list(node.input[1:]):
+            raise refused(f"'{rounding.name}' and '{node.name}' round in different steps")
+        if scale.size > 1 or file.maker(rounding.input[0], "DequantizeLinear"):
+            raise refused(
+                f"'{rounding.name}' rounds in {scale.size} different steps or again,"
                 " expected one step, once"
             )
 
 
 def _check_same_graph(file: _File, original: _File) -> tuple[str, str]:
-    kept = {node.output[0]: node for node in file.nodes if node.op_type not in ROUNDING}
+    own = {node.output[0]: node for node in file.nodes if node.op_type not in ROUNDING}
     wanted = {node.output[0]: node for node in original.nodes}
-    if len(kept) != len(wanted):
-        raise GateError(
-            f"certificate: {len(kept)} nodes beside the rounding, expected the {len(wanted)} of"
-            " the FP32 graph"
+    if len(own) != len(wanted):
+        raise refused(
+            f"{len(own)} nodes beside the rounding, expected the {len(wanted)} of the FP32 graph"
         )
     weights: set[str] = set()
     for name, want in wanted.items():
-        node = kept.get(name)
+        node = own.get(name)
         if node is None or _plain(node) != _plain(want) or len(node.input) != len(want.input):
-            raise GateError(f"certificate: {want.op_type} '{want.name}' is not what it was")
-        for own, theirs in zip(node.input, want.input, strict=True):
-            weights |= _check_input(file, original, own, theirs, want)
-    added = len(file.nodes) - len(kept)
-    text = (
-        f"{len(kept)} nodes as they were, {added} of rounding, {len(weights)} tensors in integers"
-    )
+            raise refused(f"{want.op_type} '{want.name}' is not what it was")
+        for ours, theirs in zip(node.input, want.input, strict=True):
+            weights |= _check_input(file, original, ours, theirs, want)
+    added = len(file.nodes) - len(own)
+    text = f"{len(own)} nodes as they were, {added} of rounding, {len(weights)} tensors in integers"
     return "the FP32 graph with rounding added, weights within half a step", text
 
 
@@ -162,13 +159,11 @@ def _check_input(file: _File, original: _File, own: str, theirs: str, node: Node
     source = file.source(own)
     if theirs not in original.tensors:
         if source != theirs:
-            raise GateError(
-                f"certificate: {node.op_type} '{node.name}' takes '{source}', expected '{theirs}'"
-            )
+            raise refused(f"{node.op_type} '{node.name}' takes '{source}', expected '{theirs}'")
         return set()
     if not _is_close(file, own, original.value(theirs)):
-        raise GateError(
-            f"certificate: {node.op_type} '{node.name}' takes '{source}', which is not within half"
+        raise refused(
+            f"{node.op_type} '{node.name}' takes '{source}', which is not within half"
             f" a step of '{theirs}'"
         )
     return {source} if source != own else set()
@@ -182,19 +177,14 @@ def _is_close(file: _File, name: str, want: NDArray[Any]) -> bool:
     node = file.maker(name, "DequantizeLinear")
     if node is None or want.dtype != np.float32 or any(n not in file.tensors for n in node.input):
         return False
-    value, step = _dequantised(file, node)
-    allowed = HALF_STEP * step + EPSILON * np.abs(want.astype(np.float64))
-    return value.shape == want.shape and bool((np.abs(value - want) <= allowed).all())
-
-
-def _dequantised(file: _File, node: NodeProto) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The values that a node makes of an initialiser in integers, and the size of their steps."""
-    value, scale, zero = (file.value(name).astype(np.float64) for name in node.input)
-    if scale.ndim == 1:
+    value, step, zero = (file.value(name).astype(np.float64) for name in node.input)
+    if step.ndim == 1:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         shape = [-1 if i == axis % value.ndim else 1 for i in range(value.ndim)]
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    return (value - zero) * scale, scale
+        step, zero = step.reshape(shape), zero.reshape(shape)
+    allowed = HALF_STEP * step + EPSILON * np.abs(want.astype(np.float64))
+    apart = np.abs((value - zero) * step - want) if value.shape == want.shape else np.inf
+    return bool((apart <= allowed).all())
 
 
 def _check_last_in_float(file: _File, original: ModelProto, deployed: Tensors) -> tuple[str, str]:
@@ -205,13 +195,12 @@ def _check_last_in_float(file: _File, original: ModelProto, deployed: Tensors) -
         node = file.makers[conv.output[0]]
         rounded = [name for name in node.input[1:] if name not in file.tensors]
         if rounded or file.maker(node.input[0], "DequantizeLinear"):
-            raise GateError(f"certificate: the last convolution '{node.name}' is not in float")
+            raise refused(f"the last convolution '{node.name}' is not in float")
     for node in file.nodes:  # sorted topologically, by ONNX's rules
         if after.intersection(node.input):
             if node.op_type in ROUNDING:
-                raise GateError(
-                    f"certificate: '{node.input[0]}' is rounded, though it comes after the last"
-                    " convolutions"
+                raise refused(
+                    f"'{node.input[0]}' is rounded, though it comes after the last convolutions"
                 )
             after.update(node.output)
     return "last convolutions and all after them in float", f"{len(last)} convolutions in fp32"
@@ -225,18 +214,18 @@ def _check_zero_points(file: _File, spec: ModelSpec) -> tuple[str, str]:
         if node.op_type not in ROUNDING:
             continue
         if len(node.input) < 3 or node.input[2] not in file.tensors:
-            raise GateError(f"certificate: {node.op_type} '{node.name}' has no constant zero point")
+            raise refused(f"{node.op_type} '{node.name}' has no constant zero point")
         zero = file.value(node.input[2])
         if node.op_type == "QuantizeLinear":
             rounded += 1
             if zero.dtype != expected:
-                raise GateError(
-                    f"certificate: QuantizeLinear '{node.name}' makes {zero.dtype}, expected"
+                raise refused(
+                    f"QuantizeLinear '{node.name}' makes {zero.dtype}, expected"
                     f" {expected} for {spec.made_for}"
                 )
         if spec.made_for == "tensorrt" and zero.any():
-            raise GateError(
-                f"certificate: {node.op_type} '{node.name}' has a zero point that is not 0, which"
+            raise refused(
+                f"{node.op_type} '{node.name}' has a zero point that is not 0, which"
                 " TensorRT does not take"
             )
     points = ", zero points all 0" if spec.made_for == "tensorrt" else ""
@@ -257,20 +246,11 @@ def _check_processor(file: _File) -> None:
         if image is None or weight is None:
             continue
         if np.abs(file.value(weight.input[0]).astype(int)).max() > WEIGHT_LIMIT:
-            raise GateError(
-                f"certificate: '{node.name}' has weights beyond ±{WEIGHT_LIMIT}, whose products"
+            raise refused(
+                f"'{node.name}' has weights beyond ±{WEIGHT_LIMIT}, whose products"
                 " saturate on processors without VNNI"
             )
         bias = parts[2] if len(parts) > 2 else None
         unit = file.value(image.input[1]).astype(np.float64) * file.value(weight.input[1])
         if bias is not None and not np.allclose(file.value(bias.input[1]), unit, rtol=1e-5, atol=0):
-            raise GateError(
-                f"certificate: the bias of '{node.name}' is not in the unit of its input × weights"
-            )
-
-
-def _names_in_float(original: ModelProto, deployed: Tensors, kept: Collection[str]) -> set[str]:
-    """Names of the convolutions that may not be in integers."""
-    last = {node.name for node in last_convs(original, deployed)}
-    convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
-    return {layer.name for layer in convs if layer.node in last or layer.name in kept}
+            raise refused(f"the bias of '{node.name}' is not in the unit of its input × weights")

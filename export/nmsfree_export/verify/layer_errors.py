@@ -1,4 +1,4 @@
-"""Where a file of a lower precision goes wrong: the error of every layer, and whose fault it is.
+"""Where a file of a lower precision goes wrong: the error of every layer, and who is the culprit.
 
 The error of a layer, ‖a − b‖ / ‖a‖ over all its values, is taken twice:
 
@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nmsfree.preprocess import letterbox
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.layers import EXACT, Graph, Layer, Values, pair_layers, read_layers
+from nmsfree_export.graph.layers import EXACT, Graph, Layer, pair_layers, read_layers
+from nmsfree_export.quantize import placed
 from nmsfree_export.verify.parity import Pictures
 
 IMAGES = 3  # pictures that are enough to see a broken layer
@@ -87,7 +87,19 @@ def measure_layers(
     sums: dict[str, _Sums] = {}
     done = 0
     for chunk in _chunks(pairs, first):
-        _measure(chunk, first, second, cut, images, sums)
+        theirs = [layer.output for _, layer in chunk]
+        alone, given = second.part(theirs, cut)
+        both, _ = second.part(theirs)
+        wanted = [*(ours.output for ours, _ in chunk), *(cut[name] for name in given)]
+        exact, _ = first.part(dict.fromkeys(wanted))
+        for image in images:
+            values = exact({"images": np.repeat(image, first.batch, axis=0)})
+            pixels = {"images": np.repeat(image, second.batch, axis=0)}
+            fed = {name + EXACT: second.as_given(name, values[cut[name]]) for name in given}
+            own, total = alone(pixels | fed), both(pixels)
+            for ours, layer in chunk:
+                entry = sums.setdefault(ours.name, _Sums(layer.op, layer.precision))
+                entry.see(values[ours.output], own[layer.output], total[layer.output])
         done += len(chunk)
         progress(done, len(pairs))
     found = [s.error(name) for name, s in sums.items()]
@@ -96,12 +108,7 @@ def measure_layers(
 
 def prepare(pictures: Pictures, spec: ModelSpec) -> list[NDArray[np.uint8]]:
     """Return the first few pictures as uint8 [1, H, W, 3], placed as a model takes them."""
-    prepared = []
-    for _, picture in pictures[:IMAGES]:
-        pixels = np.empty((1, spec.height, spec.width, 3), np.uint8)
-        letterbox(picture, pixels[0], spec.interpolation)
-        prepared.append(pixels)
-    return prepared
+    return [placed(picture, spec) for _, picture in pictures[:IMAGES]]
 
 
 def _chunks(pairs: Pairs, graph: Graph) -> Iterator[Pairs]:
@@ -119,31 +126,6 @@ def _chunks(pairs: Pairs, graph: Graph) -> Iterator[Pairs]:
         yield chunk
 
 
-def _measure(
-    chunk: Pairs,
-    first: Graph,
-    second: Graph,
-    cut: dict[str, str],
-    images: Sequence[NDArray[np.uint8]],
-    sums: "dict[str, _Sums]",
-) -> None:
-    theirs = [layer.output for _, layer in chunk]
-    alone, given = second.alone(theirs, frozenset(cut))
-    both = second.whole(theirs)
-    wanted = [*(ours.output for ours, _ in chunk), *(cut[name] for name in given)]
-    exact = first.whole(dict.fromkeys(wanted))
-    for image in images:
-        values = exact({"images": np.repeat(image, first.batch, axis=0)})
-        pixels = np.repeat(image, second.batch, axis=0)
-        fed: Values = {"images": pixels}
-        for name in given:
-            fed[name + EXACT] = second.as_given(name, values[cut[name]])
-        own, total = alone(fed), both({"images": pixels})
-        for ours, layer in chunk:
-            entry = sums.setdefault(ours.name, _Sums(layer.op, layer.precision))
-            entry.see(values[ours.output], own[layer.output], total[layer.output])
-
-
 class _Sums:
     """Squares of the values of the layers of one name, and of what is wrong with them."""
 
@@ -153,28 +135,23 @@ class _Sums:
 
     def see(self, exact: NDArray[Any], own: NDArray[Any], total: NDArray[Any]) -> None:
         want = exact[:1].astype(np.float64)
-        added, inherited = _differences(want, own), _differences(want, total)
+        with np.errstate(invalid="ignore"):
+            wrong = [np.abs(want - value[:1].astype(np.float64)) for value in (own, total)]
+        # NaN, which infinities turn into, is as wrong as they are.
+        added, inherited = (np.nan_to_num(w, nan=np.inf, posinf=np.inf) for w in wrong)
         self.square += float(np.square(want).sum())
         self.added += float(np.square(added).sum())
         self.total += float(np.square(inherited).sum())
         self.largest = max(self.largest, float(inherited.max(initial=0)))
 
     def error(self, name: str) -> LayerError:
-        added, total = (_relative(part, self.square) for part in (self.added, self.total))
+        added, total = (self._relative(part) for part in (self.added, self.total))
         return LayerError(name, self.op, self.precision, added, total, self.largest)
 
-
-def _differences(want: NDArray[np.float64], value: NDArray[Any]) -> NDArray[np.float64]:
-    """Return absolute differences; NaN, which infinities turn into, is as wrong as they are."""
-    with np.errstate(invalid="ignore"):
-        found = np.abs(want - value[:1].astype(np.float64))
-    return np.nan_to_num(found, nan=np.inf, posinf=np.inf)
-
-
-def _relative(wrong: float, square: float) -> float:
-    if wrong == 0:
-        return 0.0
-    return math.sqrt(wrong / square) if 0 < square < math.inf else math.inf
+    def _relative(self, wrong: float) -> float:
+        if wrong == 0:
+            return 0.0
+        return math.sqrt(wrong / self.square) if 0 < self.square < math.inf else math.inf
 
 
 ROWS = 8
@@ -197,17 +174,14 @@ def print_layers(errors: Sequence[LayerError], title: str, console: Console) -> 
         largest = "∞" if math.isinf(error.largest) else f"{error.largest:.3g}"
         shares = percent(error.added), percent(error.total)
         table.add_row(Text(error.name), error.op, error.precision, *shares, largest)
-    console.print(Text(title, style="bold"))
-    console.print(Text(explained(len(errors))), table)
-
-
-def explained(count: int) -> str:
-    """Say what the columns are."""
-    shown = f"worst {ROWS} of {count}" if count > ROWS else f"all {count}"
-    return (
-        f"{shown} layers, ‖a − b‖ / ‖a‖; added: fed with exact values; in all: with what it"
-        " inherits; largest: difference of one value"
+    count = len(errors)
+    explained = (
+        f"{f'worst {ROWS} of {count}' if count > ROWS else f'all {count}'} layers, ‖a − b‖ / ‖a‖;"
+        " added: fed with exact values; in all: with what it inherits; largest: difference of one"
+        " value"
     )
+    console.print(Text(title, style="bold"))
+    console.print(Text(explained), table)
 
 
 def percent(error: float) -> str:

@@ -1,8 +1,10 @@
-"""Certificate and parity gate: they pass what is right and refuse what is wrong."""
+"""Certificate and parity: they pass what is right and refuse what is wrong."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,95 +14,110 @@ from onnx import ModelProto
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
-from nmsfree.preprocess import letterbox
-from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export import acceptance as prove_module
+from nmsfree.nms import greedy_nms
+from nmsfree.spec import ModelSpec
 from nmsfree_export import candidate as candidate_module
-from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
+from nmsfree_export.graph.contract import read_description
 from nmsfree_export.graph.write import build_onnx
-from nmsfree_export.verify.parity import (
-    Tolerance,
-    compare,
-    load_images,
-    run_any_batch,
-    seeded_images,
-)
+from nmsfree_export.options import Tolerance
+from nmsfree_export.quantize import placed
+from nmsfree_export.verify.compare import Side, open_pair
+from nmsfree_export.verify.parity import compare, load_images, run_any_batch, seeded_images
 from nmsfree_training.config import fcos_e2e_nano
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 
 @pytest.mark.parametrize("head", ["o2o", "o2m"])
+def test_published_checkpoint_exports_within_tolerance(
+    published: Checkpoint, tmp_path: Path, head: str
+) -> None:
+    """512 × 736: score within 1e-4 and box within 0.05 px of the network's own code."""
+    out, weights = tmp_path / f"{head}.onnx", tmp_path / "weights.safetensors"
+    report = export_onnx(published, out, ExportOptions(head=head))
+    assert (report.spec.height, report.spec.width) == (512, 736)
+    assert report.parity.rows == 500 and report.parity.unmatched == 0
+    assert report.parity.score_difference < 1e-4
+    assert report.parity.box_difference < 0.05
+    assert report.certificate.weight_bytes["backbone"] > 40e6
+    assert report.spec.class_names[0] == "person" and report.spec.category_ids[-1] == 90
+    save_checkpoint(published, weights)
+    with open_pair(Side(weights), Side(out)) as pair:  # what `nmsfree verify` does
+        assert compare(*pair, load_images(None)[3:4]).passed
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: Any) -> Callable[..., ExportReport]:
+    """Return what exports a head for a batch size, once."""
+
+    @cache
+    def make(head: str, batch: int | None) -> ExportReport:
+        out = tmp_path_factory.mktemp("exported") / "model.onnx"
+        return export_onnx(checkpoint, out, ExportOptions(head=head, batch=batch))
+
+    return make
+
+
+HEADS = pytest.mark.parametrize("head", ["o2o", "o2m"])
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
+
+
+@HEADS
 @pytest.mark.parametrize("batch", [1, 3, None])
 def test_exported_file_agrees_with_the_network(
-    checkpoint: Checkpoint, tmp_path: Path, head: str, batch: int | None
+    exported: Callable[..., ExportReport], checkpoint: Checkpoint, head: str, batch: int | None
 ) -> None:
-    out = tmp_path / "model.onnx"
-    report = export_onnx(checkpoint, out, ExportOptions(head=head, batch=batch))
+    report = exported(head, batch)
     assert report.parity.passed
     assert report.parity.rows > 100
     assert report.parity.score_difference < 1e-5
     assert report.parity.box_difference < 1e-2
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    model = onnx.load(out)
+    assert [p.name for p in report.path.parent.iterdir()] == ["model.onnx"]
+    model = onnx.load(report.path)
     kinds = {node.op_type for node in model.graph.node}
     assert ("NonMaxSuppression" in kinds) == (head == "o2m")
-    text = next(p.value for p in model.metadata_props if p.key == METADATA_KEY)
-    spec = ModelSpec.from_json(text)
+    spec = read_description(report.path, model)
     assert spec == report.spec
-    assert (spec.class_names, spec.category_ids) == (
-        checkpoint.class_names,
-        checkpoint.category_ids,
-    )
-    assert str(Path.cwd()).encode() not in out.read_bytes()  # no path of this machine
+    assert spec.class_names == checkpoint.class_names
+    assert spec.category_ids == checkpoint.category_ids
+    assert str(Path.cwd()).encode() not in report.path.read_bytes()  # no path of this machine
 
 
-def test_batch_of_distinct_images_equals_singles(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    for head in ("o2o", "o2m"):
-        out = tmp_path / f"{head}.onnx"
-        export_onnx(checkpoint, out, ExportOptions(head=head, batch=None))
-        backend = OnnxRuntimeBackend(out)
-        images = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
-        together = backend.run(images)
-        for i in range(4):
-            alone = backend.run(images[i : i + 1])
-            for a, b in zip(together, alone, strict=True):
-                assert np.allclose(a[i], b[0], atol=1e-4)
-
-
-def test_rows_below_the_count_are_candidates_below_the_floor(
-    checkpoint: Checkpoint, tmp_path: Path
+@HEADS
+def test_batch_of_distinct_images_equals_singles(
+    exported: Callable[..., ExportReport], head: str
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
-    for head in ("o2o", "o2m"):
-        out = tmp_path / f"{head}.onnx"
-        options = ExportOptions(head=head, score_floor=0.9, threshold=0.9)
-        try:
-            export_onnx(checkpoint, out, options)
-        except GateError:
-            pytest.fail("nothing above the floor: the fixture no longer fits")
-        raw = OnnxRuntimeBackend(out).run(images)
-        count = int(raw.num_detections[0, 0])
-        assert count < 100
-        assert (raw.detection_scores[0, :count] > 0.9).all()
-        assert (raw.detection_scores[0, count:] <= 0.9).all()
+    backend = OnnxRuntimeBackend(exported(head, None).path)
+    together = backend.run(IMAGES)
+    for i in range(4):
+        for a, b in zip(together, backend.run(IMAGES[i : i + 1]), strict=True):
+            assert np.allclose(a[i], b[0], atol=1e-4)
 
 
-def test_nms_of_the_file_is_the_specified_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Same class, IoU above 0.6: none left; and without NMS there were some."""
-    from nmsfree.nms import greedy_nms
-
-    out = tmp_path / "o2m.onnx"
-    export_onnx(checkpoint, out, ExportOptions(head="o2m"))
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
-    raw = OnnxRuntimeBackend(out).run(pixels)
+def test_nms_of_the_file_is_the_specified_one(exported: Callable[..., ExportReport]) -> None:
+    """Same class, IoU above 0.6: none left."""
+    raw = OnnxRuntimeBackend(exported("o2m", None).path).run(IMAGES[:1])
     count = int(raw.num_detections[0, 0])
-    boxes, classes = raw.detection_boxes[0, :count], raw.detection_classes[0, :count]
-    for c in np.unique(classes):
-        own = classes == c
-        kept = greedy_nms(boxes[own], raw.detection_scores[0, :count][own], 0.6 + 1e-4)
-        assert len(kept) == own.sum()
+    rows = raw.detection_boxes[0, :count], raw.detection_scores[0, :count]
+    for c in np.unique(raw.detection_classes[0, :count]):
+        own = raw.detection_classes[0, :count] == c
+        boxes, scores = (part[own] for part in rows)
+        assert len(greedy_nms(boxes, scores, 0.6 + 1e-4)) == own.sum()
+
+
+@HEADS
+def test_rows_below_the_count_are_candidates_below_the_floor(
+    checkpoint: Checkpoint, tmp_path: Path, head: str
+) -> None:
+    out = tmp_path / "model.onnx"
+    export_onnx(checkpoint, out, ExportOptions(head=head, score_floor=0.9, threshold=0.9))
+    raw = OnnxRuntimeBackend(out).run(IMAGES[:1])
+    count = int(raw.num_detections[0, 0])
+    assert count < 100
+    assert (raw.detection_scores[0, :count] > 0.9).all()
+    assert (raw.detection_scores[0, count:] <= 0.9).all()
 
 
 def test_failed_parity_leaves_no_file(
@@ -129,28 +146,24 @@ def test_a_file_that_is_right_on_the_bundled_pictures_alone(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that knows them, and sees all others mirrored."""
-    size = checkpoint.input_size
-    known = {letterboxed(image, size).tobytes() for _, image in load_images(None)}
+    spec = make_spec(checkpoint, "o2o")
+    known = {placed(image, spec).tobytes() for _, image in load_images(None)}
 
     class Cheat(OnnxRuntimeBackend):
         def run(self, images: np.ndarray) -> RawDetections:
             seen = [x if x.tobytes() in known else x[:, ::-1] for x in images]
             return super().run(np.ascontiguousarray(seen))
 
-    monkeypatch.setattr(prove_module, "OnnxRuntimeBackend", Cheat)
+    monkeypatch.setattr(candidate_module, "OnnxRuntimeBackend", Cheat)
     with pytest.raises(GateError, match=r"parity: 3 images, .* unmatched"):
         export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=3))
     assert not list(tmp_path.iterdir())
 
 
-def letterboxed(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    out = np.zeros((*size, 3), np.uint8)
-    letterbox(image, out)
-    return out
-
-
-def test_pictures_of_a_seed_can_be_had_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    first = export_onnx(checkpoint, tmp_path / "m.onnx")
+def test_pictures_of_a_seed_can_be_had_again(
+    exported: Callable[..., ExportReport], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    first = exported("o2o", 1)
     again = export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=first.seed))
     assert first.seeded.passed and first.seeded == again.seeded
     assert first.sha256 == again.sha256
@@ -168,21 +181,12 @@ def test_parity_that_compares_nothing_fails(checkpoint: Checkpoint, tmp_path: Pa
         export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(head="o2m", score_floor=0.9999))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"input_size": (100, 128)}, "multiples of 32"),
-        ({"input_size": (0, 128)}, "multiples of 32"),
-        ({"score_floor": 1.0}, "score floor"),
-        ({"threshold": 2.0}, "threshold is 2.0"),
-        ({"threshold": 0.01}, "threshold is 0.01"),
-    ],
-)
-def test_options_that_do_not_fit(
-    checkpoint: Checkpoint, tmp_path: Path, options: dict[str, object], words: str
+@pytest.mark.parametrize("size", [(100, 128), (0, 128)])
+def test_sizes_that_do_not_fit(
+    checkpoint: Checkpoint, tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    with pytest.raises(InputError, match=words):
-        export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(**options))
+    with pytest.raises(InputError, match="multiples of 32"):
+        export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(input_size=size))
 
 
 def _constant(spec: ModelSpec, boxes: np.ndarray, scores: np.ndarray) -> CallableBackend:
@@ -218,58 +222,31 @@ def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> Non
     assert compare(base, _constant(spec, boxes + 0.1, scores), images, Tolerance(box=0.2)).passed
 
 
-def _without_count(raw: RawDetections) -> RawDetections:
-    return raw._replace(num_detections=raw.num_detections * 0)
+def only(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., RawDetections]:
+    """Return what changes one output."""
+    return lambda raw: raw._replace(**{name: change(getattr(raw, name))})
 
 
 def _reversed(raw: RawDetections) -> RawDetections:
-    return raw._replace(
-        detection_boxes=raw.detection_boxes[:, ::-1],
-        detection_scores=raw.detection_scores[:, ::-1],
-        detection_classes=raw.detection_classes[:, ::-1],
-    )
+    return RawDetections(raw.num_detections, *(part[:, ::-1] for part in raw[1:]))
 
 
 def _cut_short(raw: RawDetections) -> RawDetections:
-    return RawDetections(raw.num_detections, *(np.asarray(output)[:, :1] for output in raw[1:]))
-
-
-def _other_dtype(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_classes=raw.detection_classes.astype(np.int64))
-
-
-def _inverted(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_boxes=raw.detection_boxes[..., [2, 1, 0, 3]])
-
-
-def _high(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_scores=raw.detection_scores + np.float32(4))
-
-
-def _not_a_number(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_boxes=raw.detection_boxes * np.float32("nan"))
-
-
-def _outside(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_boxes=raw.detection_boxes + np.float32(1000))
-
-
-def _other_class(raw: RawDetections) -> RawDetections:
-    return raw._replace(detection_classes=raw.detection_classes + 100)
+    return RawDetections(raw.num_detections, *(part[:, :1] for part in raw[1:]))
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_without_count, "not the count"),
+        (only("num_detections", lambda x: x * 0), "not the count"),
         (_reversed, "do not descend"),
         (_cut_short, r"detection_boxes float32 \[1, 1, 4\], expected float32 \[1, 100, 4\]"),
-        (_other_dtype, "detection_classes int64"),
-        (_inverted, "inverted boxes"),
-        (_high, "scores outside 0 … 1"),
-        (_not_a_number, "not finite"),
-        (_outside, "outside the input"),
-        (_other_class, "class ids out of range"),
+        (only("detection_classes", lambda x: x.astype(np.int64)), "detection_classes int64"),
+        (only("detection_boxes", lambda x: x[..., [2, 1, 0, 3]]), "inverted boxes"),
+        (only("detection_scores", lambda x: x + np.float32(4)), "scores outside 0 … 1"),
+        (only("detection_boxes", lambda x: x * np.float32("nan")), "not finite"),
+        (only("detection_boxes", lambda x: x + np.float32(1000)), "outside the input"),
+        (only("detection_classes", lambda x: x + 100), "class ids out of range"),
     ],
 )
 def test_output_that_a_runtime_would_misread_is_refused(
