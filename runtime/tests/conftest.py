@@ -5,6 +5,9 @@ Written twice, as an ONNX graph and in numpy, so that one can be held against th
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,3 +218,24 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dete
         return load_coco(folder, "val")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a program in a Python of its own: code, arguments, environment.
+
+    `under` is a command that starts another, put before it.
+    """
+
+    def run(
+        code: str, *arguments: object, under: tuple[str, ...] = (), **environment: object
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*under, sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+        )
+
+    return run

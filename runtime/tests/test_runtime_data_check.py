@@ -22,6 +22,7 @@ from nmsfree.datasets.check.report import Check
 from nmsfree.datasets.faults import Kind, Level
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError
+from nmsfree.images import write_picture
 
 WIDTH, HEIGHT = 96, 64
 CLASSES = {1: "car", 2: "bus", 7: "tram"}
@@ -31,11 +32,6 @@ def paint(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray[Any
     """A picture of its own for every seed, BGR uint8 [height, width, 3]."""
     coarse = np.random.default_rng(seed).integers(40, 220, (4, 6, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
-
-
-def picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), paint(seed))
 
 
 class Coco:
@@ -61,22 +57,14 @@ class Coco:
 
     def image(self, split: str, number: int, suffix: str = ".png") -> None:
         name = f"{number}{suffix}"
-        picture(self.root / split / name, number)
+        write_picture(self.root / split / name, paint(number))
         entry = {"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT, "license": 3}
         self.content[split]["images"].append(entry)
 
     def box(self, split: str, image: int, bbox: list[float], category: int = 1) -> None:
         rows = self.content[split]["annotations"]
-        rows.append(
-            {
-                "id": 1000 + len(rows),
-                "image_id": image,
-                "category_id": category,
-                "bbox": bbox,
-                "area": bbox[2] * bbox[3],
-                "iscrowd": 0,
-            }
-        )
+        ids = {"id": 1000 + len(rows), "image_id": image, "category_id": category}
+        rows.append(ids | {"bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": 0})
 
     def write(self) -> Path:
         (self.root / "annotations").mkdir(parents=True, exist_ok=True)
@@ -105,6 +93,11 @@ def box(bbox: list[float], category: int = 1) -> Callable[[Coco], None]:
 
 def entry(**fields: object) -> Callable[[Coco], None]:
     return lambda coco: coco.content["train"]["images"][1].update(fields)
+
+
+def one_more(**fields: object) -> Callable[[Coco], None]:
+    row = {"id": 70, "width": 1, "height": 1} | fields
+    return lambda coco: coco.content["train"]["images"].append(row)
 
 
 def annotation(**fields: object) -> Callable[[Coco], None]:
@@ -159,16 +152,8 @@ PLANTED: dict[str, tuple[Callable[[Coco], None], dict[str, int]]] = {
     "wrong size": (entry(width=100), {"image-size": 1}),
     "no size": (entry(width=None), {"image-size-missing": 1}),
     "negative size": (entry(height=-64), {"image-size-missing": 1}),
-    "no file name": (
-        lambda c: c.content["train"]["images"].append({"id": 70, "width": 1, "height": 1}),
-        {"image-entry": 1},
-    ),
-    "escape": (
-        lambda c: c.content["train"]["images"].append(
-            {"id": 70, "width": 1, "height": 1, "file_name": "../../val/100.png"}
-        ),
-        {"image-entry": 1},
-    ),
+    "no file name": (one_more(), {"image-entry": 1}),
+    "escape": (one_more(file_name="../../val/100.png"), {"image-entry": 1}),
     "same id": (
         lambda c: c.content["train"]["images"][2].update(id=1),
         {"image-id-twice": 1, "dangling-image": 3, "image-unannotated": 2},
@@ -205,12 +190,12 @@ PLANTED: dict[str, tuple[Callable[[Coco], None], dict[str, int]]] = {
     "crowd there": (annotation(bbox=[11, 20, 30, 25], iscrowd=1), {}),
     "twice in a split": (copy("train/0.png", "train/1.png"), {"image-duplicate": 1}),
     "in two splits": (copy("train/0.png", "val/101.png"), {"leakage": 1}),
-    "stray image": (lambda c: picture(c.root / "train/new/x.png", 7), {"image-unannotated": 1}),
+    "stray image": (
+        lambda c: write_picture(c.root / "train/new/x.png", paint(7)),
+        {"image-unannotated": 1},
+    ),
     "class without objects": (
-        lambda c: (
-            c.content["train"]["categories"].append({"id": 9, "name": "bike"})
-            or c.content["val"]["categories"].append({"id": 9, "name": "bike"})
-        ),
+        lambda c: [x["categories"].append({"id": 9, "name": "bike"}) for x in c.content.values()],
         {"class-empty": 2},
     ),
     "other classes": (
@@ -255,9 +240,9 @@ def test_a_fixed_set_is_clean_and_loads(tmp_path: Path, name: str) -> None:
         assert len(dataset) == written.images
         assert sum(len(sample.boxes) for sample in dataset.samples) == written.objects
         for sample in dataset.samples:
-            assert sample.path.is_file()
-            assert (sample.boxes >= 0).all()
-            assert (sample.boxes <= [sample.width, sample.height] * 2).all()
+            limits = [sample.width, sample.height] * 2
+            assert sample.path.is_file() and (sample.boxes >= 0).all()
+            assert (sample.boxes <= limits).all()
 
 
 def test_fixing_a_clean_set_changes_nothing(tmp_path: Path) -> None:
@@ -270,8 +255,7 @@ def test_fixing_a_clean_set_changes_nothing(tmp_path: Path) -> None:
         for a, b in zip(one.samples, other.samples, strict=True):
             assert a.path.samefile(b.path)
             assert (a.image_id, a.width, a.height) == (b.image_id, b.width, b.height)
-            assert np.array_equal(a.boxes, b.boxes)
-            assert np.array_equal(a.labels, b.labels)
+            assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.labels, b.labels)
         assert fixed.splits[split].changes == {}
 
 
@@ -316,11 +300,8 @@ def test_splits_that_are_one_another_cannot_be_fixed(tmp_path: Path) -> None:
 
 def test_one_list_of_classes_for_all_splits(tmp_path: Path) -> None:
     coco = Coco(tmp_path / "set")
-    coco.content["val"]["categories"] = [
-        {"id": 1, "name": "tram"},
-        {"id": 2, "name": "car"},
-        {"id": 7, "name": "bike"},
-    ]
+    names = {1: "tram", 2: "car", 7: "bike"}
+    coco.content["val"]["categories"] = [{"id": i, "name": name} for i, name in names.items()]
     fixed = write_fixed(check_dataset(coco.write()), tmp_path / "out")
     train, val = (load_dataset(fixed.folder, split) for split in ("train", "val"))
     assert train.class_names == val.class_names == ("car", "bus", "tram", "bike")
@@ -349,19 +330,17 @@ def test_only_its_own_results_are_overwritten(tmp_path: Path) -> None:
     kept = files(out)
     write_fixed(check, out)
     assert files(out) == kept
-    with pytest.raises(DataError, match="is no earlier result of --fix for"):
-        write_fixed(check, tmp_path / "set")
     other = check_dataset(Coco(tmp_path / "other").write())
-    with pytest.raises(
-        DataError, match=r"so .*set-clean is left alone: delete it, or give another"
-    ):
-        write_fixed(other, out)
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"notes\.txt is no earlier result"):
-        write_fixed(check, out)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="is no earlier result"):
-        write_fixed(check, tmp_path / "file")
+    (out / "notes.txt").write_text("mine")
+    for wrong, place, said in (
+        (check, tmp_path / "set", r"is no earlier result of --fix for"),
+        (other, out, r"so .*set-clean is left alone: delete it, or give another"),
+        (check, out, r"notes\.txt is no earlier result"),
+        (check, tmp_path / "file", r"is no earlier result"),
+    ):
+        with pytest.raises(DataError, match=said):
+            write_fixed(wrong, place)
     assert files(out) == kept | {"notes.txt": b"mine"}
     assert first.splits.keys() == {"train", "val"}
 
@@ -430,9 +409,8 @@ def test_threads_do_not_change_what_is_found(tmp_path: Path) -> None:
     (root / "train/2.png").write_bytes(b"no")
     paths = sorted((root / "train").iterdir())
     seen: list[tuple[int, int]] = []
-    facts = read_images(paths, lambda done, total: seen.append((done, total)), threads=4)
-    assert facts == read_images(paths, threads=1)
-    assert list(facts) == paths
+    facts = read_images(paths, lambda *done: seen.append(done), threads=4)
+    assert facts == read_images(paths, threads=1) and list(facts) == paths
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -441,8 +419,7 @@ def test_every_kind_is_described() -> None:
         (kind.level for kind in Kind), key=list(Level).index
     )  # reports come in this order: errors first
     found = {kind for _, expected in PLANTED.values() for kind in expected}
-    errors = {kind.code for kind in Kind if kind.level is Level.ERROR}
-    # The others are of YOLO and VOC, or of whole splits.
+    errors = {kind.code for kind in Kind if kind.level is Level.ERROR}  # others: YOLO, VOC, splits
     assert errors - found == {"split-unreadable", "annotation-file-missing"}
 
 

@@ -1,6 +1,7 @@
 """Drawing: inside the picture, readable, stable, and nothing of the caller's is touched."""
 
 import itertools
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,15 +10,21 @@ from numpy.typing import NDArray
 
 from nmsfree import Detections, InputError
 from nmsfree.draw import (
+    CAPTION,
+    HEIGHT,
+    MARGIN,
     PALETTE_SIZE,
+    WIDTH,
     Mark,
     Style,
+    Tile,
     _best_place,
     _overlap,
     _places,
     color_of,
     draw,
     draw_marks,
+    make_sheet,
     zoom_for,
 )
 
@@ -142,6 +149,43 @@ def test_sizes_grow_with_the_picture(size: tuple[int, int]) -> None:
 def test_small_pictures_are_enlarged_large_ones_are_not() -> None:
     assert [zoom_for(*s) for s in [(256, 256), (64, 96), (720, 1280), (640, 640)]] == [3, 7, 1, 1]
     assert zoom_for(1, 1) == 8
+
+
+def test_sheets_have_a_tile_for_each_picture() -> None:
+    white: Any = np.full((30, 50, 3), 255, np.uint8)
+    for count, columns, rows in ((1, 1, 1), (3, 3, 1), (5, 4, 2)):
+        sheet = make_sheet([Tile(white, (), "name", "note")] * count, 4)
+        high, wide = rows * (HEIGHT + CAPTION + MARGIN), columns * (WIDTH + MARGIN)
+        assert sheet.shape == (high + MARGIN, wide + MARGIN, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (3000, 2), (340, 420)])
+def test_pictures_of_any_shape_fit_a_tile(size: tuple[int, int]) -> None:
+    green: Any = np.full((*size, 3), (0, 255, 0), np.uint8)
+    tile = make_sheet([Tile(green, (), "", "")], 1)[MARGIN:, MARGIN:][:HEIGHT, :WIDTH]
+    shown = (tile == (0, 255, 0)).all(axis=2)
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    assert len(rows) == HEIGHT or len(columns) == WIDTH  # as large as it can be
+    assert shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize(
+    "xyxy",
+    [(10, 10, 20, 20), (5, 5, 5, 9), (-20, 5, 10, 9), (900, 5, 990, 9), (-1e9, -1e9, 1e9, 1e9)],
+)
+def test_every_mark_shows(xyxy: tuple[float, float, float, float]) -> None:
+    grey: Any = np.full((40, 60, 3), 128, np.uint8)
+    red = (60, 60, 245)
+    plain = make_sheet([Tile(grey, (), "", "")], 1)
+    marked = make_sheet([Tile(grey, (Mark(xyxy, "", red),), "", "")], 1)
+    assert not (plain == red).all(axis=2).any()
+    assert (marked == red).all(axis=2).sum() > 8
+
+
+def test_long_names_are_cut_in_their_middle() -> None:
+    white: Any = np.full((30, 50, 3), 255, np.uint8)
+    long = make_sheet([Tile(white, (), "a/" * 200 + "end.png", "x" * 900)], 1)
+    assert (long[:, -MARGIN:] == 250).all()  # nothing reaches into the margin
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Options that are written once: a dataclass, and the command line made of it."""
+"""What commands share: options that are written once, and the progress bar."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from nmsfree.cli.options import command
+from nmsfree.cli.progress import progress_bar
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 
@@ -98,3 +99,19 @@ def test_choices_and_each_number_of_several_are_held_against_the_field() -> None
     ):
         with pytest.raises(InputError, match=complaint):
             Recipe(**values)  # type: ignore[arg-type]
+
+
+def test_nothing_is_drawn_when_there_is_nothing_to_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValueError, match="wrong option"), progress_bar():
+        raise ValueError("wrong option")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_counted_is_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as bar:
+        bar.update(bar.add_task("images", total=20), completed=20)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "images" in shown.err and "20/20" in shown.err

@@ -1,0 +1,250 @@
+"""The command line as a whole: help, numbers, signals, and how errors end."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import nmsfree
+from nmsfree.cli.main import COMMANDS, build_app, load_command
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_help_names_every_command(run_python: Run) -> None:
+    done = run_python("from nmsfree.cli.main import main; main()", "--help")
+    assert done.returncode == 0, done.stderr
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+
+
+def test_the_roots_help_imports_no_command(run_python: Run) -> None:
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from nmsfree.cli.main import main; main()"
+    )
+    imported = set(run_python(code, "--help").stderr.split())
+    assert "typer" in imported
+    assert not imported & {"numpy", "cv2", "torch", "importlib.metadata", "nmsfree.cli.detect"}
+
+
+def test_completion_knows_commands_and_passes_over_others(
+    monkeypatch: pytest.MonkeyPatch, run_python: Run
+) -> None:
+    monkeypatch.setenv("_NMSFREE_COMPLETE", "complete_bash")
+    for words, found in (("nmsfree det", "detect"), ("nmsfree nothing --", "")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        done = run_python("from nmsfree.cli.main import main; main()")
+        assert found in done.stdout.split() or not found
+        assert "error" not in done.stderr
+
+
+def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(build_app(), ["--version"])
+    assert done.exit_code == 0 and f"nmsfree {nmsfree.__version__}\n" in done.stdout
+
+    def version(name: str) -> str:
+        if name == "nmsfree":
+            return "1.2.3"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    done = CliRunner().invoke(build_app(), ["--version"])
+    assert done.stdout.splitlines()[:2] == ["nmsfree 1.2.3", "nmsfree-export –"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    done = CliRunner().invoke(build_app(), [name, "--help"])
+    assert done.exit_code == 0, done.output
+    assert name in done.stdout
+    assert load_command(name).help.split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]
+
+
+def number_options() -> list[tuple[str, str, int, bool]]:
+    """Options for numbers: words of the command, option, how many it takes, only whole ones."""
+    found = []
+
+    def look(command: Any, words: str) -> None:
+        for name, child in getattr(command, "commands", {}).items():
+            look(child, f"{words} {name}")
+        for option in command.params:
+            described = getattr(option, "type_descriptor", None)
+            kind = str(option.type if described is None else described.annotation).lower()
+            if ("int" in kind or "float" in kind) and option.opts[0].startswith("-"):
+                whole = "float" not in kind
+                found.append((words, option.opts[0], max(option.nargs, 1), whole))
+
+    for name in COMMANDS:
+        look(load_command(name), name)
+    return found
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1e400", "1" + "0" * 20, "9" * 5000, "²"])
+def test_every_number_of_every_option_is_bounded(number: str) -> None:
+    app = build_app()
+    options = number_options()
+    assert {"--threads", "--size", "--learning-rate"} <= {option for _, option, _, _ in options}
+    for words, option, count, whole in options:
+        if number.isascii() and number.isdigit() and not whole:
+            continue  # a finite number; what it means is for the command to judge
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(
+            app, [*words.split(), option, *[number] * count]
+        )
+        assert done.exit_code == 2, (words, option)
+        assert f"for '{option}'" in done.output or f"/ '{option}'" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [
+        ("--threads", "1000000000"),
+        ("--workers", "1000000000"),
+        ("--epochs", "1000000000"),
+        ("--batch-size", "1000000000"),
+        ("--long-side", "1000000000"),
+        ("--keep-every", "-1"),
+        ("--save-minutes", "-1"),
+    ],
+)
+def test_counts_that_no_machine_has_are_refused(option: str, number: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(build_app(), ["train", option, number])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}'" in done.output
+
+
+def test_a_command_that_is_not_installed_names_its_distribution(run_python: Run) -> None:
+    """Whatever follows: options it would know are none of its business."""
+    code = (
+        "import importlib.metadata as metadata, nmsfree.cli.main as cli\n"
+        "metadata.entry_points = lambda **_: []\n"
+        "cli.main()"
+    )
+    done = run_python(code, "bench", "--quick", "a.onnx")
+    assert done.returncode == 2
+    assert 'pip install "nmsfree-benchmarks"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def command_that(work: str) -> str:
+    """A program: the command line with one command, which does `work`."""
+    return (
+        "import sys, time, typer, nmsfree.cli.main as cli\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def work() -> None:\n"
+        f"    {work}\n"
+        "cli.build_app = lambda: app\n"
+        "cli.main()"
+    )
+
+
+def test_an_interrupt_within_a_command_is_said(run_python: Run) -> None:
+    done = run_python(command_that("raise KeyboardInterrupt"))
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
+
+
+def signalled(*command: str, number: int, times: int = 1) -> tuple[int, str]:
+    """Start a command, wait for its first line, send a signal; its status and standard error.
+
+    In a process where signals are as a terminal has them, whatever started the tests.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout
+    for _ in range(times):
+        assert process.stdout.readline()
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_has_its_status(number: int) -> None:
+    code = (
+        "import sys, nmsfree_start\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'nmsfree.cli.main':\n"
+        "            print('importing', flush=True)\n"
+        "            import time; time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "nmsfree_start.main()"
+    )
+    assert signalled(sys.executable, "-c", code, number=number) == (128 + number, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "swallowed", ["raise ImportError('numpy cannot be imported')", "raise cli.NmsfreeError('no')"]
+)
+def test_a_signal_that_a_library_makes_an_error_is_a_signal(number: int, swallowed: str) -> None:
+    work = f"""
+    try:
+        print('working', flush=True)
+        time.sleep(60)
+    except BaseException:
+        {swallowed}
+"""
+    status, said = signalled(sys.executable, "-c", command_that(work), number=number)
+    assert status == 128 + number and "Traceback" not in said
+    assert "interrupted" in said or number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(number: int) -> None:
+    work = """
+    try:
+        print('working', flush=True)
+        time.sleep(60)
+    finally:
+        print('tidying up', flush=True)
+        time.sleep(60)
+"""
+    assert signalled(sys.executable, "-c", command_that(work), number=number, times=2) == (
+        128 + number,
+        "",
+    )
+
+
+def test_an_ignored_interrupt_stays_ignored(run_python: Run) -> None:
+    code = command_that("import os; os.kill(os.getpid(), 2); print('done')")
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = run_python(ignoring + code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        (
+            "raise TypeError('no\\x1bsuch thing')",
+            4,
+            "internal error: TypeError: no\\x1bsuch thing: ",
+        ),
+        ("raise OSError('not from the system')", 4, "internal error: OSError: "),
+        ("open('/nonexistent/file')", 2, "error: [Errno 2] No such file or directory: "),
+        ("raise cli.MissingExtraError('a', 'b')", 2, "error: a needs a package that is not"),
+        ("raise RecursionError", 4, "internal error: RecursionError"),
+    ],
+)
+def test_whatever_goes_wrong_is_a_line_and_a_status(
+    work: str, status: int, said: str, run_python: Run
+) -> None:
+    done = run_python(command_that(work), NMSFREE_DEBUG="0")
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)
+    assert done.stderr.startswith(said)
+    debugged = run_python(command_that(work), NMSFREE_DEBUG="1")
+    assert debugged.returncode == status
+    assert "Traceback" in debugged.stderr and debugged.stderr.splitlines()[-1].startswith(said)
