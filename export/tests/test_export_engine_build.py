@@ -41,6 +41,7 @@ trt: Any = pytest.importorskip("tensorrt_rtx")
 
 VERSION: str = trt.__version__
 HEIGHT, WIDTH, CELL, ROWS = 32, 64, 8, 5
+EXTERNAL = TensorProto.EXTERNAL
 
 
 def tiny(batch: int | None = 1) -> ModelProto:
@@ -109,9 +110,13 @@ def refused(error: type[Exception], model: ModelProto, folder: Path, **options: 
 
 def test_a_small_network_leaves_engine_sidecar_and_lock_only(tmp_path: Path) -> None:
     engine = tmp_path / "made" / "model.engine"
-    build_engine(save(tiny(), tmp_path), engine)
+    report = build_engine(save(tiny(), tmp_path), engine)
     names = {"model.engine", "model.engine.json", "model.engine.lock"}
     assert {path.name for path in engine.parent.iterdir()} == names
+    text = sidecar_path(engine).read_text("utf-8")
+    assert json.loads(text) == json.loads(json.dumps(report.to_json()["sidecar"]))
+    write_sidecar(engine, read_sidecar(engine))
+    assert sidecar_path(engine).read_text("utf-8") == text
 
 
 def test_options_are_as_asked_and_recorded(tmp_path: Path) -> None:
@@ -156,10 +161,6 @@ def test_options_that_do_not_fit(
     assert refused(InputError, tiny(batch=fixed), tmp_path, **options) == message
 
 
-def external_weights(model: ModelProto) -> None:
-    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-
-
 def described(**fields: Any) -> Callable[[ModelProto], None]:
     """Return what changes the description of a model."""
 
@@ -183,7 +184,7 @@ def described(**fields: Any) -> Callable[[ModelProto], None]:
             "model description: expected object, got array: export the model again",
         ),
         (
-            external_weights,
+            lambda model: setattr(model.graph.initializer[0], "data_location", EXTERNAL),
             "its weights lie in another file, expected one file: export the model again",
         ),
         (
@@ -282,8 +283,7 @@ def test_rebuilt_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
-    engine = build(tiny(), tmp_path).engine
-    retrained = tiny()
+    engine, retrained = build(tiny(), tmp_path).engine, tiny()
     kernel = next(t for t in retrained.graph.initializer if t.name == "kernel")
     kernel.raw_data = bytes(len(kernel.raw_data))
     source = save(retrained, tmp_path)
@@ -291,50 +291,32 @@ def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
     assert sidecar.onnx_sha256 == digest(source)
 
 
-def test_sidecars_of_real_builds_survive(tmp_path: Path) -> None:
-    report = build(tiny(), tmp_path)
-    engine = report.engine
-    text = sidecar_path(engine).read_text("utf-8")
-    write_sidecar(engine, read_sidecar(engine))
-    assert sidecar_path(engine).read_text("utf-8") == text
-    assert json.loads(text) == json.loads(json.dumps(report.to_json()["sidecar"]))
-
-
-def full_tensorrt(monkeypatch: pytest.MonkeyPatch, gpus: Gpus) -> None:
-    """Let the installed builder, whose interface is the same, pass for the full TensorRT."""
-    vendor = VendorApi("tensorrt", trt, "11.4.0")
-    monkeypatch.setattr(engine_module, "load_vendor", lambda name: vendor)
-    monkeypatch.setattr(engine_module, "find_gpus", lambda: gpus)
-
-
 def test_full_tensorrt_builds_for_the_gpu_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full_tensorrt(monkeypatch, Gpus((Gpu("NVIDIA A100", (8, 0), 1),), "13.1", ""))
-    sidecar = build(tiny(), tmp_path, builder="tensorrt").sidecar
-    found = sidecar.builder, sidecar.builder_version, sidecar.targets
-    assert found == ("tensorrt", "11.4.0", (80,))
-    engine = tmp_path / "model.engine"
-    for sm in (80, 89):  # the second GPU
-        rebuild_engine(engine, sidecar, builder="tensorrt", sm=sm)
-        assert read_sidecar(engine).targets == (sm,)
-    with pytest.raises(InputError) as error:
-        build(tiny(), tmp_path, sms=(89,))
-    assert str(error.value) == (
-        "tensorrt 11.4.0 builds for the GPU of this machine only: leave out --gpu and --sm"
-    )
-
-
-def test_full_tensorrt_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full_tensorrt(monkeypatch, Gpus((), None, "no NVIDIA driver was found (libcuda.so.1)"))
-    with pytest.raises(EngineError) as error:
-        build_engine(
-            save(tiny(), tmp_path), tmp_path / "m.engine", BuildOptions(builder="tensorrt")
-        )
-    assert str(error.value) == (
+    """The installed builder, whose interface is the same, passes for the full TensorRT."""
+    vendor = VendorApi("tensorrt", trt, "11.4.0")
+    monkeypatch.setattr(engine_module, "load_vendor", lambda name: vendor)
+    nothing = Gpus((), None, "no NVIDIA driver was found (libcuda.so.1)")
+    monkeypatch.setattr(engine_module, "find_gpus", lambda: nothing)
+    with pytest.raises(EngineError) as refusal:
+        build(tiny(), tmp_path, builder="tensorrt")
+    assert str(refusal.value) == (
         "tensorrt 11.4.0 builds on the GPU that will run the engine, and no NVIDIA driver was "
         "found (libcuda.so.1): build there, or with --with tensorrt-rtx, which needs none"
     )
+    one = Gpus((Gpu("NVIDIA A100", (8, 0), 1),), "13.1", "")
+    monkeypatch.setattr(engine_module, "find_gpus", lambda: one)
+    report = build(tiny(), tmp_path, builder="tensorrt")
+    sidecar, engine = report.sidecar, report.engine
+    found = sidecar.builder, sidecar.builder_version, sidecar.targets
+    assert found == ("tensorrt", "11.4.0", (80,))
+    for sm in (80, 89):  # the second GPU
+        rebuild_engine(engine, sidecar, builder="tensorrt", sm=sm)
+        assert read_sidecar(engine).targets == (sm,)
+    words = r"^tensorrt 11\.4\.0 builds for the GPU of this machine only: leave out --gpu and --sm$"
+    with pytest.raises(InputError, match=words):
+        build(tiny(), tmp_path, sms=(89,))
 
 
 @pytest.mark.skipif(bool(find_gpus().found), reason="with a GPU the engine's own layers show")
@@ -364,9 +346,8 @@ def test_layers_that_cannot_be_read_cost_no_engine(
     inspector = SimpleNamespace(get_engine_information=lambda form: told)
     engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
-    vendor = VendorApi(
-        "tensorrt", SimpleNamespace(LayerInformationFormat=trt.LayerInformationFormat), "11.4.0"
-    )
+    module = SimpleNamespace(LayerInformationFormat=trt.LayerInformationFormat)
+    vendor = VendorApi("tensorrt", module, "11.4.0")
     monkeypatch.setattr(VendorApi, "create_runtime", lambda self: runtime)
     own = (Layer("conv", "convolution", "float32", (1, 3)),)
     table = read_layers(vendor, b"plan", own)
@@ -390,33 +371,18 @@ def test_phases_as_lines() -> None:
 
 
 def test_phases_as_bars() -> None:
-    shown = io.StringIO()
-    progress = Progress(console=Console(file=shown, force_terminal=True, width=80))
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    progress = Progress(console=console)
     bars = Bars(progress)
-    bars.start("all", 0, 4)
-    bars.start("part", 1, 2)
-    bars.start("deep", 3, 2)
-    bars.step("part", 1)
-    bars.step("deep", 1)
+    for name, depth, steps in (("all", 0, 4), ("part", 1, 2), ("deep", 3, 2)):
+        bars.start(name, depth, steps)
+    for name in ("part", "deep"):
+        bars.step(name, 1)
     tasks = [(t.description, t.completed, t.total) for t in progress.tasks]
     assert tasks == [("all", 0, 4), ("  part", 1, 2)]
     for name, depth in (("deep", 3), ("part", 1), ("all", 0)):
         bars.finish(name, depth)
     assert not progress.tasks
-
-
-def test_building_needs_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules |= dict.fromkeys(['torch', 'nmsfree_training'])\n"
-        "import pathlib, nmsfree_export.cli.build\n"
-        "from nmsfree_export.tensorrt.build import build_engine\n"
-        "build_engine(*map(pathlib.Path, sys.argv[1:]))"
-    )
-    engine = tmp_path / "m.engine"
-    command = [sys.executable, "-c", code, str(save(tiny(), tmp_path)), str(engine)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert engine.is_file()
 
 
 @pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -430,12 +396,14 @@ def test_ctrl_c_while_writing_leaves_engine_and_sidecar_of_one_build(
     monkeypatch.setattr(sidecar_module, "write_atomic", write_and_press)
     engine = tmp_path / "model.engine"
     with pytest.raises(KeyboardInterrupt):
-        build_engine(save(tiny(), tmp_path), engine)
+        build(tiny(), tmp_path)
     assert read_sidecar(engine).engine_sha256 == digest(engine)
 
 
 def nmsfree(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = "from nmsfree.cli.main import main; main()"
+    """Run the command in a process without PyTorch, which building does not need."""
+    code = "import sys; sys.modules |= dict.fromkeys(['torch', 'nmsfree_training'])\n"
+    code += "from nmsfree.cli.main import main; main()"
     command = [sys.executable, "-c", code, "build", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -458,14 +426,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "fp32, TF32 off" in said
     assert "keep model.onnx beside it, so that it can be built again where it must be" in said
     assert " s  Building engine\n" in said
-
-
-def test_the_engine_lies_beside_its_file_unless_told_otherwise(tmp_path: Path) -> None:
-    done = nmsfree(save(tiny(), tmp_path), "--tf32")
+    done = nmsfree(save(tiny(), tmp_path), "--tf32")  # beside its file, unless told otherwise
     assert done.returncode == 0, done.stderr
     assert read_sidecar(tmp_path / "model.engine").tf32
-    assert "TF32 allowed" in done.stderr
-    assert "keep model.onnx" not in done.stderr
+    assert "TF32 allowed" in done.stderr and "keep model.onnx" not in done.stderr
 
 
 @pytest.mark.parametrize(
