@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import runtime_helpers as helpers
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
 from runtime_helpers import Noise
 
 from nmsfree import Detector, EngineError, InputError, MissingExtraError, ModelError
@@ -29,43 +26,11 @@ def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
     return make_onnx(tmp_path / "tiny.onnx", make_spec())
 
 
-@pytest.mark.parametrize("batch", [None, 1, 4])
-def test_the_graph_equals_its_definition(
-    tmp_path: Path, make_spec: Any, make_onnx: Any, bright_cells: Any, noise: Noise, batch: Any
-) -> None:
-    spec = make_spec(batch=batch)
-    backend = OpenVinoBackend(make_onnx(tmp_path / "tiny.onnx", spec))
-    assert backend.spec == spec
-    for count in (batch,) if batch else (3, 1, 5):  # an open batch size may change
-        images = np.stack([noise(seed) for seed in range(count)])
-        found, expected = backend.run(images), bright_cells(images, spec)
-        for name, value in expected._asdict().items():
-            assert getattr(found, name).dtype == value.dtype, name
-            np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
-
-
 def test_the_description_says_what_runs(tiny: Path) -> None:
     assert Detector(tiny, device="openvino", threads=2).backend.description == (
         f"OpenVINO {VERSION} CPU, f32, threads 2"
     )
     assert OpenVinoBackend(tiny).description == f"OpenVINO {VERSION} CPU, f32, threads automatic"
-
-
-@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"<html>404</html>"])
-def test_other_content_is_refused_without_noise(
-    tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "no.onnx"
-    path.write_bytes(content)
-    assert str(path) in refused(lambda: OpenVinoBackend(path))
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.999])
-def test_a_cut_file_is_refused(tiny: Path, share: float) -> None:
-    data = tiny.read_bytes()
-    tiny.write_bytes(data[: int(len(data) * share)])
-    assert str(tiny) in refused(lambda: OpenVinoBackend(tiny))
 
 
 def test_an_opset_that_no_onnx_has_is_refused(tiny: Path) -> None:
@@ -78,61 +43,9 @@ def test_an_opset_that_no_onnx_has_is_refused(tiny: Path) -> None:
     assert "opset 2147483647 found" in refused(lambda: OpenVinoBackend(tiny))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "absent.onnx"
-    assert refused(lambda: Detector(path, device="openvino")).startswith(f"{path}: no such file")
-
-
-def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    node = helper.make_node("Relu", ["x"], ["y"])
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([node], "other", [value], [out])
-    opset = helper.make_opsetid("", 20)
-    path = tmp_path / "other.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
-    assert refused(lambda: OpenVinoBackend(path)) == (
-        f"{path}: no 'nmsfree' metadata, so this is not a model exported by nmsfree:"
-        " export the checkpoint with `nmsfree export`"
-    )
-
-
-def test_a_missing_output_is_named(tmp_path: Path, make_spec: Any, make_onnx: Any) -> None:
-    path = make_onnx(tmp_path / "tiny.onnx", make_spec(), drop="detection_classes")
-    assert refused(lambda: OpenVinoBackend(path)) == (
-        f"{path}: outputs detection_classes are missing, found num_detections, detection_boxes,"
-        " detection_scores"
-    )
-
-
-@pytest.mark.parametrize("fields", [{"height": 32}, {"width": 200}, {"batch": None}])
-def test_a_description_of_another_input_is_refused(
-    tmp_path: Path, make_spec: Any, make_onnx: Any, fields: dict[str, Any]
-) -> None:
-    other = make_spec(**({"batch": 2} | fields))
-    path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=2), metadata=other.to_json())
-    assert refused(lambda: OpenVinoBackend(path)) == (
-        f"{path}: input is images tensor(uint8) [2, 64, 96, 3], but its description says images"
-        f" tensor(uint8) [{other.batch or 'N'}, {other.height}, {other.width}, 3]:"
-        " export the model again"
-    )
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((1, 32, 96, 3), np.uint8),
-        np.zeros((64, 96, 3), np.uint8),
-        np.zeros((1, 64, 96, 3), np.float32),
-        np.zeros((1, 3, 64, 96), np.uint8),
-        np.zeros((0, 64, 96, 3), np.uint8),
-    ],
-)
-def test_a_wrong_input_is_refused(tiny: Path, images: NDArray[Any]) -> None:
-    """OpenVINO itself would cast, reshape and answer."""
-    shape = " × ".join(map(str, images.shape))
-    assert refused(lambda: OpenVinoBackend(tiny).run(images)) == (
-        f"the model refused images of {shape}, {images.dtype} (expected N × 64 × 96 × 3, uint8)"
+def test_no_images_are_refused(tiny: Path) -> None:
+    assert refused(lambda: OpenVinoBackend(tiny).run(np.zeros((0, 64, 96, 3), np.uint8))) == (
+        "the model refused images of 0 × 64 × 96 × 3, uint8 (expected N × 64 × 96 × 3, uint8)"
     )
 
 
@@ -146,13 +59,6 @@ def test_images_need_not_be_contiguous_or_writable(tiny: Path, noise: Noise) -> 
     for images in (every_second, fixed):
         for value, other in zip(backend.run(images), expected, strict=True):
             np.testing.assert_array_equal(value, other)
-
-
-def test_a_closed_detector_says_so(tiny: Path, noise: Noise) -> None:
-    with Detector(tiny, device="openvino") as detector:
-        detector(noise(0))
-    assert refused(lambda: detector(noise(0))) == "the detector is closed: open it again"
-    detector.close()
 
 
 def test_a_gpu_that_is_not_there(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
