@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runtime_helpers import refused
 
-from nmsfree import EngineError, ModelError, ModelSpec
+from nmsfree import ModelError, ModelSpec
 from nmsfree.backends.tensorrt.sidecar import (
     Sidecar,
     read_sidecar,
@@ -108,17 +108,6 @@ def test_what_is_no_description(tmp_path: Path, content: bytes) -> None:
         read_sidecar(engine)
     assert str(error.value).startswith(f"{path}: ")
     assert str(error.value).endswith(AGAIN)
-
-
-def test_no_sidecar(tmp_path: Path) -> None:
-    engine = tmp_path / "model.engine"
-    with pytest.raises(EngineError) as error:
-        read_sidecar(engine)
-    assert str(error.value) == (
-        f"{engine}: no model.engine.json beside it, so neither who built it nor what it takes and "
-        "gives is known: build it with `nmsfree build`, or bring that file along"
-    )
-    assert error.value.exit_status == 3
 
 
 def test_the_platform_has_one_name_on_every_system(monkeypatch: pytest.MonkeyPatch) -> None:

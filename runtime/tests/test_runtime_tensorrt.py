@@ -9,7 +9,6 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from nmsfree import (
     NmsSpec,
     RawDetections,
 )
-from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.context import Timings
 from nmsfree.testing.cuda import FakeCuda
 
@@ -394,12 +392,6 @@ def test_a_plan_of_somebody_else_is_refused(make_rig: Any) -> None:
     rig = make_rig(engine_sha256=hashlib.sha256(plan.encode()).hexdigest())
     rig.path.write_text(plan, "utf-8")
     assert refused(rig.open, ModelError) == f"{rig.path}: the engine has x, y, no 'images': {BUILD}"
-
-
-def test_a_missing_engine_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "absent.engine"
-    message = refused(lambda: TensorRtBackend(path), ModelError)
-    assert message == f"{path}: no such file, expected an engine made by `nmsfree build`"
 
 
 def test_an_engine_for_another_gpu_is_refused(make_rig: Any) -> None:

@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nmsfree import RawDetections
-from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.engine import MAGIC, cache_path, read_cache, write_cache
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
-from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
 IMAGES = np.zeros((1, 64, 96, 3), np.uint8)
 
@@ -22,28 +18,22 @@ def hash_of(engine: Path) -> str:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, make_spec: Any) -> Path:
-    path = tmp_path / "model.engine"
-    write_fake_engine(path, make_spec(), batch=(1, 1, 1))
-    return path
+def engine(make_rig: Any) -> Path:
+    return Path(make_rig(batch=(1, 1, 1)).path)
 
 
 @pytest.fixture
-def run(make_spec: Any, bright_cells: Any) -> Any:
+def run(make_rig: Any) -> Any:
     """Return a function: open, run once, close; it returns how often kernels were compiled."""
 
     def run_once(path: Path, kernels: bytes = b"kernels") -> int:
-        def function(images: Any) -> Any:
-            raw: RawDetections = bright_cells(images, make_spec())
-            return raw._asdict()
-
-        cuda = FakeCuda()
-        vendor = fake_vendor(cuda, function)
-        vendor.module.kernels = kernels
-        backend = TensorRtBackend(path, cuda=cuda, vendor=vendor)
+        rig = make_rig(batch=(1, 1, 1))  # the same file again
+        assert rig.path == path
+        rig.module.kernels = kernels
+        backend = rig.open()
         backend.run(IMAGES)
         backend.close()
-        return int(vendor.module.compiled)
+        return int(rig.module.compiled)
 
     return run_once
 
@@ -76,10 +66,8 @@ def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
         backend.run(np.zeros((count, 64, 96, 3), np.uint8))
     assert rig.module.compiled == 4  # the engine's, and of 4 (the warm-up), 1 and 3 images
     assert not backend.uses_cached_kernels
-    assert (
-        read_cache(rig.path, hash_of(rig.path))
-        == b"kernels|engine,batch of 4,batch of 1,batch of 3"
-    )
+    cached = read_cache(rig.path, hash_of(rig.path))
+    assert cached == b"kernels|engine,batch of 4,batch of 1,batch of 3"
     again = make_rig()  # another process
     backend = again.open()
     assert backend.uses_cached_kernels
@@ -98,15 +86,14 @@ def test_a_library_that_takes_no_cache_runs_without(
     rig = make_rig()
     rig.module.fail.add("set_runtime_cache")
     backend = rig.open()
-    backend.run(np.zeros((1, 64, 96, 3), np.uint8))
+    backend.run(IMAGES)
     assert not backend.uses_cached_kernels
     backend.close()
     assert caplog.messages == [
         "tensorrt-rtx 1.7.1.116 takes no cache: kernels are compiled again at each start"
     ]
-    assert (
-        read_cache(rig.path, hash_of(rig.path)) == b"kernels|engine"
-    )  # for a library that takes it
+    cached = read_cache(rig.path, hash_of(rig.path))
+    assert cached == b"kernels|engine"  # for a library that takes it
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "foreign"])
@@ -116,14 +103,9 @@ def test_a_damaged_file_costs_a_warning_only(
     run(engine)
     cache = engine.with_name("model.engine.cache")
     content = cache.read_bytes()
-    cache.write_bytes(
-        {
-            "cut": content[:-1],
-            "changed": content[:-1] + b"!",
-            "empty": b"",
-            "foreign": b"kernels",
-        }[damage]
-    )
+    changed = content[:-1] + b"!"
+    damaged = {"cut": content[:-1], "changed": changed, "empty": b"", "foreign": b"kernels"}
+    cache.write_bytes(damaged[damage])
     assert run(engine) == 1
     assert caplog.messages == [f"{cache}: damaged or of another engine, kernels are compiled again"]
     assert run(engine) == 0
@@ -151,12 +133,6 @@ def test_kernels_that_the_library_does_not_give_cost_a_warning_only(
         f"kernels will be compiled again at the next start: {engine}: tensorrt-rtx 1.7.1.116 "
         "cannot give its compiled kernels (no memory): build the engine again with `nmsfree build`"
     ) in caplog.messages
-
-
-def test_what_is_written_is_read(engine: Path) -> None:
-    assert read_cache(engine, hash_of(engine)) is None
-    write_cache(engine, hash_of(engine), b"abc")
-    assert read_cache(engine, hash_of(engine)) == b"abc"
 
 
 def test_kernels_of_another_engine_never_reach_the_library(

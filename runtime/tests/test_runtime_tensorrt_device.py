@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ import runtime_helpers as helpers
 from numpy.typing import NDArray
 from runtime_helpers import Noise, assert_equal
 
-from nmsfree import InputError, ModelSpec, RawDetections
-from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree import InputError
 from nmsfree.cuda.arrays import Layout, _Tensor, is_device_array, read_capsule
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
 UINT, FLOAT = 1, 2  # DLPack's codes
 refused = helpers.refusing(InputError)
@@ -92,21 +89,12 @@ class Dlpack:
         return new(ctypes.addressof(self.tensor), b"dltensor", None)
 
 
-class Rig:
-    """An engine over the fakes, of batches of at most two."""
-
-    def __init__(self, path: Path, spec: ModelSpec, cells: Any, builder: Any) -> None:
-        batch = (1, 1, 1) if builder == "tensorrt" else (1, 2, 2)
-        write_fake_engine(path, spec, batch=batch, builder=builder)
-        self.cuda = FakeCuda()
-        self.expected: Callable[[NDArray[np.uint8]], RawDetections] = lambda x: cells(x, spec)
-        vendor = fake_vendor(self.cuda, lambda x: self.expected(x)._asdict(), builder)
-        self.backend = TensorRtBackend(path, cuda=self.cuda, vendor=vendor)
-
-
 @pytest.fixture(params=["tensorrt-rtx", "tensorrt"])
-def rig(request: Any, tmp_path: Path, make_spec: Any, bright_cells: Any) -> Rig:
-    return Rig(tmp_path / "model.engine", make_spec(), bright_cells, request.param)
+def rig(request: Any, make_rig: Any) -> Any:
+    """An engine over the fakes, of batches of at most two, and the backend that runs it."""
+    made = make_rig(request.param, batch=(1, 1, 1) if request.param == "tensorrt" else (1, 2, 2))
+    made.backend = made.open()
+    return made
 
 
 @pytest.fixture
@@ -124,50 +112,50 @@ TAKEN: list[Callable[[Producer], Any]] = [
 ]
 
 
-def test_an_address_that_is_not_aligned_is_refused(rig: Rig, images: NDArray[np.uint8]) -> None:
+def test_an_address_that_is_not_aligned_is_refused(rig: Any, images: NDArray[np.uint8]) -> None:
     producer = Producer(rig.cuda, images)
     odd = producer.interface(data=(producer.memory.address + 64, False))
     assert refused(lambda: rig.backend.run(odd)) == (
         "images on the GPU start at an address that is no multiple of 256, which TensorRT does "
         "not take: copy them first, as in images.clone()"
     )
-    assert_equal(rig.backend.run(producer.interface()), rig.expected(images))
+    assert_equal(rig.backend.run(producer.interface()), rig(images))
 
 
 @pytest.mark.parametrize("wrap", TAKEN)
 def test_images_on_the_gpu_are_read_where_they_are(
-    rig: Rig, images: NDArray[np.uint8], wrap: Callable[[Producer], Any]
+    rig: Any, images: NDArray[np.uint8], wrap: Callable[[Producer], Any]
 ) -> None:
     producer = Producer(rig.cuda, images)
     array = wrap(producer)
-    assert_equal(rig.backend.run(array), rig.expected(images))
+    assert_equal(rig.backend.run(array), rig(images))
     assert rig.cuda.done["copies in"] == 0
     assert rig.cuda.done["graph launches"] == 0  # a graph would have another address in it
     rig.backend.close()
     assert rig.cuda.live() == {"streams": 1, "device allocations": 1}  # the producer's
 
 
-def test_both_kinds_of_images_take_turns(rig: Rig, images: NDArray[np.uint8]) -> None:
+def test_both_kinds_of_images_take_turns(rig: Any, images: NDArray[np.uint8]) -> None:
     """Images on the GPU leave the addresses alone that images on the host rely on."""
     flipped = np.ascontiguousarray(images[:, ::-1])
     for _ in range(2):
-        assert_equal(rig.backend.run(images), rig.expected(images))
+        assert_equal(rig.backend.run(images), rig(images))
         array = Producer(rig.cuda, flipped).interface()
-        assert_equal(rig.backend.run(array), rig.expected(flipped))
+        assert_equal(rig.backend.run(array), rig(flipped))
 
 
 @pytest.mark.parametrize("stream", [None, "absent"])
 def test_without_a_stream_the_default_stream_is_waited_for(
-    rig: Rig, images: NDArray[np.uint8], stream: Any
+    rig: Any, images: NDArray[np.uint8], stream: Any
 ) -> None:
     producer = Producer(rig.cuda, images)
     with rig.cuda.active():
         run = lambda: rig.cuda._run(producer.stream.handle)  # noqa: E731
         rig.cuda.enqueue(1, run, "writes")
-    assert_equal(rig.backend.run(producer.interface(stream=stream)), rig.expected(images))
+    assert_equal(rig.backend.run(producer.interface(stream=stream)), rig(images))
 
 
-def test_the_producer_is_told_our_stream(rig: Rig, images: NDArray[np.uint8]) -> None:
+def test_the_producer_is_told_our_stream(rig: Any, images: NDArray[np.uint8]) -> None:
     array = Producer(rig.cuda, images).dlpack()
     rig.backend.run(array)
     context = rig.backend._pool._idle[True][0]
@@ -175,7 +163,7 @@ def test_the_producer_is_told_our_stream(rig: Rig, images: NDArray[np.uint8]) ->
 
 
 def test_images_on_another_gpu_are_noticed_where_the_interface_names_none(
-    rig: Rig, images: NDArray[np.uint8]
+    rig: Any, images: NDArray[np.uint8]
 ) -> None:
     producer = Producer(rig.cuda, images)
     rig.cuda.elsewhere[producer.memory.address] = 1
@@ -185,7 +173,7 @@ def test_images_on_another_gpu_are_noticed_where_the_interface_names_none(
     )
     assert rig.cuda.done["waits"] == 0  # nor is a stream of the other GPU waited for
     rig.cuda.elsewhere.clear()
-    assert_equal(rig.backend.run(producer.interface()), rig.expected(images))
+    assert_equal(rig.backend.run(producer.interface()), rig(images))
 
 
 WRONG: list[tuple[Callable[[Producer], Any], str]] = [
@@ -223,19 +211,17 @@ WRONG: list[tuple[Callable[[Producer], Any], str]] = [
 
 @pytest.mark.parametrize(("wrap", "message"), WRONG)
 def test_images_that_cannot_be_read_are_refused(
-    rig: Rig, images: NDArray[np.uint8], wrap: Callable[[Producer], Any], message: str
+    rig: Any, images: NDArray[np.uint8], wrap: Callable[[Producer], Any], message: str
 ) -> None:
     array = wrap(Producer(rig.cuda, images))
     assert refused(lambda: rig.backend.run(array)) == message
-    assert_equal(rig.backend.run(images), rig.expected(images))
+    assert_equal(rig.backend.run(images), rig(images))
 
 
-def test_another_shape_is_refused(
-    tmp_path: Path, make_spec: Any, bright_cells: Any, images: NDArray[np.uint8]
-) -> None:
-    rig = Rig(tmp_path / "model.engine", make_spec(), bright_cells, "tensorrt-rtx")
+def test_another_shape_is_refused(make_rig: Any, images: NDArray[np.uint8]) -> None:
+    rig = make_rig(batch=(1, 2, 2))
     array = Producer(rig.cuda, images[:, :32]).interface()
-    assert refused(lambda: rig.backend.run(array)) == (
+    assert refused(lambda: rig.open().run(array)) == (
         "the model refused images of 3 × 32 × 96 × 3 on the GPU (expected N × 64 × 96 × 3, uint8, "
         "in batches of 1 to 2)"
     )
