@@ -282,10 +282,7 @@ VOC: dict[str, tuple[Plant, dict[str, int]]] = {
         {"dangling-category": 1},
     ),
     "size": (swap(XML, ("<width>64", "<width>65")), {"image-size": 1}),
-    "outside": (
-        swap(XML, ("<xmin>9", "<xmin>70"), ("<xmax>40", "<xmax>90")),
-        {"box-outside": 1},
-    ),
+    "outside": (swap(XML, ("<xmin>9", "<xmin>70"), ("<xmax>40", "<xmax>90")), {"box-outside": 1}),
     "from zero": (swap(XML, ("<xmin>9", "<xmin>0")), {}),
     "one pixel": (swap(XML, ("<xmax>40", "<xmax>9")), {}),
     "backwards": (swap(XML, ("<xmax>40", "<xmax>8")), {"box-without-area": 1}),

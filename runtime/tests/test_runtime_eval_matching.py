@@ -183,11 +183,7 @@ def test_confusion_by_hand() -> None:
             ((10.0, 10.0, 20.0, 20.0), 0.5, 0, 2),  # in the crowd, whatever its class
         )
     )
-    assert confusion_matrix(detections, truth, 2).tolist() == [
-        [1, 1, 0],
-        [0, 0, 1],
-        [1, 1, 0],
-    ]
+    assert confusion_matrix(detections, truth, 2).tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -35,8 +35,7 @@ class Request:
         Option("Folder of a COCO, YOLO or VOC set, or a data.yaml.", argument=True, metavar="DIR"),
     ]
     split: Annotated[
-        tuple[str, ...] | None,
-        Option("Split to check, may be repeated; all if not given."),
+        tuple[str, ...] | None, Option("Split to check, may be repeated; all if not given.")
     ] = None
     out: Annotated[Path | None, Option("Folder for the pictures; runs/data-check/NAME.")] = None
     json_file: Annotated[str | None, json_option('Write everything as JSON; "-" is stdout.')] = None

@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
-from nmsfree.evaluation.boxes import (
-    Boxes,
-    best_first,
-    objects_of,
-    read_boxes,
-    to_results,
-)
+from nmsfree.evaluation.boxes import Boxes, best_first, objects_of, read_boxes, to_results
 from nmsfree.evaluation.curves import (
     Calibration,
     Curve,
