@@ -55,19 +55,15 @@ def print_report(report: Report) -> None:
         console = Console(width=WIDE)
     console.print(_machine(report.system))
     console.print(_engines(report.checks))
-    for check in report.checks:
-        if check.state == "fails":
-            _print_line(console, check.engine, check.detail, COLOURS["fails"])
-    for check in report.checks:
-        for line in check.install:
-            _print_line(console, check.engine, line, COLOURS["missing"])
-    for conflict in report.conflicts:
-        _print_line(console, "conflict", conflict, "bold yellow")
-    console.print(_verdict(report))
-
-
-def _print_line(console: Console, subject: str, line: str, style: str) -> None:
-    console.print(Text.assemble((subject, style), ": ", line), soft_wrap=True)
+    failed = [(c.engine, c.detail, COLOURS["fails"]) for c in report.checks if c.state == "fails"]
+    install = [(c.engine, line, COLOURS["missing"]) for c in report.checks for line in c.install]
+    conflicts = [("conflict", line, "bold yellow") for line in report.conflicts]
+    for subject, line, style in (*failed, *install, *conflicts):
+        console.print(Text.assemble((subject, style), ": ", line), soft_wrap=True)
+    running = sum(c.state == "runs" and c.runs_models for c in report.checks)
+    engines = sum(check.runs_models for check in report.checks)
+    said = Text(f"{running} of {engines} engines run") if running else None
+    console.print(said or Text("no engine runs", style="bold red"))
 
 
 def _machine(system: System) -> Table:
@@ -104,10 +100,3 @@ def _engines(checks: tuple[Check, ...]) -> Table:
         detail = Text(check.detail if check.state in ("runs", "no device") else "")
         table.add_row(Text(check.engine), Text(check.version or "–"), state, detail)
     return table
-
-
-def _verdict(report: Report) -> Text:
-    running = [c.engine for c in report.checks if c.state == "runs" and c.runs_models]
-    if not running:
-        return Text("no engine runs", style="bold red")
-    return Text(f"{len(running)} of {sum(c.runs_models for c in report.checks)} engines run")

@@ -109,7 +109,9 @@ def _eval(request: Request) -> None:
         capped=request.protocol == "deployed",
     )
     report = _report(request, dataset, analysis, time.perf_counter() - start)
-    title = _title(request, analysis)
+    what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
+    counts = f"{analysis.images} images, {analysis.objects} objects"
+    title = f"{request.file.name} on {analysis.split}{what}: {counts}"
     problems: list[str] = []
     try:
         if folder is not None:
@@ -170,12 +172,6 @@ def _report(
         "seconds": round(seconds, 3),
         **analysis.to_json(),
     }
-
-
-def _title(request: Request, analysis: Analysis) -> str:
-    what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
-    counts = f"{analysis.images} images, {analysis.objects} objects"
-    return f"{request.file.name} on {analysis.split}{what}: {counts}"
 
 
 def run_name(request: Request, data: str) -> str:

@@ -84,8 +84,8 @@ def build(rows: SplitRows) -> DetectionDataset:
     Raises:
         DataError: two classes have one name.
     """
-    names = tuple(category.name for category in rows.categories)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    class_names = tuple(category.name for category in rows.categories)
+    twice = sorted({name for name in class_names if class_names.count(name) > 1})
     if twice:
         raise DataError(
             f"{rows.file} gives several classes one name ({', '.join(twice[:5])}): rename them, or "
@@ -116,17 +116,16 @@ def build(rows: SplitRows) -> DetectionDataset:
         columns: tuple[NDArray[Any], ...] = (corners, labels, crowd, xywh, area)
         return Sample(image.id, image.path, *size, *(column[own] for column in columns))
 
-    _warn_of_unreadable([image.path for image in rows.images if image.size is None], rows.file)
+    unread = [str(image.path) for image in rows.images if image.size is None]
+    if unread:
+        names = ", ".join(unread[:NAMED]) + (", …" if len(unread) > NAMED else "")
+        what = "1 image" if len(unread) == 1 else f"{len(unread)} images"
+        logger.warning("%s: %s cannot be read: %s", rows.file, what, names)
     samples = tuple(sample(image) for image in rows.images)
     ids = tuple(sorted(image.id for image in rows.images))
-    return DetectionDataset(rows.name, samples, names, tuple(label_of), ids, rows.file, rows.root)
-
-
-def _warn_of_unreadable(paths: list[Path], file: Path) -> None:
-    if paths:
-        names = ", ".join(map(str, paths[:NAMED])) + (", …" if len(paths) > NAMED else "")
-        what = "1 image" if len(paths) == 1 else f"{len(paths)} images"
-        logger.warning("%s: %s cannot be read: %s", file, what, names)
+    return DetectionDataset(
+        rows.name, samples, class_names, tuple(label_of), ids, rows.file, rows.root
+    )
 
 
 def repeated_lines(rows: SplitRows) -> NDArray[np.bool_]:

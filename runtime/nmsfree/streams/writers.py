@@ -39,21 +39,17 @@ def lines_of(source: Source, frame: int | None, detections: Detections) -> Itera
     if frame is not None:
         head["frame"] = frame
     for box, confidence, class_id, class_name in detections:
-        yield json.dumps(
-            {
-                **head,
-                "box": [round(v, 3) for v in box],
-                "class": class_name,
-                "class_id": class_id,
-                "score": round(confidence, 6),
-            }
-        )
+        found = {"box": [round(v, 3) for v in box], "class": class_name, "class_id": class_id}
+        yield json.dumps(head | found | {"score": round(confidence, 6)})
 
 
 def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
     """Give every source a relative path of its own, which mirrors the folders they lie in."""
-    roots = {source.root for source in sources if source.root is not None}
-    base = _common_folder(roots)
+    roots = {_absolute(source.root) for source in sources if source.root is not None}
+    try:
+        base = os.path.commonpath(roots) if roots else ""
+    except ValueError:  # several drives
+        base = ""
     names: dict[Source, Path] = {}
     taken: set[str] = set()
     for source in sources:
@@ -67,13 +63,6 @@ def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
     return names
 
 
-def _common_folder(roots: set[Path]) -> str:
-    try:
-        return os.path.commonpath([_absolute(root) for root in roots]) if roots else ""
-    except ValueError:  # several drives
-        return ""
-
-
 def _absolute(path: str | Path) -> Path:
     """Absolute path without `..`; links are kept, `Path.resolve` would follow them."""
     return Path(os.path.abspath(path))  # noqa: PTH100
@@ -84,10 +73,8 @@ def _picture_name(source: Source, base: str) -> Path:
         return Path(f"camera-{source.name}.mp4")
     path = _absolute(source.name)
     relative = path.relative_to(base) if base else Path(*path.parts[1:])
-    suffix = path.suffix.lower()
-    if source.kind == "video":
-        return relative if suffix == ".mp4" else relative.with_name(relative.name + ".mp4")
-    return relative if suffix in WRITTEN_SUFFIXES else relative.with_name(relative.name + ".png")
+    kept, other = ((".mp4",), ".mp4") if source.kind == "video" else (WRITTEN_SUFFIXES, ".png")
+    return relative if path.suffix.lower() in kept else relative.with_name(relative.name + other)
 
 
 def new_run_folder(parent: Path) -> Path:
@@ -188,11 +175,9 @@ class Output:
         model: Path | None = None,
     ) -> None:
         self.problems: list[str] = []
-        self._paths = (
-            {source: folder / name for source, name in names.items()}
-            if folder is not None and pictures
-            else {}
-        )
+        self._paths: dict[Source, Path] = {}
+        if folder is not None and pictures:
+            self._paths = {source: folder / name for source, name in names.items()}
         inputs = [*(Path(source.name) for source in names if source.kind != "camera"), model]
         originals = {os.path.realpath(path) for path in inputs if path is not None}
         for path in self._paths.values():

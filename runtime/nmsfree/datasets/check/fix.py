@@ -76,9 +76,20 @@ def content_of(
     source = read_fields(rows.file) if rows.format == "COCO" else {}
     categories = entries(source, "categories", rows.file) if source else []
     fields = {category_of(entry).name: fields_of(entry) for entry in categories}
-    pictures = _common_folder(images)
+    try:
+        folders = [os.path.abspath(image.path.parent) for image in images]  # noqa: PTH100
+        pictures = Path(os.path.commonpath(folders))
+    except ValueError:
+        raise DataError("the images lie on several drives: bring them onto one") from None
     header = source.get("info", EMPTY)
     info = fields_of(header) if bytes(header).startswith(b"{") else {}
+
+    def image_entry(image: ImageRow) -> dict[str, Any]:
+        size = check.facts[image.path].size
+        assert size is not None  # only usable images are kept
+        own = {"id": image.id, "file_name": _relative(image.path, pictures)}
+        return {**fields_of(image.entry), **own, "width": size[0], "height": size[1]}
+
     own = OwnInfo(_relative(pictures, folder), _relative(check.layout.root, folder))
     return {
         **source,
@@ -86,23 +97,9 @@ def content_of(
         "categories": [
             {**fields.get(name, {}), "id": number, "name": name} for name, number in ids.items()
         ],
-        "images": [_image_entry(check, image, pictures) for image in images],
+        "images": [image_entry(image) for image in images],
         "annotations": _annotations(split, {image.id for image in images}, ids),
     }
-
-
-def _common_folder(images: list[ImageRow]) -> Path:
-    try:
-        return Path(os.path.commonpath([os.path.abspath(i.path.parent) for i in images]))  # noqa: PTH100
-    except ValueError:
-        raise DataError("the images lie on several drives: bring them onto one") from None
-
-
-def _image_entry(check: Check, image: ImageRow, pictures: Path) -> dict[str, Any]:
-    size = check.facts[image.path].size
-    assert size is not None  # only usable images are kept
-    own = {"id": image.id, "file_name": _relative(image.path, pictures)}
-    return {**fields_of(image.entry), **own, "width": size[0], "height": size[1]}
 
 
 def _annotations(

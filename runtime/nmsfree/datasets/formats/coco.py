@@ -278,9 +278,14 @@ def _images(
         except MALFORMED as error:
             report(Fault(Kind.IMAGE_ENTRY, file, f"image entry {number}: {_what(error)}"))
             continue
-        by_id[image_id].append(
-            ImageRow(image_id, path, file, _size(raw, number, file, report), raw)
-        )
+        size = None
+        try:
+            found_size = _SIZE.decode(raw)
+            size = (found_size.width, found_size.height)
+        except MALFORMED as error:
+            detail = f"image entry {number}: {explain(error, 'JSON')}"
+            report(Fault(Kind.IMAGE_SIZE_MISSING, file, detail))
+        by_id[image_id].append(ImageRow(image_id, path, file, size, raw))
     for image_id, rows in by_id.items():
         if len(rows) > 1:
             detail = f"{len(rows)} images have the id {image_id}, an image id twice is ambiguous"
@@ -288,17 +293,6 @@ def _images(
     # One file listed again under its own id is no riddle: its objects are known.
     clear = [rows[0] for rows in by_id.values() if len({row.path for row in rows}) == 1]
     return clear, by_id.keys() - {row.id for row in clear}
-
-
-def _size(entry: Raw, number: int, file: Path, report: Report) -> tuple[int, int] | None:
-    """Return width and height if they are there and make sense."""
-    try:
-        size = _SIZE.decode(entry)
-        return size.width, size.height
-    except MALFORMED as error:
-        detail = f"image entry {number}: {explain(error, 'JSON')}"
-        report(Fault(Kind.IMAGE_SIZE_MISSING, file, detail))
-        return None
 
 
 def _objects(

@@ -16,6 +16,7 @@
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,11 +215,17 @@ def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
     annotations = dict(_annotations(directory, names, report))
     categories = _categories(directory, annotations)
     ids = {category.name: category.id for category in categories}
-    pictures = _Pictures(directory / "JPEGImages")
+    folder = directory / "JPEGImages"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: the images belong there")
+    pictures: dict[str, list[Path]] = defaultdict(list)  # by path without suffix
+    for picture in images_below(folder):
+        pictures[picture_name(picture, folder)].append(picture)
     images: list[ImageRow] = []
     objects: list[ObjectRow] = []
     for number, (name, annotation) in enumerate(annotations.items(), start=1):
-        path = pictures.find(name, annotation.filename)
+        files = pictures.get(nfc(name), [folder / f"{name}.jpg"])
+        path = next((file for file in files if file.name == annotation.filename), files[0])
         size = annotation.size or image_size(path)
         images.append(ImageRow(number, path, annotation.file, size))
         objects += _objects(images[-1], annotation, ids, report)
@@ -279,23 +286,6 @@ def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Catego
             f"{directory}: no annotation names a class: write the names into {listed}, one a line"
         )
     return tuple(Category(number, name) for number, name in enumerate(found, start=1))
-
-
-class _Pictures:
-    """The image files below a folder, by path without suffix, in either Unicode form."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError(f"{folder} is missing: the images belong there")
-        self._folder = folder
-        self._files: dict[str, list[Path]] = {}
-        for file in images_below(folder):
-            self._files.setdefault(picture_name(file, folder), []).append(file)
-
-    def find(self, name: str, wanted: str) -> Path:
-        """Return the image of a name: the one its annotation names, else the first there is."""
-        files = self._files.get(nfc(name), [self._folder / f"{name}.jpg"])
-        return next((file for file in files if file.name == wanted), files[0])
 
 
 def picture_name(file: Path, folder: Path) -> str:
