@@ -4,8 +4,8 @@ It must give the same detections as PyTorch, and keep the AP of FP32.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,15 +118,15 @@ class Builder:
         if names:
             spec = replace(spec, provenance={**spec.provenance, FLOAT_LAYERS: ", ".join(names)})
         if self.calibration is None:
-            traced = self._full if spec.precision == "fp32" else self._trace(spec, names)
-            model, tensors = traced
+            full = spec.precision == "fp32"
+            model, tensors = self._full if full else self._trace(spec, names)
             self.progress("checking the certificate")
             certificate = certify(model, spec, tensors, OPSET, names)
             return Candidate(model, spec, certificate, names)
-        full, tensors = self._full
+        original, tensors = self._full
         assert spec.made_for is not None
         model = quantize(
-            full,
+            original,
             tensors,
             spec.made_for,
             self.calibration,
@@ -135,7 +135,7 @@ class Builder:
             cache=self.folder / "ranges.json",
         )
         self.progress("checking the certificate")
-        certificate = certify_int8(model, full, spec, tensors, OPSET, names)
+        certificate = certify_int8(model, original, spec, tensors, OPSET, names)
         return Candidate(model, spec, certificate, names)
 
     def _trace(
@@ -229,16 +229,11 @@ class Verifier:
                 f"parity of the same file in fp32: {parity}: the precision is not to blame"
             )
 
-    @contextmanager
-    def _opened(self, model: ModelProto, spec: ModelSpec) -> Iterator[OnnxRuntimeBackend]:
+    def _opened(self, model: ModelProto, spec: ModelSpec) -> closing[OnnxRuntimeBackend]:
         part = self._builder.folder / f"{spec.precision}.part"  # no model by its name
         # The same graph, which a processor may run whatever it was made for.
         part.write_bytes(content_of(model, replace(spec, made_for=None)))
-        backend = OnnxRuntimeBackend(part)
-        try:
-            yield backend
-        finally:
-            backend.close()
+        return closing(OnnxRuntimeBackend(part))
 
     def _parity(
         self, backend: OnnxRuntimeBackend, pictures: Pictures, tolerance: Tolerance

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
-from nmsfree.spec import TARGETS
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -39,7 +38,7 @@ _CHOICES = {
     "head": ("o2o", "o2m"),
     "interpolation": ("linear", "area"),
     "precision": PRECISIONS,
-    "target": TARGETS,
+    "target": ("cpu", "tensorrt"),
 }
 
 
