@@ -141,6 +141,12 @@ def _model(spec: ModelSpec) -> onnx.ModelProto:
 
 
 @pytest.fixture
+def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
+    """The tiny model's file, of an open batch size."""
+    return Path(make_onnx(tmp_path / "tiny.onnx", make_spec()))
+
+
+@pytest.fixture
 def noise() -> Callable[..., NDArray[np.uint8]]:
     """Return a function giving a coloured picture, uint8 [h, w, 3], different for every seed."""
 

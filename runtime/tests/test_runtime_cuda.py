@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nmsfree import EngineError, InputError
-from nmsfree.cuda import Cuda, open_cuda
+from nmsfree.cuda import Cuda, DeviceMemory, Stream, open_cuda
 from nmsfree.errors import MissingExtraError
 from nmsfree.machine import find_gpus
 from nmsfree.testing.cuda import FakeCuda
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 LAYERS = [
     "fake",
     "fake without graphs",
@@ -40,21 +42,27 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[Cuda]:
     opened.close()
 
 
-def round_trip(cuda: Cuda, data: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """Host → GPU → host, and everything freed."""
+@contextmanager
+def buffers(cuda: Cuda, nbytes: int) -> Iterator[tuple[Stream, DeviceMemory, Bytes, Bytes]]:
+    """A stream, GPU memory and two page-locked arrays, freed at the end of the block."""
     with cuda.active():
-        stream, memory = cuda.create_stream(), cuda.allocate(data.nbytes)
-        there, back = cuda.allocate_pinned(data.nbytes), cuda.allocate_pinned(data.nbytes)
-        there[:] = data
-        cuda.copy_in(memory.address, there, stream)
-        cuda.copy_out(back, memory.address, stream)
-        cuda.synchronize(stream)
-        result = back.tobytes()
+        stream, memory = cuda.create_stream(), cuda.allocate(nbytes)
+        there, back = cuda.allocate_pinned(nbytes), cuda.allocate_pinned(nbytes)
+        yield stream, memory, there, back
         cuda.free_pinned(there)
         cuda.free_pinned(back)
         cuda.free(memory)
         cuda.destroy_stream(stream)
-    return result
+
+
+def round_trip(cuda: Cuda, data: Bytes) -> bytes:
+    """Host → GPU → host."""
+    with buffers(cuda, data.nbytes) as (stream, memory, there, back):
+        there[:] = data
+        cuda.copy_in(memory.address, there, stream)
+        cuda.copy_out(back, memory.address, stream)
+        cuda.synchronize(stream)
+        return back.tobytes()
 
 
 def test_the_gpu_is_named(cuda: Cuda) -> None:
@@ -86,17 +94,12 @@ def test_it_is_known_which_gpu_an_address_is_on(cuda: Cuda) -> None:
 
 
 def test_parts_of_buffers_are_copied(cuda: Cuda) -> None:
-    with cuda.active(), cuda.active():  # it may nest
-        stream, memory = cuda.create_stream(), cuda.allocate(64)
-        pinned = cuda.allocate_pinned(64)
+    with cuda.active(), buffers(cuda, 64) as (stream, memory, pinned, _):  # `active` may nest
         pinned[:] = np.arange(64)
         cuda.copy_in(memory.address + 16, pinned[:16], stream)
         cuda.copy_out(pinned[32:48], memory.address + 16, stream)
         cuda.synchronize(stream)
         assert pinned.tolist() == [*range(32), *range(16), *range(48, 64)]
-        cuda.free_pinned(pinned)
-        cuda.free(memory)
-        cuda.destroy_stream(stream)
 
 
 def test_events_tell_the_time(cuda: Cuda) -> None:
@@ -115,9 +118,8 @@ def test_events_tell_the_time(cuda: Cuda) -> None:
 def test_a_graph_replays_what_was_recorded(cuda: Cuda) -> None:
     if not cuda.can_capture:
         pytest.skip(f"{cuda.name} has no graphs")
-    with cuda.active():
-        stream, other, memory = cuda.create_stream(), cuda.create_stream(), cuda.allocate(8)
-        there, back = cuda.allocate_pinned(8), cuda.allocate_pinned(8)
+    with buffers(cuda, 8) as (stream, memory, there, back):
+        other = cuda.create_stream()
         back[:] = 0
         cuda.begin_capture(stream)
         cuda.copy_in(memory.address, there, stream)
@@ -131,17 +133,12 @@ def test_a_graph_replays_what_was_recorded(cuda: Cuda) -> None:
             cuda.synchronize(other)
             assert back.tolist() == [value] * 8
         cuda.destroy_graph(graph)
-        cuda.free_pinned(there)
-        cuda.free_pinned(back)
-        cuda.free(memory)
         cuda.destroy_stream(other)
-        cuda.destroy_stream(stream)
 
 
 def test_one_stream_waits_for_another(cuda: Cuda) -> None:
-    with cuda.active():
-        producer, consumer, memory = cuda.create_stream(), cuda.create_stream(), cuda.allocate(8)
-        there, back = cuda.allocate_pinned(8), cuda.allocate_pinned(8)
+    with buffers(cuda, 8) as (producer, memory, there, back):
+        consumer = cuda.create_stream()
         there[:] = 7
         cuda.copy_in(memory.address, there, producer)
         cuda.wait_for(consumer, producer.handle)
@@ -149,10 +146,6 @@ def test_one_stream_waits_for_another(cuda: Cuda) -> None:
         cuda.synchronize(consumer)
         assert back.tolist() == [7] * 8
         cuda.synchronize(producer)
-        cuda.free_pinned(there)
-        cuda.free_pinned(back)
-        cuda.free(memory)
-        cuda.destroy_stream(producer)
         cuda.destroy_stream(consumer)
 
 

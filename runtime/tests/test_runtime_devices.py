@@ -28,11 +28,6 @@ from nmsfree.cli import main as cli
 from nmsfree.machine import sha256
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
-    return make_onnx(tmp_path / "tiny.onnx", make_spec())
-
-
 @pytest.mark.parametrize(
     ("text", "device", "shown"),
     [

@@ -170,7 +170,7 @@ def test_the_hash_that_the_application_knows(engine: Path, rebuilder: Rebuilder)
         f"{engine}: its sha256 is {digest(PLAN)}, expected {digest(b'mine')}: this is another file"
         " than was meant"
     )
-    spoil_gpu(engine)
+    alter(engine, targets=(86, 120))
     with pytest.raises(EngineError, match="none is built in place of the one with the sha256"):
         load_plan(engine, vendor=RTX, sm=89, options=Options(sha256=digest(PLAN)))
     assert rebuilder.calls == []
@@ -182,75 +182,55 @@ def test_trust_takes_no_engine_that_does_not_fit(engine: Path) -> None:
     )
 
 
-def spoil_version(engine: Path) -> str:
-    alter(engine, builder_version="1.6.0.1")
-    return "built for tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7.1.116"
-
-
-def spoil_builder(engine: Path) -> str:
-    alter(engine, builder="tensorrt", builder_version="11.4.0")
-    return "built for tensorrt 11.4.0; found tensorrt-rtx 1.7.1.116"
-
-
-def spoil_gpu(engine: Path) -> str:
-    alter(engine, targets=(86, 120))
-    return "built for SM 8.6 and 12.0; found SM 8.9"
-
-
-def spoil_platform(engine: Path) -> str:
-    alter(engine, platform="Linux riscv64")
-    return f"built for Linux riscv64; found {this_platform()}"
-
-
-def spoil_onnx(engine: Path) -> str:
+def retrain(engine: Path) -> None:
     engine.with_name("model.onnx").write_bytes(b"retrained")
-    return f"built for model.onnx {digest(ONNX)[:12]}; found model.onnx {digest(b'retrained')[:12]}"
 
 
-def spoil_much(engine: Path) -> str:
-    alter(engine, builder_version="1.6.0.1", targets=(75,))
-    return "built for tensorrt-rtx 1.6.0.1, SM 7.5; found tensorrt-rtx 1.7.1.116, SM 8.9"
-
-
-SPOILERS = [
-    spoil_version,
-    spoil_builder,
-    spoil_gpu,
-    spoil_platform,
-    spoil_onnx,
-    spoil_much,
+# What is done to an engine that fits, or what its sidecar then says → what is said of it.
+SPOILERS: list[tuple[Any, str]] = [
+    ({"builder_version": "1.6.0.1"}, "tensorrt-rtx 1.6.0.1; found tensorrt-rtx 1.7.1.116"),
+    (
+        {"builder": "tensorrt", "builder_version": "11.4.0"},
+        "tensorrt 11.4.0; found tensorrt-rtx 1.7.1.116",
+    ),
+    ({"targets": (86, 120)}, "SM 8.6 and 12.0; found SM 8.9"),
+    ({"platform": "Linux riscv64"}, f"Linux riscv64; found {this_platform()}"),
+    (
+        retrain,
+        f"model.onnx {digest(ONNX)[:12]}; found model.onnx {digest(b'retrained')[:12]}",
+    ),
+    (
+        {"builder_version": "1.6.0.1", "targets": (75,)},
+        "tensorrt-rtx 1.6.0.1, SM 7.5; found tensorrt-rtx 1.7.1.116, SM 8.9",
+    ),
 ]
 
 
-@pytest.mark.parametrize("spoil", SPOILERS)
-def test_no_rebuild(engine: Path, rebuilder: Rebuilder, spoil: Callable[[Path], str]) -> None:
-    problem = spoil(engine)
+@pytest.fixture(params=SPOILERS, ids=[f"{spoiler[1][:20]}" for spoiler in SPOILERS])
+def problem(request: pytest.FixtureRequest, engine: Path) -> str:
+    """What is said of an engine that does not fit."""
+    spoil, said = request.param
+    spoil(engine) if callable(spoil) else alter(engine, **spoil)
+    return f"built for {said}"
+
+
+def test_no_rebuild(engine: Path, rebuilder: Rebuilder, problem: str) -> None:
     assert refusal(engine, rebuild=False) == (
         f"{engine}: {problem}: {AGAIN}, or leave out --no-rebuild"
     )
     assert rebuilder.calls == []
 
 
-@pytest.mark.parametrize("spoil", SPOILERS)
 def test_rebuild(
-    engine: Path,
-    rebuilder: Rebuilder,
-    spoil: Callable[[Path], str],
-    caplog: pytest.LogCaptureFixture,
+    engine: Path, rebuilder: Rebuilder, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    problem = spoil(engine)
     rebuilder.fields = {"builder": "tensorrt-rtx"}
     plan, sidecar = load_plan(engine, vendor=RTX, sm=89)
     assert plan == b"a new plan"
     assert sidecar.engine_sha256 == digest(plan)
     assert [(call[0], call[1]) for call in rebuilder.calls] == [("tensorrt-rtx", 89)]
-    assert caplog.record_tuples == [
-        (
-            "nmsfree.backends.tensorrt.load",
-            logging.WARNING,
-            f"{engine}: {problem}; building it again from model.onnx",
-        )
-    ]
+    said = f"{engine}: {problem}; building it again from model.onnx"
+    assert caplog.record_tuples == [("nmsfree.backends.tensorrt.load", logging.WARNING, said)]
 
 
 def test_rebuild_without_the_onnx_file(engine: Path, rebuilder: Rebuilder) -> None:

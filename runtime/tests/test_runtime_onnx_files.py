@@ -62,11 +62,6 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
-    return make_onnx(tmp_path / "tiny.onnx", make_spec())
-
-
 @pytest.mark.parametrize("batch", [None, 1, 4])
 def test_the_graph_equals_its_definition(
     tmp_path: Path, make_spec: Any, make_onnx: Any, bright_cells: Any, noise: Noise, batch: Any,

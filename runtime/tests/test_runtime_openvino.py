@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +18,6 @@ openvino = pytest.importorskip("openvino")
 
 VERSION = openvino.__version__.partition("-")[0]
 WEIGHTS = Path(__file__).parents[2] / "weights"
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, make_spec: Any, make_onnx: Any) -> Path:
-    return make_onnx(tmp_path / "tiny.onnx", make_spec())
 
 
 def test_the_description_says_what_runs(tiny: Path) -> None:

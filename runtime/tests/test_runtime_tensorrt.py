@@ -214,7 +214,7 @@ def test_a_backend_that_nobody_closes_is_freed_with_its_last_reference(
     assert rig.module.alive == 0
 
 
-def test_threads_that_come_and_go_share_one_lane(make_rig: Any, noise: Noise) -> None:
+def test_threads_that_come_and_go_share_one_context(make_rig: Any, noise: Noise) -> None:
     rig = make_rig()
     backend = rig.open()
     for seed in range(20):
@@ -351,7 +351,7 @@ def test_a_failure_of_the_vendor_is_one_line_and_leaves_nothing(
     assert rig.module.alive == 0
 
 
-def test_a_lane_that_failed_is_not_used_again(make_rig: Any, noise: Noise) -> None:
+def test_a_context_that_failed_is_not_used_again(make_rig: Any, noise: Noise) -> None:
     rig = make_rig("tensorrt", batch=(1, 2, 4))
     backend = rig.open()
     backend.run(noise(0)[None])

@@ -1,4 +1,4 @@
-"""Compiled kernels beside an engine: kept, used, and never trusted blindly."""
+"""Compiled kernels beside an engine: cached, used, and never trusted blindly."""
 
 import logging
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_kernels_of_another_release_are_compiled_again_and_replaced(
     assert read_cache(engine, hash_of(engine)) == b"other kernels|engine"
 
 
-def test_kernels_of_a_batch_size_are_kept_when_it_first_comes(
+def test_kernels_of_a_batch_size_are_cached_when_it_first_comes(
     make_rig: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not in `close` alone: a server that is killed would compile them at each start."""

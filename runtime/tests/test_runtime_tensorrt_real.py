@@ -152,13 +152,13 @@ def test_eight_threads_get_bit_identical_results(cuda: Cuda, build: Any, noise: 
 
 
 @pytest.mark.gpu
-def test_kernels_are_kept_beside_the_engine(cuda: Cuda, build: Any, noise: Noise) -> None:
+def test_kernels_are_cached_beside_the_engine(cuda: Cuda, build: Any, noise: Noise) -> None:
     path = build()
     if read_sidecar(path).builder != "tensorrt-rtx":
         pytest.skip("TensorRT has its kernels in the engine")
-    for kept in (False, True):
+    for cached in (False, True):
         backend = TensorRtBackend(path, cuda=cuda)
-        assert backend.uses_cached_kernels is kept
+        assert backend.uses_cached_kernels is cached
         backend.run(noise(0)[None])
         backend.close()
         assert path.with_name("model.engine.cache").is_file()
@@ -186,7 +186,7 @@ def test_arrays_and_streams_of_torch_are_taken(
 
 @pytest.mark.gpu
 def test_a_server_thread_beside_torch(build: Any, noise: Noise) -> None:
-    """The thread makes its lane and runs, while this one computes in PyTorch, on the GPU if it can.
+    """The thread makes an execution context and runs; this one computes in PyTorch meanwhile.
 
     A new thread has no current CUDA context, and PyTorch must find its own as it was.
     """
