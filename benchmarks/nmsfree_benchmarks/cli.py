@@ -14,7 +14,7 @@ from nmsfree_benchmarks.jitter.cli import jitter
 from nmsfree_benchmarks.nms.cli import nms
 from nmsfree_benchmarks.overhead.cli import overhead
 from nmsfree_benchmarks.page.cli import report
-from nmsfree_benchmarks.questions import gpu_check, throughput
+from nmsfree_benchmarks.questions import gpu_check, throughput, training
 from nmsfree_benchmarks.record.compare_cli import compare
 from nmsfree_benchmarks.roofline.cli import roofline
 
@@ -32,6 +32,8 @@ app.command()(overhead)
 app.command()(report)
 app.command()(roofline)
 app.command()(command(throughput.throughput, throughput.Options))
+app.command()(command(training.training, training.Options))
+app.command()(command(training.criterion, training.CriterionOptions))
 
 
 @app.callback()
@@ -120,54 +122,6 @@ def bench(
     if not report.rows:
         raise InputError("nothing to measure: " + "; ".join(report.skipped.values()))
     _publish(report, out, json_file)
-
-
-THREADS = typer.Option(min=1, help="Processor threads; PyTorch's choice if not given.")
-JSON = typer.Option("--json", metavar="FILE", help='Write the figures as JSON; "-" is stdout.')
-
-
-@app.command()
-def training(
-    data: Annotated[Path, typer.Option(help="Dataset that is loaded.")] = Path("data/digits"),
-    split: Annotated[str, typer.Option(help="Split of it.")] = "train",
-    model: Annotated[str, typer.Option(help="Preset that is trained.")] = "fcos_e2e_nano",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    threads: Annotated[int | None, THREADS] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, max=86400, help="Time for each measurement.")
-    ] = 5.0,
-    json_file: Annotated[str | None, JSON] = None,
-) -> None:
-    """Images a second: what one core loads, beside what training consumes.
-
-    Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
-    """
-    from nmsfree_benchmarks.training.run import measure
-
-    measure(data, split, model, device, precision, threads, seconds, json_file)
-
-
-@app.command()
-def criterion(
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Images; 16 take about 10 GB.")] = 16,
-    size: Annotated[
-        tuple[int, int], typer.Option(metavar="H W", help="Size of the images in pixels.")
-    ] = (512, 736),
-    objects: Annotated[int, typer.Option(min=1, max=10_000, help="Objects in every image.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Steps that are timed.")] = 3,
-    threads: Annotated[int | None, THREADS] = None,
-    json_file: Annotated[str | None, JSON] = None,
-) -> None:
-    """Assignment and losses as a share of the published networks' training step (CPU, minutes).
-
-    Example: nmsfree bench criterion --batch 4
-    """
-    from nmsfree_benchmarks.training.run import measure_criterion
-
-    if not all(32 <= side <= 16384 for side in size):
-        raise InputError(f"size is {size[0]} × {size[1]}, expected sides of 32 … 16384 pixels")
-    measure_criterion(batch, size, objects, rounds, threads, json_file)
 
 
 def _publish(report: "Report", out: Path, json_file: str | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from loop_criterion import loop_losses
 from torch import Tensor
 
-from nmsfree_benchmarks.training.step_cost import (
+from nmsfree_benchmarks.questions.criterion import (
     Predictions,
     criterion_memory,
     measure_step,

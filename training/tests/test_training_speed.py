@@ -10,11 +10,14 @@ import torch
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
-from nmsfree_benchmarks.training.loading import STAGES, Clock, LoadingSpeed, measure_loading
-from nmsfree_benchmarks.training.speed import (
+from nmsfree_benchmarks.questions.training import (
+    STAGES,
+    Clock,
+    LoadingSpeed,
     TrainingBench,
     TrainingSpeed,
-    bench_training,
+    batches,
+    measure_loading,
     measure_training,
 )
 from nmsfree_training.config import Preset, preset
@@ -38,8 +41,6 @@ def test_stages_add_up_and_do_not_count_twice() -> None:
     assert sum(clock.milliseconds.values()) == pytest.approx(elapsed, rel=0.2)
     assert clock.milliseconds["decode"] >= 30 and clock.milliseconds["mix"] >= 20
     assert clock.milliseconds["decode"] + 15 < elapsed
-    clock.reset()
-    assert set(clock.milliseconds.values()) == {0.0}
 
 
 def test_loading_is_measured(train_set: DetectionDataset, chosen: Preset) -> None:
@@ -80,9 +81,10 @@ def test_training_is_measured(train_set: DetectionDataset, chosen: Preset) -> No
 
 def test_large_batches_are_cut_on_a_cpu(train_set: DetectionDataset) -> None:
     nano = preset("fcos_e2e_nano", 10)
-    assert measure_training(train_set, nano, seconds=0.0).batch_size == 12  # all there are
+    cpu = torch.device("cpu")
+    assert len(batches(train_set, nano, cpu)[0].images) == 12  # all there are
     large = replace(nano, input_size=(1024, 512))
-    assert measure_training(train_set, large, seconds=0.0).batch_size == 2
+    assert len(batches(train_set, large, cpu)[0].images) == 2
 
 
 def speeds(loaded: float, consumed: float) -> TrainingBench:
@@ -112,11 +114,11 @@ def test_the_summary_tells_stages_and_conclusion() -> None:
     assert "1 loader process keeps up: it is busy under 1 %" in speeds(100, 0.3).summary()
 
 
-def test_the_whole_bench_is_json(train_set: DetectionDataset, chosen: Preset) -> None:
-    bench = bench_training(train_set, chosen, seconds=0.01, threads=1)
+def test_the_whole_bench_is_json() -> None:
+    bench = speeds(100, 99)
     content = json.loads(json.dumps(bench.to_json()))
-    assert content["loader_processes"] == 1 and content["preset"] == "fcos_e2e_nano"
-    assert content["training"]["images_per_second"] > 0
+    assert content["loader_processes"] == 1 and content["preset"] == "some_preset"
+    assert content["training"]["images_per_second"] == pytest.approx(99)
     loading = content["loading"]
     assert loading["images_per_second_per_core"] == bench.loading.images_per_second
     assert "images_per_second" not in loading  # one name for one figure

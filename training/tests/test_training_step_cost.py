@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmsfree_benchmarks.training.step_cost import (
+from nmsfree_benchmarks.questions.criterion import (
     Predictions,
     StepCost,
     criterion_memory,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample, load_coco
 from nmsfree.errors import CheckpointError, DataError, NmsfreeError
-from nmsfree_benchmarks.training.loading import torch_threads
+from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.criterion.losses import detector_losses
 from nmsfree_training.data.examples import LoaderError, MicroBatches
@@ -445,10 +445,10 @@ def test_other_threads_are_told_when_a_run_goes_on(
     few = replace(train_set, samples=train_set.samples[:4])
     chosen = tiny("fcos_rt_nano", epochs=1)
     config = RunConfig(out=tmp_path, workers=0, resume=True)
-    with torch_threads(1):
+    with use_threads(1):
         train(tmp_path, few, chosen)
         assert Trainer(chosen, few, None, config).keeper.load()[1] == []
-    with torch_threads(2):
+    with use_threads(2):
         (told,) = Trainer(chosen, few, None, config).keeper.load()[1]
     assert "threads = 1 is now 2" in told and "not be bit for bit" in told
     state = load_state(tmp_path)[0]

@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from nmsfree_benchmarks.training.loading import torch_threads
+from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_training.config import STRIDES, Preset
 from nmsfree_training.criterion.assignment import Targets, pad_targets
 from nmsfree_training.criterion.losses import detector_losses
@@ -22,13 +22,21 @@ from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction, place
 
 SAMPLING_S = 0.0005  # between two looks at the process's memory
+BATCH, SIZE, OBJECTS = 16, (512, 736), 50
+
+Predictions = dict[str, Prediction]
+Criterion = Callable[[Predictions, Targets, Tensor], Tensor]  # padding last → the total loss
 
 
 @contextmanager
 def peak_memory() -> Iterator[list[int]]:
     """Give a list whose only item becomes the growth of this process in bytes, at its highest."""
     process, grown, done = psutil.Process(), [0], threading.Event()
-    _give_back_freed()
+    # Freed memory goes back to Linux first, or its second use would not be seen as growth.
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
+        if trim is not None:
+            trim(0)
     start = process.memory_info().rss
 
     def watch() -> None:
@@ -44,28 +52,13 @@ def peak_memory() -> Iterator[list[int]]:
         thread.join()
 
 
-def _give_back_freed() -> None:
-    """Hand freed memory back to Linux, or its second use would not be seen as growth."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
-        if trim is not None:
-            trim(0)
-
-
-Predictions = dict[str, Prediction]
-Criterion = Callable[[Predictions, Targets, Tensor], Tensor]  # padding last → the total loss
-
-
 @dataclass(frozen=True)
 class StepCost:
     """One measurement; round i of both lists is one step.
 
     Attributes:
-        preset: name of the network.
-        batch, size, classes, objects: images, (height, width) in pixels, classes, and objects
-            in every image.
-        threads: processor threads of PyTorch.
-        network_s: seconds of the network's forward and backward, by round.
+        size, objects: (height, width) in pixels; objects in every image.
+        network_s: seconds of the network's forward and backward.
         criterion_s: seconds of the criterion's forward and backward to logits and boxes.
         criterion_bytes: peak memory of the criterion beyond its inputs.
     """
@@ -86,7 +79,7 @@ class StepCost:
         return tuple(c / n for c, n in zip(self.criterion_s, self.network_s, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything, ready for `json.dumps`; shares are fractions."""
+        """Ready for `json.dumps`; shares are fractions."""
         return {
             "preset": self.preset,
             "batch": self.batch,
@@ -103,7 +96,7 @@ class StepCost:
         }
 
     def summary(self) -> str:
-        """Return three lines of text."""
+        """Three lines of text."""
         height, width = self.size
         network, criterion, share = map(_spread, (self.network_s, self.criterion_s, self.shares))
         return (
@@ -118,9 +111,9 @@ class StepCost:
 def measure_step(
     preset: Preset,
     *,
-    batch: int = 16,
-    size: tuple[int, int] = (512, 736),
-    objects: int = 50,
+    batch: int = BATCH,
+    size: tuple[int, int] = SIZE,
+    objects: int = OBJECTS,
     rounds: int = 3,
     threads: int | None = None,
     criterion: Criterion | None = None,
@@ -133,31 +126,26 @@ def measure_step(
     optimizer is left out.
 
     Args:
-        size: (height, width) of the images in pixels.
         threads: processor threads; None leaves them as they are.
         criterion: what is measured; None is the sum of all heads' losses.
     """
     criterion = criterion or total_loss
-    with torch_threads(threads) as used:
-        bytes_ = criterion_memory(
-            preset, batch=batch, size=size, objects=objects, criterion=criterion
-        )
+    with use_threads(threads) as used:
+        peak = criterion_memory(preset, batch, size, objects, criterion)
         network = place(Fcos(preset.model), torch.device("cpu")).train()
         share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
         _step(network, share, criterion, 1, (64, 64), 1)  # what is set up once
         times = [_step(network, share, criterion, batch, size, objects) for _ in range(rounds)]
     network_s, criterion_s = zip(*times, strict=True)
-    classes = preset.model.num_classes
-    name = preset.model.name
-    return StepCost(name, batch, size, classes, objects, used, network_s, criterion_s, bytes_)
+    name, classes = preset.model.name, preset.model.num_classes
+    return StepCost(name, batch, size, classes, objects, used, network_s, criterion_s, peak)
 
 
 def criterion_memory(
     preset: Preset,
-    *,
-    batch: int = 16,
-    size: tuple[int, int] = (512, 736),
-    objects: int = 50,
+    batch: int = BATCH,
+    size: tuple[int, int] = SIZE,
+    objects: int = OBJECTS,
     criterion: Criterion | None = None,
 ) -> int:
     """Return the bytes by which this process grows at most while the criterion runs.
@@ -170,15 +158,12 @@ def criterion_memory(
     _criterion_step(criterion, random_predictions(preset, 1, (64, 64)), *_batch(1, 1, (64, 64), 1))
     predictions = random_predictions(preset, batch, size)
     targets, padding = _batch(batch, objects, size, preset.model.num_classes)
-    return max(_growth(criterion, predictions, targets, padding) for _ in range(3))
-
-
-def _growth(
-    criterion: Criterion, predictions: Predictions, targets: Targets, padding: Tensor
-) -> int:
-    with peak_memory() as grown:
-        _criterion_step(criterion, predictions, targets, padding)
-    return grown[0]
+    highest = 0
+    for _ in range(3):
+        with peak_memory() as grown:
+            _criterion_step(criterion, predictions, targets, padding)
+        highest = max(highest, grown[0])
+    return highest
 
 
 def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
@@ -244,12 +229,10 @@ def _criterion_step(
 ) -> list[Tensor]:
     """Gradients by the logits and boxes of every head."""
     leaves = {
-        head: Prediction(
-            p.logits.detach().requires_grad_(),
-            p.boxes.detach().requires_grad_(),
-            p.points,
-            p.strides,
-            p.shapes,
+        head: replace(
+            p,
+            logits=p.logits.detach().requires_grad_(),
+            boxes=p.boxes.detach().requires_grad_(),
         )
         for head, p in predictions.items()
     }

@@ -1,1 +1,0 @@
-"""The cost of training: loading, a step, the criterion."""
