@@ -149,11 +149,11 @@ def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
         def wait(self) -> None:
             raise RuntimeError("Exception from infer.cpp:1:\nout of memory")
 
-    backend._requests._idle.append(Request())
+    backend._idle.append(Request())
     assert refused(lambda: backend.run(noise(0)[None]), EngineError) == (
         "OpenVINO failed while running (Exception from infer.cpp:1: out of memory)"
     )
-    assert backend._requests._idle == []  # nobody knows in what state it is
+    assert backend._idle == []  # nobody knows in what state it is
     backend.run(noise(0)[None])
 
 

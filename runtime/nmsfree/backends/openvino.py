@@ -185,59 +185,14 @@ def compile_model(
     return compiled, text + (f", threads {threads or 'automatic'}" if plugin == "CPU" else "")
 
 
-class Requests:
-    """Infer requests of one compiled model.
-
-    None of them belongs to a thread: one that is freed because its thread ends, in the moment in
-    which another thread frees the model, can abort the process.
-    """
-
-    def __init__(self, compiled: Any) -> None:
-        self._compiled: Any = compiled
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
-        self._forked = False
-
-    @contextmanager
-    def take(self) -> Iterator[Any]:
-        """A request for this thread alone; one that failed is not used again.
-
-        Raises:
-            ModelError: it is closed.
-            EngineError: it was made before this process was forked.
-        """
-        with self._lock:
-            if self._forked:
-                raise forked("OpenVINO")
-            if self._compiled is None:
-                raise ModelError("the detector is closed: open it again")
-            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
-        yield request
-        with self._lock:
-            if self._compiled is not None:
-                self._idle.append(request)
-
-    def after_fork(self) -> None:
-        """In a forked child: none of this may be used or freed."""
-        never_free(self._compiled, *self._idle)
-        self._idle, self._compiled, self._forked = [], None, True
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Free the model; runs that still go on finish first, and free theirs."""
-        with self._lock:
-            self._forked = False
-            idle, self._idle, compiled, self._compiled = self._idle, [], self._compiled, None
-        idle.clear()  # before the model
-        del compiled
-
-
 class OpenVinoBackend:
     """Runs an ONNX file of this project in OpenVINO.
 
     Threads may share it: the compiled network is one, and every run has an infer request with
-    buffers of its own, so results are those of one thread. Of processes, only the one that opened
-    it may use it: OpenVINO does not survive a fork.
+    buffers of its own, so results are those of one thread. No request belongs to a thread: one that
+    is freed because its thread ends, in the moment in which another thread frees the model, can
+    abort the process. Of processes, only the one that opened it may use it: OpenVINO does not
+    survive a fork.
 
     Args:
         path: the ONNX file.
@@ -286,7 +241,10 @@ class OpenVinoBackend:
             next(i for i, known in enumerate(names) if name in known)
             for name in RawDetections._fields
         ]
-        self._requests = Requests(compiled)
+        self._compiled: Any = compiled
+        self._idle: list[Any] = []  # infer requests
+        self._lock = threading.Lock()
+        self._forked = False
         watch(self)
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
@@ -298,7 +256,7 @@ class OpenVinoBackend:
         """
         check_images(images, self.spec)
         shared = np.ascontiguousarray(images)  # read in place, so held until the end
-        with self._requests.take() as request:
+        with self._request() as request:
             try:
                 # Not `infer`, which works in this very thread and leaves there a stream that ends
                 # with it: a model closed in that moment, by another thread, aborts the process.
@@ -309,9 +267,30 @@ class OpenVinoBackend:
             outputs = [np.array(request.get_output_tensor(i).data) for i in self._indices]
         return RawDetections(*outputs)
 
+    @contextmanager
+    def _request(self) -> Iterator[Any]:
+        """An infer request for this thread alone; one that failed is not used again."""
+        with self._lock:
+            if self._forked:
+                raise forked("OpenVINO")
+            if self._compiled is None:
+                raise ModelError("the detector is closed: open it again")
+            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+        yield request
+        with self._lock:
+            if self._compiled is not None:
+                self._idle.append(request)
+
     def after_fork(self) -> None:
-        """In a forked child: OpenVINO's threads stayed in the parent."""
-        self._requests.after_fork()
+        """In a forked child: OpenVINO's threads stayed in the parent, nothing may be freed."""
+        never_free(self._compiled, *self._idle)
+        self._idle, self._compiled, self._forked = [], None, True
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        self._requests.close()
+        """Free the model; runs that still go on finish first, and free theirs."""
+        with self._lock:
+            self._forked = False
+            idle, self._idle, compiled, self._compiled = self._idle, [], self._compiled, None
+        idle.clear()  # before the model
+        del compiled

@@ -29,28 +29,11 @@ ERROR, WARNING = 1, 2  # severities
 FALLBACK = "The engine is not graph capturable. Falling back to not using CUDA graphs."
 
 
-class _Mode(Enum):
-    INPUT = 1
-    OUTPUT = 2
-
-
-class _Validity(Enum):
-    VALID = 0
-    INVALID = 2
-
-
-class _Diagnostics(IntFlag):
-    VERSION_MISMATCH = 1
-
-
-class _GraphStrategy(Enum):
-    DISABLED = 0
-    WHOLE_GRAPH_CAPTURE = 1
-
-
-class _KernelStrategy(Enum):
-    LAZY = 0
-    EAGER = 1
+_Mode = Enum("_Mode", "INPUT OUTPUT")
+_Validity = Enum("_Validity", "VALID INVALID")
+_Diagnostics = IntFlag("_Diagnostics", "VERSION_MISMATCH")
+_GraphStrategy = Enum("_GraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+_KernelStrategy = Enum("_KernelStrategy", "LAZY EAGER")
 
 
 class _Logger:
