@@ -69,22 +69,19 @@ def random_results(dataset: DetectionDataset, seed: int) -> list[Result]:
         near[:, 2:] = np.maximum(near[:, 2:], 1)
         nowhere = np.hstack([rng.uniform(0, 300, (5, 2)), rng.uniform(5, 200, (5, 2))])
         for box in [*near, *nowhere]:
-            results.append({
+            ids = {
                 "image_id": sample.image_id,
                 "category_id": int(rng.choice(dataset.category_ids)),
-                "bbox": box.tolist(),
-                "score": float(rng.integers(50, 1000) / 1000),
-            })  # fmt: skip
+            }
+            score = float(rng.integers(50, 1000) / 1000)
+            results.append(ids | {"bbox": box.tolist(), "score": score})
         for index, box in enumerate(boxes):  # and one of the right class for most
             if rng.random() < 0.8:
                 category = dataset.category_ids[sample.labels[index]]
                 close = box + rng.normal(0, 0.06, 4) * np.tile(box[2:], 2)
-                results.append({
-                    "image_id": sample.image_id,
-                    "category_id": category,
-                    "bbox": close.tolist(),
-                    "score": float(rng.uniform(0.2, 1)),
-                })  # fmt: skip
+                ids = {"image_id": sample.image_id, "category_id": category}
+                score = float(rng.uniform(0.2, 1))
+                results.append(ids | {"bbox": close.tolist(), "score": score})
     return results
 
 
@@ -141,15 +138,11 @@ def dense(folder: Path, objects: int, seed: int = 0) -> tuple[DetectionDataset, 
         "annotations": annotations,
     }
     (folder / "annotations/instances_val.json").write_text(json.dumps(content))
-    results = [
-        {
-            "image_id": 4,
-            "category_id": 9,
-            "bbox": (np.array(box) + rng.normal(0, 0.4, 4)).tolist(),
-            "score": float(rng.uniform(0.1, 0.9)),
-        }
-        for box in [*boxes, *([[300, 300, 9, 9]] * 30)]
-    ]
+    results: list[Result] = []
+    for box in [*boxes, *([[300, 300, 9, 9]] * 30)]:
+        moved, score = np.array(box) + rng.normal(0, 0.4, 4), float(rng.uniform(0.1, 0.9))
+        ids = {"image_id": 4, "category_id": 9}
+        results.append(ids | {"bbox": moved.tolist(), "score": score})
     return load_coco(folder, "val"), results
 
 

@@ -63,6 +63,18 @@ def analysis_of(make_dataset: Make) -> Callable[..., Analysis]:
     return make
 
 
+@pytest.fixture
+def nothing_found(make_dataset: Make) -> Analysis:
+    spec = ModelSpec("toy", "o2o", 64, 64, 1, ("cat", "dog"), (7, 40))
+    return analyse(make_dataset({"bbox": [1, 1, 50, 50]}), [], spec)
+
+
+def drawn(draw: Callable[[Analysis, Figure], None], analysis: Analysis) -> Figure:
+    figure = Figure()
+    draw(analysis, figure)
+    return figure
+
+
 def printed(analysis: Analysis, width: int, all_classes: bool = False) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
     print_report(analysis, "toy.onnx on val: 3 images", console, all_classes)
@@ -160,13 +172,12 @@ def test_sentences_say_the_figures(analysis_of: Callable[..., Analysis]) -> None
     assert unreached["Rows"].endswith("0 of 3")
 
 
-def test_nothing_found_is_said_plainly(make_dataset: Make) -> None:
-    spec = ModelSpec("toy", "o2o", 64, 64, 1, ("cat", "dog"), (7, 40))
-    analysis = analyse(make_dataset({"bbox": [1, 1, 50, 50]}), [], spec)
-    said = dict(sentences(analysis))
+def test_nothing_found_is_said_plainly_and_drawn(nothing_found: Analysis, tmp_path: Path) -> None:
+    said = dict(sentences(nothing_found))
     assert "no object was found" in said["Threshold"]
     assert said["Calibration"] == "nothing was detected"
-    assert any(line.startswith(" dog ") for line in printed(analysis, 80))
+    assert any(line.startswith(" dog ") for line in printed(nothing_found, 80))
+    assert len(write_plots(nothing_found, tmp_path)) == len(PICTURES)
 
 
 def test_markdown_holds_all_classes_and_pictures(analysis_of: Callable[..., Analysis]) -> None:
@@ -192,16 +203,9 @@ def test_pictures_are_written(
         assert picture.std() > 10
 
 
-def test_nothing_found_can_be_drawn(make_dataset: Make, tmp_path: Path) -> None:
-    spec = ModelSpec("toy", "o2o", 64, 64, 1, ("cat", "dog"), (7, 40))
-    analysis = analyse(make_dataset({"bbox": [1, 1, 50, 50]}), [], spec)
-    assert len(write_plots(analysis, tmp_path)) == len(PICTURES)
-
-
 def test_confusion_picture_shows_shares_of_the_row(analysis_of: Callable[..., Analysis]) -> None:
     counts = np.array([[6, 1, 1], [0, 2, 6], [3, 1, 0]])
-    figure = Figure()
-    draw_confusion(dataclasses.replace(analysis_of(2), confusion=counts), figure)
+    figure = drawn(draw_confusion, dataclasses.replace(analysis_of(2), confusion=counts))
     axes = figure.axes[0]
     shown = {tuple(map(int, text.get_position()[::-1])): text.get_text() for text in axes.texts}
     assert shown[0, 0] == "75.0 %\n6"
@@ -217,8 +221,7 @@ def test_confusion_picture_shows_shares_of_the_row(analysis_of: Callable[..., An
 def test_curves_of_many_classes_name_the_worst(analysis_of: Callable[..., Analysis]) -> None:
     for count, named in ((2, 2), (10, 10), (80, 5)):
         analysis = analysis_of(count)
-        figure = Figure()
-        draw_precision_recall(analysis, figure)
+        figure = drawn(draw_precision_recall, analysis)
         axes = figure.axes[0]
         assert len(axes.lines) == count + 1
         legend = axes.get_legend()
@@ -234,8 +237,7 @@ def test_f1_picture_peaks_at_the_recommended_threshold(
     analysis_of: Callable[..., Analysis],
 ) -> None:
     analysis = analysis_of(5)
-    figure = Figure()
-    draw_f1(analysis, figure)
+    figure = drawn(draw_f1, analysis)
     lines = figure.axes[0].lines
     f1 = next(line for line in lines if line.get_linewidth() == 2.8)
     values = np.asarray(f1.get_ydata(), float)
@@ -246,8 +248,7 @@ def test_f1_picture_peaks_at_the_recommended_threshold(
 
 def test_calibration_picture_shows_the_filled_bins(analysis_of: Callable[..., Analysis]) -> None:
     analysis = analysis_of(5)
-    figure = Figure()
-    draw_calibration(analysis, figure)
+    figure = drawn(draw_calibration, analysis)
     filled = [b for b in analysis.calibration.bins if b.count]
     upper, lower = figure.axes
     assert [bar.get_height() for bar in upper.patches] == [b.precision for b in filled]
@@ -282,18 +283,15 @@ def test_names_are_cut_in_the_middle() -> None:
 def test_classes_that_play_no_part_are_left_out(analysis_of: Callable[..., Analysis]) -> None:
     counts = np.zeros((5, 5), np.int64)
     counts[0, 4] = counts[4, 2] = 3  # class 0 is there, class 2 is predicted
-    figure = Figure()
-    draw_confusion(dataclasses.replace(analysis_of(4), confusion=counts), figure)
+    figure = drawn(draw_confusion, dataclasses.replace(analysis_of(4), confusion=counts))
     axes = figure.axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["class 0  (3)", "class 2  (0)", "no object  (3)"]
     assert "left out: 2 classes" in axes.get_title(loc="left")
 
 
-def test_f1_picture_of_a_model_that_finds_nothing(make_dataset: Make) -> None:
-    spec = ModelSpec("toy", "o2o", 64, 64, 1, ("cat", "dog"), (7, 40))
-    figure = Figure()
-    draw_f1(analyse(make_dataset({"bbox": [1, 1, 50, 50]}), [], spec), figure)
+def test_f1_picture_of_a_model_that_finds_nothing(nothing_found: Analysis) -> None:
+    figure = drawn(draw_f1, nothing_found)
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert legend.get_title().get_text() == "no object was found at IoU 0.5"

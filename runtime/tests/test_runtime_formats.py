@@ -61,12 +61,9 @@ def write_voc(root: Path) -> None:
         write_picture(root / "JPEGImages" / f"{number}.png", scene.image)
         things = ""
         for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels, strict=True):
-            corners = (
-                f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
-            )
-            things += (
-                f"<object><name>{CLASS_NAMES[label]}</name><bndbox>{corners}</bndbox></object>"
-            )
+            corners = {"xmin": x1 + 1, "ymin": y1 + 1, "xmax": x2, "ymax": y2}
+            box = "".join(f"<{key}>{value}</{key}>" for key, value in corners.items())
+            things += f"<object><name>{CLASS_NAMES[label]}</name><bndbox>{box}</bndbox></object>"
         size = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>"
         xml = f"<annotation>{size}{things}</annotation>"
         (root / f"Annotations/{number}.xml").write_text(xml)
@@ -95,14 +92,9 @@ def guesses(dataset: DetectionDataset) -> list[Result]:
         for box, label in zip(sample.boxes.astype(float), sample.labels, strict=True):
             for _ in range(int(rng.integers(1, 3))):
                 moved: NDArray[Any] = box + rng.normal(0, 2, 4)
-                results.append(
-                    {
-                        "image_id": sample.image_id,
-                        "category_id": dataset.category_ids[label],
-                        "bbox": [*moved[:2].tolist(), *(moved[2:] - moved[:2]).tolist()],
-                        "score": float(rng.random()),
-                    }
-                )
+                bbox = [*moved[:2].tolist(), *(moved[2:] - moved[:2]).tolist()]
+                ids = {"image_id": sample.image_id, "category_id": dataset.category_ids[label]}
+                results.append(ids | {"bbox": bbox, "score": float(rng.random())})
     return results
 
 

@@ -24,7 +24,7 @@ from nmsfree.datasets.check.report import Check, SplitCheck, SplitStats, count
 from nmsfree.datasets.faults import Fault, Kind
 from nmsfree.datasets.formats.coco import fields_of
 from nmsfree.datasets.formats.folder import Layout, find_layout
-from nmsfree.datasets.formats.voc import picture_name, read_names, voc_splits
+from nmsfree.datasets.formats.voc import all_names, picture_name
 from nmsfree.datasets.formats.yolo import label_files, yolo_images
 from nmsfree.datasets.formats.yolo_config import read_config
 from nmsfree.datasets.image_files import images_below, images_in, nfc
@@ -97,12 +97,10 @@ def split_file_faults(rows: SplitRows) -> Iterator[Fault]:
 def set_file_faults(layout: Layout) -> Iterator[Fault]:
     """Yield the files that no split of a dataset names."""
     if layout.format == "VOC":
-        lists = layout.root / "ImageSets" / "Main"
-        splits = [lists / f"{split}.txt" for split in voc_splits(layout.root)]
-        names = {nfc(name) for file in splits for name in read_names(file)}
+        names = {nfc(name) for name in all_names(layout.root)}
         folder = layout.root / "JPEGImages"
         pictures = (p for p in images_below(folder) if picture_name(p, folder) not in names)
-        yield from _unannotated(pictures, lists)
+        yield from _unannotated(pictures, layout.root / "ImageSets" / "Main")
     if layout.config is not None:
         yield from _labels_alone(layout.config)
 

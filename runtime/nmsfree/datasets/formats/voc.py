@@ -243,6 +243,12 @@ def read_names(file: Path) -> list[str]:
     return sorted({_name(line.strip(), folder) for line in lines if line.strip()})
 
 
+def all_names(directory: Path) -> set[str]:
+    """Return the image names in the lists of all splits of a VOC folder."""
+    lists = [_lists(directory) / f"{split}.txt" for split in voc_splits(directory)]
+    return {name for file in lists for name in read_names(file)}
+
+
 def _annotations(
     directory: Path, names: list[str], report: Report
 ) -> Iterator[tuple[str, VocAnnotation]]:
@@ -276,8 +282,7 @@ def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Catego
         lines = read_text(listed, MAX_FILE, DataError).splitlines()
         found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     else:
-        lists = [_lists(directory) / f"{split}.txt" for split in voc_splits(directory)]
-        others = sorted({name for file in lists for name in read_names(file)} - read.keys())
+        others = sorted(all_names(directory) - read.keys())
         ignored: list[Fault] = []  # reading their splits tells
         every = [*read.values(), *(a for _, a in _annotations(directory, others, ignored.append))]
         found = sorted({item.name for annotation in every for item in annotation.objects})
