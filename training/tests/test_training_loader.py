@@ -192,8 +192,6 @@ def test_collate_without_padding_has_no_mask() -> None:
     batch = collate([example, example])
     assert batch.padding is None
     assert not batch.targets.valid.any()
-    moved = batch.to(torch.device("cpu"))
-    assert_equal(moved, batch)
 
 
 def test_without_augmentation_the_network_sees_the_file(

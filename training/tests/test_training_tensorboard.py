@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nmsfree.errors import InputError
 from nmsfree_training.monitor.callbacks import EpochEvent, StepEvent
-from nmsfree_training.monitor.tensorboard import TensorBoardWatcher
+from nmsfree_training.monitor.tensorboard import TensorBoardCallback
 
 STEPS = 25  # of an epoch
 
@@ -40,12 +40,12 @@ def epoch_event(
 
 
 def write(folder: Path, first: int, last: int, iteration: int = 0) -> None:
-    watcher = TensorBoardWatcher(folder, iteration)
+    callback = TensorBoardCallback(folder, iteration)
     for i in range(first, last + 1):
-        watcher.on_step(step_event(i))
+        callback.on_step(step_event(i))
         if i % STEPS == 0:
-            watcher.on_epoch(epoch_event(i // STEPS, AP=i / 1000, AP50=i / 500))
-    watcher.close()
+            callback.on_epoch(epoch_event(i // STEPS, AP=i / 1000, AP50=i / 500))
+    callback.close()
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -72,11 +72,11 @@ def test_curves_are_means_over_ten_steps(tmp_path: Path) -> None:
 
 
 def test_the_first_steps_on_a_gpu_have_no_losses_yet(tmp_path: Path) -> None:
-    watcher = TensorBoardWatcher(tmp_path, 0)
+    callback = TensorBoardCallback(tmp_path, 0)
     for i in range(1, 11):
         late = {"losses": {}, "grad_norm": None} if i in (1, 2, 10) else {}
-        watcher.on_step(step_event(i, **late))
-    watcher.close()
+        callback.on_step(step_event(i, **late))
+    callback.close()
     reader = read(tmp_path)
     assert curve(reader, "train/loss") == {10: 6.0}  # of 3 … 9
     assert curve(reader, "train/lr") == {10: pytest.approx(0.1)}
@@ -94,10 +94,10 @@ def test_metrics_stand_at_the_step_of_their_evaluation(tmp_path: Path) -> None:
 def test_pictures_keep_their_colours(tmp_path: Path) -> None:
     blue = np.zeros((32, 48, 3), dtype=np.uint8)
     blue[..., 0] = 255  # BGR
-    watcher = TensorBoardWatcher(tmp_path)
-    watcher.on_step(step_event(25))
-    watcher.on_epoch(epoch_event(1, blue, AP=0.1))
-    watcher.close()
+    callback = TensorBoardCallback(tmp_path)
+    callback.on_step(step_event(25))
+    callback.on_epoch(epoch_event(1, blue, AP=0.1))
+    callback.close()
     (image,) = read(tmp_path).Images("predictions/cat")
     assert (image.step, image.width, image.height) == (25, 48, 32)
     stored = np.frombuffer(image.encoded_image_string, dtype=np.uint8)
@@ -123,39 +123,39 @@ def test_files_of_one_moment_are_read_in_their_order(tmp_path: Path) -> None:
 
 
 def test_killed_run_has_written_all_its_points(tmp_path: Path) -> None:
-    watcher = TensorBoardWatcher(tmp_path)
+    callback = TensorBoardCallback(tmp_path)
     for i in range(1, 21):
-        watcher.on_step(step_event(i))
+        callback.on_step(step_event(i))
     assert set(curve(read(tmp_path), "train/loss")) == {10, 20}  # not closed yet
-    watcher.on_step(step_event(21))
-    watcher.close()
-    watcher.close()
+    callback.on_step(step_event(21))
+    callback.close()
+    callback.close()
     assert set(curve(read(tmp_path), "train/loss")) == {10, 20, 21}
 
 
 def test_overflow_of_one_step_does_not_hide_the_other_gradients(tmp_path: Path) -> None:
-    watcher = TensorBoardWatcher(tmp_path, every=2)
+    callback = TensorBoardCallback(tmp_path, every=2)
     norms: list[float | None] = [float("inf"), 3.0, float("inf"), float("inf"), None, None]
     for i, norm in enumerate(norms, 1):
-        watcher.on_step(step_event(i, grad_norm=norm))
-    watcher.close()
+        callback.on_step(step_event(i, grad_norm=norm))
+    callback.close()
     assert curve(read(tmp_path), "train/grad_norm") == {2: 3.0, 4: float("inf")}
 
 
 def test_run_that_never_steps_leaves_no_file(tmp_path: Path) -> None:
-    watcher = TensorBoardWatcher(tmp_path / "tb")
-    watcher.on_evaluate(1, 2)
-    watcher.message("hello")
-    watcher.on_epoch(epoch_event(1))  # no metrics, no pictures
-    watcher.close()
+    callback = TensorBoardCallback(tmp_path / "tb")
+    callback.on_evaluate(1, 2)
+    callback.log("hello")
+    callback.on_epoch(epoch_event(1))  # no metrics, no pictures
+    callback.close()
     assert not (tmp_path / "tb").exists()
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "tb").write_text("a file")
-    watcher = TensorBoardWatcher(tmp_path / "tb")
+    callback = TensorBoardCallback(tmp_path / "tb")
     with pytest.raises(InputError, match="cannot be written"):
-        watcher.on_step(step_event(10))
+        callback.on_step(step_event(10))
 
 
 def test_neither_tensorflow_nor_early_tensorboard(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_neither_tensorflow_nor_early_tensorboard(tmp_path: Path) -> None:
     (tmp_path / "tensorflow" / "__init__.py").write_text("print('tensorflow was imported')")
     code = (
         "import sys; from pathlib import Path\n"
-        "from nmsfree_training.monitor.tensorboard import TensorBoardWatcher, StepEvent\n"
-        f"watcher = TensorBoardWatcher(Path({str(tmp_path / 'tb')!r}))\n"
+        "from nmsfree_training.monitor.tensorboard import TensorBoardCallback, StepEvent\n"
+        f"callback = TensorBoardCallback(Path({str(tmp_path / 'tb')!r}))\n"
         "assert not any(name.startswith('tensorboard') for name in sys.modules)\n"
-        "watcher.on_step(StepEvent(0, 1, 1, 1, 1, {'loss': 1.0}, 0.1, 1, 0.0, 1.0, None))\n"
-        "watcher.close()\n"
+        "callback.on_step(StepEvent(0, 1, 1, 1, 1, {'loss': 1.0}, 0.1, 1, 0.0, 1.0, None))\n"
+        "callback.close()\n"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
     )
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}

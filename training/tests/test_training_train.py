@@ -21,16 +21,16 @@ from nmsfree_training.config import Preset, preset
 from nmsfree_training.criterion.losses import detector_losses
 from nmsfree_training.data.examples import LoaderError, MicroBatches
 from nmsfree_training.data.loader import epoch_loader
-from nmsfree_training.loop.finish import finish
+from nmsfree_training.loop import checkpoints
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
 from nmsfree_training.loop.start import count_objects
 from nmsfree_training.loop.state import load_state, save_state
 from nmsfree_training.loop.step import DivergedError, LossReader
 from nmsfree_training.loop.trainer import Trainer
-from nmsfree_training.loop.validate import Outputs
+from nmsfree_training.loop.validate import analyse_best
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent
-from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent
+from nmsfree_training.weights.checkpoint import load_checkpoint, save_checkpoint
 
 EPOCHS = 2
 BATCH = 4
@@ -128,7 +128,7 @@ class Stop(Exception):
     """Power cut."""
 
 
-class CutAt(Silent):
+class CutAt(Callback):
     """Stops the run after a step."""
 
     def __init__(self, epoch: int, step: int) -> None:
@@ -156,7 +156,7 @@ def test_resume_equals_an_uninterrupted_run(
     train(tmp_path / "whole", train_set, chosen)
     config = RunConfig(out=tmp_path / "cut", workers=0, save_minutes=save_minutes)
     with pytest.raises(Stop):
-        Trainer(chosen, train_set, None, config, watcher=CutAt(1, 2)).fit()
+        Trainer(chosen, train_set, None, config, callback=CutAt(1, 2)).fit()
     at = load_state(tmp_path / "cut")[0].position
     assert (at["epoch"], at["step"]) == (1, 1 if save_minutes == 0 else 0)
     train(tmp_path / "cut", train_set, chosen, resume=True)
@@ -184,7 +184,7 @@ def test_a_request_to_stop_saves_within_the_epoch(
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
-class KillLoaders(Silent):
+class KillLoaders(Callback):
     """As the system does where memory runs out."""
 
     def on_step(self, event: StepEvent) -> None:
@@ -200,7 +200,7 @@ def test_a_killed_loader_loses_no_work(tmp_path: Path, train_set: DetectionDatas
     train(tmp_path / "whole", few, chosen)
     config = RunConfig(out=tmp_path / "cut", workers=1)
     with pytest.raises(LoaderError, match=r"fewer --workers .* saved at epoch 1, step .* --resume"):
-        Trainer(chosen, few, None, config, watcher=KillLoaders()).fit()
+        Trainer(chosen, few, None, config, callback=KillLoaders()).fit()
     assert 2 <= load_state(tmp_path / "cut")[0].position["step"] < 8
     train(tmp_path / "cut", few, chosen, resume=True)
     whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
@@ -271,12 +271,12 @@ def test_a_damaged_state_goes_on_from_the_one_before(
     (tmp_path / "cut" / "last.state.pt").write_bytes(b"damaged")
     told: list[str] = []
 
-    class Listener(Silent):
-        def message(self, text: str) -> None:
+    class Listener(Callback):
+        def log(self, text: str) -> None:
             told.append(text)
 
     config = RunConfig(out=tmp_path / "cut", workers=0, resume=True)
-    Trainer(chosen, train_set, None, config, watcher=Listener()).fit()
+    Trainer(chosen, train_set, None, config, callback=Listener()).fit()
     assert "last.state.pt: damaged" in told[0] and "going on from previous.state.pt" in told[0]
     assert told[1] == "going on at epoch 2, step 3 of 2 epochs"
     whole, cut = (weights(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
@@ -291,9 +291,9 @@ def test_what_replaces_a_damaged_state_is_not_lost_to_it(
     (tmp_path / "last.state.pt").write_bytes(b"damaged")
     config = RunConfig(out=tmp_path, workers=0, resume=True)
     trainer = Trainer(tiny(epochs=1), train_set, None, config)
-    position, messages = trainer.keeper.load()
+    position, messages = trainer.checkpoints.load()
     assert len(messages) == 1
-    trainer.keeper.save(position)
+    trainer.checkpoints.save(position)
     (tmp_path / "last.state.pt").unlink()  # as between the two renames
     assert load_state(tmp_path)[0].position == vars(position)
 
@@ -307,14 +307,13 @@ def test_killed_between_checkpoint_and_state(
 ) -> None:
     chosen = tiny(epochs=2)
     train(tmp_path / "whole", train_set, chosen)
-    written = Outputs.write
 
-    def write_and_die(self: Outputs, *arguments: Any) -> None:
-        written(self, *arguments)
+    def write_and_die(*arguments: Any) -> None:
+        save_checkpoint(*arguments)
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Outputs, "write", write_and_die)
+        patch.setattr(checkpoints, "save_checkpoint", write_and_die)
         train(tmp_path / "cut", train_set, chosen)
     train(tmp_path / "cut", train_set, chosen, resume=True)
     for name in ("last", "best"):
@@ -334,11 +333,11 @@ def test_an_interrupt_at_the_very_end_leaves_the_state_alone(
     before = load_state(tmp_path)[0]
     asked.append(True)
     with pytest.raises(Interrupted):
-        finish(trainer)
+        analyse_best(trainer.validator, trainer.run.out)
     after = load_state(tmp_path)[0]
     assert same(before.network, after.network) and before.position == after.position
     asked.clear()
-    analysis = finish(trainer)
+    analysis = analyse_best(trainer.validator, trainer.run.out)
     best = load_checkpoint(tmp_path / "best.safetensors")
     assert analysis is not None and best.thresholds == analysis.thresholds
     assert f"{analysis.metrics.ap:.4f}" == best.provenance["AP"]
@@ -400,14 +399,14 @@ def test_resuming_on_other_pictures_is_told(tmp_path: Path, train_set: Detection
     chosen, out = tiny("fcos_rt_nano", epochs=1), tmp_path / "out"
     config = RunConfig(out=out, workers=0, resume=True)
     train(out, few, chosen)
-    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    assert Trainer(chosen, few, None, config).checkpoints.load()[1] == []
     path = copies[2].path
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    (told,) = Trainer(chosen, few, None, config).keeper.load()[1]
+    (told,) = Trainer(chosen, few, None, config).checkpoints.load()[1]
     assert f"other pictures than the run was started with: 1 image ({path.name})" in told
     path.unlink()
-    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    assert Trainer(chosen, few, None, config).checkpoints.load()[1] == []
 
 
 def test_a_validation_set_is_checked_before_training(
@@ -429,12 +428,12 @@ def test_more_epochs_can_be_added(tmp_path: Path, train_set: DetectionDataset) -
     train(tmp_path, train_set, tiny(epochs=1))
     told: list[str] = []
 
-    class Listener(Silent):
-        def message(self, text: str) -> None:
+    class Listener(Callback):
+        def log(self, text: str) -> None:
             told.append(text)
 
     config = RunConfig(out=tmp_path, workers=0, resume=True)
-    Trainer(tiny(epochs=2), train_set, None, config, watcher=Listener()).fit()
+    Trainer(tiny(epochs=2), train_set, None, config, callback=Listener()).fit()
     assert "was started for 1 epochs, now it is 2" in told[0]
     assert [r["epoch"] for r in records(tmp_path)] == [1, 2]
 
@@ -447,14 +446,14 @@ def test_other_threads_are_told_when_a_run_goes_on(
     config = RunConfig(out=tmp_path, workers=0, resume=True)
     with use_threads(1):
         train(tmp_path, few, chosen)
-        assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+        assert Trainer(chosen, few, None, config).checkpoints.load()[1] == []
     with use_threads(2):
-        (told,) = Trainer(chosen, few, None, config).keeper.load()[1]
+        (told,) = Trainer(chosen, few, None, config).checkpoints.load()[1]
     assert "threads = 1 is now 2" in told and "not be bit for bit" in told
     state = load_state(tmp_path)[0]
     older = {k: v for k, v in state.recipe.items() if not k.startswith("machine.")}
     save_state(replace(state, recipe=older), tmp_path)  # it does not know: nothing to say
-    assert Trainer(chosen, few, None, config).keeper.load()[1] == []
+    assert Trainer(chosen, few, None, config).checkpoints.load()[1] == []
 
 
 def test_every_nth_checkpoint_is_kept(tmp_path: Path, train_set: DetectionDataset) -> None:
@@ -497,7 +496,7 @@ def test_progress_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
     steps: list[StepEvent] = []
     epochs: list[EpochEvent] = []
 
-    class Listener(Silent):
+    class Listener(Callback):
         def on_step(self, event: StepEvent) -> None:
             steps.append(event)
 
@@ -505,7 +504,7 @@ def test_progress_is_told(tmp_path: Path, train_set: DetectionDataset) -> None:
             epochs.append(event)
 
     config = RunConfig(out=tmp_path, workers=0)
-    Trainer(tiny(), train_set, None, config, watcher=Listener()).fit()
+    Trainer(tiny(), train_set, None, config, callback=Listener()).fit()
     assert [(s.epoch, s.step, s.steps, s.iteration) for s in steps] == [
         (epoch, step, 3, 3 * epoch + step) for epoch in range(2) for step in (1, 2, 3)
     ]
@@ -522,14 +521,14 @@ def test_steps_whose_losses_come_later_are_told_all_the_same(
     """As on a GPU, whose losses are read two steps later."""
     steps: list[StepEvent] = []
 
-    class Listener(Silent):
+    class Listener(Callback):
         def on_step(self, event: StepEvent) -> None:
             steps.append(event)
 
     records = {}
     for delay in (0, 2):
         config = RunConfig(out=tmp_path / str(delay), workers=0)
-        trainer = Trainer(tiny(), train_set, None, config, watcher=Listener())
+        trainer = Trainer(tiny(), train_set, None, config, callback=Listener())
         trainer.step._reader = LossReader(delay, trainer.world, skips=False)
         trainer.fit()
         lines = (config.out / "metrics.jsonl").read_text().splitlines()
@@ -613,7 +612,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     with torch.no_grad():
         trainer.network.backbone.conv1.weight.fill_(float("nan"))
     with pytest.raises(NmsfreeError, match=r"backbone\.conv1\.weight holds values .* not finite"):
-        trainer.keeper.save(trainer.position)
+        trainer.checkpoints.save(trainer.position)
     assert load_state(tmp_path)[0].position["iteration"] == 2
     train(tmp_path, train_set, chosen, resume=True)
 
@@ -679,11 +678,11 @@ def test_a_batch_without_objects_trains(tmp_path: Path, train_set: DetectionData
     trainer = Trainer(tiny(batch_size=1), data, None, RunConfig(out=tmp_path, workers=0))
     losses: list[dict[str, float]] = []
 
-    class Listener(Silent):
+    class Listener(Callback):
         def on_step(self, event: StepEvent) -> None:
             losses.append(event.losses)
 
-    trainer.watcher = Listener()
+    trainer.callback = Listener()
     trainer.fit()
     boxes = [(step["o2m_box"], step["o2o_box"]) for step in losses[:4]]
     assert boxes.count((0.0, 0.0)) == 3 and all(step["loss"] > 0 for step in losses)
@@ -749,7 +748,7 @@ def test_objects_that_are_too_small_are_counted(
     double = replace(four, width=2 * width, height=2 * height)
     assert count_objects(replace(data, samples=(double,)), tiny()).small == 3
     config = RunConfig(out=tmp_path, workers=0)
-    said = Trainer(tiny(), data, None, config).outputs.checkpoint({}).provenance
+    said = Trainer(tiny(), data, None, config).checkpoints.checkpoint({}).provenance
     assert said["objects"] == str(count_objects(data, tiny()))
 
 

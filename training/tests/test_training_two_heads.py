@@ -18,7 +18,7 @@ from nmsfree_training.loop.state import load_state
 from nmsfree_training.loop.step import Stepper
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.model.detector import fresh_network, place
-from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent
+from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -32,10 +32,10 @@ def tiny(name: str = "fcos_e2e_nano", **recipe: Any) -> Preset:
 
 
 def make_trainer(
-    out: Path, data: DetectionDataset, chosen: Preset, watcher: Silent | None = None, **run: Any
+    out: Path, data: DetectionDataset, chosen: Preset, callback: Callback | None = None, **run: Any
 ) -> Trainer:
     config = RunConfig(out=out, workers=0, **run)
-    return Trainer(chosen, data, None, config, watcher=watcher)
+    return Trainer(chosen, data, None, config, callback=callback)
 
 
 def make_stepper(chosen: Preset, heads: tuple[HeadName, ...] | None = None) -> Stepper:
@@ -51,7 +51,7 @@ def is_a_copy(state: dict[str, Tensor]) -> bool:
     return all(torch.equal(state[k], state[k.replace(".o2m.", ".o2o.")]) for k in keys)
 
 
-class Listener(Silent):
+class Listener(Callback):
     """Keeps what it is told, and the state file of every epoch; may cut the run."""
 
     def __init__(self, out: Path, cut_at: tuple[int, int] | None = None) -> None:
@@ -89,7 +89,7 @@ def test_weight_of_a_head_that_is_trained_alone_stays(train_set: DetectionDatase
     chosen = tiny("fcos_rt_nano", o2m_weight_end=0.1)
     batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
     step = make_stepper(chosen)
-    step.schedule(1.0)
+    step.schedule(chosen.train.epochs - 1, 1)
     losses = step([batch], 1)[0].values
     assert losses["loss"] == pytest.approx(losses["o2m_cls"] + 2 * losses["o2m_box"], rel=1e-5)
 
@@ -117,7 +117,7 @@ def test_a_head_that_is_trained_alone_keeps_its_gradient(
     norms = []
     for recipe in (chosen, tiny(name, o2o_gradient=1.0, **plain)):
         step = make_stepper(recipe, heads)
-        step.schedule(1.0)
+        step.schedule(recipe.train.epochs - 1, 1)
         step([batch], 1)
         grads = [p.grad for p in step.network.fpn.parameters() if p.grad is not None]
         norms.append(float(torch.stack([g.norm() for g in grads]).norm()) if grads else 0.0)
@@ -189,7 +189,7 @@ def test_resume_after_the_last_step_of_an_epoch(
     cut = tmp_path / "cut"
     trainer = make_trainer(cut, train_set, chosen)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.outputs, "write_epoch", _interrupt)
+        patch.setattr(trainer.checkpoints, "write_epoch", _interrupt)
         trainer.fit()
     make_trainer(cut, train_set, chosen, resume=True).fit()
     names = ['"o2m_cls"', '"o2o_cls"']

@@ -24,61 +24,61 @@ from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.distributed import World, join_world
-from nmsfree_training.loop.fine_tune import fine_tune, load_imagenet
-from nmsfree_training.loop.finish import draw_curves, finish
-from nmsfree_training.loop.retrofit import retrofit
+from nmsfree_training.loop.origin import fine_tune, load_imagenet, retrofit
 from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
 from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
 from nmsfree_training.loop.step import PRECISIONS
 from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.loop.validate import analyse_best
 from nmsfree_training.model.detector import Fcos, fresh_network
-from nmsfree_training.monitor.callbacks import Silent, Watcher, Watchers
-from nmsfree_training.monitor.console import ConsoleWatcher
-from nmsfree_training.monitor.tensorboard import TensorBoardWatcher
+from nmsfree_training.monitor.callbacks import Callback, Callbacks
+from nmsfree_training.monitor.console import ConsoleCallback
+from nmsfree_training.monitor.curves import draw_curves
+from nmsfree_training.monitor.tensorboard import TensorBoardCallback
 from nmsfree_training.weights.predict import torch_device
 
 
 @contextmanager
-def watching(run: RunConfig, world: World) -> Iterator[Watcher]:
-    """Give the run's watcher; warnings that are logged meanwhile go through it.
+def _reporting(run: RunConfig, world: World) -> Iterator[Callback]:
+    """Give the run's callback; warnings that are logged meanwhile go through it.
 
     Raises:
         CheckpointError: a run to resume cannot be read.
     """
     done = world.on_main(lambda: _steps_done(run))
     if not world.main:
-        yield Silent()
+        yield Callback()
         return
-    watchers: list[Watcher] = [ConsoleWatcher(Console(stderr=True))]
+    callbacks: list[Callback] = [ConsoleCallback(Console(stderr=True))]
     if not run.no_tensorboard:
-        watchers.append(TensorBoardWatcher(run.out / "tensorboard", done))
-    watcher = Watchers(watchers)
-    with _log_to(watcher):
+        callbacks.append(TensorBoardCallback(run.out / "tensorboard", done))
+    callback = Callbacks(callbacks)
+    with _log_to(callback):
         try:
-            yield watcher
+            yield callback
         finally:
-            watcher.close()
+            callback.close()
 
 
 def _steps_done(run: RunConfig) -> int:
     return int(load_state(run.out)[0].position["iteration"]) if run.resume else 0
 
 
-class _ToWatcher(logging.Handler):
+class _ToCallback(logging.Handler):
     """Shows warnings above the bars instead of across them."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, callback: Callback) -> None:
         super().__init__(logging.WARNING)
-        self._watcher = watcher
+        self._callback = callback
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._watcher.message(f"{record.levelname.lower()}: {record.getMessage()}")
+        self._callback.log(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 @contextmanager
-def _log_to(watcher: Watcher) -> Iterator[None]:
+def _log_to(callback: Callback) -> Iterator[None]:
     root = logging.getLogger()
-    before, root.handlers = root.handlers, [_ToWatcher(watcher)]
+    before, root.handlers = root.handlers, [_ToCallback(callback)]
     try:
         yield
     finally:
@@ -129,7 +129,7 @@ def _train(
     options: TrainOptions, prepared: Prepared, world: World, run: RunConfig, stop: StopRequest
 ) -> int:
     start = prepared.start
-    with watching(run, world) as watcher:
+    with _reporting(run, world) as callback:
         trainer = Trainer(
             start.preset,
             prepared.train_set,
@@ -137,14 +137,14 @@ def _train(
             run,
             network=start.network,
             heads=start.heads,
-            watcher=watcher,
+            callback=callback,
             world=world,
         )
         try:
             title = f"{start.preset.model.name} on {options.data.name} {options.split}"
             with _owned(run, world):
-                _announce(watcher, trainer, start.message)
-                return _fit(trainer, watcher, stop, title)
+                _announce(callback, trainer, start.message)
+                return _fit(trainer, callback, stop, title)
         finally:
             trainer.close()
 
@@ -176,15 +176,15 @@ def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: P
     Console(stderr=True).print(line, soft_wrap=True, markup=False)
 
 
-def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> int:
+def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) -> int:
     folder, started = trainer.run.out, time.monotonic()
     try:
         trainer.fit()
-        analysis = finish(trainer)
+        analysis = analyse_best(trainer.validator, folder) if trainer.validator else None
     except Interrupted as interrupted:
         if trainer.world.main:
             draw_curves(folder, title)
-        watcher.message(f"{interrupted}; {_how_to_resume(trainer.world)}")
+        callback.log(f"{interrupted}; {_how_to_resume(trainer.world)}")
         return stop.exit_status
     except torch.OutOfMemoryError as error:
         if trainer.world.size > 1:
@@ -202,9 +202,9 @@ def _fit(trainer: Trainer, watcher: Watcher, stop: StopRequest, title: str) -> i
         draw_curves(folder, title)
         minutes = (time.monotonic() - started) / 60
         score = f", AP {analysis.metrics.ap * 100:.1f}" if analysis else ""
-        watcher.message(f"done in {minutes:.1f} min{score}: {folder / 'best.safetensors'}")
+        callback.log(f"done in {minutes:.1f} min{score}: {folder / 'best.safetensors'}")
         for path, reason in failed:
-            watcher.message(f"left out: {path}: {reason}")
+            callback.log(f"left out: {path}: {reason}")
     # A launcher of several processes takes any other status for a crash.
     return 1 if failed and world.size == 1 else 0
 
@@ -327,39 +327,39 @@ def _check_folder(run: RunConfig) -> None:
         )
 
 
-def _announce(watcher: Watcher, trainer: Trainer, origin: str) -> None:
+def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
     preset, run, objects = trainer.preset, trainer.run, trainer.objects
     device = trainer.world.device
     recipe, images = preset.train, objects.images
     batch = min(recipe.batch_size, images)
     size = trainer.world.size
     processes = f" × {size} processes" if size > 1 else ""
-    watcher.message(
+    callback.log(
         f"{preset.model.name}: {images} images, {len(trainer.train_set.class_names)} "
         f"classes, {recipe.epochs} epochs of batch {batch} on {device.type}"
         f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
-    watcher.message(str(objects))
+    callback.log(str(objects))
     if objects.absent:
         names = ", ".join(objects.absent[:5]) + (", …" if len(objects.absent) > 5 else "")
-        watcher.message(
+        callback.log(
             f"warning: {len(objects.absent)} of {len(trainer.train_set.class_names)} classes have "
             f"no object to train on, and will not be found: {shown(names)}"
         )
     if batch < recipe.batch_size:
-        watcher.message(
+        callback.log(
             f"a batch of {recipe.batch_size} is more than there is: all {images} images are one"
         )
     if images % batch:
-        watcher.message(
+        callback.log(
             f"{images % batch} of {images} images do not fill a batch, and are left out of an "
             "epoch, others in each"
         )
     if not run.resume:
-        watcher.message(origin)
+        callback.log(origin)
     if run.precision == "bf16" and not _computes_bf16(device):
         what, faster = ("GPU", "fp16") if device.type == "cuda" else ("processor", "fp32")
-        watcher.message(
+        callback.log(
             f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
             f"--precision {faster}"
         )

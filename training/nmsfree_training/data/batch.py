@@ -42,14 +42,6 @@ class Batch:
     names: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
 
-    def to(self, device: torch.device) -> "Batch":
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            padding=None if self.padding is None else self.padding.to(device, non_blocking=True),
-            targets=self.targets.to(device),
-        )
-
 
 @dataclass(frozen=True)
 class PackedBatch:

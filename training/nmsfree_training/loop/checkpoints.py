@@ -1,10 +1,12 @@
-"""Saves a run and brings it back: weights, optimizer, scaler, average, and where it was."""
+"""The files of a run: its state, which it goes on from, its checkpoints, and its records."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,22 @@ from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import CheckpointError, NmsfreeError
+from nmsfree.files import write_atomic
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.optim import Ema
+from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import (
     Position,
     TrainState,
     load_state,
-    put_damaged_aside,
+    quarantine_damaged,
     save_state,
 )
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.monitor.curves import parse_record
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 
 EPOCHS = "train.epochs"
 WHOLE = 1000  # pictures whose bytes are compared
@@ -32,27 +38,83 @@ MISSING = "........"  # in place of a checksum
 FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
 DATA = "data"  # compared image by image
 MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
+METRICS = "metrics.jsonl"
 
 
-class Keeper:
-    """Keeps one run in its folder; what it holds is changed in place.
+@dataclass
+class CheckpointManager:
+    """Writes and reads the files of one run.
 
-    Args:
+    Attributes:
+        preset, train_set, provenance: go into every checkpoint.
         recipe: what must not change within a run, see `describe_recipe`.
+        network, optimizer, scaler, ema: what is saved, and changed in place when a run goes on.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        recipe: dict[str, Any],
-        network: Fcos,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        ema: Ema | None,
-        world: World,
+    folder: Path
+    preset: Preset
+    train_set: DetectionDataset
+    provenance: dict[str, str]
+    recipe: dict[str, Any]
+    network: Fcos
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    world: World
+
+    def start(self) -> None:
+        """Make the folder; an earlier run's record of losses is dropped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / METRICS).unlink(missing_ok=True)
+
+    def checkpoint(
+        self, state: Mapping[str, Tensor], provenance: dict[str, str] | None = None
+    ) -> Checkpoint:
+        """These weights with all that is needed to use them."""
+        return Checkpoint(
+            self.preset.model,
+            self.preset.input_size,
+            self.train_set.class_names,
+            self.train_set.category_ids,
+            state,
+            self.provenance | (provenance or {}),
+        )
+
+    def write_epoch(
+        self, record: dict[str, float], metrics: dict[str, float], best: bool, keep_every: int
     ) -> None:
-        self.folder, self.recipe, self.world = folder, recipe, world
-        self.network, self.optimizer, self.scaler, self.ema = network, optimizer, scaler, ema
+        """Write the checkpoints that an epoch leaves, and its line in `metrics.jsonl`.
+
+        Args:
+            record: the line; "epoch" counts from 1.
+            metrics: of the evaluation, if there was one.
+            keep_every: epochs between checkpoints that stay; 0 = none.
+        """
+        epoch = int(record["epoch"])
+        names = ["last"] + ["best"] * best
+        if keep_every and epoch % keep_every == 0:
+            names.append(f"epoch_{epoch:04d}")
+        provenance = {"epoch": str(epoch)}
+        if metrics:
+            provenance["AP"] = f"{metrics['AP']:.4f}"
+        state = self.network.state_dict() if self.ema is None else self.ema.state
+        for name in names:
+            path = self.folder / f"{name}.safetensors"
+            save_checkpoint(self.checkpoint(state, provenance), path)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop records of epochs that are trained again, and what a kill left of a line."""
+        path = self.folder / METRICS
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        records = ((line, parse_record(line)) for line in lines)
+        kept = [line + "\n" for line, record in records if record and record["epoch"] <= epoch]
+        write_atomic(path, "".join(kept).encode())
 
     def save(self, position: Position) -> None:
         """Write the state; all processes call it together.
@@ -64,7 +126,12 @@ class Keeper:
 
     def _write(self, position: Position) -> None:
         weights = self.network.state_dict()
-        _refuse_not_finite(weights)
+        for name, value in weights.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise NmsfreeError(
+                    f"{name} holds values that are not finite: nothing was saved, the state "
+                    "before is kept; lower --learning-rate and go on with --resume"
+                )
         state = TrainState(
             recipe=self.recipe,
             position=vars(position),
@@ -102,7 +169,7 @@ class Keeper:
         moved = self._compare_machine(state.recipe)
         if warning is not None:
             # The next save would put it in the place of the one that is good.
-            put_damaged_aside(self.folder)
+            quarantine_damaged(self.folder)
         return state, [text for text in (warning, others, changed, moved) if text]
 
     def _compare(self, before: dict[str, Any]) -> str | None:
@@ -139,8 +206,7 @@ class Keeper:
 def describe_recipe(
     preset: Preset,
     heads: tuple[HeadName, ...],
-    seed: int,
-    precision: str,
+    run: RunConfig,
     train_set: DetectionDataset,
     world: World,
 ) -> dict[str, Any]:
@@ -150,8 +216,8 @@ def describe_recipe(
         **{f"train.{k}": v for k, v in dataclasses.asdict(preset.train).items()},
         "input_size": preset.input_size,
         "heads": heads,
-        "seed": seed,
-        "precision": precision,
+        "seed": run.seed,
+        "precision": run.precision,
         "classes": train_set.class_names,
         "category_ids": train_set.category_ids,
         "images": len(train_set),
@@ -239,12 +305,3 @@ def _changed(names: list[str], before: str, now: str) -> list[str]:
 def _named(names: list[str]) -> str:
     few = ", ".join(shown(name, 80) for name in names[:3]) + (", …" if len(names) > 3 else "")
     return f"{len(names)} image{'s' * (len(names) != 1)} ({few})"
-
-
-def _refuse_not_finite(weights: dict[str, Tensor]) -> None:
-    for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise NmsfreeError(
-                f"{name} holds values that are not finite: nothing was saved, the state before "
-                "is kept; lower --learning-rate and go on with --resume"
-            )

@@ -90,7 +90,7 @@ def save_state(state: TrainState, folder: Path) -> None:
     write_atomic(folder / LAST, whole + hashlib.sha256(whole).digest())
 
 
-def put_damaged_aside(folder: Path) -> None:
+def quarantine_damaged(folder: Path) -> None:
     """Take a damaged last file out of the way, so that it replaces nothing that is whole."""
     if (folder / LAST).is_file():
         (folder / LAST).replace(folder / DAMAGED)

@@ -17,6 +17,7 @@ from nmsfree_training.config import HeadName, Matching, TrainConfig
 from nmsfree_training.criterion.losses import detector_losses
 from nmsfree_training.data.loader import Batch
 from nmsfree_training.loop.distributed import World
+from nmsfree_training.loop.optim import rate_factor
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import sync_batch_norms
 
@@ -68,6 +69,7 @@ class Stepper:
         # Alone, the o2o head is what trains the backbone.
         self._o2o_gradient = config.o2o_gradient if len(heads) == 2 else 1.0
         self._o2m_weight = 1.0
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         self._matching: dict[HeadName, Matching] = {"o2m": config.o2m, "o2o": config.o2o}
         self.device = next(network.parameters()).device
         self._dtype = PRECISIONS[precision]
@@ -81,7 +83,7 @@ class Stepper:
         self._reader = LossReader(delay, world, skips=self.scaler.is_enabled())
 
     def __call__(self, parts: Sequence[Batch], iteration: int) -> list[StepLosses]:
-        """Train on the parts of one batch; returns the losses that are known by now.
+        """Train on the parts of one batch, on the device; returns the losses known by now.
 
         Raises:
             DivergedError: a loss or the gradient is not finite; it names the images.
@@ -115,10 +117,20 @@ class Stepper:
             waits = heads != self._all_heads
             self._model = _distributed(self.network, find_unused_parameters=waits)
 
-    def schedule(self, done: float) -> None:
-        """Set the losses' weights for a share of the run that is done, 0 at first, 1 at last."""
+    def schedule(self, iteration: int, per_epoch: int) -> float:
+        """Set the learning rates and the losses' weights of the next step; returns the rate.
+
+        Args:
+            iteration: optimizer steps done.
+            per_epoch: steps of an epoch.
+        """
+        factor = rate_factor(self.config, iteration, per_epoch)
+        for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = base * factor
         if len(self.heads) == 2:
+            done = iteration / max(1, per_epoch * self.config.epochs - 1)
             self._o2m_weight = 1 + (self.config.o2m_weight_end - 1) * done
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def flush(self) -> list[StepLosses]:
         """Wait for the losses that are not known yet."""
@@ -130,14 +142,13 @@ class Stepper:
 
     def _backward(self, part: Batch, count: int) -> Tensor:
         """Add the gradients of one part; returns its share of the values to be shown."""
-        batch = part.to(self.device)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        images = part.images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             predictions = self._model(images, heads=self.heads, o2o_gradient=self._o2o_gradient)
         losses = detector_losses(
             predictions,
-            batch.targets,
-            batch.padding,
+            part.targets,
+            part.padding,
             matching=self._matching,
             reduce=self.world.mean,
         )
@@ -156,11 +167,6 @@ class Stepper:
         """Free what belongs to the exchange between processes, while that still exists."""
         self._model = self.network
         gc.collect()  # the wrapper is part of a cycle
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._dtype)
 
     def _sync(self, last: bool) -> AbstractContextManager[object]:
         """Gradients travel between processes once per step, with its last part."""

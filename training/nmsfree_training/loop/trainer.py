@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,17 +13,17 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.data.loader import Batch, epoch_loader, pad_batch, steps_per_epoch
-from nmsfree_training.loop.checkpoints import Keeper, describe_recipe
+from nmsfree_training.loop.checkpoints import CheckpointManager, describe_recipe
 from nmsfree_training.loop.distributed import World
-from nmsfree_training.loop.optim import Ema, make_optimizer, rate_factor
-from nmsfree_training.loop.retrofit import freeze_statistics
+from nmsfree_training.loop.optim import Ema, make_optimizer
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
 from nmsfree_training.loop.start import check_data
 from nmsfree_training.loop.state import Position
 from nmsfree_training.loop.step import DivergedError, StepLosses, Stepper
-from nmsfree_training.loop.validate import Outputs, Validator
+from nmsfree_training.loop.validate import Validator
 from nmsfree_training.model.detector import Fcos, copy_head, fresh_network, place
-from nmsfree_training.monitor.callbacks import EpochEvent, Silent, StepEvent, Watcher
+from nmsfree_training.model.norms import freeze_statistics
+from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent
 from nmsfree_training.weights.predict import torch_device
 
 SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
@@ -37,7 +38,7 @@ class Trainer:
         run: where and how.
         network: with the weights to start from; None = random ones by the seed.
         heads: those that are trained; None = all of the network's.
-        watcher: told after every step and epoch.
+        callback: told after every step and epoch.
         world: the processes that train together.
     """
 
@@ -50,40 +51,42 @@ class Trainer:
         *,
         network: Fcos | None = None,
         heads: tuple[HeadName, ...] | None = None,
-        watcher: Watcher | None = None,
+        callback: Callback | None = None,
         world: World | None = None,
     ) -> None:
         self.objects = check_data(preset, train_set, val_set)
         self.preset, self.run, self.train_set = preset, run, train_set
-        self.watcher, self.world = (
-            watcher or Silent(),
+        self.callback, self.world = (
+            callback or Callback(),
             world or World(device=torch_device(run.device)),
         )
         self.network = place(network or fresh_network(preset, run.seed), self.world.device)
         assert self.network.config == preset.model, "checkpoints would not fit their description"
         self.world.share(self.network)
         self.optimizer = make_optimizer(self.network, preset.train)
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.batch_size = min(preset.train.batch_size, len(train_set))
         self.heads = heads or preset.model.heads
         self.step = Stepper(
             self.network, self.optimizer, preset.train, self.heads, run.precision, self.world
         )
         decay = preset.train.ema
         self.ema = None if decay is None else Ema(self.network, decay)
-        self.keeper = Keeper(
+        self.checkpoints = CheckpointManager(
             run.out,
-            describe_recipe(preset, self.heads, run.seed, run.precision, train_set, self.world),
+            preset,
+            train_set,
+            run.provenance | {"objects": str(self.objects)},
+            describe_recipe(preset, self.heads, run, train_set, self.world),
             self.network,
             self.optimizer,
             self.step.scaler,
             self.ema,
             self.world,
         )
-        said = run.provenance | {"objects": str(self.objects)}
-        self.outputs = Outputs(run.out, preset, train_set, said)
-        self.validator = (
-            Validator(self.outputs, val_set, self.world, self._progress) if val_set else None
-        )
+        self.validator: Validator | None = None
+        if val_set is not None:
+            describe = partial(self.checkpoints.checkpoint, {})
+            self.validator = Validator(describe, val_set, self.world, self._progress)
         self.position = Position()
         self._saved = time.monotonic()
 
@@ -102,7 +105,7 @@ class Trainer:
         if self.run.resume:
             self._resume()
         elif self.world.main:
-            self.outputs.start()
+            self.checkpoints.start()
         metrics: dict[str, float] = {}
         while self.position.epoch < self.preset.train.epochs:
             self._train_epoch()
@@ -134,8 +137,7 @@ class Trainer:
             parts, error = _next_parts(batches, recipe.accumulate)
             waited = time.monotonic()
             parts = self._agree(parts, error)
-            rate = self._set_rate(steps)
-            self.step.schedule(position.iteration / max(1, steps * recipe.epochs - 1))
+            rate = self.step.schedule(position.iteration, steps)
             position.iteration += 1
             known = self.step(parts, position.iteration)
             if self.ema is not None:
@@ -174,14 +176,8 @@ class Trainer:
         if error is not None and not isinstance(error, NmsfreeError):
             raise error
         if error is not None and self.position.iteration > 0:
-            error = type(error)(f"{error}; saved at {self.position}: go on with --resume")
+            error.args = (f"{error}; saved at {self.position}: go on with --resume",)
         self.world.check(error)
-
-    def _set_rate(self, steps: int) -> float:
-        factor = rate_factor(self.preset.train, self.position.iteration, steps)
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * factor
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def _present_heads(self) -> tuple[HeadName, ...]:
         """Those that are trained in this epoch: the o2o head may start late."""
@@ -202,7 +198,7 @@ class Trainer:
         self, known: list[StepLosses], steps: int, rate: float, wait: float, seconds: float
     ) -> None:
         self._add(known)
-        epochs, images = self.preset.train.epochs, self._batch_size()
+        epochs, images = self.preset.train.epochs, self.batch_size
         position, last = self.position, known[-1] if known else None
         event = StepEvent(
             epoch=position.epoch,
@@ -217,16 +213,13 @@ class Trainer:
             seconds=seconds,
             grad_norm=last.grad_norm if last else None,
         )
-        self.watcher.on_step(event)
-
-    def _batch_size(self) -> int:
-        return min(self.preset.train.batch_size, len(self.train_set))
+        self.callback.on_step(event)
 
     def _note_failures(self, parts: list[Batch]) -> None:
         for path, reason in (failure for part in parts for failure in part.failed):
             if path not in self.position.failed:
                 self.position.failed[path] = reason
-                self.watcher.message(f"left out: {path}: {reason}")
+                self.callback.log(f"left out: {path}: {reason}")
 
     # The end of an epoch
 
@@ -253,9 +246,8 @@ class Trainer:
         best = metrics.get("AP", -1.0) > position.best or (position.best < 0 and not metrics)
         if best:
             position.best = metrics.get("AP", -1.0)
-        state = self.network.state_dict() if self.ema is None else self.ema.state
         keep = self.run.keep_every
-        self.world.on_main(lambda: self.outputs.write_epoch(state, record, metrics, best, keep))
+        self.world.on_main(lambda: self.checkpoints.write_epoch(record, metrics, best, keep))
         self.position = Position(
             epoch=position.epoch + 1,
             iteration=position.iteration,
@@ -263,14 +255,14 @@ class Trainer:
             failed=position.failed,
         )
         self._save()
-        self.watcher.on_epoch(EpochEvent(record, pictures, best))
+        self.callback.on_epoch(EpochEvent(record, pictures, best))
         return metrics
 
     def _record(self) -> dict[str, float]:
         position = self.position
         names = self.step.loss_names()
         steps = max(1, position.step)
-        images = steps * self._batch_size()
+        images = steps * self.batch_size
         return {
             "epoch": position.epoch + 1,
             **{name: round(position.sums.get(name, 0.0) / steps, 5) for name in names},
@@ -313,7 +305,7 @@ class Trainer:
     # Saving and going on
 
     def _progress(self, done: int, total: int) -> None:
-        self.watcher.on_evaluate(done, total)
+        self.callback.on_evaluate(done, total)
         if self.world.size == 1 and self.run.stop():  # the state was saved before
             self._interrupt()
 
@@ -329,21 +321,21 @@ class Trainer:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        self.keeper.save(self.position)
+        self.checkpoints.save(self.position)
 
     def _resume(self) -> None:
-        self.position, messages = self.keeper.load()
+        self.position, messages = self.checkpoints.load()
         if self.world.main:
-            self.outputs.forget_after(self.position.epoch)
+            self.checkpoints.forget_after(self.position.epoch)
         else:
             self.position.failed = {}
         for text in messages:
-            self.watcher.message(text)
+            self.callback.log(text)
         epochs = self.preset.train.epochs
         if self.position.epoch >= epochs:
-            self.watcher.message(f"all {epochs} epochs are done; for more, raise --epochs")
+            self.callback.log(f"all {epochs} epochs are done; for more, raise --epochs")
         else:
-            self.watcher.message(f"going on at {self.position} of {epochs} epochs")
+            self.callback.log(f"going on at {self.position} of {epochs} epochs")
 
     def close(self) -> None:
         """Free what must go before the processes part."""

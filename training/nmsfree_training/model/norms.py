@@ -72,6 +72,14 @@ def sync_batch_norms(network: nn.Module) -> None:
                 setattr(module, name, synced)
 
 
+def freeze_statistics(network: nn.Module) -> None:
+    """Put every norm without trained weights into evaluation mode: its statistics stay, too."""
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
 MEAN_RGB = (0.485, 0.456, 0.406)  # of values in [0, 1]
 STD_RGB = (0.229, 0.224, 0.225)
 

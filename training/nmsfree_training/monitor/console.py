@@ -1,32 +1,82 @@
 """A run on the console: bars while it goes on, and one line that stays for each epoch."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from typing import NamedTuple
 
+import psutil
+import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from nmsfree.text import shown
-from nmsfree_training.monitor.callbacks import EpochEvent, StepEvent, is_loss
-from nmsfree_training.monitor.pace import (
-    MemoryMeter,
-    MemoryUse,
+from nmsfree_training.monitor.callbacks import (
+    Callback,
+    Clock,
+    EpochEvent,
     Pace,
+    StepEvent,
     clock_text,
     duration_text,
-    gigabytes_text,
+    is_loss,
     loss_text,
     number_text,
     rate_text,
 )
 
+# Memory.
+
+MEASURED = 10.0  # seconds between two measurements: listing a large server's processes takes long
+
+
+class MemoryUse(NamedTuple):
+    """In bytes.
+
+    Attributes:
+        ram: of this process and its children. Pages that several of them share count once
+            where the system tells (Linux), and in each of them elsewhere.
+        gpu, gpu_total: reserved by this process on its present CUDA device, and all of that
+            device; None without one.
+    """
+
+    ram: int
+    gpu: int | None = None
+    gpu_total: int | None = None
+
+
+def measure_memory() -> MemoryUse:
+    """Measure it now."""
+    process = psutil.Process()
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):  # a worker may end meanwhile
+            total += _ram(one)
+    # Asking for the device would initialise CUDA in a process that trains on the CPU.
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return MemoryUse(total)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return MemoryUse(total, torch.cuda.memory_reserved(), int(properties.total_memory))
+
+
+def _ram(process: psutil.Process) -> int:
+    if psutil.LINUX:
+        with suppress(psutil.AccessDenied):  # some containers hide how pages are shared
+            return int(process.memory_full_info().pss)
+    return int(process.memory_info().rss)
+
+
+# The state: two bars, losses, machine.
+
 SHORTEST_BAR = 16  # characters; below it the text beside the bar gets shorter
 EVALUATING = "evaluating"  # label of the bar during an evaluation
 STEADY = 18  # characters reserved beside the bars, so that they seldom change their length
 GAP = "  "  # between two fields
+
+Field = tuple[int, str]  # importance, text
 
 
 class Status:
@@ -40,7 +90,7 @@ class Status:
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self.evaluated: tuple[int, int] | None = None
-        self.memory = MemoryUse(0, None, None)
+        self.memory = MemoryUse(0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         last, width = self._pace.last, options.max_width - 1  # the last column may wrap
@@ -52,12 +102,16 @@ class Status:
 
     def _bars(self, last: StepEvent, width: int, ascii_only: bool) -> list[Text]:
         """The upper bar for the epoch or the evaluation, the lower one for the run."""
-        label, done, total, count, rate = self._first_bar(last)
-        run_done = last.epoch * last.steps + last.step
-        run_total = last.epochs * last.steps
+        label, (done, total), rate = _epoch_label(last), (last.step, last.steps), "images"
+        size = max(len(EVALUATING), len(label))  # the same in both phases
+        if self.evaluated is not None:
+            label, (done, total) = EVALUATING, self.evaluated
+        else:
+            rate = rate_text(self._pace.steps_per_second)
+        count = f"{done:>{len(str(total))}}/{total}"
+        run_done, run_total = last.epoch * last.steps + last.step, last.epochs * last.steps
         share = f"{100 * run_done // run_total} %"
         left = clock_text(self._pace.remaining())
-        size = max(len(EVALUATING), len(_epoch_label(last)))  # the same in both phases
         long, short = (f"{count}  {rate}", f"{share}  ETA {left}"), (count, left)
         for (upper, lower), least in ((long, STEADY), (short, 0)):
             room = max(0, width - size - max(len(upper), len(lower), least) - 2)
@@ -68,62 +122,47 @@ class Status:
             _bar_line(f"{'run':<{size}}", run_done, run_total, lower, room, ascii_only),
         ]
 
-    def _first_bar(self, last: StepEvent) -> tuple[str, int, int, str, str]:
-        if self.evaluated is not None:
-            done, total = self.evaluated
-            return EVALUATING, done, total, _count(done, total), "images"
-        rate = rate_text(self._pace.steps_per_second)
-        return _epoch_label(last), last.step, last.steps, _count(last.step, last.steps), rate
-
-    def loss_fields(self) -> list[tuple[int, str]]:
-        """(importance, text): the total, then its parts; the deployed head matters more."""
-        losses = self._pace.losses
-        fields = [(100, f"loss {loss_text(losses['loss'])}")] if "loss" in losses else []
-        for name, value in losses.items():
-            if name != "loss":
-                keep = 90 if name.startswith("o2o") else 80
-                fields.append((keep, f"{name.replace('_', ' ')} {loss_text(value)}"))
+    def loss_fields(self) -> list[Field]:
+        """The total, then its parts; the deployed head matters more."""
+        fields = []
+        for name, value in self._pace.losses.items():
+            keep = 100 if name == "loss" else 90 if name.startswith("o2o") else 80
+            fields.append((keep, f"{name.replace('_', ' ')} {loss_text(value)}"))
         return fields
 
-    def machine_fields(self, last: StepEvent) -> list[tuple[int, str]]:
-        """(importance, text): learning rate, images a second, waiting, memory, gradient."""
-        pace, memory = self._pace, self.memory
+    def machine_fields(self, last: StepEvent) -> list[Field]:
+        """Learning rate, images a second, waiting, memory, gradient."""
+        pace, (ram, gpu, gpu_total) = self._pace, self.memory
         fields = [
             (90, f"lr {last.learning_rate:.3g}"),
             (70, f"{number_text(pace.images_per_second)} img/s"),
             (80, f"waiting {100 * pace.wait_share:.0f} %"),
         ]
-        if memory.gpu is not None and memory.gpu_total is not None:
-            used, total = gigabytes_text(memory.gpu), gigabytes_text(memory.gpu_total)
-            fields.append((75, f"GPU {used} of {total} GB"))
-        fields.append((60, f"RAM {gigabytes_text(memory.ram)} GB"))
+        if gpu is not None and gpu_total is not None:
+            fields.append((75, f"GPU {gpu / 1e9:.1f} of {gpu_total / 1e9:.1f} GB"))
+        fields.append((60, f"RAM {ram / 1e9:.1f} GB"))
         if last.grad_norm is not None:
             fields.append((50, f"grad {number_text(last.grad_norm)}"))
         return fields
 
     def plain(self) -> str:
         """One line for a log; the parts of the loss are left to the line of the epoch."""
-        last, parts = self._pace.last, list[str]()
-        if last is not None:
-            parts.append(_epoch_label(last))
+        last = self._pace.last
+        parts = [] if last is None else [_epoch_label(last)]
         if self.evaluated is not None:
             parts.append("evaluating {}/{} images".format(*self.evaluated))
         elif last is not None:
-            parts.append(f"step {last.step}/{last.steps}")
-            parts.append(rate_text(self._pace.steps_per_second))
+            parts += [f"step {last.step}/{last.steps}", rate_text(self._pace.steps_per_second)]
         if last is not None:
             parts.append(f"ETA {clock_text(self._pace.remaining())}")
-        if last is not None and self.evaluated is None:
-            parts += [text for _, text in (*self.loss_fields()[:1], *self.machine_fields(last))]
+            if self.evaluated is None:
+                fields = (*self.loss_fields()[:1], *self.machine_fields(last))
+                parts += [text for _, text in fields]
         return GAP.join(parts)
 
 
 def _epoch_label(last: StepEvent) -> str:
     return f"epoch {last.epoch + 1}/{last.epochs}"
-
-
-def _count(done: int, total: int) -> str:
-    return f"{done:>{len(str(total))}}/{total}"
 
 
 def _bar_line(label: str, done: int, total: int, text: str, room: int, ascii_only: bool) -> Text:
@@ -140,46 +179,32 @@ def _bar_line(label: str, done: int, total: int, text: str, room: int, ascii_onl
     return line.append(f" {text}", style="not bold")
 
 
-def join_fields(fields: list[tuple[int, str]], width: int) -> str:
+def join_fields(fields: list[Field], width: int) -> str:
     """Join texts, in their order, without the least important ones where not all fit.
 
-    Args:
-        fields: (importance, text); those of one importance stay or go together.
-        width: characters there are.
+    Those of one importance stay or go together.
     """
-    kept = list(fields)
-    while kept and len(GAP.join(text for _, text in kept)) > width:
-        least = min(keep for keep, _ in kept)
-        kept = [field for field in kept if field[0] > least]
-    return GAP.join(text for _, text in kept)
+    while fields and len(GAP.join(text for _, text in fields)) > width:
+        least = min(keep for keep, _ in fields)
+        fields = [field for field in fields if field[0] > least]
+    return GAP.join(text for _, text in fields)
 
 
-NOTHING = "-"  # in a column without a value
+# The table: a line for each epoch.
+
 BEST = "best"  # at the end of a line whose weights are the best so far
 LOST = {"skipped": "steps skipped", "left_out": "images left out"}  # after a line
 REPEAT = 20  # lines after which the header comes again
 
-Format = Callable[[float], str]
 
+class Column(NamedTuple):
+    """A column; those of a smaller `keep` are dropped first where not all fit, equals together."""
 
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        key: of the record shown.
-        head: its title.
-        width: characters, title and values.
-        keep: columns of a smaller number are dropped first where not all fit; those of one
-            number go together.
-        text: how a value is written.
-    """
-
-    key: str
+    key: str  # of the record shown
     head: str
-    width: int
+    width: int  # characters, title and values
     keep: int
-    text: Format
+    text: Callable[[float], str]
 
 
 def columns_of(names: list[str]) -> list[Column]:
@@ -187,10 +212,9 @@ def columns_of(names: list[str]) -> list[Column]:
     columns = [Column("loss", "loss", 7, 100, loss_text)]
     parts = [name for name in names if is_loss(name) and name != "loss"]
     # With two heads the one that is not deployed (o2m) matters less.
-    lesser = "o2m" if any(name.startswith("o2o") for name in parts) else ""
+    lesser = "o2m" if any(name.startswith("o2o") for name in parts) else "-"
     for name in parts:
-        keep = 10 if lesser and name.startswith(lesser) else 30
-        head = name.replace("_", " ")
+        keep, head = 10 if name.startswith(lesser) else 30, name.replace("_", " ")
         columns.append(Column(name, head, max(7, len(head)), keep, loss_text))
     return [
         *columns,
@@ -203,14 +227,10 @@ def columns_of(names: list[str]) -> list[Column]:
 
 def fit(columns: list[Column], width: int | None) -> list[Column]:
     """Leave out the least important columns until the rest takes `width`; None: keep all."""
-    while width is not None and len(columns) > 1 and _width(columns) > width:
+    while width is not None and len(columns) > 1 and sum(1 + c.width for c in columns) > width:
         least = min(column.keep for column in columns)
         columns = [column for column in columns if column.keep > least]
     return columns
-
-
-def _width(columns: list[Column]) -> int:
-    return sum(1 + column.width for column in columns)
 
 
 def _percent(value: float) -> str:
@@ -232,30 +252,23 @@ class EpochTable:
             epochs: of the whole run.
             width: characters of the screen; None: unlimited.
         """
-        count = f"{int(event.record['epoch'])}/{epochs}"
+        record = event.record
         first = max(len("epoch"), 2 * len(str(epochs)) + 1)
         room = None if width is None else width - first - 1 - len(BEST)
-        columns = fit(columns_of(list(event.record)), room)
-        made = []
+        columns, made = fit(columns_of(list(record)), room), []
         if columns != self._shown or self._lines == REPEAT:
             self._shown, self._lines = columns, 0
-            made.append(
-                "".join([f"{'epoch':>{first}}", *(f" {c.head:>{c.width}}" for c in columns)])
-            )
-        cells = [_cell(column, event.record) for column in columns]
+            heads = (f" {c.head:>{c.width}}" for c in columns)
+            made.append("".join([f"{'epoch':>{first}}", *heads]))
+        cells = (
+            f" {c.text(record[c.key]) if c.key in record else '-':>{c.width}}" for c in columns
+        )
         # Without an evaluation the last weights pass for the best: not worth a word.
-        mark = f" {BEST}" if event.best and "AP" in event.record else ""
-        for key, words in LOST.items():
-            if key in event.record:
-                mark += f"; {int(event.record[key])} {words}"
+        mark = f" {BEST}" if event.best and "AP" in record else ""
+        mark += "".join(f"; {int(record[k])} {words}" for k, words in LOST.items() if k in record)
         self._lines += 1
+        count = f"{int(record['epoch'])}/{epochs}"
         return [*made, "".join([f"{count:>{first}}", *cells, mark])]
-
-
-def _cell(column: Column, record: dict[str, float]) -> str:
-    value = record.get(column.key)
-    text = NOTHING if value is None else column.text(value)
-    return f" {text:>{column.width}}"
 
 
 REFRESH = 0.5  # seconds between two drawings of the bars; one takes about 4 ms
@@ -263,7 +276,7 @@ WAIT_SHARE = 0.3  # of the time spent waiting for data: above it loading is the 
 WAIT_STEPS, WAIT_SECONDS = 30, 20.0  # watched before this is said
 
 
-class ConsoleWatcher:
+class ConsoleCallback(Callback):
     """Shows a run on a console, in whatever form it can take.
 
     On a terminal: bars of the epoch and of the whole run, steps a second, remaining time, losses,
@@ -280,7 +293,6 @@ class ConsoleWatcher:
         live: draw bars; None: if the console is a terminal. (rich takes a log for a terminal
             when FORCE_COLOR is set, so the file itself is asked.)
         log_every: seconds between two lines of the state where there are no bars.
-        clock: seconds from some moment on.
     """
 
     def __init__(
@@ -289,16 +301,17 @@ class ConsoleWatcher:
         *,
         live: bool | None = None,
         log_every: float = 60.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._console, self._clock = console, clock
-        self._is_live = _is_screen(console) if live is None else live
+        screen = console.is_interactive and console.file.isatty()
+        self._is_live = screen if live is None else live
         self._every = REFRESH if self._is_live else log_every
         self._pace, self._table = Pace(clock), EpochTable()
         self._status = Status(self._pace)
-        self._memory = MemoryMeter(clock=clock)
         self._live: Live | None = None
-        self._shown = clock() if not self._is_live else -float("inf")
+        self._measured = -math.inf
+        self._shown = -math.inf if self._is_live else clock()
         self._hinted = False
 
     def on_step(self, event: StepEvent) -> None:
@@ -309,7 +322,7 @@ class ConsoleWatcher:
         share = self._pace.steady_wait_share(WAIT_STEPS, WAIT_SECONDS)
         if share > WAIT_SHARE and not self._hinted:
             self._hinted = True
-            self.message(
+            self.log(
                 f"loading images is the limit: {100 * share:.0f} % of the training time is spent "
                 "waiting for them; more --workers would help"
             )
@@ -333,7 +346,7 @@ class ConsoleWatcher:
         self._status.evaluated = (done, total)
         self._show(at_once=self._is_live and done == total)
 
-    def message(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(shown(text, 2000), soft_wrap=True, markup=False, highlight=False)
 
@@ -349,9 +362,10 @@ class ConsoleWatcher:
         if not at_once and now - self._shown < self._every:
             return
         self._shown = now
-        self._status.memory = self._memory.read()
+        if now >= self._measured + MEASURED:
+            self._status.memory, self._measured = measure_memory(), now
         if not self._is_live:
-            self.message(self._status.plain())
+            self.log(self._status.plain())
             return
         if self._live is None:
             self._live = Live(
@@ -363,7 +377,3 @@ class ConsoleWatcher:
             )
             self._live.start()
         self._live.refresh()
-
-
-def _is_screen(console: Console) -> bool:
-    return console.is_interactive and console.file.isatty()

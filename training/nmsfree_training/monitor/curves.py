@@ -1,4 +1,4 @@
-"""`results.png`: a whole run at a glance, drawn from its `metrics.jsonl`."""
+"""`metrics.jsonl`, and `results.png` drawn from it: a whole run at a glance."""
 
 import logging
 import math
@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
-from nmsfree.files import write_atomic
-from nmsfree.plotting import to_png
+from nmsfree.plotting import COLOURS, INK, bare_axes, new_figure, write_figure
+from nmsfree_training.config import MAX_EPOCHS
 from nmsfree_training.monitor.callbacks import is_loss
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, float]
-MAX_EPOCHS = 1_000_000
+Record = dict[str, float]  # a line of `metrics.jsonl`
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -59,9 +57,8 @@ def parse_record(line: bytes | str) -> Record | None:
     return record if 1 <= record.get("epoch", 0.0) <= MAX_EPOCHS else None
 
 
-# Okabe and Ito's palette: told apart with any colour vision.
-ORANGE, GREEN, BLUE, RED = "#E69F00", "#009E73", "#0072B2", "#D55E00"
-INK, FAINT, GRID = "#222222", "#888888", "#dddddd"
+BLUE, RED, GREEN, ORANGE = (COLOURS[i] for i in (0, 1, 2, 4))
+NOTE = "#888888"
 # A kind of loss has a colour, the deployed head an unbroken line: both show where they coincide.
 PART_COLOURS = {"cls": ORANGE, "box": BLUE}
 AP_COLOURS = {"AP": BLUE, "AP50": ORANGE, "AP75": GREEN}
@@ -82,7 +79,7 @@ def write_curves(metrics_jsonl: Path, out: Path, title: str = "") -> None:
         InputError: there is no finished epoch, or a file cannot be read or written.
     """
     records = read_metrics(metrics_jsonl)
-    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    figure = new_figure(*SIZE, DPI)
     (loss, score), (rate, speed) = figure.subplots(2, 2)
     _losses(loss, records)
     _scores(score, records)
@@ -91,7 +88,20 @@ def write_curves(metrics_jsonl: Path, out: Path, title: str = "") -> None:
     for panel in (loss, score, rate, speed):
         _finish(panel, records)
     figure.suptitle(_heading(title, records), x=0.01, ha="left", weight="bold", color=INK)
-    write_atomic(out, to_png(figure))
+    write_figure(out, figure)
+
+
+def draw_curves(folder: Path, title: str) -> Path | None:
+    """Draw a run's `results.png`; one that has no epoch yet has none."""
+    metrics, picture = folder / "metrics.jsonl", folder / "results.png"
+    if not metrics.is_file():
+        return None
+    try:
+        write_curves(metrics, picture, title)
+    except InputError as error:
+        logger.warning("%s: no picture (%s)", picture, error)
+        return None
+    return picture
 
 
 def _heading(title: str, records: list[Record]) -> str:
@@ -162,7 +172,7 @@ def _mark_best(panel: Axes, points: list[tuple[float, float]]) -> None:
         (epoch, 100 * value),
         xytext=(-4 if right_half else 4, -70 if is_high else 40),
         textcoords="offset points",
-        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8},
+        arrowprops={"arrowstyle": "-", "color": NOTE, "linewidth": 0.8},
         ha="right" if right_half else "left",
         fontsize=10,
         weight="bold",
@@ -234,7 +244,7 @@ def _short(value: float, _: object) -> str:
 
 
 def _note(panel: Axes, text: str) -> None:
-    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", color=FAINT, fontsize=11)
+    panel.text(0.5, 0.5, text, transform=panel.transAxes, ha="center", color=NOTE, fontsize=11)
     panel.set_yticks([])
 
 
@@ -244,7 +254,5 @@ def _finish(panel: Axes, records: list[Record]) -> None:
     panel.set_xlim(first - margin, last + margin)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.set_xlabel("epoch", fontsize=9, color=INK)
-    panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=9, colors=INK)
-    panel.grid(color=GRID, linewidth=0.6)
-    panel.set_axisbelow(True)
+    bare_axes(panel)

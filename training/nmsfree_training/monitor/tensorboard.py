@@ -1,16 +1,30 @@
-"""A run in TensorBoard: `tensorboard --logdir FOLDER`."""
+"""A run in TensorBoard: `tensorboard --logdir FOLDER`.
+
+The event file is written with the message types that TensorBoard itself brings. Neither
+`torch.utils.tensorboard` nor TensorBoard's own writer will do: both import TensorFlow where it is
+installed, which takes seconds and prints warnings, and write from a thread, which loader workers
+are then forked beside. Each event is in the file when the call returns, so a killed run loses none.
+"""
 
 import math
+import os
+import socket
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nmsfree_training.monitor.callbacks import EpochEvent, StepEvent, is_metric
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from nmsfree_training.monitor.event_file import EventFile
+from nmsfree.files import writing
+from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent, is_metric
+
+FILE_VERSION = "brain.Event:2"  # the first record; from version 2 on, readers honour purges
+COLORSPACE = 3  # of `Summary.Image`: RGB
+JPEG_QUALITY = 92
 
 
-class TensorBoardWatcher:
+class TensorBoardCallback(Callback):
     """Writes curves and pictures; the x-axis is the number of optimizer steps.
 
     `train/…` holds the losses, `lr`, `grad_norm`, `images_per_second`, `wait_share` and `epoch`,
@@ -29,7 +43,13 @@ class TensorBoardWatcher:
         self._folder, self._every = folder, every
         self._first = self._iteration = iteration
         self._steps: list[StepEvent] = []  # since the last point
-        self._file: EventFile | None = None
+        self._opened: EventFile | None = None
+
+    @property
+    def _file(self) -> "EventFile":
+        if self._opened is None:
+            self._opened = EventFile(self._folder, self._first + 1 if self._first else None)
+        return self._opened
 
     def on_step(self, event: StepEvent) -> None:
         """Add a point to the curves of training when one is due."""
@@ -40,38 +60,23 @@ class TensorBoardWatcher:
 
     def on_epoch(self, event: EpochEvent) -> None:
         """Add the metrics and pictures of the epoch's evaluation."""
-        metrics = {k: v for k, v in event.record.items() if is_metric(k)}
+        metrics = {f"val/{k}": v for k, v in event.record.items() if is_metric(k)}
         if metrics:
-            named = {f"val/{name}": value for name, value in metrics.items()}
-            self._open().scalars(named, self._iteration)
+            self._file.scalars(metrics, self._iteration)
         for name, picture in event.pictures:
-            self._open().image(f"predictions/{name}", picture, self._iteration)
-
-    def on_evaluate(self, done: int, total: int) -> None:
-        """Do nothing: there is no curve of it."""
-
-    def message(self, text: str) -> None:
-        """Do nothing: it is for the console."""
+            self._file.image(f"predictions/{name}", picture, self._iteration)
 
     def close(self) -> None:
         """Write what is left and close the file."""
         self._add_point()
-        if self._file is not None:
-            self._file.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def _add_point(self) -> None:
         if self._steps:
             named = {f"train/{k}": v for k, v in _summary(self._steps).items()}
-            self._open().scalars(named, self._iteration)
+            self._file.scalars(named, self._iteration)
             self._steps = []
-
-    def _open(self) -> "EventFile":
-        """The file of this session; its first call imports TensorBoard."""
-        if self._file is None:
-            from nmsfree_training.monitor.event_file import EventFile
-
-            self._file = EventFile(self._folder, self._first + 1 if self._first else None)
-        return self._file
 
 
 def _summary(steps: list[StepEvent]) -> dict[str, float]:
@@ -92,3 +97,62 @@ def _summary(steps: list[StepEvent]) -> dict[str, float]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+class EventFile:
+    """One new event file in a folder, made if missing; earlier files stay.
+
+    Args:
+        folder: what `tensorboard --logdir` is pointed at.
+        purge_from: readers drop what earlier files say of this step and later ones; None: keep.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, purge_from: int | None = None) -> None:
+        # Takes 0.2 s: not before there is something to write.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        # Readers go through a folder's files by name: a later file needs a larger one. Their
+        # common form has seconds here; the nanoseconds keep two files of one second in order.
+        moment = time.time_ns()
+        stamp = f"{moment // 10**9:010d}.{moment % 10**9:09d}"
+        self._path = folder / f"events.out.tfevents.{stamp}.{socket.gethostname()}.{os.getpid()}"
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = RecordWriter(self._path.open("xb"))
+        self._write(file_version=FILE_VERSION)
+        if purge_from is not None:
+            self._write(step=purge_from, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Add one point to each of the named curves."""
+        points = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
+        self._write(step=step, summary=self._summary(value=points))
+
+    def image(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Add a picture, uint8 [h, w, 3] BGR; those of one tag and several steps get a slider."""
+        quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        _, encoded = cv2.imencode(".jpg", picture, quality)  # reads BGR, stores RGB
+        image = self._summary.Image(
+            height=picture.shape[0],
+            width=picture.shape[1],
+            colorspace=COLORSPACE,
+            encoded_image_string=encoded.tobytes(),
+        )
+        value = self._summary.Value(tag=tag, image=image)
+        self._write(step=step, summary=self._summary(value=[value]))
+
+    def _write(self, **event: object) -> None:
+        with writing(self._path):
+            self._file.write(self._event(wall_time=time.time(), **event).SerializeToString())
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        if not self._file.closed:
+            self._file.close()

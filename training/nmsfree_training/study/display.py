@@ -12,8 +12,8 @@ from rich.progress import Progress as Bars
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.text import shown
+from nmsfree_training.monitor.callbacks import clock_text, number_text
 from nmsfree_training.monitor.curves import parse_record
-from nmsfree_training.monitor.pace import clock_text, number_text
 from nmsfree_training.study.jobs import Job
 from nmsfree_training.study.results import deployed, read_result
 

@@ -11,25 +11,28 @@ import pytest
 from rich.console import Console
 
 from nmsfree_training.monitor.callbacks import (
+    Callback,
+    Callbacks,
     EpochEvent,
-    Silent,
-    StepEvent,
-    Watcher,
-    Watchers,
-    is_loss,
-    is_metric,
-)
-from nmsfree_training.monitor.console import ConsoleWatcher, Status, columns_of, fit, join_fields
-from nmsfree_training.monitor.pace import (
-    MemoryMeter,
-    MemoryUse,
     Pace,
     RunningMean,
+    StepEvent,
     clock_text,
     duration_text,
+    is_loss,
+    is_metric,
     loss_text,
     number_text,
     rate_text,
+)
+from nmsfree_training.monitor.console import (
+    ConsoleCallback,
+    MemoryUse,
+    Status,
+    columns_of,
+    fit,
+    join_fields,
+    measure_memory,
 )
 
 LOSSES = {"loss": 2.5, "o2m_cls": 0.31, "o2m_box": 0.32, "o2o_cls": 0.41, "o2o_box": 0.42}
@@ -68,7 +71,7 @@ def epoch_event(epoch: int, *, best: bool = False, **metrics: float) -> EpochEve
 
 
 def play(
-    watcher: Watcher,
+    callback: Callback,
     clock: Clock,
     *,
     start: tuple[int, int] = (0, 1),
@@ -76,31 +79,34 @@ def play(
     gap: float = 0.0,
     **step: object,
 ) -> None:
-    """Tell a watcher a run of 4 epochs of 10 steps, of which odd epochs are evaluated."""
+    """Tell a callback a run of 4 epochs of 10 steps, of which odd epochs are evaluated."""
     for epoch in range(start[0], end[0] + 1):
         for number in range(start[1] if epoch == start[0] else 1, 11):
             event = step_event(epoch, number, **step)  # type: ignore[arg-type]
             clock.now += event.seconds
-            watcher.on_step(event)
+            callback.on_step(event)
             if (epoch, number) == end and number < 10:
                 return
         if epoch % 2:
-            watcher.on_evaluate(3, 6)
-            watcher.on_evaluate(6, 6)
+            callback.on_evaluate(3, 6)
+            callback.on_evaluate(6, 6)
         clock.now += gap
         scores = {"AP": 0.1 * epoch, "AP50": 0.2 * epoch} if epoch % 2 else {}
-        watcher.on_epoch(epoch_event(epoch + 1, best=bool(scores), **scores))
+        callback.on_epoch(epoch_event(epoch + 1, best=bool(scores), **scores))
 
 
 def console_run(
-    width: int, live: bool, play_it: Callable[[ConsoleWatcher, Clock], None], log_every: float = 1e9
+    width: int,
+    live: bool,
+    play_it: Callable[[ConsoleCallback, Clock], None],
+    log_every: float = 1e9,
 ) -> str:
     """What a console of this width was sent."""
     file, clock = io.StringIO(), Clock()
     console = Console(file=file, width=width, force_terminal=live, color_system=None)
-    watcher = ConsoleWatcher(console, live=live, log_every=log_every, clock=clock)
-    play_it(watcher, clock)
-    watcher.close()
+    callback = ConsoleCallback(console, live=live, log_every=log_every, clock=clock)
+    play_it(callback, clock)
+    callback.close()
     return file.getvalue()
 
 
@@ -195,10 +201,10 @@ def test_without_evaluation_nothing_is_the_best() -> None:
 
 
 def test_evaluation_has_a_bar() -> None:
-    def until_evaluation(watcher: ConsoleWatcher, clock: Clock) -> None:
-        play(watcher, clock, end=(0, 10))
+    def until_evaluation(callback: ConsoleCallback, clock: Clock) -> None:
+        play(callback, clock, end=(0, 10))
         clock.now += 1
-        watcher.on_evaluate(2, 8)
+        callback.on_evaluate(2, 8)
 
     upper, lower, *_ = bars_of(console_run(80, True, until_evaluation))
     assert upper.startswith("evaluating") and "2/8" in upper
@@ -221,9 +227,9 @@ def test_bars_leave_the_screen_and_the_table_stays() -> None:
 
 def test_screen_without_unicode() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
-    watcher = ConsoleWatcher(Console(file=file, width=80, force_terminal=True), live=True)
-    play(watcher, Clock(), end=(0, 5))
-    watcher.close()
+    callback = ConsoleCallback(Console(file=file, width=80, force_terminal=True), live=True)
+    play(callback, Clock(), end=(0, 5))
+    callback.close()
     file.flush()
     sent = file.buffer.getvalue()
     assert b"===" in sent and b"---" in sent
@@ -260,10 +266,10 @@ def test_long_epochs_are_logged_now_and_then() -> None:
 
 
 def test_long_evaluation_is_logged() -> None:
-    def evaluate(watcher: ConsoleWatcher, clock: Clock) -> None:
+    def evaluate(callback: ConsoleCallback, clock: Clock) -> None:
         for done in range(10):
             clock.now += 30
-            watcher.on_evaluate(done, 10)
+            callback.on_evaluate(done, 10)
 
     lines = console_run(80, False, evaluate, 60.0).splitlines()
     assert lines[0] == "evaluating 1/10 images" and len(lines) == 5
@@ -278,9 +284,9 @@ def test_message_is_printed_as_it_is() -> None:
 def test_force_color_does_not_make_a_log_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     file, clock = io.StringIO(), Clock()
-    watcher = ConsoleWatcher(Console(file=file), clock=clock)
-    play(watcher, clock)
-    watcher.close()
+    callback = ConsoleCallback(Console(file=file), clock=clock)
+    play(callback, clock)
+    callback.close()
     assert "\x1b[?25l" not in file.getvalue() and "\r" not in file.getvalue()
 
 
@@ -301,9 +307,9 @@ def test_terminal_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     clock = Clock()
     with os.fdopen(slave, "w", encoding="utf-8") as screen:
-        watcher = ConsoleWatcher(Console(file=screen), clock=clock)
-        play(watcher, clock, end=(0, 2))
-        watcher.close()
+        callback = ConsoleCallback(Console(file=screen), clock=clock)
+        play(callback, clock, end=(0, 2))
+        callback.close()
     sent = everything_sent(master).decode()
     os.close(master)
     assert "━" in sent or "─" in sent
@@ -429,23 +435,18 @@ def test_names_in_a_record_are_loss_metric_or_neither() -> None:
 
 
 def test_memory_of_this_process() -> None:
-    clock = Clock()
-    meter = MemoryMeter(every=10.0, clock=clock)
-    first = meter.read()
+    first = measure_memory()
     assert first.ram > 20_000_000 and first.gpu is None
     held = mmap.mmap(-1, 100 << 20)  # new pages: an array may lie in memory that was held already
     held.write(os.urandom(1 << 20) * 100)
-    clock.now += 9.0
-    assert meter.read() is first  # not due yet
-    clock.now += 2.0
-    assert meter.read().ram > first.ram + 50_000_000
+    assert measure_memory().ram > first.ram + 50_000_000
     held.close()
 
 
-def test_watchers_tell_all_and_close_all() -> None:
+def test_callbacks_tell_all_and_close_all() -> None:
     told: list[tuple[str, object]] = []
 
-    class Noting(Silent):
+    class Noting(Callback):
         def on_step(self, event: StepEvent) -> None:
             told.append(("step", event))
 
@@ -455,20 +456,20 @@ def test_watchers_tell_all_and_close_all() -> None:
         def on_evaluate(self, done: int, total: int) -> None:
             told.append(("evaluate", (done, total)))
 
-        def message(self, text: str) -> None:
+        def log(self, text: str) -> None:
             told.append(("message", text))
 
         def close(self) -> None:
             told.append(("close", None))
             raise OSError("disk full")
 
-    watchers: Watcher = Watchers([Noting(), Silent(), Noting()])
+    callbacks: Callback = Callbacks([Noting(), Callback(), Noting()])
     step, epoch = step_event(0, 1), epoch_event(1)
-    watchers.on_step(step)
-    watchers.on_epoch(epoch)
-    watchers.on_evaluate(1, 2)
-    watchers.message("hello")
+    callbacks.on_step(step)
+    callbacks.on_epoch(epoch)
+    callbacks.on_evaluate(1, 2)
+    callbacks.log("hello")
     with pytest.raises(OSError, match="disk full"):
-        watchers.close()
+        callbacks.close()
     expected = [("step", step), ("epoch", epoch), ("evaluate", (1, 2)), ("message", "hello")]
     assert told == [item for item in (*expected, ("close", None)) for _ in range(2)]
