@@ -278,7 +278,7 @@ def test_long_evaluation_is_logged() -> None:
 def test_message_is_printed_as_it_is() -> None:
     text = "[red]left out[/red]: " + "a/very/long/path/" * 10
     for live in (True, False):
-        assert text in console_run(60, live, lambda w, _: w.message(text))
+        assert text in console_run(60, live, lambda w, _: w.log(text))
 
 
 def test_force_color_does_not_make_a_log_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

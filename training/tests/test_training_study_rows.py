@@ -16,7 +16,7 @@ from nmsfree_training.cli.run import TrainOptions
 from nmsfree_training.cli.study import app
 from nmsfree_training.cli.train import train
 from nmsfree_training.config import Matching, Preset, preset
-from nmsfree_training.study.jobs import Job, is_done, plan
+from nmsfree_training.study.job import Job, is_done, plan
 from nmsfree_training.study.rows import ROWS, Row, choose_rows
 
 BY_NAME = {row.name: row for row in ROWS}
@@ -111,9 +111,9 @@ def test_names_are_unique_and_chosen_in_order() -> None:
 
 
 def test_a_plan_goes_seed_by_seed() -> None:
-    jobs = plan(ROWS[:2], 4, (1, 0, 1), **FOLDERS)
+    jobs = plan(ROWS[:2], (1, 0, 1), epochs=4, **FOLDERS)
     assert [job.name for job in jobs] == ["o2m_e4_s1", "o2o_e4_s1", "o2m_e4_s0", "o2o_e4_s0"]
-    assert Job.from_json(json.loads(json.dumps(jobs[1].to_json()))) == jobs[1]
+    assert Job.from_text(jobs[1].to_text()) == jobs[1]
 
 
 def test_the_command_is_what_a_user_types() -> None:
@@ -148,7 +148,7 @@ def test_a_study_on_a_gpu() -> None:
     wrong = CliRunner().invoke(app, ["command", "o2o", "--device", "tpu"])
     assert str(wrong.exception) == "--device is 'tpu', expected cpu or cuda"
     job = replace(job_of(BY_NAME["o2o"]), device="cuda")
-    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    assert Job.from_text(job.to_text()) == job
 
 
 def finished(job: Job) -> None:

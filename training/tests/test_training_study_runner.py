@@ -22,14 +22,19 @@ from nmsfree.files import RUN_LOCK, locked
 from nmsfree.machine import sha256
 from nmsfree_training.cli.study import app
 from nmsfree_training.loop.state import LAST, PREVIOUS
+from nmsfree_training.study import job as worker
 from nmsfree_training.study import rows as study_rows
-from nmsfree_training.study import runner, worker
-from nmsfree_training.study.display import Progress, StudyDisplay, read_progress
-from nmsfree_training.study.jobs import Job
+from nmsfree_training.study import runner
+from nmsfree_training.study.job import Job, training_command
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.rows import Row
-from nmsfree_training.study.runner import last_line, run_study
-from nmsfree_training.study.worker import training_command
+from nmsfree_training.study.runner import (
+    Progress,
+    StudyDisplay,
+    last_line,
+    read_progress,
+    run_study,
+)
 
 GOOD = Row("good", "a good row", "fcos_rt_nano", (), "Does it run?")
 BAD = Row("bad", "a bad row", "fcos_rt_nano", ("--no-such-option",), "Does it fail?")

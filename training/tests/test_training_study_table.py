@@ -10,9 +10,15 @@ from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_training.cli.study import app
-from nmsfree_training.study.results import NMS_GRID, grid_key, of_one_length, read_results
-from nmsfree_training.study.summary import Stat, summarise
-from nmsfree_training.study.table import COLUMNS, cells, markdown, percent
+from nmsfree_training.study.report import COLUMNS, cells, markdown, percent
+from nmsfree_training.study.results import (
+    NMS_GRID,
+    Stat,
+    grid_key,
+    of_one_length,
+    read_results,
+    summarize,
+)
 
 FIGURES = {
     "AP50": 0.9, "AP75": 0.8, "F1": 0.8, "F1_with_nms": 0.85, "threshold": 0.4,
@@ -52,7 +58,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_means_deviations_and_paired_differences(results: Path) -> None:
-    o2m, o2o, two = summarise(read_results(results))
+    o2m, o2o, two = summarize(read_results(results))
     assert [row.row for row in (o2m, o2o, two)] == ["o2m", "o2o", "gradient_1"]  # as in the study
     assert o2m.seeds == (0, 1, 2) and o2m.minutes == Stat(3.0, pytest.approx(1.0), 3)
     reference = o2m.splits["val"]
@@ -73,7 +79,7 @@ def test_means_deviations_and_paired_differences(results: Path) -> None:
 
 
 def test_without_the_reference_there_is_no_difference(results: Path) -> None:
-    rows = summarise([r for r in read_results(results) if r["row"] != "o2m"])
+    rows = summarize([r for r in read_results(results) if r["row"] != "o2m"])
     assert [row.splits["val"].against for row in rows] == [None, None]
 
 
@@ -82,7 +88,7 @@ def test_how_figures_read(results: Path) -> None:
     assert percent(Stat(-0.0041, None, 1), signed=True) == "−0.4"
     assert percent(Stat(-0.0001, None, 1), signed=True) == "+0.0"
     assert percent(None) == "–"
-    o2m, _, two = summarise(read_results(results))
+    o2m, _, two = summarize(read_results(results))
     shown = cells(two, "val")
     assert list(shown) == list(COLUMNS)
     assert shown["AP"] == "73.0 ± 2.8" and shown["− o2m best"] == "−1.5 ± 2.1"
@@ -99,7 +105,7 @@ def test_the_command_prints_and_writes_all(results: Path, tmp_path: Path) -> Non
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("gradient_1") == 4  # two tables for each split
     text = page.read_text(encoding="utf-8")
-    assert text == markdown(summarise(read_results(results)))
+    assert text == markdown(summarize(read_results(results)))
     assert "**val, 4 epochs**" in text and "- `gradient_1`: title of gradient_1" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {len(COLUMNS) + 1}

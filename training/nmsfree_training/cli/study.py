@@ -110,17 +110,16 @@ def run(
     """
     from rich.console import Console
 
-    from nmsfree_training.study.display import StudyDisplay
-    from nmsfree_training.study.jobs import is_done, plan
+    from nmsfree_training.study.job import is_done, plan
     from nmsfree_training.study.rows import choose_rows
-    from nmsfree_training.study.runner import StoppedError, run_study
+    from nmsfree_training.study.runner import StoppedError, StudyDisplay, run_study
 
     if not data.is_dir():
         raise InputError(f"--data is {data}, which is not a folder: `nmsfree data digits` makes it")
     wanted = plan(
         choose_rows(row or ()),
-        epochs,
         seed or SEEDS,
+        epochs=epochs,
         data=data,
         runs=runs,
         results=results,
@@ -175,7 +174,7 @@ def command(
 
     Example: nmsfree study command e2e_published --seed 1
     """
-    from nmsfree_training.study.jobs import Job
+    from nmsfree_training.study.job import Job
     from nmsfree_training.study.rows import choose_rows
 
     (chosen,) = choose_rows([row])
@@ -203,13 +202,13 @@ def table(
     from rich.console import Console
 
     from nmsfree.files import check_outputs, problems_in, write_atomic, write_json
-    from nmsfree_training.study.summary import summarise
-    from nmsfree_training.study.table import markdown as as_markdown
-    from nmsfree_training.study.table import print_table, to_json
+    from nmsfree_training.study.report import markdown as as_markdown
+    from nmsfree_training.study.report import print_table, to_json
+    from nmsfree_training.study.results import summarize
 
     folders = results or [RESULTS]
     check_outputs([markdown, json_file], _result_files(folders))
-    rows = summarise(_read(folders, epochs))
+    rows = summarize(_read(folders, epochs))
     if json_file != "-":
         print_table(rows, Console())
     problems: list[str] = []
@@ -238,11 +237,11 @@ def plot(
     --results docs/study/narrow-filter --out docs/study.png
     """
     from nmsfree.files import check_outputs
-    from nmsfree_training.study.picture import write_picture
+    from nmsfree_training.study.report import write_plot
 
     folders = results or [RESULTS]
     check_outputs([out], _result_files(folders))
-    write_picture(_read(folders, epochs), out)
+    write_plot(_read(folders, epochs), out)
     typer.echo(shown(out), err=True)
 
 

@@ -19,8 +19,8 @@ from nmsfree.detector import Detector
 from nmsfree.draw import Mark, Tile, make_sheet
 from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import analyse
-from nmsfree.evaluation.boxes import Boxes, best_first, read_boxes
-from nmsfree.evaluation.evaluate import Result, predict
+from nmsfree.evaluation.boxes import Boxes, best_first, objects_of, read_boxes
+from nmsfree.evaluation.evaluate import predict
 from nmsfree.evaluation.matching import match
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.images import read_image
@@ -99,7 +99,7 @@ def write_scenes(
     with Detector(with_nms) as baseline, Detector(without) as free:
         _check(baseline, with_nms, needs_nms=True)
         _check(free, without, needs_nms=False)
-        truth = _truth(free, dataset)
+        truth = objects_of(dataset, _labels(free, dataset))
         shown = (
             _show(baseline, "NMS", dataset, truth, lambda d, _: progress(d, 2 * total)),
             _show(free, "no NMS", dataset, truth, lambda d, _: progress(total + d, 2 * total)),
@@ -136,30 +136,10 @@ def _check(detector: Detector, path: Path, needs_nms: bool) -> None:
         )
 
 
-def _truth(detector: Detector, dataset: DetectionDataset) -> Boxes:
-    rows = [
-        {
-            "image_id": s.image_id,
-            "category_id": dataset.category_ids[label],
-            "bbox": _xywh(box),
-            "iscrowd": crowd,
-        }
-        for s in dataset.samples
-        for box, label, crowd in zip(
-            s.boxes.tolist(), s.labels.tolist(), s.iscrowd.tolist(), strict=True
-        )
-    ]
-    return _read(detector, dataset, rows)
-
-
-def _xywh(box: Sequence[float]) -> list[float]:
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-
-
-def _read(detector: Detector, dataset: DetectionDataset, rows: list[Result]) -> Boxes:
+def _labels(detector: Detector, dataset: DetectionDataset) -> dict[int, int]:
+    """Class id of the detector by category id of the dataset."""
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    labels = {ids[name]: label for label, name in enumerate(detector.names)}
-    return read_boxes(rows, [s.image_id for s in dataset.samples], labels)
+    return {ids[name]: label for label, name in enumerate(detector.names)}
 
 
 def _show(
@@ -167,7 +147,8 @@ def _show(
 ) -> _Shown:
     results = predict(detector, dataset, progress)
     threshold = analyse(dataset, results, detector.spec).best.threshold
-    found = best_first(_read(detector, dataset, results))
+    image_ids = [sample.image_id for sample in dataset.samples]
+    found = best_first(read_boxes(results, image_ids, _labels(detector, dataset)))
     found = found.select(found.score > threshold)
     matches = match(found, truth)
     return _Shown(title, threshold, found, matches.hit, matches.truth[matches.hit])
