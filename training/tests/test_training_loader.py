@@ -24,17 +24,9 @@ from nmsfree.images import read_image
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.criterion.assignment import Targets
 from nmsfree_training.data.augment import Example
-from nmsfree_training.data.batch import pack, unpack
-from nmsfree_training.data.loader import (
-    Batch,
-    LoaderError,
-    TrainingSet,
-    collate,
-    epoch_loader,
-    epoch_order,
-    pad_batch,
-    steps_per_epoch,
-)
+from nmsfree_training.data.batch import Batch, collate, pack, pad_batch, unpack
+from nmsfree_training.data.examples import LoaderError, TrainingSet
+from nmsfree_training.data.loader import epoch_loader, epoch_order, steps_per_epoch
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB, _constants, normalize
 
 

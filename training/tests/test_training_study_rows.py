@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError
 from nmsfree_training.cli import run as train_cli
 from nmsfree_training.cli import study as study_cli
-from nmsfree_training.cli.run import TrainOptions
+from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.cli.study import app
 from nmsfree_training.cli.train import train
 from nmsfree_training.config import Matching, Preset, preset
@@ -39,15 +39,16 @@ def settings(row: Row, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainOptions, P
     assert result.exit_code == 0, result.output
     (options,) = seen
     assert options.model is not None
-    return options, options.recipe.apply(preset(options.model, 10))
+    return options, apply(options.recipe, preset(options.model, 10))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_is_a_valid_command(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     options, chosen = settings(row, monkeypatch)
-    assert chosen.train.epochs == 16 and options.seed == 2 and options.precision == "bf16"
-    assert (options.threads, options.workers, options.eval_every) == (1, 0, 0)
-    assert options.out == Path(f"runs/study/{row.name}_e16_s2") and not options.tensorboard
+    run = options.run
+    assert chosen.train.epochs == 16 and run.seed == 2 and run.precision == "bf16"
+    assert (options.threads, run.workers, run.evaluate_every) == (1, 0, 0)
+    assert options.out == Path(f"runs/study/{row.name}_e16_s2") and run.no_tensorboard
     assert row.title and row.question and row.name.replace("_", "").isalnum()
 
 

@@ -15,21 +15,8 @@ from torch.utils.data import DataLoader
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree_training.config import Preset
-from nmsfree_training.data.batch import CPU, Batch, PackedBatch, collate, pad_batch, unpack
+from nmsfree_training.data.batch import CPU, Batch, PackedBatch, unpack
 from nmsfree_training.data.examples import LoaderError, MicroBatches, TrainingSet
-
-__all__ = [
-    "Batch",
-    "EpochLoader",
-    "LoaderError",
-    "TrainingSet",
-    "check_batch",
-    "collate",
-    "epoch_loader",
-    "epoch_order",
-    "pad_batch",
-    "steps_per_epoch",
-]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_training.config import HeadName, Matching, TrainConfig
 from nmsfree_training.criterion.losses import detector_losses
-from nmsfree_training.data.loader import Batch
+from nmsfree_training.data.batch import Batch
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.optim import rate_factor
 from nmsfree_training.model.detector import Fcos

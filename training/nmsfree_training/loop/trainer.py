@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset
-from nmsfree_training.data.loader import Batch, epoch_loader, pad_batch, steps_per_epoch
+from nmsfree_training.data.batch import Batch, pad_batch
+from nmsfree_training.data.loader import epoch_loader, steps_per_epoch
 from nmsfree_training.loop.checkpoints import CheckpointManager, describe_recipe
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.optim import Ema, make_optimizer
