@@ -22,10 +22,8 @@ def json_option(about: str) -> Option:
 def command(run: Callable[[Any], None], kind: type[Any]) -> Callable[..., None]:
     """A command for typer whose options are the fields of a dataclass, see `nmsfree.options`.
 
-    Args:
-        run: is called with the object; its docstring is the command's help.
-        kind: the dataclass. A field that is a dataclass lends its own fields; one without an
-            `Option` keeps its default.
+    `run` is called with the object; its docstring is the command's help. A field that is a
+    dataclass lends its own fields; one without an `Option` keeps its default.
     """
 
     def from_command_line(**values: Any) -> None:

@@ -118,9 +118,7 @@ def analyse(
     """Measure a model by its results; no inference happens here.
 
     Args:
-        dataset: what the results are compared with.
         results: everything above the model's score floor, in any order; see `predict`.
-        spec: the model's description: classes, floor and rows of the output.
         target_precision: precision that `Thresholds.at_precision` must reach.
         capped: whether the results of an image are at most the `top_k` rows of the model's output;
             the published protocol keeps all of them.

@@ -154,7 +154,6 @@ class Output:
     Args:
         names: path of every source's picture or video below `folder`, see `picture_names`.
         folder: where to write; None writes nothing there.
-        pictures: write annotated pictures and videos too.
         json_target: one more place for the lines: a path, "-" for stdout, or None.
         model: the file that detects; no output may replace it.
 

@@ -140,8 +140,7 @@ def check_dataset(
         progress: called as (done, total) while the images are read.
 
     Raises:
-        DataError: no dataset is there, or a split that was named, or all of
-            them, cannot be read.
+        DataError: no dataset is there, or a split that was named, or all of them, is unreadable.
         MissingExtraError: PyYAML is not installed and the dataset is YOLO.
     """
     layout = find_layout(directory)

@@ -1,15 +1,9 @@
 """Writing a cleaned copy of a dataset's annotations; images stay where they are, untouched.
 
-The copy is a COCO dataset of its own, DIR/annotations/instances_SPLIT.json, whose header names
-the folder of the images (see `nmsfree.datasets.formats.coco`). It holds what the check found
-usable:
-
-- without images that are missing, unreadable, damaged or of another size than annotated;
-- without boxes that have no area or lie outside; others cut to the image; duplicates once;
-- without annotations that are malformed or name what is not defined;
-- with one list of classes, and without images that a later split (validation, test) holds, too.
-
-Annotation ids are renumbered; everything else that COCO entries hold is kept.
+The copy is a COCO dataset of its own, whose header names the folder of the images (see
+`nmsfree.datasets.formats.coco`). It holds what the check found usable, boxes cut to their image and
+duplicates once, with one list of classes, and without images that a later split (validation, test)
+holds, too. Annotation ids are renumbered; everything else that COCO entries hold is kept.
 """
 
 import math
@@ -62,12 +56,7 @@ def _category_ids(check: Check) -> dict[str, int]:
 def content_of(
     check: Check, split: SplitCheck, images: list[ImageRow], ids: dict[str, int], folder: Path
 ) -> dict[str, Any]:
-    """Return the COCO content of a cleaned split.
-
-    Args:
-        images: those that stay.
-        ids: category id of every class name.
-        folder: dataset folder that the content is written to; paths count from there.
+    """Return the COCO content of a split with the images that stay; paths count from `folder`.
 
     Raises:
         DataError: no single folder holds all images.

@@ -69,10 +69,7 @@ class Layout:
 
 
 def find_layout(path: FilePath) -> Layout:
-    """Find out the format of a dataset by what is in its folder.
-
-    Args:
-        path: the folder, or the data.yaml of a YOLO dataset.
+    """Find out the format of a dataset by its folder, or the data.yaml of a YOLO dataset.
 
     Raises:
         DataError: no format fits, or more than one.
