@@ -15,14 +15,14 @@ from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 
 def write_standin(folder: Path, name: str, side: int) -> None:
     """Save a nano network for side × side pixels with stand-in weights, for ten classes."""
     chosen = preset(name, 10)
     network = Fcos(chosen.model)
-    standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
+    standin = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
     # Filters stay at zero, as training leaves the parts of them that nothing uses.
     standin = {key: value for key, value in standin.items() if "_filter." not in key}

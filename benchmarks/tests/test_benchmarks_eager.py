@@ -23,7 +23,7 @@ from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction
 from nmsfree_training.weights.checkpoint import Checkpoint
 from nmsfree_training.weights.predict import PostprocessConfig, postprocess
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 SHAPES = [(16, 16), (8, 8), (4, 4)]
 STRIDES = (8, 16, 32)
@@ -82,7 +82,7 @@ def make_source(name: str) -> Source:
     """A nano network for 64 × 64 pixels with stand-in weights."""
     chosen = preset(name, 10)
     network = Fcos(chosen.model)
-    standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
+    standin = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
     standin = {key: value for key, value in standin.items() if "_filter." not in key}
     state = network.state_dict() | standin

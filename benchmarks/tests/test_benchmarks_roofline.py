@@ -29,7 +29,7 @@ from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.card import gmac
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 PEAKS = Peaks({"fp32": 100e9, "int8": 400e9}, ((1000, 50e9), (10**9, 10e9)))
 
@@ -251,7 +251,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("fcos_rt_nano", "fcos_e2e_nano"):
         chosen = preset(name, 10)
         network = Fcos(chosen.model)
-        standin = standin_state_dict(network, seed=0)
+        standin = random_state_dict(network, seed=0)
         found = from_published_keys(chosen.model.heads, standin)
         # Filters stay at zero, as training leaves the parts of them that nothing uses.
         found = {key: value for key, value in found.items() if "_filter." not in key}

@@ -52,7 +52,7 @@ from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
@@ -64,7 +64,7 @@ def write_weights(folder: Path, name: str) -> None:
     """Save a nano network for 64 × 64 pixels with stand-in weights."""
     chosen = preset(name, 10)
     network = Fcos(chosen.model)
-    standin = from_published_keys(chosen.model.heads, standin_state_dict(network, seed=0))
+    standin = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
     # Filters stay at zero, as training leaves the parts of them that nothing uses.
     standin = {key: value for key, value in standin.items() if "_filter." not in key}

@@ -21,7 +21,7 @@ from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.head import Head
 from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
-from nmsfree_training.weights.published import standin_state_dict
+from nmsfree_training.weights.published import random_state_dict
 
 CLASSES = tuple("abcdefg")
 TRAIN, VAL = 8, 12
@@ -43,7 +43,7 @@ def nano(weights: Path) -> Checkpoint:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The published network with random weights, 512 × 736."""
     path = tmp_path_factory.mktemp("published") / "fcos_e2e_r18_3x_coco.pth"
-    torch.save({"model": standin_state_dict(Fcos(fcos_e2e_r18_3x().model), seed=11)}, path)
+    torch.save({"model": random_state_dict(Fcos(fcos_e2e_r18_3x().model), seed=11)}, path)
     return load_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""What several training tests need: reference numbers, stand-in networks, a tiny dataset."""
+"""What several training tests need: reference numbers, random networks, a tiny dataset."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.published import (
     from_published_keys,
-    standin_state_dict,
+    random_state_dict,
     to_published_keys,
 )
 
@@ -54,13 +54,13 @@ def published_shapes() -> dict[str, dict[str, list[int]]]:
 
 
 @pytest.fixture(scope="session")
-def standin() -> Callable[[str], Fcos]:
-    """Return a function giving a published network with stand-in weights, for evaluation."""
+def random_network() -> Callable[[str], Fcos]:
+    """Return a function giving a published network with random weights, for evaluation."""
 
     @cache
     def build(name: str) -> Fcos:
         network = Fcos(preset(name).model).eval()
-        weights = standin_state_dict(network)
+        weights = random_state_dict(network)
         network.load_state_dict(from_published_keys(network.config.heads, weights))
         return network.requires_grad_(False)
 

@@ -64,9 +64,9 @@ def assert_same_detections(
 
 @CASES
 def test_logits_and_boxes(
-    name: str, size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
 ) -> None:
-    network, want = standin(name), expected(reference, name, size)
+    network, want = random_network(name), expected(reference, name, size)
     cells = torch.from_numpy(want["anchor_index"])
     predictions = run(network, size)
     deployed = predictions[network.deployed_head]
@@ -79,11 +79,11 @@ def test_logits_and_boxes(
 
 @CASES
 def test_pyramid_statistics(
-    name: str, size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
 ) -> None:
     want = expected(reference, name, size)
     with torch.inference_mode():
-        pyramid = standin(name).features(make_image(*size))
+        pyramid = random_network(name).features(make_image(*size))
     for level, features in zip((3, 4, 5), pyramid, strict=True):
         mean_std = [float(features.mean()), float(features.std())]
         np.testing.assert_allclose(mean_std, want[f"p{level}_mean_std"], rtol=0, atol=1e-3)
@@ -91,9 +91,9 @@ def test_pyramid_statistics(
 
 @CASES
 def test_final_detections(
-    name: str, size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
 ) -> None:
-    network, want = standin(name), expected(reference, name, size)
+    network, want = random_network(name), expected(reference, name, size)
     settings = EVALUATE_O2M if network.deployed_head == "o2m" else EVALUATE_O2O
     found = postprocess(run(network, size)[network.deployed_head], settings)[0]
     rows = (want["final_boxes"], want["final_scores"], want["final_labels"])
@@ -102,10 +102,10 @@ def test_final_detections(
 
 @pytest.mark.parametrize("size", SIZES)
 def test_class_agnostic_nms(
-    size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+    size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
 ) -> None:
     want = expected(reference, "fcos_rt_r18_3x", size)
     settings = PostprocessConfig(per_level=1000, nms_iou=0.6, class_aware=False)
-    found = postprocess(run(standin("fcos_rt_r18_3x"), size)["o2m"], settings)[0]
+    found = postprocess(run(random_network("fcos_rt_r18_3x"), size)["o2m"], settings)[0]
     rows = (want["agnostic_boxes"], want["agnostic_scores"], want["agnostic_labels"])
     assert_same_detections(found, rows, size)

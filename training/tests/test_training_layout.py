@@ -10,7 +10,7 @@ from nmsfree_training.weights.published import (
     from_published_keys,
     has_two_heads,
     looks_published,
-    standin_tensor,
+    random_tensor,
     to_published_keys,
 )
 
@@ -51,12 +51,12 @@ def test_parameter_counts() -> None:
     assert round(one_head / 1e6, 1) == 18.1
 
 
-def test_standin_weights_depend_on_key_and_seed() -> None:
+def test_random_weights_depend_on_key_and_seed() -> None:
     shape = (4, 3, 3, 3)
-    one = standin_tensor("a.weight", shape, 0)
-    assert torch.equal(one, standin_tensor("a.weight", shape, 0))
-    assert not torch.equal(one, standin_tensor("b.weight", shape, 0))
-    assert not torch.equal(one, standin_tensor("a.weight", shape, 1))
+    one = random_tensor("a.weight", shape, 0)
+    assert torch.equal(one, random_tensor("a.weight", shape, 0))
+    assert not torch.equal(one, random_tensor("b.weight", shape, 0))
+    assert not torch.equal(one, random_tensor("a.weight", shape, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)

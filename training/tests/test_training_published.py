@@ -74,9 +74,9 @@ def refusal(path: Path, **arguments: Any) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_full_file_loads_as_it_is(
-    name: str, standin: Callable[[str], Fcos], tmp_path: Path
+    name: str, random_network: Callable[[str], Fcos], tmp_path: Path
 ) -> None:
-    network = standin(name)
+    network = random_network(name)
     state = to_published_keys(network.config.heads, network.state_dict())
     path = tmp_path / FILES[name]
     torch.save(published_content(state), path)

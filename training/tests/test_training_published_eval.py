@@ -81,11 +81,11 @@ def test_shrinking_is_antialiased_on_bytes() -> None:
 
 @CASES
 def test_detections_are_those_of_the_authors(
-    name: str, size: tuple[int, int], standin: Callable[[str], Fcos], reference: Reference
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
 ) -> None:
     """At the network's own size there is nothing to resize: all the rest, to their figures."""
     want = expected(reference, name, size)
-    boxes, scores, labels = detect(standin(name), make_image(*size))
+    boxes, scores, labels = detect(random_network(name), make_image(*size))
     assert len(boxes) == len(want["final_boxes"]) > 0
     free = np.ones(len(boxes), bool)
     rows = (want["final_boxes"], want["final_scores"], want["final_labels"])

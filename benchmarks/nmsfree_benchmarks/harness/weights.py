@@ -11,7 +11,7 @@ from nmsfree_benchmarks.harness.timer import Progress
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 NANO = ("fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano")
 PUBLISHED = {  # the published experiment's models and files
@@ -55,7 +55,7 @@ def random_weights(name: str, folder: Path) -> Weights:
     chosen = preset(name, len(COCO_NAMES))
     network = Fcos(chosen.model)
     state = network.state_dict() | from_published_keys(
-        chosen.model.heads, standin_state_dict(network, seed=0)
+        chosen.model.heads, random_state_dict(network, seed=0)
     )
     made = Checkpoint(
         chosen.model,

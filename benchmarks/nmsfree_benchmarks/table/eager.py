@@ -33,7 +33,7 @@ from nmsfree_training.weights.predict import (
     postprocess,
     select_levels,
 )
-from nmsfree_training.weights.published import from_published_keys, standin_state_dict
+from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 Found = list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]
 
@@ -156,7 +156,7 @@ def standin_source(name: str, folder: Path) -> Source:
     chosen = preset(name, len(COCO_NAMES))
     network = Fcos(chosen.model)
     state = network.state_dict() | from_published_keys(
-        chosen.model.heads, standin_state_dict(network, seed=0)
+        chosen.model.heads, random_state_dict(network, seed=0)
     )
     path = folder / f"{name}.standin.safetensors"
     provenance = {"weights": "stand-in, seed 0: untrained"}

@@ -55,7 +55,7 @@ def has_two_heads(state: Mapping[str, object]) -> bool:
     return any(key.startswith("detection_head_o2o.") for key in state)
 
 
-def standin_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def random_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return the float32 tensor of one state-dict key of a published checkpoint."""
     stream = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
     kind = key.rsplit(".", 1)[-1]
@@ -77,9 +77,9 @@ def standin_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
 
-def standin_state_dict(model: Fcos, seed: int = 0) -> dict[str, Tensor]:
-    """Return stand-in weights for every key of `model`, under the published keys."""
+def random_state_dict(model: Fcos, seed: int = 0) -> dict[str, Tensor]:
+    """Return random weights for every key of `model`, under the published keys."""
 
     keys = to_published_keys(model.config.heads, model.state_dict())
     # Counters of batches stay whole numbers, as a checkpoint has them.
-    return {key: standin_tensor(key, tuple(t.shape), seed).to(t.dtype) for key, t in keys.items()}
+    return {key: random_tensor(key, tuple(t.shape), seed).to(t.dtype) for key, t in keys.items()}
