@@ -25,8 +25,7 @@ from nmsfree.datasets.faults import Fault, Kind
 from nmsfree.datasets.formats.coco import fields_of
 from nmsfree.datasets.formats.folder import Layout, find_layout
 from nmsfree.datasets.formats.voc import all_names, picture_name
-from nmsfree.datasets.formats.yolo import label_files, yolo_images
-from nmsfree.datasets.formats.yolo_config import read_config
+from nmsfree.datasets.formats.yolo import label_files, read_config, yolo_images
 from nmsfree.datasets.image_files import images_below, images_in, nfc
 from nmsfree.datasets.rows import Category, SplitRows
 from nmsfree.errors import DataError

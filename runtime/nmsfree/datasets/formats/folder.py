@@ -7,8 +7,7 @@ from nmsfree.datasets.dataset import DetectionDataset, build
 from nmsfree.datasets.faults import Report, refuse
 from nmsfree.datasets.formats.coco import ROBOFLOW, coco_splits, read_coco
 from nmsfree.datasets.formats.voc import read_voc, voc_splits
-from nmsfree.datasets.formats.yolo import read_yolo
-from nmsfree.datasets.formats.yolo_config import find_configs, read_config
+from nmsfree.datasets.formats.yolo import find_configs, read_config, read_yolo
 from nmsfree.datasets.rows import Format, SplitRows
 from nmsfree.errors import DataError
 from nmsfree.text import FilePath, as_path, shown
