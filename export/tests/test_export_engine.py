@@ -97,7 +97,7 @@ def test_the_bundled_detectors_build_in_every_precision(
         assert str(report.inputs[0]) == "images uint8 [1, 256, 256, 3]"
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
-    assert sizes[0] > 1.5 * sizes[1]
+    assert sizes[0] > 1.2 * max(sizes[1:])
 
 
 @pytest.mark.parametrize("name", ["nano", "published"])
