@@ -40,10 +40,8 @@ def crowd_scenes() -> list[Scene]:
 
 def test_scene_types(train_scenes: list[Scene]) -> None:
     for scene in train_scenes[:5]:
-        assert scene.image.shape == (256, 256, 3)
-        assert scene.image.dtype == np.uint8
-        assert scene.boxes.shape == (len(scene.labels), 4)
-        assert scene.boxes.dtype == np.float32
+        assert (scene.image.shape, scene.image.dtype) == ((256, 256, 3), np.uint8)
+        assert (scene.boxes.shape, scene.boxes.dtype) == ((len(scene.labels), 4), np.float32)
         assert scene.labels.dtype == np.int64
 
 
@@ -60,13 +58,9 @@ def test_recipe_is_unchanged() -> None:
     scene = make_scene("crowd", 0)
     assert scene.labels.tolist() == [2, 2, 3, 3, 3, 3]
     expected = [
-        [95, 130, 146, 203],
-        [92, 149, 147, 214],
-        [194, 76, 229, 133],
-        [195, 62, 229, 122],
-        [47, 63, 81, 111],
-        [54, 61, 83, 106],
-    ]
+        [95, 130, 146, 203], [92, 149, 147, 214], [194, 76, 229, 133],
+        [195, 62, 229, 122], [47, 63, 81, 111], [54, 61, 83, 106],
+    ]  # fmt: skip
     assert np.abs(scene.boxes - np.array(expected)).max() <= 1  # resampling rounds per processor
 
 
@@ -94,13 +88,10 @@ def test_counts_sizes_and_places(train_scenes: list[Scene], crowd_scenes: list[S
     sides = []
     for scene in train_scenes + crowd_scenes:
         assert 3 <= len(scene.labels) <= 10
-        assert scene.boxes.min() >= 1
-        assert scene.boxes.max() <= 255
+        assert scene.boxes.min() >= 1 and scene.boxes.max() <= 255
         sides += (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1).tolist()
-    assert min(sides) >= 14
-    assert max(sides) <= 110
-    assert np.percentile(sides, 10) < 25
-    assert np.percentile(sides, 90) > 75
+    assert min(sides) >= 14 and max(sides) <= 110
+    assert np.percentile(sides, 10) < 25 and np.percentile(sides, 90) > 75
 
 
 def test_every_class_appears(train_scenes: list[Scene]) -> None:
@@ -202,9 +193,8 @@ def test_val_does_not_depend_on_the_number_of_train_images(tmp_path: Path) -> No
 def test_split_of_zero_images_is_not_written(tmp_path: Path) -> None:
     write_digits(tmp_path / "set", train=0, val=1, crowd=0)
     assert not (tmp_path / "set" / "train").exists()
-    assert [path.name for path in (tmp_path / "set/annotations").iterdir()] == [
-        "instances_val.json"
-    ]
+    (file,) = (tmp_path / "set/annotations").iterdir()
+    assert file.name == "instances_val.json"
 
 
 def test_complete_set_is_left_as_it_is(tmp_path: Path) -> None:
@@ -242,11 +232,7 @@ def test_interrupted_set_is_completed(tmp_path: Path) -> None:
 def test_a_set_killed_before_its_first_file_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"{")
     assert write_digits(tmp_path, train=1, val=0, crowd=0) == ["train"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "annotations",
-        "digits.json",
-        "train",
-    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"annotations", "digits.json", "train"}
 
 
 def test_other_data_is_never_touched(tmp_path: Path) -> None:

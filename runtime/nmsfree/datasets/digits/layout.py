@@ -51,7 +51,7 @@ class Glyph:
 
 @functools.cache
 def load_digits() -> Digits:
-    """Return the bundled handwritten digits, see `digits_ATTRIBUTION.txt`."""
+    """Return the bundled handwritten digits, see `ATTRIBUTION.txt`."""
     path = resources.files("nmsfree.datasets.digits").joinpath("digits.npz")
     with path.open("rb") as file, np.load(file) as arrays:
         return Digits(arrays["images"], arrays["labels"])
