@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nmsfree import ModelSpec, RawDetections
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
+from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform
 from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.spec import METADATA_KEY
@@ -154,6 +155,32 @@ def noise() -> Callable[..., NDArray[np.uint8]]:
         coarse = np.random.default_rng(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8)
         rows = np.arange(height) * 9 // height
         return np.ascontiguousarray(coarse[rows][:, np.arange(width) * 13 // width])
+
+    return make
+
+
+@pytest.fixture
+def make_sidecar(make_spec: Any) -> Callable[..., Sidecar]:
+    """Return a function giving an engine's description, fields replaced as asked."""
+
+    def make(**fields: Any) -> Sidecar:
+        values: dict[str, Any] = {
+            "engine_sha256": "e" * 64,
+            "onnx": "model.onnx",
+            "onnx_sha256": "0" * 64,
+            "spec": make_spec(),
+            "builder": "tensorrt-rtx",
+            "builder_version": "1.7.1.116",
+            "targets": (86, 89),
+            "platform": this_platform(),
+            "precision": "fp32",
+            "tf32": False,
+            "batch": (1, 1, 1),
+            "nms_on_host": False,
+            "build_seconds": 1.25,
+            "created": "2026-11-25T12:00:00+00:00",
+        }
+        return Sidecar(**(values | fields))
 
     return make
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from runtime_helpers import refused
 
-from nmsfree import EngineError, MissingExtraError, ModelError, ModelSpec
+from nmsfree import EngineError, MissingExtraError, ModelError
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt import load
 from nmsfree.backends.tensorrt.load import check_engine, load_plan
@@ -36,28 +36,12 @@ def digest(content: bytes) -> str:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, make_spec: Callable[..., ModelSpec]) -> Path:
+def engine(tmp_path: Path, make_sidecar: Any) -> Path:
     """An engine that fits, with its ONNX file and sidecar beside it."""
     engine = tmp_path / "model.engine"
     engine.write_bytes(PLAN)
     (tmp_path / "model.onnx").write_bytes(ONNX)
-    sidecar = Sidecar(
-        engine_sha256=digest(PLAN),
-        onnx="model.onnx",
-        onnx_sha256=digest(ONNX),
-        spec=make_spec(),
-        builder="tensorrt-rtx",
-        builder_version="1.7.1.116",
-        targets=(86, 89),
-        platform=this_platform(),
-        precision="fp32",
-        tf32=False,
-        batch=(1, 1, 1),
-        nms_on_host=False,
-        build_seconds=1.0,
-        created="2026-11-25T12:00:00+00:00",
-    )
-    write_sidecar(engine, sidecar)
+    write_sidecar(engine, make_sidecar(engine_sha256=digest(PLAN), onnx_sha256=digest(ONNX)))
     return engine
 
 

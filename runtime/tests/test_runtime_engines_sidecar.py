@@ -1,13 +1,13 @@
 """The JSON beside an engine: it survives the way there and back, and refuses what is wrong."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runtime_helpers import refused
 
-from nmsfree import ModelError, ModelSpec
+from nmsfree import ModelError
 from nmsfree.backends.tensorrt.sidecar import (
     Sidecar,
     read_sidecar,
@@ -20,23 +20,9 @@ AGAIN = "build the engine again with `nmsfree build`"
 
 
 @pytest.fixture
-def sidecar(make_spec: Callable[..., ModelSpec]) -> Sidecar:
-    return Sidecar(
-        engine_sha256="e" * 64,
-        onnx="modèle.onnx",
-        onnx_sha256="0" * 64,
-        spec=make_spec(class_names=("bleu", "grün", "赤")),
-        builder="tensorrt-rtx",
-        builder_version="1.7.1.116",
-        targets=(86, 89),
-        platform="Linux x86_64",
-        precision="mixed fp16",
-        tf32=False,
-        batch=(1, 4, 8),
-        nms_on_host=False,
-        build_seconds=1.25,
-        created="2026-11-25T12:00:00+00:00",
-    )
+def sidecar(make_spec: Any, make_sidecar: Any) -> Sidecar:
+    spec = make_spec(class_names=("bleu", "grün", "赤"))
+    return make_sidecar(onnx="modèle.onnx", spec=spec, precision="mixed fp16", batch=(1, 4, 8))
 
 
 def test_round_trip(sidecar: Sidecar, tmp_path: Path) -> None:
