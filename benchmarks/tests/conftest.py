@@ -1,7 +1,7 @@
 """Tiny networks and pictures that several tests of the sub-commands share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from nmsfree.datasets.digits.scenes import write_digits
-from nmsfree_benchmarks.common.exporting import Exporter
 from nmsfree_benchmarks.harness import exports
-from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_benchmarks.harness.engines import ENGINES
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.weights import open_weights
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 
@@ -31,29 +32,31 @@ def write_standin(folder: Path, name: str, side: int) -> None:
     save_checkpoint(checkpoint, folder / f"{name}.safetensors")
 
 
-class _Here(Exporter):
-    """Exports in this process, which has everything imported."""
-
-    def __init__(self) -> None:
-        """No other process."""
-
-    def export(self, checkpoint: Path, model: str, out: Path, options: ExportOptions) -> str:
-        return export_onnx(load_checkpoint(checkpoint, model), out, options).sha256
-
-
-@contextmanager
-def _exporter_here() -> Iterator[Exporter]:
-    yield _Here()
+@pytest.fixture(scope="session")
+def work(pytestconfig: pytest.Config) -> Path:
+    """A folder in pytest's cache: exported files are named after all that they are made of."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("bench-work")
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A folder with `weights` of one network for 64 × 64 pixels, and `data`: a digits set.
+def exported() -> Callable[[Path, str], Path]:
+    """What returns the FP32 file of a model, from a folder with its `weights` and `work`."""
 
-    Its `work` lies in pytest's cache: exported files are named after all that they are made of.
-    """
+    def file(folder: Path, model: str) -> Path:
+        weights = open_weights(folder / "weights" / f"{model}.safetensors", "none")
+        subject = Subject(weights, ENGINES["onnxruntime"], 1)
+        assert exports.export_all([subject], folder / "work", None, lambda done, total: None) == {}
+        return subject.file
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Path:
+    """A folder with `weights` of one network for 64 × 64 pixels, `data`: a digits set, `work`."""
     root = tmp_path_factory.mktemp("tiny")
-    (root / "work").symlink_to(pytestconfig.cache.mkdir("bench-work"), target_is_directory=True)
+    (root / "work").symlink_to(work, target_is_directory=True)
     write_standin(root / "weights", "fcos_e2e_nano", 64)
     write_digits(root / "data", train=3, val=4, crowd=0)
     return root
@@ -63,7 +66,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Export without a new process, and give threads back after a command took its own."""
     threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
-    monkeypatch.setattr("nmsfree_benchmarks.common.exported.exporter", _exporter_here)
     monkeypatch.setattr(exports, "exporter", lambda: nullcontext(exports.export_here))
     yield
     torch.set_num_threads(threads)

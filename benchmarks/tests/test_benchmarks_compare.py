@@ -12,18 +12,17 @@ from typer.testing import CliRunner
 
 from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common.sample import (
+from nmsfree_benchmarks.harness.records import Ratio, Results
+from nmsfree_benchmarks.harness.statistics import Interval
+from nmsfree_benchmarks.report.compare import agreement
+from nmsfree_benchmarks.report.compare import compare_runs as compare
+from nmsfree_benchmarks.report.sample import (
     ENVIRONMENT,
     record_of,
     results_of,
     subject_of,
     times_of,
 )
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.compare import agreement, compare
-from nmsfree_benchmarks.record.compare_cli import _meaning
-from nmsfree_benchmarks.record.intervals import Interval
-from nmsfree_benchmarks.record.records import Ratio, Results
 
 
 def changed(name: str, value: Any) -> Results:
@@ -106,8 +105,8 @@ def test_a_faster_run_is_no_regression_and_a_noisy_one_is_doubted() -> None:
     assert not found.regressions(1)
     assert found.changes[0].interval.high < 1
     assert found.doubts == (
-        "after: too noisy to rank: other work kept 1.0 cores busy (at most 0.3): stop it and "
-        "measure again",
+        "after: a restless machine, what its intervals do not tell is open: other work kept 1.0 "
+        "cores busy (at most 0.3): stop it and measure again",
     )
 
 
@@ -167,7 +166,7 @@ def test_under_ten_rounds_nothing_is_concluded() -> None:
     for before, after in ((short, long), (long, short)):
         found = compare(before, after)
         assert found.regressions(1.05) == []
-        assert _meaning(found.changes[0], 1.05) == "undecided: under 10 rounds"
+        assert found.changes[0].meaning(1.05) == "undecided: under 10 rounds"
         assert found.to_json()["changes"][0]["interval"]["low"] is None
     before = results_of()
     unsure = replace(before.ratios[0], interval=Interval(9.0))
@@ -193,7 +192,7 @@ def test_ratios_that_only_one_run_has_are_no_change() -> None:
 
 
 def write(folder: Path, name: str, results: Results) -> str:
-    results_file.write(results, folder / name)
+    results.write(folder / name)
     return str(folder / name)
 
 

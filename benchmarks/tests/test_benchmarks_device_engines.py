@@ -1,6 +1,7 @@
 """Engines of a device: opened as applications do, left out with the runtime's own reason."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,24 @@ from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.doctor.model import write_model
 from nmsfree.errors import EngineError
 from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, sha256
-from nmsfree_benchmarks.common.engines import BF16_MISSING, build_here
-from nmsfree_benchmarks.common.engines import ENGINES as OPENED
-from nmsfree_benchmarks.machine.gpu import GpuState
-from nmsfree_benchmarks.machine.gpu_watch import GpuWatch
-from nmsfree_benchmarks.machine.measure import Plan, Stopwatch, take_turns
-from nmsfree_benchmarks.table import entries as entries_module
-from nmsfree_benchmarks.table.device_engines import DEVICES, DeviceEngine
-from nmsfree_benchmarks.table.eager import CompiledBackend, Source, open_source
-from nmsfree_benchmarks.table.entries import (
-    Entry,
-    all_calls,
-    device_entries,
-    eager_entries,
-    torch_entries,
+from nmsfree_benchmarks.harness.engines import BF16_MISSING, ENGINES, build_here
+from nmsfree_benchmarks.harness.gpu import GpuState, GpuWatch
+from nmsfree_benchmarks.harness.run import Run
+from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
+from nmsfree_benchmarks.harness.timer import Plan, Stopwatch, take_turns
+from nmsfree_benchmarks.harness.weights import Weights, open_weights
+from nmsfree_benchmarks.questions import eager
+from nmsfree_benchmarks.questions.eager import CompiledBackend
+from nmsfree_benchmarks.questions.models.question import Options
+from nmsfree_benchmarks.questions.models.rows import (
+    Group,
+    Row,
+    eager_rows,
+    open_rows,
+    records_of,
+    torch_rows,
 )
-from nmsfree_benchmarks.table.group import Group
-from nmsfree_benchmarks.table.onnx_engine import TimedBackend
-from nmsfree_benchmarks.table.rows import ENGINES, SHORT_ENGINES, Row
+from nmsfree_benchmarks.questions.models.words import NAMES, OTHERS
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.model.detector import Prediction
@@ -41,146 +42,149 @@ NO_GPU = pytest.mark.skipif(not find_gpus().problem, reason="this machine has a 
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
-    return open_source(WEIGHTS / "fcos_rt_nano.safetensors", "digits")
+def weights() -> Weights:
+    return open_weights(WEIGHTS / "fcos_rt_nano.safetensors", "digits")
 
 
 @pytest.fixture(scope="module")
-def file(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("engines") / "rt.onnx"
-    export_onnx(source.checkpoint, path, ExportOptions())
+def file(weights: Weights, work: Path) -> Path:
+    subject = Subject(weights, ENGINES["onnxruntime"], 1)
+    path = work / f"{subject.file_name}.onnx"
+    export_onnx(weights.checkpoint, path, ExportOptions())
     return path
 
 
+class Opened(Run):
+    """A run whose files are all the one that is there."""
+
+    def __init__(self, options: Options, file: Path, stack: ExitStack) -> None:
+        self.options, self.stack, self.skipped = options, stack, {}
+        self.there = file
+
+    def export(self, subjects: Any, what: str = "export") -> list[Subject]:
+        for subject in subjects:
+            subject.file = self.there
+        return [subject for subject in subjects if subject.precision == "fp32"]
+
+
 @pytest.fixture(scope="module")
-def made(source: Source, file: Path) -> Iterator[tuple[list[Entry], dict[str, str], Stopwatch]]:
+def made(weights: Weights, file: Path) -> Iterator[tuple[list[Row], Run]]:
     """INT8 is left out: here no file is made for it."""
-    watch = Stopwatch()
-    wanted = [e.wanted(source) for e in DEVICES["cpu"] if e.precision == "fp32"]
-    entries, refused = device_entries(
-        source, DEVICES["cpu"], {w.name: file for w in wanted}, watch, 1
-    )
-    yield entries, refused, watch
-    for entry in entries:
-        entry.detector.close()
+    with ExitStack() as stack:
+        options = Options(threads=1)
+        run = Opened(options, file, stack)
+        group = Group("nano", [weights], SCENES, None, ("onnxruntime",))
+        yield open_rows(group, options.others, run), run
 
 
 def test_what_runs_is_opened_and_the_rest_is_explained(
-    made: tuple[list[Entry], dict[str, str], Stopwatch], file: Path
+    made: tuple[list[Row], Run], file: Path
 ) -> None:
-    entries, refused, _ = made
-    keys = [entry.engine for entry in entries]
+    rows, run = made
+    keys = [row.subject.engine.key for row in rows]
     if computes_bf16():
-        assert keys == ["openvino", "openvino_bf16"] and refused == {}
-        assert entries[1].state == {"precision": "bf16"}
+        assert keys == ["onnxruntime", "openvino", "openvino_bf16"] and run.skipped == {}
+        assert rows[2].subject.state().precision == "bf16"
     else:
-        assert keys == ["openvino"] and refused == {"openvino_bf16": BF16_MISSING}
-    assert entries[0].provider.startswith("OpenVINO") and entries[0].state == {}
-    assert entries[0].sha256 == sha256(file) and entries[0].name == "fcos_rt_nano openvino"
+        assert keys == ["onnxruntime", "openvino"]
+        assert run.skipped == {"openvino_bf16": BF16_MISSING}
+    state = rows[1].subject.state()
+    assert state.provider.startswith("OpenVINO") and state.precision == "fp32"
+    assert state.sha256 == sha256(file) and rows[1].name == "fcos_rt_nano openvino"
 
 
-def test_they_are_timed_whole_and_bare(
-    made: tuple[list[Entry], dict[str, str], Stopwatch],
-) -> None:
-    entries, _, watch = made
-    calls = all_calls(entries[:1], watch)
-    assert list(calls) == ["fcos_rt_nano openvino", "fcos_rt_nano openvino bare"]
+def test_they_are_timed_whole_bare_and_in_parts(made: tuple[list[Row], Run]) -> None:
+    first, second = made[0][:2]
+    calls = first.calls() | second.calls()
+    names = ("onnxruntime", "onnxruntime in graph", "onnxruntime bare", "openvino", "openvino bare")
+    assert list(calls) == [f"fcos_rt_nano {name}" for name in names]
     times = take_turns(calls, SCENES, Plan(seconds=0, min_rounds=2, pause=0))
-    assert [t.shape for t in times.values()] == [(2, 3), (2, 1)]
+    assert [t.shape for t in times.values()] == [(2, 3), (2, 1), (2, 1), (2, 3), (2, 1)]
     assert all((t > 0).any(axis=0).all() for t in times.values())
-    entry, (whole, bare) = entries[0], times.values()
-    row = Row(
-        entry.engine,
-        "digits",
-        entry.detector.spec,
-        entry.sha256,
-        whole,
-        bare=bare,
-        provider=entry.provider,
-        state={"precision": "bf16", "tf32": False},
-    )
-    record, alone = row.records()
+    record, alone = records_of(second, times, lambda graph, precision: 1e-3)
     assert record.parts == ("preprocess", "graph", "to_source")
     assert alone.name == "fcos_rt_nano openvino bare"
-    assert record.subject is not None
-    assert (record.subject.precision, record.subject.tf32) == ("bf16", False)
+    share = 1e-3 / alone.summary.p50
+    assert record.figures["share_of_limit"] == pytest.approx(share, abs=1e-4)
+    assert record.figures["limit_ms"] == 0.001
+    beaten = next(records_of(second, times, lambda graph, precision: 1e6)).figures
+    assert beaten["share_of_limit"] is None and "faster than" in beaten["share_of_limit_is_empty"]
+    assert "limit_ms" not in next(records_of(second, times, lambda *_: None)).figures
 
 
-def test_eager_rows_count_what_enters_nms(
-    source: Source, made: tuple[list[Entry], dict[str, str], Stopwatch]
-) -> None:
-    entries = eager_entries(source, made[0][0].detector, SCENES, Stopwatch())
-    loads = {entry.engine: entry.nms_candidates or 0 for entry in entries}
+def test_eager_rows_count_what_enters_nms(made: tuple[list[Row], Run]) -> None:
+    rows, run = made
+    group = Group("nano", [], SCENES, None, ())
+    found = eager_rows(rows[0].subject, group, run, "cpu")
+    loads = {row.subject.engine.key: row.figures["nms_candidates"] for row in found}
     assert list(loads) == ["eager_timing", "eager_evaluation", "eager_two_stage"]
     # The timing settings let less through: a higher floor, fewer of each level.
     assert 0 < loads["eager_timing"] < loads["eager_evaluation"] == loads["eager_two_stage"]
+    assert rows[0].figures["nms_candidates"] == loads["eager_evaluation"]
 
 
-def test_a_compiled_network_says_the_same(source: Source) -> None:
+def test_a_compiled_network_says_the_same(weights: Weights) -> None:
     """With dynamo, but without a C++ compiler: graphs are captured, and run as they are."""
     watch = Stopwatch()
-    compiled = CompiledBackend(source, watch, "cpu", compiler="eager")
-    eager = eager_backend(source)
+    compiled = CompiledBackend(weights, watch, "cpu", compiler="eager")
+    plain = CompiledBackend(weights, Stopwatch(), "cpu", compiler="eager")
+    plain._compiled = weights.checkpoint.build()
     watch.start()
-    assert compare(eager, compiled, load_images(None)[:2]).passed
+    assert compare(plain, compiled, load_images(None)[:2]).passed
     assert len(watch.laps()) == 4  # two marks in each of two runs
     assert "torch.compile (eager)" in compiled.description
 
 
-def eager_backend(source: Source) -> CompiledBackend:
-    """The same backend around a network that is not compiled."""
-    backend = CompiledBackend(source, Stopwatch(), "cpu", compiler="eager")
-    backend._compiled = source.checkpoint.build()
-    return backend
-
-
 @NO_GPU
-def test_without_a_gpu_every_engine_says_so(source: Source, file: Path) -> None:
-    files = {engine.wanted(source).name: file for engine in DEVICES["cuda"]}
-    entries, refused = device_entries(source, DEVICES["cuda"], files, Stopwatch(), 1)
-    assert entries == []
-    assert list(refused) == [engine.key for engine in DEVICES["cuda"]]
-    for reason in refused.values():
+def test_without_a_gpu_every_engine_says_so(weights: Weights, file: Path) -> None:
+    group = Group("nano", [weights], SCENES, None, ())
+    with ExitStack() as stack:
+        options = Options(threads=1, device="cuda")
+        run = Opened(options, file, stack)
+        assert open_rows(group, options.others, run) == []
+    wanted = [key for key, precision in OTHERS["cuda"] if precision == "fp32"]
+    assert list(run.skipped) == ["eager", "compiled", *wanted]
+    for reason in run.skipped.values():
         assert "driver" in reason or "GPU" in reason or "pip install" in reason
 
 
 def test_a_gpus_state_is_told() -> None:
-    class Opened:
+    class Described:
         description = "ONNX Runtime 1 CUDA, TF32 off, no CUDA graph"
 
     def state(key: str, precision: str = "fp32") -> dict[str, Any]:
-        return OPENED[key].state(Opened(), precision)  # type: ignore[arg-type]
+        return ENGINES[key].state(Described(), precision)  # type: ignore[arg-type]
 
     off = {"tf32": False, "transfers": "in and out", "cuda_graph": False}
-    assert state("onnxruntime_cuda") == off
-    Opened.description = "TensorRT-RTX 1 on a GPU, CUDA graph"
+    assert state("onnxruntime_cuda") == {"engine": "onnxruntime_cuda"} | off
+    Described.description = "TensorRT-RTX 1 on a GPU, CUDA graph"
     assert state("tensorrt_rtx")["cuda_graph"] is True
-    Opened.description = "ONNX Runtime 1 TensorRT-RTX"
+    Described.description = "ONNX Runtime 1 TensorRT-RTX"
     assert state("tensorrt_rtx")["cuda_graph"] is None
-    assert state("openvino_bf16", "fp16") == {"precision": "bf16"}
-    assert state("openvino_bf16", "int8") == {}
+    assert state("openvino_bf16", "fp16")["precision"] == "bf16"
+    assert "precision" not in state("openvino_bf16", "int8")
 
 
-def test_every_engine_has_its_names() -> None:
-    assert set(SHORT_ENGINES) == set(ENGINES)
-    assert max(map(len, SHORT_ENGINES.values())) <= 17
-    assert len(set(ENGINES.values())) == len(ENGINES)
+def test_every_row_has_names_of_its_own() -> None:
+    for names in zip(*NAMES.values(), strict=True):
+        assert len(set(names)) == len(NAMES)
 
 
-def test_files_are_exported_in_every_precision_that_is_run(source: Source) -> None:
-    def kinds(engines: tuple[DeviceEngine, ...]) -> list[tuple[str, str | None]]:
-        group = Group("nano", [source], [], None, (), engines)
-        return [(wanted.precision, wanted.target) for wanted in group.wanted]
+def test_files_are_exported_in_every_precision_that_is_run(weights: Weights) -> None:
+    def kinds(options: Options) -> list[tuple[str, str | None]]:
+        subjects = [Subject(weights, e, 1, precision) for e, precision in options.others]
+        return list(dict.fromkeys((s.precision, s.target) for s in subjects))
 
-    assert kinds(()) == [("fp32", None)]
-    assert kinds(DEVICES["cpu"]) == [("fp32", None), ("int8", "cpu")]
-    assert kinds(DEVICES["cuda"]) == [("fp32", None), ("fp16", None), ("int8", "tensorrt")]
+    assert kinds(Options(quick=True)) == []
+    assert kinds(Options()) == [("fp32", None), ("int8", "cpu")]
+    cuda = [("fp32", None), ("fp16", None), ("int8", "tensorrt")]
+    assert kinds(Options(device="cuda")) == kinds(Options(device="cuda", quick=True)) == cuda
 
 
 def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.common.engines.computes_bf16", lambda: False)
+    monkeypatch.setattr("nmsfree_benchmarks.harness.engines.computes_bf16", lambda: False)
     with pytest.raises(EngineError, match=r"^the processor has no bfloat16 arithmetic"):
-        OPENED["openvino_bf16"].open(file, 1)
+        ENGINES["openvino_bf16"].open(file, 1)
 
 
 def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +195,7 @@ def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None
             GpuState(clock_mhz=2100),
         ]
     )
-    monkeypatch.setattr("nmsfree_benchmarks.machine.gpu_watch.gpu_state", lambda _: next(states))
+    monkeypatch.setattr("nmsfree_benchmarks.harness.gpu.gpu_state", lambda _: next(states))
     gpu = GpuWatch(on=True)
     assert gpu.to_json() == {}
     for _ in range(3):
@@ -200,52 +204,34 @@ def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["gpu_throttled"] == ["power cap", "temperature"]
     assert found["gpu_clock_mhz"] == {"lowest": 1800, "median": 2100}
     assert found["gpu_state"]["throttled"] == []
-
-
-def test_without_a_gpu_nobody_looks() -> None:
     idle = GpuWatch(on=False)
     idle.look()
     assert idle.to_json() == {}
 
 
-@NO_GPU
-def test_pytorch_without_cuda_leaves_the_other_engines_their_turn(
-    source: Source, made: tuple[list[Entry], dict[str, str], Stopwatch]
-) -> None:
-    onnx = made[0][0].detector
-    entries, refused = torch_entries(source, onnx, SCENES, Stopwatch(), "cuda")
-    assert entries == []
-    assert list(refused) == ["eager", "compiled"]
-    assert all("PyTorch sees no GPU" in reason for reason in refused.values())
-
-
 def test_a_compiler_that_fails_is_left_out(
-    source: Source,
-    made: tuple[list[Entry], dict[str, str], Stopwatch],
-    monkeypatch: pytest.MonkeyPatch,
+    made: tuple[list[Row], Run], monkeypatch: pytest.MonkeyPatch, file: Path
 ) -> None:
     class Broken(CompiledBackend):
         def predict(self, images: NDArray[np.uint8]) -> Prediction:
             raise RuntimeError("no C compiler\n found")
 
-    monkeypatch.setattr(entries_module, "CompiledBackend", Broken)
-    onnx = made[0][0].detector
-    entries, refused = torch_entries(source, onnx, SCENES, Stopwatch(), "cpu")
-    assert [entry.engine for entry in entries] == [
-        "eager_timing",
-        "eager_evaluation",
-        "eager_two_stage",
-    ]
-    assert refused == {"compiled": "RuntimeError: no C compiler found"}
+    monkeypatch.setattr(eager, "CompiledBackend", Broken)
+    group = Group("nano", [], SCENES, None, ())
+    with ExitStack() as stack:
+        run = Opened(Options(threads=1), file, stack)
+        subject = Subject(made[0][0].subject.weights, ENGINES["onnxruntime"], 1, file=file)
+        rows = torch_rows(subject, group, run, "cpu")
+    keys = [row.subject.engine.key for row in rows]
+    assert keys == ["eager_timing", "eager_evaluation", "eager_two_stage"]
+    assert run.skipped == {"compiled": "RuntimeError: no C compiler found"}
 
 
-def test_a_native_engine_tells_its_stages(
-    made: tuple[list[Entry], dict[str, str], Stopwatch],
-) -> None:
+def test_a_native_engine_tells_its_stages(made: tuple[list[Row], Run]) -> None:
     class Native:
         """A backend that times its own stages, as TensorRT's does."""
 
-        spec = made[0][0].detector.spec
+        spec = made[0][0].subject.detector.spec
         description = "native"
         runs = 0
 
@@ -263,7 +249,7 @@ def test_a_native_engine_tells_its_stages(
     for _ in range(3):
         timed.run(np.zeros((1, 8, 8, 3), np.uint8))
     assert timed.stages() == {"h2d_ms": 0.2, "network_ms": 2.0, "d2h_ms": 0.05, "nms_ms": 0.0}
-    assert made[0][0].stages() == {}  # OpenVINO tells none
+    assert made[0][1].subject.stages() == {}  # OpenVINO tells none
 
 
 def test_an_engine_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -273,15 +259,15 @@ def test_an_engine_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def gpu(*capability: int) -> Gpus:
         return Gpus((Gpu("of a test", (capability[0], capability[1]), 0),), "13.1", "")
 
-    monkeypatch.setattr("nmsfree_benchmarks.common.engines.find_gpus", lambda: gpu(8, 9))
+    monkeypatch.setattr("nmsfree_benchmarks.harness.engines.find_gpus", lambda: gpu(8, 9))
     onnx = write_model(tmp_path)
     engine = build_here(onnx)
     first = engine.stat().st_mtime_ns
     assert build_here(onnx).stat().st_mtime_ns == first
-    monkeypatch.setattr("nmsfree_benchmarks.common.engines.find_gpus", lambda: gpu(8, 6))
+    monkeypatch.setattr("nmsfree_benchmarks.harness.engines.find_gpus", lambda: gpu(8, 6))
     second = build_here(onnx).stat().st_mtime_ns
     assert second > first
     onnx.write_bytes(onnx.read_bytes() + b"\x72\x00")  # an empty metadata entry
     assert build_here(onnx).stat().st_mtime_ns > second
-    with pytest.raises(EngineError, match=r"^GPU 1 was asked for, this machine has 1$"):
+    with pytest.raises(EngineError, match=r"^GPU 1 was asked for, but the NVIDIA GPUs here are: "):
         build_here(onnx, 1)

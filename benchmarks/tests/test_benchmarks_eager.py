@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from nmsfree.detector import Detector
-from nmsfree_benchmarks.machine.measure import Stopwatch
-from nmsfree_benchmarks.table.eager import (
+from nmsfree_benchmarks.harness.timer import Stopwatch
+from nmsfree_benchmarks.harness.weights import Weights
+from nmsfree_benchmarks.questions.eager import (
     SETTINGS,
     EagerBackend,
     Found,
-    Source,
     eager_backends,
     nms_load,
     two_stage,
@@ -78,7 +78,7 @@ def test_two_stage_finds_nothing_below_the_floor() -> None:
         assert [len(scores) for _, scores, _ in found] == [0, 0]
 
 
-def make_source(name: str) -> Source:
+def make_source(name: str) -> Weights:
     """A nano network for 64 × 64 pixels with stand-in weights."""
     chosen = preset(name, 10)
     network = Fcos(chosen.model)
@@ -87,7 +87,7 @@ def make_source(name: str) -> Source:
     standin = {key: value for key, value in standin.items() if "_filter." not in key}
     state = network.state_dict() | standin
     checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
-    return Source(Path("unused"), checkpoint, "0" * 64, "digits")
+    return Weights(Path("unused"), checkpoint, "0" * 64, "digits")
 
 
 @pytest.fixture

@@ -10,16 +10,20 @@ from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common.publishing import Publication, publish
-from nmsfree_benchmarks.common.run_options import silent
-from nmsfree_benchmarks.jitter.facts import by_level, facts_of, label
-from nmsfree_benchmarks.jitter.picture import draw
-from nmsfree_benchmarks.jitter.stream import burst_of, in_order, ramp
-from nmsfree_benchmarks.jitter.suite import Options, run_jitter
-from nmsfree_benchmarks.jitter.words import conclusions, sheet
-from nmsfree_benchmarks.machine.quiet import between_probes, left_alone, split_probes, tail
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.records import Results
+from nmsfree_benchmarks.harness import records as result_files
+from nmsfree_benchmarks.harness.records import Results
+from nmsfree_benchmarks.harness.statistics import tail, undisturbed
+from nmsfree_benchmarks.harness.timer import between_probes
+from nmsfree_benchmarks.questions.jitter import (
+    QUESTION,
+    Options,
+    facts,
+    in_order,
+    label,
+    ramp,
+    stream_plan,
+    tables,
+)
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 LEVELS = (0, 5, 20)
@@ -29,8 +33,7 @@ DETECTORS = ["NMS-free", "NMS, floor 0.05", "NMS, floor 0.001"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    work = tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
+def results(work: Path) -> Results:
     options = Options(
         weights=WEIGHTS,
         work=work,
@@ -41,11 +44,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         tiles=1,
         side=256,
     )
-    return run_jitter(options)
+    return QUESTION.ask(options)
 
 
 def test_the_stream_goes_up_and_down_with_other_scenes() -> None:
-    frames = ramp(LEVELS, 1, silent)
+    frames = list(ramp(LEVELS, 1))
     assert [frame.objects for frame in frames] == UP_AND_DOWN
     assert len({frame.image.tobytes() for frame in frames}) == len(frames)
     shuffled = in_order(frames, "shuffled")
@@ -56,7 +59,7 @@ def test_the_stream_goes_up_and_down_with_other_scenes() -> None:
 
 @pytest.mark.parametrize(("frames", "burst"), [(20, 5), (10, 5), (6, 3), (4, 4), (7, 1)])
 def test_the_stream_is_a_whole_number_of_turns(frames: int, burst: int) -> None:
-    assert burst_of(frames) == burst
+    assert stream_plan(frames, 2).burst == burst
 
 
 def test_every_detector_sees_every_frame_of_both_orders(results: Results) -> None:
@@ -71,29 +74,26 @@ def test_every_detector_sees_every_frame_of_both_orders(results: Results) -> Non
         assert record.figures["found_empty"] <= 2 < record.figures["found_fullest"]
         assert record.subject is not None and record.subject.size == (256, 256)
         assert np.array(record.figures["probes_ns"]).shape == (len(record.times), 2)
-        facts = results.facts[record.name]
-        assert 0 <= facts["quiet_calls"] <= len(record.times)
-        assert facts["quiet_p99_by_p50"] is None  # a handful of calls has no 99th percentile
+        found = results.facts[record.name]
+        assert 0 <= found["quiet_calls"] <= len(record.times)
+        assert found["quiet_p99_by_p50"] is None  # a handful of calls has no 99th percentile
     assert results.records[0].figures["objects"] == PASSES * UP_AND_DOWN
     orders = [results.records[i].figures["objects"] for i in (0, 3)]
     assert orders[0] != orders[1] and len(results.ratios) == 4
 
 
-def test_a_run_leaves_a_file_a_picture_and_a_table(
-    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publish(
-        Publication("Jitter", results, [sheet(results)], conclusions(results), draw), tmp_path, "-"
-    )
-    stem = f"{results.stamp}-jitter"
-    again = results_file.read(tmp_path / f"{stem}.json")  # raises where the schema does not hold
+def test_a_run_leaves_a_file_a_picture_and_a_table(results: Results, tmp_path: Path) -> None:
+    data, png, text = QUESTION.write(results, tmp_path)
+    assert data.name == f"{results.stamp}-jitter.json"
+    again = result_files.read(data)  # raises where the schema does not hold
     assert again.to_json() == results.to_json()
-    output = capsys.readouterr()
-    assert output.out == (tmp_path / f"{stem}.json").read_text(encoding="utf-8")
-    assert max(map(len, output.err.splitlines()[:-1])) <= 100 and "…" not in output.err
-    picture = cv2.imread(str(tmp_path / f"{stem}.png"))
+    picture = cv2.imread(str(png))
     assert picture is not None and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    assert "| shuffled | NMS-free |" in (tmp_path / f"{stem}.md").read_text(encoding="utf-8")
+    assert "| shuffled | NMS-free |" in text.read_text(encoding="utf-8")
+
+
+def said_of(results: Results) -> list[str]:
+    return list(QUESTION.conclusions(results))
 
 
 def steady(results: Results, per_object: float) -> Results:
@@ -108,21 +108,19 @@ def steady(results: Results, per_object: float) -> Results:
         times[:, 1] = 1e6 * (10 + extra)
         records.append(replace(record, times=times, figures=figures))
     quiet = replace(results, records=tuple(records), other_load=0.0)
-    return replace(quiet, facts=facts_of(quiet))
+    return replace(quiet, facts=facts(quiet))
 
 
 def test_facts_tell_content_from_none(results: Results) -> None:
     found = steady(results, 0.05)
     free, with_nms = found.records[0], found.records[1]
-    assert by_level(free) == {0: 10, 5: 10, 20: 10}
-    assert by_level(with_nms) == {0: 10, 5: 10.25, 20: 11}
-    facts = found.facts[with_nms.name]
-    assert facts["ms_per_100_objects"]["value"] == pytest.approx(5, abs=1e-3)
-    assert facts["worst_by_p50"] == pytest.approx(11 / 10.25, abs=1e-3)
-    assert facts["slowest_level_by_fastest"] == pytest.approx(1.1)
+    read = found.facts[with_nms.name]
+    assert read["ms_per_100_objects"]["value"] == pytest.approx(5, abs=1e-3)
+    assert read["worst_by_p50"] == pytest.approx(11 / 10.25, abs=1e-3)
+    assert read["slowest_level_by_fastest"] == pytest.approx(1.1)
     assert found.facts[free.name]["p99_by_p50"] is None
     assert found.facts[free.name]["worst_frame_by_median"] == 1
-    said = conclusions(found)
+    said = said_of(found)
     assert said[-6].endswith(
         "+0.00 (+0.00 – +0.00) ms per 100 objects: no dependence on content is seen."
     )
@@ -131,16 +129,14 @@ def test_facts_tell_content_from_none(results: Results) -> None:
 
 def test_the_work_beside_a_call_is_split_off_again() -> None:
     probed = between_probes(lambda image: (1, 2, 3), lambda image: (int(image[0, 0, 0]),))
-    picture = np.full((1, 1, 3), 7, np.uint8)
-    times, probes = split_probes(np.array([probed(picture), probed(picture)]))
-    assert times.tolist() == [[1, 2, 3]] * 2 and probes.tolist() == [[7, 7]] * 2
+    assert list(probed(np.full((1, 1, 3), 7, np.uint8))) == [1, 2, 3, 7, 7]
 
 
 def test_calls_beside_slow_work_are_disturbed() -> None:
     """Usual work takes 100: what is usual is that of everything that took turns."""
     a = np.array([[100, 100], [100, 106], [130, 100], [105, 104]])
     b = np.array([[200, 200], [100, 100]])
-    assert [quiet.tolist() for quiet in left_alone([a, b])] == [
+    assert [quiet.tolist() for quiet in undisturbed([a, b])] == [
         [True, False, False, True],
         [False, True],
     ]
@@ -159,28 +155,24 @@ def disturbed(results: Results, calls: int = 200) -> Results:
         records.append(replace(record, times=times, figures=figures))
     settings = {**results.settings, "frames": 1, "burst": 5}
     found = replace(results, records=tuple(records), settings=settings, other_load=0.0)
-    return replace(found, facts=facts_of(found))
+    return replace(found, facts=facts(found))
 
 
 def test_the_machines_tail_is_told_from_the_detectors(results: Results) -> None:
     found = disturbed(results)
-    facts = found.facts[found.records[0].name]
-    assert facts["p99_by_p50"] == 1.5 and facts["probe_p99_by_p50"] == pytest.approx(4 / 3, 1e-3)
-    assert (facts["quiet_calls"], facts["quiet_levels"]) == (180, 3)
-    assert facts["quiet_p99_by_p50"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert facts["quiet_probe_p99_by_p50"] == 1.0
-    said = conclusions(found)
+    read = found.facts[found.records[0].name]
+    assert read["p99_by_p50"] == 1.5 and read["probe_p99_by_p50"] == pytest.approx(4 / 3, 1e-3)
+    assert (read["quiet_calls"], read["quiet_levels"]) == (180, 3)
+    assert read["quiet_p99_by_p50"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert read["quiet_probe_p99_by_p50"] == 1.0
+    said = said_of(found)
     assert said[0] == (
-        "NMS-free, calls that the machine left alone: p99 / p50 at most 1.00 (1.00 – 1.00); aim "
-        "1.10: reached."
+        "NMS-free, undisturbed calls: p99 / p50 at most 1.00 (1.00 – 1.00); aim 1.10: reached."
     )
     assert any("p99 / p50 of a constant matrix product is 1.33." in line for line in said)
     assert any("NMS-free 1.00 in 180 of 200 calls (the product 1.00)" in line for line in said)
-    busy = conclusions(replace(found, other_load=1.5))
-    assert (
-        busy[0] == "Whether p99 / p50 is at most 1.10 is open: the machine was too noisy to judge."
-    )
-    few = conclusions(disturbed(results, calls=100))
+    assert said_of(replace(found, other_load=1.5)) == said
+    few = said_of(disturbed(results, calls=100))
     assert few[0].startswith("Whether p99 / p50 of the NMS-free detector is at most 1.10 is open")
     assert tail(np.ones(99), 1) is None
     assert tail(np.ones(200), 1, np.arange(200) < 99) is None
@@ -194,8 +186,8 @@ def test_an_aim_inside_the_interval_of_a_tail_is_undecided(results: Results) -> 
         ((1.2, 1.3), "missed"),
     ):
         tails = {"value": bounds[0], "low": bounds[0], "high": bounds[1]}
-        facts = {name: {**f, "quiet_p99_by_p50": tails} for name, f in found.facts.items()}
-        assert conclusions(replace(found, facts=facts))[0].endswith(f"aim 1.10: {verdict}.")
+        changed = {name: {**f, "quiet_p99_by_p50": tails} for name, f in found.facts.items()}
+        assert said_of(replace(found, facts=changed))[0].endswith(f"aim 1.10: {verdict}.")
 
 
 def test_calls_of_one_turn_are_drawn_together_for_a_tail() -> None:
@@ -215,18 +207,12 @@ def test_results_without_probes_are_judged_by_all_calls(results: Results) -> Non
         for r in found.records
     ]
     bare = replace(found, records=tuple(records))
-    bare = replace(bare, facts=facts_of(bare))
-    said = conclusions(bare)
+    bare = replace(bare, facts=facts(bare))
+    said = said_of(bare)
     assert said[0].startswith("NMS-free, all calls: p99 / p50 at most 1.50")
     assert said[0].endswith("aim 1.10: missed.")
     assert not any("The machine itself" in line for line in said)
-    assert sheet(bare).rows[0][6] == "–"
-
-
-def test_a_noisy_run_leaves_it_open(results: Results) -> None:
-    noisy = conclusions(replace(steady(results, 0.05), other_load=1.5))
-    assert noisy[-1] == "The machine was too noisy to rank: whose times depend on content is open."
-    assert not any("depends on content" in line or "no dependence" in line for line in noisy)
+    assert tables(bare)[0].rows[0][6] == "–"
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

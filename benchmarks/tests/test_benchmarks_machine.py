@@ -11,11 +11,11 @@ import pynvml
 import pytest
 
 from nmsfree.machine import Gpu, Gpus
-from nmsfree_benchmarks.machine import gpu, load
-from nmsfree_benchmarks.machine.energy import joules_per_image
-from nmsfree_benchmarks.machine.gpu import THROTTLES, GpuState, gpu_state
-from nmsfree_benchmarks.machine.load import LoadMeter, busy_cores
-from nmsfree_benchmarks.machine.measure import Image
+from nmsfree_benchmarks.harness import gpu
+from nmsfree_benchmarks.harness import machine as load
+from nmsfree_benchmarks.harness.gpu import THROTTLES, GpuState, gpu_state, joules_per_image
+from nmsfree_benchmarks.harness.machine import LoadMeter, available_cores, busy_cores, hardware
+from nmsfree_benchmarks.harness.timer import Image
 
 
 def test_without_a_driver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +171,14 @@ def test_no_counter_no_energy() -> None:
         raise AssertionError("nothing to measure")
 
     assert joules_per_image(call, [np.zeros((1, 1, 3), np.uint8)], lambda: None) is None
+
+
+def test_cores_are_counted() -> None:
+    assert available_cores() >= 1
+
+
+def test_a_gpu_is_named_where_it_ran_the_models() -> None:
+    here = {"processor": "EPYC", "device": "cpu", "gpu": "RTX 4060"}
+    assert hardware(here) == "EPYC (cpu)"
+    assert hardware(here | {"device": "cuda:1"}) == "RTX 4060 (cuda:1), EPYC"
+    assert hardware(here | {"device": "openvino", "gpu": None}) == "EPYC (openvino)"

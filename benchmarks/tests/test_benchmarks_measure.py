@@ -2,26 +2,16 @@
 
 import gc
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nmsfree_benchmarks.common.run_options import RunOptions
-from nmsfree_benchmarks.machine.measure import (
-    STAGES,
-    Image,
-    Plan,
-    Stopwatch,
-    Times,
-    ratio,
-    shares,
-    summarize,
-    take_turns,
-)
+from nmsfree_benchmarks.harness.run import RunOptions, command_line
+from nmsfree_benchmarks.harness.statistics import STAGES, ratio, shares, summarize
+from nmsfree_benchmarks.harness.timer import Image, Plan, Stopwatch, Times, take_turns, timed
 
 MS = 1_000_000  # nanoseconds
-AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0)
+AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0, fixed=True)
 IMAGES = [np.full((1, 1, 3), i, np.uint8) for i in range(4)]
 
 
@@ -122,7 +112,7 @@ def test_each_round_runs_every_call_once_on_the_same_image() -> None:
 
 
 def test_a_turn_is_untimed_calls_then_a_burst_over_the_images() -> None:
-    plan = Plan(seconds=0, min_rounds=3, warmup_rounds=0, pause=0, lead_in=2, burst=3)
+    plan = Plan(seconds=0, min_rounds=3, warmup_rounds=0, pause=0, lead_in=2, burst=3, fixed=True)
     log, times = recorded(plan)
     turns = [log[i : i + 5] for i in range(0, len(log), 5)]
     assert len(turns) == 3 * 3
@@ -162,11 +152,33 @@ def test_collector_is_off_while_timing_and_on_again_after_an_error() -> None:
 
 def test_what_is_asked_for_replaces_the_plans_own() -> None:
     plan = Plan(seconds=9, min_rounds=7, pause=0.03)
-    asked = RunOptions(
-        weights=Path("w"), work=Path("x"), threads=1, seconds=2.0, min_rounds=3, pause=40.0
-    )
-    assert asked.timed(plan) == Plan(seconds=2.0, min_rounds=3, pause=0.04)
+    asked = RunOptions(threads=1, seconds=2.0, pause=40.0)
+    assert asked.timed(plan) == Plan(seconds=2.0, min_rounds=7, pause=0.04)
     assert asked.settings() == {"pause_ms": 40.0}
-    usual = RunOptions(weights=Path("w"), work=Path("x"), threads=1)
-    assert usual.timed(plan) == plan
-    assert usual.settings() == {}
+    assert RunOptions().timed(plan) == plan and RunOptions().settings() == {}
+    assert command_line("nms", asked) == "nmsfree bench nms --threads 1 --seconds 2 --pause 40"
+
+
+def test_a_plan_fits_the_machine() -> None:
+    """Ten rounds of two calls, each 5 s; what is said to take 100 s takes no more."""
+    plan = Plan(seconds=100, min_rounds=10, lead_in=3, burst=5, pause=0)
+    fast, slow, slowest = (plan.fitted(seconds, 2) for seconds in (1, 2, 10))
+    assert (fast.lead_in, fast.burst) == (3, 5)
+    assert (slow.lead_in, slow.burst) == (1, 4)
+    assert (slowest.lead_in, slowest.burst) == (0, 1)
+    assert Plan(seconds=0, burst=5, fixed=True).fitted(9, 1).burst == 5
+
+
+def test_processor_time_is_that_of_the_timed_part() -> None:
+    def work(image: Image) -> None:
+        sum(range(200_000))
+
+    def prepare(image: Image) -> Image:
+        sum(range(2_000_000))
+        return image
+
+    plan = Plan(seconds=0, min_rounds=3, pause=0, fixed=True)
+    found = take_turns({"a": timed(work, prepare), "b": lambda _: (1,)}, IMAGES, plan)
+    assert list(found.processor) == ["a"]  # the other one does not tell
+    assert (found.processor["a"] <= 1.5 * found["a"][:, 0]).all()
+    assert found.figures("b") == {} and len(found.figures("a")["processor_ns"]) == 3

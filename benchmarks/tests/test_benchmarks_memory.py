@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from nmsfree.errors import EngineError
-from nmsfree_benchmarks.common.exported import Wanted, export_all
-from nmsfree_benchmarks.machine import memory
-from nmsfree_benchmarks.machine.memory import MemoryMeter, peak_of
-from nmsfree_benchmarks.table.eager import open_source
+from nmsfree_benchmarks.harness import memory
+from nmsfree_benchmarks.harness.engines import ENGINES
+from nmsfree_benchmarks.harness.exports import export_all
+from nmsfree_benchmarks.harness.memory import MemoryMeter, peak_of
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.weights import open_weights
 
 MB_100 = 12_500_000  # float64
 
@@ -32,7 +34,7 @@ def test_what_fails_in_the_other_process_is_told() -> None:
     with pytest.raises(EngineError) as error:
         MemoryMeter().measure(Path("none.onnx"), "cpu", 1)
     assert str(error.value) == (
-        "memory of nmsfree_benchmarks.machine.memory_child:run_model: none.onnx: no such file"
+        "memory of nmsfree_benchmarks.harness.memory:run_model: none.onnx: no such file"
     )
 
 
@@ -44,10 +46,11 @@ def test_a_process_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_engine_takes_memory(tiny: Path, here: None) -> None:
-    wanted = Wanted(open_source(tiny / "weights" / "fcos_e2e_nano.safetensors", "none"))
-    files, _ = export_all([wanted], tiny / "work")
-    figures = MemoryMeter().measure(files[wanted.name], "cpu", 1)
+    weights = open_weights(tiny / "weights" / "fcos_e2e_nano.safetensors", "none")
+    subject = Subject(weights, ENGINES["onnxruntime"], 1)
+    assert export_all([subject], tiny / "work", None, lambda done, total: None) == {}
+    figures = MemoryMeter().measure(subject.file, "cpu", 1)
     assert set(figures) == {"peak_rss_mb", "engine_rss_mb"}
     # the weights alone, and at most the whole process
-    assert files[wanted.name].stat().st_size / 1e6 < figures["engine_rss_mb"]
+    assert subject.file.stat().st_size / 1e6 < figures["engine_rss_mb"]
     assert figures["engine_rss_mb"] < figures["peak_rss_mb"]

@@ -1,5 +1,6 @@
 """The price of NMS: scenes, implementations on real candidates, and a whole small run."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,32 +14,29 @@ from typer.testing import CliRunner
 from nmsfree.backends import OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common.direct_labels import End, spread
-from nmsfree_benchmarks.common.publishing import Publication, publish
-from nmsfree_benchmarks.common.run_options import silent
-from nmsfree_benchmarks.crowd.models import export_all, nano_jobs, with_floor
-from nmsfree_benchmarks.crowd.scenes import make_crowd
-from nmsfree_benchmarks.crowd.stats import nms_cost, slope
-from nmsfree_benchmarks.machine.measure import Plan
-from nmsfree_benchmarks.nms import implementations as nms_implementations
-from nmsfree_benchmarks.nms.alone import Point, find_candidates, images_of, points, timed_nms
-from nmsfree_benchmarks.nms.facts import conclusions
-from nmsfree_benchmarks.nms.graphs import nms_tail, open_session, without_nms
-from nmsfree_benchmarks.nms.implementations import (
+from nmsfree_benchmarks.harness import plots
+from nmsfree_benchmarks.harness import records as result_files
+from nmsfree_benchmarks.harness.graphs import nms_tail, open_session, with_floor, without_nms
+from nmsfree_benchmarks.harness.pictures import make_crowd
+from nmsfree_benchmarks.harness.records import Record, Results
+from nmsfree_benchmarks.harness.statistics import bootstrap, slope
+from nmsfree_benchmarks.harness.timer import Plan
+from nmsfree_benchmarks.questions.crowd import IOU
+from nmsfree_benchmarks.questions.nms import calls
+from nmsfree_benchmarks.questions.nms.calls import (
     MAKERS,
-    REFERENCE,
     Candidates,
+    Point,
     Setting,
     agreement,
     choose,
+    find_candidates,
+    images_of,
+    nms_cases,
+    points,
 )
-from nmsfree_benchmarks.nms.options import FULL, QUICK, Options, Range
-from nmsfree_benchmarks.nms.picture import draw
-from nmsfree_benchmarks.nms.suite import run_nms
-from nmsfree_benchmarks.nms.tables import notes, sheets
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.intervals import bootstrap
-from nmsfree_benchmarks.record.records import Record, Results
+from nmsfree_benchmarks.questions.nms.prices import REFERENCE, nms_cost
+from nmsfree_benchmarks.questions.nms.question import FULL, QUESTION, QUICK, Options, Range
 from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -49,26 +47,24 @@ SETTINGS = [(0.05, 0.6), (0.001, 0.6), (0.3, 0.45), (0.05, 0.8)]  # floor, IoU
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported files, which the tests of jitter find here as well."""
-    return tmp_path_factory.getbasetemp() / "crowd-work"
+def results(work: Path) -> Results:
+    options = Options(weights=WEIGHTS, work=work, threads=1, quick=True, range=TINY, tiles=1)
+    return QUESTION.ask(options)
 
 
 @pytest.fixture(scope="module")
-def files(work: Path) -> list[Path]:
-    return export_all(nano_jobs(WEIGHTS, 256), work, silent)
+def file(results: Results, work: Path) -> Path:
+    """The exported file with NMS, which the run has made."""
+    whole = results.where(what="with NMS")[0].state
+    made = work.glob(f"{whole.model}-fp32-256x256-batchN-*.onnx")
+    return next(path for path in made if "floor" not in path.name)
 
 
 @pytest.fixture(scope="module")
-def found(files: list[Path]) -> Candidates:
+def found(file: Path) -> Candidates:
     """Candidates of two scenes of 20 digits."""
-    cut = open_session(without_nms(files[0]), 1)
+    cut = open_session(without_nms(file), 1)
     return find_candidates(cut, [make_crowd(20, index, tiles=1).image for index in range(2)])
-
-
-@pytest.fixture(scope="module")
-def results(work: Path, files: list[Path]) -> Results:
-    return run_nms(Options(weights=WEIGHTS, work=work, threads=1, quick=True, range=TINY, tiles=1))
 
 
 @pytest.mark.parametrize("objects", [0, 1, 7, 40])
@@ -99,9 +95,9 @@ def test_a_scene_without_room_is_refused() -> None:
 
 @pytest.mark.parametrize(("floor", "iou"), SETTINGS)
 def test_implementations_keep_the_same_real_boxes(
-    files: list[Path], found: Candidates, floor: float, iou: float
+    file: Path, found: Candidates, floor: float, iou: float
 ) -> None:
-    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+    spec = OnnxRuntimeBackend(file, threads=1).spec
     setting = Setting(spec, found.scores.shape[1], floor, iou, 1)
     kept = {name: MAKERS[name](setting)(found) for name in HERE}
     for rows in kept[REFERENCE]:
@@ -111,10 +107,8 @@ def test_implementations_keep_the_same_real_boxes(
         assert [len(set(rows)) for rows in kept[name]] == [len(rows) for rows in kept[name]]
 
 
-def test_a_lower_iou_keeps_fewer_and_a_lower_floor_more(
-    files: list[Path], found: Candidates
-) -> None:
-    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+def test_a_lower_iou_keeps_fewer_and_a_lower_floor_more(file: Path, found: Candidates) -> None:
+    spec = OnnxRuntimeBackend(file, threads=1).spec
 
     def count(floor: float, iou: float) -> int:
         kept = MAKERS["onnx"](Setting(spec, found.scores.shape[1], floor, iou, 1))(found)
@@ -124,16 +118,16 @@ def test_a_lower_iou_keeps_fewer_and_a_lower_floor_more(
 
 
 def test_an_implementation_that_keeps_other_boxes_is_refused(
-    files: list[Path], found: Candidates, monkeypatch: pytest.MonkeyPatch
+    file: Path, found: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep_all(setting: Setting) -> nms_implementations.Nms:
+    def keep_all(setting: Setting) -> calls.Nms:
         return lambda own: [np.arange(len(scores)) for scores in own.scores]
 
     monkeypatch.setitem(MAKERS, "opencv", keep_all)
-    spec = OnnxRuntimeBackend(files[0], threads=1).spec
+    spec = OnnxRuntimeBackend(file, threads=1).spec
     setting = Setting(spec, found.scores.shape[1], 0.05, 0.6, 1)
     with pytest.raises(GateError) as error:
-        timed_nms(Point(20, 0.05, 0.6, 1), ["numpy", "opencv"], found, setting, 2)
+        list(nms_cases(Point(20, 0.05, 0.6, 1), ["numpy", "opencv"], found, setting, 2))
     text = str(error.value)
     assert text.startswith(
         "opencv objects 20, floor 0.05, IoU 0.6, batch 1: keeps other boxes than numpy, "
@@ -148,18 +142,16 @@ def test_agreement_is_a_share_of_all_rows() -> None:
     assert agreement(nothing, nothing) == 1 and agreement(nothing, [np.array([1])]) == 0
 
 
-def test_the_tail_alone_gives_what_the_whole_file_gives(
-    files: list[Path], found: Candidates
-) -> None:
+def test_the_tail_alone_gives_what_the_whole_file_gives(file: Path, found: Candidates) -> None:
     """Cut graph and tail, one after the other, are the file; both floors, and as one batch."""
     pixels = np.stack([make_crowd(20, index, tiles=1).image for index in range(2)])
     for floor in (0.05, 0.3):
-        backend = OnnxRuntimeBackend(with_floor(files[0], floor), threads=1)
+        backend = OnnxRuntimeBackend(with_floor(file, floor, IOU), threads=1)
         assert backend.spec.score_floor == floor
         whole = backend.run(pixels)
         model = nms_tail(backend.spec, found.scores.shape[1], floor, 0.6)
         inputs = dict(zip([f"in_{name}" for name in CANDIDATES], found, strict=True))
-        parts = open_session(model.SerializeToString(), 1).run(list(RawDetections._fields), inputs)
+        parts = open_session(model, 1).run(list(RawDetections._fields), inputs)
         tail = RawDetections(*parts)
         assert (tail.num_detections == whole.num_detections).all()
         n = int(whole.num_detections.min())
@@ -227,8 +219,8 @@ def test_the_share_of_nms_is_with_minus_without(results: Results) -> None:
     share = cost / results.record(whole).summary.p50
     assert results.facts["nms_share_of_call_20_0.001"]["value"] == pytest.approx(share, abs=1e-4)
     tail = results.record("call NMS tail alone, objects 20, floor 0.001").summary.p50
-    direct = results.facts["nms_tail_share_of_call_20_0.001"]["value"]
-    assert direct == pytest.approx(tail / results.record(whole).summary.p50, abs=1e-4)
+    assert results.facts["nms_tail_ms_20_0.001"] == pytest.approx(tail, abs=1e-4)
+    assert 0 < results.facts["nms_tail_share_of_call_20_0.001"]["value"] < 1
 
 
 def test_the_share_of_the_filter_is_with_minus_without(results: Results) -> None:
@@ -241,32 +233,27 @@ def test_the_share_of_the_filter_is_with_minus_without(results: Results) -> None
     assert results.facts["filter_ms_20"]["value"] == pytest.approx(cost, abs=1e-4)
     share = cost / results.record(f"call {free}").summary.p50
     assert results.facts["filter_share_of_call_20"]["value"] == pytest.approx(share, abs=1e-4)
-    assert "The filter that does its work" in " ".join(conclusions(results))
+    assert "The filter that does its work" in " ".join(QUESTION.conclusions(results))
     found = [results.record(f"call {what}").figures["found"] for what in (free, bare)]
     assert found[1] > found[0]  # without it objects are found more than once
 
 
-def test_a_run_leaves_a_file_a_picture_and_tables(
-    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = Publication("The price of NMS", results, sheets(results), notes(results), draw)
-    publish(made, tmp_path, "-")
-    stem = f"{results.stamp}-nms"
-    again = results_file.read(tmp_path / f"{stem}.json")  # raises where the schema does not hold
+def test_a_run_leaves_a_file_a_picture_and_tables(results: Results, tmp_path: Path) -> None:
+    data, png, text = QUESTION.write(results, tmp_path)
+    again = result_files.read(data)  # raises where the schema does not hold
     assert again.to_json() == results.to_json()
-    assert capsys.readouterr().out == (tmp_path / f"{stem}.json").read_text(encoding="utf-8")
-    picture = cv2.imread(str(tmp_path / f"{stem}.png"))
+    picture = cv2.imread(str(png))
     assert picture is not None and picture.shape[1] > 1000
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    table = (tmp_path / f"{stem}.md").read_text(encoding="utf-8")
-    assert f"![The price of NMS]({stem}.png)" in table
+    table = text.read_text(encoding="utf-8")
+    assert f"![The price of NMS]({png.name})" in table
     assert "| 20 | 0.001 |" in table and str(tmp_path) not in table
 
 
 def test_tables_fit_a_hundred_columns(results: Results) -> None:
-    for sheet in sheets(results):
+    for table in QUESTION.tables(results):
         console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-        console.print(sheet.rich())
+        console.print(table.rich())
         assert "…" not in console.export_text()
 
 
@@ -280,15 +267,15 @@ def quiet(results: Results, **milliseconds: float) -> Results:
     return replace(results, records=tuple(records), other_load=0.0)
 
 
-def test_a_noisy_run_names_no_winner(results: Results) -> None:
+def test_what_the_intervals_tell_is_said_on_a_restless_machine_too(results: Results) -> None:
     steady = quiet(results, onnx=0.5)
-    said = " ".join(conclusions(steady))
+    steady = replace(steady, ratios=tuple(QUESTION.ratios(steady)))
+    said = " ".join(QUESTION.conclusions(steady))
     assert "Fastest NMS with 20 objects" in said
     assert "ONNX NonMaxSuppression, 0.50 ms." in said
-    assert ", not told apart from " in " ".join(conclusions(quiet(results)))
-    noisy = " ".join(conclusions(replace(steady, other_load=1.5)))
-    assert "too noisy to rank: which one is faster is left open" in noisy
-    assert not {"Fastest", "faster.", "slower.", "longest"} & set(noisy.split())
+    assert ", not told apart from " in " ".join(QUESTION.conclusions(quiet(results)))
+    restless = replace(steady, other_load=1.5)
+    assert " ".join(QUESTION.conclusions(restless)) == said
 
 
 def timed(name: str, *columns: Sequence[float]) -> Record:
@@ -311,10 +298,17 @@ def test_cost_and_slope_of_known_times() -> None:
 
 
 def test_labels_do_not_cover_each_other() -> None:
-    ends = [End(value, str(value), "k") for value in (9.9, 1.0, 1.1, 10.0)]
-    places = spread(ends, apart=1, top=10)
-    assert [end.value for _, end in places] == [1.0, 1.1, 9.9, 10.0]
-    assert [place for place, _ in places] == [1.0, 2.0, 9.0, 10.0]
+    figure = plots.new_figure(4, 4)
+    axes = figure.subplots()
+    axes.set_ylim(0, 10)
+    plots.label_ends(axes, [(0.5, y, f"{y:g}", "k") for y in (9.9, 1.0, 1.1, 10.0)], gap=12)
+    scale = 72 / figure.dpi
+    at = {}
+    for text in axes.texts:
+        x, y = text.xy  # type: ignore[attr-defined]
+        at[text.get_text()] = axes.transData.transform((x, y))[1] * scale + text.get_position()[1]
+    places = [at[name] for name in ("1", "1.1", "9.9", "10")]
+    assert all(b - a >= 11.9 for a, b in itertools.pairwise(places))
 
 
 def test_an_unknown_implementation_is_named() -> None:
@@ -337,7 +331,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nms_implementations, "find_spec", lambda name: None)
+    monkeypatch.setattr(calls, "find_spec", lambda name: None)
     names, skipped = choose(None)
     assert names == HERE
     assert skipped == {

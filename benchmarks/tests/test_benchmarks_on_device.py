@@ -25,25 +25,20 @@ from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
 from nmsfree.spec import ModelSpec
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
+from nmsfree_benchmarks.cli import QUESTIONS as ASKED
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common import on_device
-from nmsfree_benchmarks.common.on_device import open_on, ran_in, state_of, titled, use_device
-from nmsfree_benchmarks.common.publishing import Publication, publish
-from nmsfree_benchmarks.common.sample import results_of
-from nmsfree_benchmarks.crowd import models
-from nmsfree_benchmarks.jitter.suite import Options as JitterOptions
-from nmsfree_benchmarks.jitter.suite import run_jitter
-from nmsfree_benchmarks.machine.measure import Plan
-from nmsfree_benchmarks.nms.facts import conclusions
-from nmsfree_benchmarks.nms.graphs import open_session, without_nms
-from nmsfree_benchmarks.nms.options import Options, Range
-from nmsfree_benchmarks.nms.picture import draw
-from nmsfree_benchmarks.nms.suite import run_nms
-from nmsfree_benchmarks.nms.tables import notes, sheets
-from nmsfree_benchmarks.page.kinds import words_of
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.compare import compare
-from nmsfree_benchmarks.record.records import Results
+from nmsfree_benchmarks.harness import engines
+from nmsfree_benchmarks.harness import records as result_files
+from nmsfree_benchmarks.harness.engines import Engine, engine_of, ran_in, use_device
+from nmsfree_benchmarks.harness.graphs import open_session, without_nms
+from nmsfree_benchmarks.harness.plots import titled
+from nmsfree_benchmarks.harness.records import Results
+from nmsfree_benchmarks.harness.timer import Plan
+from nmsfree_benchmarks.questions.jitter import QUESTION as JITTER
+from nmsfree_benchmarks.questions.jitter import Options as JitterOptions
+from nmsfree_benchmarks.questions.nms.question import QUESTION, Options, Range
+from nmsfree_benchmarks.report.compare import compare_runs as compare
+from nmsfree_benchmarks.report.sample import results_of
 from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -101,7 +96,7 @@ def test_a_device_has_one_name() -> None:
 def test_a_gpu_that_is_not_there_or_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TF32_VARIABLE)
     old = Gpus((Gpu("Pascal", (6, 1), 8 << 30),), "13.1", "")
-    monkeypatch.setattr(on_device, "find_gpus", lambda: old)
+    monkeypatch.setattr(engines, "find_gpus", lambda: old)
     with pytest.raises(EngineError) as error:
         use_device("cuda:1")
     assert str(error.value) == (
@@ -126,6 +121,10 @@ def ask(here: None, options: list[str]) -> Callable[..., Results]:
     return run
 
 
+def said_of(results: Results) -> list[str]:
+    return list(ASKED[results.kind].conclusions(results))
+
+
 def says_openvino(results: Results) -> None:
     """Every place that tells where a run was made, tells OpenVINO."""
     assert "--device openvino" in results.command
@@ -135,7 +134,7 @@ def says_openvino(results: Results) -> None:
     for subject in subjects:
         assert subject.provider.startswith("OpenVINO ") and subject.precision == "fp32"
         assert (subject.tf32, subject.cuda_graph, subject.transfers) == (None, None, "none")
-    said = words_of(results)[0]
+    said = [*said_of(results), *ASKED[results.kind].notes(results)]
     assert any(line.startswith("Run in OpenVINO ") for line in said)
     assert not any("ONNX Runtime" in line for line in said)
 
@@ -147,7 +146,7 @@ def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results
     assert [r.to for r in found.ratios] == [f"{r.of} bare" for r in found.ratios]
     # What was promised of ONNX Runtime is not asked of others.
     assert [target["unit"] for target in found.facts["targets"]] == ["ms"]
-    said = words_of(found)[0]
+    said = said_of(found)
     assert said[0].startswith("fcos_e2e_nano, 640×480, OpenVINO: Detector(image) takes ")
     usual = ask("overhead")
     assert "device" not in usual.settings and "--device" not in usual.command
@@ -160,8 +159,8 @@ def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results
 def test_throughput_on_openvino_has_a_file_for_every_batch(
     ask: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.throughput.suite.QUICK_WINDOW", 0.02)
-    monkeypatch.setattr("nmsfree_benchmarks.throughput.suite.QUICK_BATCHES", (1, 2))
+    monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_WINDOW", 0.02)
+    monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_BATCHES", (1, 2))
     found = ask("throughput", "--device=openvino:CPU", "--threads=2")
     says_openvino(found)
     loads = [(r.parameters["batch"], r.parameters["streams"]) for r in found.records]
@@ -171,18 +170,9 @@ def test_throughput_on_openvino_has_a_file_for_every_batch(
     assert sorted(batch for batch, _ in files) == [1, 2]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "crowd-work"  # shared with the tests of nms
-
-
 def nms_on(device: str, work: Path) -> Results:
-    options = Options(
-        weights=WEIGHTS, work=work, threads=1, range=TINY, tiles=1, device=device, command=(
-            f"nmsfree bench nms --device {device}"
-        ),
-    )  # fmt: skip
-    return run_nms(options)
+    options = Options(weights=WEIGHTS, work=work, threads=1, range=TINY, tiles=1, device=device)
+    return QUESTION.ask(options)
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +184,7 @@ def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
     says_openvino(openvino)
     what = [r.parameters["what"] for r in openvino.records]
     assert sorted(what) == sorted(["NMS-free", "NMS-free, filter taken out"] * 2 + ["with NMS"] * 4)
-    assert list(openvino.skipped) == [
-        "NMS alone",
-        "the graph without its NMS, and its NMS alone",
-    ]
+    assert list(openvino.skipped) == ["NMS alone", "the graph without its NMS, and its NMS alone"]
     assert "OpenVINO runs whole files; NMS is in its graph" in openvino.skipped.values()
     for record in openvino.records:
         assert len(record.times) == PLAN.min_rounds and record.subject is not None
@@ -209,21 +196,21 @@ def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
 
 def test_nothing_is_said_of_what_was_not_measured(openvino: Results) -> None:
     assert not [fact for fact in openvino.facts if "nms_share" in fact or "agree" in fact]
-    said = " ".join([*conclusions(openvino), *notes(openvino)])
+    said = " ".join(QUESTION.lines(openvino)[:-2])
     for absent in ("implementations", "tail", "timed by itself", "on the host", "ONNX Runtime"):
         assert absent not in said
     assert "is not told apart here" in said
-    (calls,) = sheets(openvino)
+    (calls,) = QUESTION.tables(openvino)
     assert calls.header[4:6] == ("with NMS", "NMS-free")
     assert {len(row) for row in calls.rows} == {len(calls.header)}
 
 
 def test_implementations_are_refused_elsewhere() -> None:
     options = Options(
-        weights=WEIGHTS, work=Path("none"), threads=1, device="openvino", implementations=("onnx",)
+        weights=WEIGHTS, work=Path("none"), threads=1, device="openvino", implementation=("onnx",)
     )
     with pytest.raises(InputError) as error:
-        run_nms(options)
+        QUESTION.ask(options)
     assert str(error.value) == (
         "device is 'openvino', but the implementations of NMS run on the processor: leave "
         "--implementation or --device out"
@@ -233,20 +220,20 @@ def test_implementations_are_refused_elsewhere() -> None:
 def test_jitter_on_openvino(work: Path) -> None:
     options = JitterOptions(
         weights=WEIGHTS, work=work, threads=1, passes=1, levels=(0, 20), tiles=1, side=256,
-        device="openvino", command="nmsfree bench jitter --device openvino",
+        device="openvino",
     )  # fmt: skip
-    found = run_jitter(options)
+    found = JITTER.ask(options)
     says_openvino(found)
     assert {r.subject.batch for r in found.records if r.subject} == {1}
 
 
-def fake_engine(file: Path, device: str, threads: int) -> Backend:
+def fake_engine(engine_: Engine, file: Path, threads: int) -> Backend:
     """Open a file as a native engine over the fakes: the network up to NMS in ONNX Runtime."""
     whole = OnnxRuntimeBackend(file, threads=threads)
     spec = whole.spec
     whole.close()
     names = list(RawDetections._fields) if spec.nms is None else list(CANDIDATES)
-    graph = file.read_bytes() if spec.nms is None else without_nms(file)
+    graph = file if spec.nms is None else without_nms(file)
     session, cuda = open_session(graph, threads), FakeCuda()
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -257,13 +244,15 @@ def fake_engine(file: Path, device: str, threads: int) -> Backend:
     engine, digest = file.with_suffix(".engine"), sha256(file)
     write_fake_engine(engine, spec, batch=(1, 1, 1), candidates=count, onnx_sha256=digest)
     vendor = fake_vendor(cuda, run)
-    return TensorRtBackend(engine, device, EngineOptions(rebuild=False), cuda=cuda, vendor=vendor)
+    return TensorRtBackend(
+        engine, engine_.device, EngineOptions(rebuild=False), cuda=cuda, vendor=vendor
+    )
 
 
 @pytest.fixture(scope="module")
 def native(work: Path) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "open_on", fake_engine)
+        patch.setattr(Engine, "open", fake_engine)
         return nms_on("tensorrt-rtx", work)
 
 
@@ -288,7 +277,7 @@ def test_nms_behind_a_native_engine_is_a_part_of_the_call(native: Results) -> No
 def test_a_native_engine_is_put_into_words_and_pictures(
     native: Results, openvino: Results, tmp_path: Path
 ) -> None:
-    said = [*conclusions(native), *notes(native)]
+    said = QUESTION.lines(native)
     assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host (NumPy, ")
     assert any(
         "NMS on host: behind the engine, by the runtime's own clock" in line for line in said
@@ -297,15 +286,14 @@ def test_a_native_engine_is_put_into_words_and_pictures(
     assert native.skipped["the graph without its NMS, and its NMS alone"] == (
         "TensorRT-RTX runs whole files; NMS is behind its engine, on the host"
     )
-    (calls,) = sheets(native)
+    (calls,) = QUESTION.tables(native)
     assert calls.header[5:7] == ("NMS on host", "NMS, % of call")
     assert {len(row) for row in calls.rows} == {len(calls.header)}
     for results in (native, openvino):
         folder = tmp_path / results.environment["device"]
-        publish(Publication("NMS", results, sheets(results), said, draw), folder, None)
-        again = results_file.read(folder / f"{results.stamp}-nms.json")
-        assert again.to_json() == results.to_json()
-        picture = cv2.imread(str(folder / f"{results.stamp}-nms.png"))
+        data, png, _ = QUESTION.write(results, folder)
+        assert result_files.read(data).to_json() == results.to_json()
+        picture = cv2.imread(str(png))
         assert picture is not None and picture.shape[1] > 1000 > picture.shape[0]
     with pytest.raises(InputError, match="device is 'openvino' before and 'tensorrt-rtx' after"):
         compare(openvino, native)
@@ -323,7 +311,7 @@ def test_a_gpus_state_is_what_subjects_say() -> None:
     spec = ModelSpec("made", "o2o", 64, 64, 1, ("a",), (1,))
     told = "ONNX Runtime 1 CUDA, GeForce, TF32 off, no CUDA graph"
     opened = CallableBackend(lambda images: pytest.fail("nothing is run"), spec, told)
-    assert state_of("cuda:1", opened) == {
+    assert engine_of("cuda:1").state(opened, "fp32") == {
         "engine": "onnxruntime_cuda",
         "tf32": False,
         "transfers": "in and out",
@@ -334,4 +322,4 @@ def test_a_gpus_state_is_what_subjects_say() -> None:
 @NO_GPU
 def test_engines_are_built_for_the_gpu_of_this_machine(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"driver|GPU"):
-        open_on(tmp_path / "model.onnx", "tensorrt-rtx", 1)
+        engine_of("tensorrt-rtx").open(tmp_path / "model.onnx", 1)

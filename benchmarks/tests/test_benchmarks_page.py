@@ -19,21 +19,34 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
+from nmsfree_benchmarks.cli import QUESTIONS as KINDS
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common.sample import record_of, results_of, subject_of, times_of
-from nmsfree_benchmarks.common.sheets import Sheet
-from nmsfree_benchmarks.page.find import newest_of_each_kind, open_files
-from nmsfree_benchmarks.page.generic import facts_sheet, ratios_sheet, rows_sheet, said_of_ratios
-from nmsfree_benchmarks.page.html import to_html
-from nmsfree_benchmarks.page.kinds import KINDS, words_of
-from nmsfree_benchmarks.page.markdown import text, to_markdown
-from nmsfree_benchmarks.page.page import make_page
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.records import FORMAT_VERSION, Ratio, Results
-from nmsfree_benchmarks.roofline.limits import Limit
-from nmsfree_benchmarks.roofline.onnx_cost import Layer
+from nmsfree_benchmarks.harness.records import FORMAT_VERSION, Ratio, Record, Results
+from nmsfree_benchmarks.harness.table import Table
+from nmsfree_benchmarks.report import page as report_page
+from nmsfree_benchmarks.report.generic import facts_table, ratios_table, rows_table, said_of_ratios
+from nmsfree_benchmarks.report.page import Found, Page, open_file, text, to_html, to_markdown
+from nmsfree_benchmarks.report.sample import record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.roofline.graph import Layer
+from nmsfree_benchmarks.roofline.limits import Limit, limit_figures
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe
-from nmsfree_benchmarks.roofline.records import model_record
+
+
+def open_files(paths: list[Path]) -> list[Found]:
+    return [open_file(path) for path in paths]
+
+
+def make_page(found: list[Found], skipped: dict[str, str] | None = None) -> Page:
+    return report_page.make_page(found, KINDS, skipped)
+
+
+def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
+    return report_page.newest_of_each_kind(folder, KINDS)
+
+
+def words_of(results: Results) -> tuple[list[str], list[Table]]:
+    return report_page.words_of(results, KINDS[results.kind])
+
 
 OLD = Path(__file__).parent / "format_1.json"
 EVIL = "</td><script>alert(1)</script>|`[x](http://evil.example/)"
@@ -66,7 +79,8 @@ def roofline() -> Results:
         Probe("copy", lambda _: (1,), 10**7),
     ]
     five, two = (times_of(ms).sum(axis=1, keepdims=True) for ms in (5, 2))
-    model = model_record("fcos bare", subject_of(), five, limit, {"a": 4.0})
+    figures = limit_figures(subject_of(), five, limit, {"a": 4.0})
+    model = Record("fcos bare", {"call": "bare"}, five, figures=figures, subject=subject_of())
     records = (*(probe.record(two) for probe in probes), model)
     return results_of(kind="roofline", records=records, ratios=())
 
@@ -78,7 +92,7 @@ def of_kind(kind: str) -> Results:
 def write(folder: Path, *runs: Results) -> list[Path]:
     paths = [folder / f"{run.stamp}-{run.kind}.json" for run in runs]
     for path, results in zip(paths, runs, strict=True):
-        results_file.write(results, path)
+        results.write(path)
     return paths
 
 
@@ -122,7 +136,7 @@ def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
     assert {"table", "svg", "dl", "h2"} <= set(found.tags)
     assert all(load.startswith("data:") for load in found.loads)
     assert "<script" not in html
-    for word in (KINDS[kind].title, results.command, "bootstrap", "p99", "NMS-free"):
+    for word in (KINDS[kind].short, results.command, "bootstrap", "p99", "NMS-free"):
         assert word in html
         assert word in markdown
     for record in results.records:
@@ -131,7 +145,7 @@ def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_kinds_are_those_of_the_schema() -> None:
-    schema = files("nmsfree_benchmarks.record").joinpath("results.schema.json").read_text("utf-8")
+    schema = files("nmsfree_benchmarks.harness").joinpath("results.schema.json").read_text("utf-8")
     assert list(KINDS) == json.loads(schema)["properties"]["kind"]["enum"]
 
 
@@ -181,9 +195,9 @@ def test_a_noisy_run_says_so_at_the_top(tmp_path: Path) -> None:
     assert banner < html.index("<section")
     assert "How far from the limit" in html[banner : banner + 400]
     assert "other work kept 1.5 cores busy" in html
-    assert "**Too noisy to rank:** How far" in to_markdown(page, tmp_path)
+    assert "**A restless machine:** How far" in to_markdown(page, tmp_path)
     calm = to_html(make_page(open_files(write(tmp_path, quiet))))
-    assert "Too noisy" not in calm
+    assert "restless" not in calm
 
 
 def test_the_table_answers_in_one_sentence() -> None:
@@ -191,9 +205,10 @@ def test_the_table_answers_in_one_sentence() -> None:
     assert said[0].startswith("fcos_e2e_nano without NMS takes 3.99 ms, fcos_rt_nano with")
     assert "1.25 × (1.2" in said[0]
     assert said[0].endswith("AP 77.0 without, 79.0 with NMS.")
-    assert [sheet.title for sheet in sheets] == ["Input of 256 × 256 pixels"]
-    noisy, _ = words_of(replace(table(), other_load=2.0))
-    assert "measured too noisily to rank them" in noisy[0]
+    assert [table.title for table in sheets] == [
+        "256 × 256, 10 classes, batch 1, 40 timed calls; ms, MB; pre/net/post and limit in %"
+    ]
+    assert words_of(replace(table(), other_load=2.0))[0] == said
 
 
 def test_figures_that_today_are_missing_leave_the_generic_words() -> None:
@@ -206,20 +221,20 @@ def test_figures_that_today_are_missing_leave_the_generic_words() -> None:
 def test_generic_tables_show_where_rows_differ() -> None:
     one = record_of("a", 5, subject=subject_of(precision="int8"), figures={"mb": 1.5, "deep": {}})
     other = record_of("b", 5, times=times_of(5, spread=0.5))
-    sheet = rows_sheet(results_of(records=(one, other), ratios=()))
+    sheet = rows_table(results_of(records=(one, other), ratios=()))
     assert sheet.header[:2] == ("row", "precision")
     assert "mb" in sheet.header and "deep" not in sheet.header
     assert [row[0] for row in sheet.rows] == ["a", "b !"]
     assert all(len(row) == len(sheet.header) for row in sheet.rows)
     share = {"value": 0.25, "low": 0.2, "high": 0.3}
     found = {"a_b": {"c": [1, 2], "d": [{"e": None}]}, "f": True, "share": share}
-    assert facts_sheet(results_of(facts=found)).rows == (
+    assert facts_table(results_of(facts=found)).rows == (
         ("a b · c", "1, 2"),
         ("a b · d · 1 · e", "–"),
         ("f", "yes"),
         ("share", "0.25 (95 %: 0.2 – 0.3)"),
     )
-    assert ratios_sheet(results_of()).rows[0][-1] == "yes"
+    assert ratios_table(results_of()).rows[0][-1] == "yes"
     many = said_of_ratios(results_of(ratios=results_of().ratios * 3))
     assert many[0].endswith("over 3 pairs; surely above 1 in 3, surely below in 0, undecided in 0.")
 
@@ -361,7 +376,7 @@ def test_a_browser_draws_it(page_file: Path, tmp_path: Path, width: int) -> None
 
 def test_names_in_tables_are_text_on_terminals_and_in_markdown() -> None:
     name = "[bold]a[/b]|\x1b[31m"
-    sheet = Sheet("of [/] all", ("model", "ms"), ((name, "1.0"),))
+    sheet = Table("of [/] all", ("model", "ms"), ((name, "1.0"),))
     title, _, _, _, row, _ = sheet.markdown()
     assert title == r"## of \[/\] all"
     assert row == r"| \[bold\]a\[/b\]\|\\x1b\[31m | 1.0 |"

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks.common.sample import (
+from nmsfree_benchmarks.harness import records as results_file
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.report.sample import (
     ENVIRONMENT,
     MS,
     record_of,
@@ -17,34 +19,31 @@ from nmsfree_benchmarks.common.sample import (
     subject_of,
     times_of,
 )
-from nmsfree_benchmarks.record import file as results_file
-from nmsfree_benchmarks.record.records import Ratio, Record, Results
-from nmsfree_benchmarks.record.verdict import judge
 
 OLD = Path(__file__).parent / "format_1.json"
 
 
 def content_of(results: Results) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(results_file.to_text(results))
+    content: dict[str, Any] = json.loads(results.to_text())
     return content
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     results = results_of()
-    results_file.write(results, tmp_path / "a.json")
+    results.write(tmp_path / "a.json")
     again = results_file.read(tmp_path / "a.json")
     assert again.to_json() == results.to_json()
     for one, other in zip(again.records, results.records, strict=True):
         np.testing.assert_array_equal(one.times, other.times)
         assert (one.parts, one.subject) == (other.parts, other.subject)
     assert again.ratios[0].of == "nms"
-    results_file.write(again, tmp_path / "b.json")
+    again.write(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 def test_a_record_without_a_model_is_kept(tmp_path: Path) -> None:
     results = results_of(records=(record_of("copy", 1, subject=None),), ratios=())
-    results_file.write(results, tmp_path / "a.json")
+    results.write(tmp_path / "a.json")
     assert results_file.read(tmp_path / "a.json").record("copy").subject is None
     with pytest.raises(KeyError):
         results.record("other")
@@ -55,7 +54,7 @@ def test_text_that_looks_like_numbers_stays_text() -> None:
 
 
 def test_numbers_of_a_list_share_a_line() -> None:
-    text = results_file.to_text(results_of(settings={"sizes": [1, 2.5, -3]}))
+    text = results_of(settings={"sizes": [1, 2.5, -3]}).to_text()
     assert '"sizes": [1, 2.5, -3]' in text
 
 
@@ -138,7 +137,7 @@ def test_a_file_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> N
     from jsonschema import ValidationError
 
     with pytest.raises(ValidationError):
-        results_file.write(results_of(kind="other"), tmp_path / "a.json")
+        results_of(kind="other").write(tmp_path / "a.json")
     assert not list(tmp_path.iterdir())
 
 
@@ -146,20 +145,19 @@ def rows(*times: Any) -> tuple[Record, ...]:
     return tuple(record_of(f"row {i}", 1, times=t) for i, t in enumerate(times))
 
 
-def test_a_quiet_run_may_be_believed() -> None:
-    verdict = judge(results_of())
-    assert verdict.ranks
-    assert str(verdict) == "quiet enough to compare"
-    assert verdict.to_json() == {"ranks": True, "reasons": []}
-    assert judge(replace(results_of(), other_load=None)).ranks
-    assert judge(results_of(records=(), ratios=())).ranks
+def test_nothing_is_said_against_a_quiet_run() -> None:
+    quiet = results_of()
+    assert quiet.doubts() == () and quiet.verdict_text() == "quiet enough to compare"
+    assert content_of(quiet)["verdict"] == {"ranks": True, "reasons": []}
+    assert not replace(quiet, other_load=None).doubts()
+    assert not results_of(records=(), ratios=()).doubts()
 
 
-def test_each_reason_not_to_rank_is_said() -> None:
+def test_each_doubt_is_said() -> None:
     calm = times_of(10)
     wild = times_of(10, spread=0.5)
     slowing = (np.linspace(1, 1.3, 40) * 10 * MS).astype(np.int64)[:, None]
-    parts = {"parts": ("total",)}
+    few = replace(results_of().records[0], times=np.full((4, 1), 10**6))
     cases = {
         "other work kept 0.9 cores busy (at most 0.3): stop it and measure again": results_of(
             other_load=0.9
@@ -169,35 +167,52 @@ def test_each_reason_not_to_rank_is_said() -> None:
         "the GPU throttled itself (power cap): cool it, or lower its power limit": results_of(
             environment=ENVIRONMENT | {"gpu_throttled": ["power cap"]}
         ),
+        "1 of 1 rows have under 10 rounds: measure longer": results_of(records=(few,), ratios=()),
     }
     for reason, results in cases.items():
-        assert judge(results).reasons == (reason,)
-        assert str(judge(results)) == f"too noisy to rank: {reason}"
-    drift = results_of(records=(record_of("a", 1, times=slowing, **parts),), ratios=())
-    assert judge(drift).reasons[-1] == (
+        assert results.doubts() == (reason,)
+        assert results.verdict_text() == (
+            f"a restless machine, what its intervals do not tell is open: {reason}"
+        )
+    drift = results_of(records=(record_of("a", 1, times=slowing, parts=("total",)),), ratios=())
+    assert drift.doubts()[-1] == (
         "1 of 1 rows became faster or slower by more than 10% during the run: let the machine "
         "reach a steady temperature"
     )
+    assert not results_of(records=rows(wild, calm), ratios=()).doubts()  # half may be doubtful
 
 
-def test_half_of_the_rows_may_be_doubtful() -> None:
-    calm, wild = times_of(10), times_of(10, spread=0.5)
-    assert judge(results_of(records=rows(wild, calm), ratios=())).ranks
-    assert not judge(results_of(records=rows(wild, wild, calm), ratios=())).ranks
-
-
-def test_too_few_calls_decide_nothing() -> None:
-    few = replace(results_of().records[0], times=np.full((4, 1), 10**6))
-    assert judge(results_of(records=(few,), ratios=())).reasons == (
-        "1 of 1 rows have under 10 rounds: measure longer",
+def test_pairs_are_told_apart_one_by_one() -> None:
+    """By medians on any machine; else, where it was shared, by fastest calls and processor time."""
+    draw = np.random.default_rng(0)
+    noise = np.where(
+        draw.random((2, 60)) < 0.5, 1 + 0.01 * draw.random((2, 60)), 1 + 3 * draw.random((2, 60))
     )
+    quick, slow = (
+        record_of(
+            name,
+            ms,
+            times=(ms * MS * noise[i, :, None]).astype(np.int64),
+            parts=("total",),
+            figures={"processor_ns": (ms * MS * (1 + 0.01 * draw.random(60))).astype(int).tolist()},
+        )
+        for i, (name, ms) in enumerate((("quick", 10), ("slow", 10.3)))
+    )
+    ratio = Ratio.between(slow, quick, "slow by quick")
+    assert not ratio.interval.decides
+    shared = results_of(records=(quick, slow), ratios=(ratio,), other_load=1.0, settings={})
+    side, how = shared.told_apart(ratio)
+    assert side == 1 and how.startswith(", by its fastest calls (1.03 × (")
+    assert replace(shared, other_load=0.0).told_apart(ratio) == (0, ", not told apart")
+    (decided,) = results_of().ratios
+    assert results_of(other_load=1.0).told_apart(decided) == (1, "")
 
 
 def test_too_few_calls_leave_their_places_empty(tmp_path: Path) -> None:
     """And files of the format before, which gave intervals of four rounds, are read without."""
     few = [replace(r, times=r.times[:8]) for r in results_of().records]
     results = results_of(records=few, ratios=(Ratio.between(few[0], few[1], "a by b", 2),))
-    content = json.loads(results_file.to_text(replace(results, settings={"burst": 2})))
+    content = json.loads(replace(results, settings={"burst": 2}).to_text())
     assert {(r["p90_ms"], r["p99_ms"]) for r in content["records"]} == {(None, None)}
     assert (content["ratios"][0]["low"], content["ratios"][0]["decided"]) == (None, False)
     content["ratios"][0] |= {"low": 1.0, "high": 1.1}

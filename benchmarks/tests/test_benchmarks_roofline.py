@@ -1,6 +1,7 @@
 """Roofline: what is counted in a graph, limits, peaks, the RTX 4060 on paper, and a whole run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,14 @@ from typer.testing import CliRunner
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common.sample import subject_of, times_of
-from nmsfree_benchmarks.record.file import read
-from nmsfree_benchmarks.roofline import peaks_cpu
-from nmsfree_benchmarks.roofline.layer_times import layer_times
-from nmsfree_benchmarks.roofline.limits import Limit, limit_of
-from nmsfree_benchmarks.roofline.onnx_cost import Layer, count_layers
-from nmsfree_benchmarks.roofline.onnx_values import load_model
-from nmsfree_benchmarks.roofline.paper import E2E_FCOS, RTX_4060
-from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, measure_peaks, read_peaks
-from nmsfree_benchmarks.roofline.records import model_record
-from nmsfree_benchmarks.roofline.tables import share_text
+from nmsfree_benchmarks.harness.records import State, read
+from nmsfree_benchmarks.harness.timer import Plan, Times, slots, take_turns
+from nmsfree_benchmarks.questions.roofline import layer_times, share_text
+from nmsfree_benchmarks.report.sample import record_of, subject_of, times_of
+from nmsfree_benchmarks.roofline import peaks
+from nmsfree_benchmarks.roofline.graph import Layer, count_layers, load_model
+from nmsfree_benchmarks.roofline.limits import RTX_4060, Limit, limit_figures, limit_of
+from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, read_peaks
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.card import gmac
@@ -196,26 +194,32 @@ def test_the_faster_of_two_measurements_counts() -> None:
 
 
 def test_the_processor_has_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks_cpu, "SIDES", (64,))
-    monkeypatch.setattr(peaks_cpu, "COPIED_MIB", (1,))
-    found = measure_peaks(1)
-    assert set(found.flops) == {"fp32", "int8"}
+    monkeypatch.setattr(peaks, "SIDES", (256,))
+    monkeypatch.setattr(peaks, "COPIED_MIB", (1,))
+    probes, skipped = peaks.cpu_probes(1)
+    plan = Plan(seconds=0, min_rounds=2, pause=0)
+    calls = {probe.name: probe.call for probe in probes}
+    found = read_peaks(probes, take_turns(calls, slots(1), plan))
+    assert set(found.flops) - {"bf16"} == {"fp32", "int8"}
     assert all(rate > 1e6 for rate in found.flops.values())
     assert found.copies[0][0] == 2**20
-    probes, skipped = peaks_cpu.cpu_probes(1)
     kinds = {probe.precision for probe in probes}
     assert ("bf16" in kinds) != ("bf16" in skipped)
+
+
+def figures_of(state: State, times: Times, limit: Limit, **profiled: float) -> dict[str, Any]:
+    return limit_figures(state, times.sum(axis=1, keepdims=True), limit, profiled)
 
 
 def test_the_rtx_4060_on_paper() -> None:
     """56.5 GMAC are 113 GFLOP: 7.5 ms, 134 FPS at most, of which 56 FPS are 42 %."""
     assert RTX_4060.flops == pytest.approx(15.1e12, rel=0.002)
     chosen = preset("fcos_e2e_r18_3x")
-    macs = round(1e9 * gmac(Fcos(chosen.model), E2E_FCOS.size))
+    macs = round(1e9 * gmac(Fcos(chosen.model), RTX_4060.size))
     assert macs / 1e9 == pytest.approx(56.5, abs=0.05)
     limit = Limit((layer_of(macs, 1000),), PEAKS)
     subject = subject_of("fcos_e2e_r18_3x", size=(512, 736))
-    paper = model_record("a", subject, times_of(300), limit, {}).figures["paper"]
+    paper = figures_of(subject, times_of(300), limit)["paper"]
     assert paper["computed_not_measured"] is True
     assert paper["gflop"] == pytest.approx(113, abs=0.1)
     assert paper["arithmetic_ms"] == pytest.approx(7.5, abs=0.05)
@@ -223,31 +227,32 @@ def test_the_rtx_4060_on_paper() -> None:
     assert paper["published_share"] == pytest.approx(0.42, abs=0.005)
     assert "NVIDIA" in paper["source"]
     for other in (subject_of(), subject_of("fcos_e2e_r18_3x", size=(256, 256))):
-        assert model_record("a", other, times_of(300), limit, {}).figures["paper"] is None
+        assert figures_of(other, times_of(300), limit)["paper"] is None
 
 
 def test_the_share_has_the_interval_of_the_median() -> None:
     limit = Limit((layer_of(50_000_000, 1000),), PEAKS)
-    figures = model_record("a", subject_of(), times_of(4, spread=0.1), limit, {}).figures
+    figures = figures_of(subject_of(), times_of(4, spread=0.1), limit)
     assert figures["share_of_limit"] == pytest.approx(0.25, rel=0.05)
     assert figures["share_low"] < figures["share_of_limit"] < figures["share_high"]
     assert figures["beyond_limit_ms"] == {}
-    beaten = model_record("a", subject_of(), times_of(0.5), limit, {}).figures
-    assert beaten["limit_ms"] == 1 and share_text(beaten) == "–"
+    beaten = figures_of(subject_of(), times_of(0.5), limit)
+    assert beaten["limit_ms"] == 1 and share_text(record_of("a", 1, figures=beaten)) == "–"
     empty = [beaten[key] for key in ("share_of_limit", "share_low", "share_high")]
     assert empty == [None] * 3 and "it is none" in beaten["share_of_limit_is_empty"]
-    few = model_record("a", subject_of(), times_of(4, calls=9), limit, {}).figures
-    assert share_text(few) == "25 % (–)"
-    profiled = model_record("a", subject_of(), times_of(4), limit, {"a": 3.0}).figures
+    few = figures_of(subject_of(), times_of(4, calls=9), limit)
+    assert share_text(record_of("a", 1, figures=few)) == "25 % (–)"
+    profiled = figures_of(subject_of(), times_of(4), limit, a=3.0)
     assert profiled["beyond_limit_ms"] == {"Conv": pytest.approx(2.0)}
     (layer,) = profiled["layers"]
     assert layer["gflop_per_s"] == pytest.approx(100e6 / 3e-3 / 1e9, abs=0.01)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Path:
     """Nano weights for 64 × 64 pixels, and a few digits."""
     root = tmp_path_factory.mktemp("roofline")
+    (root / "work").symlink_to(work, target_is_directory=True)
     for name in ("fcos_rt_nano", "fcos_e2e_nano"):
         chosen = preset(name, 10)
         network = Fcos(chosen.model)
@@ -275,7 +280,7 @@ def run(folder: Path, out: str, *more: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def content(folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peaks_cpu, "SIDES", (64,))
+        patch.setattr(peaks, "SIDES", (256,))
         return run(folder, "out")
 
 
@@ -310,8 +315,10 @@ def test_models_and_peaks_are_measured_in_one_run(content: dict[str, Any]) -> No
     assert len(content["ratios"]) == 2
 
 
-def test_layers_are_found_in_the_profile(folder: Path, content: dict[str, Any]) -> None:
-    (path,) = (folder / "work").glob("fcos_e2e_nano*.onnx")
+def test_layers_are_found_in_the_profile(
+    folder: Path, content: dict[str, Any], exported: Callable[[Path, str], Path]
+) -> None:
+    path = exported(folder, "fcos_e2e_nano")
     limit = limit_of(path, PEAKS)
     found = layer_times(path, 1, np.zeros((1, 64, 64, 3), np.uint8), limit.layers)
     convolutions = [layer.name for layer in limit.layers if layer.kind == "Conv"]
@@ -320,10 +327,13 @@ def test_layers_are_found_in_the_profile(folder: Path, content: dict[str, Any]) 
 
 
 def test_named_files_are_measured_and_twins_refused(
-    folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    content: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    exported: Callable[[Path, str], Path],
 ) -> None:
-    monkeypatch.setattr(peaks_cpu, "SIDES", (64,))
-    (path,) = (folder / "work").glob("fcos_e2e_nano*.onnx")
+    monkeypatch.setattr(peaks, "SIDES", (256,))
+    path = exported(folder, "fcos_e2e_nano")
     found = run(folder, "named", f"--onnx={path}")
     assert found["records"][-1]["name"] == "fcos_e2e_nano fp32 64x64 bare"
     assert found["records"][-1]["subject"]["training"] == "not stated"
@@ -339,6 +349,8 @@ def test_wrong_options_are_told(folder: Path) -> None:
         run(folder, "none", "--model=yolo")
     with pytest.raises(InputError, match="peaks are measured on: cpu, cuda"):
         run(folder, "none", "--device=openvino")
-    with pytest.raises(EngineError, match="PyTorch finds no such GPU"):
+    with pytest.raises(EngineError, match=r"driver|GPU"):
         run(folder, "none", "--device=cuda:99")
+    with pytest.raises(EngineError, match="PyTorch finds no such GPU"):
+        peaks.cuda_probes(99)
     assert not (folder / "none").exists()

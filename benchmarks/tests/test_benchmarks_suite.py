@@ -5,7 +5,8 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,26 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.datasets.digits.scenes import write_digits
-from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree.machine import find_gpus
 from nmsfree.preprocess import Geometry
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.common import exported as exported_files
-from nmsfree_benchmarks.common.exported import Wanted, export_all, made_by
-from nmsfree_benchmarks.common.inputs import digits_val, full_hd
-from nmsfree_benchmarks.common.sources import trained_sources
-from nmsfree_benchmarks.frontier import suite as frontier
-from nmsfree_benchmarks.machine.measure import CALLS_FOR, STAGES, Image, Plan, Stopwatch
-from nmsfree_benchmarks.nms.options import FULL, LARGE_PLAN, QUICK
-from nmsfree_benchmarks.overhead import suite as overhead
-from nmsfree_benchmarks.record.intervals import FEWEST_ROUNDS
-from nmsfree_benchmarks.roofline import suite as roofline
-from nmsfree_benchmarks.table.eager import open_source
-from nmsfree_benchmarks.table.onnx_engine import (
-    TimedBackend,
-    bare_call,
-    postprocess_call,
-    raw_maps,
-    split_at_raw_maps,
-)
-from nmsfree_benchmarks.table.options import PLANS
-from nmsfree_benchmarks.table.rows import CPU_ENGINES
-from nmsfree_benchmarks.throughput import suite as throughput
+from nmsfree_benchmarks.harness import exports as exported_files
+from nmsfree_benchmarks.harness.engines import ENGINES
+from nmsfree_benchmarks.harness.exports import export_all, made_by
+from nmsfree_benchmarks.harness.graphs import raw_maps, split_at_raw_maps
+from nmsfree_benchmarks.harness.pictures import digits_val, full_hd
+from nmsfree_benchmarks.harness.statistics import CALLS_FOR, FEWEST_ROUNDS, STAGES
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.timer import Plan
+from nmsfree_benchmarks.harness.weights import open_weights, trained
+from nmsfree_benchmarks.questions import frontier, overhead, roofline, throughput
+from nmsfree_benchmarks.questions.models.question import PLANS
+from nmsfree_benchmarks.questions.models.rows import postprocess_call
+from nmsfree_benchmarks.questions.models.words import CPU_ENGINES
+from nmsfree_benchmarks.questions.nms.question import FULL, LARGE_PLAN, QUICK
 from nmsfree_export.export import export_onnx
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
@@ -54,6 +47,7 @@ from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
+Exported = Callable[[Path, str], Path]
 WEIGHTS = Path(__file__).parents[2] / "weights"
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # fcos_o2o_nano is left out: skipped with a reason
 IMAGES = 3
@@ -75,10 +69,11 @@ def write_weights(folder: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Path]:
     """A run of `nmsfree bench` on the small models; threads are given back afterwards."""
     threads = torch.get_num_threads()
     root = tmp_path_factory.mktemp("bench")
+    (root / "work").symlink_to(work, target_is_directory=True)
     for name in MODELS:
         write_weights(root / "weights", name)
     write_digits(root / "data", train=0, val=IMAGES, crowd=0)
@@ -105,25 +100,32 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_engine_runs_every_model(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     found = [(row["subject"]["model"], row["subject"]["engine"]) for row in rows]
     assert found == [(model, engine) for model in MODELS for engine in CPU_ENGINES]
-    assert {row["timed_calls"] for row in content["records"]} == {30}
+    assert {row["timed_calls"] for row in content["records"]} == {10}
     assert {tuple(row["subject"]["size"]) for row in rows} == {(64, 64)}
     assert list(content["skipped"]) == ["fcos_o2o_nano"]
     assert content["environment"]["threads"] == 1
-    assert content["command"] == "nmsfree bench --quick --threads 1 --size nano --seconds 0"
-    assert content["settings"] == {"bursts": {"64x64": 3}}
+    assert content["command"] == "nmsfree bench --quick --threads 1 --seconds 0 --size nano"
+    assert content["settings"] == {"bursts": {"64x64": 1}}
 
 
 def test_int8_and_memory_are_measured_beside_fp32(
     tiny: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that is not quick, of the trained NMS-free model: random weights bear no 8 bits."""
-    monkeypatch.setattr("nmsfree_benchmarks.common.exported.CALIBRATION_IMAGES", 3)
+    monkeypatch.setattr("nmsfree_benchmarks.harness.exports.CALIBRATION_IMAGES", 3)
     plan = Plan(seconds=0, min_rounds=2, burst=2)
     monkeypatch.setitem(PLANS, ("nano", False), plan)
     (tmp_path / "weights").mkdir()
     shutil.copy(WEIGHTS / "fcos_e2e_nano.safetensors", tmp_path / "weights")
-    options = [f"--{name}={tmp_path / name}" for name in ("weights", "work", "out")]
-    options += [f"--data={tiny / 'data'}", "--size=nano", "--seconds=0", "--threads=1", "--json=-"]
+    options = [f"--{name}={tmp_path / name}" for name in ("weights", "out")]
+    options += [
+        f"--data={tiny / 'data'}",
+        f"--work={tiny / 'work'}",
+        "--size=nano",
+        "--seconds=0",
+        "--threads=1",
+        "--json=-",
+    ]
     result = CliRunner().invoke(app, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
@@ -167,12 +169,13 @@ def test_a_changed_network_or_exporter_is_never_measured_by_an_old_file(
     head = other / sources[0].relative_to(package)
     head.write_text(head.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
     assert made_by((package,)) == made_by((same,)) != made_by((other,))
-    wanted = Wanted(open_source(tiny / "weights" / "fcos_e2e_nano.safetensors", "none"))
+    weights = open_weights(tiny / "weights" / "fcos_e2e_nano.safetensors", "none")
+    subject = Subject(weights, ENGINES["onnxruntime"], 1)
     paths = []
     for copy in (same, same, other):
         monkeypatch.setattr(exported_files, "MADE_OF", (copy,))
-        (made,) = export_all([wanted], tmp_path / "work")[0].values()
-        paths.append(made)
+        assert export_all([subject], tmp_path / "work", None, lambda done, total: None) == {}
+        paths.append(subject.file)
     assert paths[0] == paths[1] != paths[2] and paths[2].is_file()
 
 
@@ -216,7 +219,9 @@ def test_ap_is_that_of_the_same_weights_in_every_engine(rows: list[dict[str, Any
     assert {subject["ap_images"] for subject in subjects} == {IMAGES}
 
 
-def test_hashes_and_sizes_are_those_of_the_files(folder: Path, rows: list[dict[str, Any]]) -> None:
+def test_hashes_and_sizes_are_those_of_the_files(
+    folder: Path, rows: list[dict[str, Any]], exported: Exported
+) -> None:
     for subject in (row["subject"] for row in rows):
         onnx_file = exported(folder, subject["model"])
         checkpoint = folder / "weights" / f"{subject['model']}.safetensors"
@@ -247,12 +252,6 @@ def test_the_report_is_in_its_folder(folder: Path, content: dict[str, Any]) -> N
     assert str(folder) not in (folder / "out" / written[1]).read_text(encoding="utf-8")
 
 
-def exported(folder: Path, model: str) -> Path:
-    """The FP32 file that the run made."""
-    (path,) = (folder / "work").glob(f"{model}-fp32-*.onnx")
-    return path
-
-
 def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[Any]:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs: list[Any] = session.run(None, inputs)
@@ -260,7 +259,9 @@ def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_graph_is_split_at_the_networks_raw_maps(folder: Path, model: str) -> None:
+def test_the_graph_is_split_at_the_networks_raw_maps(
+    folder: Path, model: str, exported: Exported
+) -> None:
     first, rest = split_at_raw_maps(exported(folder, model))
     kinds = {node.op_type for node in first.graph.node}
     assert not kinds & {"TopK", "NonMaxSuppression", "ReduceMax", "Sigmoid", "Concat"}
@@ -279,7 +280,9 @@ def test_the_graph_is_split_at_the_networks_raw_maps(folder: Path, model: str) -
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_both_parts_together_are_the_whole_graph(folder: Path, model: str) -> None:
+def test_both_parts_together_are_the_whole_graph(
+    folder: Path, model: str, exported: Exported
+) -> None:
     path = exported(folder, model)
     first, rest = split_at_raw_maps(path)
     maps = run(first, {"images": PIXELS})
@@ -309,22 +312,16 @@ def test_last_convolutions_are_found() -> None:
         raw_maps(helper.make_model(graph))
 
 
-def test_bare_and_partial_calls_time_one_part(folder: Path) -> None:
-    path = exported(folder, "fcos_rt_nano")
-    watch = Stopwatch()
-    with Detector(TimedBackend(OnnxRuntimeBackend(path, threads=1), watch)) as detector:
-        picture = np.zeros((100, 80, 3), np.uint8)
-
-        def prepare(image: Image) -> Image:
-            return detector.preprocess([image])[0]
-
-        for call in (bare_call(path, 1, prepare), postprocess_call(path, 1, prepare, [picture])):
+def test_bare_and_partial_calls_time_one_part(folder: Path, exported: Exported) -> None:
+    weights = open_weights(folder / "weights" / "fcos_rt_nano.safetensors", "none")
+    subject = Subject(weights, ENGINES["onnxruntime"], 1, file=exported(folder, "fcos_rt_nano"))
+    picture = np.zeros((100, 80, 3), np.uint8)
+    with ExitStack() as stack:
+        subject.open(stack)
+        for call in (subject.bare(), postprocess_call(subject, [picture])):
             (elapsed,) = call(picture)
             assert elapsed > 0
-        watch.start()
-        detector(picture)
-        watch.mark()
-        assert len(watch.laps()) == 3
+        assert len(subject.call()(picture)) == 3
 
 
 def test_a_digits_set_is_used_and_never_written_to(folder: Path, tmp_path: Path) -> None:
@@ -344,8 +341,8 @@ def test_large_pictures_are_full_hd_and_distinct(folder: Path) -> None:
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a folder"):
-        trained_sources(tmp_path / "none")
-    sources, skipped = trained_sources(tmp_path)
+        trained(tmp_path / "none")
+    sources, skipped = trained(tmp_path)
     assert not sources
     assert all(f"{name}.safetensors" in reason for name, reason in skipped.items())
     assert len(skipped) == 3

@@ -1,14 +1,14 @@
 """Small checkpoints with weights that find something, pictures, and what the tests here share."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from torch import nn
 from typer.testing import CliRunner
 
@@ -68,13 +68,25 @@ def run() -> Callable[..., Any]:
 def trace() -> Callable[..., ModelProto]:
     """Return what exports a checkpoint with options, without a certificate or parity."""
 
-    def traced(
-        checkpoint: Checkpoint, float_layers: Collection[str] = (), **options: Any
-    ) -> ModelProto:
+    def traced(checkpoint: Checkpoint, **options: Any) -> ModelProto:
         spec = make_export_spec(checkpoint, ExportOptions(**options))
-        return build_onnx(deploy_module(checkpoint.build(), spec, float_layers), spec)
+        return build_onnx(deploy_module(checkpoint.build(), spec), spec)
 
     return traced
+
+
+@pytest.fixture(scope="session")
+def copied() -> Callable[[ModelProto], ModelProto]:
+    """Return what copies a model."""
+    return lambda model: ModelProto.FromString(model.SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def first() -> Callable[..., NodeProto]:
+    """Return what finds the first node whose fields have these values."""
+    return lambda model, **fields: next(
+        node for node in model.graph.node if all(getattr(node, k) == v for k, v in fields.items())
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Engines are built for real, with no GPU: the published network and the bundled detectors."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nmsfree import ModelError, RawDetections
 from nmsfree.backends.onnxruntime.session import make_session
@@ -31,13 +30,19 @@ VERSION: str = trt.__version__
 Trace = Callable[..., ModelProto]
 
 
-PREDICTIONS = ["heads.2.cls_pred", "heads.2.reg_pred"]  # all levels share them
+@pytest.fixture(scope="module")
+def r18(published: Checkpoint, trace: Trace) -> ModelProto:
+    return trace(published)
 
 
 @pytest.fixture(scope="module")
-def baseline(weights: Path, trace: Trace) -> ModelProto:
-    """The NMS baseline for batches of any size."""
-    return trace(load_checkpoint(weights / "fcos_rt_nano.safetensors"), batch=None)
+def graphs(weights: Path, trace: Trace) -> dict[str, ModelProto]:
+    """The bundled detectors; the NMS baseline takes batches of any size."""
+    found = {}
+    for name in ("fcos_o2o_nano", "fcos_e2e_nano", "fcos_rt_nano"):
+        checkpoint = load_checkpoint(weights / f"{name}.safetensors")
+        found[name] = trace(checkpoint, batch=None if name == "fcos_rt_nano" else 1)
+    return found
 
 
 def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
@@ -46,16 +51,50 @@ def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
     return build_engine(source, folder / "model.engine", BuildOptions(**options))
 
 
+def halve(model: ModelProto, keep: int = 0) -> ModelProto:
+    """Compute the convolutions in half, but for the last `keep` of them."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    halved = convolutions[: len(convolutions) - keep]
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes, added = [], {}
+    for node in graph.node:
+        if not any(node is conv for conv in halved):
+            nodes.append(node)
+            continue
+        own = f"{node.name}/half"
+        for index, name in enumerate(node.input[1:], 1):
+            added[f"{name}/half"] = weights[name].astype(np.float16)
+            node.input[index] = f"{name}/half"
+        out = node.output[0]
+        nodes.append(helper.make_node("Cast", [node.input[0]], [own], to=TensorProto.FLOAT16))
+        node.input[0], node.output[0] = own, f"{own}/out"
+        nodes += [node, helper.make_node("Cast", [f"{own}/out"], [out], to=TensorProto.FLOAT)]
+    nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in added.items())
+    for value in [v for v in graph.value_info if v.name.endswith("/half")]:
+        graph.value_info.remove(value)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    onnx.checker.check_model(copy)
+    return copy
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_published_network_builds_without_a_gpu(
-    published: Checkpoint, trace: Trace, tmp_path: Path, precision: str
+    r18: ModelProto, tmp_path: Path, precision: str
 ) -> None:
     """For SM 8.9; the network that was built has the contract's inputs and outputs."""
-    report = build(trace(published, precision=precision), tmp_path)
+    report = build(r18 if precision == "fp32" else halve(r18), tmp_path)
     source, engine = tmp_path / "model.onnx", tmp_path / "model.engine"
     sidecar = read_sidecar(engine)
     assert sidecar == report.sidecar
@@ -81,54 +120,70 @@ def test_the_published_network_builds_without_a_gpu(
 
 @pytest.mark.parametrize("name", ["fcos_o2o_nano", "fcos_e2e_nano"])
 def test_the_bundled_detectors_build_in_every_precision(
-    weights: Path, trace: Trace, tmp_path: Path, name: str
+    graphs: dict[str, ModelProto], tmp_path: Path, name: str
 ) -> None:
     """The precision is that of the graph, and named after it."""
-    checkpoint = load_checkpoint(weights / f"{name}.safetensors")
+    full = graphs[name]
     sizes = []
-    for precision, options in (
-        ("fp32", {}),
-        ("mixed fp16", {"precision": "fp16", "float_layers": PREDICTIONS}),
-        ("fp16", {"precision": "fp16"}),
-    ):
-        report = build(trace(checkpoint, **options), tmp_path)
+    for precision, graph in (("fp32", full), ("mixed fp16", halve(full, 3)), ("fp16", halve(full))):
+        report = build(graph, tmp_path)
         assert report.sidecar.precision == precision
         assert report.sidecar.spec.name == name
         assert str(report.inputs[0]) == "images uint8 [1, 256, 256, 3]"
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
-    assert sizes[0] > 1.2 * max(sizes[1:])
+    # What the builder adds for the filter's conversions outweighs three halved weights.
+    assert sizes[0] > sizes[1] and sizes[2] < 1.01 * sizes[1]
 
 
-@pytest.mark.parametrize("name", ["nano", "published"])
-def test_int8_files(
-    request: pytest.FixtureRequest, digits: Path, tmp_path: Path, name: str
+def test_a_quantized_graph_is_called_int8(
+    graphs: dict[str, ModelProto],
+    copied: Callable[[ModelProto], ModelProto],
+    first: Callable[..., NodeProto],
+    tmp_path: Path,
 ) -> None:
-    """Batch norm and a rival filter; and the published network. The last layers are in float."""
+    """One convolution with a symmetric scale before it is enough."""
+    model = copied(graphs["fcos_e2e_nano"])
+    graph, conv = model.graph, first(graphs["fcos_e2e_nano"], op_type="Conv")
+    at = list(graph.node).index(conv)
+    steps = {"scale": np.float32(0.02), "zero": np.int8(0)}
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in steps.items())
+    quantize = helper.make_node("QuantizeLinear", [conv.input[0], *steps], ["q"])
+    graph.node[at].input[0] = "dq"
+    graph.node.insert(at, helper.make_node("DequantizeLinear", ["q", *steps], ["dq"]))
+    graph.node.insert(at, quantize)
+    assert build(model, tmp_path).sidecar.precision == "int8"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("name", ["nano", "published"])
+def test_files_of_the_exporter(
+    request: pytest.FixtureRequest, digits: Path, tmp_path: Path, name: str, precision: str
+) -> None:
+    """Batch norm and a rival filter; and the published network with random weights."""
     checkpoint: Checkpoint = request.getfixturevalue(name)
-    options = ExportOptions(precision="int8", target="tensorrt", calibrate=digits)
-    spec = make_export_spec(checkpoint, options)
-    calibration = load_calibration(digits, "train", 2, spec)
+    int8: Any = {"target": "tensorrt", "calibrate": digits} if precision == "int8" else {}
+    spec = make_export_spec(checkpoint, ExportOptions(precision=precision, **int8))
+    calibration = load_calibration(digits, "train", 2, spec) if int8 else None
     made = Builder(checkpoint.build(), spec, calibration, tmp_path).build()
     report = build(ModelProto.FromString(content_of(made.model, made.spec)), tmp_path)
     height, width = checkpoint.input_size
     assert report.sidecar.targets == (89,) and not report.sidecar.tf32
     assert [str(t) for t in report.inputs] == [f"images uint8 [1, {height}, {width}, 3]"]
-    assert {t.name: t.dtype for t in report.outputs} == {
-        name: "int32" if name in ("num_detections", "detection_classes") else "float32"
-        for name in RawDetections._fields
-    }
-    assert report.sidecar.precision == report.sidecar.spec.precision == "int8"
-    assert report.sidecar.spec.made_for == "tensorrt"
+    assert tuple(t.name for t in report.outputs) == RawDetections._fields
+    assert {t.dtype for t in report.outputs} == {"int32", "float32"}
+    assert report.sidecar.precision == report.sidecar.spec.precision == precision
+    assert report.sidecar.spec.made_for == int8.get("target")
+    if (name, precision) == ("published", "fp16"):
+        assert report.size == pytest.approx(38e6, rel=0.1)  # half of FP32's 74 MB
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_nms_baseline_ends_before_its_nms(
-    weights: Path, trace: Trace, tmp_path: Path, precision: str
+    graphs: dict[str, ModelProto], tmp_path: Path, precision: str
 ) -> None:
-    checkpoint = load_checkpoint(weights / "fcos_rt_nano.safetensors")
-    graph = trace(checkpoint, precision=precision, batch=None)
-    report = build(graph, tmp_path, batch=(1, 2, 2))
+    graph = graphs["fcos_rt_nano"]
+    report = build(graph if precision == "fp32" else halve(graph), tmp_path, batch=(1, 2, 2))
     assert report.sidecar.precision == precision
     assert report.sidecar.nms_on_host
     assert report.sidecar.spec.nms is not None
@@ -140,9 +195,11 @@ def test_the_nms_baseline_ends_before_its_nms(
     ]
 
 
-def test_nms_that_is_not_cut_off_does_not_build(baseline: ModelProto, tmp_path: Path) -> None:
+def test_nms_that_is_not_cut_off_does_not_build(
+    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto], tmp_path: Path
+) -> None:
     """A description that hides the NMS: the builder's own words in one line."""
-    model = copy.deepcopy(baseline)
+    model = copied(graphs["fcos_rt_nano"])
     spec = json.loads(model.metadata_props[0].value) | {"head": "o2o", "nms": None}
     model.metadata_props[0].value = json.dumps(spec)
     with pytest.raises(ModelError) as error:
@@ -156,8 +213,10 @@ def test_nms_that_is_not_cut_off_does_not_build(baseline: ModelProto, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_cut_graph_gives_the_candidates_of_the_whole(baseline: ModelProto) -> None:
-    whole, part = (copy.deepcopy(baseline) for _ in range(2))
+def test_the_cut_graph_gives_the_candidates_of_the_whole(
+    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto]
+) -> None:
+    whole, part = (copied(graphs["fcos_rt_nano"]) for _ in range(2))
     for name, kind in zip(CANDIDATES, (1, 1, 7), strict=True):
         whole.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     cut_nms(part)

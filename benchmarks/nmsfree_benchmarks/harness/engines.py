@@ -63,7 +63,7 @@ class Engine:
         """
         found: dict[str, Any] = {"engine": self.key, **(self.gpu or {})}
         if self.gpu is not None:
-            found["cuda_graph"] = has_graph(backend)
+            found.setdefault("cuda_graph", has_graph(backend))
         if self.arithmetic == "bf16" and precision != "int8":
             found["precision"] = "bf16"
         return found

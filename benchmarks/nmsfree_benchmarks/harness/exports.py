@@ -39,10 +39,7 @@ Exporter = Callable[[Path, str, Path, ExportOptions], str]
 
 
 def export_all(
-    subjects: Sequence[Subject],
-    work: Path,
-    calibration: Path | None,
-    progress: Progress,
+    subjects: Sequence[Subject], work: Path, calibration: Path | None, progress: Progress
 ) -> dict[str, str]:
     """Export what is not there yet, and tell every subject its file.
 

@@ -20,13 +20,22 @@ DETECTIONS = list(RawDetections._fields)
 SELECTED = "nms_selected"  # int64 [kept, 3] (image, class, row), of `append_nms`
 
 
-def open_session(model: Path | ModelProto, threads: int, **config: Any) -> Any:
-    """Open a file or graph in ONNX Runtime on the processor; `config` are session options."""
+def open_session(
+    model: Path | ModelProto, threads: int, spinning: bool = True, **config: Any
+) -> Any:
+    """Open a file or graph in ONNX Runtime on the processor.
+
+    Args:
+        spinning: whether its threads wait for the next run without sleeping.
+        config: further session options.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # warnings are about the unused parts of a cut graph
     options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in config.items():
         setattr(options, name, value)
     source = model.SerializeToString() if isinstance(model, ModelProto) else str(model)

@@ -16,6 +16,7 @@ from nmsfree_benchmarks.harness.records import Results
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, GRID = "#222222", "#888888", "#dddddd"
+DOT, SMALL = 4.5, 8.0  # points: half a marker, and the height of a label
 LABEL_GAP = 9.0  # points between two labels
 
 
@@ -49,7 +50,7 @@ def label_ends(
         ends: x and y in data, text, colour.
         gap: points between two labels.
     """
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # places are final then
+    axes.figure.figure.draw_without_rendering()  # places are final then
     scale = 72 / axes.figure.dpi  # points of a pixel
     ordered = sorted(ends, key=lambda end: end[1])
     at = [float(axes.transData.transform(end[:2])[1]) * scale for end in ordered]
@@ -69,6 +70,37 @@ def label_ends(
             color=colour,
             va="center",
         )
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write beside points where it covers no other point or label; limits are set before.
+
+    Args:
+        points: x and y in data, text, colour.
+    """
+    axes.figure.figure.draw_without_rendering()
+    scale = 72 / axes.figure.dpi  # points of a pixel
+    places = [[float(v) * scale for v in axes.transData.transform(p[:2])] for p in points]
+    taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in places]
+
+    def box(text: str, x: float, y: float) -> tuple[float, float, float, float]:
+        """What a label covers that begins at x and is centred on y, in points."""
+        return x, y - SMALL / 2, x + 0.58 * SMALL * len(text), y + SMALL / 2
+
+    def free(text: str, x: float, y: float) -> bool:
+        left, low, right, high = box(text, x, y)
+        return not any(left < r and b < right and low < h and c < high for b, c, r, h in taken)
+
+    highest_first = sorted(zip(points, places, strict=True), key=lambda one: -one[0][1])
+    for (px, py, text, colour), (x, y) in highest_first:
+        left = -DOT - 1 - 0.58 * SMALL * len(text)
+        # Above or below before beside it, where lines may be.
+        ups = (7.0, -7.0, 0.0, *(sign * dy for dy in range(9, 40, 2) for sign in (1.0, -1.0)))
+        offsets = [(dx, dy) for dy in ups for dx in (DOT + 1, left)]
+        dx, dy = next((d for d in offsets if free(text, x + d[0], y + d[1])), (DOT + 1, DOT))
+        taken.append(box(text, x + dx, y + dy))
+        at = {"textcoords": "offset points", "fontsize": SMALL, "va": "center"}
+        axes.annotate(text, (px, py), (dx, dy), color=colour, **at)  # type: ignore[arg-type]
 
 
 def stacked_bar(

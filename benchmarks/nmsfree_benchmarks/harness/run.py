@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,9 +19,9 @@ from nmsfree.files import check_outputs, write_atomic
 from nmsfree.options import Option, options_of
 from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import CPU, use_device, watch_gpu
+from nmsfree_benchmarks.harness.engines import CPU, on_gpu, use_device, watch_gpu
 from nmsfree_benchmarks.harness.machine import LoadMeter, available_cores, describe, hardware
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Progress, Rounds, take_turns
@@ -90,19 +90,31 @@ class RunOptions:
 def command_line(name: str, options: RunOptions) -> str:
     """What repeats a run, without the paths of this machine."""
     words = [f"nmsfree bench {name}".rstrip()]
-    usual = {field.name: field.default for field in fields(options)}
-    for field, _, option in options_of(type(options)):
-        value = getattr(options, field.name)
-        if option is None or value == usual[field.name] or field.name == "json_file":
+    usual = {one.name: one.default for one in fields(options)}
+    for one, _, option in options_of(type(options)):
+        value = getattr(options, one.name)
+        if option is None or value == usual[one.name] or one.name == "json_file":
             continue
-        flag = next(iter(option.flags), f"--{field.name.replace('_', '-')}")
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, bool):
+        flag = next(iter(option.flags), f"--{one.name.replace('_', '-')}")
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, bool):
                 words.append(flag)
-            elif isinstance(value, tuple) or not isinstance(one, Path):
-                text = one.name if isinstance(one, Path) else one
+            elif isinstance(value, tuple) or not isinstance(each, Path):
+                text = each.name if isinstance(each, Path) else each
                 words.append(f"{flag} {text:g}" if isinstance(text, float) else f"{flag} {text}")
     return " ".join(words)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Something to time, and what its record says beside the times; see `Record`."""
+
+    name: str
+    call: Call
+    parameters: Mapping[str, Any]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ("total",)
+    state: State | None = None
 
 
 class Run:
@@ -180,7 +192,27 @@ class Run:
         with LoadMeter() as meter:
             rounds = take_turns(calls, images, plan, after_round)
         self._loads += [] if meter.others is None else [meter.others]
+        if on_gpu(self.options.device):
+            rounds.processor = {}  # the processor only waits
         return rounds
+
+    def records(
+        self, cases: Sequence[Case], images: Sequence[Image], plan: Plan, what: str = "rounds"
+    ) -> tuple[list[Record], int]:
+        """Let cases take turns; returns their records, and the timed calls of a turn."""
+        rounds = self.time({case.name: case.call for case in cases}, images, plan, what)
+        made = [
+            Record(
+                case.name,
+                case.parameters,
+                rounds[case.name],
+                case.parts,
+                {**case.figures, **rounds.figures(case.name)},
+                case.state,
+            )
+            for case in cases
+        ]
+        return made, rounds.burst
 
     def results(self, kind: str, command: str, records: Iterable[Record]) -> Results:
         return Results(
@@ -210,6 +242,7 @@ class Question:
         conclusions, notes: what the tables say, and what their numbers mean, a line each.
         draw: writes the picture as PNG.
         pictures: drawn anew for the page; None takes the PNG.
+        tries_device: make sure that the device works before anything is made for it.
     """
 
     kind: str
@@ -224,6 +257,7 @@ class Question:
     notes: Callable[[Results], Iterable[str]]
     draw: Callable[[Results, Path], None]
     pictures: Callable[[Results], list[Any]] | None = None
+    tries_device: bool = True
 
     @property
     def name(self) -> str:
@@ -274,7 +308,8 @@ def answer(question: Question, options: RunOptions) -> None:
     Raises:
         InputError: a file cannot be written, or would replace what is measured.
     """
-    options = replace(options, device=use_device(options.device))
+    if question.tries_device:
+        options = replace(options, device=use_device(options.device))
     check_outputs([options.json_file, options.out / "results.json"], options.inputs())
     results = with_progress(lambda tell: question.ask(options, tell))
     files = question.write(results, options.out)

@@ -23,6 +23,8 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 # Of fewer rounds the draws are too few different ones: what they give is narrower than it says.
 FEWEST_ROUNDS = 10
+TOLERATED = 1.05  # times the usual: constant work that takes longer was disturbed
+USUAL = 25  # percentile; on a busy machine more than half of it may be disturbed
 FASTEST = 0.25  # share of the calls of which each was disturbed least
 
 Values = NDArray[np.float64]
@@ -365,3 +367,13 @@ def tail(values: Values, burst: int, chosen: NDArray[np.bool_] | None = None) ->
         return np.asarray(high / middle, dtype=np.float64)
 
     return bootstrap(statistic, len(counted), burst)
+
+
+def undisturbed(probes: Sequence[Times]) -> list[NDArray[np.bool_]]:
+    """Say which calls had the usual work on both sides.
+
+    Args:
+        probes: [calls, 2] of each thing that took turns; what is usual is that of all of them.
+    """
+    usual = float(np.percentile(np.concatenate(probes), USUAL))
+    return [np.all(own <= TOLERATED * usual, axis=1) for own in probes]

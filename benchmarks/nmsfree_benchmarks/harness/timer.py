@@ -79,6 +79,18 @@ def timed(
     return call
 
 
+def between_probes(call: Call, work: Call) -> Call:
+    """A call whose parts are followed by the nanoseconds of the work before and after it."""
+
+    def probed(image: Image) -> Sequence[int]:
+        before = work(image)
+        parts = call(image)
+        both = [*parts, *before, *work(image)]
+        return Laps(both, parts.processor) if isinstance(parts, Laps) else both
+
+    return probed
+
+
 def slots(count: int) -> list[Image]:
     """Stand-ins for pictures: tiny arrays that say which prepared input to take."""
     return [np.full((1, 1, 3), number, dtype=np.uint8) for number in range(count)]
@@ -145,6 +157,11 @@ class Rounds(dict[str, Times]):
     burst: int = 1
     processor: dict[str, Nanoseconds]
 
+    def figures(self, name: str) -> dict[str, list[int]]:
+        """What a record says of the processor time of its calls."""
+        spent = self.processor.get(name)
+        return {} if spent is None else {"processor_ns": spent.tolist()}
+
 
 def take_turns(
     calls: Mapping[str, Call],
@@ -184,7 +201,7 @@ def take_turns(
             for name in names:
                 time.sleep(plan.pause)
                 for _ in range(plan.lead_in):
-                    calls[name](images[0])
+                    calls[name](turn[0])
                 times[name] += [calls[name](image) for image in turn]
             rounds += 1
             progress(rounds, _expected(rounds, time.monotonic() - start, plan))

@@ -12,20 +12,13 @@ import numpy as np
 
 from nmsfree.detector import Detector
 from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import (
-    CPU,
-    ENGINES,
-    device_of,
-    engine_of,
-    on_gpu,
-    ran_in,
-)
+from nmsfree_benchmarks.harness.engines import CPU, ENGINES, device_of, engine_of, on_gpu, ran_in
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results
 from nmsfree_benchmarks.harness.run import Models, OnDevice, Question, Run, RunOptions, answer
 from nmsfree_benchmarks.harness.statistics import paired_ratio, percentile
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
-from nmsfree_benchmarks.harness.timer import Image, Laps, Plan
+from nmsfree_benchmarks.harness.timer import Image, Laps, Plan, Rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,8 +137,9 @@ class Load:
         self.windows.append(window)
         return Laps((window.elapsed_ns // window.images,), window.processor_ns // window.images)
 
-    def record(self, times: Any) -> Record:
+    def record(self, rounds: Rounds) -> Record:
         """Times [windows, 1] ns an image; latency and processor time of the same windows."""
+        times = rounds[self.name]
         timed = self.windows[-len(times) :]  # without the warm-up
         calls = np.concatenate([window.calls_ns for window in timed]) / 1e6
         p99 = percentile(calls, 99)
@@ -156,6 +150,7 @@ class Load:
             "call_p50_ms": round(float(np.median(calls)), 3),
             "call_p99_ms": None if p99 is None else round(p99, 3),
             "processor_ms_per_image": round(processor, 4),
+            **rounds.figures(self.name),
         }
         state = self.subject.state(batch=self.batch)
         load = {"batch": self.batch, "streams": self.streams, "threads": self.subject.threads}
@@ -199,7 +194,7 @@ def measure(options: Options, run: Run) -> list[Record]:
     plan = options.timed(QUICK_PLAN if options.quick else PLAN)
     rounds = run.time({load.name: load for load in loads}, images, plan)
     run.settings |= {"burst": 1, "window_s": window}
-    return [load.record(rounds[load.name]) for load in loads]
+    return [load.record(rounds) for load in loads]
 
 
 def ratios(results: Results) -> Iterator[Ratio]:

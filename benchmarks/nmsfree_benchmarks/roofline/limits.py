@@ -5,17 +5,26 @@ architectures", Communications of the ACM 52(4), 2009: a layer takes at least as
 arithmetic at the peak rate, and at least as long as its bytes at the rate of memory.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
-from nmsfree_benchmarks.roofline.onnx_cost import Layer, count_layers
-from nmsfree_benchmarks.roofline.onnx_values import load_model
+from nmsfree_benchmarks.harness.records import State
+from nmsfree_benchmarks.harness.statistics import median_ms, summarize
+from nmsfree_benchmarks.harness.timer import Times
+from nmsfree_benchmarks.roofline.graph import Layer, count_layers, load_model
 from nmsfree_benchmarks.roofline.peaks import Peaks
 
 EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"
+HEAVIEST = 8  # layers that are listed
+KINDS = 4  # kinds of layers that are named for their time beyond the limit
+FMA = 2  # a CUDA core does one multiply-add a clock, which is two operations
+WHOLE = 1 << 62  # bytes: one bandwidth for copies of any size
 
 
 @dataclass(frozen=True)
@@ -74,25 +83,21 @@ class Limit:
         return 2 * self.macs / self.bytes
 
     def share(self, ms: float) -> float | None:
-        """What part of `ms` the limit is, 0-1: 1 = as fast as can be.
-
-        None where the engine was faster, see `reached`.
-        """
+        """What part of `ms` the limit is, 0-1: 1 = as fast as can be; see `reached`."""
         return reached(self.ms / ms)
 
 
 def reached(share: float | None) -> float | None:
-    """Return a share of a limit, or None above 1: what was exceeded is no limit.
+    """A share of a limit, or None above 1: what was exceeded is no limit.
 
     An engine does better than the counting allows where it keeps values in caches between layers or
-    computes a convolution with fewer multiplications (Winograd), and where the peaks were measured
-    in a slower moment.
+    computes a convolution with fewer multiplications (Winograd).
     """
     return None if share is None or share > 1 else share
 
 
-def limit_of(onnx: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:
-    """Return how fast an ONNX graph could be at most with these peaks.
+def limit_of(graph: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:
+    """How fast an ONNX graph could be at most with these peaks.
 
     Args:
         batch: images of a call, where the file leaves that open.
@@ -100,5 +105,145 @@ def limit_of(onnx: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:
     Raises:
         ModelError: the file cannot be read, or a convolution's shape is not known.
     """
-    model = load_model(onnx) if isinstance(onnx, Path) else onnx
+    model = load_model(graph) if isinstance(graph, Path) else graph
     return Limit(count_layers(model, batch), peaks)
+
+
+def share_figures(share: float | None) -> dict[str, Any]:
+    """A share of the limit as figures; of none the reason."""
+    if share is None:
+        return {"share_of_limit": None, "share_of_limit_is_empty": EXCEEDED}
+    return {"share_of_limit": round(share, 4)}
+
+
+def limit_figures(
+    state: State, times: Times, limit: Limit, profiled: Mapping[str, float], burst: int = 1
+) -> dict[str, Any]:
+    """What a roofline run says of a model.
+
+    Args:
+        times: [timed calls, 1] ns of the bare call.
+        profiled: layer name → milliseconds; may lack any.
+    """
+    p50 = summarize(times).p50
+    took, share = median_ms(times, burst), limit.share(p50)  # the limit is a constant here
+    known = took.known and share is not None
+    return {
+        "gmac": round(limit.macs / 1e9, 4),
+        "weights_mb": round(limit.weight_bytes / 1e6, 3),
+        "activations_mb": round((limit.bytes - limit.weight_bytes) / 1e6, 3),
+        "flop_per_byte": round(limit.intensity, 2),
+        "gflop_per_s": round(2 * limit.macs / p50 / 1e6, 2),
+        "limit_ms": round(limit.ms, 4),
+        "limit_whole_ms": round(limit.whole_ms, 4),
+        "limit_by_arithmetic_share": round(limit.computing, 4),
+        **share_figures(share),
+        "share_low": round(limit.ms / took.high, 4) if known else None,
+        "share_high": round(limit.ms / took.low, 4) if known else None,
+        "paper": _paper(limit, state),
+        "beyond_limit_ms": _beyond(limit, profiled),
+        "layers": _heaviest(limit, profiled),
+    }
+
+
+def _heaviest(limit: Limit, profiled: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The layers that take longest; where nothing was profiled, those with the highest limit."""
+
+    def weight(layer: Layer) -> float:
+        return profiled.get(layer.name, 0.0) if profiled else limit.layer_ms(layer)
+
+    found = []
+    for layer in sorted(limit.layers, key=weight, reverse=True)[:HEAVIEST]:
+        ms = profiled.get(layer.name)
+        found.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "gmac": round(layer.macs / 1e9, 5),
+                "mb": round(layer.bytes / 1e6, 4),
+                "flop_per_byte": round(layer.intensity, 2),
+                "limit_ms": round(limit.layer_ms(layer), 4),
+                "profiled_ms": None if ms is None else round(ms, 4),
+                "gflop_per_s": round(layer.flop / ms / 1e6, 2) if ms else None,
+            }
+        )
+    return found
+
+
+def _beyond(limit: Limit, profiled: Mapping[str, float]) -> dict[str, float]:
+    """Kind of layer → milliseconds that such layers took beyond their limit; the largest few."""
+    lost: Counter[str] = Counter()
+    for layer in limit.layers:
+        if layer.name in profiled:
+            lost[layer.kind] += profiled[layer.name] - limit.layer_ms(layer)  # type: ignore[assignment]
+    return {kind: round(ms, 4) for kind, ms in lost.most_common(KINDS) if ms > 0}
+
+
+@dataclass(frozen=True)
+class Datasheet:
+    """A device as its maker states it, and a speed that others measured on it.
+
+    Attributes:
+        cores, boost_ghz: FP32 units, and the clock they boost to.
+        memory_gb_per_s: bandwidth of its memory, 10⁹ bytes.
+        source: where the figures are from.
+        models, size: what was measured, and (height, width) of the input in pixels.
+        fps, how: images in a second, and in which state.
+    """
+
+    name: str
+    cores: int
+    boost_ghz: float
+    memory_gb_per_s: float
+    source: str
+    models: tuple[str, ...]
+    size: tuple[int, int]
+    fps: float
+    how: str
+
+    @property
+    def flops(self) -> float:
+        """FP32 FLOP/s at the boost clock: cores × 2 × clock."""
+        return self.cores * FMA * self.boost_ghz * 1e9
+
+    @property
+    def peaks(self) -> Peaks:
+        return Peaks({"fp32": self.flops}, ((WHOLE, self.memory_gb_per_s * 1e9),))
+
+
+RTX_4060 = Datasheet(
+    "GeForce RTX 4060",
+    cores=3072,
+    boost_ghz=2.46,
+    memory_gb_per_s=272,
+    source="NVIDIA, specifications of the GeForce RTX 4060 (desktop): 3072 CUDA cores, "
+    "boost clock 2.46 GHz, 128 bit GDDR6 at 17 Gbit/s = 272 GB/s",
+    models=("fcos_rt_r18_3x", "fcos_o2o_r18_3x", "fcos_e2e_r18_3x"),
+    size=(512, 736),
+    fps=56,
+    how="E2E_FCOS: FP32 in eager PyTorch, post-processing included",
+)
+
+
+def _paper(limit: Limit, state: State, sheet: Datasheet = RTX_4060) -> dict[str, Any] | None:
+    """What the same graph allows on the device of a published speed; None = not that model."""
+    same = state.model in sheet.models and state.size == sheet.size
+    if not same or state.precision != "fp32" or state.batch != 1:
+        return None
+    there = Limit(limit.layers, sheet.peaks)
+    by_arithmetic = 2 * limit.macs / sheet.flops * 1e3
+    return {
+        "computed_not_measured": True,
+        "device": sheet.name,
+        "source": sheet.source,
+        "peak_tflop_per_s": round(sheet.flops / 1e12, 2),
+        "memory_gb_per_s": sheet.memory_gb_per_s,
+        "gflop": round(2 * limit.macs / 1e9, 1),
+        "arithmetic_ms": round(by_arithmetic, 2),
+        "fps_at_most": round(1000 / by_arithmetic, 1),
+        "limit_ms": round(there.ms, 2),
+        "published_fps": sheet.fps,
+        "published_how": sheet.how,
+        "published_share": round(sheet.fps * by_arithmetic / 1000, 3),
+        "published_share_of_limit": round(sheet.fps * there.ms / 1000, 3),
+    }

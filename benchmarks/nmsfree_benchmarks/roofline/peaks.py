@@ -8,19 +8,33 @@ not the median, as in the STREAM benchmark: what the device can do when nothing 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from nmsfree.errors import EngineError
-from nmsfree_benchmarks.machine.measure import Call, Image, Plan, Times, take_turns
-from nmsfree_benchmarks.record.records import Record
+from nmsfree_benchmarks.harness.graphs import open_session
+from nmsfree_benchmarks.harness.records import Record
+from nmsfree_benchmarks.harness.timer import Call, Plan, Times, slots, take_turns, timed
 
 SIDES, GPU_SIDE = (512, 1024), 8192  # of the square matrices
 COPIED_MIB = (1, 8, 64)  # read and written together; the largest is beyond most caches
 GPU_COPIED_MIB = (8, 64, 1024)
 FALLBACK = "fp32"  # a processor computes a precision that it has no instructions for in this one
-QUICK = Plan(seconds=0.5, min_rounds=4, pause=0.001, lead_in=1, burst=2)
+QUICK = Plan(seconds=0.5, min_rounds=4, pause=0.001, lead_in=1, burst=2, fixed=True)
+OPSET, IR_VERSION = 20, 10
+TRIAL = 256  # side of the matrices that show whether bf16 has instructions of its own
+GPU_PRODUCTS = (  # precision, type of the factors, whether TF32 is allowed
+    ("fp32", torch.float32, False),
+    ("tf32", torch.float32, True),
+    ("fp16", torch.float16, False),
+    ("bf16", torch.bfloat16, False),
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,8 @@ class Probe:
         name: of its record.
         call: takes any picture and ignores it.
         work: FLOP of a matrix product, or bytes that a copy reads and writes.
-        repeats: so often within a call.
         precision: of a matrix product; "" is a copy.
+        repeats: so often within a call.
     """
 
     name: str
@@ -84,47 +98,28 @@ class Probe:
 
 def read_peaks(probes: Sequence[Probe], times: Mapping[str, Times]) -> Peaks:
     """Take the fastest probe of each precision, and the copies."""
-    flops: dict[str, float] = {}
-    copies: dict[int, float] = {}
+    found = Peaks({}, ())
     for probe in probes:
         rate = probe.rate(times[probe.name])
-        if probe.precision:
-            flops[probe.precision] = max(rate, flops.get(probe.precision, 0.0))
-        else:
-            copies[probe.work] = rate
-    return Peaks(flops, tuple(sorted(copies.items())))
+        one = (
+            Peaks({probe.precision: rate}, ())
+            if probe.precision
+            else Peaks({}, ((probe.work, rate),))
+        )
+        found = found.or_faster(one)
+    return found
 
 
-def measure_peaks(threads: int, device: str = "cpu", plan: Plan = QUICK) -> Peaks:
-    """Measure a device's peaks in about a second.
+def gpu_peaks(index: int = 0) -> Peaks:
+    """Measure a GPU's peaks in about a second; none where PyTorch does not run on it.
 
-    A processor's FP32 and INT8 in ONNX Runtime alone; a GPU's FP32 and FP16 through PyTorch, none
-    where PyTorch does not run on it.
+    One probe after another: a GPU with engines on it has no room for all at once.
     """
-    nothing = [np.zeros((1, 1, 3), np.uint8)]
-    if device == "cpu":
-        probes = _cpu_probes(threads)
-        return read_peaks(probes, take_turns({p.name: p.call for p in probes}, nothing, plan))
-    return _gpu_peaks(plan, nothing)
-
-
-def _cpu_probes(threads: int) -> list[Probe]:
-    from nmsfree_benchmarks.roofline.peaks_cpu import copy_probes, onnxruntime_probes
-
-    return [*onnxruntime_probes(threads), *copy_probes(threads)]
-
-
-def _gpu_peaks(plan: Plan, nothing: Sequence[Image]) -> Peaks:
-    """Measure one probe after another: a GPU with engines on it has no room for all at once."""
-    import torch
-
-    from nmsfree_benchmarks.roofline.peaks_cuda import cuda_makers
-
     found = Peaks({}, ())
     try:
-        for make in cuda_makers():
+        for make in cuda_makers(index):
             probe = make()
-            times = take_turns({probe.name: probe.call}, nothing, plan)
+            times = take_turns({probe.name: probe.call}, slots(1), QUICK)
             found = found.or_faster(read_peaks([probe], times))
             del probe
             torch.cuda.empty_cache()  # PyTorch would keep the memory from the other engines
@@ -133,18 +128,166 @@ def _gpu_peaks(plan: Plan, nothing: Sequence[Image]) -> Peaks:
     return found
 
 
-def timed(run: Callable[[], object], finish: Callable[[], object] = lambda: None) -> Call:
-    """Make a call that times `run` until `finish` has returned (a GPU works on its own)."""
+def cpu_probes(threads: int) -> tuple[list[Probe], dict[str, str]]:
+    """All probes; and of the precisions that would say nothing here, why."""
+    probes = onnxruntime_probes(threads)
+    probes += [_torch_probe(threads, torch.float32, "fp32", side) for side in SIDES]
+    skipped = {}
+    if bf16_pays():
+        probes += [_torch_probe(threads, torch.bfloat16, "bf16", side) for side in SIDES]
+    else:
+        skipped["bf16"] = "slower than FP32 here: the processor has no instructions for it"
+    return [*probes, *copy_probes(threads)], skipped
 
-    def call(image: Image) -> Sequence[int]:
-        start = time.perf_counter_ns()
-        run()
-        finish()
-        return (time.perf_counter_ns() - start,)
 
-    return call
+def onnxruntime_probes(threads: int) -> list[Probe]:
+    """FP32, and INT8 (unsigned by signed, as in the INT8 files for processors)."""
+    draw = np.random.default_rng(0)
+    made = []
+    for side in SIDES:
+        f32 = draw.standard_normal((side, side), dtype=np.float32)
+        u8 = draw.integers(0, 256, (side, side), dtype=np.uint8)
+        s8 = draw.integers(-128, 128, (side, side), dtype=np.int8)
+        for precision, operator, a, b in (
+            ("fp32", "MatMul", f32, f32),
+            ("int8", "MatMulInteger", u8, s8),
+        ):
+            session = product_session(threads, operator, a, b)
+            run = partial(session.run, None, {"a": a})
+            made.append(_product_probe("onnxruntime", "ONNX Runtime", precision, side, run))
+    return made
 
 
-def product_flop(side: int) -> int:
-    """FLOP of a product of two square matrices; a multiply-add is two."""
-    return 2 * side**3
+def _product_probe(
+    engine: str, label: str, precision: str, side: int, run: Callable[[], object], **more: Any
+) -> Probe:
+    about = {"call": "matrix product", "precision": precision, "engine": engine, "side": side}
+    name = f"matrix product {precision} {side}, {label}"
+    flop = 2 * side**3  # a multiply-add is two
+    return Probe(name, timed(lambda _: run()), flop, precision, about | more)
+
+
+def product_session(
+    threads: int, operator: str, a: NDArray[Any], b: NDArray[Any], *, spinning: bool = True
+) -> Any:
+    """Open a session that multiplies "a" with `b`, which the engine may pack as it packs weights.
+
+    Args:
+        operator: "MatMul" of float32, or "MatMulInteger" of uint8 by int8.
+        a: of the shape and type that will be fed.
+        spinning: whether its threads wait for the next run without sleeping.
+    """
+    result = TensorProto.FLOAT if operator == "MatMul" else TensorProto.INT32
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["a", "b"], ["c"])],
+        "product",
+        [info("a", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)],
+        [info("c", result, a.shape)],
+        [onnx.numpy_helper.from_array(b, "b")],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
+    return open_session(model, threads, spinning)
+
+
+def _torch_probe(threads: int, kind: torch.dtype, precision: str, side: int) -> Probe:
+    return _product_probe("torch", "PyTorch", precision, side, _product(threads, kind, side))
+
+
+def _product(threads: int, kind: torch.dtype, side: int) -> Callable[[], object]:
+    a = torch.ones(side, side, dtype=kind)
+    b, c = torch.ones_like(a), torch.empty_like(a)
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        torch.mm(a, b, out=c)
+
+    return run
+
+
+def bf16_pays() -> bool:
+    """Whether PyTorch multiplies bf16 faster than FP32; it can be a hundred times slower."""
+    best = []
+    for kind in (torch.bfloat16, torch.float32):
+        run = _product(1, kind, TRIAL)
+        took = []
+        for _ in range(3):
+            start = time.perf_counter_ns()
+            run()
+            took.append(time.perf_counter_ns() - start)
+        best.append(min(took))
+    return best[0] < best[1]
+
+
+def copy_probes(threads: int) -> list[Probe]:
+    """Copies with PyTorch, which shares them among its threads."""
+    return [_copy_probe(threads, mib) for mib in COPIED_MIB]
+
+
+def _copy_probe(threads: int, mib: int) -> Probe:
+    moved = mib * 2**20
+    source = torch.ones(moved // 2, dtype=torch.uint8)
+    target = torch.empty_like(source)
+
+    def run(_: object) -> None:
+        torch.set_num_threads(threads)
+        target.copy_(source)
+
+    about = {"call": "copy", "mib_read_and_written": mib, "engine": "torch"}
+    return Probe(f"copy {mib} MiB", timed(run), moved, parameters=about)
+
+
+def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
+    """All probes of an NVIDIA GPU at once; FP32 with TF32 off, and TF32 by itself.
+
+    Raises:
+        EngineError: PyTorch finds no such GPU.
+    """
+    skipped = {"int8": "PyTorch has no plain INT8 matrix product to measure on a GPU"}
+    return [make() for make in cuda_makers(index)], skipped
+
+
+def cuda_makers(index: int = 0) -> list[Callable[[], Probe]]:
+    """What makes the probes: each takes hundreds of megabytes once it is made.
+
+    Raises:
+        EngineError: PyTorch finds no such GPU.
+    """
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise EngineError(
+            f"device is 'cuda:{index}', but PyTorch finds no such GPU: see `nmsfree doctor`"
+        )
+    device = torch.device("cuda", index)
+    products = [partial(_cublas_probe, device, *product) for product in GPU_PRODUCTS]
+    return [*products, *(partial(_gpu_copy_probe, device, mib) for mib in GPU_COPIED_MIB)]
+
+
+def _cublas_probe(device: torch.device, precision: str, kind: torch.dtype, tf32: bool) -> Probe:
+    a = torch.ones(GPU_SIDE, GPU_SIDE, dtype=kind, device=device)
+    b, c = torch.ones_like(a), torch.empty_like(a)
+
+    def run() -> None:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.mm(a, b, out=c)
+        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.cuda.synchronize(device)  # a GPU works on its own
+
+    return _product_probe("cublas", "cuBLAS", precision, GPU_SIDE, run, tf32=tf32)
+
+
+def _gpu_copy_probe(device: torch.device, mib: int) -> Probe:
+    moved = mib * 2**20
+    # To start a copy and to wait for it takes as long as a small copy itself.
+    repeats = max(1, GPU_COPIED_MIB[-1] // mib)
+    source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def run(_: object) -> None:
+        for _ in range(repeats):
+            target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    about = {"call": "copy", "mib_read_and_written": mib, "engine": "cuda"}
+    return Probe(f"copy {mib} MiB on the GPU", timed(run), moved, "", about, repeats)

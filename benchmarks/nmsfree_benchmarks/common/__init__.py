@@ -1,1 +1,0 @@
-"""What the benchmarks share: pictures, models, exported files, options, tables."""

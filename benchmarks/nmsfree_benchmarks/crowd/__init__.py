@@ -1,1 +1,0 @@
-"""Scenes of any number of objects, and what is timed on them."""

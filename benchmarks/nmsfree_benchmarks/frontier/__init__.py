@@ -1,1 +1,0 @@
-"""AP against latency: precision, engine, input size, model."""

@@ -1,1 +1,0 @@
-"""Does the time of a call depend on what is in the picture?"""

@@ -1,1 +1,0 @@
-"""The machine: its clock, load, memory, GPU, and description."""

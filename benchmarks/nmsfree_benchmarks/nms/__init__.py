@@ -1,1 +1,0 @@
-"""The price of NMS: alone, and as part of a call."""

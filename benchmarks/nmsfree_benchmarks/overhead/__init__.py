@@ -1,1 +1,0 @@
-"""Everything around the network, as a ratio to the bare engine call."""

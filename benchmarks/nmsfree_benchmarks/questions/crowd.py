@@ -1,0 +1,98 @@
+"""The detectors that are run on crowded scenes: exported at the scenes' size, at several floors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nmsfree.errors import InputError
+from nmsfree.machine import sha256
+from nmsfree.spec import NmsSpec
+from nmsfree_benchmarks.harness.engines import CPU, engine_of
+from nmsfree_benchmarks.harness.run import Run, RunOptions
+from nmsfree_benchmarks.harness.subject import Subject
+
+if TYPE_CHECKING:
+    from nmsfree_benchmarks.harness.weights import Weights
+
+WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
+LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy
+TOP_K = 1000  # rows of the output: 500 objects and what else is above a low floor
+IOU = NmsSpec().iou
+FOUND_ABOVE = 0.3  # a detection with this score counts as found
+
+AtFloors = Callable[[Sequence[float]], list[Subject]]
+
+
+def batch_on(device: str) -> int | None:
+    """The batch of the files for a device: one picture, and any number on the processor.
+
+    On the processor NMS is measured at several batches. Elsewhere files are as they are deployed
+    for one picture after another: compilers and CUDA graphs want shapes that are fixed.
+    """
+    return None if device == CPU else 1
+
+
+def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, Subject]:
+    """The exported o2m detector at any floors, and the NMS-free one, for square pictures.
+
+    Raises:
+        InputError: the weights are not there.
+        GateError: an exported file differs from its checkpoint.
+    """
+    from nmsfree_benchmarks.harness.weights import open_weights
+
+    found = [open_weights(_file(options.weights, name), "digits") for name in (WITH_NMS, NMS_FREE)]
+    with_nms, free = (crowd_subject(weights, options, (side, side)) for weights in found)
+    run.export_whole([with_nms, free])
+    return lambda floors: at_floors(with_nms, floors), free
+
+
+def crowd_subject(weights: "Weights", options: RunOptions, size: tuple[int, int] | None) -> Subject:
+    return Subject(
+        weights,
+        engine_of(options.device),
+        options.cores,
+        size=size,
+        batch=batch_on(options.device),
+        output={"score_floor": LOWEST_FLOOR} | ({} if size is None else {"top_k": TOP_K}),
+    )
+
+
+def at_floors(subject: Subject, floors: Sequence[float]) -> list[Subject]:
+    """The same exported detector with NMS at each score floor."""
+    from nmsfree_benchmarks.harness.graphs import with_floor
+
+    return [replace(subject, file=with_floor(subject.file, floor, IOU)) for floor in floors]
+
+
+def without_filter(subject: Subject, work: Path) -> Subject | None:
+    """The same weights with the duplicate filter taken out; None if there is none.
+
+    For timing: such a detector finds many objects more than once.
+    """
+    from nmsfree_benchmarks.harness.weights import open_weights
+    from nmsfree_training.weights.checkpoint import save_checkpoint
+
+    weights = subject.weights
+    assert weights is not None
+    checkpoint = weights.checkpoint
+    if not checkpoint.model.rival_iou:
+        return None
+    bare = work / f"{weights.name}-unfiltered-{sha256(weights.file)[:12]}.safetensors"
+    if not bare.is_file():
+        state = {k: v for k, v in checkpoint.state.items() if ".rival_filter." not in k}
+        model = replace(checkpoint.model, rival_iou=0.0)
+        bare.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(replace(checkpoint, model=model, state=state), bare)
+    return replace(subject, weights=open_weights(bare, weights.training))
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, expected trained weights: give their folder with --weights, "
+            f"or train them with `nmsfree train --data data/digits --model {name}`"
+        )
+    return path

@@ -1,0 +1,451 @@
+"""`nmsfree bench frontier`: AP against latency over precision, engine, input size and model."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError, NmsfreeError
+from nmsfree_benchmarks.harness import pictures
+from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, without_tf32
+from nmsfree_benchmarks.harness.gpu import GpuWatch
+from nmsfree_benchmarks.harness.memory import MemoryMeter
+from nmsfree_benchmarks.harness.records import FP32_BY, Ratio, Record, Results
+from nmsfree_benchmarks.harness.run import Models, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.table import Table, number
+from nmsfree_benchmarks.harness.timer import Call, Plan
+
+if TYPE_CHECKING:
+    from nmsfree_benchmarks.harness.weights import Weights
+
+PICTURES, QUICK_AP_IMAGES = 32, 40
+PLAN = Plan(seconds=90, min_rounds=25, lead_in=2, burst=4)
+QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=3)
+QUICK_MODELS = ("fcos_e2e_nano",)
+SCALES = (0.75, 1.0, 1.25, 1.5)  # of the deployed side: 192, 256, 320 and 384 of 256 pixels
+STEP = 32  # pixels, of an input's sides
+FOLDS = 10
+STUDENT_95 = 2.262  # 97.5 % quantile of Student's t, FOLDS - 1 degrees of freedom
+WORTH = 1.10  # times the speed from which another file or engine is worth the change
+TOLERATED = 0.005  # AP, 0-1, whose loss does not speak against one
+SPEED = f"{FP32_BY} at the deployed size by it"  # of a ratio: how many times the speed
+BARE = "Detector by bare call"
+PARTS = ("preprocess", "engine", "to_source")
+MARKERS = dict(zip(ENGINES, "osD^<v", strict=True))
+LEAST_RANGE = 2.0  # AP points that the picture shows at least: a hundredth is no difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """A quick run has the NMS-free model alone, at its own size."""
+
+    model: Models = None
+
+
+def variants(
+    found: "Sequence[Weights]",
+    engines: Sequence[str],
+    threads: int,
+    scales: Sequence[float] = SCALES,
+) -> list[Subject]:
+    """Every precision in every engine at the deployed size, and FP32 in ONNX Runtime in all sizes.
+
+    Args:
+        engines: keys of `ENGINES` that work here.
+        scales: factors of the deployed size.
+    """
+    from nmsfree_export.options import PRECISIONS
+
+    made: dict[str, Subject] = {}
+    for weights in found:
+        for precision in PRECISIONS:
+            for key in engines:
+                subject = Subject(weights, ENGINES[key], threads, precision)
+                made[name_of(subject)] = subject
+        for size in scaled(weights.checkpoint.input_size, scales) if DEPLOYED in engines else ():
+            subject = Subject(weights, ENGINES[DEPLOYED], threads, size=size)
+            made.setdefault(name_of(subject), subject)
+    return list(made.values())
+
+
+def scaled(size: tuple[int, int], factors: Sequence[float]) -> list[tuple[int, int]]:
+    """Sizes near the factors of `size`, in whole steps of 32 pixels, none twice."""
+    height, width = size
+    sides = [(max(1, round(height * f / STEP)), max(1, round(width * f / STEP))) for f in factors]
+    return list(dict.fromkeys((h * STEP, w * STEP) for h, w in sides))
+
+
+def name_of(subject: Subject) -> str:
+    height, width = subject.input_size
+    return f"{subject.model} {subject.engine.key} {subject.precision} {height}x{width}"
+
+
+def measure(options: Options, run: Run) -> Iterator[Record]:
+    """Export, weigh, evaluate and time everything."""
+    from nmsfree_benchmarks.harness.weights import choose
+
+    without_tf32()
+    models = options.model or (QUICK_MODELS if options.quick else None)
+    found, missing = choose(options.weights, models)
+    run.skipped |= {} if models else missing
+    plain = [Subject(weights, ENGINES[DEPLOYED], options.cores) for weights in found]
+    ready = run.export(plain)
+    if not ready:
+        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+    engines = working_engines(ready[0].file, options.cores, run.skipped)
+    wanted = variants(found, engines, options.cores, (1.0,) if options.quick else SCALES)
+    wanted = [one for one in wanted if one.file_name not in run.skipped]
+    wanted = run.export(wanted, "export precisions and sizes")
+    dataset = run.digits_val()
+    judged = pictures.first(dataset, QUICK_AP_IMAGES if options.quick else None)
+    meter, step = MemoryMeter(), run.step("memory and AP")
+    subjects = []
+    for done, subject in enumerate(wanted):
+        step(done, len(wanted))
+        try:
+            subjects.append(weighed(subject.open(run.stack), meter, judged))
+        except NmsfreeError as error:
+            run.skipped[name_of(subject)] = str(error).replace(str(subject.file), subject.file.name)
+    step(len(wanted), len(wanted))
+    if not subjects:
+        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+    run.gpu = GpuWatch(any(subject.engine.gpu is not None for subject in subjects))
+    calls: dict[str, Call] = {}
+    for subject in subjects:
+        name = name_of(subject)
+        calls |= {name: subject.call(), f"{name} bare": subject.bare()}
+    plan = options.timed(QUICK_PLAN if options.quick else PLAN)
+    rounds = run.time(calls, pictures.read_first(dataset, PICTURES), plan)
+    run.settings["burst"] = rounds.burst
+    for subject in subjects:
+        assert subject.weights is not None
+        deployed = subject.input_size == subject.weights.checkpoint.input_size
+        about = {"file": subject.precision, "deployed_size": deployed}
+        for call, name in (("detector", name_of(subject)), ("bare", f"{name_of(subject)} bare")):
+            parts = PARTS if call == "detector" else ("total",)
+            own = subject.figures if call == "detector" else {}
+            figures = {**own, **rounds.figures(name)}
+            parameters = about | {"call": call}
+            yield Record(name, parameters, rounds[name], parts, figures, subject.state())
+
+
+def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[str]:
+    """Try every engine on a file; the reasons of those that do not work go to `skipped`."""
+    works = []
+    for key, engine in ENGINES.items():
+        try:
+            engine.open(file, threads).close()
+        except NmsfreeError as error:
+            skipped[engine.label] = str(error).replace(str(file), file.name)
+        else:
+            works.append(key)
+    return works
+
+
+def weighed(subject: Subject, meter: MemoryMeter, judged: DetectionDataset) -> Subject:
+    """Measure memory and AP of an open subject.
+
+    Raises:
+        NmsfreeError: the engine does not take the file.
+    """
+    engine, file = subject.engine, subject.engine.ran(subject.file)
+    figures = meter.measure(file, engine.device, subject.threads, engine.arithmetic)
+    subject.ap, tenths = accuracy(subject.detector, judged)
+    subject.figures = {**figures, "ap_without_tenths": tenths}
+    return subject
+
+
+def accuracy(detector: Detector, judged: DetectionDataset) -> tuple[dict[str, Any], list[float]]:
+    """COCO AP, 0-1, on a dataset; and AP with each tenth of its images left out.
+
+    How much the difference of two APs changes by that says how much it depends on the images
+    (delete-a-group jackknife; Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3). Both
+    are measured on the same images, so what makes an image hard for both cancels. None for fewer
+    than 4 images in a tenth.
+
+    Raises:
+        DataError: classes differ, or a picture is not what the annotations say.
+    """
+    from nmsfree.evaluation.evaluate import coco_metrics, predict
+
+    found = predict(detector, judged)
+    metrics = coco_metrics(judged, found)
+    ap = {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5), "ap_images": len(judged)}
+    if len(judged) < 4 * FOLDS:
+        return ap, []
+    fold_of = {sample.image_id: i % FOLDS for i, sample in enumerate(judged.samples)}
+    tenths = []
+    for fold in range(FOLDS):
+        left = tuple(s for s in judged.samples if fold_of[s.image_id] != fold)
+        own = [r for r in found if fold_of[r["image_id"]] != fold]
+        tenths.append(round(coco_metrics(replace(judged, samples=left), own).ap, 5))
+    return ap, tenths
+
+
+def gap_interval(
+    of: float, to: float, of_without: Sequence[float], to_without: Sequence[float]
+) -> Interval:
+    """An AP minus another, 0-1, from both and those without tenths; no bounds without those."""
+    value = of - to
+    if not of_without or len(of_without) != len(to_without):
+        return Interval(value)
+    parts = np.subtract(of_without, to_without)
+    n = len(parts)
+    error = float(np.sqrt((n - 1) / n * ((parts - parts.mean()) ** 2).sum()))
+    return Interval(value, value - STUDENT_95 * error, value + STUDENT_95 * error)
+
+
+def ap_of(record: Record) -> float:
+    """AP, 0-1."""
+    assert record.state.ap is not None
+    return record.state.ap
+
+
+def gap_between(of: Record, to: Record) -> Interval:
+    """AP of one record minus that of another."""
+    tenths = (record.figures["ap_without_tenths"] for record in (of, to))
+    return gap_interval(ap_of(of), ap_of(to), *tenths)
+
+
+def is_reference(record: Record) -> bool:
+    """Whether a model's other records are held against this one."""
+    p = record.parameters
+    return p["file"] == "fp32" and record.state.engine == DEPLOYED and p["deployed_size"]
+
+
+def ratios(results: Results) -> Iterator[Ratio]:
+    """Of every detector: its model's reference by it, and it by its engine alone."""
+    found = results.where(call="detector")
+    references = {r.state.model: r for r in found if is_reference(r)}
+    for record in found:
+        reference, burst = references.get(record.state.model), results.burst(record)
+        if reference is not None and reference is not record:
+            yield Ratio.between(reference, record, SPEED, burst)
+        yield Ratio.between(record, results.record(f"{record.name} bare"), BARE, burst)
+
+
+def pareto(records: Sequence[Record]) -> list[Record]:
+    """Those than which no other is both faster (median) and better (AP); fastest first."""
+    best, front = -1.0, []
+    for record in sorted(records, key=lambda r: (r.summary.p50, -ap_of(r))):
+        if ap_of(record) > best:
+            best = ap_of(record)
+            front.append(record)
+    return front
+
+
+def what(record: Record) -> str:
+    """Name a record by what tells it from its model's reference: "INT8 in OpenVINO"."""
+    engine, (height, width) = record.state.engine, record.state.size
+    if not record.parameters["deployed_size"]:
+        return f"{height} × {width} input"
+    if engine == "openvino_bf16" and record.parameters["file"] == "fp32":
+        return "bf16 in OpenVINO"
+    return f"{record.parameters['file'].upper()} in {ENGINES[engine].label}"
+
+
+def advise(name: str, speed: Interval, gap: Interval) -> str:
+    """Say whether a change is worth it.
+
+    Args:
+        name: of the change.
+        speed: how many times the speed it gives.
+        gap: the AP it gives.
+    """
+    figures = f"{speed.value:.2f} × the speed, {points(gap.value)} AP"
+    if speed.low > WORTH and gap.low >= -TOLERATED:
+        return f"{name}: {figures}: take it"
+    if speed.low > WORTH and gap.high < 0:
+        return f"{name}: {figures}: take it only if the AP can be spared"
+    if speed.low > WORTH:
+        bounds = f"{points(gap.low)} … {points(gap.high)}" if gap.known else "–"
+        return f"{name}: {figures} ({bounds}): too close to say, measure AP on more images"
+    if speed.value < 1 and gap.low > 0:
+        return f"{name}: {figures}: take it if the time can be spared"
+    if speed.high <= WORTH:
+        return f"{name} is not worth it here: {figures}"
+    if not speed.known:
+        return f"{name}: {figures}: undecided, under {FEWEST_ROUNDS} rounds were timed"
+    return f"{name}: {figures}: too close to say, the speed is {speed.low:.2f} … {speed.high:.2f} ×"
+
+
+def points(ap: float) -> str:
+    """A difference of APs in points of 100, with its sign: "−0.3"."""
+    shown = f"{100 * ap:+.1f}".replace("-", "−")
+    return "±0.0" if shown in ("+0.0", "−0.0") else shown
+
+
+def compared(results: Results) -> Iterator[tuple[Record, Record, Interval]]:
+    """Every record that has a reference, that, and how many times its speed it has."""
+    for ratio in results.ratios:
+        if ratio.meaning == SPEED:
+            yield results.record(ratio.to), results.record(ratio.of), ratio.interval
+
+
+def advice(results: Results) -> dict[str, list[str]]:
+    """Model → what to do, one line for each alternative."""
+    lines: dict[str, list[str]] = {}
+    for record, reference, speed in compared(results):
+        line = advise(what(record), speed, gap_between(record, reference))
+        lines.setdefault(record.state.model, []).append(line)
+    return lines
+
+
+def facts(results: Results) -> dict[str, Any]:
+    gaps = {a.name: gap_between(a, b).to_json() for a, b, _ in compared(results)}
+    front = [r.name for r in pareto(results.where(call="detector"))]
+    return {"advice": advice(results), "pareto": front, "ap_gap": gaps}
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    """Advice, the frontier, and which neighbours on it cannot be told apart."""
+    for model, lines in advice(results).items():
+        yield from (f"{model}: {line}." for line in lines)
+    front = pareto(results.where(call="detector"))
+    unsure = [
+        f"{a.name} and {b.name}"
+        for a, b in itertools.pairwise(front)
+        if not results.told_apart(Ratio.between(a, b, SPEED, results.burst(a)))[0]
+    ]
+    names = ", ".join(r.name for r in front)
+    yield f"On the frontier by medians and AP as measured, fastest first: {names}." + (
+        f" Of the same speed, as far as the intervals tell: {'; '.join(unsure)}." if unsure else ""
+    )
+
+
+def tables(results: Results) -> list[Table]:
+    """A table of precision × engine × input size for each model."""
+    found = results.where(call="detector")
+    header = (
+        *("file", "engine", "input", "p50 ms", "p99 ms", "bare ms", "× speed (95 %)"),
+        *("AP", "ΔAP", "MB", "RAM"),
+    )
+    made = []
+    for model in dict.fromkeys(r.state.model for r in found):
+        records = [r for r in found if r.state.model == model]
+        state, front = records[0].state, pareto(records)
+        title = f"{model}, {state.head_text}: AP on {state.ap_images} images; file and its "
+        rows = tuple(_row(results, r, r in front) for r in records)
+        made.append(Table(f"{title}engine's RAM in MB", header, rows, words=3))
+    return made
+
+
+def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
+    state, summary = record.state, record.summary
+    speed, gap = ("1", "") if is_reference(record) else ("–", "–")
+    for other, reference, interval in compared(results):
+        if other is record:
+            gap = points(gap_between(record, reference).value)
+            speed = interval.text(dash="–")
+    return (
+        str(record.parameters["file"]) + ("*" if on_front else ""),
+        ENGINES[state.engine].short + summary.doubt,
+        "×".join(map(str, state.size)),
+        f"{summary.p50:.2f}",
+        number(summary.p99),
+        f"{results.record(f'{record.name} bare').summary.p50:.2f}",
+        speed,
+        f"{100 * ap_of(record):.1f}",
+        gap,
+        f"{state.file_bytes / 1e6:.1f}",
+        f"{record.figures['engine_rss_mb']:.0f}",
+    )
+
+
+def notes(results: Results) -> Iterator[str]:
+    yield (
+        "Latency is of Detector(image) with the picture in memory, bare of the engine's call "
+        "alone; × speed and ΔAP are beside FP32 in ONNX Runtime at the deployed size; AP is "
+        "of the very file in that very engine; RAM is the peak of a process of its own, minus "
+        "that of one which opens no model. * is on its model's frontier."
+    )
+    found = results.where(call="detector")
+    doubtful = sum(not r.summary.trusted for r in found)
+    if doubtful:
+        yield (
+            f"! {doubtful} of {len(found)} rows distrust themselves: their interquartile range is "
+            "above 10 % of the median."
+        )
+
+
+def draw(results: Results, path: Path) -> None:
+    """AP over latency: colour is the model, marker the engine, label precision or size."""
+    from matplotlib.lines import Line2D
+
+    from nmsfree_benchmarks.harness import plots
+
+    records = results.where(call="detector")
+    colour = plots.colours(list(dict.fromkeys(r.state.model for r in records)))
+    figure = plots.new_figure(10, 7)
+    axes = figure.subplots()
+    for record in records:  # the median, and a line from the first to the third quarter
+        p25, p50, p75 = np.percentile(milliseconds(record.times), (25, 50, 75)).tolist()
+        ap, own = 100 * ap_of(record), colour[record.state.model]
+        axes.plot([p25, p75], [ap, ap], color=own, linewidth=1, alpha=0.5, zorder=2)
+        marker = MARKERS[record.state.engine]
+        axes.plot(p50, ap, marker, color=own, markersize=7, zorder=3, markeredgecolor="white")
+    axes.set_xlim(0, 1.12 * max(r.summary.p50 for r in records))
+    aps = [100 * ap_of(r) for r in records]
+    middle = (min(aps) + max(aps)) / 2
+    half = max(LEAST_RANGE, 1.24 * (max(aps) - min(aps))) / 2
+    axes.set_ylim(middle - half, middle + half)
+    front, right = pareto(records), axes.get_xlim()[1]
+    x = [*(r.summary.p50 for r in front), right]
+    y = [100 * ap_of(r) for r in front]
+    axes.step(x, [*y, y[-1]], where="post", color=plots.FAINT, linewidth=1.2, zorder=1)
+    axes.text(right, y[-1], "frontier ", ha="right", va="bottom", fontsize=9, color=plots.FAINT)
+    plots.bare_axes(axes)
+    axes.set_xlabel("latency of Detector(image), median, ms")
+    axes.set_ylabel(f"AP on digits val, {records[0].state.ap_images} images")
+    plots.label_points(axes, [_label(r, colour[r.state.model]) for r in records])
+    handles = [Line2D([], [], color=c, linewidth=4, label=model) for model, c in colour.items()]
+    for key in dict.fromkeys(r.state.engine for r in records):
+        style = {"color": plots.INK, "marker": MARKERS[key], "linestyle": ""}
+        handles.append(Line2D([], [], label=ENGINES[key].short, **style))  # type: ignore[arg-type]
+    axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
+    plots.finish(figure, results, "AP against latency", path)
+
+
+def _label(record: Record, colour: str) -> tuple[float, float, str, str]:
+    """Where a point is, and its precision or size."""
+    text, (height, width) = str(record.parameters["file"]), record.state.size
+    if not record.parameters["deployed_size"]:
+        text = f"{height} px" if height == width else f"{height} × {width} px"
+    return record.summary.p50, 100 * ap_of(record), text, colour
+
+
+QUESTION = Question(
+    "frontier",
+    "AP against latency",
+    "Accuracy against latency",
+    "Which precision, engine and input size are worth their time?",
+    measure,
+    ratios,
+    facts,
+    tables,
+    conclusions,
+    notes,
+    draw,
+)
+
+
+def frontier(options: Options) -> None:
+    """AP against latency: which precision, engine and input size are worth their time.
+
+    FP32, FP16 and INT8 in every engine that works here, and FP32 in ONNX Runtime at other input
+    sizes: latency of Detector(image) and of the engine alone, AP of the very file in that very
+    engine, its size, and the memory it takes. INT8 is calibrated with the train split of digits.
+    Ends with advice for each model, as far as the intervals allow.
+
+    Example: nmsfree bench frontier --model fcos_e2e_nano
+
+    A first look: nmsfree bench frontier --quick
+    """
+    answer(QUESTION, options)

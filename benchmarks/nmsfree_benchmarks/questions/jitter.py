@@ -1,0 +1,477 @@
+"""`nmsfree bench jitter`: does the time of a frame depend on what is in it?
+
+A stream of frames grows from empty to crowded and back, then the same frames come in a shuffled
+order. The NMS-free detector and the detector with NMS, at two score floors, take turns on the same
+few consecutive frames, again and again: what slows the machine for a while slows all of them.
+
+On the processor every call has a constant piece of work before and after it, a matrix product. A
+virtual or shared machine slows any program down for a while, and a p99 then says what its
+neighbours did. Of the calls between two products of the usual length the machine can have moved
+p99 / p50 by little more than `TOLERATED`; what is beyond that is the program's own. (What it does
+to itself for longer than one call would show in the products, too: all calls are reported beside.)
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from nmsfree.options import Option
+from nmsfree_benchmarks.harness.engines import CPU, on_gpu, ran_in
+from nmsfree_benchmarks.harness.pictures import TILES, make_crowd
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.harness.run import OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.statistics import (
+    AIM,
+    CALLS_FOR,
+    FEWEST_ROUNDS,
+    STAGES,
+    Interval,
+    milliseconds,
+    slope,
+    tail,
+    undisturbed,
+)
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.table import Table, number
+from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Times, between_probes, timed
+from nmsfree_benchmarks.questions.crowd import FOUND_ABOVE, IOU, LOWEST_FLOOR, TOP_K, crowd_subjects
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FLOORS = (0.05, LOWEST_FLOOR)
+ORDERS = {"ramp": "empty → crowded → empty", "shuffled": "the same frames, shuffled"}
+LEVELS = (0, 10, 25, 50, 100, 150, 200, 300, 400, 500)  # objects; up, then down again
+QUICK_LEVELS = (0, 50, 100, 300, 500)
+PASSES, QUICK_PASSES = 30, 10  # of the whole stream, in each order: 600 calls and 100
+SIDE = 512  # px of the networks' input: short calls are told from the machine's moods
+BURST = 5  # frames of a turn
+ENOUGH = CALLS_FOR[99]  # undisturbed calls, below which nothing is said of their tail
+PRODUCT_SIDE = 512  # of the matrices: 3 ms on a slow core
+WITH_BY_FREE = "call with NMS by the NMS-free call, same frames"
+FLAT = 0.01  # of the median: so little for the whole stream's change of objects is no dependence
+AIM_RATIO = 1.10  # p99 / p50 of the NMS-free detector, from empty to 500 objects
+TITLE = "Latency over a stream whose crowding changes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """Rounds follow from frames and passes, not from seconds.
+
+    Attributes:
+        levels: objects of the frames on the way up.
+        tiles: to a side of a frame, 256 pixels each.
+    """
+
+    data: Path = Path("data/digits")
+    seconds: float | None = None
+    passes: Annotated[
+        int | None, Option("Of the stream, in each order; 30, quick 10.", min=1, max=100_000)
+    ] = None
+    side: Annotated[
+        int, Option("Input of the networks, in pixels; frames have 1024.", min=64, max=4096)
+    ] = SIDE
+    device: OnDevice = CPU
+    levels: tuple[int, ...] | None = None
+    tiles: int = TILES
+
+    @property
+    def chosen_levels(self) -> tuple[int, ...]:
+        return self.levels or (QUICK_LEVELS if self.quick else LEVELS)
+
+    @property
+    def chosen_passes(self) -> int:
+        return self.passes or (QUICK_PASSES if self.quick else PASSES)
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture of the stream, BGR uint8, and how many objects are in it."""
+
+    image: Image
+    objects: int
+
+
+def ramp(levels: Sequence[int], tiles: int) -> Iterator[Frame]:
+    """Draw the stream: up the levels and down again, every frame another scene."""
+    for n, index in [(n, 0) for n in levels] + [(n, 1) for n in reversed(levels)]:
+        yield Frame(make_crowd(n, index, tiles).image, n)
+
+
+def in_order(frames: Sequence[Frame], order: str) -> list[Frame]:
+    """The frames in one of the `ORDERS`; "shuffled" is the same in every run."""
+    ordered = list(frames)
+    if order == "shuffled":
+        random.Random(0).shuffle(ordered)
+    return ordered
+
+
+def stream_plan(frames: int, passes: int) -> Plan:
+    """So many passes over the stream, whatever time they take; it is a whole number of turns."""
+    burst = max(n for n in range(1, BURST + 1) if frames % n == 0)
+    rounds = passes * frames // burst
+    return Plan(seconds=0, min_rounds=rounds, max_rounds=rounds, lead_in=1, burst=burst, fixed=True)
+
+
+def probe(threads: int) -> Call:
+    """The constant work: an FP32 matrix product in ONNX Runtime.
+
+    Its threads sleep when it is done: spinning ones would take cores from what is measured.
+    """
+    from nmsfree_benchmarks.roofline.peaks import product_session
+
+    shape = (PRODUCT_SIDE, PRODUCT_SIDE)
+    factor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    session = product_session(threads, "MatMul", factor, factor, spinning=False)
+    return timed(lambda _: session.run(None, {"a": factor}))
+
+
+def measure(options: Options, run: Run) -> Iterator[Record]:
+    """Let all detectors take turns over the stream, in both orders."""
+    with_nms, nms_free = crowd_subjects(options, run, options.side)
+    step, levels = run.step("frames"), options.chosen_levels
+    frames = []
+    for frame in ramp(levels, options.tiles):
+        frames.append(frame)
+        step(len(frames), 2 * len(levels))
+    subjects = [nms_free, *with_nms(FLOORS)]
+    for subject in subjects:
+        subject.open(run.stack)
+    plan = options.timed(stream_plan(len(frames), options.chosen_passes))
+    run.settings |= {
+        "burst": plan.burst,
+        "frames": len(frames),
+        "passes": options.chosen_passes,
+        "size": [256 * options.tiles] * 2,
+        "input": [options.side] * 2,
+        "iou": IOU,
+        "top_k": TOP_K,
+    }
+    found = [_found(subject, frames) for subject in subjects]
+    calls = {subject.file.name: subject.call() for subject in subjects}
+    probed = not on_gpu(options.device)  # a GPU has moods of its own
+    if probed:
+        work = probe(options.cores)
+        calls = {name: between_probes(call, work) for name, call in calls.items()}
+    for order in ORDERS:
+        shown = in_order(frames, order)
+        rounds = run.time(calls, [frame.image for frame in shown], plan, f"stream: {order}")
+        for subject, counts in zip(subjects, found, strict=True):
+            yield _record(subject, shown, rounds[subject.file.name], probed, order, counts)
+
+
+def _found(subject: Subject, frames: Sequence[Frame]) -> dict[int, float]:
+    """How many detections score above 0.3, mean over the frames with so many objects."""
+    found: dict[int, list[int]] = {}
+    for frame in frames:
+        count = len(subject.detector(frame.image, threshold=FOUND_ABOVE))
+        found.setdefault(frame.objects, []).append(count)
+    return {objects: float(np.mean(counts)) for objects, counts in found.items()}
+
+
+def _record(
+    subject: Subject,
+    frames: Sequence[Frame],
+    times: Times,
+    probed: bool,
+    order: str,
+    found: Mapping[int, float],
+) -> Record:
+    """Say of every timed call how many objects were in its frame, and how the machine was."""
+    objects = [frames[call % len(frames)].objects for call in range(len(times))]
+    spec = subject.detector.spec
+    parameters = {
+        "order": order,
+        "floor": spec.score_floor,
+        "iou": None if spec.nms is None else spec.nms.iou,
+    }
+    figures: dict[str, Any] = {
+        "objects": objects,
+        "found_empty": found[min(objects)],
+        "found_fullest": found[max(objects)],
+    }
+    if probed:
+        figures["probes_ns"] = times[:, -2:].tolist()
+        times = times[:, :-2]
+    name = f"{order} {spec.name}, floor {spec.score_floor:g}"
+    return Record(name, parameters, times, STAGES, figures, subject.state(batch=1))
+
+
+def by_order(results: Results) -> dict[str, list[Record]]:
+    orders = dict.fromkeys(r.parameters["order"] for r in results.records)
+    return {order: results.where(order=order) for order in orders}
+
+
+def label(record: Record) -> str:
+    """Short name of a detector: "NMS, floor 0.05"."""
+    if record.state.nms is None:
+        return "NMS-free"
+    return f"NMS, floor {record.parameters['floor']:g}"
+
+
+def ratios(results: Results) -> Iterator[Ratio]:
+    """Every detector with NMS by the NMS-free one of the same stream."""
+    for own in by_order(results).values():
+        free = next(r for r in own if label(r) == "NMS-free")
+        for record in own:
+            if record is not free:
+                yield Ratio.between(record, free, WITH_BY_FREE, results.settings["burst"])
+
+
+def facts(results: Results) -> dict[str, Any]:
+    """How the times of every record scatter, and whether they follow the number of objects."""
+    found = {record.name: _facts(record, results.settings) for record in results.records}
+    for own in by_order(results).values():
+        for name, quiet in _quiet_facts(own, results.settings["burst"]).items():
+            found[name] |= quiet
+    return found
+
+
+def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:
+    summary, times = record.summary, milliseconds(record.times)
+    objects = np.array(record.figures["objects"])
+    levels = [float(np.median(times[objects == n])) for n in np.unique(objects)]
+    # What happens to the machine during one pass is not in it; what a frame costs is.
+    frames = np.median(times.reshape(-1, settings["frames"]), axis=0)
+    return {
+        "p99_by_p50": None if summary.p99 is None else round(summary.p99 / summary.p50, 4),
+        "worst_frame_by_median": round(float(frames.max() / np.median(frames)), 4),
+        "worst_by_p50": round(float(times.max()) / summary.p50, 4),
+        "slowest_level_by_fastest": round(max(levels) / min(levels), 4),
+        "ms_per_100_objects": slope(times, record.figures["objects"], settings["burst"]).to_json(),
+    }
+
+
+def _quiet_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]:
+    """What the probes say of the records of one order; nothing where there are none.
+
+    "probe_p99_by_p50": the machine's own tail, of constant work; "quiet_calls": that it left
+    alone; "quiet_levels": numbers of objects in their frames; "quiet_p99_by_p50": of these calls
+    with its interval, "quiet_probe_p99_by_p50": of the work beside them; None of too few calls.
+    """
+    probes = [np.array(r.figures["probes_ns"]) for r in own if "probes_ns" in r.figures]
+    if len(probes) < len(own):
+        return {}
+    # Two products of each call of each detector lie together in a turn.
+    turns = [work.reshape(-1, 2 * burst) for work in probes]
+    machine = tail(np.concatenate(turns, axis=1).ravel() / 1e6, 2 * burst * len(own))
+    found = {}
+    for record, work, quiet in zip(own, probes, undisturbed(probes), strict=True):
+        calls = tail(milliseconds(record.times), burst, quiet)
+        beside = tail(work.ravel() / 1e6, 2 * burst, np.repeat(quiet, 2))
+        found[record.name] = {
+            "probe_p99_by_p50": _value(machine),
+            "quiet_calls": int(quiet.sum()),
+            "quiet_levels": len(set(np.array(record.figures["objects"])[quiet].tolist())),
+            "quiet_p99_by_p50": None if calls is None else calls.to_json(),
+            "quiet_probe_p99_by_p50": _value(beside),
+        }
+    return found
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else round(interval.value, 4)
+
+
+def tables(results: Results) -> list[Table]:
+    """One row for each detector and order."""
+    header = (
+        *("order", "detector", "p50", "p99", "worst", "p99/p50", "quiet", "by frame"),
+        "ms / 100 objects (95 %)",
+    )
+    rows = tuple(_row(results.facts[record.name], record) for record in results.records)
+    return [Table("A stream whose crowding changes, ms a frame", header, rows, words=2)]
+
+
+def _row(found: Mapping[str, Any], record: Record) -> tuple[str, ...]:
+    summary = record.summary
+    return (
+        record.parameters["order"],
+        label(record),
+        f"{summary.p50:.1f}{summary.doubt}",
+        number(summary.p99),
+        f"{milliseconds(record.times).max():.1f}",
+        number(found["p99_by_p50"], ".2f"),
+        _tail(found),
+        number(found.get("worst_frame_by_median"), ".2f"),
+        Interval.from_json(found["ms_per_100_objects"]).text(sign="+"),
+    )
+
+
+def _tail(found: Mapping[str, Any]) -> str:
+    quiet = found.get("quiet_p99_by_p50")
+    return number(None if quiet is None else quiet["value"], ".2f")
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    yield _aim(results)
+    for order, own in by_order(results).items():
+        yield from _scatter(order, own, results.facts)
+    yield from (_dependence(results, record) for record in results.records)
+
+
+def _scatter(order: str, own: Sequence[Record], found: Mapping[str, Any]) -> Iterator[str]:
+    """p99 by p50 of every detector, of constant work, and of the undisturbed calls."""
+    said = [
+        f"{label(r)} {number(found[r.name]['p99_by_p50'], '.2f')} (slowest frame by the median one "
+        f"{number(found[r.name].get('worst_frame_by_median'), '.2f')})"
+        for r in own
+    ]
+    yield f"p99 / p50, {order}: {', '.join(said)}."
+    if all("quiet_calls" in found[r.name] for r in own):
+        machine = number(found[own[0].name]["probe_p99_by_p50"], ".2f")
+        said = [
+            f"{label(r)} {_tail(f)} in {f['quiet_calls']} of {len(r.times)} calls (the product "
+            f"{number(f['quiet_probe_p99_by_p50'], '.2f')})"
+            for r, f in ((r, found[r.name]) for r in own)
+        ]
+        yield (
+            f"The machine itself, {order}: p99 / p50 of a constant matrix product is {machine}. "
+            f"Between two products of usual length: {', '.join(said)}."
+        )
+
+
+def _aim(results: Results) -> str:
+    """Whether the NMS-free detector is as steady as it should be, where that can be told."""
+    free = [r for r in results.records if label(r) == "NMS-free"]
+    found = [results.facts[r.name] for r in free]
+    which = "undisturbed calls"
+    if all("quiet_calls" in f for f in found):
+        levels = len(set(free[0].figures["objects"]))
+        if any(f["quiet_p99_by_p50"] is None or f["quiet_levels"] < levels for f in found):
+            return (
+                f"Whether p99 / p50 of the NMS-free detector is at most {AIM_RATIO:.2f} is open: "
+                f"fewer than {ENOUGH} calls of an order were undisturbed, or none of some number "
+                "of objects; run it for longer, or on a machine that does nothing else."
+            )
+        tails = [Interval.from_json(f["quiet_p99_by_p50"]) for f in found]
+    else:
+        burst, which = results.settings["burst"], "all calls"
+        of_all = [tail(milliseconds(record.times), burst) for record in free]
+        tails = [interval for interval in of_all if interval is not None]
+        if len(tails) < len(free):
+            return f"Whether p99 / p50 is at most {AIM_RATIO:.2f} is open: under {ENOUGH} calls."
+    held = {interval.within(AIM_RATIO) for interval in tails}  # one order that misses is enough
+    verdict = AIM[False if False in held else None if None in held else True]
+    worst = max(tails, key=lambda interval: interval.value)
+    return f"NMS-free, {which}: p99 / p50 at most {worst.text()}; aim {AIM_RATIO:.2f}: {verdict}."
+
+
+def _dependence(results: Results, record: Record) -> str:
+    interval = Interval.from_json(results.facts[record.name]["ms_per_100_objects"])
+    objects = record.figures["objects"]
+    change = abs(interval.value) * (max(objects) - min(objects)) / 100
+    if not interval.known:
+        verdict = f"under {FEWEST_ROUNDS} rounds, whether it depends on content is open"
+    elif interval.low <= 0 <= interval.high:
+        verdict = "no dependence on content is seen"
+    elif change <= FLAT * record.summary.p50:
+        verdict = f"at most {FLAT:.0%} of a call depends on content"
+    else:
+        verdict = "depends on content"
+    which = f"{record.parameters['order']}, {label(record)}"
+    return f"{which}: {interval.text(sign='+')} ms per 100 objects: {verdict}."
+
+
+def notes(results: Results) -> Iterator[str]:
+    s = results.settings
+    height, width = s["size"]
+    # Older results do not tell the input of the networks: it was the frames' size.
+    seen = " × ".join(map(str, s.get("input", ())))
+    yield (
+        f"{s['frames']} frames of {height} × {width} pixels"
+        f"{f', seen by networks of {seen}' if seen else ''}, {s['passes']} passes in each order, "
+        f"turns of {s['burst']} frames; NMS with IoU {s['iou']:g} within a class, {s['top_k']} "
+        "rows of output; from the picture in memory to boxes in its pixels."
+    )
+    yield from ran_in(results)
+    for record in next(iter(by_order(results).values())):
+        objects, f = record.figures["objects"], record.figures
+        yield (
+            f"{label(record)} finds {f['found_empty']:.0f} with a score above {FOUND_ABOVE} in "
+            f"frames of {min(objects)} objects, {f['found_fullest']:.0f} in frames of "
+            f"{max(objects)}."
+        )
+
+
+def draw(results: Results, path: Path) -> None:
+    """A panel for each order: latency over the stream, and the crowding behind it."""
+    from nmsfree_benchmarks.harness import plots
+
+    orders = by_order(results)
+    figure = plots.new_figure(11, 1.2 + 3.1 * len(orders))
+    panels = figure.subplots(len(orders), 1, squeeze=False)[:, 0]
+    for panel, (order, own) in zip(panels, orders.items(), strict=True):
+        _panel(panel, own, results)
+        panel.set_title(ORDERS.get(order, order), loc="left", fontsize=10)
+    panels[-1].set_xlabel("frame of the stream", fontsize=9)
+    plots.finish(figure, results, TITLE, path)
+
+
+def _panel(panel: "Axes", records: list[Record], results: Results) -> None:
+    from nmsfree_benchmarks.harness import plots
+
+    frames = results.settings["frames"]
+    objects = records[0].figures["objects"][:frames]
+    crowd = panel.twinx()
+    crowd.bar(range(frames), objects, width=1, color="#e4e4e4", linewidth=0)
+    crowd.set_ylim(0, 1.05 * max(objects))
+    crowd.set_ylabel("objects in the frame (grey)", fontsize=9, color=plots.FAINT)
+    crowd.tick_params(labelsize=9, colors=plots.FAINT)
+    crowd.spines[["top", "left", "bottom"]].set_visible(False)
+    panel.set_zorder(crowd.get_zorder() + 1)  # lines before the grey area
+    panel.patch.set_visible(False)
+    ends = []
+    for record, colour in zip(records, plots.SERIES, strict=False):
+        passes = milliseconds(record.times).reshape(-1, frames)
+        low, middle, high = np.percentile(passes, (25, 50, 75), axis=0)
+        panel.fill_between(range(frames), low, high, color=colour, alpha=0.18, linewidth=0)
+        panel.plot(range(frames), middle, "o-", color=colour, linewidth=1.5, markersize=3.5)
+        found = results.facts[record.name]
+        more = f"worst/p50 {found['worst_by_p50']:.2f}"
+        if found.get("quiet_p99_by_p50") is not None:
+            more = f"undisturbed {_tail(found)}"
+        text = f"{label(record)}\np99/p50 {number(found['p99_by_p50'], '.2f')}, {more}"
+        ends.append((float(frames - 1), float(middle[-1]), text, colour))
+    panel.margins(y=0.12)
+    panel.set_xlim(-0.7, frames * 1.34)  # room for the labels at the right
+    panel.set_xticks(range(0, frames, max(1, frames // 10)))
+    plots.bare_axes(panel, "y")
+    panel.set_ylabel("ms, median of the passes\n(not from 0); band: quartiles", fontsize=9)
+    plots.label_ends(panel, ends, 22)
+
+
+QUESTION = Question(
+    "jitter",
+    TITLE,
+    "Steadiness",
+    "How much does the time of one picture differ from that of the next, with NMS and without?",
+    measure,
+    ratios,
+    facts,
+    tables,
+    conclusions,
+    notes,
+    draw,
+)
+
+
+def jitter(options: Options) -> None:
+    """Latency over a stream that goes from empty to 500 objects and back, then shuffled.
+
+    The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
+    same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
+    On the processor a constant piece of work before and after every call tells which calls the
+    machine left alone; p99 by the median is given of these, too.
+
+    Example: nmsfree bench jitter
+
+    A first look: nmsfree bench jitter --quick
+
+    On a GPU: nmsfree bench jitter --device tensorrt-rtx
+    """
+    answer(QUESTION, options)

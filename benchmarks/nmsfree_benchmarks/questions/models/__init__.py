@@ -1,0 +1,1 @@
+"""How fast is each detector, with NMS and without, and how right?"""

@@ -1,0 +1,409 @@
+"""What `nmsfree bench nms` times: NMS alone in several libraries, and whole calls.
+
+NMS alone: every implementation of one and the same class-aware greedy NMS on the same real
+candidates. All take the candidates of a batch as the exported graph has them and say which rows
+they keep; what a library needs first (corners to width and height, scores spread over classes, the
+floor) belongs to its time. Beside it, the whole post-processing of the NMS-free head: from the raw
+maps of its last convolutions to detections, which is more than the others do.
+
+Whole calls: `Detector(image)` of the o2m head with NMS, at each score floor; the same graph cut
+before its NMS; that NMS tail alone, on the candidates of the same scenes; `Detector(image)` of the
+NMS-free head; and of that without the filter that does the work of NMS in it. With NMS minus
+without is what NMS costs in the call, with the filter minus without what the filter does. The tail
+alone says the same as the former without the network's noise, but with warmer caches. Cut graph and
+tail run in ONNX Runtime on the processor; on other devices there are the whole calls alone. A
+native engine has NMS behind it, on the host: the runtime's own clock then tells what it took.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.errors import GateError, InputError
+from nmsfree.nms import suppress
+from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks.harness.graphs import (
+    DETECTIONS,
+    SELECTED,
+    nms_operator,
+    nms_tail,
+    open_session,
+    split_at_raw_maps,
+    without_nms,
+)
+from nmsfree_benchmarks.harness.run import Case
+from nmsfree_benchmarks.harness.statistics import STAGES
+from nmsfree_benchmarks.harness.subject import Subject, split_host_nms
+from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
+from nmsfree_benchmarks.questions.crowd import FOUND_ABOVE, IOU
+from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
+from nmsfree_export.graph.nms import CANDIDATES
+
+AGREE = 0.995  # of the kept rows; an IoU within rounding of the threshold may fall either way
+IN = [f"in_{name}" for name in CANDIDATES]
+Kept = list[NDArray[np.int64]]  # of each image the rows that stay, in any order
+
+
+class Candidates(NamedTuple):
+    """What enters NMS, of N images.
+
+    boxes: float32 [N, T, 4], xyxy in input pixels.
+    scores: float32 [N, T].
+    classes: int64 [N, T].
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+    def of(self, images: Sequence[int]) -> "Candidates":
+        """Those of some images."""
+        rows = list(images)  # a list copies
+        return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
+
+    def above(self, floor: float) -> float:
+        """How many an image has above a score, mean."""
+        return float((self.scores > np.float32(floor)).sum(axis=1).mean())
+
+
+Nms = Callable[[Candidates], Kept]
+One = Callable[[Any, Any, Any], NDArray[np.int64]]  # boxes, scores, classes of an image → rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an implementation is made for.
+
+    Attributes:
+        spec: of the o2m model.
+        candidates: T, of each image.
+        floor, iou: scores above the one take part; boxes overlapping by more than the other go.
+        threads: of engines that use several.
+    """
+
+    spec: ModelSpec
+    candidates: int
+    floor: float
+    iou: float
+    threads: int
+
+
+def onnx_nms(setting: Setting) -> Nms:
+    """`NonMaxSuppression` of ONNX Runtime, as in this project's exported files."""
+    model = nms_operator(setting.spec, setting.candidates, setting.floor, setting.iou)
+    session = open_session(model, setting.threads)
+
+    def run(found: Candidates) -> Kept:
+        (selected,) = session.run([SELECTED], dict(zip(IN, found, strict=True)))
+        return [selected[selected[:, 0] == image, 2] for image in range(len(found.scores))]
+
+    return run
+
+
+def _by_image(one: One) -> Nms:
+    return lambda found: [one(*own) for own in zip(*found, strict=True)]
+
+
+def opencv_nms(setting: Setting) -> Nms:
+    """`cv2.dnn.NMSBoxesBatched`, image by image."""
+
+    def run(boxes: Any, scores: Any, classes: Any) -> NDArray[np.int64]:
+        # Every box is converted one by one, so those under the floor are left out before.
+        rows = np.flatnonzero(scores > np.float32(setting.floor))
+        corners = boxes[rows]
+        sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        best = cv2.dnn.NMSBoxesBatched(  # arrays are taken as well, and are faster
+            sides,  # type: ignore[arg-type]
+            scores[rows],
+            classes[rows].astype(np.int32),
+            setting.floor,
+            setting.iou,
+        )
+        return rows[np.asarray(best, dtype=np.int64)]
+
+    return _by_image(run)
+
+
+def _in_numpy(at_once: bool) -> Callable[[Setting], Nms]:
+    def make(setting: Setting) -> Nms:
+        def run(boxes: Any, scores: Any, classes: Any) -> NDArray[np.int64]:
+            rows = np.flatnonzero(scores > np.float32(setting.floor))
+            best = suppress(boxes[rows], scores[rows], classes[rows], setting.iou, at_once=at_once)
+            return rows[best]
+
+        return _by_image(run)
+
+    return make
+
+
+def torchvision_nms(setting: Setting) -> Nms:
+    """`torchvision.ops.batched_nms`, image by image."""
+    import torch
+
+    batched_nms = import_module("torchvision.ops").batched_nms
+
+    def run(*found: Any) -> NDArray[np.int64]:
+        boxes, scores, classes = map(torch.from_numpy, found)
+        rows = torch.nonzero(scores > setting.floor)[:, 0]
+        best = batched_nms(boxes[rows], scores[rows], classes[rows], setting.iou)
+        kept: NDArray[np.int64] = rows[best].numpy()
+        return kept
+
+    return _by_image(run)
+
+
+# The first is what the others are held against: the published post-processing, a greedy loop over
+# the boxes of each class. "host" is what this runtime does behind a TensorRT-RTX engine.
+MAKERS: dict[str, Callable[[Setting], Nms]] = {
+    REFERENCE: _in_numpy(at_once=False),
+    "host": _in_numpy(at_once=True),
+    "onnx": onnx_nms,
+    "opencv": opencv_nms,
+    "torchvision": torchvision_nms,
+}
+NAMES = (*MAKERS, "efficientnms")
+
+
+def choose(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Which implementations run here, the reference first, and why others do not.
+
+    Args:
+        names: some of `NAMES`; None takes all. The reference runs always.
+
+    Raises:
+        InputError: there is no such implementation.
+    """
+    for name in names or ():
+        if name not in NAMES:
+            raise InputError(f"implementation is {name!r}, expected one of: {', '.join(NAMES)}")
+    wanted = [name for name in NAMES if names is None or name in (*names, REFERENCE)]
+    missing = {name: reason for name in wanted if (reason := _missing(name))}
+    return [name for name in wanted if name not in missing], missing
+
+
+def _missing(name: str) -> str | None:
+    """Why an implementation does not run here; None where it does."""
+    if name == "torchvision" and find_spec("torchvision") is None:
+        return "torchvision is not installed, and nothing of this project needs it"
+    if name == "efficientnms" and find_spec("tensorrt") is None:
+        return "TensorRT, whose plugin it is, is not installed"
+    if name == "efficientnms":
+        return (
+            "this project does not run TensorRT's plugin yet: it has timed NMS on processors only"
+        )
+    return None
+
+
+def agreement(kept: Kept, reference: Kept) -> float:
+    """The share of rows that both keep, of those that either keeps; 1 where none does."""
+    both = either = 0
+    for ours, theirs in zip(kept, reference, strict=True):
+        a, b = set(ours.tolist()), set(theirs.tolist())
+        both += len(a & b)
+        either += len(a | b)
+    return both / either if either else 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is varied: objects in a scene, score floor, IoU threshold, images of a call."""
+
+    objects: int
+    floor: float
+    iou: float
+    batch: int
+
+    def name(self, implementation: str) -> str:
+        return (
+            f"{implementation} objects {self.objects}, floor {self.floor:g}, IoU {self.iou:g}, "
+            f"batch {self.batch}"
+        )
+
+
+def points(base: Point, axes: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """The base and its variations along one axis at a time, each once."""
+    varied = [replace(base, **{name: value}) for name, values in axes.items() for value in values]
+    return list(dict.fromkeys([base, *varied]))
+
+
+def images_of(slot: int, batch: int, scenes: int) -> list[int]:
+    """Which scenes a call takes; they start over where there are fewer."""
+    return [(slot * batch + image) % scenes for image in range(batch)]
+
+
+def on_slots(run: Callable[[Any], object], inputs: Sequence[Any]) -> Call:
+    """Time `run` on one of the inputs, which were prepared before the clock runs."""
+    return timed(run, lambda image: inputs[slot_of(image)])
+
+
+def find_candidates(session: Any, scenes: Sequence[Image]) -> Candidates:
+    """Run a graph that ends in candidates (see `without_nms`) on scenes of the input's size."""
+    found = [session.run(list(CANDIDATES), {"images": scene[None]}) for scene in scenes]
+    return Candidates(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def nms_cases(
+    point: Point, names: Sequence[str], found: Candidates, setting: Setting, count: int
+) -> Iterator[Case]:
+    """Every implementation at a point; what each keeps is held against the reference.
+
+    Args:
+        names: of `MAKERS`, the reference first.
+        found: candidates of the scenes with so many objects.
+        count: prepared inputs of a call, which take turns.
+
+    Raises:
+        GateError: one keeps other boxes, so its time would say nothing.
+    """
+    inputs = [found.of(images_of(slot, point.batch, len(found.scores))) for slot in range(count)]
+    reference: list[Kept] = []
+    for name in names:
+        run = MAKERS[name](setting)
+        kept = [run(own) for own in inputs]
+        reference = reference or kept
+        same = min(agreement(a, b) for a, b in zip(kept, reference, strict=True))
+        if same < AGREE:
+            raise GateError(
+                f"{point.name(name)}: keeps other boxes than {REFERENCE}, {same:.1%} the same, "
+                f"expected {AGREE:.1%}: times of different results cannot be compared"
+            )
+        figures = {
+            "candidates": round(float(np.mean([one.above(point.floor) for one in inputs])), 1),
+            "kept": round(float(np.mean([len(rows) for call in kept for rows in call])), 1),
+            "same_as_reference": round(same, 5),
+        }
+        about = {"measured": "alone", "implementation": name, **vars(point)}
+        yield Case(point.name(name), on_slots(run, inputs), about, figures)
+
+
+class HeadParts:
+    """The NMS-free file (for any batch), cut at its raw maps."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._network, self._rest = (open_session(p, threads) for p in split_at_raw_maps(path))
+        self._names = [output.name for output in self._network.get_outputs()]
+
+    def maps(self, scenes: Sequence[Image]) -> list[NDArray[np.float32]]:
+        """Every raw map of all scenes, float32 [scenes, …]."""
+        found = [self._network.run(self._names, {"images": scene[None]}) for scene in scenes]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def case(
+        self, point: Point, maps: Sequence[NDArray[np.float32]], count: int, floor: float
+    ) -> Case:
+        """The whole post-processing for the scenes of a point; `floor` is the file's."""
+        inputs = []
+        for slot in range(count):
+            images = images_of(slot, point.batch, len(maps[0]))
+            chosen = [np.ascontiguousarray(part[images]) for part in maps]
+            inputs.append(dict(zip(self._names, chosen, strict=True)))
+        kept = [self._rest.run(DETECTIONS[:1], own)[0].mean() for own in inputs]
+        about = vars(point) | {"floor": floor, "iou": None}
+        return Case(
+            f"{HEAD} objects {point.objects}, batch {point.batch}",
+            on_slots(lambda own: self._rest.run(DETECTIONS, own), inputs),
+            {"measured": "alone", "implementation": HEAD, **about},
+            {"kept": round(float(np.mean(kept)), 1)},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """The detectors that are timed against each other on one set of scenes.
+
+    Attributes:
+        with_nms: the o2m detector at each score floor.
+        others: by what they are: the NMS-free one, and without its filter, if there are any.
+        in_parts: time the graph's parts, too: they run in ONNX Runtime on the processor.
+        measured: what the records are filed under.
+    """
+
+    with_nms: Sequence[Subject]
+    others: Mapping[str, Subject]
+    in_parts: bool = True
+    measured: str = "call"
+
+    def cases(self, scenes: Mapping[int | None, Sequence[Image]]) -> Iterator[Case]:
+        """Everything that takes turns.
+
+        Args:
+            scenes: by the number of objects; None where it is not known.
+        """
+        subject = self.with_nms[0]
+        cut = open_session(without_nms(subject.file), subject.threads)
+        for objects, images in scenes.items():
+            found = find_candidates(cut, [subject.prepare(image)[0] for image in images])
+            if self.in_parts:
+                name, about = self._about("without its NMS", objects)
+                yield Case(name, _cut_call(subject, cut, images), about, parts=STAGES[:2])
+            for own in self.with_nms:
+                load = _load(own, found)
+                yield self._whole("with NMS", own, objects, images, load)
+                if self.in_parts:
+                    name, about = self._about("NMS tail alone", objects, own.floor)
+                    yield Case(name, _tail_call(own, found), about, load)
+            for what, other in self.others.items():
+                yield self._whole(what, other, objects, images, {})
+
+    def _about(
+        self, what: str, objects: int | None, floor: float | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Name and parameters of a record."""
+        at = "" if floor is None else f", floor {floor:g}"
+        name = f"{self.measured} {what}, objects {'unknown' if objects is None else objects}{at}"
+        return name, {"measured": self.measured, "what": what, "objects": objects, "floor": floor}
+
+    def _whole(
+        self,
+        what: str,
+        subject: Subject,
+        objects: int | None,
+        images: Sequence[Image],
+        load: Mapping[str, float],
+    ) -> Case:
+        run, parts = split_host_nms(subject)
+        threshold = max(FOUND_ABOVE, subject.floor)
+        found = [len(subject.detector(image, threshold=threshold)) for image in images]
+        figures = {"found": round(float(np.mean(found)), 1), **load}
+        name, about = self._about(what, objects, subject.floor)
+        call = lambda image: run(images[slot_of(image)])  # noqa: E731
+        return Case(name, call, about, figures, parts, subject.state(batch=1))
+
+
+def _load(subject: Subject, found: Candidates) -> dict[str, float]:
+    """How many candidates an image has above the floor, and how many boxes NMS keeps."""
+    setting = Setting(subject.detector.spec, found.scores.shape[1], subject.floor, IOU, 1)
+    kept = MAKERS[REFERENCE](setting)(found)
+    return {
+        "candidates": round(found.above(subject.floor), 1),
+        "kept": round(float(np.mean([len(rows) for rows in kept])), 1),
+    }
+
+
+def _tail_call(subject: Subject, found: Candidates) -> Call:
+    tail = nms_tail(subject.detector.spec, found.scores.shape[1], subject.floor, IOU)
+    session = open_session(tail, subject.threads)
+    inputs = [dict(zip(IN, found.of([i]), strict=True)) for i in range(len(found.scores))]
+    return on_slots(lambda own: session.run(DETECTIONS, own), inputs)
+
+
+def _cut_call(subject: Subject, cut: Any, images: Sequence[Image]) -> Call:
+    """Prepare a picture as the detector does, and run the cut graph."""
+
+    def call(image: Image) -> Laps:
+        processor, start = time.process_time_ns(), time.perf_counter_ns()
+        pixels = subject.prepare(images[slot_of(image)])
+        prepared = time.perf_counter_ns()
+        cut.run(list(CANDIDATES), {"images": pixels})
+        end = time.perf_counter_ns()
+        return Laps((prepared - start, end - prepared), time.process_time_ns() - processor)
+
+    return call

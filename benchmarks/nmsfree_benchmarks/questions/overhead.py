@@ -1,0 +1,460 @@
+"""`nmsfree bench overhead`: what is around the network, by the size of the source picture."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends import Backend, CallableBackend, RawDetections
+from nmsfree.detector import Detector
+from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
+from nmsfree.images import Color, read_image
+from nmsfree.preprocess import Geometry
+from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks.harness import pictures
+from nmsfree_benchmarks.harness.engines import CPU, DEPLOYED, ENGINES, device_of, engine_of, ran_in
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.harness.run import Case, Large, OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.statistics import AIM, Interval, median_ms
+from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
+from nmsfree_benchmarks.harness.table import Table, number
+from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Plan, Stopwatch, timed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZES = ((256, 256), (480, 640), (720, 1280), (1080, 1920), (2160, 3840))  # height, width
+QUICK_SIZES = ((256, 256), (480, 640), (1080, 1920))
+FORMATS = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3]}
+SCENES = 4
+PLANS = {  # by group, quick
+    ("nano", False): Plan(seconds=75, min_rounds=12, lead_in=2, burst=4),
+    ("nano", True): Plan(seconds=10, min_rounds=10, lead_in=1, burst=3),
+    ("large", False): Plan(seconds=120, min_rounds=10, lead_in=1, burst=2),
+    ("large", True): Plan(seconds=15, min_rounds=10),
+}
+PARTS = ("preprocess", "engine", "map_back", "python")
+OVERHEAD = "Detector by bare call"
+PREPROCESS_LIMIT = 1.5  # ms, a 1080p picture → 512 × 736
+# Times the bare call, a 640×480 picture → the nano network; promised of ONNX Runtime on the
+# processor: beside the call of a GPU the same preprocessing is a large part.
+CALL_LIMIT = 1.15
+CALL_SOURCE, PREPROCESS_SOURCE = "640×480", "1920×1080"
+LARGE_INPUT = (512, 736)  # height, width
+NANO, LARGE = "fcos_e2e_nano", "fcos_e2e_r18_3x"  # the networks
+COLOURS = {"engine": "#56B4E9", "preprocess": "#E69F00", "map_back": "#009E73", "python": "#D55E00"}
+LABELS = {
+    "engine": "engine's call",
+    "preprocess": "resize + pad",
+    "map_back": "boxes mapped back",
+    "python": "Python between",
+}
+FILE_COLOURS = {"jpg": ("JPEG", "#0072B2"), "png": ("PNG", "#CC79A7")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """OpenCV gets as many threads as the engine."""
+
+    large: Large = False
+    device: OnDevice = CPU
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def chosen_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the source pictures."""
+        return self.sizes or (QUICK_SIZES if self.quick else SIZES)
+
+
+class _TimedGeometry(Geometry):
+    """Marks before and after boxes are mapped; it is what it is made of in all else."""
+
+    watch: Stopwatch
+
+    @classmethod
+    def around(cls, geometry: Geometry, watch: Stopwatch) -> "_TimedGeometry":
+        timed_one = cls(geometry.height, geometry.width, geometry.scale_y, geometry.scale_x)
+        object.__setattr__(timed_one, "watch", watch)  # frozen, as its parent is
+        return timed_one
+
+    def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.watch.mark()
+        mapped = super().to_source(boxes)
+        self.watch.mark()
+        return mapped
+
+
+class StagedDetector(Detector):
+    """The runtime's own code, with marks between its stages."""
+
+    def __init__(self, backend: Backend, watch: Stopwatch) -> None:
+        super().__init__(TimedBackend(backend, watch))
+        self.watch = watch
+
+    def preprocess(
+        self, images: Sequence[Any], color: Color = "bgr"
+    ) -> tuple[NDArray[np.uint8], list[Geometry]]:
+        self.watch.mark()
+        inputs, geometries = super().preprocess(images, color)
+        self.watch.mark()
+        return inputs, [_TimedGeometry.around(g, self.watch) for g in geometries]
+
+
+def staged_call(detector: StagedDetector) -> Call:
+    """A call of a detector as its users make it, at its own threshold; its parts are `PARTS`.
+
+    Resizing and padding, the engine's call as the backend makes it, mapping the boxes back, and
+    everything between. Marks cost a microsecond in all.
+    """
+    watch = detector.watch
+
+    def call(image: Image) -> Laps:
+        watch.start()
+        detector(image)
+        watch.mark()
+        laps = watch.laps()
+        before, preprocess, between, engine, after, map_back, end = laps
+        python = before + between + after + end
+        return Laps((preprocess, engine, map_back, python), laps.processor)
+
+    return call
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One scene in one size: BGR uint8 [h, w, 3], and its files by suffix."""
+
+    image: Image
+    files: dict[str, Path]
+
+
+def label(size: tuple[int, int]) -> str:
+    """As people say it, width first: "1920×1080"."""
+    return f"{size[1]}×{size[0]}"
+
+
+def make_scenes(scenes: Sequence[Image], size: tuple[int, int], folder: Path) -> list[Scene]:
+    """Show each scene in another size, with as many copies as cover it, and write its files.
+
+    Objects keep their size in pixels up to twice, so that a larger picture has more of them.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    height, width = size
+    made = []
+    for index, scene in enumerate(scenes):
+        scale = max(1, min(2, round(height / (2 * scene.shape[0]))))
+        tile = np.repeat(np.repeat(scene, scale, axis=0), scale, axis=1)
+        down, right = -(-height // tile.shape[0]), -(-width // tile.shape[1])
+        image = np.ascontiguousarray(np.tile(tile, (down, right, 1))[:height, :width])
+        files = {suffix: folder / f"{label(size)}-{index}{suffix}" for suffix in FORMATS}
+        for suffix, path in files.items():
+            encoded = cv2.imencode(suffix, image, FORMATS[suffix])[1]
+            write_atomic(path, encoded.tobytes(), sync=False)
+        made.append(Scene(image, files))
+    return made
+
+
+def preprocess_detector() -> Detector:
+    """What `Detector` does before a network of 512 × 736 pixels, without one."""
+
+    def nothing(images: NDArray[np.uint8]) -> RawDetections:
+        raise NotImplementedError
+
+    spec = ModelSpec("preprocessing", "o2o", *LARGE_INPUT, 1, ("none",), (0,))
+    return Detector(CallableBackend(nothing, spec))
+
+
+def measure(options: Options, run: Run) -> Iterator[Record]:
+    """Time the networks on pictures of every size."""
+    from nmsfree_benchmarks.harness.weights import published, trained
+
+    found, skipped = trained(options.weights)
+    nano = next((one for one in found if one.name == NANO), None)
+    if nano is None:
+        raise InputError(f"nothing to measure: {skipped[NANO]}")
+    engine = engine_of(options.device)
+    subjects = {"nano": Subject(nano, engine, options.cores)}
+    if options.large:
+        large = published(LARGE, options.weights, options.work)
+        subjects["large"] = Subject(large, engine, options.cores)
+    run.export_whole(list(subjects.values()))
+    bases = pictures.read_first(run.digits_val(), SCENES)
+    run.settings |= {"burst": {}, "opencv_threads": cv2.getNumThreads()}
+    options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.work) as folder:
+        scenes = {size: make_scenes(bases, size, Path(folder)) for size in options.chosen_sizes}
+        for group, subject in subjects.items():
+            plan = options.timed(PLANS[group, options.quick])
+            yield from measure_network(subject, run, bases, scenes, plan, group)
+
+
+def measure_network(
+    subject: Subject,
+    run: Run,
+    bases: Sequence[Image],
+    scenes: Mapping[tuple[int, int], list[Scene]],
+    plan: Plan,
+    group: str,
+) -> list[Record]:
+    """Time one network on every size; beside the nano one what needs no network.
+
+    Args:
+        bases: the scenes in their own size, which name those of every other size, so that all
+            sizes take turns on the same scenes.
+        scenes: by size, in the order of `bases`.
+    """
+    number_of = {id(base): i for i, base in enumerate(bases)}
+    cases: list[Case] = []
+
+    def add(name: str, call: Call, own: Sequence[Any], about: dict[str, Any], **more: Any) -> None:
+        cases.append(Case(name, lambda base: call(own[number_of[id(base)]]), about, **more))
+
+    with ExitStack() as stack:
+        backend = subject.engine.open(subject.file, subject.threads)
+        detector = StagedDetector(backend, subject.watch)
+        subject.use(backend, detector, stack)
+        whole, bare, prepared = staged_call(detector), subject.bare(), preprocess_detector()
+        state = subject.state()
+        for size, made in scenes.items():
+            source, images = label(size), [scene.image for scene in made]
+            name, about = f"{subject.model} {source}", {"call": "detector", "source": source}
+            add(name, whole, images, about, parts=PARTS, state=state)
+            add(f"{name} bare", bare, images, about | {"call": "bare"}, state=state)
+            for suffix in FORMATS if group == "nano" else ():
+                files = [scene.files[suffix] for scene in made]
+                megabytes = sum(file.stat().st_size for file in files) / len(files) / 1e6
+                figures = {"file_mb": round(megabytes, 4)}
+                of = about | {"call": "decode", "format": suffix[1:]}
+                add(f"decode {source}{suffix}", timed(read_image), files, of, figures=figures)
+            if group == "nano" and source == PREPROCESS_SOURCE:
+                call = timed(lambda image: prepared.preprocess([image]))
+                add(f"preprocess {source}", call, images, about | {"call": "preprocess"})
+        records, burst = run.records(cases, bases, plan, f"rounds {group}")
+    run.settings["burst"][subject.model] = burst
+    return records
+
+
+def ratios(results: Results) -> Iterator[Ratio]:
+    """Every Detector by the bare call on the same picture."""
+    for record in results.where(call="detector"):
+        bare = results.record(f"{record.name} bare")
+        yield Ratio.between(record, bare, OVERHEAD, results.burst(record))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: what it is about, the most it allows, and what was measured."""
+
+    name: str
+    limit: float
+    unit: str
+    found: Interval
+
+    @property
+    def met(self) -> bool | None:
+        """None where the interval has the limit in it."""
+        return self.found.within(self.limit)
+
+    def __str__(self) -> str:
+        found = self.found.text(unit=f" {self.unit}", dash=" … ")
+        return f"Target {AIM[self.met]}: {self.name}: {found}, at most {self.limit:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        said = {"target": self.name, "limit": self.limit, "unit": self.unit, "met": self.met}
+        return said | self.found.to_json()
+
+
+def targets(results: Results) -> Iterator[Target]:
+    """Every promise whose record was measured."""
+    for record in results.where(call="preprocess"):
+        found = median_ms(record.times, results.settings["burst"][NANO])
+        height, width = LARGE_INPUT
+        name = f"preprocessing {PREPROCESS_SOURCE} → {height} × {width}"
+        yield Target(name, PREPROCESS_LIMIT, "ms", found)
+    for engine, ratio in _small_calls(results):
+        if engine == DEPLOYED:
+            name = f"{NANO}, {CALL_SOURCE}: Detector(image) by the bare call"
+            yield Target(name, CALL_LIMIT, "×", ratio.interval)
+
+
+def _small_calls(results: Results) -> Iterator[tuple[str, Ratio]]:
+    """The nano network's Detector by the bare call on a usual picture, with the engine's key."""
+    for record in results.where(call="detector", source=CALL_SOURCE):
+        ratio = results.ratio_of(OVERHEAD, of=record)
+        if record.state.model == NANO and ratio is not None:
+            yield record.state.engine, ratio
+
+
+def facts(results: Results) -> dict[str, Any]:
+    return {"targets": [target.to_json() for target in targets(results)]}
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    for engine, ratio in _small_calls(results):
+        if engine != DEPLOYED:
+            yield (
+                f"{NANO}, {CALL_SOURCE}, {ENGINES[engine].label}: Detector(image) takes "
+                f"{ratio.interval} × the bare call."
+            )
+    yield from (f"{target}." for target in targets(results))
+    yield from ran_in(results)
+
+
+def models(results: Results) -> dict[str, list[Record]]:
+    """The whole calls of each model, smallest picture first."""
+    found: dict[str, list[Record]] = {}
+    for record in results.where(call="detector"):
+        found.setdefault(record.state.model, []).append(record)
+    return found
+
+
+def tables(results: Results) -> list[Table]:
+    """Stages of each model, and decoding."""
+    made = []
+    header = (
+        *("source", "resize + pad", "engine", "map back", "Python", "Detector", "bare"),
+        "Detector / bare (95 %)",
+    )
+    for model, records in models(results).items():
+        state = records[0].state
+        height, width = state.size
+        weights = ", random weights" if state.training == "untrained" else ""
+        title = f"{model}, {height} × {width}{weights}: medians in ms, from the picture in memory"
+        made.append(Table(title, header, tuple(_row(results, record) for record in records)))
+    decoded = tuple(map(_decode_row, results.where(call="decode")))
+    columns = ("source", "format", "MB", "p50 ms", "p99 ms", "MB/s")
+    decoding = Table("Reading and decoding a file, before all that", columns, decoded, 2)
+    return [*made, *([decoding] if decoded else [])]
+
+
+def _row(results: Results, record: Record) -> tuple[str, ...]:
+    ratio = results.ratio_of(OVERHEAD, of=record)
+    return (
+        str(record.parameters["source"]) + record.summary.doubt,
+        *(f"{ms:.3f}" for ms in record.part_ms.values()),
+        f"{record.summary.p50:.3f}",
+        f"{results.record(ratio.to).summary.p50:.3f}",
+        str(ratio.interval),
+    )
+
+
+def _decode_row(record: Record) -> tuple[str, ...]:
+    megabytes, summary = record.figures["file_mb"], record.summary
+    return (
+        str(record.parameters["source"]) + summary.doubt,
+        str(record.parameters["format"]),
+        f"{megabytes:.2f}",
+        f"{summary.p50:.2f}",
+        number(summary.p99, ".2f"),
+        f"{megabytes / summary.p50 * 1000:.0f}",
+    )
+
+
+def notes(results: Results) -> list[str]:
+    on_cpu = device_of(results) == CPU
+    bare = "the same file's session.run and nothing else" if on_cpu else "the same call by itself"
+    return [
+        f"Engine is the backend's call, bare {bare}. Python is what is between the stages: "
+        "arguments, thresholds, the answer. Files are read from the system's cache. ! distrusts "
+        "itself: interquartile range above 10 % of the median."
+    ]
+
+
+def draw(results: Results, path: Path) -> None:
+    """Stacked bars for each size: a row of panels for each network, files at the right."""
+    from nmsfree_benchmarks.harness import plots
+
+    found = models(results)
+    count = len(next(iter(found.values())))
+    figure = plots.new_figure(12.5, 1.6 + len(found) * (0.9 + 0.42 * count))
+    panels = figure.subplots(len(found), 3, squeeze=False, width_ratios=(4, 3, 3))
+    around = {stage: colour for stage, colour in COLOURS.items() if stage != "engine"}
+    for row, (model, records) in zip(panels, found.items(), strict=True):
+        for axes, colour in zip(row, (COLOURS, around), strict=False):
+            longest = 0.0
+            for y, record in enumerate(records):
+                ratio = results.ratio_of(OVERHEAD, of=record)
+                text = f"{record.summary.p50:.2f} ms = {ratio.interval.value:.2f} × bare"
+                if colour is around:
+                    text = f"{sum(record.part_ms[stage] for stage in around):.2f} ms"
+                longest = max(longest, plots.stacked_bar(axes, y, record.part_ms, colour, text))
+            _rows(axes, [str(r.parameters["source"]) for r in records], longest)
+        row[0].set_title(f"{model}: Detector(image)", loc="left", fontsize=10)
+        row[1].set_title("the same without the engine", loc="left", fontsize=10)
+        row[2].set_visible(row is panels[0])
+    _files(panels[0][2], results.where(call="decode"))
+    figure.legend(
+        handles=plots.patches(COLOURS, LABELS),
+        loc="outside upper right",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
+    plots.finish(figure, results, "What is around the network, by source picture", path)
+
+
+def _files(axes: "Axes", records: Sequence[Record]) -> None:
+    """Two bars for each size: JPEG and PNG."""
+    from nmsfree_benchmarks.harness.plots import end_label
+
+    sources = list(dict.fromkeys(str(r.parameters["source"]) for r in records))
+    for record in records:
+        kind, ms = str(record.parameters["format"]), record.summary.p50
+        y = sources.index(str(record.parameters["source"])) + (0.18 if kind == "png" else -0.18)
+        name, colour = FILE_COLOURS[kind]
+        axes.barh(y, ms, height=0.34, color=colour, linewidth=0)
+        end_label(axes, ms, y, f"{name} {ms:.1f} ms", 8)
+    axes.set_title("before it: reading and decoding a file", loc="left", fontsize=10)
+    _rows(axes, sources, max((r.summary.p50 for r in records), default=1))
+
+
+def _rows(axes: "Axes", names: Sequence[str], longest: float) -> None:
+    from nmsfree_benchmarks.harness.plots import bare_axes
+
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, longest * 1.6)
+    axes.set_xlabel("median, ms", fontsize=9)
+    bare_axes(axes, "x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+QUESTION = Question(
+    "overhead",
+    "What is around the network",
+    "Overhead",
+    "What does the library add to the bare call of the engine?",
+    measure,
+    ratios,
+    facts,
+    tables,
+    conclusions,
+    notes,
+    draw,
+)
+
+
+def overhead(options: Options) -> None:
+    """What the runtime adds to the engine's call, by the size of the source picture.
+
+    Pictures from 256×256 to 3840×2160: resizing and padding, mapping boxes back, and Python
+    between, beside the engine's call; and, apart, reading and decoding JPEG and PNG files. The
+    published network runs with random weights until `nmsfree weights download` has been run.
+
+    Example: nmsfree bench overhead
+
+    With the large network: nmsfree bench overhead --large --seconds 60
+
+    On a GPU: nmsfree bench overhead --device cuda
+    """
+    answer(QUESTION, options)

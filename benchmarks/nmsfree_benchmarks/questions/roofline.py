@@ -1,0 +1,425 @@
+"""`nmsfree bench roofline`: each model beside what the device could do at most, in one run."""
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.options import parse_device
+from nmsfree.errors import InputError
+from nmsfree.options import Option
+from nmsfree_benchmarks.harness import pictures
+from nmsfree_benchmarks.harness.engines import CPU, engine_of
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
+from nmsfree_benchmarks.harness.run import Models, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.statistics import Interval
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.table import Table, number
+from nmsfree_benchmarks.harness.timer import Plan
+from nmsfree_benchmarks.report.svg import Picture, roofline_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from nmsfree_benchmarks.roofline.graph import Layer
+
+PICTURES = 4
+PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
+QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=2)
+LARGE = "fcos_e2e_r18_3x"  # the three published networks do the same arithmetic
+LAYERS = 5  # of each model in the table
+RUNS, WARM_UP = 10, 3  # of a profile
+KERNEL, BLOCKED = "_kernel_time", "_nchwc"  # what the profiler adds to a node's or value's name
+ROOFS = ("fp32", "int8", "bf16", "fp16", "tf32")
+LEFT, MARGIN = 0.5, 4.0  # FLOP for each byte at the left; room at the right, a factor
+EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """The probes get as many threads as the engine."""
+
+    onnx: Annotated[
+        tuple[Path, ...] | None,
+        Option("This file, not the bundled models; may be given again.", flags=("--onnx",)),
+    ] = None
+    model: Models = None
+    device: Annotated[str, Option("cpu or cuda (with onnxruntime-gpu and PyTorch's CUDA).")] = CPU
+
+    def inputs(self) -> Iterator[Path]:
+        yield from self.onnx or ()
+        yield from super().inputs()
+
+
+def measure(options: Options, run: Run) -> Iterator[Record]:
+    """Time the peaks of the device and the models in turn, so that both meet the same machine."""
+    from nmsfree_benchmarks.roofline.limits import limit_figures, limit_of
+    from nmsfree_benchmarks.roofline.peaks import cpu_probes, cuda_probes, read_peaks
+
+    place = parse_device(options.device)
+    if place.kind == CPU:
+        probes, skipped = cpu_probes(options.cores)
+    else:
+        probes, skipped = cuda_probes(place.index)
+    run.skipped |= skipped
+    images = pictures.read_first(run.digits_val(), PICTURES)  # what NMS costs depends on them
+    subjects: dict[str, Subject] = {}
+    for subject in find_subjects(options, run):
+        subject.open(run.stack)
+        spec = subject.detector.spec
+        name = f"{spec.name} {spec.precision} {spec.height}x{spec.width}"
+        if f"{name} bare" in subjects:
+            raise InputError(
+                f"{subject.file}: another file holds {name} too: measure them in two runs and "
+                "compare those"
+            )
+        subjects[f"{name} bare"] = subject
+    calls = {probe.name: probe.call for probe in probes}
+    calls |= {name: subject.bare() for name, subject in subjects.items()}
+    rounds = run.time(calls, images, options.timed(QUICK_PLAN if options.quick else PLAN))
+    run.settings["burst"] = rounds.burst
+    yield from (probe.record(rounds[probe.name]) for probe in probes)
+    peaks, step = read_peaks(probes, rounds), run.step("layers")
+    for done, (name, subject) in enumerate(subjects.items(), start=1):
+        limit, state = limit_of(subject.file, peaks), subject.state()
+        profiled: dict[str, float] = {}
+        if place.kind == CPU:
+            pixels = subject.prepare(images[0])
+            profiled = layer_times(subject.file, options.cores, pixels, limit.layers)
+        figures = limit_figures(state, rounds[name], limit, profiled, rounds.burst)
+        figures |= rounds.figures(name)
+        yield Record(name, {"call": "bare"}, rounds[name], figures=figures, subject=state)
+        step(done, len(subjects))
+
+
+def find_subjects(options: Options, run: Run) -> list[Subject]:
+    """The bundled models, exported, or the files that were named."""
+    from nmsfree_benchmarks.harness.weights import NANO, published, trained
+
+    engine = engine_of(options.device)
+    if options.onnx:
+        return [Subject(None, engine, options.cores, file=path) for path in options.onnx]
+    known = (*NANO, LARGE)
+    chosen = options.model or (NANO if options.quick else known)
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"model is {name!r}, expected one of: {', '.join(known)}")
+    found, missing = trained(options.weights) if set(chosen) & set(NANO) else ([], {})
+    found = [weights for weights in found if weights.name in chosen]
+    run.skipped |= {name: reason for name, reason in missing.items() if name in chosen}
+    if LARGE in chosen:
+        found.append(published(LARGE, options.weights, options.work))
+    made = run.export([Subject(weights, engine, options.cores) for weights in found])
+    if not made:
+        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+    return made
+
+
+def layer_times(
+    path: Path, threads: int, images: NDArray[np.uint8], layers: "Sequence[Layer]"
+) -> dict[str, float]:
+    """Run a file under ONNX Runtime's profiler, on the processor.
+
+    The profiler costs a little itself, so the sum is above the time of a run without it.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+
+    Returns:
+        Layer name → milliseconds, median of `RUNS`. A layer that the engine joined to another, or
+        calls by a name that is not in the graph, is missing.
+    """
+    from nmsfree_benchmarks.harness.graphs import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = str(Path(folder) / "profile")
+        session = open_session(path, threads, enable_profiling=True, profile_file_prefix=prefix)
+        for _ in range(WARM_UP + RUNS):
+            session.run(None, {"images": images})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    took: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+            took[event["name"].removesuffix(KERNEL).removesuffix(BLOCKED)].append(event["dur"])
+    found = {}
+    for layer in layers:
+        names = [name for name in layer.names if len(took.get(name, ())) == RUNS + WARM_UP]
+        if names:
+            runs = np.sum([took[name] for name in names], axis=0)[WARM_UP:]
+            found[layer.name] = float(np.median(runs)) / 1e3
+    return found
+
+
+def models(results: Results) -> list[Record]:
+    """Those records that are models, in order."""
+    return [record for record in results.records if record.subject is not None]
+
+
+def share_of(record: Record) -> float | None:
+    """What part of the bare call its limit is, 0-1; None where that was exceeded."""
+    share: float | None = record.figures["share_of_limit"]
+    return None if share is None or share > 1 else share
+
+
+def ratios(results: Results) -> Iterator[Ratio]:
+    """Each model by the matrix product of FP32: what carries over to another machine."""
+    products = [r for r in results.where(precision="fp32") if r.subject is None]
+    for record in models(results) if products else ():
+        burst = results.burst(record)
+        yield Ratio.between(record, products[0], "bare call by matrix product", burst)
+
+
+def facts(results: Results) -> dict[str, Any]:
+    """The peaks by name with their unit, and each model's share of its limit."""
+    units = (("gflop_per_s", "GFLOP/s"), ("gb_per_s", "GB/s"))
+    return {
+        "peaks": {
+            f"{r.name}, {unit}": r.figures[key]
+            for r in results.records
+            for key, unit in units
+            if r.subject is None and key in r.figures
+        },
+        "share_of_limit": {r.state.model: r.figures["share_of_limit"] for r in models(results)},
+    }
+
+
+def tables(results: Results) -> list[Table]:
+    """Peaks, models, their heaviest layers, and the device on paper."""
+    peaks = tuple(
+        (r.name, number(r.figures.get("gflop_per_s")), number(r.figures.get("gb_per_s")))
+        for r in results.records
+        if r.subject is None
+    )
+    found = models(results)
+    header = ("model", "GMAC", "weights MB", "act. MB", "limit ms", "bare ms", "of the limit")
+    layers = tuple(
+        _layer_row(record, layer) for record in found for layer in record.figures["layers"][:LAYERS]
+    )
+    columns = ("model", "layer", "kind", "GMAC", "MB", "FLOP/byte", "limit ms", "ms", "GFLOP/s")
+    papers = tuple(
+        _paper_row(r.state.model, r.figures["paper"]) for r in found if r.figures["paper"]
+    )
+    paper = ("model", "device", "GFLOP", "peak TFLOP/s", "ms", "FPS at most", "published", "of it")
+    title = "Models: limit and bare session.run, median"
+    made = [
+        Table("Peaks, fastest call", ("what", "GFLOP/s", "GB/s"), peaks),
+        Table(title, header, tuple(map(_model_row, found))),
+        Table("Heaviest layers, as the profiler times them", columns, layers, words=3),
+        Table("On paper: computed from the counted multiply-adds, not measured", paper, papers, 2),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _model_row(record: Record) -> tuple[str, ...]:
+    f = record.figures
+    return (
+        record.name.removesuffix(" bare"),
+        f"{f['gmac']:.2f}",
+        f"{f['weights_mb']:.1f}",
+        f"{f['activations_mb']:.1f}",
+        f"{f['limit_ms']:.2f}",
+        f"{record.summary.p50:.2f}{record.summary.doubt}",
+        share_text(record),
+    )
+
+
+def share_text(record: Record) -> str:
+    """ "71 % (69 – 73)": share of the limit, with its interval; "–" where that is none."""
+    share, f = share_of(record), record.figures
+    if share is None:
+        return "–"
+    bounds = {"value": share, "low": f["share_low"], "high": f["share_high"]}
+    return Interval.from_json(bounds).times(100).text(0, " %")
+
+
+def _layer_row(record: Record, layer: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        record.state.model,
+        layer["name"],
+        layer["kind"],
+        f"{layer['gmac']:.3f}",
+        f"{layer['mb']:.2f}",
+        f"{layer['flop_per_byte']:.0f}",
+        f"{layer['limit_ms']:.3f}",
+        number(layer["profiled_ms"], ".3f"),
+        number(layer["gflop_per_s"] or None, ".0f"),
+    )
+
+
+def _paper_row(model: str, paper: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        model,
+        paper["device"],
+        f"{paper['gflop']:.0f}",
+        f"{paper['peak_tflop_per_s']:.1f}",
+        f"{paper['arithmetic_ms']:.1f}",
+        f"{paper['fps_at_most']:.0f}",
+        f"{paper['published_fps']:.0f} FPS",
+        f"{100 * paper['published_share']:.0f} %",
+    )
+
+
+def conclusions(results: Results) -> Iterator[str]:
+    for record in sorted(models(results), key=lambda r: -r.figures["limit_ms"]):
+        f, name = record.figures, record.name.removesuffix(" bare")
+        took, least = f"{record.summary.p50:.2f} ms", f"{f['limit_ms']:.2f} ms"
+        if share_of(record) is None:
+            yield f"{name}: {took}, and {least} counted: {EXCEEDED}."
+        else:
+            yield (
+                f"{name}: {took}, at least {least}: {share_text(record)} of the limit, which is "
+                f"arithmetic for {100 * f['limit_by_arithmetic_share']:.0f} %."
+            )
+        if f["beyond_limit_ms"]:
+            lost = ", ".join(f"{kind} {ms:.2f} ms" for kind, ms in f["beyond_limit_ms"].items())
+            yield f"{name}, time beyond the limit by kind of layer, profiled: {lost}."
+
+
+def notes(results: Results) -> Iterator[str]:
+    yield (
+        "Limit: every layer takes as long as its arithmetic at the peak or its bytes at the "
+        "rate of a copy as large, whichever is longer; a copy counts bytes read and written. "
+        "Peaks are timed in the same rounds. Empty where an engine was faster: it keeps values in "
+        "caches between layers, or multiplies less (Winograd)."
+    )
+    papers = [r.figures["paper"] for r in models(results) if r.figures["paper"] is not None]
+    for paper in papers[:1]:
+        yield (
+            f"Computed, not measured: {paper['gflop']:.0f} GFLOP at "
+            f"{paper['peak_tflop_per_s']:.1f} TFLOP/s ({paper['device']}, FP32) take "
+            f"{paper['arithmetic_ms']:.1f} ms, so {paper['fps_at_most']:.0f} FPS at most; the "
+            f"published {paper['published_fps']:.0f} FPS ({paper['published_how']}) are "
+            f"{100 * paper['published_share']:.0f} % of it. With its memory "
+            f"({paper['memory_gb_per_s']:.0f} GB/s) the limit is {paper['limit_ms']:.1f} ms. "
+            f"Figures of the device: {paper['source']}."
+        )
+
+
+def roofs(results: Results) -> tuple[dict[str, float], dict[str, float]]:
+    """Precision → best GFLOP/s, and name of the copy → GB/s."""
+    products: dict[str, float] = {}
+    copies: dict[str, float] = {}
+    for record in results.records:
+        if record.subject is None and "gflop_per_s" in record.figures:
+            key = str(record.parameters["precision"])
+            products[key] = max(record.figures["gflop_per_s"], products.get(key, 0.0))
+        elif record.subject is None and "gb_per_s" in record.figures:
+            copies[record.name] = record.figures["gb_per_s"]
+    return products, copies
+
+
+def layer_points(record: Record) -> list[tuple[float, float]]:
+    """(FLOP for each byte, GFLOP/s) of the heaviest layers that multiply and were profiled."""
+    return [
+        (layer["flop_per_byte"], layer["gflop_per_s"])
+        for layer in record.figures["layers"]
+        if layer["gflop_per_s"] and layer["gmac"]
+    ]
+
+
+def point(record: Record) -> tuple[float, float]:
+    return record.figures["flop_per_byte"], record.figures["gflop_per_s"]
+
+
+def draw(results: Results, path: Path) -> None:
+    """Speed over FLOP for each byte, under the roofs: large dots are models, small ones layers."""
+    from matplotlib.ticker import LogFormatter
+
+    from nmsfree_benchmarks.harness import plots
+
+    figure = plots.new_figure(10, 6)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    found = models(results)
+    for i, record in enumerate(found):
+        colour, small = plots.SERIES[i % len(plots.SERIES)], layer_points(record)
+        if small:
+            axes.plot(*zip(*small, strict=True), "o", color=colour, markersize=4, alpha=0.5)
+        share = share_of(record)
+        said = "no limit" if share is None else f"{share:.0%} of its limit"
+        label = f"{record.name.removesuffix(' bare')}: {said}"
+        large = {"markersize": 10, "markeredgecolor": "white", "label": label}
+        axes.plot(*point(record), "o", color=colour, **large)  # type: ignore[arg-type]
+    xs = [x for record in found for x, _ in (point(record), *layer_points(record))]
+    left, right = min(LEFT, *xs), max(xs) * MARGIN
+    _roofs(axes, results, left, right)
+    axes.set_xlim(left, right)
+    plots.bare_axes(axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+    axes.set_xlabel("FLOP for each byte read or written")
+    axes.set_ylabel("GFLOP/s")
+    axes.legend(fontsize=9, frameon=False, loc="lower right")
+    plots.finish(figure, results, QUESTION.title, path)
+
+
+def _roofs(axes: "Axes", results: Results, left: float, right: float) -> None:
+    """Flat: matrix products. Slanting: copies, up to the highest flat one."""
+    from nmsfree_benchmarks.harness.plots import INK
+
+    products, copies = roofs(results)
+    xs, top = np.geomspace(left, right, 100), max(products.values())
+    small = {"fontsize": 8, "color": INK, "textcoords": "offset points"}
+    for i, (name, rate) in enumerate(copies.items(), start=1):
+        below = xs[xs * rate <= top]
+        if len(below):
+            axes.plot(below, below * rate, color=INK, linewidth=0.9, linestyle=":")
+            x = below[len(below) * i // (len(copies) + 1)]  # staggered, so that none hides another
+            text, box = f"{name}: {rate:.0f} GB/s", {"color": "white", "pad": 1}
+            axes.annotate(text, (x, x * rate), (8, 0), va="center", bbox=box, **small)  # type: ignore[arg-type]
+    for precision in ROOFS:
+        if precision in products:
+            rate = products[precision]
+            axes.axhline(rate, color=INK, linewidth=0.9)
+            text = f"matrix product {precision}: {rate:.0f} GFLOP/s"
+            axes.annotate(text, (right, rate), (-4, 3), ha="right", **small)  # type: ignore[arg-type]
+
+
+def page_pictures(results: Results) -> list[Picture]:
+    found = models(results)
+    names = [record.name.removesuffix(" bare") for record in found]
+    points = [point(record) for record in found]
+    layers = [layer_points(record) for record in found]
+    return [roofline_picture(names, points, layers, *roofs(results))] if found else []
+
+
+QUESTION = Question(
+    "roofline",
+    "How far from the limit",
+    "How far from the limit",
+    "How fast could each model be at most on this device, and how much of that is reached?",
+    measure,
+    ratios,
+    facts,
+    tables,
+    conclusions,
+    notes,
+    draw,
+    page_pictures,
+)
+
+
+def roofline(options: Options) -> None:
+    """How far from the limit: each model beside the peak of this device, in one run.
+
+    Matrix products and memory copies are timed in turn with the models. Multiply-adds and bytes are
+    counted in the ONNX files; a layer takes at least as long as its arithmetic at the peak, and as
+    its bytes at the rate of a copy. Beside it, on paper, a GPU with a published speed.
+
+    Example: nmsfree bench roofline --onnx model.onnx
+
+    A first look: nmsfree bench roofline --quick
+    """
+    if options.onnx and options.model:
+        raise InputError("--onnx and --model are given, expected one of them")
+    if parse_device(options.device).kind not in (CPU, "cuda"):
+        raise InputError(f"device is {options.device!r}, peaks are measured on: cpu, cuda")
+    answer(QUESTION, options)

@@ -1,1 +1,0 @@
-"""What every benchmark leaves behind: records, ratios with intervals, verdict, file, comparison."""
