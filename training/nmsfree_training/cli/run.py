@@ -52,12 +52,13 @@ def _reporting(run: RunConfig, world: World) -> Iterator[Callback]:
     callbacks: list[Callback] = [ConsoleCallback(Console(stderr=True))]
     if not run.no_tensorboard:
         callbacks.append(TensorBoardCallback(run.out / "tensorboard", done))
-    callback = Callbacks(callbacks)
-    with _log_to(callback):
-        try:
-            yield callback
-        finally:
-            callback.close()
+    callback, root = Callbacks(callbacks), logging.getLogger()
+    before, root.handlers = root.handlers, [_ToCallback(callback)]
+    try:
+        yield callback
+    finally:
+        root.handlers = before
+        callback.close()
 
 
 def _steps_done(run: RunConfig) -> int:
@@ -75,16 +76,6 @@ class _ToCallback(logging.Handler):
         self._callback.log(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-@contextmanager
-def _log_to(callback: Callback) -> Iterator[None]:
-    root = logging.getLogger()
-    before, root.handlers = root.handlers, [_ToCallback(callback)]
-    try:
-        yield
-    finally:
-        root.handlers = before
-
-
 DEFAULT_MODEL = "fcos_e2e_nano"
 WEIGHT_SOURCES = ("imagenet", "init", "retrofit")
 # Options that belong to the checkpoint of a retrofit.
@@ -92,22 +83,20 @@ DECIDED = ("head_norm", "max_filter", "rival_iou", "deployed_rival_iou")
 
 
 @dataclass(frozen=True)
-class Start:
-    """What is trained, and what the user is told about where it comes from."""
-
-    preset: Preset
-    network: Fcos
-    heads: tuple[HeadName, ...]
-    message: str
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """What a run needs, read and checked."""
+    """What a run needs, read and checked.
+
+    Attributes:
+        heads: those that are trained.
+        origin: what the user is told about where the weights come from.
+    """
 
     train_set: DetectionDataset
     val_set: DetectionDataset | None
-    start: Start
+    preset: Preset
+    network: Fcos
+    heads: tuple[HeadName, ...]
+    origin: str
 
 
 def run_training(options: TrainOptions) -> int:
@@ -117,33 +106,33 @@ def run_training(options: TrainOptions) -> int:
     torch_device(options.run.device)  # say first that there is no GPU
     with join_world(options.run.device) as world:
         prepared = _prepare(options, world)
-        train_set, start = prepared.train_set, prepared.start
         if options.preview is not None:
-            world.on_main(lambda: _write_preview(options, train_set, start.preset))
+            world.on_main(lambda: _write_preview(options, prepared))
             return 0
         with stop_on_signals() as stop:  # from here on there are steps to stop at
-            return _train(options, prepared, world, _run_config(options, start, world, stop), stop)
+            run = _run_config(options, prepared.preset, world, stop)
+            return _train(options, prepared, world, run, stop)
 
 
 def _train(
     options: TrainOptions, prepared: Prepared, world: World, run: RunConfig, stop: StopRequest
 ) -> int:
-    start = prepared.start
+    preset = prepared.preset
     with _reporting(run, world) as callback:
         trainer = Trainer(
-            start.preset,
+            preset,
             prepared.train_set,
             prepared.val_set,
             run,
-            network=start.network,
-            heads=start.heads,
+            network=prepared.network,
+            heads=prepared.heads,
             callback=callback,
             world=world,
         )
         try:
-            title = f"{start.preset.model.name} on {options.data.name} {options.split}"
+            title = f"{preset.model.name} on {options.data.name} {options.split}"
             with _owned(run, world):
-                _announce(callback, trainer, start.message)
+                _announce(callback, trainer, prepared.origin)
                 return _fit(trainer, callback, stop, title)
         finally:
             trainer.close()
@@ -156,10 +145,10 @@ def _prepare(options: TrainOptions, world: World) -> Prepared:
         _check(options)
         train_set = load_dataset(options.data, options.split)
         val_set = load_dataset(options.data, options.val) if options.val else None
-        start = _start(options, train_set)
-        _check_inputs_stay(options, start, [train_set, *([val_set] if val_set else [])])
-        check_batch(train_set, start.preset, world.size)
-        prepared = Prepared(train_set, val_set, start)
+        prepared = Prepared(train_set, val_set, *_start(options, train_set))
+        datasets = [train_set, *([val_set] if val_set else [])]
+        _check_inputs_stay(options, prepared.preset, datasets)
+        check_batch(train_set, prepared.preset, world.size)
     except NmsfreeError as caught:
         error = caught
     world.check(error)
@@ -167,11 +156,11 @@ def _prepare(options: TrainOptions, world: World) -> Prepared:
     return prepared
 
 
-def _write_preview(options: TrainOptions, train_set: DetectionDataset, chosen: Preset) -> None:
+def _write_preview(options: TrainOptions, prepared: Prepared) -> None:
     from nmsfree_training.data.pictures import write_preview
 
     assert options.preview is not None
-    write_preview(train_set, chosen, options.run.seed, options.preview)
+    write_preview(prepared.train_set, prepared.preset, options.run.seed, options.preview)
     line = f"preview: {shown(options.preview)}"
     Console(stderr=True).print(line, soft_wrap=True, markup=False)
 
@@ -228,19 +217,18 @@ def _check(options: TrainOptions) -> None:
     check_bounds(run)
 
 
-def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
+def _start(
+    options: TrainOptions, train_set: DetectionDataset
+) -> tuple[Preset, Fcos, tuple[HeadName, ...], str]:
+    """Preset, network, heads and origin, see `Prepared`."""
     names = train_set.class_names
     if options.retrofit is not None:
         made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
         chosen = apply(options.recipe, made.preset)
         trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in made.network.parameters())
-        return Start(
-            chosen,
-            made.network,
-            made.heads,
-            f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained",
-        )
+        message = f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained"
+        return chosen, made.network, made.heads, message
     model = DEFAULT_MODEL if options.model is None else options.model
     chosen = apply(options.recipe, preset(model, len(names)))
     network = fresh_network(chosen, options.run.seed)
@@ -256,7 +244,7 @@ def _start(options: TrainOptions, train_set: DetectionDataset) -> Start:
                 f" (learning rate {rate:g}, as from scratch; for a few epochs give "
                 f"--learning-rate {rate / 10:g})"
             )
-    return Start(chosen, network, chosen.model.heads, message)
+    return chosen, network, chosen.model.heads, message
 
 
 def _frozen_for_good(model: ModelConfig) -> str:
@@ -269,12 +257,14 @@ def _frozen_for_good(model: ModelConfig) -> str:
     )
 
 
-def _run_config(options: TrainOptions, start: Start, world: World, stop: StopRequest) -> RunConfig:
+def _run_config(
+    options: TrainOptions, preset: Preset, world: World, stop: StopRequest
+) -> RunConfig:
     origin = options.retrofit or options.init or options.imagenet
     threads = torch.get_num_threads()
     return replace(
         options.run,
-        out=_run_folder(options, start),
+        out=_run_folder(options, preset),
         provenance={
             "command": shlex.join(["nmsfree", *sys.argv[1:]]),
             "seed": str(options.run.seed),
@@ -286,16 +276,16 @@ def _run_config(options: TrainOptions, start: Start, world: World, stop: StopReq
     )
 
 
-def _run_folder(options: TrainOptions, start: Start) -> Path:
-    name = Path(start.preset.model.name).name  # of a checkpoint: may be anything
+def _run_folder(options: TrainOptions, preset: Preset) -> Path:
+    name = Path(preset.model.name).name  # of a checkpoint: may be anything
     return options.out or Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
 
 
 def _check_inputs_stay(
-    options: TrainOptions, start: Start, datasets: list[DetectionDataset]
+    options: TrainOptions, preset: Preset, datasets: list[DetectionDataset]
 ) -> None:
     names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
-    folder = _run_folder(options, start)
+    folder = _run_folder(options, preset)
     outputs = [options.preview] if options.preview else [folder / name for name in names]
     files = (file for dataset in datasets for file in dataset.files())
     check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *files])

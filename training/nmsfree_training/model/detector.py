@@ -72,7 +72,7 @@ class Fcos(nn.Module):
         """Run the network.
 
         Args:
-            images: float [N, 3, H, W], RGB, normalised (see `normalize.py`).
+            images: float [N, 3, H, W], RGB, normalised (see `norms.normalize`).
             heads: which heads to run; all by default.
             o2o_gradient: share of the o2o head's gradient that reaches FPN and backbone.
 

@@ -1,6 +1,6 @@
 """A cell gives way to a better neighbour that shows the same box; it keeps its score beside others.
 
-The max filters of `max_filter.py` compare scores alone, so of two objects of one class that stand
+The max filters below compare scores alone, so of two objects of one class that stand
 close they lower one. This one asks for the boxes, too: the logits z of a cell i become
 
     z_i − b · max over neighbours j of  tanh(50 · max(0, s_j − s_i)) · σ(40 · (IoU_ij − τ))

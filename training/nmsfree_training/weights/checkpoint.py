@@ -232,7 +232,7 @@ KEY = "deployed_rival_iou"  # entry of a file's provenance, where it was asked f
 
 
 def with_rival_iou(checkpoint: Checkpoint, iou: float) -> Checkpoint:
-    """Return the checkpoint with this τ, see `rival_filter.py`; nothing is trained again.
+    """Return the checkpoint with this τ, see `model/filters.py`; nothing is trained again.
 
     Recommended thresholds stay, and say with which τ they were measured.
 
