@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample, load_coco
-from nmsfree.errors import CheckpointError, DataError, NmsfreeError
+from nmsfree.errors import CheckpointError, DataError, MissingExtraError, NmsfreeError
 from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.criterion.losses import detector_losses
@@ -241,6 +241,17 @@ def test_a_job_that_is_ended_with_its_loaders_is_stopped_not_failed(
     config = RunConfig(out=tmp_path, workers=0, stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="stopped and saved at epoch 1, step 1"):
         Trainer(tiny("fcos_rt_nano"), train_set, None, config).fit()
+
+
+def test_an_error_of_any_kind_says_where_the_run_was_saved(
+    tmp_path: Path, train_set: DetectionDataset
+) -> None:
+    trainer = Trainer(tiny(), train_set, None, RunConfig(out=tmp_path, workers=0))
+    trainer.position.iteration = 1
+    with pytest.raises(
+        MissingExtraError, match=r"nmsfree\[pillow\].*; saved at epoch 1, step 0: go"
+    ):
+        trainer._give_up(MissingExtraError("reading pictures", "nmsfree[pillow]"))
 
 
 def test_resuming_a_finished_run_changes_nothing(
