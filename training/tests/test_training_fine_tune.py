@@ -9,7 +9,7 @@ import torch
 
 from nmsfree.errors import CheckpointError
 from nmsfree_training.config import PRESETS, Matching, MaxFilter, Preset, preset
-from nmsfree_training.loop.origin import fine_tune, retrofit
+from nmsfree_training.loop.start import fine_tune, retrofit
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import freeze_statistics
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nmsfree.errors import CheckpointError
 from nmsfree_training.config import preset
-from nmsfree_training.loop.origin import load_imagenet
+from nmsfree_training.loop.start import load_imagenet
 from nmsfree_training.model.backbone import ResNet
 from nmsfree_training.model.detector import Fcos
 

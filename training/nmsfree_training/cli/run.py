@@ -24,8 +24,8 @@ from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.distributed import World, join_world
-from nmsfree_training.loop.origin import fine_tune, load_imagenet, retrofit
 from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
+from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
 from nmsfree_training.loop.step import PRECISIONS
 from nmsfree_training.loop.trainer import Trainer

@@ -1,17 +1,25 @@
-"""What stands at the start of a run: a network on its device, and data that fit together."""
+"""What stands at the start of a run: data that fit together, and weights from somewhere.
 
-from dataclasses import dataclass
+Weights start from another checkpoint, a ResNet's, or a detector to retrofit.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
-from nmsfree.errors import DataError
+from nmsfree.errors import CheckpointError, DataError
 from nmsfree.preprocess import fit
 from nmsfree.text import shown
-from nmsfree_training.config import Preset
+from nmsfree_training.config import PRESETS, HeadName, ModelConfig, Preset, preset
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.examples import largest_size
+from nmsfree_training.model.detector import Fcos
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
+from nmsfree_training.weights.torch_file import check_values, read_safetensors, read_torch_file
 
 
 @dataclass(frozen=True)
@@ -107,3 +115,237 @@ def check_data(
             f"({shown(', '.join(sorted(other)[:5]))}): use one list"
         )
     return found
+
+
+# Weights of another checkpoint.
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `fine_tune` took from a checkpoint.
+
+    Attributes:
+        taken: tensors loaded whole.
+        total: tensors of the network.
+        rows: classes whose predictor was found by name.
+        fresh: names of the tensors that keep their initial values, wholly or in part.
+    """
+
+    taken: int
+    total: int
+    rows: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.taken} of {self.total} tensors loaded"
+        if self.rows:
+            text += f", and the predictors of {len(self.rows)} classes of the same name"
+        others = [name for name in self.fresh if ".cls_pred." not in name]
+        if len(others) < len(self.fresh):
+            text += "; new: the predictors of the other classes"
+        if others:
+            more = ", …" if len(others) > 4 else ""
+            text += f"; not in it: {', '.join(others[:4])}{more}"
+        return text
+
+
+def fine_tune(network: Fcos, path: Path, class_names: tuple[str, ...]) -> Loaded:
+    """Start from any checkpoint of the same architecture, whatever its classes and heads.
+
+    A head that the checkpoint lacks starts as a copy of the one it has. Class predictors are
+    taken row by row for classes of the same name, the others keep their initial values.
+
+    Raises:
+        CheckpointError: unreadable, or another backbone, FPN or head size.
+    """
+    source = load_checkpoint(path)
+    state, new_rows = dict(network.state_dict()), set[str]()
+    taken, fresh = 0, []
+    same_classes = source.class_names == class_names
+    for key, value in state.items():
+        old = source.state.get(_source_key(key, source.model))
+        if old is None:
+            fresh.append(key)
+        elif ".cls_pred." in key and not same_classes:
+            state[key], rows = _matching_rows(value, old, source.class_names, class_names)
+            new_rows |= rows
+            if len(rows) < len(class_names):
+                fresh.append(key)
+        elif old.shape == value.shape:
+            state[key] = old
+            taken += 1
+        else:
+            raise CheckpointError(
+                f"{path}: {key} has shape {tuple(old.shape)}, {network.config.name} has "
+                f"{tuple(value.shape)}: choose the --model it was trained as "
+                f"({source.model.name})"
+            )
+    if not any(key.startswith("backbone.") and key in source.state for key in state):
+        raise CheckpointError(f"{path}: holds nothing that {network.config.name} could use")
+    network.load_state_dict(state)
+    return Loaded(taken, len(state), tuple(sorted(new_rows)), tuple(fresh))
+
+
+def _source_key(key: str, source: ModelConfig) -> str:
+    """The key whose tensor serves `key`: that of the other head where the head is missing."""
+    if key.startswith("heads."):
+        _, head, rest = key.split(".", 2)
+        if head not in source.heads:
+            return f"heads.{source.heads[0]}.{rest}"
+    return key
+
+
+def _matching_rows(
+    value: Tensor, old: Tensor, old_names: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[Tensor, set[str]]:
+    if value.shape[1:] != old.shape[1:]:
+        return value, set()
+    value, common = value.clone(), set(old_names) & set(names)
+    for name in common:
+        value[names.index(name)] = old[old_names.index(name)]
+    return value, common
+
+
+def load_imagenet(network: Fcos, path: Path) -> None:
+    """Load a torchvision ResNet state dict (`.pth` or `.safetensors`) into the backbone.
+
+    The classifier `fc` and the counters of batch norm are ignored.
+
+    Raises:
+        CheckpointError: unreadable, or another network's keys or shapes.
+    """
+    own = network.backbone.state_dict()
+    state = {
+        key: value
+        for key, value in _read(path).items()
+        if not key.startswith("fc.") and (key in own or not key.endswith("num_batches_tracked"))
+    }
+    wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    if wrong or missing or extra:
+        raise CheckpointError(
+            f"{path}: does not fit the ResNet-{network.config.depth} of width "
+            f"{network.config.width}: {len(missing)} keys missing, {len(extra)} too many, "
+            f"{len(wrong)} of another shape"
+        )
+    check_values(path, state, own)
+    network.backbone.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[1]
+    state = read_torch_file(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise CheckpointError(
+            f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
+            "state dict with torchvision's names"
+        )
+    return state
+
+
+# Retrofit: an NMS-based detector learns to do without, by training one new head.
+
+NANO_EPOCHS = 12  # other sizes take a third of their recipe's epochs
+
+
+@dataclass(frozen=True)
+class Retrofit:
+    """A network whose o2o head is to be trained on a finished o2m detector.
+
+    Attributes:
+        network: the finished detector with a new o2o head, a copy of the o2m head; a max filter
+            of its own changes nothing yet.
+        preset: its configuration and a recipe for the new head.
+        heads: those that are trained.
+    """
+
+    network: Fcos
+    preset: Preset
+    heads: tuple[HeadName, ...]
+
+
+def retrofit(
+    path: Path,
+    class_names: tuple[str, ...],
+    unfreeze: bool,
+    frozen_stages: int | None = None,
+) -> Retrofit:
+    """Give an NMS-based detector a second head that needs none.
+
+    Args:
+        path: checkpoint with an o2m head; an o2o head in it is replaced.
+        unfreeze: train everything, and let the gradient of the o2o head through to backbone and
+            neck; otherwise only the o2o head is trained.
+        frozen_stages: leading parts of the backbone that are not trained either way; None takes
+            the checkpoint's.
+
+    Raises:
+        CheckpointError: no o2m head, or other classes than the dataset's.
+    """
+    checkpoint = load_checkpoint(path)
+    _check_retrofit(path, checkpoint, class_names)
+    config = _two_headed(checkpoint.model, frozen_stages)
+    network = Fcos(config)
+    state = {
+        key: checkpoint.state.get(key.replace("heads.o2o.", "heads.o2m."), initial)
+        for key, initial in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+    if not unfreeze:
+        network.requires_grad_(False)
+        network.heads["o2o"].requires_grad_(True)
+    chosen = _recipe(config, checkpoint.input_size, unfreeze)
+    return Retrofit(network, chosen, ("o2m", "o2o") if unfreeze else ("o2o",))
+
+
+def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
+    """The same network with both heads, and the filters of the preset of that name, if any."""
+    name = _two_headed_name(model.name)
+    like = preset(name).model if name in PRESETS else ModelConfig(name, 1, ("o2o",))
+    return replace(
+        model,
+        name=name,
+        heads=("o2m", "o2o"),
+        frozen_stages=model.frozen_stages if frozen_stages is None else frozen_stages,
+        max_filter=like.max_filter,
+        rival_iou=like.rival_iou,
+        deployed_rival_iou=like.deployed_rival_iou,
+    )
+
+
+def _recipe(config: ModelConfig, input_size: tuple[int, int], unfreeze: bool) -> Preset:
+    """The recipe of the preset of this name, or that for ResNet-18, shortened.
+
+    The o2m head is finished: the o2o head starts at once, and reaches the rest if that is trained.
+    """
+    name = config.name if config.name in PRESETS else "fcos_e2e_r18"
+    recipe = preset(name, config.num_classes).train
+    epochs = NANO_EPOCHS if name.endswith("nano") else max(1, recipe.epochs // 3)
+    milestones = tuple(round(m * epochs / recipe.epochs) for m in recipe.milestones)
+    recipe = replace(recipe, epochs=epochs, milestones=milestones, o2o_start=0.0)
+    if unfreeze:
+        recipe = replace(recipe, o2o_gradient=1.0)
+    return Preset(config, recipe, input_size)
+
+
+def _check_retrofit(path: Path, checkpoint: Checkpoint, class_names: tuple[str, ...]) -> None:
+    if "o2m" not in checkpoint.model.heads:
+        raise CheckpointError(
+            f"{path}: {checkpoint.model.name} has no one-to-many head: it needs no NMS already"
+        )
+    if checkpoint.class_names != class_names:
+        raise CheckpointError(
+            f"{path}: trained for {len(checkpoint.class_names)} classes "
+            f"({', '.join(checkpoint.class_names[:3])}, …), the dataset has {len(class_names)} "
+            f"({', '.join(class_names[:3])}, …): retrofit on the data it was trained on, or "
+            "fine-tune with --init"
+        )
+
+
+def _two_headed_name(name: str) -> str:
+    """fcos_rt_nano → fcos_e2e_nano, fcos_rt_r18_3x → fcos_e2e_r18, as the presets are called."""
+    return name.replace("_rt_", "_e2e_").removesuffix("_3x")
