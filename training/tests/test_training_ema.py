@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from nmsfree_training.loop.optim import Ema
+from nmsfree_training.loop.step import Ema
 
 
 def network() -> nn.Module:

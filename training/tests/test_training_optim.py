@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nmsfree_training.config import preset
-from nmsfree_training.loop.optim import make_optimizer, rate_factor
+from nmsfree_training.loop.step import make_optimizer, rate_factor
 from nmsfree_training.model.detector import Fcos
 
 STEP = preset("fcos_rt_r18_3x").train

@@ -12,10 +12,9 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.config import HeadName, Preset, preset
 from nmsfree_training.data.loader import epoch_loader
 from nmsfree_training.loop.distributed import World
-from nmsfree_training.loop.optim import make_optimizer
 from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import load_state
-from nmsfree_training.loop.step import Stepper
+from nmsfree_training.loop.step import Stepper, make_optimizer
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.model.detector import fresh_network, place
 from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent

@@ -424,8 +424,7 @@ def _step(preset: Preset, device: "torch.device", precision: str) -> "Callable[[
     import torch
 
     from nmsfree_training.loop.distributed import World
-    from nmsfree_training.loop.optim import make_optimizer
-    from nmsfree_training.loop.step import Stepper
+    from nmsfree_training.loop.step import Stepper, make_optimizer
     from nmsfree_training.model.detector import Fcos, place
 
     network = place(Fcos(preset.model), device).train()

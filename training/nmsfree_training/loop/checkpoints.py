@@ -19,7 +19,6 @@ from nmsfree.files import write_atomic
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.loop.distributed import World
-from nmsfree_training.loop.optim import Ema
 from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import (
     Position,
@@ -28,6 +27,7 @@ from nmsfree_training.loop.state import (
     quarantine_damaged,
     save_state,
 )
+from nmsfree_training.loop.step import Ema
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.monitor.curves import parse_record
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint

@@ -16,11 +16,10 @@ from nmsfree_training.data.batch import Batch, pad_batch
 from nmsfree_training.data.loader import epoch_loader, steps_per_epoch
 from nmsfree_training.loop.checkpoints import CheckpointManager, describe_recipe
 from nmsfree_training.loop.distributed import World
-from nmsfree_training.loop.optim import Ema, make_optimizer
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
 from nmsfree_training.loop.start import check_data
 from nmsfree_training.loop.state import Position
-from nmsfree_training.loop.step import DivergedError, StepLosses, Stepper
+from nmsfree_training.loop.step import DivergedError, Ema, StepLosses, Stepper, make_optimizer
 from nmsfree_training.loop.validate import Validator
 from nmsfree_training.model.detector import Fcos, copy_head, fresh_network, place
 from nmsfree_training.model.norms import freeze_statistics
