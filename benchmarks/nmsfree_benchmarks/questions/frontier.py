@@ -137,7 +137,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
 
 
 def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[str]:
-    """Try every engine on a file; the reasons of those that do not work go to `skipped`."""
+    """Try every engine on a file; why some do not work goes to `skipped`."""
     works = []
     for key, engine in ENGINES.items():
         try:
@@ -150,11 +150,7 @@ def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[s
 
 
 def weighed(subject: Subject, meter: MemoryMeter, judged: DetectionDataset) -> Subject:
-    """Measure memory and AP of an open subject.
-
-    Raises:
-        NmsfreeError: the engine does not take the file.
-    """
+    """Measure memory and AP of an open subject; an engine may still refuse the file."""
     engine, file = subject.engine, subject.engine.ran(subject.file)
     figures = meter.measure(file, engine.device, subject.threads, engine.arithmetic)
     subject.ap, tenths = accuracy(subject.detector, judged)

@@ -4,11 +4,10 @@ A stream of frames grows from empty to crowded and back, then the same frames co
 order. The NMS-free detector and the detector with NMS, at two score floors, take turns on the same
 few consecutive frames, again and again: what slows the machine for a while slows all of them.
 
-On the processor every call has a constant piece of work before and after it, a matrix product. A
-virtual or shared machine slows any program down for a while, and a p99 then says what its
-neighbours did. Of the calls between two products of the usual length the machine can have moved
-p99 / p50 by little more than `TOLERATED`; what is beyond that is the program's own. (What it does
-to itself for longer than one call would show in the products, too: all calls are reported beside.)
+On the processor every call has a constant piece of work before and after it, a matrix product: on a
+shared machine a p99 says what the neighbours did. Of the calls between two products of the usual
+length the machine can have moved p99 / p50 by little more than `TOLERATED`. (What a detector does
+to itself for longer than one call shows in the products, too: all calls are reported beside.)
 """
 
 import random
@@ -37,7 +36,7 @@ from nmsfree_benchmarks.harness.statistics import (
 )
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
-from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Times, between_probes, timed
+from nmsfree_benchmarks.harness.timer import Image, Plan, Times, between_probes
 from nmsfree_benchmarks.questions.crowd import FOUND_ABOVE, IOU, LOWEST_FLOOR, TOP_K, crowd_subjects
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ PASSES, QUICK_PASSES = 30, 10  # of the whole stream, in each order: 600 calls a
 SIDE = 512  # px of the networks' input: short calls are told from the machine's moods
 BURST = 5  # frames of a turn
 ENOUGH = CALLS_FOR[99]  # undisturbed calls, below which nothing is said of their tail
-PRODUCT_SIDE = 512  # of the matrices: 3 ms on a slow core
 WITH_BY_FREE = "call with NMS by the NMS-free call, same frames"
 FLAT = 0.01  # of the median: so little for the whole stream's change of objects is no dependence
 AIM_RATIO = 1.10  # p99 / p50 of the NMS-free detector, from empty to 500 objects
@@ -60,12 +58,7 @@ TITLE = "Latency over a stream whose crowding changes"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """Rounds follow from frames and passes, not from seconds.
-
-    Attributes:
-        levels: objects of the frames on the way up.
-        tiles: to a side of a frame, 256 pixels each.
-    """
+    """Rounds follow from frames and passes, not from seconds; a tile has 256 pixels."""
 
     data: Path = Path("data/digits")
     seconds: float | None = None
@@ -117,19 +110,6 @@ def stream_plan(frames: int, passes: int) -> Plan:
     return Plan(seconds=0, min_rounds=rounds, max_rounds=rounds, lead_in=1, burst=burst, fixed=True)
 
 
-def probe(threads: int) -> Call:
-    """The constant work: an FP32 matrix product in ONNX Runtime.
-
-    Its threads sleep when it is done: spinning ones would take cores from what is measured.
-    """
-    from nmsfree_benchmarks.roofline.peaks import product_session
-
-    shape = (PRODUCT_SIDE, PRODUCT_SIDE)
-    factor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    session = product_session(threads, "MatMul", factor, factor, spinning=False)
-    return timed(lambda _: session.run(None, {"a": factor}))
-
-
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Let all detectors take turns over the stream, in both orders."""
     with_nms, nms_free = crowd_subjects(options, run, options.side)
@@ -155,7 +135,9 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
     calls = {subject.file.name: subject.call() for subject in subjects}
     probed = not on_gpu(options.device)  # a GPU has moods of its own
     if probed:
-        work = probe(options.cores)
+        from nmsfree_benchmarks.roofline.peaks import constant_work
+
+        work = constant_work(options.cores)
         calls = {name: between_probes(call, work) for name, call in calls.items()}
     for order in ORDERS:
         shown = in_order(frames, order)
@@ -165,7 +147,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
 
 
 def _found(subject: Subject, frames: Sequence[Frame]) -> dict[int, float]:
-    """How many detections score above 0.3, mean over the frames with so many objects."""
+    """How many detections score above 0.3, by objects of a frame, mean."""
     found: dict[int, list[int]] = {}
     for frame in frames:
         count = len(subject.detector(frame.image, threshold=FOUND_ABOVE))
@@ -181,7 +163,6 @@ def _record(
     order: str,
     found: Mapping[int, float],
 ) -> Record:
-    """Say of every timed call how many objects were in its frame, and how the machine was."""
     objects = [frames[call % len(frames)].objects for call in range(len(times))]
     spec = subject.detector.spec
     parameters = {
@@ -214,7 +195,6 @@ def label(record: Record) -> str:
 
 
 def ratios(results: Results) -> Iterator[Ratio]:
-    """Every detector with NMS by the NMS-free one of the same stream."""
     for own in by_order(results).values():
         free = next(r for r in own if label(r) == "NMS-free")
         for record in own:
@@ -223,7 +203,6 @@ def ratios(results: Results) -> Iterator[Ratio]:
 
 
 def facts(results: Results) -> dict[str, Any]:
-    """How the times of every record scatter, and whether they follow the number of objects."""
     found = {record.name: _facts(record, results.settings) for record in results.records}
     for own in by_order(results).values():
         for name, quiet in _quiet_facts(own, results.settings["burst"]).items():
@@ -249,9 +228,8 @@ def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _quiet_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]:
     """What the probes say of the records of one order; nothing where there are none.
 
-    "probe_p99_by_p50": the machine's own tail, of constant work; "quiet_calls": that it left
-    alone; "quiet_levels": numbers of objects in their frames; "quiet_p99_by_p50": of these calls
-    with its interval, "quiet_probe_p99_by_p50": of the work beside them; None of too few calls.
+    "probe_p99_by_p50" is the machine's own tail, of constant work; what begins with "quiet" is of
+    the undisturbed calls; None of too few.
     """
     probes = [np.array(r.figures["probes_ns"]) for r in own if "probes_ns" in r.figures]
     if len(probes) < len(own):
@@ -264,21 +242,16 @@ def _quiet_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]
         calls = tail(milliseconds(record.times), burst, quiet)
         beside = tail(work.ravel() / 1e6, 2 * burst, np.repeat(quiet, 2))
         found[record.name] = {
-            "probe_p99_by_p50": _value(machine),
+            "probe_p99_by_p50": machine and round(machine.value, 4),
             "quiet_calls": int(quiet.sum()),
             "quiet_levels": len(set(np.array(record.figures["objects"])[quiet].tolist())),
-            "quiet_p99_by_p50": None if calls is None else calls.to_json(),
-            "quiet_probe_p99_by_p50": _value(beside),
+            "quiet_p99_by_p50": calls and calls.to_json(),
+            "quiet_probe_p99_by_p50": beside and round(beside.value, 4),
         }
     return found
 
 
-def _value(interval: Interval | None) -> float | None:
-    return None if interval is None else round(interval.value, 4)
-
-
 def tables(results: Results) -> list[Table]:
-    """One row for each detector and order."""
     header = (
         *("order", "detector", "p50", "p99", "worst", "p99/p50", "quiet", "by frame"),
         "ms / 100 objects (95 %)",
@@ -373,8 +346,8 @@ def _dependence(results: Results, record: Record) -> str:
         verdict = f"at most {FLAT:.0%} of a call depends on content"
     else:
         verdict = "depends on content"
-    which = f"{record.parameters['order']}, {label(record)}"
-    return f"{which}: {interval.text(sign='+')} ms per 100 objects: {verdict}."
+    rise = f"{interval.text(sign='+')} ms per 100 objects"
+    return f"{record.parameters['order']}, {label(record)}: {rise}: {verdict}."
 
 
 def notes(results: Results) -> Iterator[str]:

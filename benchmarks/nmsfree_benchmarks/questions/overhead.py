@@ -43,9 +43,7 @@ PLANS = {  # by group, quick
 PARTS = ("preprocess", "engine", "map_back", "python")
 OVERHEAD = "Detector by bare call"
 PREPROCESS_LIMIT = 1.5  # ms, a 1080p picture → 512 × 736
-# Times the bare call, a 640×480 picture → the nano network; promised of ONNX Runtime on the
-# processor: beside the call of a GPU the same preprocessing is a large part.
-CALL_LIMIT = 1.15
+CALL_LIMIT = 1.15  # × the bare call, 640×480 → nano; of ONNX Runtime on the processor
 CALL_SOURCE, PREPROCESS_SOURCE = "640×480", "1920×1080"
 LARGE_INPUT = (512, 736)  # height, width
 NANO, LARGE = "fcos_e2e_nano", "fcos_e2e_r18_3x"  # the networks
@@ -108,10 +106,9 @@ class StagedDetector(Detector):
 
 
 def staged_call(detector: StagedDetector) -> Call:
-    """A call of a detector as its users make it, at its own threshold; its parts are `PARTS`.
+    """A call of a detector as its users make it; its parts are `PARTS`, the last what is between.
 
-    Resizing and padding, the engine's call as the backend makes it, mapping the boxes back, and
-    everything between. Marks cost a microsecond in all.
+    Marks cost a microsecond in all.
     """
     watch = detector.watch
 
@@ -144,9 +141,6 @@ def make_scenes(scenes: Sequence[Image], size: tuple[int, int], folder: Path) ->
     """Show each scene in another size, with as many copies as cover it, and write its files.
 
     Objects keep their size in pixels up to twice, so that a larger picture has more of them.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     height, width = size
     made = []
@@ -207,10 +201,7 @@ def measure_network(
 ) -> list[Record]:
     """Time one network on every size; beside the nano one what needs no network.
 
-    Args:
-        bases: the scenes in their own size, which name those of every other size, so that all
-            sizes take turns on the same scenes.
-        scenes: by size, in the order of `bases`.
+    `bases`, the scenes in their own size, name those of every size: all take turns on the same.
     """
     number_of = {id(base): i for i, base in enumerate(bases)}
     cases: list[Case] = []
@@ -310,7 +301,6 @@ def conclusions(results: Results) -> Iterator[str]:
 
 
 def models(results: Results) -> dict[str, list[Record]]:
-    """The whole calls of each model, smallest picture first."""
     found: dict[str, list[Record]] = {}
     for record in results.where(call="detector"):
         found.setdefault(record.state.model, []).append(record)
@@ -370,7 +360,7 @@ def notes(results: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Stacked bars for each size: a row of panels for each network, files at the right."""
+    """Stacked bars for each size, a row for each network; files at the right."""
     from nmsfree_benchmarks.harness import plots
 
     found = models(results)

@@ -62,13 +62,9 @@ class Options(RunOptions):
 
 @dataclass(frozen=True)
 class Window:
-    """What one fixed time gave.
+    """What one fixed time gave: from the common start to the end of the last call.
 
-    Attributes:
-        elapsed_ns: from the common start to the end of the last call.
-        images: that were finished.
-        processor_ns: processor time of the whole process, spinning threads included.
-        calls_ns: how long every call took.
+    `processor_ns` is that of the whole process, spinning threads included.
     """
 
     elapsed_ns: int

@@ -191,6 +191,17 @@ def product_session(
     return open_session(model, threads, spinning)
 
 
+def constant_work(threads: int) -> Call:
+    """An FP32 matrix product in ONNX Runtime, whose time tells how undisturbed a processor is.
+
+    Its threads sleep when it is done: spinning ones would take cores from what is measured.
+    """
+    shape = (SIDES[0], SIDES[0])  # 3 ms on a slow core
+    factor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    session = product_session(threads, "MatMul", factor, factor, spinning=False)
+    return timed(lambda _: session.run(None, {"a": factor}))
+
+
 def _torch_probe(threads: int, kind: torch.dtype, precision: str, side: int) -> Probe:
     return _product_probe("torch", "PyTorch", precision, side, _product(threads, kind, side))
 
