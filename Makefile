@@ -72,11 +72,12 @@ endif
 fuzz: setup  ## give 10,000 malformed inputs to the commands (half an hour)
 	$(BIN)/python benchmarks/tests/fuzz.py $(ARGS)
 
-lint: setup  ## ruff, mypy and the order of imports
+lint: setup  ## ruff, mypy, the order of imports, the size of files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python benchmarks/tests/house.py
 
 clean:  ## remove .venv, caches and what is made again by itself; keeps runs/train and your data
 	rm -rf .venv runs/bench runs/export runs/detect data/digits .pytest_cache .mypy_cache .ruff_cache

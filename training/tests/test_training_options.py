@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nmsfree.errors import InputError
-from nmsfree_training.cli.options import RecipeOptions, apply, whole_numbers
+from nmsfree_training.cli.train import RecipeOptions, apply, whole_numbers
 from nmsfree_training.config import Matching, preset
 
 NANO = preset("fcos_e2e_nano", 10)

@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError
 from nmsfree_training.cli import run as train_cli
 from nmsfree_training.cli import study as study_cli
-from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.cli.study import app
-from nmsfree_training.cli.train import train
+from nmsfree_training.cli.train import TrainOptions, apply, train
 from nmsfree_training.config import Matching, Preset, preset
 from nmsfree_training.study.job import Job, is_done, plan
 from nmsfree_training.study.rows import ROWS, Row, choose_rows

@@ -20,7 +20,7 @@ from nmsfree.files import RUN_LOCK, check_outputs, locked
 from nmsfree.machine import computes_bf16
 from nmsfree.options import check_bounds
 from nmsfree.text import shown
-from nmsfree_training.cli.options import TrainOptions, apply
+from nmsfree_training.cli.train import TrainOptions, apply
 from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.distributed import World, join_world
