@@ -52,7 +52,7 @@ class RunOptions:
         "runs/bench"
     )
     out: Annotated[Path, Option("Where JSON, picture and Markdown are written.")] = Path(
-        "benchmarks/results"
+        "runs/bench"
     )
     seconds: Annotated[float | None, Option("Time for the timed rounds.", min=0, max=86400)] = None
     pause: Annotated[

@@ -59,7 +59,7 @@ class Options:
             "Result files; the newest of each kind in --results if none is given.", argument=True
         ),
     ] = None
-    results: Annotated[Path, Option("Folder of result files.")] = Path("benchmarks/results")
+    results: Annotated[Path, Option("Folder of result files.")] = Path("runs/bench")
     out: Annotated[Path, Option("The HTML page.")] = Path("runs/bench/report.html")
     markdown: Annotated[Path | None, Option("Write the same as Markdown here.")] = None
 
@@ -336,7 +336,8 @@ def _section_lines(section: Section, folder: Path) -> Iterator[str]:
 def write_report(options: Options, questions: Questions) -> None:
     """Write the page, and print each question with its answer."""
     chosen = options.files or ()
-    check_outputs([options.out, options.markdown], chosen or options.results.glob("*"))
+    inputs = [x for x in options.results.glob("*") if x.suffix in (".json", ".png")]
+    check_outputs([options.out, options.markdown], chosen or inputs)
     skipped: dict[str, str] = {}
     if chosen:
         found = [open_file(path) for path in chosen]

@@ -66,7 +66,7 @@ class Options(RunOptions):
         Path, Option("Digits set: val for AP, train for INT8; made elsewhere when missing.")
     ] = Path("data/digits")
     out: Annotated[Path, Option("Where the report is written: JSON, Markdown, picture.")] = Path(
-        "benchmarks/results"
+        "runs/bench"
     )
     seconds: Annotated[
         float | None, Option("Time for the rounds of each input size.", min=0, max=86400)
