@@ -7,6 +7,7 @@ More lines than a budget allows? Merge first; then raise the one number in the s
 why in its message.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def main() -> None:
         problems.append(
             "CONTRIBUTING.md: draw its picture again: benchmarks/tests/house.py --write"
         )
+    places = re.findall(rf"`((?:{'|'.join(PACKAGES.values())})/\S+)`", text)
+    problems += [f"CONTRIBUTING.md: no {place}" for place in places if not (ROOT / place).exists()]
     print("\n".join(problems), end="\n" if problems else "")
     sys.exit(bool(problems))
 
