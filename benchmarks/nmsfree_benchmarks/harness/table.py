@@ -21,12 +21,14 @@ def percent(share: float | None, form: str = ".0f") -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    title: above the table; says the units that the header does not.
-    header: names of the columns.
-    rows: cells in the order of the header.
-    words: so many columns at the left are words, the others numbers.
-    narrow: so many columns at the left are shown on a terminal; None = all.
+    """Rows under a header, for the terminal, Markdown and HTML.
+
+    Attributes:
+        title: above the table; says the units that the header does not.
+        header: names of the columns.
+        rows: cells in the order of the header.
+        words: so many columns at the left are words, the others numbers.
+        narrow: so many columns at the left are shown on a terminal; None = all.
     """
 
     title: str

@@ -50,10 +50,12 @@ class CannotTry(NmsfreeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """Attributes:
-    key: on the command line.
-    text: what is claimed.
-    check: tries it on the files of a folder.
+    """What this project says of GPUs, and how it is tried.
+
+    Attributes:
+        key: on the command line.
+        text: what is claimed.
+        check: tries it on the files of a folder.
     """
 
     key: str

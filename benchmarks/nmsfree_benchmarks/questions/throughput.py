@@ -239,16 +239,12 @@ def curves(records: Sequence[Record]) -> list[Curve]:
 
 @dataclass(frozen=True)
 class Saturation:
-    """Attributes:
-    at: the smallest record that is surely as good as the best one.
-    best: the record with the most images a second.
-    open_end: whether more may give more: nothing before the last is surely as good as the last.
-    """
+    """Where more batches or streams stop to give more."""
 
     curve: Curve
-    at: Record
-    best: Record
-    open_end: bool
+    at: Record  # the smallest that is surely as good as the best one
+    best: Record  # the one with the most images a second
+    open_end: bool  # more may give more: nothing before the last is surely as good as the last
 
     def __str__(self) -> str:
         axis = self.curve.axis

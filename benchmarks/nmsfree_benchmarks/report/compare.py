@@ -72,10 +72,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Attributes:
-    differences: settings that may differ and do: versions, files; "onnxruntime 1.31 → 1.32".
-    only_before, only_after: names of records that the other file does not have.
-    doubts: why times of either run are wider than they need be.
+    """What two result files of one benchmark have in common, and what not.
+
+    Attributes:
+        differences: settings that may differ and do: versions, files; "onnxruntime 1.31 → 1.32".
+        only_before, only_after: names of records that the other file does not have.
+        doubts: why times of either run are wider than they need be.
     """
 
     kind: str

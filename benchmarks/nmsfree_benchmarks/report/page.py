@@ -66,9 +66,11 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Attributes:
-    path: of the result file; sha256: of its bytes.
-    picture: PNG of the same name beside it; None = there is none.
+    """A result file that was read.
+
+    Attributes:
+        path: of the result file; sha256: of its bytes.
+        picture: PNG of the same name beside it; None = there is none.
     """
 
     path: Path
@@ -105,9 +107,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Attributes:
-    title: of the whole; made_of: the days of its runs.
-    skipped: files that were left out → why.
+    """All that a report shows, in order.
+
+    Attributes:
+        title: of the whole; made_of: the days of its runs.
+        skipped: files that were left out → why.
     """
 
     title: str

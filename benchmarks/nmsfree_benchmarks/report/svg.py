@@ -29,9 +29,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """Attributes:
-    svg: drawn from the results; or else `data`, a PNG as data URI, and `file`, where it is.
-    legend: (class of the style sheet, what it stands for).
+    """One picture of the page.
+
+    Attributes:
+        svg: drawn from the results; or else `data`, a PNG as data URI, and `file`, where it is.
+        legend: (class of the style sheet, what it stands for).
     """
 
     caption: str

@@ -41,10 +41,12 @@ PRECISIONS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Value:
-    """Attributes:
-    shape: a dimension that depends on the data (what NMS leaves) counts as 0; () is a scalar.
-    kind: a `TensorProto.DataType`.
-    weight: an initialiser, so it is read but never written.
+    """A tensor of an ONNX graph.
+
+    Attributes:
+        shape: a dimension that depends on the data (what NMS leaves) counts as 0; () is a scalar.
+        kind: a `TensorProto.DataType`.
+        weight: an initialiser, so it is read but never written.
     """
 
     shape: tuple[int, ...]
@@ -137,12 +139,14 @@ def _value(info: ValueInfoProto) -> Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """Attributes:
-    name: of its first node; kind: operator of that node.
-    precision: of the factors that are multiplied; "" where nothing is.
-    macs: multiply-adds of convolutions and matrix products.
-    weight_bytes, read_bytes, written_bytes: initialisers, and values from and for other layers.
-    names: nodes and values by which an engine may call it in a profile.
+    """Nodes that an engine runs as one, and what they cost at least.
+
+    Attributes:
+        name: of its first node; kind: operator of that node.
+        precision: of the factors that are multiplied; "" where nothing is.
+        macs: multiply-adds of convolutions and matrix products.
+        weight_bytes, read_bytes, written_bytes: initialisers, and values from and for other layers.
+        names: nodes and values by which an engine may call it in a profile.
     """
 
     name: str

@@ -97,9 +97,11 @@ QUICK = Range(
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """Attributes:
-    range: None takes `FULL` or `QUICK`.
-    tiles: to a side of a scene, 256 pixels each.
+    """What NMS is varied over, and on which scenes.
+
+    Attributes:
+        range: None takes `FULL` or `QUICK`.
+        tiles: to a side of a scene, 256 pixels each.
     """
 
     data: Path = Path("data/digits")
