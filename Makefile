@@ -4,7 +4,7 @@ MODEL   ?= fcos_e2e_nano
 WEIGHTS ?= weights/$(MODEL).safetensors
 DATA    ?= data/digits
 DEVICE  ?= cpu
-SOURCE  ?= $(DATA)/crowd
+SOURCE  ?= $(DATA)/overlap
 ARGS    ?=
 
 BIN  := .venv/bin

@@ -58,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     (root / "work").symlink_to(work, target_is_directory=True)
     write_standin(root / "weights", "fcos_e2e_nano", 64)
-    write_digits(root / "data", train=3, val=4, crowd=0)
+    write_digits(root / "data", train=3, val=4, overlap=0)
     return root
 
 

@@ -83,7 +83,7 @@ def commands(base: Path) -> list[Command]:
     lines = {
         "detect": f"detect {pictures} {pictures}/v.avi -m {model} --save-dir {out}/found "
         f"--json {out}/lines.jsonl",
-        "digits": f"data digits --out {out}/digits --train 4 --val 2 --crowd 1",
+        "digits": f"data digits --out {out}/digits --train 4 --val 2 --overlap 1",
         "fix": f"data check {digits} --fix --out {out}/check --out-fixed {out}/clean",
         "eval": f"eval {model} --data {base}/cells --plots {out}/plots --json {out}/eval.json",
         "build": f"build {model} -o {out}/model.engine --json {out}/build.json",
@@ -124,7 +124,7 @@ def make_inputs(base: Path) -> int:
     }
     (base / "cells/annotations/instances_val.json").write_text(json.dumps(content))
     cv2.imwrite(str(base / "cells/val/a.png"), picture)
-    write_digits(base / "digits", train=6, val=2, crowd=1)
+    write_digits(base / "digits", train=6, val=2, overlap=1)
     file = base / "digits/annotations/instances_train.json"
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"][2] = 0  # which --fix mends

@@ -264,7 +264,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Path:
         names, ids = tuple("0123456789"), tuple(range(1, 11))
         checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
         save_checkpoint(checkpoint, root / "weights" / f"{name}.safetensors")
-    write_digits(root / "data", train=0, val=4, crowd=0)
+    write_digits(root / "data", train=0, val=4, overlap=0)
     return root
 
 

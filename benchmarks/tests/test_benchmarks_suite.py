@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Iterator[Pat
     (root / "work").symlink_to(work, target_is_directory=True)
     for name in MODELS:
         write_weights(root / "weights", name)
-    write_digits(root / "data", train=0, val=IMAGES, crowd=0)
+    write_digits(root / "data", train=0, val=IMAGES, overlap=0)
     options = [f"--{name}={root / name}" for name in ("weights", "data", "work", "out")]
     options += ["--quick", "--size=nano", "--seconds=0", "--threads=1", "--json=-"]
     result = CliRunner().invoke(app, options, catch_exceptions=False)

@@ -13,7 +13,7 @@ runner = CliRunner()
 
 
 def test_loading_beside_training(tmp_path: Path) -> None:
-    write_digits(tmp_path / "digits", train=8, val=0, crowd=0)
+    write_digits(tmp_path / "digits", train=8, val=0, overlap=0)
     options = ["--data", str(tmp_path / "digits"), "--seconds", "0.1", "--json", "-"]
     result = runner.invoke(app, ["training", *options])
     assert result.exit_code == 0, result.output

@@ -21,7 +21,7 @@ from nmsfree_export.verify.accuracy import Accuracy
 from nmsfree_export.verify.certificate import Certificate
 from nmsfree_export.verify.parity import Parity, load_images
 from nmsfree_training.config import STRIDES, HeadName
-from nmsfree_training.weights.checkpoint import Checkpoint, with_rival_iou
+from nmsfree_training.weights.checkpoint import Checkpoint, with_dedup_iou
 from nmsfree_training.weights.predict import make_spec
 
 __all__ = ["ExportOptions", "ExportReport", "export_onnx", "make_export_spec"]
@@ -96,8 +96,8 @@ def export_onnx(
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
-    if options.rival_iou is not None:
-        checkpoint = with_rival_iou(checkpoint, options.rival_iou)
+    if options.dedup_iou is not None:
+        checkpoint = with_dedup_iou(checkpoint, options.dedup_iou)
     spec = make_export_spec(checkpoint, options)
     measured = calibration = None
     if options.check_data is not None:

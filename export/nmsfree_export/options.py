@@ -74,11 +74,12 @@ class ExportOptions:
         ),
     ] = None
     interpolation: Annotated[str, Option("linear, or area (slower).")] = "linear"
-    rival_iou: Annotated[
+    dedup_iou: Annotated[
         float | None,
         Option(
-            "IoU from which a rival filter takes two boxes for one object, the checkpoint's"
-            " if not given. Lower: fewer duplicates, and fewer close pairs."
+            "IoU from which a duplicate filter takes two boxes for one object, the checkpoint's"
+            " if not given. Lower: fewer duplicates, and fewer close pairs.",
+            was="rival_iou",
         ),
     ] = None
     precision: Annotated[
@@ -131,8 +132,8 @@ class ExportOptions:
             raise InputError(
                 f"threshold is {self.threshold}, expected the score floor ({self.score_floor}) … 1"
             )
-        if self.rival_iou is not None and self.head == "o2m":
-            raise InputError("rival IoU is for the one-to-one head, but head is o2m: leave it out")
+        if self.dedup_iou is not None and self.head == "o2m":
+            raise InputError("dedup IoU is for the one-to-one head, but head is o2m: leave it out")
         self._check_int8()
         self._check_accuracy()
 

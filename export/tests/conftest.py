@@ -35,7 +35,7 @@ def weights() -> Path:
 
 @pytest.fixture(scope="session")
 def nano(weights: Path) -> Checkpoint:
-    """The trained NMS-free nano detector, with batch norm and a rival filter."""
+    """The trained NMS-free nano detector, with batch norm and a duplicate filter."""
     return load_checkpoint(weights / "fcos_e2e_nano.safetensors")
 
 
@@ -51,7 +51,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with 8 training and 12 validation pictures."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder, train=TRAIN, val=VAL, crowd=0)
+    write_digits(folder, train=TRAIN, val=VAL, overlap=0)
     return folder
 
 
@@ -92,7 +92,7 @@ def first() -> Callable[..., NodeProto]:
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     """Two heads without a filter, random weights with spread-out scores, 7 classes, 96 × 128."""
-    plain = dataclasses.replace(fcos_e2e_nano(len(CLASSES)).model, rival_iou=0.0)
+    plain = dataclasses.replace(fcos_e2e_nano(len(CLASSES)).model, dedup_iou=0.0)
     return _make_checkpoint(plain, (96, 128))
 
 
@@ -125,10 +125,10 @@ def _randomise_filter(head: Head) -> None:
     if head.feature_filter is not None:
         nn.init.normal_(head.feature_filter.mix.weight, std=0.05)
         nn.init.normal_(head.feature_filter.mix.bias, std=0.1)
-    if head.rival_filter is not None:
+    if head.duplicate_filter is not None:
         assert head.reg_pred.bias is not None
         head.reg_pred.bias[2:] = 2.0  # boxes of some 7 cells, as only such agree with a neighbour's
-        for kind, weight in head.rival_filter.weights.items():
+        for kind, weight in head.duplicate_filter.weights.items():
             nn.init.uniform_(weight, 0.2, 0.5)
             if kind != "same":
                 weight[0 if kind == "finer" else -1] = 0.0

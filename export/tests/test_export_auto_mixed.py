@@ -210,7 +210,7 @@ def test_who_goes_next() -> None:
     assert next_ones(nobody, "abcd") == {"a": "a", "b": "b"}
 
 
-@pytest.mark.parametrize("variant", [{}, {"max_filter": "features"}, {"rival_iou": 0.8}])
+@pytest.mark.parametrize("variant", [{}, {"max_filter": "features"}, {"dedup_iou": 0.8}])
 def test_float_among_halves_with_every_kind_of_head(
     make_checkpoint: Callable[..., Checkpoint],
     checkpoint: Checkpoint,

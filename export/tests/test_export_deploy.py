@@ -40,8 +40,8 @@ from nmsfree_training.weights.predict import TorchBackend, make_spec
 ODD = (224, 160)  # P5 is 7 × 5
 Make = Callable[..., Checkpoint]
 
-Kind = Literal["logits", "features", "rivals"]
-KINDS = pytest.mark.parametrize("kind", ["logits", "features", "rivals"])
+Kind = Literal["logits", "features", "duplicates"]
+KINDS = pytest.mark.parametrize("kind", ["logits", "features", "duplicates"])
 NORMS = pytest.mark.parametrize("norm", ["batch_per_level", "batch", "group"])
 
 
@@ -84,7 +84,7 @@ def test_folded_backbone_has_no_norm_and_gives_the_same(depth: int, frozen: bool
 @pytest.mark.parametrize(("norm", "copies"), [("batch_per_level", 3), ("batch", 1), ("group", 1)])
 def test_folded_head_gives_the_same_on_every_level(norm: HeadNorm, copies: int) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, rival_iou=0.0)
+    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, dedup_iou=0.0)
     head = Fcos(config).heads["o2o"].eval()
     randomise_norms(head)
     levels = fold_head(head)
@@ -125,13 +125,13 @@ def test_nms_free_module_gives_what_the_network_gives(checkpoint: Checkpoint) ->
 
 
 def with_filter(model: ModelConfig, kind: Kind) -> ModelConfig:
-    if kind == "rivals":
-        return dataclasses.replace(model, rival_iou=0.8)
+    if kind == "duplicates":
+        return dataclasses.replace(model, dedup_iou=0.8)
     return dataclasses.replace(model, max_filter=kind)
 
 
 def make(make_checkpoint: Make, kind: Kind, norm: HeadNorm = "batch_per_level") -> Checkpoint:
-    model = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, rival_iou=0.0)
+    model = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, dedup_iou=0.0)
     return make_checkpoint(with_filter(model, kind), ODD)
 
 
@@ -158,7 +158,7 @@ def test_deployed_maps_are_those_of_the_network(
             want = network(normalize(images), heads=("o2o",))["o2o"]
         assert maps.sizes == (28 * 20, 14 * 10, 7 * 5)
         logits = maps.logits.transpose(1, 2)
-        # Where two cells are nearly equal the rival filter magnifies a difference of 1e-5.
+        # Where two cells are nearly equal the duplicate filter magnifies a difference of 1e-5.
         torch.testing.assert_close(logits, want.logits, rtol=1e-4, atol=4e-4)
     # The last one had no effect: were the first alike, nothing would have been tested.
     with torch.no_grad():
@@ -174,10 +174,10 @@ def test_the_filter_is_stored_once(
     network = make(make_checkpoint, kind, norm).build()
     levels = fold_head(network.heads["o2o"])  # type: ignore[arg-type]
     assert len({id(level) for level in levels}) == copies
-    names = ("logit_filter", "feature_filter", "rival_filter", "cls_pred", "reg_pred")
+    names = ("logit_filter", "feature_filter", "duplicate_filter", "cls_pred", "reg_pred")
     assert all(len({id(getattr(level, name)) for level in levels}) == 1 for name in names)
     keys = deployed_tensors(DeployNetwork(network, "o2o"))
-    size = {"logits": 3, "features": 2, "rivals": 3 + 4}[kind]  # with four tables
+    size = {"logits": 3, "features": 2, "duplicates": 3 + 4}[kind]  # with four tables
     assert sum("_filter." in key for key in keys) == size
 
 
@@ -188,8 +188,8 @@ def test_the_filter_is_stored_once(
         ("logits", "group", 2),
         ("features", "batch_per_level", 3),
         ("features", "group", None),
-        ("rivals", "batch_per_level", None),
-        ("rivals", "group", 1),
+        ("duplicates", "batch_per_level", None),
+        ("duplicates", "group", 1),
     ],
 )
 def test_exported_file_agrees_with_the_network(
@@ -198,11 +198,11 @@ def test_exported_file_agrees_with_the_network(
     made, out = make(make_checkpoint, kind, norm), tmp_path / "model.onnx"
     report = export_onnx(made, out, ExportOptions(batch=batch))
     assert report.parity.passed and report.parity.rows == 500
-    # Where two cells are nearly equal the rival filter magnifies their rounding.
-    assert report.parity.score_difference < (1e-4 if kind == "rivals" else 1e-5)
+    # Where two cells are nearly equal the duplicate filter magnifies their rounding.
+    assert report.parity.score_difference < (1e-4 if kind == "duplicates" else 1e-5)
     nodes = onnx.load(out).graph.node
     pools = sum(node.op_type == "MaxPool" for node in nodes)
-    assert pools == 1 + (2 if kind == "rivals" else 3 + 2)  # the stem has one
+    assert pools == 1 + (2 if kind == "duplicates" else 3 + 2)  # the stem has one
     assert not {node.domain for node in nodes} - {""}
     # The weights of the filter are at work in the file: without them it says something else.
     images, spec = load_images(None)[:2], dataclasses.replace(report.spec, batch=None)
@@ -228,7 +228,7 @@ def test_other_head_and_verify(make_checkpoint: Make, tmp_path: Path, kind: Kind
         with open_pair(Side(weights), Side(out)) as pair:
             assert compare(*pair, load_images(None)[:2]).passed
         counts = Counter(node.op_type for node in onnx.load(out).graph.node)
-        filtered = counts["Tanh"] > 0 if kind == "rivals" else counts["MaxPool"] > 1
+        filtered = counts["Tanh"] > 0 if kind == "duplicates" else counts["MaxPool"] > 1
         assert filtered == (head == "o2o")  # the o2m head has no filter
 
 

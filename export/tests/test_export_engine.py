@@ -160,7 +160,7 @@ def test_a_quantized_graph_is_called_int8(
 def test_files_of_the_exporter(
     request: pytest.FixtureRequest, digits: Path, tmp_path: Path, name: str, precision: str
 ) -> None:
-    """Batch norm and a rival filter; and the published network with random weights."""
+    """Batch norm and a duplicate filter; and the published network with random weights."""
     checkpoint: Checkpoint = request.getfixturevalue(name)
     int8: Any = {"target": "tensorrt", "calibrate": digits} if precision == "int8" else {}
     spec = make_export_spec(checkpoint, ExportOptions(precision=precision, **int8))

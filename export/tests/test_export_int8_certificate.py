@@ -136,7 +136,7 @@ def test_group_norm_and_filters_stay_in_float(
 ) -> None:
     """Sums and pooling after the pyramid belong to norms and filters."""
     changed = {"head_norm": "group"} if name == "head_norm" else {"max_filter": "features"}
-    config = dataclasses.replace(fcos_e2e_nano(7).model, rival_iou=0.8, **changed)  # type: ignore[arg-type]
+    config = dataclasses.replace(fcos_e2e_nano(7).model, dedup_iou=0.8, **changed)  # type: ignore[arg-type]
     built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
     built.certify(built.model)
     names = quantized_nodes(built.original, built.deployed, "cpu")
@@ -158,7 +158,7 @@ def maker_kinds(model: ModelProto, of: NodeProto) -> set[str]:
 
 
 def test_a_bias_that_levels_share_has_a_unit_per_level(make_checkpoint: Make, digits: Path) -> None:
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="batch", rival_iou=0.0)
+    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="batch", dedup_iou=0.0)
     built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
     built.certify(built.model)
     convs = [n for n in built.original.graph.node if n.op_type == "Conv" and len(n.input) == 3]

@@ -1,4 +1,4 @@
-"""Options and what comes of them: refusals, thresholds in the file, the rival IoU."""
+"""Options and what comes of them: refusals, thresholds in the file, the dedup IoU."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from nmsfree_training.weights.checkpoint import (
     Checkpoint,
     deployed_like,
     save_checkpoint,
-    with_rival_iou,
+    with_dedup_iou,
 )
 
 Make = Callable[..., Checkpoint]
@@ -65,8 +65,8 @@ NEEDS = (
             " are: leave --auto-mixed out",
         ),
         (
-            {"head": "o2m", "rival_iou": 0.7},
-            "rival IoU is for the one-to-one head, but head is o2m: leave it out",
+            {"head": "o2m", "dedup_iou": 0.7},
+            "dedup IoU is for the one-to-one head, but head is o2m: leave it out",
         ),
         ({"precision": "int4"}, "precision is 'int4', expected fp32 or fp16 or int8"),
         ({"target": "npu"}, "target is 'npu', expected cpu or tensorrt"),
@@ -242,58 +242,58 @@ def test_the_onnx_file_carries_what_was_measured(both: Path, digits: Path) -> No
 
 @pytest.fixture(scope="module")
 def filtered(make_checkpoint: Make) -> Checkpoint:
-    """With a rival filter of IoU 0.8."""
-    filters = {"rival_iou": 0.8, "deployed_rival_iou": 0.0}
+    """With a duplicate filter of IoU 0.8."""
+    filters = {"dedup_iou": 0.8, "deployed_dedup_iou": 0.0}
     return make_checkpoint(dataclasses.replace(fcos_e2e_nano(7).model, **filters), SIZE)
 
 
 def test_file_is_that_of_a_checkpoint_with_this_iou(filtered: Checkpoint, tmp_path: Path) -> None:
     out, same, other = (tmp_path / f"{name}.onnx" for name in ("out", "same", "other"))
-    report = export_onnx(filtered, out, ExportOptions(rival_iou=0.7))
+    report = export_onnx(filtered, out, ExportOptions(dedup_iou=0.7))
     assert report.parity.passed
-    assert report.spec.provenance["deployed_rival_iou"] == "0.7"
-    model = dataclasses.replace(filtered.model, deployed_rival_iou=0.7)
+    assert report.spec.provenance["deployed_dedup_iou"] == "0.7"
+    model = dataclasses.replace(filtered.model, deployed_dedup_iou=0.7)
     export_onnx(dataclasses.replace(filtered, model=model), same)
-    export_onnx(filtered, other, ExportOptions(rival_iou=0.8))  # its own: nothing changes
-    assert filtered.model.deployed_rival_iou == 0
+    export_onnx(filtered, other, ExportOptions(dedup_iou=0.8))  # its own: nothing changes
+    assert filtered.model.deployed_dedup_iou == 0
     images = load_images(None)[:2]
     asked, wanted, usual = (OnnxRuntimeBackend(path) for path in (out, same, other))
     assert compare(asked, wanted, images).score_difference == 0
     assert not compare(asked, usual, images).passed
-    assert "deployed_rival_iou" not in usual.spec.provenance
+    assert "deployed_dedup_iou" not in usual.spec.provenance
 
 
 def test_verify_runs_the_checkpoint_as_exported(filtered: Checkpoint, tmp_path: Path) -> None:
     weights, out = tmp_path / "model.safetensors", tmp_path / "model.onnx"
     save_checkpoint(filtered, weights)
-    report = export_onnx(filtered, out, ExportOptions(rival_iou=0.7))
+    report = export_onnx(filtered, out, ExportOptions(dedup_iou=0.7))
     with open_pair(Side(weights), Side(out)) as (first, second):
         assert compare(first, second, load_images(None)[:1]).passed
         # The layers of both are compared after this.
-        assert deployed_like(filtered, first.spec).model.deployed_rival_iou == 0.7
+        assert deployed_like(filtered, first.spec).model.deployed_dedup_iou == 0.7
         assert first.spec.provenance == report.spec.provenance
 
 
 def test_thresholds_say_how_they_were_measured(filtered: Checkpoint) -> None:
-    changed = with_rival_iou(dataclasses.replace(filtered, thresholds=measured(7)), 0.5)
+    changed = with_dedup_iou(dataclasses.replace(filtered, thresholds=measured(7)), 0.5)
     assert changed.thresholds is not None
-    where = "toys val, 3 images, IoU 0.5, with rival IoU 0.8"
+    where = "toys val, 3 images, IoU 0.5, with dedup IoU 0.8"
     assert (changed.thresholds.measured_on, changed.thresholds.best_f1) == (where, 0.42)
 
 
 def test_no_iou(filtered: Checkpoint, checkpoint: Checkpoint) -> None:
     for iou in (0.0, -0.1, 1.1, float("nan")):
-        with pytest.raises(InputError, match=r"rival IoU is .*, expected more than 0, up to 1"):
-            with_rival_iou(filtered, iou)
-    with pytest.raises(InputError, match="trained without a rival filter: leave it out"):
-        with_rival_iou(checkpoint, 0.7)
+        with pytest.raises(InputError, match=r"dedup IoU is .*, expected more than 0, up to 1"):
+            with_dedup_iou(filtered, iou)
+    with pytest.raises(InputError, match="trained without a duplicate filter: leave it out"):
+        with_dedup_iou(checkpoint, 0.7)
 
 
-def test_the_rival_iou_on_the_command_line(
+def test_the_dedup_iou_on_the_command_line(
     run: Callable[..., Any], filtered: Checkpoint, tmp_path: Path
 ) -> None:
     weights = tmp_path / "model.safetensors"
     save_checkpoint(filtered, weights)
-    done = run("export", weights, "-o", tmp_path / "model.onnx", "--rival-iou", "0.7")
+    done = run("export", weights, "-o", tmp_path / "model.onnx", "--dedup-iou", "0.7")
     assert done.exit_code == 0
-    assert "rival IoU 0.7" in done.stderr
+    assert "dedup IoU 0.7" in done.stderr

@@ -53,7 +53,7 @@ def float_types(model: ModelProto) -> dict[str, int]:
 @pytest.mark.parametrize("head", ["o2o", "o2m"])
 def test_what_stays_in_float(make_checkpoint: Make, trace: Trace, head: str) -> None:
     """GroupNorm, normalisation, decoding: their inputs and weights are float32."""
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="group", rival_iou=0.0)
+    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="group", dedup_iou=0.0)
     model = trace(make_checkpoint(config, (96, 128)), precision="fp16", head=head)
     types = float_types(model)
     kinds: dict[str, set[int]] = {}
@@ -67,8 +67,8 @@ def test_what_stays_in_float(make_checkpoint: Make, trace: Trace, head: str) -> 
     assert outputs["detection_boxes"] == outputs["detection_scores"] == TensorProto.FLOAT
 
 
-def test_boxes_of_rivals_are_compared_in_float(make_checkpoint: Make, trace: Trace) -> None:
-    config = dataclasses.replace(fcos_e2e_nano(7).model, rival_iou=0.8)
+def test_boxes_of_neighbours_are_compared_in_float(make_checkpoint: Make, trace: Trace) -> None:
+    config = dataclasses.replace(fcos_e2e_nano(7).model, dedup_iou=0.8)
     model = trace(make_checkpoint(config, (96, 128)), precision="fp16")
     types = float_types(model)
     compared = [n for n in model.graph.node if n.op_type in ("Tanh", "Div", "Exp")]

@@ -32,6 +32,7 @@ class Option:
     metavar: str | None = None  # what stands for the value in the help
     argument: bool = False  # it has no spelling: its place on the command line says what it is
     hidden: bool = False  # not in the help
+    was: str | None = None  # the field's name one release ago: taken, with a warning
     panel: str | None = None  # title of the frame in the help that it stands in
 
 

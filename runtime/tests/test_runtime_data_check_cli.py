@@ -41,7 +41,7 @@ def found(root: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("check") / "digits"
-    write_digits(root, train=12, val=3, crowd=2)
+    write_digits(root, train=12, val=3, overlap=2)
     return root
 
 
@@ -87,7 +87,7 @@ def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
     assert {name: split["images"] for name, split in report["splits"].items()} == {
         "train": 12,
         "val": 3,
-        "crowd": 2,
+        "overlap": 2,
     }
     assert report["fixed"] is None
     for name, split in report["splits"].items():
@@ -98,7 +98,7 @@ def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
         total = sizes["small"] + sizes["medium"] + sizes["large"]
         bins = sum(each["objects"] for each in sizes["sqrt_area_bins"])
         assert split["objects"] == total == bins == counts.sum()
-    names = ["train_labels.jpg", "val_labels.jpg", "crowd_labels.jpg", "histograms.png"]
+    names = ["train_labels.jpg", "val_labels.jpg", "overlap_labels.jpg", "histograms.png"]
     assert [Path(path).name for path in report["pictures"]] == names
     for path in map(Path, report["pictures"]):
         assert str(path) in outcome.stdout
@@ -106,9 +106,9 @@ def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
 
 
 def test_json_alone_on_stdout_and_chosen_splits(digits: Path, tmp_path: Path) -> None:
-    arguments = (digits, "--split", "val", "--split", "crowd", "--out", tmp_path, "--json", "-")
+    arguments = (digits, "--split", "val", "--split", "overlap", "--out", tmp_path, "--json", "-")
     report = json.loads(run(*arguments).stdout)
-    assert list(report["splits"]) == ["val", "crowd"]
+    assert list(report["splits"]) == ["val", "overlap"]
     assert not (tmp_path / "train_labels.jpg").exists()
 
 
@@ -176,7 +176,7 @@ def test_the_command_names_splits_that_train_does_not_expect(tmp_path: Path) -> 
 def test_a_split_that_cannot_be_read_is_not_for_fixing(digits: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(digits, root)
-    (root / "annotations/instances_crowd.json").write_text("{")
+    (root / "annotations/instances_overlap.json").write_text("{")
     outcome = run(root, "--out", tmp_path, "--fix")
     assert outcome.exit_code == 1
     assert "nothing that --fix can mend" in outcome.stdout

@@ -16,16 +16,16 @@ runner = CliRunner()
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
-    arguments = ["digits", "--out", str(folder), "--train", "0", "--val", "1", "--crowd", "2"]
+    arguments = ["digits", "--out", str(folder), "--train", "0", "--val", "1", "--overlap", "2"]
     outcome = runner.invoke(data_app, arguments)
     assert outcome.exit_code == 0, outcome.output
     assert outcome.stdout == ""
-    assert "wrote val, crowd" in outcome.stderr
+    assert "wrote val, overlap" in outcome.stderr
     return folder
 
 
 def test_complete_set_is_recognised(digits: Path) -> None:
-    arguments = ["digits", "--out", str(digits), "--train", "0", "--val", "1", "--crowd", "2"]
+    arguments = ["digits", "--out", str(digits), "--train", "0", "--val", "1", "--overlap", "2"]
     outcome = runner.invoke(data_app, arguments)
     assert outcome.exit_code == 0
     assert "complete already" in outcome.stderr

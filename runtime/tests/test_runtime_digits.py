@@ -35,7 +35,7 @@ def train_scenes() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def crowd_scenes() -> list[Scene]:
-    return [make_scene("crowd", index) for index in range(150)]
+    return [make_scene("overlap", index) for index in range(150)]
 
 
 def test_scene_types(train_scenes: list[Scene]) -> None:
@@ -55,7 +55,7 @@ def test_scene_depends_on_nothing_but_its_arguments() -> None:
 
 def test_recipe_is_unchanged() -> None:
     """If this fails on purpose, raise RECIPE: sets on disk and results on them are outdated."""
-    scene = make_scene("crowd", 0)
+    scene = make_scene("overlap", 0)
     assert scene.labels.tolist() == [2, 2, 3, 3, 3, 3]
     expected = [
         [95, 130, 146, 203], [92, 149, 147, 214], [194, 76, 229, 133],
@@ -65,7 +65,7 @@ def test_recipe_is_unchanged() -> None:
 
 
 def test_unknown_split_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match="train, val, crowd"):
+    with pytest.raises(DataError, match="train, val, overlap"):
         make_scene("test", 0)
 
 
@@ -156,8 +156,8 @@ def test_lower_digit_of_a_pair_stays_visible() -> None:
 
 
 def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=3, val=4, crowd=2)
-    for split, count in {"train": 3, "val": 4, "crowd": 2}.items():
+    write_digits(tmp_path / "set", train=3, val=4, overlap=2)
+    for split, count in {"train": 3, "val": 4, "overlap": 2}.items():
         dataset = load_coco(tmp_path / "set", split)
         assert dataset.class_names == CLASS_NAMES
         assert dataset.category_ids == tuple(range(1, 11))
@@ -170,7 +170,7 @@ def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
 
 
 def test_annotations_are_complete_coco(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=0, val=3, crowd=0)
+    write_digits(tmp_path / "set", train=0, val=3, overlap=0)
     text = (tmp_path / "set/annotations/instances_val.json").read_text(encoding="utf-8")
     content = json.loads(text)
     assert "10.24432/C50P49" in text  # the attribution that the licence asks for
@@ -185,34 +185,34 @@ def test_annotations_are_complete_coco(tmp_path: Path) -> None:
 
 
 def test_val_does_not_depend_on_the_number_of_train_images(tmp_path: Path) -> None:
-    write_digits(tmp_path / "a", train=1, val=2, crowd=0)
-    write_digits(tmp_path / "b", train=3, val=2, crowd=1)
+    write_digits(tmp_path / "a", train=1, val=2, overlap=0)
+    write_digits(tmp_path / "b", train=3, val=2, overlap=1)
     assert contents(tmp_path / "a" / "val") == contents(tmp_path / "b" / "val")
 
 
 def test_split_of_zero_images_is_not_written(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=0, val=1, crowd=0)
+    write_digits(tmp_path / "set", train=0, val=1, overlap=0)
     assert not (tmp_path / "set" / "train").exists()
     (file,) = (tmp_path / "set/annotations").iterdir()
     assert file.name == "instances_val.json"
 
 
 def test_complete_set_is_left_as_it_is(tmp_path: Path) -> None:
-    assert write_digits(tmp_path, train=2, val=2, crowd=1) == ["train", "val", "crowd"]
+    assert write_digits(tmp_path, train=2, val=2, overlap=1) == ["train", "val", "overlap"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert write_digits(tmp_path, train=2, val=2, crowd=1) == []
+    assert write_digits(tmp_path, train=2, val=2, overlap=1) == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
-    write_digits(tmp_path, train=2, val=2, crowd=0)
+    write_digits(tmp_path, train=2, val=2, overlap=0)
     whole = contents(tmp_path)
     (tmp_path / "val/00001.png").unlink()
-    assert write_digits(tmp_path, train=2, val=2, crowd=0) == ["val"]
+    assert write_digits(tmp_path, train=2, val=2, overlap=0) == ["val"]
     (tmp_path / "annotations/instances_train.json").unlink()
-    assert write_digits(tmp_path, train=2, val=2, crowd=0) == ["train"]
+    assert write_digits(tmp_path, train=2, val=2, overlap=0) == ["train"]
     assert contents(tmp_path) == whole
-    assert write_digits(tmp_path, train=3, val=2, crowd=0) == ["train"]
+    assert write_digits(tmp_path, train=3, val=2, overlap=0) == ["train"]
     assert len(load_coco(tmp_path, "train")) == 3
 
 
@@ -222,23 +222,23 @@ def test_interrupted_set_is_completed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_digits(tmp_path / "a", train=2, val=3, crowd=0, progress=interrupt)
+        write_digits(tmp_path / "a", train=2, val=3, overlap=0, progress=interrupt)
     assert not (tmp_path / "a/annotations/instances_val.json").exists()
-    assert write_digits(tmp_path / "a", train=2, val=3, crowd=0) == ["val"]
-    write_digits(tmp_path / "b", train=2, val=3, crowd=0)
+    assert write_digits(tmp_path / "a", train=2, val=3, overlap=0) == ["val"]
+    write_digits(tmp_path / "b", train=2, val=3, overlap=0)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_set_killed_before_its_first_file_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"{")
-    assert write_digits(tmp_path, train=1, val=0, crowd=0) == ["train"]
+    assert write_digits(tmp_path, train=1, val=0, overlap=0) == ["train"]
     assert {path.name for path in tmp_path.iterdir()} == {"annotations", "digits.json", "train"}
 
 
 def test_other_data_is_never_touched(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=1, val=0, crowd=0)
+    write_digits(tmp_path / "set", train=1, val=0, overlap=0)
     with pytest.raises(DataError, match="seed 0, asked for recipe 1 and seed 1"):
-        write_digits(tmp_path / "set", train=1, val=0, crowd=0, seed=1)
+        write_digits(tmp_path / "set", train=1, val=0, overlap=0, seed=1)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/mine.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="holds other data"):

@@ -47,7 +47,7 @@ assert "torch" not in sys.modules
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder, train=0, val=1, crowd=2)
+    write_digits(folder, train=0, val=1, overlap=2)
     return folder
 
 
@@ -114,13 +114,13 @@ def test_tables_and_sentences_are_printed(digits: Path, constant_model: Path) ->
 def test_pictures_and_summary_land_in_a_folder_of_their_own(
     digits: Path, constant_model: Path
 ) -> None:
-    outcome = run(constant_model, digits, "--split", "crowd", "--json", "report.json")
-    folder = Path(f"runs/eval/{constant_model.parent.name}-constant-onnx-digits-crowd")
+    outcome = run(constant_model, digits, "--split", "overlap", "--json", "report.json")
+    folder = Path(f"runs/eval/{constant_model.parent.name}-constant-onnx-digits-overlap")
     assert f"pictures and summary: {folder}" in outcome.stderr
     names = {"confusion_matrix.png", "pr_curve.png", "f1_curve.png", "calibration.png"}
     assert {p.name for p in folder.iterdir()} == names | {"summary.md", "summary.json"}
     assert (folder / "summary.json").read_bytes() == Path("report.json").read_bytes()
-    assert "constant.onnx on crowd" in (folder / "summary.md").read_text("utf-8")
+    assert "constant.onnx on overlap" in (folder / "summary.md").read_text("utf-8")
 
 
 def test_another_folder_can_be_chosen(digits: Path, constant_model: Path) -> None:
@@ -145,9 +145,9 @@ def test_json_alone_goes_to_stdout(digits: Path, constant_model: Path) -> None:
 
 def test_json_file_is_written_beside_the_tables(digits: Path, constant_model: Path) -> None:
     target = Path("new/report.json")
-    options = ["--split", "crowd", "--json", str(target), "--no-plots", "--precision", "0.25"]
+    options = ["--split", "overlap", "--json", str(target), "--no-plots", "--precision", "0.25"]
     outcome = run(constant_model, digits, *options)
-    assert "on crowd" in outcome.stdout
+    assert "on overlap" in outcome.stdout
     report = json.loads(target.read_text(encoding="utf-8"))
     assert report["images"] == 2
     assert report["AP"] < 0.5  # the answers to another picture
@@ -168,7 +168,7 @@ def test_an_onnx_file_needs_no_torch(digits: Path, constant_model: Path) -> None
 def test_splits_there_are_are_named(digits: Path, constant_model: Path) -> None:
     error = refused(constant_model, digits, "--split", "train")
     assert isinstance(error, DataError)
-    assert "crowd, val" in str(error)
+    assert "overlap, val" in str(error)
 
 
 def test_model_of_other_classes_is_refused(

@@ -92,7 +92,7 @@ def scene(
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "awkward":
         return awkward(folder / "set")
-    write_digits(folder, train=0, val=25, crowd=0)
+    write_digits(folder, train=0, val=25, overlap=0)
     return load_coco(folder, "val")
 
 

@@ -188,7 +188,7 @@ def oracle(dataset: DetectionDataset, names: tuple[str, ...]) -> Detector:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
     folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, train=0, val=20, crowd=0)
+    write_digits(folder, train=0, val=20, overlap=0)
     return load_coco(folder, "val")
 
 

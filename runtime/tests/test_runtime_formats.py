@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree.datasets.dataset import DetectionDataset
-from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene
+from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene, write_digits
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError, InputError
 from nmsfree.evaluation.evaluate import Result, coco_metrics
@@ -22,7 +22,7 @@ FORMATS = ("COCO", "YOLO", "VOC")
 
 def scenes() -> list[Scene]:
     """Scenes with boxes at whole pixels, which VOC needs; the last has no object."""
-    made = [make_scene("crowd", index) for index in range(SCENES)]
+    made = [make_scene("overlap", index) for index in range(SCENES)]
     whole = [Scene(s.image, np.round(s.boxes), s.labels) for s in made]
     return [*whole[:-1], Scene(made[-1].image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))]
 
@@ -215,3 +215,11 @@ def test_what_is_no_folder_is_named(given: Any) -> None:
 def test_a_folder_may_be_given_as_text(tmp_path: Path) -> None:
     write_coco(tmp_path)
     assert len(load_dataset(str(tmp_path), "val")) == SCENES
+
+
+def test_the_old_name_of_the_overlap_split_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_digits(tmp_path, train=0, val=0, overlap=2)
+    assert len(load_dataset(tmp_path, "crowd")) == 2
+    assert "split crowd of the digits is now overlap" in caplog.text

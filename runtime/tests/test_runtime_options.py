@@ -17,7 +17,7 @@ from nmsfree.options import Option, check_bounds
 @dataclass(frozen=True)
 class Timing:
     seconds: Annotated[float, Option("How long.", min=0.5, max=60)] = 10.0
-    pause: Annotated[float | None, Option("Between calls.", min=0)] = None
+    pause: Annotated[float | None, Option("Between calls.", min=0, was="rest_time")] = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -50,6 +50,13 @@ def test_defaults_are_those_of_the_fields() -> None:
     code, _, (request,) = parse("a.onnx")
     assert code == 0
     assert request == Request(file=Path("a.onnx"))
+
+
+def test_an_old_spelling_is_taken_with_a_warning_and_not_in_the_help() -> None:
+    code, output, (request,) = parse("a.onnx", "--rest-time", "2")
+    assert code == 0 and output == "warning: --rest-time is now --pause\n"
+    assert request.timing.pause == 2.0
+    assert "--rest-time" not in parse("--help")[1]
 
 
 def test_values_reach_the_fields_also_of_a_dataclass_within() -> None:

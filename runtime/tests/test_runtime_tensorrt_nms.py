@@ -90,7 +90,7 @@ def test_it_equals_the_onnx_file_of_the_trained_detector() -> None:
     for name in CANDIDATES:
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    pictures = [make_scene(split, i).image for split in ("val", "crowd") for i in range(16)]
+    pictures = [make_scene(split, i).image for split in ("val", "overlap") for i in range(16)]
     images = np.zeros((len(pictures), spec.height, spec.width, 3), np.uint8)
     for picture, image in zip(pictures, images, strict=True):
         letterbox(picture, image)

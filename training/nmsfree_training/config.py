@@ -43,7 +43,7 @@ class ModelConfig:
         head_convs: 3×3 convolutions before the prediction, in each of the two branches.
         head_norm: "group" (32 groups), "batch" (one for all levels), "batch_per_level".
         heads: which heads exist; at deployment one is kept, "o2o" if there is one.
-        max_filter, rival_iou, deployed_rival_iou: of the o2o head, see `model/filters.py`;
+        max_filter, dedup_iou, deployed_dedup_iou: of the o2o head, see `model/filters.py`;
             deployed 0 = as in training.
     """
 
@@ -68,14 +68,18 @@ class ModelConfig:
     max_filter: Annotated[MaxFilter, HEADS("3-D max filter: none, or on logits or features.")] = (
         "none"
     )
-    rival_iou: Annotated[
-        float,
-        _HEADS_SHARE("Cells give way to better neighbours whose boxes agree by this IoU; 0 = off."),
-    ] = 0.0
-    deployed_rival_iou: Annotated[
+    dedup_iou: Annotated[
         float,
         _HEADS_SHARE(
-            "The same once trained: lower leaves fewer duplicates, and fewer close pairs."
+            "Cells give way to better neighbours whose boxes agree by this IoU; 0 = off.",
+            was="rival_iou",
+        ),
+    ] = 0.0
+    deployed_dedup_iou: Annotated[
+        float,
+        _HEADS_SHARE(
+            "The same once trained: lower leaves fewer duplicates, and fewer close pairs.",
+            was="deployed_rival_iou",
         ),
     ] = 0.0
 
@@ -261,7 +265,7 @@ def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
 
 
 def _not_worse(name: str, plain: Preset) -> Preset:
-    """The two-headed recipe that is not worse than NMS: `rival_hungarian` of the study.
+    """The two-headed recipe that is not worse than NMS: `dedup_hungarian` of the study.
 
     Against the published one: the o2o head's gradient reaches FPN and backbone, every object gets
     a cell of its own, and a cell gives way to a better neighbour that shows the same box.
@@ -269,7 +273,7 @@ def _not_worse(name: str, plain: Preset) -> Preset:
     """
     return replace(
         plain,
-        model=replace(plain.model, name=name, rival_iou=0.78, deployed_rival_iou=0.76),
+        model=replace(plain.model, name=name, dedup_iou=0.78, deployed_dedup_iou=0.76),
         train=replace(plain.train, o2o=Matching(topk=1, hungarian=True), o2o_gradient=1.0),
     )
 

@@ -86,9 +86,9 @@ def thin_state() -> Callable[..., dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digits set of 12 training, 3 val and 2 crowd images."""
+    """A digits set of 12 training, 3 val and 2 overlap images."""
     folder = tmp_path_factory.mktemp("training") / "digits"
-    write_digits(folder, train=12, val=3, crowd=2)
+    write_digits(folder, train=12, val=3, overlap=2)
     return folder
 
 

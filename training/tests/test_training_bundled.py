@@ -41,7 +41,7 @@ def test_card_fits_the_file(weight: BundledWeight) -> None:
     assert card["command"] == checkpoint.provenance["command"]
     assert card["seed"] == int(checkpoint.provenance["seed"])
     assert card["minutes"] > 0 and card["machine"]
-    assert set(card["AP"]) == {"val", "crowd"}
+    assert set(card["AP"]) == {"val", "overlap"}
     assert all(0 < value < 1 for value in card["AP"].values())
 
 

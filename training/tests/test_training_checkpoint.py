@@ -83,6 +83,16 @@ def test_round_trip_is_identity(name: str, tmp_path: Path) -> None:
         assert torch.equal(again[head].logits, before[head].logits)
 
 
+def test_a_file_of_format_1_2_calls_the_duplicate_filter_a_rival_filter(tmp_path: Path) -> None:
+    old = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+    assert b'"rival_iou": 0.78' in old.read_bytes()[:20000].replace(b"\\", b"")
+    read = load_checkpoint(old)
+    assert (read.model.dedup_iou, read.model.deployed_dedup_iou) == (0.78, 0.76)
+    save_checkpoint(read, tmp_path / "new.safetensors")
+    again = load_checkpoint(tmp_path / "new.safetensors")
+    assert again.model == read.model and again.state.keys() == read.state.keys()
+
+
 def test_channels_last_weights_are_written_as_they_are(tmp_path: Path) -> None:
     made = make_checkpoint()
     state = {
@@ -181,7 +191,7 @@ def test_damaged_description(changes: dict[str, Any], tmp_path: Path) -> None:
         ("heads", []),
         ("heads", ["o2o"] * 10**5),
         ("head_norm", "layer"),
-        ("rival_iou", 1.5),
+        ("dedup_iou", 1.5),
         ("frozen_norm", "no"),
         ("name", 3),
     ],

@@ -158,12 +158,12 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
 
     Norms with statistics of the batch, images of several sizes, averaged weights; it starts from
     trained weights, so that AP means something, and descends plainly: Adam's first steps follow
-    the sign of gradients, which rounding decides where they are nearly zero. So does the rival
+    the sign of gradients, which rounding decides where they are nearly zero. So does the duplicate
     filter where two cells are nearly equal: it is in the next test, over fewer steps.
     """
     weights = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
     options = ["--model", "fcos_e2e_nano", "--init", str(weights), "--ema", "0.5"]
-    options += ["--rival-iou", "0"]
+    options += ["--dedup-iou", "0"]
     options += ["--optimizer", "sgd", "--learning-rate", "0.01", "--short-sides", "192,224,256"]
     one = _train(tmp_path / "one", digits, 1, *options)
     two = _train(tmp_path / "two", digits, 2, *options)
@@ -172,7 +172,9 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
         assert a.keys() == b.keys() and a["AP"] > 0.3
         for name in a.keys() - timing:
             assert b[name] == pytest.approx(a[name], rel=RELATIVE), name
-    before = {k: v for k, v in load_checkpoint(weights).state.items() if ".rival_filter." not in k}
+    before = {
+        k: v for k, v in load_checkpoint(weights).state.items() if ".duplicate_filter." not in k
+    }
     a, b = (load_checkpoint(tmp_path / run / "last.safetensors").state for run in ("one", "two"))
     moved = torch.cat([(a[k] - v).flatten() for k, v in before.items()]).norm()
     apart = torch.cat([(a[k] - b[k]).flatten() for k in before]).norm()

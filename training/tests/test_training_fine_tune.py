@@ -64,7 +64,7 @@ def test_a_missing_head_starts_as_a_copy(tmp_path: Path) -> None:
     loaded = fine_tune(network, tmp_path / "a.safetensors", NAMES)
     check_copied(network, source)
     assert loaded.taken == loaded.total - len(loaded.fresh)
-    assert loaded.fresh and all(".rival_filter." in key for key in loaded.fresh)
+    assert loaded.fresh and all(".duplicate_filter." in key for key in loaded.fresh)
 
 
 def check_copied(network: Fcos, source: dict[str, torch.Tensor]) -> None:

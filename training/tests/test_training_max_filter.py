@@ -35,7 +35,7 @@ def make_maps(size: tuple[int, int], channels: int = 3) -> list[Tensor]:
 def nano(kind: MaxFilter, norm: HeadNorm = "batch_per_level") -> Fcos:
     torch.manual_seed(1)
     model = preset("fcos_e2e_nano", 3).model
-    return Fcos(replace(model, max_filter=kind, head_norm=norm, rival_iou=0.0))
+    return Fcos(replace(model, max_filter=kind, head_norm=norm, dedup_iou=0.0))
 
 
 def filter_keys(network: Fcos) -> list[str]:

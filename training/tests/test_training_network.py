@@ -16,7 +16,7 @@ from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
 
 def nano(*heads: HeadName, norm: HeadNorm = "batch_per_level") -> Fcos:
     config = preset("fcos_e2e_nano", 3).model
-    return Fcos(replace(config, heads=heads, head_norm=norm, rival_iou=0.0))
+    return Fcos(replace(config, heads=heads, head_norm=norm, dedup_iou=0.0))
 
 
 def has_gradient(module: nn.Module) -> bool:

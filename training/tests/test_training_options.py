@@ -117,7 +117,7 @@ def test_what_goes_together_is_filled_in() -> None:
         ({"learning_rate": float("nan")}, "learning_rate is nan, expected a finite number"),
         ({"weight_decay": float("inf")}, "weight_decay is inf, expected 0 to inf"),
         ({"mosaic": 1.5}, "mosaic is 1.5, expected 0 to 1"),
-        ({"rival_iou": -0.1}, "rival_iou is -0.1, expected 0 to 1"),
+        ({"dedup_iou": -0.1}, "dedup_iou is -0.1, expected 0 to 1"),
         ({"ema": 1.0}, "ema is 1, expected 0 (off) … below 1"),
         ({"clip_norm": -1.0}, "clip_norm is -1.0, expected 0 to inf"),
         ({"scale": (2.0, 1.0)}, "expected LOW ≤ HIGH"),

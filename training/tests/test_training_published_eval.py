@@ -110,7 +110,7 @@ def test_sizes_that_no_stride_divides(size: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "digits"
-    write_digits(folder, train=0, val=16, crowd=0)
+    write_digits(folder, train=0, val=16, overlap=0)
     return folder
 
 

@@ -106,7 +106,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
 
 def test_stopped_while_it_evaluates(tmp_path: Path) -> None:
     data, out = tmp_path / "digits", tmp_path / "run"
-    write_digits(data, train=4, val=120, crowd=1)
+    write_digits(data, train=4, val=120, overlap=1)
     words = command(data, out, "--save-minutes", "60", "--epochs", "1")
     process = start(words)
     wait_for_step(process, out, 2)  # 4 images in batches of 2: the epoch is saved, then evaluated

@@ -29,7 +29,7 @@ def measured(digits: Path) -> dict[str, Any]:
 
 def test_both_heads_have_the_figures_of_eval(measured: dict[str, Any], digits: Path) -> None:
     checkpoint = load_checkpoint(WEIGHTS)
-    assert list(measured) == ["val", "crowd"]
+    assert list(measured) == ["val", "overlap"]
     for split, found in measured.items():
         dataset = load_coco(digits, split)
         assert found["images"] == len(dataset)
@@ -52,8 +52,8 @@ def test_both_heads_have_the_figures_of_eval(measured: dict[str, Any], digits: P
 def test_the_grid_is_what_eval_says_at_every_threshold(
     measured: dict[str, Any], digits: Path
 ) -> None:
-    checkpoint, dataset = load_checkpoint(WEIGHTS), load_coco(digits, "crowd")
-    nms = measured["crowd"]["o2m"]["nms"]
+    checkpoint, dataset = load_checkpoint(WEIGHTS), load_coco(digits, "overlap")
+    nms = measured["overlap"]["o2m"]["nms"]
     assert list(nms) == [grid_key(iou) for iou in NMS_GRID]
     assert len(set(nms.values())) > 3  # the threshold matters where objects overlap
     for iou in (0.5, 0.8):

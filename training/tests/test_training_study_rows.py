@@ -57,9 +57,9 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
     winner = preset("fcos_e2e_nano")
     plain = replace(winner.train, epochs=16, o2o=Matching(1), o2o_gradient=0.0)
     assert published.train == plain
-    assert (published.model.max_filter, published.model.rival_iou) == ("none", 0)
-    assert chosen["rival_hungarian"].train == replace(winner.train, epochs=16)
-    assert chosen["rival_hungarian"].model == preset("fcos_e2e_nano", 10).model
+    assert (published.model.max_filter, published.model.dedup_iou) == ("none", 0)
+    assert chosen["dedup_hungarian"].train == replace(winner.train, epochs=16)
+    assert chosen["dedup_hungarian"].model == preset("fcos_e2e_nano", 10).model
     # All others are compared with the last gradient: they differ by one ingredient.
     whole = replace(published.train, o2o_gradient=1.0)
     o2o, quality = Matching(1), (0.5, 6.0)
@@ -72,9 +72,9 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
         "hungarian": replace(whole, o2o=replace(o2o, hungarian=True)),
         "filter_logits": whole,
         "filter_features": whole,
-        "rival": whole,
-        "rival_hungarian": replace(whole, o2o=replace(o2o, hungarian=True)),
-        "rival_features": replace(whole, o2o=replace(o2o, hungarian=True)),
+        "dedup": whole,
+        "dedup_hungarian": replace(whole, o2o=replace(o2o, hungarian=True)),
+        "dedup_features": replace(whole, o2o=replace(o2o, hungarian=True)),
         "one_metric": replace(whole, o2o=Matching(1, quality), o2m=Matching(13, quality)),
         "late_copy": replace(whole, o2o_start=0.5),
         "fade": replace(whole, o2m_weight_end=0.0),
@@ -87,18 +87,18 @@ def test_the_rows_set_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> N
     assert used == {
         "filter_logits": "logits",
         "filter_features": "features",
-        "rival_features": "features",
+        "dedup_features": "features",
         "all": "logits",
     }
-    rivals = [name for name, found in chosen.items() if found.model.rival_iou]
-    assert rivals == ["rival", "rival_hungarian", "rival_features"]
+    dedup = [name for name, found in chosen.items() if found.model.dedup_iou]
+    assert dedup == ["dedup", "dedup_hungarian", "dedup_features"]
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
 
 def test_two_headed_rows_spell_all_options_out() -> None:
     for row in ROWS:
         if row.model == "fcos_e2e_nano":
-            deployed = row.options.count("--deployed-rival-iou")
+            deployed = row.options.count("--deployed-dedup-iou")
             assert sum(word.startswith("--") for word in row.options) == 8 + deployed
 
 
@@ -123,7 +123,7 @@ def test_the_command_is_what_a_user_types() -> None:
     assert shown.exit_code == 0
     assert shown.stdout.strip() == (
         "nmsfree train --data data/digits --model fcos_o2o_nano --o2o-matching argmin "
-        "--o2o-quality 0 0 --max-filter none --rival-iou 0 --epochs 3 --seed 1 "
+        "--o2o-quality 0 0 --max-filter none --dedup-iou 0 --epochs 3 --seed 1 "
         "--precision bf16 --threads 1 --workers 0 --eval-every 0 --no-tensorboard "
         "--out runs/study/o2o_e3_s1"
     )

@@ -47,7 +47,7 @@ WAIT = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('saved')"
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One batch of images, so that an epoch is one step."""
     folder = tmp_path_factory.mktemp("study") / "digits"
-    write_digits(folder, train=16, val=2, crowd=1)
+    write_digits(folder, train=16, val=2, overlap=1)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_a_failed_row_is_named_and_the_others_are_done(went_on: tuple[Path, Resu
     assert failed.startswith("failed: bad_e4_s3: No such option: --no-such-option")
     assert "exit status 2" in failed and str(folder / "runs" / "bad_e4_s3.log") in failed
     assert f"{NAME}: started" in done.stderr and "1 of 2 runs are done" in done.stderr
-    assert f"{NAME}: val AP 0.0, crowd AP 0.0, " in done.stderr
+    assert f"{NAME}: val AP 0.0, overlap AP 0.0, " in done.stderr
     assert [path.name for path in (folder / "results").iterdir()] == [f"{NAME}.json"]
 
 
@@ -116,7 +116,7 @@ def test_the_result_tells_all(went_on: tuple[Path, Result], data: Path) -> None:
     assert "--resume" not in result["command"]
     assert result["splits"] == measure(weights, data)
     assert result["weights_sha256"] == sha256(weights)
-    assert result["data"] == {"folder": "digits", "images": {"train": 16, "val": 2, "crowd": 1}}
+    assert result["data"] == {"folder": "digits", "images": {"train": 16, "val": 2, "overlap": 1}}
     assert result["losses"].keys() == {"loss", "o2m_cls", "o2m_box"} and result["machine"]
     assert result["minutes"] > 0 and result["images_per_second"] > 0
     assert result["parameters"] > 1e5 and result["versions"]["torch"] == torch.__version__

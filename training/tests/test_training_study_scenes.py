@@ -23,16 +23,16 @@ NMS, FREE = (WEIGHTS / f"fcos_{kind}_nano.safetensors" for kind in ("rt", "e2e")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "digits"
-    write_digits(folder, train=1, val=1, crowd=4)
+    write_digits(folder, train=1, val=1, overlap=4)
     return folder
 
 
 def test_real_detectors(data: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "scenes.png", list[tuple[int, int]]()
     outcome = scenes.write_scenes(
-        NMS, FREE, data, "crowd", out, 2, lambda done, total: seen.append((done, total))
+        NMS, FREE, data, "overlap", out, 2, lambda done, total: seen.append((done, total))
     )
-    objects = sum(len(s.boxes) for s in load_dataset(data, "crowd").samples)
+    objects = sum(len(s.boxes) for s in load_dataset(data, "overlap").samples)
     assert outcome.objects == objects and seen[-1] == (8, 8)
     # What is missed by both is missed by each.
     both = outcome.lost_with_nms - outcome.only_with_nms
@@ -47,7 +47,7 @@ def found_by(
     monkeypatch: pytest.MonkeyPatch, data: Path, left_out: dict[str, dict[int, int]]
 ) -> None:
     """Make detectors find all objects but the first n of an image, by head."""
-    samples = load_dataset(data, "crowd").samples
+    samples = load_dataset(data, "overlap").samples
 
     def predict(detector: Any, dataset: Any, progress: Any) -> list[dict[str, Any]]:
         progress(len(samples), len(samples))
@@ -66,8 +66,8 @@ def test_the_scenes_where_nms_costs_most_come_first(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found_by(monkeypatch, data, {"o2m": {0: 1, 2: 2, 3: 1}, "o2o": {3: 1, 1: 1}})
-    outcome = scenes.write_scenes(NMS, FREE, data, "crowd", tmp_path / "a.jpg", 3)
-    names = [s.path.name for s in load_dataset(data, "crowd").samples]
+    outcome = scenes.write_scenes(NMS, FREE, data, "overlap", tmp_path / "a.jpg", 3)
+    names = [s.path.name for s in load_dataset(data, "overlap").samples]
     assert outcome.scenes == (names[2], names[0])  # in the third both miss the same object
     assert (outcome.lost_with_nms, outcome.lost_without) == (4, 2)
     assert (outcome.only_with_nms, outcome.only_without) == (3, 1)
@@ -76,19 +76,19 @@ def test_the_scenes_where_nms_costs_most_come_first(
 
 def test_nothing_to_show(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_by(monkeypatch, data, {"o2m": {}, "o2o": {1: 1}})
-    with pytest.raises(InputError, match="no object of crowd is found without NMS only"):
-        scenes.write_scenes(NMS, FREE, data, "crowd", tmp_path / "a.png")
+    with pytest.raises(InputError, match="no object of overlap is found without NMS only"):
+        scenes.write_scenes(NMS, FREE, data, "overlap", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 
 def test_the_order_of_the_detectors(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        scenes.write_scenes(FREE, NMS, data, "crowd", tmp_path / "a.png")
+        scenes.write_scenes(FREE, NMS, data, "overlap", tmp_path / "a.png")
     assert str(caught.value) == (
         f"{FREE}: fcos_e2e_nano needs no NMS, expected one that needs it: give the other file"
     )
     with pytest.raises(InputError, match="fcos_rt_nano needs NMS, expected one that needs none"):
-        scenes.write_scenes(NMS, NMS, data, "crowd", tmp_path / "a.png")
+        scenes.write_scenes(NMS, NMS, data, "overlap", tmp_path / "a.png")
 
 
 def test_command(data: Path, tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_command(data: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, [*words, "--out", str(out)])
     assert shown.exit_code == 0, shown.output
     objects = len(
-        json.loads((data / "annotations/instances_crowd.json").read_text())["annotations"]
+        json.loads((data / "annotations/instances_overlap.json").read_text())["annotations"]
     )
-    assert f"of {objects} objects of crowd NMS misses" in " ".join(shown.stderr.split())
+    assert f"of {objects} objects of overlap NMS misses" in " ".join(shown.stderr.split())
     assert out.is_file()
     wrong = CliRunner().invoke(app, [*words, "--out", "scenes.gif"])
     assert str(wrong.exception) == "--out is scenes.gif, expected a name that ends in .png or .jpg"

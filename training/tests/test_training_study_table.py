@@ -25,7 +25,7 @@ FIGURES = {
     "duplicates_per_image": 0.5, "wrong_duplicates_per_image": 0.25,
     "duplicates_per_image_at_floor": 5.0,
 }  # fmt: skip
-SPLITS = ("val", "crowd")
+SPLITS = ("val", "overlap")
 
 
 def head(ap: float, **nms: float) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_means_deviations_and_paired_differences(results: Path) -> None:
     assert reference.o2m_best is not None and reference.o2m_best.iou == "0.80"
     assert reference.o2m_best.stat.mean == pytest.approx(0.76)
     assert reference.against is None and reference.nms_gain is None
-    found = two.splits["crowd"]
+    found = two.splits["overlap"]
     assert found.ap == Stat(pytest.approx(0.73), pytest.approx(0.04 / 2**0.5), 2)
     assert found.nms_gain == Stat(pytest.approx(-0.01), pytest.approx(0.0, abs=1e-9), 2)
     assert found.nms_gain_best is not None and found.nms_gain_best.iou == "0.90"

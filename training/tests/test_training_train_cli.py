@@ -157,7 +157,7 @@ def test_memory_of_the_gpu_that_does_not_suffice(
 def test_missing_files(digits: Path, tmp_path: Path) -> None:
     assert "is not a folder" in complaint(DataError, "--data", tmp_path / "none")
     message = complaint(DataError, "--data", digits, "--split", "test")
-    assert "splits found" in message and "crowd, train, val" in message
+    assert "splits found" in message and "overlap, train, val" in message
     assert "instances_other.json is missing" in complaint(
         DataError, "--data", digits, "--val", "other"
     )

@@ -68,7 +68,7 @@ def test_list_before_and_after_files_are_there(folder: Path) -> None:
     file = folder / "published" / "rt.pth"
     file.write_bytes(b"1234")
     assert [s.sha for s in statuses(manifest)] == ["unknown", "unknown"]
-    ap = {"val": 0.7, "crowd": 0.6}
+    ap = {"val": 0.7, "overlap": 0.6}
     write_card(folder / "small.safetensors", folder / "small.json", ap=ap, minutes=3)
     (folder / "published" / SUMS).write_text(f"{sha256(file)}  rt.pth\n")
     small, published = statuses(manifest)
@@ -173,7 +173,7 @@ def test_card_command_measures_both_splits(digits: Path, tmp_path: Path) -> None
     result = run("card", path, "--data", digits, "--minutes", 2, "--machine", "here")
     assert result.exit_code == 0, result.output
     card = json.loads((tmp_path / "small.json").read_text())
-    assert set(card["AP"]) == {"val", "crowd"}
+    assert set(card["AP"]) == {"val", "overlap"}
     assert all(0 <= value <= 1 for value in card["AP"].values())
     assert (card["minutes"], card["machine"], card["sha256"]) == (2.0, "here", sha256(path))
     assert "AP val" in result.stderr

@@ -40,7 +40,7 @@ def digits(data: Path, work: Path, split: str, progress: Progress) -> Path:
         return data
     made = work / "digits"
     counts = {"train": 0, "val": 0} | {split: VAL_IMAGES if split == "val" else CALIBRATION_IMAGES}
-    write_digits(made, **counts, crowd=0, progress=lambda _, done, total: progress(done, total))
+    write_digits(made, **counts, overlap=0, progress=lambda _, done, total: progress(done, total))
     return made
 
 

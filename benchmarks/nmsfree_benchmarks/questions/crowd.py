@@ -77,12 +77,12 @@ def without_filter(subject: Subject, work: Path) -> Subject | None:
     weights = subject.weights
     assert weights is not None
     checkpoint = weights.checkpoint
-    if not checkpoint.model.rival_iou:
+    if not checkpoint.model.dedup_iou:
         return None
     bare = work / f"{weights.name}-unfiltered-{sha256(weights.file)[:12]}.safetensors"
     if not bare.is_file():
-        state = {k: v for k, v in checkpoint.state.items() if ".rival_filter." not in k}
-        model = replace(checkpoint.model, rival_iou=0.0)
+        state = {k: v for k, v in checkpoint.state.items() if ".duplicate_filter." not in k}
+        model = replace(checkpoint.model, dedup_iou=0.0)
         bare.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(replace(checkpoint, model=model, state=state), bare)
     return replace(subject, weights=open_weights(bare, weights.training))

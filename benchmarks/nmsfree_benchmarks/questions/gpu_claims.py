@@ -170,7 +170,7 @@ def same_bytes(expected: RawDetections, found: RawDetections, what: str) -> str:
 def scenes(backend: Backend, count: int) -> list[Image]:
     """Letterboxed digits scenes that differ, uint8 [1, H, W, 3] BGR."""
     detector = Detector(backend)
-    images = [make_scene("crowd" if i % 2 else "val", i).image for i in range(count)]
+    images = [make_scene("overlap" if i % 2 else "val", i).image for i in range(count)]
     return [detector.preprocess([image])[0][:1] for image in images]
 
 

@@ -104,7 +104,7 @@ def _show(report: "ExportReport", console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from nmsfree_training.weights.checkpoint import KEY as RIVAL_IOU
+    from nmsfree_training.weights.checkpoint import KEY as DEDUP_IOU
 
     spec = report.spec
     title = "NMS-free: certificate" if spec.nms is None else "NMS baseline: contract"
@@ -116,8 +116,8 @@ def _show(report: "ExportReport", console: "Console") -> None:
         table.add_row("✓", check, Text(shown(found)))
     console.print(table)
     precision = spec.precision + (f" for {spec.made_for}" if spec.made_for else "")
-    iou = spec.provenance.get(RIVAL_IOU)
-    about_iou = "" if iou is None else f", rival IoU {iou}"
+    iou = spec.provenance.get(DEDUP_IOU)
+    about_iou = "" if iou is None else f", dedup IoU {iou}"
     for line in (
         f"{shown(report.path)}: {shown(spec.name)}, {spec.head} head, "
         f"{spec.height} × {spec.width}, batch {spec.batch or 'dynamic'}, {precision}{about_iou}, "

@@ -5,8 +5,8 @@ The trained network never asks whether it is being exported; this module is buil
 Half precision ("fp16") is for convolutions, whose products a GPU's tensor cores add in float32.
 Kept in float32: the pixels' normalisation (values up to 255 and their differences), GroupNorm (its
 variance sums thousands of squares, of which a half's 11 bits lose the small ones), the comparison
-of boxes in a rival filter, and all after the network: decoding, where exp turns a rounding of the
-logarithm into pixels, sigmoid and the choice of the best rows. INT8 is another graph, made from
+of boxes in a duplicate filter, and all after the network: decoding, where exp turns a rounding of
+the logarithm into pixels, sigmoid and the choice of the best rows. INT8 is another graph, made from
 the one in float32: see `quantize.py`.
 """
 
@@ -67,7 +67,9 @@ def fold_head(head: Head) -> list[Head]:
     # None of these carries a norm: all levels share one copy, so that it is stored once.
     names = ("cls_pred", "reg_pred", "feature_filter", "logit_filter")
     shared = {name: copy.deepcopy(getattr(head, name)) for name in names}
-    shared["rival_filter"] = None if head.rival_filter is None else head.rival_filter.folded()
+    shared["duplicate_filter"] = (
+        None if head.duplicate_filter is None else head.duplicate_filter.folded()
+    )
     per_level = isinstance(head.cls_heads[0].norm, LevelBatchNorm2d)
     levels = []
     for level in range(len(STRIDES) if per_level else 1):

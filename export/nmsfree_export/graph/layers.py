@@ -118,7 +118,7 @@ def pair_layers(a: Iterable[Layer], b: Iterable[Layer]) -> list[tuple[Layer, Lay
     The same are convolutions with weights of the same name, or other layers of the same operator,
     if they are fed by the same. The names of values say nothing: with a batch of any size the
     exporter counts them differently for every precision. Nor does the order, which quantization
-    changes: several layers of one kind on the same feeds, as in a rival filter, are left out.
+    changes: several layers of one kind on the same feeds, as in a duplicate filter, are left out.
     """
     numbers: dict[object, int] = {}
     ours, theirs = _unique(a, numbers), _unique(b, numbers)

@@ -132,7 +132,7 @@ def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
     if folder is None:
         return [
             (f"bundled {split} scene {i}", make_scene(split, i).image)
-            for split, i in (("val", 0), ("val", 1), ("val", 2), ("crowd", 0), ("crowd", 1))
+            for split, i in (("val", 0), ("val", 1), ("val", 2), ("overlap", 0), ("overlap", 1))
         ]
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one with images")

@@ -25,8 +25,8 @@ class Request:
     out: Annotated[Path | None, Option("Folder to write the set to.")] = None
     train: Annotated[int, Option("Images to train on; 0 leaves it out.", min=0, max=MOST)] = 2000
     val: Annotated[int, Option("Images to validate on.", min=0, max=MOST)] = 300
-    crowd: Annotated[
-        int, Option("Images full of overlapping pairs of one class.", min=0, max=MOST)
+    overlap: Annotated[
+        int, Option("Images full of overlapping pairs of one class.", min=0, max=MOST, was="crowd")
     ] = 150
     seed: Annotated[int, Option("Another seed gives another set.", min=0)] = 0
     preview: Annotated[Path | None, Option("Write a contact sheet with boxes to this picture.")] = (
@@ -50,7 +50,7 @@ def _digits(request: Request) -> None:
         typer.echo(f"preview: {shown(preview)}", err=True)
     if out is None:
         return
-    counts = {"train": request.train, "val": request.val, "crowd": request.crowd}
+    counts = {"train": request.train, "val": request.val, "overlap": request.overlap}
     with progress_bar() as bar:
         tasks = {
             split: bar.add_task(split, total=count) for split, count in counts.items() if count

@@ -61,6 +61,18 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                 default=inspect.Parameter.empty if default is MISSING else default,
                 annotation=Annotated[_as_list(hint), info],
             )
+            if option.was:
+                old = typer.Option(_spelling(option.was), hidden=True)
+                yield inspect.Parameter(
+                    option.was,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[_as_list(hint) | None, old],
+                )
+
+
+def _spelling(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _as_list(hint: Any) -> Any:
@@ -78,6 +90,9 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
             given[field.name] = _build(hint, values)  # type: ignore[arg-type]
         elif option is not None:
             value = values[field.name]
+            if option.was and values[option.was] is not None:
+                value, old = values[option.was], _spelling(option.was)
+                typer.echo(f"warning: {old} is now {_spelling(field.name)}", err=True)
             given[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**given)
 

@@ -79,7 +79,7 @@ class _ToCallback(logging.Handler):
 DEFAULT_MODEL = "fcos_e2e_nano"
 WEIGHT_SOURCES = ("imagenet", "init", "retrofit")
 # Options that belong to the checkpoint of a retrofit.
-DECIDED = ("head_norm", "max_filter", "rival_iou", "deployed_rival_iou")
+DECIDED = ("head_norm", "max_filter", "dedup_iou", "deployed_dedup_iou")
 
 
 @dataclass(frozen=True)

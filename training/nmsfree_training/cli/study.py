@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Compare recipes: many short runs, then a table.")
 
-DataOption = Annotated[Path, typer.Option("--data", help="With splits train, val and crowd.")]
+DataOption = Annotated[Path, typer.Option("--data", help="With splits train, val and overlap.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Run folders and logs.")]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Figures of finished runs.")]
 FoldersOption = Annotated[
@@ -251,7 +251,9 @@ def scenes(
     without: Annotated[Path, typer.Argument(help="Detector that needs none.")],
     out: Annotated[Path, typer.Option(help="The .png or .jpg to write.")],
     data: DataOption = DATA,
-    split: Annotated[str, typer.Option(help="Split whose pictures are looked through.")] = "crowd",
+    split: Annotated[
+        str, typer.Option(help="Split whose pictures are looked through.")
+    ] = "overlap",
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many scenes.")] = 3,
 ) -> None:
     """Draw the scenes where NMS loses most objects that the other detector finds.

@@ -33,7 +33,7 @@ KINDS = (TrainConfig, ModelConfig, MatchingOptions)
 NAMES = {kind: [f.name for f, _, option in options_of(kind) if option] for kind in KINDS}
 MATCHINGS = ("argmin", "hungarian")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
-FILTERS = ("max_filter", "rival_iou", "deployed_rival_iou")
+FILTERS = ("max_filter", "dedup_iou", "deployed_dedup_iou")
 
 
 def apply(given: "RecipeOptions", preset: Preset) -> Preset:
@@ -47,8 +47,8 @@ def apply(given: "RecipeOptions", preset: Preset) -> Preset:
     train, model, matching = (
         {name: values[name] for name in NAMES[kind] if name in values} for kind in KINDS
     )
-    if "rival_iou" in model:  # the preset's belongs to another
-        model.setdefault("deployed_rival_iou", 0.0)
+    if "dedup_iou" in model:  # the preset's belongs to another
+        model.setdefault("deployed_dedup_iou", 0.0)
     for name in ("milestones", "short_sides"):
         if name in train:
             train[name] = whole_numbers(name, train[name])

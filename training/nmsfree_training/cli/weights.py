@@ -142,7 +142,7 @@ def _download_one(weight: "PublishedWeight", folder: Path, allow_http: bool) -> 
 @app.command()
 def card(
     file: Annotated[Path, typer.Argument(help="Checkpoint of `nmsfree train`.")],
-    data: Annotated[Path, typer.Option(help="Dataset with the splits val and crowd.")],
+    data: Annotated[Path, typer.Option(help="Dataset with the splits val and overlap.")],
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -154,7 +154,7 @@ def card(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Processor threads.")] = None,
 ) -> None:
-    """Measure a checkpoint on val and crowd and write its card, FILE with the suffix .json.
+    """Measure a checkpoint on val and overlap and write its card, FILE with the suffix .json.
 
     Example: nmsfree weights card weights/fcos_e2e_nano.safetensors --data data/digits --minutes 23
     """
@@ -170,7 +170,7 @@ def card(
     took = minutes_of_run(file) if minutes is None else minutes
     ap = {}
     with Detector(file, threads=threads) as detector, progress_bar() as bar:
-        for dataset in [load_dataset(data, split) for split in ("val", "crowd")]:
+        for dataset in [load_dataset(data, split) for split in ("val", "overlap")]:
             task = bar.add_task(f"{file.name} on {dataset.name}", total=len(dataset))
             advance = lambda done, _, task=task: bar.update(task, completed=done)  # noqa: E731
             ap[dataset.name] = evaluate(detector, dataset, progress=advance).ap

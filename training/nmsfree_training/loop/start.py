@@ -312,8 +312,8 @@ def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
         heads=("o2m", "o2o"),
         frozen_stages=model.frozen_stages if frozen_stages is None else frozen_stages,
         max_filter=like.max_filter,
-        rival_iou=like.rival_iou,
-        deployed_rival_iou=like.deployed_rival_iou,
+        dedup_iou=like.dedup_iou,
+        deployed_dedup_iou=like.deployed_dedup_iou,
     )
 
 

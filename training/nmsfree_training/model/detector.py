@@ -47,7 +47,7 @@ class Fcos(nn.Module):
         sizes = (c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
         if name == "o2m":
             return Head(*sizes)
-        return Head(*sizes, c.max_filter, c.rival_iou, c.deployed_rival_iou)
+        return Head(*sizes, c.max_filter, c.dedup_iou, c.deployed_dedup_iou)
 
     def copy_head(self) -> None:
         """Give the o2o head the weights of the o2m head; its filters stay as they are."""

@@ -92,7 +92,7 @@ ABOVE = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 CENTRE = (0.5, -0.5)  # of a coarse cell, from the points of the finer ones in its two halves
 
 
-class RivalFilter(nn.Module):
+class DuplicateFilter(nn.Module):
     """See above. No strength at the start: the filter then changes nothing.
 
     No gradient flows through the comparison, only into the strengths and the unfiltered logits.
@@ -149,9 +149,9 @@ class RivalFilter(nn.Module):
             filtered[coarse] = filtered[coarse] - self._strength("finer", coarse) * from_below
         return filtered
 
-    def folded(self) -> "RivalFilter":
+    def folded(self) -> "DuplicateFilter":
         """Return a copy for deployment: the strengths are its weights."""
-        copy = RivalFilter(len(self.weights["same"]), self.agreement, self.deployed)
+        copy = DuplicateFilter(len(self.weights["same"]), self.agreement, self.deployed)
         copy.gain = 1.0
         for kind, weight in self.weights.items():
             copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
@@ -162,7 +162,7 @@ class RivalFilter(nn.Module):
         return weight if self.gain == 1 else self.gain * weight
 
     def _from_around(self, cells: Tensor) -> Tensor:
-        """How much each cell [N, 6, h, w] is rivalled by the 8 around it, [N, 1, h, w], 0–1."""
+        """How much each cell [N, 6, h, w] is lowered by the 8 around it, [N, 1, h, w], 0–1."""
         h, w = cells.shape[2:]
         row = w + 1  # one column of padding: beside the last cell, and before the next row's first
         steps = [y * row + x for y, x in AROUND]
@@ -173,7 +173,7 @@ class RivalFilter(nn.Module):
         return largest.reshape(-1, 1, h, row)[..., :w]
 
     def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """Rivalry of two levels: of each coarse cell by its finer ones, and the other way round."""
+        """Lowering of each coarse cell by its finer ones, and the other way round."""
         (h, w), (rows, columns) = fine.shape[2:], coarse.shape[2:]
         # A copy of the coarse cell for each finer one, as seen from there: one more at an odd side.
         copies = (coarse * self.doubling)[:, :, None] + self.centres
@@ -192,7 +192,7 @@ class RivalFilter(nn.Module):
         return F.max_pool2d(by_fine, 2), from_above
 
     def _rates(self, own: Tensor, others: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """How much cells [N, 6, 1, L] are rivalled by others [N, 6, n, L], and these by them.
+        """How much cells [N, 6, 1, L] are lowered by others [N, 6, n, L], and these by them.
 
         Args:
             shift: from the points of the cells to those of the others, [4, n, 1].

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nmsfree_training.config import GROUPS, HeadNorm, MaxFilter
-from nmsfree_training.model.filters import FeatureFilter, LogitFilter, Maps, RivalFilter
+from nmsfree_training.model.filters import DuplicateFilter, FeatureFilter, LogitFilter, Maps
 
 
 class LevelBatchNorm2d(nn.ModuleList):
@@ -70,8 +70,8 @@ class Head(nn.Module):
         num_classes: int,
         levels: int,
         max_filter: MaxFilter = "none",
-        rival_iou: float = 0.0,
-        deployed_rival_iou: float = 0.0,
+        dedup_iou: float = 0.0,
+        deployed_dedup_iou: float = 0.0,
     ) -> None:
         super().__init__()
         self.cls_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
@@ -87,8 +87,8 @@ class Head(nn.Module):
         nn.init.constant_(self.cls_pred.bias, -math.log(99))
         self.feature_filter = FeatureFilter(channels) if max_filter == "features" else None
         self.logit_filter = LogitFilter(levels) if max_filter == "logits" else None
-        agreements = rival_iou, deployed_rival_iou or rival_iou
-        self.rival_filter = RivalFilter(levels, *agreements) if rival_iou else None
+        agreements = dedup_iou, deployed_dedup_iou or dedup_iou
+        self.duplicate_filter = DuplicateFilter(levels, *agreements) if dedup_iou else None
 
     def forward(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """P3 … P5 → per level (logits [N, C, h, w], deltas [N, 4, h, w] as dx, dy, dw, dh)."""
@@ -111,6 +111,6 @@ class Head(nn.Module):
         if self.logit_filter is not None:
             logits = self.logit_filter(logits)
         deltas = [self.reg_pred(r) for r in reg]
-        if self.rival_filter is not None:
-            logits = self.rival_filter(logits, deltas)
+        if self.duplicate_filter is not None:
+            logits = self.duplicate_filter(logits, deltas)
         return list(zip(logits, deltas, strict=True))

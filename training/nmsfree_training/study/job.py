@@ -39,7 +39,7 @@ class Job:
     """One run.
 
     Attributes:
-        data: dataset folder with the splits train, val and crowd.
+        data: dataset folder with the splits train, val and overlap.
         runs: where run folders and logs go.
         results: where the measured figures go, one JSON file for each run.
         precision: of the network while it is trained. The recipe is the same in each.

@@ -26,7 +26,7 @@ from nmsfree_training.study.results import NMS_GRID, grid_key
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.weights.predict import TOP_K, PostprocessConfig, make_spec, postprocess
 
-SPLITS = ("val", "crowd")
+SPLITS = ("val", "overlap")
 # As deployed, but for the NMS, which comes after it at every threshold of the grid.
 CANDIDATES: dict[HeadName, PostprocessConfig] = {
     "o2m": PostprocessConfig(per_level=1000),

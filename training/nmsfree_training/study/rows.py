@@ -7,7 +7,7 @@ from nmsfree.errors import InputError
 
 REFERENCE = "o2m"  # the detector that needs NMS: what the others are measured against
 TWO_HEADED = "fcos_e2e_nano"
-RIVAL_IOU = (0.78, 0.76)  # in training, and deployed: those of the presets
+DEDUP_IOU = (0.78, 0.76)  # in training, and deployed: those of the presets
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ def _two_heads(
     o2m_weight_end: float = 1,
     o2o_start: float = 0,
     max_filter: str = "none",
-    rival_iou: tuple[float, float] | None = None,
+    dedup_iou: tuple[float, float] | None = None,
 ) -> Row:
     """A two-headed recipe: the published one, but for what is given.
 
     All options are spelled out, so that a command stays what it is when a preset changes.
 
     Args:
-        rival_iou: in training, and deployed; None = no such filter.
+        dedup_iou: in training, and deployed; None = no such filter.
     """
-    rivals: tuple[str, ...] = ("--rival-iou", "0")
-    if rival_iou is not None:
-        trained, deployed = (f"{iou:g}" for iou in rival_iou)
-        rivals = ("--rival-iou", trained, "--deployed-rival-iou", deployed)
+    dedup: tuple[str, ...] = ("--dedup-iou", "0")
+    if dedup_iou is not None:
+        trained, deployed = (f"{iou:g}" for iou in dedup_iou)
+        dedup = ("--dedup-iou", trained, "--deployed-dedup-iou", deployed)
     options = (
         *("--o2o-gradient", f"{gradient:g}"),
         *("--o2o-matching", matching),
@@ -62,7 +62,7 @@ def _two_heads(
         *("--o2m-weight-end", f"{o2m_weight_end:g}"),
         *("--o2o-start", f"{o2o_start:g}"),
         *("--max-filter", max_filter),
-        *rivals,
+        *dedup,
     )
     return Row(name, title, TWO_HEADED, options, question)
 
@@ -81,7 +81,7 @@ ROWS: tuple[Row, ...] = (
         "fcos_o2o_nano",
         (
             *("--o2o-matching", "argmin", "--o2o-quality", "0", "0"),
-            *("--max-filter", "none", "--rival-iou", "0"),
+            *("--max-filter", "none", "--dedup-iou", "0"),
         ),
         "What does one-to-one training reach without a second head?",
     ),
@@ -130,28 +130,28 @@ ROWS: tuple[Row, ...] = (
         max_filter="features",
     ),
     _two_heads(
-        "rival",
-        "gradient 1, rival filter",
+        "dedup",
+        "gradient 1, dedup filter",
         "Or cells that give way only to a neighbour with the same box?",
         gradient=1,
-        rival_iou=RIVAL_IOU,
+        dedup_iou=DEDUP_IOU,
     ),
     _two_heads(
-        "rival_hungarian",
-        "gradient 1, rival filter, Hungarian",
+        "dedup_hungarian",
+        "gradient 1, dedup filter, Hungarian",
         "Is a cell of its own for every object worth more then?",
         gradient=1,
         matching="hungarian",
-        rival_iou=RIVAL_IOU,
+        dedup_iou=DEDUP_IOU,
     ),
     _two_heads(
-        "rival_features",
-        "gradient 1, rival filter, Hungarian, filter on features",
+        "dedup_features",
+        "gradient 1, dedup filter, Hungarian, filter on features",
         "Does the max filter on features add to it?",
         gradient=1,
         matching="hungarian",
         max_filter="features",
-        rival_iou=RIVAL_IOU,
+        dedup_iou=DEDUP_IOU,
     ),
     _two_heads(
         "one_metric",

@@ -187,7 +187,7 @@ class _Pace:
 
 
 def outcome(job: Job) -> str:
-    """Return what a finished run reached: "val AP 77.1, crowd AP 57.3, 20.3 min"."""
+    """Return what a finished run reached: "val AP 77.1, overlap AP 57.3, 20.3 min"."""
     result = read_result(job.result_file)
     scores = [f"{split} AP {100 * deployed(result, split)['AP']:.1f}" for split in result["splits"]]
     return ", ".join([*scores, f"{result['minutes']:.1f} min"])

@@ -29,7 +29,7 @@ from nmsfree_training.weights.torch_file import check_values, read_safetensors, 
 
 HEADER_KEY = "nmsfree"
 AGAIN = "train or copy the checkpoint again"
-FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: deployed_rival_iou
+FORMAT_VERSION = "1.3"  # 1.1: thresholds; 1.2: deployed_rival_iou; 1.3: dedup_iou
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,18 @@ def _load_safetensors(path: Path) -> Checkpoint:
             f"{path}: no '{HEADER_KEY}' entry in the header, so this file was not written by "
             "nmsfree: train with `nmsfree train`, or load a published .pth"
         )
-    text, where = metadata[HEADER_KEY], f"{shown(path)}: '{HEADER_KEY}' entry of the header"
+    where = f"{shown(path)}: '{HEADER_KEY}' entry of the header"
+    text, state = _from_format_1_2(metadata[HEADER_KEY], state)
     check_format(text, FORMAT_VERSION, where, CheckpointError, AGAIN)
     header = decode_json(text, _Header, where, CheckpointError, AGAIN)
     _check_tensors(path, header.model, state)
     return Checkpoint(state=state, **vars(header))
+
+
+def _from_format_1_2(text: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Rename what was the rival filter until then; a header and tensors of 1.3 stay as they are."""
+    renamed = {k.replace(".rival_filter.", ".duplicate_filter."): v for k, v in state.items()}
+    return text.replace("rival_iou", "dedup_iou"), renamed
 
 
 def load_published(path: Path, model: str | None = None) -> Checkpoint:
@@ -228,34 +235,34 @@ def _first(keys: list[str]) -> str:
     return f" (first: {shown(keys[0])})" if keys else ""
 
 
-KEY = "deployed_rival_iou"  # entry of a file's provenance, where it was asked for at export
+KEY = "deployed_dedup_iou"  # entry of a file's provenance, where it was asked for at export
 
 
-def with_rival_iou(checkpoint: Checkpoint, iou: float) -> Checkpoint:
+def with_dedup_iou(checkpoint: Checkpoint, iou: float) -> Checkpoint:
     """Return the checkpoint with this τ, see `model/filters.py`; nothing is trained again.
 
     Recommended thresholds stay, and say with which τ they were measured.
 
     Raises:
-        InputError: the network has no rival filter, or the IoU is not one.
+        InputError: the network has no duplicate filter, or the IoU is not one.
     """
     model, thresholds = checkpoint.model, checkpoint.thresholds
-    if not model.rival_iou:
+    if not model.dedup_iou:
         raise InputError(
-            f"rival IoU is {iou:g}, but {model.name} was trained without a rival filter:"
-            " leave it out, or train with --rival-iou"
+            f"dedup IoU is {iou:g}, but {model.name} was trained without a duplicate filter:"
+            " leave it out, or train with --dedup-iou"
         )
     if not 0 < iou <= 1:
-        raise InputError(f"rival IoU is {iou:g}, expected more than 0, up to 1")
-    own = model.deployed_rival_iou or model.rival_iou
+        raise InputError(f"dedup IoU is {iou:g}, expected more than 0, up to 1")
+    own = model.deployed_dedup_iou or model.dedup_iou
     if iou == own:
         return checkpoint
     if thresholds is not None:
-        where = f"{thresholds.measured_on}, with rival IoU {own:g}"
+        where = f"{thresholds.measured_on}, with dedup IoU {own:g}"
         thresholds = replace(thresholds, measured_on=where)
     return replace(
         checkpoint,
-        model=replace(model, deployed_rival_iou=iou),
+        model=replace(model, deployed_dedup_iou=iou),
         provenance={**checkpoint.provenance, KEY: f"{iou:g}"},
         thresholds=thresholds,
     )
@@ -265,7 +272,7 @@ def deployed_like(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     """Return the checkpoint with the τ that a deployed model was exported with.
 
     Raises:
-        InputError: as `with_rival_iou`.
+        InputError: as `with_dedup_iou`.
     """
-    iou = spec.provenance.get(KEY)
-    return checkpoint if iou is None else with_rival_iou(checkpoint, float(iou))
+    iou = spec.provenance.get(KEY) or spec.provenance.get("deployed_rival_iou")  # until format 1.3
+    return checkpoint if iou is None else with_dedup_iou(checkpoint, float(iou))

@@ -215,7 +215,7 @@ def open_checkpoint(
     """Open a checkpoint as a backend.
 
     Args:
-        like: run it as this deployed model (head, input size, floor, NMS, τ of the rival filter)
+        like: run it as this deployed model (head, input size, floor, NMS, duplicate IoU)
             for a comparison; None takes the deployed head and the checkpoint's own input size.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Scenes are composed from real handwritten digits of the UCI Optical Recognition of Handwritten
 Digits set by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, CC BY 4.0,
-DOI 10.24432/C50P49). The `crowd` split is full of what non-maximum suppression cannot win: two
+DOI 10.24432/C50P49). The `overlap` split is full of what non-maximum suppression cannot win: two
 digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
 """
 
@@ -28,7 +28,7 @@ from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": 0, "val": 1, "crowd": 2}  # name → its number in the random seed
+SPLITS = {"train": 0, "val": 1, "overlap": 2}  # name → its number in the random seed
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 RECIPE = 1  # raised whenever the same seed would give other scenes
 PAIR_SHARE = 0.3  # of the train and val images hold one pair of the same class
@@ -59,7 +59,7 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
     """Make one scene; it depends on nothing but the arguments.
 
     Args:
-        split: `train`, `val` or `crowd`; `train` shares no handwritten digit with the others.
+        split: `train`, `val` or `overlap`; `train` shares no handwritten digit with the others.
         index: number of the scene in its split, from 0.
         seed: another seed gives another set.
     """
@@ -77,7 +77,7 @@ def _layout(
         raise DataError(f"no digits split {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS[split], index))
     pools = instances(held_out=split != "train")
-    if split == "crowd":
+    if split == "overlap":
         pairs = int(rng.integers(2, 4))
         return rng, lay_out(rng, pools, pairs, int(rng.integers(0, 11 - 2 * pairs)))
     pairs = int(rng.random() < PAIR_SHARE)
@@ -88,7 +88,7 @@ def write_digits(
     out: Path,
     train: int = 2000,
     val: int = 300,
-    crowd: int = 150,
+    overlap: int = 150,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[str]:
@@ -98,7 +98,7 @@ def write_digits(
     length is (re)written. Nothing of a split is ever half written under its final name.
 
     Args:
-        train, val, crowd: number of images of each split; 0 leaves the split out.
+        train, val, overlap: number of images of each split; 0 leaves the split out.
         progress: called as (split, done, total) after every image of a split being written.
 
     Returns:
@@ -107,7 +107,7 @@ def write_digits(
     Raises:
         DataError: the folder holds other data, or a digits set of another seed.
     """
-    counts = {"train": train, "val": val, "crowd": crowd}
+    counts = {"train": train, "val": val, "overlap": overlap}
     finished = _read_record(out, seed)
     written = []
     for split, count in counts.items():

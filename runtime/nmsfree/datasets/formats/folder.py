@@ -1,5 +1,6 @@
 """Which format a dataset's folder has, and its splits in the common form."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from nmsfree.datasets.formats.yolo import find_configs, read_config, read_yolo
 from nmsfree.datasets.rows import Format, SplitRows
 from nmsfree.errors import DataError
 from nmsfree.text import FilePath, as_path, shown
+
+logger = logging.getLogger(__name__)
 
 YAML_SUFFIXES = (".yaml", ".yml")
 LOOKED_FOR = (
@@ -126,4 +129,9 @@ def load_dataset(directory: FilePath, split: str) -> DetectionDataset:
         InputError: `directory` is no path.
         MissingExtraError: PyYAML is not installed and the dataset is YOLO.
     """
-    return build(find_layout(directory).read(split, refuse))
+    layout = find_layout(directory)
+    there = coco_splits(layout.root) if split == "crowd" else ()
+    if "overlap" in there and "crowd" not in there:
+        logger.warning("the split crowd of the digits is now overlap")
+        split = "overlap"
+    return build(layout.read(split, refuse))

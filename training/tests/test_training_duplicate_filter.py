@@ -1,4 +1,4 @@
-"""The rival filter: what it compares, what it leaves alone, and that nothing else notices it."""
+"""The duplicate filter: what it compares, what it leaves alone; nothing else notices it."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from nmsfree_training.config import STRIDES, preset
 from nmsfree_training.model.boxes import anchor_points, decode, iou
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.model.filters import GAIN, RivalFilter
+from nmsfree_training.model.filters import GAIN, DuplicateFilter
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 KINDS = ("same", "finer", "coarser")
@@ -31,9 +31,9 @@ def make_maps(size: tuple[int, int], classes: int = 3) -> tuple[Maps, Maps]:
     return logits, deltas
 
 
-def make_filter(seed: int = 0) -> RivalFilter:
+def make_filter(seed: int = 0) -> DuplicateFilter:
     torch.manual_seed(seed)
-    own = RivalFilter(3, 0.8)
+    own = DuplicateFilter(3, 0.8)
     for weight in own.weights.values():
         torch.nn.init.uniform_(weight, 0.1, 0.4)
     return own
@@ -82,13 +82,13 @@ def test_every_cell_is_lowered_as_the_formula_says(size: tuple[int, int]) -> Non
             for x in range(w):
                 for image in range(2):
                     want = 0.0
-                    rivals = dict.fromkeys(KINDS, 0.0)
+                    others = dict.fromkeys(KINDS, 0.0)
                     for kind, other in neighbours(shapes, level, y, x):
                         better = max(0.0, float(best[image, other] - best[image, cell]))
                         overlap = float(iou(boxes[image, other], boxes[image, cell]))
                         rate = math.tanh(50 * better) / (1 + math.exp(-40 * (overlap - 0.8)))
-                        rivals[kind] = max(rivals[kind], rate)
-                    for kind, rate in rivals.items():
+                        others[kind] = max(others[kind], rate)
+                    for kind, rate in others.items():
                         want += GAIN * own.weights[kind][level].item() * rate
                     found = logits[level][image, :, y, x] - filtered[level][image, :, y, x]
                     assert torch.allclose(found, torch.tensor(want), atol=2e-4), (level, y, x)
@@ -107,7 +107,7 @@ def one_row(scores: list[float], centres: list[float], side: float = 10.0) -> tu
 
 
 def run(scores: list[float], centres: list[float], strength: float = 4.0) -> list[float]:
-    own = RivalFilter(1, 0.8)
+    own = DuplicateFilter(1, 0.8)
     torch.nn.init.constant_(own.weights["same"], strength / GAIN)
     with torch.inference_mode():
         (out,) = own(*one_row(scores, centres))
@@ -129,15 +129,15 @@ def test_equal_scores_both_stay() -> None:
     assert run([1.0, 1.0], [5.0, 5.0]) == [1.0, 1.0]
 
 
-def nano(rival_iou: float) -> Fcos:
+def nano(dedup_iou: float) -> Fcos:
     torch.manual_seed(1)
-    return Fcos(replace(preset("fcos_e2e_nano", 3).model, rival_iou=rival_iou))
+    return Fcos(replace(preset("fcos_e2e_nano", 3).model, dedup_iou=dedup_iou))
 
 
 def strengthen(network: Fcos, value: float) -> None:
     with torch.no_grad():
         for key, parameter in network.named_parameters():
-            if "rival_filter." in key:
+            if "duplicate_filter." in key:
                 parameter.fill_(value)
 
 
@@ -145,7 +145,7 @@ def strengthen(network: Fcos, value: float) -> None:
 def test_a_new_filter_changes_nothing(size: tuple[int, int]) -> None:
     plain, filtered = nano(0).eval(), nano(0.8).eval()
     new = set(filtered.state_dict()) - set(plain.state_dict())
-    assert new == {f"heads.o2o.rival_filter.weights.{kind}" for kind in KINDS}
+    assert new == {f"heads.o2o.duplicate_filter.weights.{kind}" for kind in KINDS}
     images = torch.randn(2, 3, *size)
     with torch.inference_mode():
         for head, want in plain(images).items():
@@ -189,7 +189,7 @@ def test_gradient_reaches_strengths_and_logits_but_no_comparison() -> None:
 def test_strengths_are_trained_from_zero() -> None:
     network = nano(0.8)
     network(torch.randn(2, 3, 64, 96))["o2o"].logits.square().sum().backward()
-    weights = {k: p for k, p in network.named_parameters() if "rival_filter." in k}
+    weights = {k: p for k, p in network.named_parameters() if "duplicate_filter." in k}
     assert len(weights) == 3
     assert all(p.grad is not None and bool(p.grad.any()) for p in weights.values())
 
@@ -222,8 +222,8 @@ def test_the_deployed_agreement_counts_after_training(tmp_path: Path) -> None:
     logits: dict[tuple[float, bool], Tensor] = {}
     for deployed in (0.0, 0.8, 0.2):
         torch.manual_seed(1)
-        model = replace(preset("fcos_e2e_nano", 3).model, rival_iou=0.8)
-        network = Fcos(replace(model, deployed_rival_iou=deployed))
+        model = replace(preset("fcos_e2e_nano", 3).model, dedup_iou=0.8)
+        network = Fcos(replace(model, deployed_dedup_iou=deployed))
         strengthen(network, 0.5)
         for training in (True, False):
             torch.manual_seed(2)
@@ -246,7 +246,7 @@ def test_copying_the_head_leaves_the_filter_alone() -> None:
     network = nano(0.8)
     strengthen(network, 0.5)
     network.copy_head()
-    weights = [p for key, p in network.named_parameters() if "rival_filter." in key]
+    weights = [p for key, p in network.named_parameters() if "duplicate_filter." in key]
     assert weights and all(bool((p == 0.5).all()) for p in weights)
 
 
@@ -256,7 +256,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     made = Checkpoint(network.config, (64, 96), ("a", "b", "c"), (1, 2, 3), network.state_dict())
     save_checkpoint(made, tmp_path / "a.safetensors")
     loaded = load_checkpoint(tmp_path / "a.safetensors")
-    assert loaded.model == network.config and loaded.model.rival_iou == 0.8
+    assert loaded.model == network.config and loaded.model.dedup_iou == 0.8
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         want, found = network.eval()(images)["o2o"], loaded.build()(images)["o2o"]
