@@ -36,8 +36,8 @@ from nmsfree_training.study.runner import (
     run_study,
 )
 
-GOOD = Row("good", "a good row", "fcos_rt_nano", (), "Does it run?")
-BAD = Row("bad", "a bad row", "fcos_rt_nano", ("--no-such-option",), "Does it fail?")
+GOOD = Row("good", "a good row", "fcos_rt_nano", "", "Does it run?")
+BAD = Row("bad", "a bad row", "fcos_rt_nano", "--no-such-option", "Does it fail?")
 O2M = study_rows.ROWS[0]
 ONE_RUN, NAME = ("--epochs", 4, "--seed", 3), "o2m_e4_s3"
 WAIT = "import sys; sys.stdin.read(); open(sys.argv[1], 'w').write('saved')"

@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +25,8 @@ from nmsfree.files import RUN_LOCK, locked, write_json
 from nmsfree.machine import processor_name, sha256
 from nmsfree.text import shown
 from nmsfree_training.monitor.callbacks import is_loss
-from nmsfree_training.monitor.curves import Record, read_metrics
-from nmsfree_training.study.results import Result, read_result
+from nmsfree_training.monitor.curves import read_metrics
+from nmsfree_training.study.results import read_result
 from nmsfree_training.study.rows import Row
 
 GPU_WORKERS = 4  # processes that load images for one run
@@ -36,24 +35,16 @@ INTERRUPTED = 130  # exit status of what was asked to stop, and saved
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
-
-    Attributes:
-        data: dataset folder with the splits train, val and overlap.
-        runs: where run folders and logs go.
-        results: where the measured figures go, one JSON file for each run.
-        precision: of the network while it is trained. The recipe is the same in each.
-        device: "cpu" or "cuda"; figures are measured on the processor in either case.
-    """
+    """One run."""
 
     row: Row
     epochs: int
     seed: int
-    data: Path
-    runs: Path
-    results: Path
-    precision: str = "bf16"
-    device: str = "cpu"
+    data: Path  # dataset folder with the splits train, val and overlap
+    runs: Path  # where run folders and logs go
+    results: Path  # where the measured figures go, one JSON file for each run
+    precision: str = "bf16"  # of the network while it is trained; the recipe is the same in each
+    device: str = "cpu"  # or "cuda"; figures are measured on the processor in either case
 
     @property
     def name(self) -> str:
@@ -72,18 +63,15 @@ class Job:
         return self.results / f"{self.name}.json"
 
     @property
-    def arguments(self) -> tuple[str, ...]:
+    def arguments(self) -> list[str]:
         """The words after `nmsfree`. On a processor one thread each: two runs share two cores."""
-        machine = ("--threads", "1", "--workers", "0")
-        if self.device != "cpu":
-            machine = ("--device", self.device, "--workers", str(GPU_WORKERS))
-        return (
-            *("train", "--data", str(self.data), "--model", self.row.model, *self.row.options),
-            *("--epochs", str(self.epochs), "--seed", str(self.seed)),
-            *("--precision", self.precision),
-            *(*machine, "--eval-every", "0", "--no-tensorboard"),
-            *("--out", str(self.folder)),
-        )
+        machine = f"--device {self.device} --workers {GPU_WORKERS}"
+        if self.device == "cpu":
+            machine = "--threads 1 --workers 0"
+        recipe = f"{self.row.options} --epochs {self.epochs} --seed {self.seed}"
+        words = f"{recipe} --precision {self.precision} {machine} --eval-every 0 --no-tensorboard"
+        data = ["train", "--data", str(self.data), "--model", self.row.model]
+        return [*data, *words.split(), "--out", str(self.folder)]
 
     @property
     def command(self) -> str:
@@ -100,16 +88,6 @@ class Job:
         return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
 
 
-def plan(rows: Sequence[Row], seeds: Iterable[int], **same: Any) -> list[Job]:
-    """Return all runs, seed by seed: a study that is stopped has compared all rows alike.
-
-    Args:
-        same: what they have in common, as `Job` takes it.
-    """
-    # A seed given twice counts once.
-    return [Job(row=row, seed=seed, **same) for seed in dict.fromkeys(seeds) for row in rows]
-
-
 def is_done(job: Job) -> bool:
     """Whether the run has been measured.
 
@@ -118,7 +96,7 @@ def is_done(job: Job) -> bool:
     """
     if not job.result_file.is_file():
         return False
-    found = read_result(job.result_file)["command"]
+    found = read_result(job.result_file).command
     if _recipe(found) != _recipe(job.command):
         raise InputError(
             f"{job.result_file}: found the command `{shown(found, 1000)}`, "
@@ -142,19 +120,16 @@ def _recipe(command: str) -> list[str]:
 
 # The process.
 
-# Those of `loop/state.py`, which is not imported: this process waits for hours, without PyTorch.
-STATES = "*.state.pt"
 PATIENCE = 60.0  # seconds: a training that was asked to stop saves first
 
 
 def main() -> None:
     """Carry out the run that the first argument describes; see `Job.to_text`."""
-    job = Job.from_text(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     Thread(target=_stop_with_runner, daemon=True).start()
     try:
-        sys.exit(carry_out(job))
+        sys.exit(carry_out(Job.from_text(sys.argv[1])))
     except NmsfreeError as error:
         typer.echo(f"error: {shown(error, 2000)}", err=True)
         sys.exit(error.exit_status)
@@ -184,13 +159,14 @@ def carry_out(job: Job) -> int:
         status = _train(job)
         if status == 0:
             typer.echo(f"measuring {shown(job.folder / 'last.safetensors')}", err=True)
-            write_result(job)
+            write_json(job.result_file, make_result(job))
     return status
 
 
 def training_command(job: Job) -> list[str]:
     """Return the words that train; with `--resume` where the run folder holds a state."""
-    begun = any(job.folder.glob(STATES))
+    # As `loop/state.py` names them, which brings PyTorch: this process waits for hours without.
+    begun = any(job.folder.glob("*.state.pt"))
     return [sys.executable, "-m", "nmsfree", *job.arguments, *["--resume"] * begun]
 
 
@@ -205,21 +181,15 @@ def _train(job: Job) -> int:
         raise
 
 
-def write_result(job: Job) -> None:
-    """Measure the last weights of a run and write its result; the file appears whole.
-
-    Raises:
-        NmsfreeError: the run folder or the dataset cannot be used, see `measure`.
-    """
-    write_json(job.result_file, make_result(job))
-
-
-def make_result(job: Job) -> Result:
+def make_result(job: Job) -> dict[str, Any]:
     """Return all that is known of a finished run, ready for `json.dumps`.
 
     minutes: of training, without evaluation. images_per_second: of training, in the mean.
     losses: of the last epoch. parameters: of the network with all its heads. data: the folder's
     name, and how many images its splits have. splits: see `measure`.
+
+    Raises:
+        NmsfreeError: the run folder or the dataset cannot be used, see `measure`.
     """
     import torch
 
@@ -229,6 +199,8 @@ def make_result(job: Job) -> Result:
     torch.set_num_threads(1)
     weights = job.folder / "last.safetensors"
     records = read_metrics(job.folder / "metrics.jsonl")
+    seconds = sum(record["seconds"] for record in records)
+    images = sum(record["images_per_second"] * record["seconds"] for record in records)
     network = load_checkpoint(weights).build()
     return {
         "row": job.row.name,
@@ -237,7 +209,8 @@ def make_result(job: Job) -> Result:
         "epochs": job.epochs,
         "seed": job.seed,
         "command": job.command,
-        **_pace(records),
+        "minutes": round(seconds / 60, 2),
+        "images_per_second": round(images / max(seconds, 1e-9), 1),
         "losses": {name: value for name, value in records[-1].items() if is_loss(name)},
         "parameters": sum(p.numel() for p in network.parameters()),
         "versions": {"nmsfree": version("nmsfree"), "torch": torch.__version__},
@@ -248,15 +221,6 @@ def make_result(job: Job) -> Result:
             "images": {split: len(load_dataset(job.data, split)) for split in ("train", *SPLITS)},
         },
         "splits": measure(weights, job.data),
-    }
-
-
-def _pace(records: list[Record]) -> dict[str, float]:
-    seconds = sum(record["seconds"] for record in records)
-    images = sum(record["images_per_second"] * record["seconds"] for record in records)
-    return {
-        "minutes": round(seconds / 60, 2),
-        "images_per_second": round(images / max(seconds, 1e-9), 1),
     }
 
 

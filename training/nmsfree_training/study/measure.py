@@ -1,6 +1,6 @@
 """What a trained network reaches: both heads, with NMS at many thresholds and without."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nmsfree.datasets.formats.coco import DetectionDataset, Sample
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.evaluation.analysis import Analysis, analyse
 from nmsfree.evaluation.boxes import best_first, read_boxes, to_results
@@ -45,34 +45,17 @@ class _Image:
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
 
-
-@dataclass(frozen=True)
-class _Found:
-    """Candidates of one head in all images of a split."""
-
-    checkpoint: Checkpoint
-    head: HeadName
-    dataset: DetectionDataset
-    images: list[_Image]
-
-    def results(self, nms: float | None) -> list[Result]:
-        """COCO results of the model's output: at most 100 an image, after NMS if it has one."""
-        categories = category_ids_of(self.checkpoint.class_names, self.dataset)
-        height, width = self.checkpoint.input_size
-        limit = np.array([width, height] * 2, np.float32)
-        results: list[Result] = []
-        for image in self.images:
-            if nms is None:
-                rows = np.argsort(-image.scores, kind="stable")[:TOP_K]
-            else:
-                rows = suppress(image.boxes, image.scores, image.labels, nms)[:TOP_K]
-            boxes = image.geometry.to_source(np.clip(image.boxes[rows], 0, limit))
-            own = [categories[label] for label in image.labels[rows].tolist()]
-            results += coco_results(image.image_id, boxes, own, image.scores[rows])
-        return results
-
-    def analysis(self, results: list[Result]) -> Analysis:
-        return analyse(self.dataset, results, make_spec(self.checkpoint, self.head))
+    def results(
+        self, categories: Sequence[int], size: tuple[int, int], nms: float | None
+    ) -> list[Result]:
+        """COCO results of the model's output: at most 100, after NMS if it has one."""
+        if nms is None:
+            rows = np.argsort(-self.scores, kind="stable")[:TOP_K]
+        else:
+            rows = suppress(self.boxes, self.scores, self.labels, nms)[:TOP_K]
+        clipped = np.clip(self.boxes[rows], 0, np.array([*size[::-1]] * 2, np.float32))
+        own = [categories[label] for label in self.labels[rows].tolist()]
+        return coco_results(self.image_id, self.geometry.to_source(clipped), own, self.scores[rows])
 
 
 def measure(checkpoint: Path, data: Path, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
@@ -97,15 +80,24 @@ def measure(checkpoint: Path, data: Path, splits: Sequence[str] = SPLITS) -> dic
 
 
 def _measure(network: Fcos, checkpoint: Checkpoint, dataset: DetectionDataset) -> dict[str, Any]:
-    images = _candidates(network, checkpoint, dataset)
+    categories = category_ids_of(checkpoint.class_names, dataset)
     scorer = CocoScorer(dataset)
     measured: dict[str, Any] = {"images": len(dataset)}
-    for head, own in images.items():
-        found = _Found(checkpoint, head, dataset, own)
-        results = found.results(NMS_IOU if head == "o2m" else None)
-        analysis = found.analysis(results)
-        aps = _with_nms(found, scorer) if head == "o2m" else _on_top(found, results, scorer)
-        nms = {grid_key(iou): round(ap, DIGITS) for iou, ap in zip(NMS_GRID, aps, strict=True)}
+
+    def results(images: list[_Image], nms: float | None) -> list[Result]:
+        size = checkpoint.input_size
+        return [row for image in images for row in image.results(categories, size, nms)]
+
+    for head, images in _candidates(network, checkpoint, dataset).items():
+        output = results(images, NMS_IOU if head == "o2m" else None)
+        analysis = analyse(dataset, output, make_spec(checkpoint, head))
+        after_nms = (
+            (results(images, iou) for iou in NMS_GRID)
+            if head == "o2m"
+            else _on_top(output, dataset, categories)
+        )
+        aps = (round(scorer.ap(rest), DIGITS) for rest in after_nms)
+        nms = dict(zip(map(grid_key, NMS_GRID), aps, strict=True))
         measured["objects"] = analysis.objects
         measured[head] = _figures(analysis) | {"nms": nms}
     return measured
@@ -119,7 +111,12 @@ def _candidates(
     images: dict[HeadName, list[_Image]] = {head: [] for head in checkpoint.model.heads}
     for start in range(0, len(dataset), CHUNK):
         samples = dataset.samples[start : start + CHUNK]
-        inputs, geometries = _read(samples, checkpoint.input_size)
+        inputs = np.empty((len(samples), *checkpoint.input_size, 3), np.uint8)  # BGR
+        geometries = []
+        for sample, row in zip(samples, inputs, strict=True):
+            image = read_image(sample.path)
+            check_size(sample, *image.shape[:2])
+            geometries.append(letterbox(image, row))
         predictions = network(normalize(torch.from_numpy(inputs)))
         for head, own in images.items():
             found = postprocess(predictions[head], CANDIDATES[head])
@@ -130,32 +127,15 @@ def _candidates(
     return images
 
 
-def _read(
-    samples: Sequence[Sample], size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], list[Geometry]]:
-    """Model inputs uint8 [N, H, W, 3] BGR, and how each image lies in its own."""
-    inputs = np.empty((len(samples), *size, 3), np.uint8)
-    geometries = []
-    for sample, row in zip(samples, inputs, strict=True):
-        image = read_image(sample.path)
-        check_size(sample, *image.shape[:2])
-        geometries.append(letterbox(image, row))
-    return inputs, geometries
-
-
-def _with_nms(found: _Found, scorer: CocoScorer) -> list[float]:
-    """AP of the o2m head at every threshold of the grid, by the NMS that is deployed."""
-    return [scorer.ap(found.results(iou)) for iou in NMS_GRID]
-
-
-def _on_top(found: _Found, results: list[Result], scorer: CocoScorer) -> list[float]:
-    """AP after NMS on top of the output, at every threshold of the grid."""
-    image_ids = [sample.image_id for sample in found.dataset.samples]
-    category_ids = category_ids_of(found.checkpoint.class_names, found.dataset)
-    labels = {category_id: label for label, category_id in enumerate(category_ids)}
-    boxes = best_first(read_boxes(results, image_ids, labels))
-    kept = (boxes.select(survivors(boxes, iou)) for iou in NMS_GRID)
-    return [scorer.ap(to_results(rest, image_ids, category_ids)) for rest in kept]
+def _on_top(
+    output: list[Result], dataset: DetectionDataset, categories: Sequence[int]
+) -> Iterable[list[Result]]:
+    """What NMS on top of the output leaves, at every threshold of the grid."""
+    image_ids = [sample.image_id for sample in dataset.samples]
+    labels = {category: label for label, category in enumerate(categories)}
+    boxes = best_first(read_boxes(output, image_ids, labels))
+    for iou in NMS_GRID:
+        yield to_results(boxes.select(survivors(boxes, iou)), image_ids, categories)
 
 
 def _figures(analysis: Analysis) -> dict[str, float]:

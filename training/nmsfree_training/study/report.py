@@ -1,7 +1,6 @@
-"""The study as a table (on the terminal, as Markdown, as JSON) and as a plot."""
+"""The study as tables (on the terminal, as Markdown) and as a plot."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,8 @@ from nmsfree_training.study.results import (
     AtIou,
     Result,
     RowSummary,
+    SplitSummary,
     Stat,
-    best_o2m,
-    deployed,
     summarize,
 )
 from nmsfree_training.study.rows import REFERENCE
@@ -23,12 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-SCORES = ("row", "n", "AP", f"− {REFERENCE} best", "o2m + NMS 0.6", "o2m + best NMS", "minutes")
-OUTPUT = (
-    "NMS on top 0.6", "on top, best", "duplicates", "wrong ones", "F1", "with NMS",
-)  # fmt: skip
-COLUMNS = (*SCORES, *OUTPUT)
-GROUPS = (SCORES, ("row", *OUTPUT))  # one below the other they fit a terminal
 NOTHING = "–"
 EXPLAINED = (
     "Mean ± sample standard deviation over n seeds; AP and F1 × 100. AP: of the deployed output, "
@@ -50,24 +42,26 @@ def splits_of(rows: Sequence[RowSummary]) -> list[str]:
 
 
 def cells(row: RowSummary, split: str) -> dict[str, str]:
-    """Return the cells of a row by column, in the order of `COLUMNS`."""
+    """Return the cells of a row by column."""
     s = row.splits[split]
-    texts = (
-        row.row,
-        str(len(row.seeds)),
-        percent(s.ap),
-        percent(s.against, signed=True),
-        percent(s.o2m),
-        _at(s.o2m_best),
-        _number(row.minutes, 1),
-        percent(s.nms_gain, signed=True),
-        _at(s.nms_gain_best, signed=True),
-        _number(s.duplicates, 2),
-        f"{s.wrong_duplicates.mean:.2f}",
-        percent(s.f1),
-        f"{100 * s.f1_with_nms.mean:.1f}",
-    )
-    return dict(zip(COLUMNS, texts, strict=True))
+    return {
+        "row": row.row,
+        "n": str(len(row.seeds)),
+        "AP": percent(s.ap),
+        f"− {REFERENCE} best": percent(s.against, signed=True),
+        "o2m + NMS 0.6": percent(s.o2m),
+        "o2m + best NMS": _at(s.o2m_best),
+        "minutes": _number(row.minutes, 1),
+        "NMS on top 0.6": percent(s.nms_gain, signed=True),
+        "on top, best": _at(s.nms_gain_best, signed=True),
+        "duplicates": _number(s.duplicates, 2),
+        "wrong ones": f"{s.wrong_duplicates.mean:.2f}",
+        "F1": percent(s.f1),
+        "with NMS": f"{100 * s.f1_with_nms.mean:.1f}",
+    }
+
+
+SCORES = 7  # columns of the first table on a terminal; the others come below it
 
 
 def percent(stat: Stat | None, signed: bool = False) -> str:
@@ -92,14 +86,16 @@ def print_table(rows: Sequence[RowSummary], console: "Console") -> None:
     from rich.text import Text
 
     for split in splits_of(rows):
-        console.print(Text(_title(rows, split), style="bold"))
-        for columns in GROUPS:
+        console.print(Text(f"{split}, {rows[0].epochs} epochs", style="bold"))
+        lines = [cells(row, split) for row in rows if split in row.splits]
+        columns = list(lines[0])
+        for group in (columns[:SCORES], ["row", *columns[SCORES:]]):
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-            for name in columns:
+            for name in group:
                 first, narrow = name == "row", "\n".join(name.rsplit(" ", 1))
                 table.add_column(narrow, justify="left" if first else "right", no_wrap=first)
-            for found in [cells(row, split) for row in rows if split in row.splits]:
-                table.add_row(*(found[name] for name in columns))
+            for line in lines:
+                table.add_row(*(line[name] for name in group))
             console.print(table)
     console.print(Text(EXPLAINED, style="dim"))
 
@@ -108,29 +104,21 @@ def markdown(rows: Sequence[RowSummary]) -> str:
     """Return the tables as Markdown, with the rows' titles below them."""
     parts = []
     for split in splits_of(rows):
-        lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)]]
-        lines += [list(cells(row, split).values()) for row in rows if split in row.splits]
-        parts += [f"**{_title(rows, split)}**"]
+        found = [cells(row, split) for row in rows if split in row.splits]
+        ruler = ["---", *["---:"] * (len(found[0]) - 1)]
+        lines = [list(found[0]), ruler, *(list(line.values()) for line in found)]
+        parts += [f"**{split}, {rows[0].epochs} epochs**"]
         parts += ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    parts += [EXPLAINED]
-    parts += ["\n".join(f"- `{row.row}`: {row.title}" for row in rows)]
+    parts += [EXPLAINED, "\n".join(f"- `{row.row}`: {row.title}" for row in rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def to_json(rows: Sequence[RowSummary]) -> list[dict[str, Any]]:
-    """Return all figures, AP and F1 0–1, ready for `json.dumps`."""
-    return [asdict(row) for row in rows]
-
-
-def _title(rows: Sequence[RowSummary], split: str) -> str:
-    return f"{split}, {rows[0].epochs} epochs"
 
 
 # The plot: a line for each row, a dot for each seed.
 
-FREE, NMS, BEST = COLOURS[0], COLOURS[1], COLOURS[2]  # output without NMS; NMS 0.6; best NMS
+FREE, NMS, BEST = COLOURS[:3]  # output without NMS; NMS 0.6; best NMS
 WIDTH, ROW, EDGES, DPI = 11.5, 0.42, 1.9, 130  # inches: of all, of a row, around the rows
 MEAN = 0.27  # half the height of the bar at a mean, in rows
+POINTS = "offset points"
 
 
 def write_plot(results: Sequence[Result], out: Path) -> None:
@@ -149,24 +137,28 @@ def write_plot(results: Sequence[Result], out: Path) -> None:
     figure = new_figure(WIDTH, EDGES + ROW * len(rows), DPI)
     panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for panel, split in zip(panels, splits, strict=True):
-        _panel(panel, results, rows, split)
+        for place, row in enumerate(rows):
+            own = [r.splits[split] for r in results if r.row == row.row and split in r.splits]
+            if own:
+                values = [100 * found.deployed.AP for found in own]
+                _row(panel, place, values, NMS if own[0].o2o is None else FREE, row.splits[split])
+            if own and row.row == REFERENCE:
+                _reference(panel, row.splits[split])
+        _axes(panel, split, len(rows))
     _row_names(panels[0], rows)
-    _heading(figure, rows)
+    counts = [len(row.seeds) for row in rows]
+    seeds = "–".join(map(str, sorted({min(counts), max(counts)})))
+    text = f"AP by recipe · {rows[0].epochs} epochs · {seeds} seed{'s' * (max(counts) > 1)}"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=13, weight="bold", color=INK)
     _legend(figure)
     write_figure(out, figure)
 
 
-def _panel(panel: "Axes", results: Sequence[Result], rows: list[RowSummary], split: str) -> None:
+def _axes(panel: "Axes", split: str, rows: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for place, row in enumerate(rows):
-        own = [r for r in results if r["row"] == row.row and split in r["splits"]]
-        if own:
-            _row(panel, place, own, row, split)
-    reference = [r for r in results if r["row"] == REFERENCE]
-    _reference(panel, [r for r in reference if "o2m" in r["splits"].get(split, {})], split)
     panel.set_xlabel(f"AP on {split}", color=INK)
-    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.set_ylim(rows - 0.4, -0.6)
     panel.margins(x=0.09)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     bare_axes(panel, "x")
@@ -175,11 +167,9 @@ def _panel(panel: "Axes", results: Sequence[Result], rows: list[RowSummary], spl
     panel.tick_params(axis="x", labelsize=9, colors=INK)
 
 
-def _row(panel: "Axes", place: int, own: list[Result], row: RowSummary, split: str) -> None:
-    summary = row.splits[split]
-    needs_nms = "o2o" not in own[0]["splits"][split]
-    colour = NMS if needs_nms else FREE
-    values = [100 * deployed(result, split)["AP"] for result in own]
+def _row(
+    panel: "Axes", place: int, values: list[float], colour: str, summary: SplitSummary
+) -> None:
     mean = 100 * summary.ap.mean
     panel.axhline(place, color=GRID, linewidth=0.8, zorder=0)
     panel.plot(values, [place] * len(values), "o", color=colour, markersize=6, alpha=0.45, mew=0)
@@ -191,7 +181,7 @@ def _row(panel: "Axes", place: int, own: list[Result], row: RowSummary, split: s
         f"{mean:.1f}",
         (mean, place - MEAN),
         xytext=(0, 0.5),
-        textcoords="offset points",
+        textcoords=POINTS,
         ha="center",
         va="bottom",
         fontsize=7.5,
@@ -201,24 +191,22 @@ def _row(panel: "Axes", place: int, own: list[Result], row: RowSummary, split: s
     )
 
 
-def _reference(panel: "Axes", reference: list[Result], split: str) -> None:
+def _reference(panel: "Axes", summary: SplitSummary) -> None:
     """Lines at what the detector with NMS reaches; the labels stand one above the other."""
-    if not reference:
+    if summary.o2m is None or summary.o2m_best is None:
         return
-    best = best_o2m(reference, split)
-    published = [r["splits"][split]["o2m"]["nms"][PUBLISHED_NMS] for r in reference]
-    lines = (
-        (100 * sum(published) / len(published), PUBLISHED_NMS, NMS, 15),
-        (100 * best.stat.mean, best.iou, BEST, 4),
-    )
-    for value, iou, colour, height in lines:
+    for stat, iou, colour, height in (
+        (summary.o2m, PUBLISHED_NMS, NMS, 15),
+        (summary.o2m_best.stat, summary.o2m_best.iou, BEST, 4),
+    ):
+        value = 100 * stat.mean
         panel.axvline(value, color=colour, linewidth=1.3, linestyle=(0, (4, 2)), zorder=1)
         panel.annotate(
             f"{REFERENCE}, NMS {iou}: {value:.1f}",
             (value, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, height),
-            textcoords="offset points",
+            textcoords=POINTS,
             ha="center",
             fontsize=8.5,
             color=colour,
@@ -229,16 +217,14 @@ def _row_names(panel: "Axes", rows: list[RowSummary]) -> None:
     """The title, and below it the name that commands take."""
     panel.set_yticks(range(len(rows)), [""] * len(rows))
     for place, row in enumerate(rows):
-        for text, size, colour, shift in (
-            (row.title, 9.5, INK, 4.5),
-            (row.row, 7.5, "#777777", -5.5),
-        ):
+        texts = ((row.title, 9.5, INK, 4.5), (row.row, 7.5, "#777777", -5.5))
+        for text, size, colour, shift in texts:
             panel.annotate(
                 text,
                 (0, place),
                 xycoords=("axes fraction", "data"),
                 xytext=(-8, shift),
-                textcoords="offset points",
+                textcoords=POINTS,
                 ha="right",
                 va="center",
                 fontsize=size,
@@ -247,31 +233,31 @@ def _row_names(panel: "Axes", rows: list[RowSummary]) -> None:
             )
 
 
-def _heading(figure: "Figure", rows: list[RowSummary]) -> None:
-    counts = sorted({len(row.seeds) for row in rows})
-    seeds = "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    text = f"AP by recipe · {rows[0].epochs} epochs · {seeds} seed{'s' * (counts[-1] > 1)}"
-    figure.suptitle(text, x=0.01, ha="left", fontsize=13, weight="bold", color=INK)
-
-
 def _legend(figure: "Figure") -> None:
     from matplotlib.lines import Line2D
 
-    def entry(label: str, marker: str, colour: str, size: float) -> Line2D:
-        return Line2D([], [], ls="", marker=marker, color=colour, ms=size, mew=0, label=label)
+    def entry(label: str, marker: str, colour: str, size: float, **more: Any) -> Line2D:
+        style: dict[str, Any] = {
+            "ls": "",
+            "marker": marker,
+            "color": colour,
+            "ms": size,
+            "mew": 0,
+            "label": label,
+        }
+        return Line2D([], [], **(style | more))
 
     handles = [
-        entry("one seed", "o", FREE, 6),
-        entry("mean, without NMS", "|", FREE, 11),
-        entry("mean, NMS at IoU 0.6", "|", NMS, 11),
-        entry("o2m head, best NMS", "D", BEST, 5),
+        entry("one seed", "o", FREE, 6, alpha=0.45),
+        entry("mean, without NMS", "|", FREE, 11, mew=3),
+        entry("mean, NMS at IoU 0.6", "|", NMS, 11, mew=3),
+        entry("o2m head, best NMS", "D", BEST, 5, mew=1.3, markerfacecolor="white"),
     ]
-    handles[0].set_alpha(0.45)
-    for bar in handles[1:3]:
-        bar.set_markeredgewidth(3)
-    handles[3].set(markerfacecolor="white", markeredgewidth=1.3)
-    box = figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
     )
-    for text in box.get_texts():
-        text.set_color(INK)

@@ -5,9 +5,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -20,28 +19,22 @@ from nmsfree_training.loop.run_config import stop_on_signals
 from nmsfree_training.monitor.callbacks import clock_text, number_text
 from nmsfree_training.monitor.curves import parse_record
 from nmsfree_training.study.job import Job
-from nmsfree_training.study.results import deployed, read_result
+from nmsfree_training.study.results import read_result
 
 # What is shown: bars of the running jobs and of all; elsewhere plain lines.
 
 ALMOST = 0.98  # of an epoch: what is only guessed never completes one
+REFRESH = 2  # drawings of the bars a second
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a run.
+    """State of a run; None before the end of its first epoch."""
 
-    Attributes:
-        epochs: whole ones that are done.
-        within: of the present epoch, guessed from the time the others took, 0–1.
-        images_per_second: of the last epoch; None before its end.
-        epoch_seconds: that an epoch takes in the mean; None before the first one's end.
-    """
-
-    epochs: int
-    within: float = 0.0
-    images_per_second: float | None = None
-    epoch_seconds: float | None = None
+    epochs: int  # whole ones that are done
+    within: float = 0.0  # of the present epoch, guessed from the time the others took, 0–1
+    images_per_second: float | None = None  # of the last epoch
+    epoch_seconds: float | None = None  # that an epoch takes in the mean
 
     def remaining(self, epochs: int) -> float | None:
         """Seconds left of a run of so many epochs; None = unknown yet."""
@@ -62,17 +55,11 @@ def read_progress(job: Job, clock: Callable[[], float] = time.time) -> Progress:
     if not records:
         return Progress(0)
     seconds = sum(record.get("seconds", 0.0) for record in records) / len(records)
-    guess = min(ALMOST, max(0.0, age / seconds)) if seconds > 0 else 0.0
     done = int(records[-1]["epoch"])
-    return Progress(
-        done,
-        guess if done < job.epochs else 0.0,
-        records[-1].get("images_per_second"),
-        seconds or None,
-    )
-
-
-REFRESH = 2  # drawings of the bars a second
+    within = 0.0
+    if done < job.epochs and seconds > 0:
+        within = min(ALMOST, max(0.0, age / seconds))
+    return Progress(done, within, records[-1].get("images_per_second"), seconds or None)
 
 
 class StudyDisplay:
@@ -99,7 +86,7 @@ class StudyDisplay:
         self._all, self._done, self._failed = len(jobs), done, 0
         self._epochs = jobs[0].epochs if jobs else 0  # the same of all
         self._running: dict[Job, TaskID] = {}
-        self._pace = _Pace()
+        self._epoch_seconds: float | None = None  # also known while no run has finished one
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -112,9 +99,10 @@ class StudyDisplay:
             expand=True,
             disable=not (screen if live is None else live),
         )
-        self._total = self._bars.add_task(
-            "[bold]study", total=max(1, len(jobs)) * max(1, self._epochs), **_fields()
-        )
+        self._total = self._add("[bold]study", max(1, len(jobs)) * max(1, self._epochs))
+
+    def _add(self, name: str, epochs: int) -> TaskID:
+        return self._bars.add_task(name, total=epochs, count="", speed="", left="")
 
     def __enter__(self) -> "StudyDisplay":
         self.refresh()
@@ -126,21 +114,24 @@ class StudyDisplay:
 
     def started(self, job: Job) -> None:
         """Add a bar."""
-        self._running[job] = self._bars.add_task(job.name, total=job.epochs, **_fields())
+        self._running[job] = self._add(job.name, job.epochs)
         if self._bars.disable:
-            self._log(f"{job.name}: started")
+            self.log(f"{job.name}: started")
 
     def finished(self, job: Job) -> None:
         """Take its bar away; one line stays: what came out."""
-        self._drop(job)
+        self._bars.remove_task(self._running.pop(job))
         self._done += 1
-        self._log(f"{job.name}: {outcome(job)} ({self._done} of {self._all})")
+        result = read_result(job.result_file)
+        scores = [f"{split} AP {100 * s.deployed.AP:.1f}" for split, s in result.splits.items()]
+        text = ", ".join([*scores, f"{result.minutes:.1f} min"])
+        self.log(f"{job.name}: {text} ({self._done} of {self._all})")
 
     def failed(self, job: Job, reason: str) -> None:
         """Take its bar away; one line stays: why."""
-        self._drop(job)
+        self._bars.remove_task(self._running.pop(job))
         self._failed += 1
-        self._log(f"{job.name}: failed: {reason}")
+        self.log(f"{job.name}: failed: {reason}")
 
     def refresh(self) -> None:
         """Move the bars on."""
@@ -148,64 +139,33 @@ class StudyDisplay:
             return
         states = {job: read_progress(job) for job in self._running}
         for job, state in states.items():
+            speed, measuring = state.images_per_second, state.epochs >= job.epochs
             self._bars.update(
-                self._running[job], completed=state.epochs + state.within, **_shown(job, state)
+                self._running[job],
+                completed=state.epochs + state.within,
+                count="measuring" if measuring else f"epoch {state.epochs + 1}/{job.epochs}",
+                speed="" if measuring or speed is None else f"{number_text(speed)} img/s",
+                left="" if measuring else _eta(state.remaining(job.epochs)),
             )
-        over = (self._done + self._failed) * self._epochs
-        now = sum(state.epochs + state.within for state in states.values())
-        left = self._pace.remaining(states, self._all * self._epochs - over - now, self._at_once)
-        count = f"{self._done}/{self._all} runs" + f", {self._failed} failed" * bool(self._failed)
-        fields = _fields(count, left="" if left is None else f"ETA {clock_text(left)}")
-        self._bars.update(self._total, completed=over + now, **fields)
-
-    def stopping(self) -> None:
-        """Say that the trainings are saving."""
-        self._log("stopping: the trainings save first; Ctrl-C again does not wait for them")
-
-    def _drop(self, job: Job) -> None:
-        self._bars.remove_task(self._running.pop(job))
-
-    def _log(self, text: str) -> None:
-        clock = time.strftime("%H:%M")
-        self._console.print(
-            f"{clock}  {shown(text, 2000)}", soft_wrap=True, markup=False, highlight=False
-        )
-
-
-class _Pace:
-    """Remembers how long an epoch takes, also while no run has finished one."""
-
-    def __init__(self) -> None:
-        self._seconds: float | None = None
-
-    def remaining(self, states: dict[Job, Progress], epochs: float, at_once: int) -> float | None:
-        """Seconds for so many epochs, `at_once` at a time; None = unknown yet."""
         known = [s.epoch_seconds for s in states.values() if s.epoch_seconds is not None]
         if known:
-            self._seconds = sum(known) / len(known)
-        return None if self._seconds is None else epochs * self._seconds / at_once
+            self._epoch_seconds = sum(known) / len(known)
+        over = sum(state.epochs + state.within for state in states.values())
+        over += (self._done + self._failed) * self._epochs
+        left = None
+        if self._epoch_seconds is not None:
+            left = (self._all * self._epochs - over) * self._epoch_seconds / self._at_once
+        count = f"{self._done}/{self._all} runs" + f", {self._failed} failed" * bool(self._failed)
+        self._bars.update(self._total, completed=over, count=count, left=_eta(left))
+
+    def log(self, text: str) -> None:
+        """Print a line above the bars."""
+        line = f"{time.strftime('%H:%M')}  {shown(text, 2000)}"
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def outcome(job: Job) -> str:
-    """Return what a finished run reached: "val AP 77.1, overlap AP 57.3, 20.3 min"."""
-    result = read_result(job.result_file)
-    scores = [f"{split} AP {100 * deployed(result, split)['AP']:.1f}" for split in result["splits"]]
-    return ", ".join([*scores, f"{result['minutes']:.1f} min"])
-
-
-def _shown(job: Job, state: Progress) -> dict[str, Any]:
-    if state.epochs >= job.epochs:
-        return _fields("measuring")
-    left, speed = state.remaining(job.epochs), state.images_per_second
-    return _fields(
-        f"epoch {state.epochs + 1}/{job.epochs}",
-        "" if speed is None else f"{number_text(speed)} img/s",
-        "" if left is None else f"ETA {clock_text(left)}",
-    )
-
-
-def _fields(count: str = "", speed: str = "", left: str = "") -> dict[str, Any]:
-    return {"count": count, "speed": speed, "left": left}
+def _eta(seconds: float | None) -> str:
+    return "" if seconds is None else f"ETA {clock_text(seconds)}"
 
 
 # The runs.
@@ -217,15 +177,11 @@ Failure = tuple[Job, str]
 
 
 class StoppedError(Exception):
-    """Somebody asked the study to stop; all trainings have saved.
-
-    Attributes:
-        exit_status: that answers the signal.
-    """
+    """Somebody asked the study to stop; all trainings have saved."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__("stopped by a signal")
-        self.exit_status = exit_status
+        self.exit_status = exit_status  # that answers the signal
 
 
 def run_study(jobs: Sequence[Job], at_once: int, display: StudyDisplay) -> list[Failure]:
@@ -248,14 +204,21 @@ def run_study(jobs: Sequence[Job], at_once: int, display: StudyDisplay) -> list[
                     running[job] = start_worker(job)
                     display.started(job)
                 for job in [job for job, worker in running.items() if worker.poll() is not None]:
-                    failures += _end(job, running.pop(job).wait(), display)
+                    status = running.pop(job).wait()
+                    if status == 0 and job.result_file.is_file():
+                        display.finished(job)
+                        continue
+                    failures.append((job, f"{last_line(job)} (exit status {status})"))
+                    display.failed(*failures[-1])
                 display.refresh()
                 if running:
                     time.sleep(POLL)
         finally:  # after the last run there is nobody to tell
-            _tell_to_stop(running.values())
+            for worker in running.values():
+                assert worker.stdin is not None
+                worker.stdin.close()
         if stop:
-            display.stopping()
+            display.log("stopping: the trainings save first; Ctrl-C again does not wait for them")
             for worker in running.values():
                 worker.wait()
             raise StoppedError(stop.exit_status)
@@ -283,23 +246,8 @@ def start_worker(job: Job) -> "subprocess.Popen[bytes]":
         )
 
 
-def _end(job: Job, status: int, display: StudyDisplay) -> list[Failure]:
-    if status == 0 and job.result_file.is_file():
-        display.finished(job)
-        return []
-    reason = f"{last_line(job)} (exit status {status})"
-    display.failed(job, reason)
-    return [(job, reason)]
-
-
 def last_line(job: Job) -> str:
     """Return the last line of a run's log that says something; frames do not."""
     lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
     texts = (line.strip(FRAME) for line in reversed(lines))
     return next((text for text in texts if text), "nothing in its log")
-
-
-def _tell_to_stop(workers: "Iterable[subprocess.Popen[bytes]]") -> None:
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.close()

@@ -32,19 +32,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _Shown:
-    """What one detector shows of a split, and what it hits.
-
-    Attributes:
-        found: detections above `threshold`, best first.
-        right: bool [n], whether each hits an object.
-        hit: rows of the objects that are found.
-    """
+    """What one detector shows of a split, and what it hits."""
 
     title: str
     threshold: float
-    found: Boxes
-    right: NDArray[np.bool_]
-    hit: NDArray[np.int64]
+    found: Boxes  # above the threshold, best first
+    right: NDArray[np.bool_]  # [n], whether each hits an object
+    hit: NDArray[np.int64]  # rows of the objects that are found
 
     def lost(self, truth: Boxes) -> NDArray[np.bool_]:
         """bool [objects], those that are not found; crowd regions are none."""
@@ -55,22 +49,14 @@ class _Shown:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was drawn, and how often it happens in the whole split.
-
-    Attributes:
-        objects: of the split.
-        lost_with_nms, lost_without: objects that each detector misses.
-        only_with_nms: missed by the detector with NMS and found by the other; `only_without` the
-            other way round.
-        scenes: file names in the picture.
-    """
+    """What was drawn, and how often it happens in the whole split."""
 
     objects: int
-    lost_with_nms: int
+    lost_with_nms: int  # objects that it misses
     lost_without: int
-    only_with_nms: int
+    only_with_nms: int  # missed by the detector with NMS and found by the other
     only_without: int
-    scenes: tuple[str, ...]
+    scenes: tuple[str, ...]  # file names in the picture
 
 
 def write_scenes(
@@ -97,8 +83,8 @@ def write_scenes(
     check_outputs([out], [with_nms, without, *dataset.files()])
     total = len(dataset)
     with Detector(with_nms) as baseline, Detector(without) as free:
-        _check(baseline, with_nms, needs_nms=True)
-        _check(free, without, needs_nms=False)
+        _check(baseline, with_nms, "needs it")
+        _check(free, without, "needs none")
         truth = objects_of(dataset, _labels(free, dataset))
         shown = (
             _show(baseline, "NMS", dataset, truth, lambda d, _: progress(d, 2 * total)),
@@ -128,11 +114,12 @@ def write_scenes(
     )
 
 
-def _check(detector: Detector, path: Path, needs_nms: bool) -> None:
-    if (detector.spec.nms is not None) != needs_nms:
+def _check(detector: Detector, path: Path, wanted: str) -> None:
+    found = "needs none" if detector.spec.nms is None else "needs it"
+    if found != wanted:
         raise InputError(
-            f"{path}: {detector.spec.name} {'needs no' if needs_nms else 'needs'} NMS, expected "
-            f"one that {'needs it' if needs_nms else 'needs none'}: give the other file"
+            f"{path}: {detector.spec.name} {'needs no' if found == 'needs none' else 'needs'} NMS, "
+            f"expected one that {wanted}: give the other file"
         )
 
 
