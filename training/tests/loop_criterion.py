@@ -73,9 +73,8 @@ def loop_assign(
 ) -> tuple[Tensor, Tensor]:
     """One image: the object of every cell (int64 [M], −1 = none) and its metric (float [M])."""
     inside = torch.zeros(len(points), dtype=torch.bool)
-    for x1, y1, x2, y2 in truth.tolist():
-        x, y = points[:, 0], points[:, 1]
-        inside |= (x1 < x) & (x < x2) & (y1 < y) & (y < y2)
+    for box in truth:
+        inside |= ((box[:2] < points) & (points < box[2:])).all(dim=1)
     costs, ious, claims = [], [], dict[int, list[int]]()
     for g, (box, label) in enumerate(zip(truth, labels, strict=True)):
         iou = _iou(box, boxes)
@@ -117,14 +116,10 @@ def _quality_cost(
     powers: tuple[float, float],
 ) -> Tensor:
     """−(p^A · IoU^B) where the point is in this box, elsewhere its distance to the centre."""
-    scores, (x1, y1, x2, y2) = logit.sigmoid(), box.tolist()
-    cost = torch.zeros(len(points))
-    for m, (x, y) in enumerate(points.tolist()):
-        if x1 < x < x2 and y1 < y < y2:
-            cost[m] = -(scores[m] ** powers[0] * iou[m] ** powers[1])
-        else:
-            cost[m] = (points[m] - (box[:2] + box[2:]) / 2).norm() / strides[m]
-    return cost
+    quality = logit.sigmoid() ** powers[0] * iou ** powers[1]
+    distance = (points - (box[:2] + box[2:]) / 2).norm(dim=1) / strides
+    inside = ((box[:2] < points) & (points < box[2:])).all(dim=1)
+    return torch.where(inside, -quality, distance)
 
 
 def _iou(box: Tensor, boxes: Tensor) -> Tensor:

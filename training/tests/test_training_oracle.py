@@ -1,7 +1,7 @@
 """The vectorised criterion against plain loops over images and objects."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,11 +23,8 @@ from nmsfree_training.model.detector import Prediction
 from .loop_criterion import LoopResult, loop_losses
 
 HEADS = pytest.mark.parametrize("head", ["o2m", "o2o"])
-QUALITY = pytest.mark.parametrize(
-    "matching",
-    [Matching(1, (0.2, 0.8)), Matching(13, (0.2, 0.8)), Matching(13, (0.5, 2.0))],
-    ids=str,
-)
+QUALITIES = [Matching(1, (0.2, 0.8)), Matching(13, (0.2, 0.8)), Matching(13, (0.5, 2.0))]
+MATCHINGS = pytest.mark.parametrize("matching", [*PUBLISHED.values(), *QUALITIES], ids=str)
 SETTINGS: dict[HeadName, Matching] = {
     "o2m": Matching(13, (0.2, 0.8)),
     "o2o": Matching(1, (0.2, 0.8)),
@@ -50,31 +47,17 @@ class Batch:
         """The prediction with leaves of its own, to take gradients by."""
         p = self.prediction
         logits, boxes = (t.clone().requires_grad_() for t in (p.logits, p.boxes))
-        return Prediction(logits, boxes, p.points, p.strides, p.shapes)
-
-    def assign(self, head: HeadName) -> Assignment:
-        return self.match(PUBLISHED[head])
+        return replace(p, logits=logits, boxes=boxes)
 
     def match(self, matching: Matching) -> Assignment:
         p = self.prediction
         return assign(p.logits, p.boxes, p.points, p.strides, self.targets, matching)
 
-    def loops(
-        self, head: HeadName, p: Prediction | None = None, matching: Matching | None = None
-    ) -> LoopResult:
+    def loops(self, matching: Matching, p: Prediction | None = None) -> LoopResult:
         p = p or self.prediction
         padded = None if self.padding is None else padded_cells(self.padding, p.shapes)
-        matching = PUBLISHED[head] if matching is None else matching
-        return loop_losses(
-            p.logits,
-            p.boxes,
-            p.points,
-            p.strides,
-            self.objects,
-            padded,
-            matching.topk,
-            matching.quality,
-        )
+        tensors = p.logits, p.boxes, p.points, p.strides
+        return loop_losses(*tensors, self.objects, padded, matching.topk, matching.quality)
 
 
 def make_batch(
@@ -134,7 +117,11 @@ CASES: dict[str, Callable[[], Batch]] = {
 BATCHES = pytest.mark.parametrize("name", CASES)
 
 
-def check_assignment(found: Assignment, batch: Batch, loops: LoopResult) -> None:
+@MATCHINGS
+@BATCHES
+def test_assignments_are_those_of_the_loops(name: str, matching: Matching) -> None:
+    batch = CASES[name]()
+    found, loops = batch.match(matching), batch.loops(matching)
     classes = batch.prediction.logits.shape[2]
     for i, (truth, labels) in enumerate(batch.objects):
         owner = loops.owners[i]
@@ -148,59 +135,11 @@ def check_assignment(found: Assignment, batch: Batch, loops: LoopResult) -> None
 
 @HEADS
 @BATCHES
-def test_assignments_are_those_of_the_loops(name: str, head: HeadName) -> None:
-    batch = CASES[name]()
-    check_assignment(batch.assign(head), batch, batch.loops(head))
-
-
-@QUALITY
-@BATCHES
-def test_assignments_by_quality_are_those_of_the_loops(name: str, matching: Matching) -> None:
-    batch = CASES[name]()
-    check_assignment(batch.match(matching), batch, batch.loops("o2o", matching=matching))
-
-
-@QUALITY
-def test_quality_of_a_batch_is_that_of_its_images(matching: Matching) -> None:
-    batch = CASES["padded"]()
-    together, p = batch.match(matching), batch.prediction
-    for i, (boxes, labels) in enumerate(batch.objects):
-        rows = slice(i, i + 1)
-        targets = pad_targets([boxes], [labels])
-        alone = assign(p.logits[rows], p.boxes[rows], p.points, p.strides, targets, matching)
-        assert torch.equal(together.labels[rows], alone.labels)
-        assert torch.equal(together.boxes[rows], alone.boxes)
-        assert torch.equal(together.metrics[rows], alone.metrics)
-
-
-def test_quality_prefers_the_inside_of_the_own_object() -> None:
-    """A perfect prediction from a cell that lies in another object only does not count."""
-    points, strides = anchor_points([(4, 8)], (8,))
-    objects = torch.tensor([[2.0, 2, 30, 30], [34, 2, 62, 30]])
-    in_second = points[:, 0] > 34
-    boxes = torch.where(in_second[:, None], objects[0], torch.tensor([0.0, 0, 9, 9]))[None]
-    logits = torch.where(in_second[:, None], 4.0, -4.0)[None]
-    targets = pad_targets([objects[:1], objects], [torch.tensor([0]), torch.tensor([0, 0])])
-    found = assign(
-        logits.expand(2, -1, -1),
-        boxes.expand(2, -1, -1),
-        points,
-        strides,
-        targets,
-        Matching(topk=1, quality=(0.2, 0.8)),
-    )
-    for image in range(2):
-        own = (found.boxes[image] == objects[0]).all(dim=1)
-        assert own.sum() == 1 and not in_second[own].any()
-
-
-@HEADS
-@BATCHES
 def test_losses_and_gradients_are_those_of_the_loops(name: str, head: HeadName) -> None:
     batch = CASES[name]()
     fast, slow = batch.fresh(), batch.fresh()
     found = head_losses(head, fast, batch.targets, batch.padding)
-    loops = batch.loops(head, slow)
+    loops = batch.loops(PUBLISHED[head], slow)
     torch.testing.assert_close(found.cls, loops.cls, rtol=2e-6, atol=0)
     torch.testing.assert_close(found.box, loops.box, rtol=2e-6, atol=1e-7)
     found.total.backward()
@@ -217,21 +156,17 @@ def test_the_cases_are_worth_comparing() -> None:
     """Contested cells, several cells of an object, and objects with none all occur."""
     for name, head in (("sixty objects", "o2m"), ("more objects than cells", "o2o")):
         batch = CASES[name]()
-        owners = batch.loops(head).owners[0]  # type: ignore[arg-type]
+        owners = batch.loops(PUBLISHED[head]).owners[0]
         used = owners[owners >= 0].unique()
         assert 0 < len(used) < len(batch.objects[0][0])
     usual = CASES["usual"]()
-    assert (usual.assign("o2m").labels < 80).sum() > (usual.assign("o2o").labels < 80).sum() > 5
+    o2m, o2o = ((usual.match(PUBLISHED[head]).labels < 80).sum() for head in ("o2m", "o2o"))
+    assert o2m > o2o > 5
 
 
 @pytest.mark.parametrize(
     "matching",
-    [
-        *PUBLISHED.values(),
-        Matching(1, (0.2, 0.8)),
-        Matching(13, (0.2, 0.8)),
-        Matching(1, hungarian=True),
-    ],
+    [*PUBLISHED.values(), *QUALITIES[:2], Matching(1, hungarian=True)],
     ids=str,
 )
 @pytest.mark.parametrize("block", [1, 7, 25])
