@@ -49,20 +49,15 @@ def gmac(network: Fcos, input_size: tuple[int, int], head: HeadName | None = Non
 
 
 class Card(TypedDict):
-    """The content of a card.
+    """The content of a card."""
 
-    command, seed: of the training run. minutes, machine: what the training took. AP: 0–1 by
-    split. gmac: 10⁹ multiply-adds of the deployed head for one image of the deployed size.
-    sha256: of the checkpoint file.
-    """
-
-    command: str
+    command: str  # of the training run
     seed: int
-    minutes: float
-    machine: str
-    AP: dict[str, Share]
-    gmac: float
-    sha256: Sha256
+    minutes: float  # that the training took
+    machine: str  # where
+    AP: dict[str, Share]  # by split
+    gmac: float  # 10⁹ multiply-adds of the deployed head for one image of the deployed size
+    sha256: Sha256  # of the checkpoint file
 
 
 def write_card(

@@ -34,24 +34,15 @@ FORMAT_VERSION = "1.3"  # 1.1: thresholds; 1.2: deployed_rival_iou; 1.3: dedup_i
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network's weights and all that is needed to use them.
-
-    Attributes:
-        model: the network's configuration.
-        input_size: (height, width) in pixels it is deployed at.
-        class_names, category_ids: one per class.
-        state: tensors by this project's keys.
-        provenance: free text: command, seed, source file, ….
-        thresholds: recommended scores, measured on a labelled split; None = not measured.
-    """
+    """A network's weights and all that is needed to use them."""
 
     model: ModelConfig
-    input_size: tuple[int, int]
-    class_names: tuple[str, ...]
+    input_size: tuple[int, int]  # (height, width) in pixels it is deployed at
+    class_names: tuple[str, ...]  # one per class, as the ids
     category_ids: tuple[int, ...]
-    state: Mapping[str, Tensor]
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    thresholds: Thresholds | None = None
+    state: Mapping[str, Tensor]  # by this project's keys
+    provenance: Mapping[str, str] = field(default_factory=dict)  # command, seed, source file, …
+    thresholds: Thresholds | None = None  # recommended scores; None = not measured
 
     def build(self) -> Fcos:
         """Return the network with these weights, in evaluation mode."""
@@ -89,9 +80,8 @@ def load_checkpoint(
         InputError: it is no path.
     """
     path = as_path(path, "the checkpoint")
-    checkpoint = (
-        load_published(path, model) if path.suffix.lower() == ".pth" else _load_safetensors(path)
-    )
+    published = path.suffix.lower() == ".pth"
+    checkpoint = load_published(path, model) if published else _load_safetensors(path)
     if model is not None and checkpoint.model.name != model:
         raise CheckpointError(f"{path}: holds {checkpoint.model.name}, --model says {model}")
     found = checkpoint.model.num_classes

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, cast
@@ -41,12 +40,11 @@ def fetch(
         CheckpointError: no network, an error or a web page from the server, connection cut,
             another size, or the address or a redirect leads elsewhere than to https.
     """
-    request = _Request(url, size, allow_http)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        if not _transfer(request, part, progress):
+        if not _transfer(url, part, progress, size, allow_http):
             part.unlink()
-            _transfer(request, part, progress)
+            _transfer(url, part, progress, size, allow_http)
     except HTTPError as error:
         raise CheckpointError(
             f"{shown(url)}: the server answered {error.code} ({shown(error.reason)}): try later, "
@@ -58,34 +56,6 @@ def fetch(
             f"{shown(url)}: download failed ({shown(reason)}): check the network and run the same "
             "command again, it goes on where it stopped"
         ) from None
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is asked for; see `fetch`."""
-
-    url: str
-    size: int | None
-    allow_http: bool
-
-    def open(self, offset: int) -> HTTPResponse:
-        _check_scheme(self.url, self.allow_http)
-        headers = {"User-Agent": "nmsfree", "Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        opener = build_opener(_Redirects(self.allow_http))
-        return cast(HTTPResponse, opener.open(Request(self.url, headers=headers), timeout=TIMEOUT))
-
-    def check_size(self, size: int) -> None:
-        if self.size is not None and size != self.size:
-            raise CheckpointError(
-                f"{shown(self.url)}: the file has {size:,} bytes there, {self.size:,} in the "
-                "manifest: mend the manifest, or its address"
-            )
-        if size > MAX_BYTES:
-            raise CheckpointError(
-                f"{shown(self.url)}: {size:,} bytes or more, expected at most {MAX_BYTES:,}"
-            )
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -108,39 +78,63 @@ def _check_scheme(url: str, allow_http: bool) -> None:
         raise URLError(f"{shown(url)} is not https, {hint}")
 
 
-def _transfer(request: _Request, part: Path, progress: Progress) -> bool:
+def _open(url: str, offset: int, allow_http: bool) -> HTTPResponse:
+    _check_scheme(url, allow_http)
+    headers = {"User-Agent": "nmsfree", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    opener = build_opener(_Redirects(allow_http))
+    return cast(HTTPResponse, opener.open(Request(url, headers=headers), timeout=TIMEOUT))
+
+
+def _transfer(url: str, part: Path, progress: Progress, size: int | None, allow_http: bool) -> bool:
     """Run one request; False if `part` cannot be continued because it is not of this file."""
     have = part.stat().st_size if part.exists() else 0
     try:
-        response = request.open(have)
+        response = _open(url, have, allow_http)
     except HTTPError as error:
         if error.code != 416 or have == 0:
             raise
         # Nothing beyond the end: the file is whole if it has the length that the server names.
         return error.headers.get("Content-Range") == f"bytes */{have}"
     with response:
-        _refuse_page(request.url, response)
+        kind = response.headers.get_content_type()
+        if kind == "text/html":
+            raise CheckpointError(
+                f"{url}: the server sent a web page ({kind}), expected a weight file: log in to "
+                "the network if it asks for that, or mend the address in the manifest"
+            )
         start, total = _extent(response, have)
         if total is not None:
-            request.check_size(total)
-        _write(response, part, start, total, progress, request.size or MAX_BYTES)
-    found = part.stat().st_size
-    if total is not None and found != total:
-        raise ConnectionError(f"connection cut after {found:,} of {total:,} bytes")
+            _check_size(url, total, size)
+        with part.open("r+b" if start else "wb") as file:
+            done = file.seek(start)
+            progress(done, total)
+            while done <= (size or MAX_BYTES) and (chunk := response.read(CHUNK)):
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and done != total:
+        raise ConnectionError(f"connection cut after {done:,} of {total:,} bytes")
     try:
-        request.check_size(found)
+        _check_size(url, done, size)
     except CheckpointError:
         part.unlink()  # nothing to go on from
         raise
     return True
 
 
-def _refuse_page(url: str, response: HTTPResponse) -> None:
-    kind = response.headers.get_content_type()
-    if kind == "text/html":
+def _check_size(url: str, found: int, expected: int | None) -> None:
+    if expected is not None and found != expected:
         raise CheckpointError(
-            f"{url}: the server sent a web page ({kind}), expected a weight file: log in to the "
-            "network if it asks for that, or mend the address in the manifest"
+            f"{shown(url)}: the file has {found:,} bytes there, {expected:,} in the manifest: mend "
+            "the manifest, or its address"
+        )
+    if found > MAX_BYTES:
+        raise CheckpointError(
+            f"{shown(url)}: {found:,} bytes or more, expected at most {MAX_BYTES:,}"
         )
 
 
@@ -156,22 +150,3 @@ def _extent(response: HTTPResponse, have: int) -> tuple[int, int | None]:
     if span is None or int(span[1]) != have:
         raise ConnectionError(f"asked for the bytes from {have:,}, the server sent {answered!r}")
     return have, int(span[2])
-
-
-def _write(
-    response: HTTPResponse,
-    part: Path,
-    start: int,
-    total: int | None,
-    progress: Progress,
-    most: int,
-) -> None:
-    with part.open("r+b" if start else "wb") as file:
-        done = file.seek(start)
-        progress(done, total)
-        while done <= most and (chunk := response.read(CHUNK)):
-            file.write(chunk)
-            done += len(chunk)
-            progress(done, total)
-        file.flush()
-        os.fsync(file.fileno())

@@ -11,6 +11,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,22 +43,14 @@ END_OF_ARCHIVE = 22  # bytes of the record that ends a zip archive
 
 
 class PublishedWeight(Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the published experiment.
+    """A file of the published experiment; its size and SHA-256 where they are known."""
 
-    Attributes:
-        name: preset.
-        file: name in `published/`.
-        url: where it is downloaded from.
-        ap, ap50: as published, on COCO val2017, 0–1.
-        size, sha256: bytes and SHA-256 of the file; None where they are not known.
-    """
-
-    name: str
-    file: FileName
+    name: str  # preset
+    file: FileName  # in `published/`
     url: Annotated[str, Meta(pattern="^https?://", max_length=2000)]
-    ap: Share
+    ap: Share  # as published, on COCO val2017
     ap50: Share
-    size: Positive | None = None
+    size: Positive | None = None  # bytes
     sha256: Sha256 | None = None
 
 
@@ -89,12 +82,11 @@ class Manifest:
 
     def files(self) -> list[Path]:
         """Return every file of the list, there or not."""
-        bundled = [
-            self.folder / name for weight in self.bundled for name in (weight.file, weight.card)
-        ]
-        return [*bundled, *(self.downloads / weight.file for weight in self.published)]
+        bundled = [name for weight in self.bundled for name in (weight.file, weight.card)]
+        published = [self.downloads / weight.file for weight in self.published]
+        return [*(self.folder / name for name in bundled), *published]
 
-    def choose(self, names: list[str]) -> list[PublishedWeight]:
+    def choose(self, names: Sequence[str]) -> list[PublishedWeight]:
         """Return published weights by name; all without names.
 
         Raises:
@@ -120,9 +112,8 @@ def load_manifest(path: Path) -> Manifest:
             f"{path}: no such file: run in the project's folder, or give --manifest FILE"
         )
     entries = decode_toml(read_bytes(path), _Entries, path, InputError)
-    everything: tuple[PublishedWeight | BundledWeight, ...] = (*entries.published, *entries.bundled)
-    for weight in everything:
-        preset(weight.name)
+    for name in (*(w.name for w in entries.published), *(w.name for w in entries.bundled)):
+        preset(name)
     return Manifest(path.parent, entries.published, entries.bundled)
 
 
@@ -188,7 +179,9 @@ def _admit(path: Path, weight: PublishedWeight, folder: Path) -> None:
         )
     if recorded is None:
         check_content(path, weight.name)
-        _record(folder, weight.file, found)
+        sums = read_sums(folder) | {weight.file: found}
+        lines = [f"{value}  {name}\n" for name, value in sorted(sums.items())]
+        write_atomic(folder / SUMS, "".join(lines).encode())
     elif found != recorded:
         raise CheckpointError(
             f"{path}: SHA-256 {found[:12]}…, recorded at the first download: {recorded[:12]}…: "
@@ -219,12 +212,6 @@ def check_content(path: Path, name: str) -> None:
         raise CheckpointError(f"{path}: damaged inside ({shown(damaged)}): download it again")
 
 
-def _record(folder: Path, file: str, digest: str) -> None:
-    sums = read_sums(folder) | {file: digest}
-    lines = [f"{value}  {name}\n" for name, value in sorted(sums.items())]
-    write_atomic(folder / SUMS, "".join(lines).encode())
-
-
 def read_card(path: Path) -> Card:
     """Return a model card, see `card.py`.
 
@@ -234,51 +221,38 @@ def read_card(path: Path) -> Card:
     return decode_json(read_bytes(path), Card, path, InputError, "write it with weights card")
 
 
-Sha = Literal["ok", "differs", "unknown"]
-
-
 @dataclass(frozen=True)
 class Status:
-    """One line of the list.
+    """One line of the list."""
 
-    Attributes:
-        name: preset.
-        kind: "bundled" or "published".
-        file: path of the file, there or not.
-        ap: AP (0–1) by split: as published, or from the card; empty without a card.
-        size: bytes; None where the file is missing.
-        sha: compared with the card, the manifest or the recorded sum; "unknown" where there is
-            none; None where the file is missing.
-    """
-
-    name: str
+    name: str  # preset
     kind: Literal["bundled", "published"]
-    file: Path
-    ap: dict[str, float]
-    size: int | None
-    sha: Sha | None
+    file: Path  # there or not
+    ap: dict[str, float]  # 0–1 by split: as published, or from the card; empty without a card
+    size: int | None  # bytes; None where the file is missing
+    # Compared with the card, the manifest or the recorded sum, "unknown" where there is none.
+    sha: Literal["ok", "differs", "unknown"] | None
 
 
 def statuses(manifest: Manifest) -> list[Status]:
     """Look at every file of the manifest; reads them whole to compare their sums."""
     found = []
     for bundled in manifest.bundled:
-        path = manifest.folder / bundled.card
+        path, file = manifest.folder / bundled.card, manifest.folder / bundled.file
         card = read_card(path) if path.exists() else None
-        file = manifest.folder / bundled.file
-        size, sha = _look(file, card and card["sha256"])
-        ap = card["AP"] if card else {}
-        found.append(Status(bundled.name, "bundled", file, ap, size, sha))
+        ap, sha = (card["AP"], card["sha256"]) if card else ({}, None)
+        found.append(Status(bundled.name, "bundled", file, ap, *_look(file, sha)))
     sums = read_sums(manifest.downloads)
     for published in manifest.published:
-        file = manifest.downloads / published.file
-        size, sha = _look(file, published.sha256 or sums.get(published.file))
-        ap = {"COCO": published.ap}
-        found.append(Status(published.name, "published", file, ap, size, sha))
+        file, ap = manifest.downloads / published.file, {"COCO": published.ap}
+        sha = published.sha256 or sums.get(published.file)
+        found.append(Status(published.name, "published", file, ap, *_look(file, sha)))
     return found
 
 
-def _look(file: Path, expected: str | None) -> tuple[int | None, Sha | None]:
+def _look(
+    file: Path, expected: str | None
+) -> tuple[int | None, Literal["ok", "differs", "unknown"] | None]:
     if not file.is_file():
         return None, None
     if expected is None:

@@ -20,21 +20,14 @@ from nmsfree_training.weights.checkpoint import Checkpoint, deployed_like, load_
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """How predictions become detections.
+    """How predictions become detections."""
 
-    Attributes:
-        per_level: best (cell, class) pairs kept of each level.
-        score_floor: lower scores are dropped.
-        nms_iou: IoU above which NMS removes a box; None = no NMS.
-        class_aware: NMS within a class only.
-        cap_at_cells: as published, a level keeps no more pairs than it has cells; without the
-            cap the best `per_level` of each level contain the exact best of all levels.
-    """
-
-    per_level: int
-    score_floor: float = 0.05
-    nms_iou: float | None = None
-    class_aware: bool = True
+    per_level: int  # best (cell, class) pairs kept of each level
+    score_floor: float = 0.05  # lower scores are dropped
+    nms_iou: float | None = None  # IoU above which NMS removes a box; None = no NMS
+    class_aware: bool = True  # NMS within a class only
+    # As published, a level keeps no more pairs than it has cells; without the cap the best
+    # `per_level` of each level contain the exact best of all levels.
     cap_at_cells: bool = True
 
 
@@ -75,9 +68,11 @@ def _select_level(
     return boxes[index // num_classes], ordered, index % num_classes
 
 
-def postprocess(
-    prediction: Prediction, config: PostprocessConfig
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]:
+# Boxes float32 [n, 4], scores float32 [n], labels int64 [n] of one image.
+Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+
+
+def postprocess(prediction: Prediction, config: PostprocessConfig) -> list[Found]:
     """Per image boxes float32 [n, 4] (xyxy, input pixels, not clipped), scores [n], labels [n].
 
     With NMS sorted by score; without, level by level as the published code leaves them.
@@ -136,9 +131,14 @@ class TorchBackend:
         self.description = f"PyTorch {torch.__version__} {self._device.type}, eager"
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
-        predictions = self.predict(images)
-        found = postprocess(predictions, self._config())
-        return self._pack(found, len(images))
+        nms = self.spec.nms
+        if nms is None:  # no floor: rows below it are part of the output contract
+            config = PostprocessConfig(self.spec.top_k, score_floor=-1.0, cap_at_cells=False)
+        else:
+            config = PostprocessConfig(
+                nms.candidates_per_level, self.spec.score_floor, nms.iou, nms.class_aware
+            )
+        return self._pack(postprocess(self.predict(images), config), len(images))
 
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
@@ -148,20 +148,7 @@ class TorchBackend:
         predictions: dict[str, Prediction] = self._network(inputs, heads=(head,))
         return predictions[head]
 
-    def _config(self) -> PostprocessConfig:
-        nms = self.spec.nms
-        if nms is None:
-            # No floor: rows below it are part of the output contract.
-            return PostprocessConfig(self.spec.top_k, score_floor=-1.0, cap_at_cells=False)
-        return PostprocessConfig(
-            nms.candidates_per_level, self.spec.score_floor, nms.iou, nms.class_aware
-        )
-
-    def _pack(
-        self,
-        found: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]],
-        count: int,
-    ) -> RawDetections:
+    def _pack(self, found: list[Found], count: int) -> RawDetections:
         k = self.spec.top_k
         limit = np.array([self.spec.width, self.spec.height] * 2, np.float32)
         raw = RawDetections(

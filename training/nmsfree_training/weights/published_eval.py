@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nmsfree.datasets.dataset import DetectionDataset, Sample
+from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.evaluation.evaluate import Progress, Result, category_ids_of, check_size, coco_results
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
@@ -25,6 +24,7 @@ from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.predict import (
     EVALUATE_O2M,
     EVALUATE_O2O,
+    Found,
     PostprocessConfig,
     make_spec,
     open_network,
@@ -32,9 +32,6 @@ from nmsfree_training.weights.predict import (
 )
 
 SETTINGS: dict[HeadName, PostprocessConfig] = {"o2m": EVALUATE_O2M, "o2o": EVALUATE_O2O}
-
-# Boxes float32 [n, 4], xyxy as shares of the image's width and height; scores [n]; labels [n].
-Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
 def predict_published(
@@ -72,7 +69,10 @@ def predict_published(
     sides = min(checkpoint.input_size), max(checkpoint.input_size)
     results: list[Result] = []
     for done, sample in enumerate(dataset.samples, start=1):
-        boxes, scores, labels = detect(network, prepare(_read(sample), sides))
+        # Read as everywhere, for Pillow's antialiased resize.
+        image = Image.fromarray(np.ascontiguousarray(read_image(sample.path)[:, :, ::-1]))
+        check_size(sample, image.height, image.width)
+        boxes, scores, labels = detect(network, prepare(image, sides))
         scale = np.array([sample.width, sample.height] * 2, np.float32)
         own = [categories[label] for label in labels.tolist()]
         results += coco_results(sample.image_id, boxes * scale, own, scores)
@@ -90,7 +90,10 @@ def prepare(image: Image.Image, sides: tuple[int, int]) -> Tensor:
 
 
 def detect(network: Fcos, inputs: Tensor) -> Found:
-    """Return what the deployed head finds in one prepared image, float32 [1, 3, H, W]."""
+    """Return what the deployed head finds in one prepared image, float32 [1, 3, H, W].
+
+    The boxes are shares of its width and height.
+    """
     height, width = inputs.shape[2:]
     head = network.deployed_head
     with torch.inference_mode():
@@ -98,10 +101,3 @@ def detect(network: Fcos, inputs: Tensor) -> Found:
         predictions: dict[str, Prediction] = network(on_device, heads=(head,))
         ((boxes, scores, labels),) = postprocess(predictions[head], SETTINGS[head])
     return np.clip(boxes / np.array([width, height] * 2, np.float32), 0, 1), scores, labels
-
-
-def _read(sample: Sample) -> Image.Image:
-    """Read a picture as everywhere, for Pillow's antialiased resize."""
-    image = Image.fromarray(np.ascontiguousarray(read_image(sample.path)[:, :, ::-1]))
-    check_size(sample, image.height, image.width)
-    return image

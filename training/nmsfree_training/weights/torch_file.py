@@ -160,11 +160,6 @@ def describe_bytes(path: Path) -> str:
         return f"cannot be opened ({error.strerror or error})"
     if not start:
         return "empty file"
-    if is_html(start):
+    if b"<html" in start.lower() or b"<!doctype" in start.lower():
         return "an HTML page, probably an error page saved under this name"
     return f"{path.stat().st_size:,} bytes that cannot be read (truncated or another format)"
-
-
-def is_html(start: bytes) -> bool:
-    """Whether a file that starts like this is a web page."""
-    return b"<html" in start.lower() or b"<!doctype" in start.lower()
