@@ -1,5 +1,7 @@
 """What a picture's header claims: its kind, and how many pixels decoding it would make.
 
+Own code, as no small library does it: `imagesize` knows neither Netpbm's PFM, PAM, Radiance nor
+Sun raster, which OpenCV decodes, nor Exif, and Pillow is no dependency of the runtime.
 Layouts: PNG specification (W3C) section 11.2, JPEG ITU-T T.81 annex B, Exif 2.3 (TIFF 6.0
 entries), BigTIFF, Microsoft's BITMAPINFOHEADER, WebP (RFC 9649), GIF89a, JPEG 2000 (T.800 annexes
 A and I), HEIF (ISO/IEC 23008-12: ispe, irot, imir), Netpbm, Radiance, Sun raster.
@@ -16,6 +18,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # field types of TIFF that hold unsigned integers
+_WIDTH, _HEIGHT, _BITS, _FORMAT = 256, 257, 258, 339  # tags of TIFF
 _SAMPLES = {2: "signed integers", 3: "floats", 6: "complex floats"}  # TIFF's SampleFormat
 _TEXT_SIZES = (  # groups: width and height
     ("Netpbm", re.compile(rb"P[1-6Ff]\s(?:\s|#.*\n)*(?P<w>\d+)\s+(?:#.*\n)*(?P<h>\d+)")),
@@ -26,17 +29,12 @@ _TEXT_SIZES = (  # groups: width and height
 
 
 class Header(NamedTuple):
-    """What a header says.
-
-    Attributes:
-        turned: whether the file asks for width and height to be exchanged; None if only decoding
-            it tells.
-    """
+    """What a header says."""
 
     kind: str  # format, with the sort of its samples where that is unusual
     width: int  # width, height: in pixels as stored, before any rotation
     height: int
-    turned: bool | None = None
+    turned: bool | None = None  # whether width and height are to be exchanged; None: decoding tells
 
 
 def read_header(file: BinaryIO) -> Header | None:
@@ -48,19 +46,6 @@ def read_header(file: BinaryIO) -> Header | None:
     except (OSError, struct.error, ValueError):  # ends too early, or is no such file
         return None
     return header if header is not None and min(header.width, header.height) > 0 else None
-
-
-def png_is_plain(file: BinaryIO) -> bool:
-    """Whether a PNG is neither rotated by Exif nor animated."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind in (b"eXIf", b"acTL"):
-            return False
-        if kind == b"IEND":
-            break
-        file.seek(length + 4, 1)  # 4: checksum
-    return True  # or cut off; reading its pixels will tell
 
 
 def avif_is_turned(data: bytes) -> bool:
@@ -92,11 +77,14 @@ def orientation_of(tiff: bytes) -> int:
 
 def _read(file: BinaryIO, start: bytes) -> Header | None:
     if start.startswith(b"\x89PNG\r\n\x1a\n") and start[12:16] == b"IHDR":
-        return Header("PNG", *struct.unpack_from(">II", start, 16))
+        width, height = struct.unpack_from(">II", start, 16)
+        return Header("PNG", width, height, _png_is_turned(file))
     if start.startswith(b"\xff\xd8"):
         return _jpeg(file)
     if start.startswith(b"BM"):
-        return _bmp(start)
+        is_os2 = struct.unpack_from("<I", start, 14)[0] == 12
+        width, height = struct.unpack_from("<HH" if is_os2 else "<ii", start, 18)
+        return Header("BMP", width, abs(height), False)  # negative: stored from the top
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return _webp(start)
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -109,15 +97,23 @@ def _read(file: BinaryIO, start: bytes) -> Header | None:
         return Header("JPEG 2000", *struct.unpack_from(">II", start, 8))
     if start[4:8] in (b"ftyp", b"jP  "):
         return _boxes(file.read(START))
-    return _text(file.read(4096))
+    text = file.read(4096)
+    found = ((kind, pattern.match(text)) for kind, pattern in _TEXT_SIZES)
+    sizes = (Header(kind, int(m["w"][:10]), int(m["h"][:10])) for kind, m in found if m)
+    return next(sizes, None)
 
 
-def _bmp(start: bytes) -> Header:
-    if struct.unpack_from("<I", start, 14)[0] == 12:  # OS/2
-        width, height = struct.unpack_from("<HH", start, 18)
-        return Header("BMP", width, height, False)
-    width, height = struct.unpack_from("<ii", start, 18)
-    return Header("BMP", width, abs(height), False)  # negative: stored from the top
+def _png_is_turned(file: BinaryIO) -> bool | None:
+    """False, or None with Exif or an animation, where only decoding tells."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"eXIf", b"acTL"):
+            return None
+        if kind == b"IEND":
+            break
+        file.seek(length + 4, 1)  # 4: checksum
+    return False
 
 
 def _webp(start: bytes) -> Header | None:
@@ -132,8 +128,9 @@ def _webp(start: bytes) -> Header | None:
         return Header("WebP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, False)
     if kind == b"VP8X":
         width, height = (int.from_bytes(start[i : i + 3], "little") + 1 for i in (24, 27))
-        return Header("WebP", width, height, None if start[20] & 0b1010 else False)
-    return None  # flags 0b1010: Exif, animated
+        turned = None if start[20] & 0b1010 else False  # flags: Exif, animated
+        return Header("WebP", width, height, turned)
+    return None
 
 
 def _tiff(file: BinaryIO) -> Header | None:
@@ -147,16 +144,16 @@ def _tiff(file: BinaryIO) -> Header | None:
     found: dict[int, int] = {}
     for at in range(0, len(entries), length):
         tag, kind, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), entries, at)
-        if tag in (256, 257, 258, 339) and kind in _NUMBERS:
+        if tag in (_WIDTH, _HEIGHT, _BITS, _FORMAT) and kind in _NUMBERS:
             number = order + _NUMBERS[kind]
             inline = entries[at + (12 if big else 8) : at + length]
             if values * struct.calcsize(number) > len(inline):
                 file.seek(struct.unpack(order + ("Q" if big else "I"), inline)[0])
                 inline = file.read(8)
             found[tag] = struct.unpack_from(number, inline)[0]
-    bits, samples = found.get(258, 1), _SAMPLES.get(found.get(339, 1), "integers")
+    bits, samples = found.get(_BITS, 1), _SAMPLES.get(found.get(_FORMAT, 1), "integers")
     sort = f" of {bits}-bit {samples}" if bits > 16 or samples != "integers" else ""
-    return Header(f"TIFF{sort}", found.get(256, 0), found.get(257, 0))
+    return Header(f"TIFF{sort}", found.get(_WIDTH, 0), found.get(_HEIGHT, 0))
 
 
 def _boxes(start: bytes) -> Header | None:
@@ -169,20 +166,16 @@ def _boxes(start: bytes) -> Header | None:
     return Header("AVIF", *max(sizes, key=lambda size: size[0] * size[1])) if sizes else None
 
 
-def _text(start: bytes) -> Header | None:
-    for kind, pattern in _TEXT_SIZES:
-        if found := pattern.match(start):
-            return Header(kind, int(found["w"][:10]), int(found["h"][:10]))
-    return None
-
-
 def _jpeg(file: BinaryIO) -> Header | None:
     file.seek(2)
     turned: bool | None = False
-    while (marker := _next_marker(file)) is not None:
+    while file.read(1) == b"\xff":
+        while (code := file.read(1)) == b"\xff":  # fill bytes
+            pass
+        marker = int.from_bytes(code)
         if marker in _STANDALONE:
             continue
-        if marker in (_END_OF_IMAGE, _START_OF_SCAN):
+        if not code or marker in (_END_OF_IMAGE, _START_OF_SCAN):
             return None
         length = struct.unpack(">H", file.read(2))[0] - 2
         if marker in _FRAMES:
@@ -195,12 +188,3 @@ def _jpeg(file: BinaryIO) -> Header | None:
             except (ValueError, struct.error):
                 turned = None
     return None
-
-
-def _next_marker(file: BinaryIO) -> int | None:
-    """Return the code of the marker that begins here, fill bytes skipped; None if none does."""
-    if file.read(1) != b"\xff":
-        return None
-    while (code := file.read(1)) == b"\xff":
-        pass
-    return code[0] if code else None

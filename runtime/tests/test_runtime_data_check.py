@@ -78,7 +78,7 @@ def kinds(check: Check, *levels: Level) -> dict[str, int]:
     """Number of faults by kind, of these levels or of all that are not mere information."""
     found: Counter[str] = Counter()
     for finding in check.findings():
-        if finding.level in (levels or (Level.ERROR, Level.WARNING)):
+        if finding.kind.level in (levels or (Level.ERROR, Level.WARNING)):
             found[finding.kind.code] += len(finding.faults)
     return dict(found)
 

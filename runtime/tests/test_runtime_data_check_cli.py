@@ -34,7 +34,7 @@ def run(*arguments: object) -> Any:
 def found(root: Path) -> dict[str, int]:
     """Number of errors and warnings by kind."""
     levels = (Level.ERROR, Level.WARNING)
-    findings = [f for f in check_dataset(root).findings() if f.level in levels]
+    findings = [f for f in check_dataset(root).findings() if f.kind.level in levels]
     return {finding.kind.code: len(finding.faults) for finding in findings}
 
 

@@ -127,7 +127,7 @@ def test_glyph_touches_all_sides_of_its_box(side: float) -> None:
         inner = ink[1:-1, 1:-1]
         assert inner[0].any() and inner[-1].any() and inner[:, 0].any() and inner[:, -1].any()
         assert ink.sum() == inner.sum()  # nothing in the margin
-        assert abs(max(glyph.width, glyph.height) - side) <= 1.5
+        assert abs(max(glyph.size) - side) <= 1.5
 
 
 def test_box_encloses_what_is_drawn() -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.check.check import check_dataset
 from nmsfree.datasets.check.fix import Fixed, default_folder, needs_fixing, write_fixed
 from nmsfree.datasets.check.pictures import sheet_paths, write_charts, write_sheets
-from nmsfree.datasets.check.report import Check, Finding
+from nmsfree.datasets.check.report import Check, Finding, by_name
 from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import find_layout
 from nmsfree.datasets.rows import relative_name
@@ -111,12 +112,11 @@ LONGEST = 24  # characters of a name
 
 def class_table(check: Check) -> Table:
     """Return objects and images of the classes in every split, the commonest first."""
-    rows: dict[str, list[int]] = {}  # name → objects and images, split by split
-    for number, split in enumerate(check.splits.values()):
-        for category in split.rows.categories:  # two ids of one name are one class
-            row = rows.setdefault(category.name, [0] * 2 * len(check.splits))
-            row[2 * number] += split.stats.by_class[category.id]
-            row[2 * number + 1] += split.stats.images_by_class[category.id]
+    columns = [
+        by_name(split.rows, counts)
+        for split in check.splits.values()
+        for counts in (split.stats.by_class, split.stats.images_by_class)
+    ]
     table = Table(
         title="classes, objects and images with them", title_justify="left", box=box.SIMPLE_HEAD
     )
@@ -124,13 +124,15 @@ def class_table(check: Check) -> Table:
     for name in check.splits:
         table.add_column(Text(f"{shown(name)}\nobjects"), justify="right")
         table.add_column("\nimages", justify="right")
-    order = sorted(rows, key=lambda name: -sum(rows[name][::2]))
+    found = dict.fromkeys(chain.from_iterable(columns))
+    order = sorted(found, key=lambda name: -sum(objects[name] for objects in columns[::2]))
     cut = len(order) - COMMONEST - RAREST
     for place, name in enumerate(order):
         if cut > 1 and place == COMMONEST:
-            table.add_row(f"… {cut} more", *[""] * len(rows[name]))
+            table.add_row(f"… {cut} more", *[""] * len(columns))
         if cut <= 1 or not COMMONEST <= place < COMMONEST + cut:
-            cells = [Text(f"{n:,}", style="" if n else "bold red") for n in rows[name]]
+            counts = [column[name] for column in columns]
+            cells = [Text(f"{n:,}", style="" if n else "bold red") for n in counts]
             table.add_row(Text(shorten(name, LONGEST)), *cells)
     return table
 
@@ -142,10 +144,8 @@ COLOURS = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.INFO: "cyan"}
 def print_check(check: Check, pictures: list[Path]) -> None:
     """Print what each split holds, what was found, and where the pictures are."""
     console = Console()
-    console.print(_splits(check))
-    console.print(class_table(check))
-    findings = check.findings()
-    if findings:
+    console.print(_splits(check), class_table(check))
+    if findings := check.findings():
         console.print(_findings(check, findings))
     console.print(_verdict(check))
     for path in pictures:
@@ -203,8 +203,7 @@ def _verdict(check: Check) -> Text:
     errors, warnings = check.count(Level.ERROR), check.count(Level.WARNING)
     warned = f"{warnings:,} warning{'s' * (warnings != 1)}"
     if errors:
-        mend = any(finding.kind.fix for finding in check.findings())
-        hint = ": --fix writes a cleaned set" if mend else ""
+        hint = ": --fix writes a cleaned set" if needs_fixing(check) else ""
         return Text(f"{errors:,} error{'s' * (errors != 1)}, {warned}{hint}", "bold red")
     return Text(f"no errors, {warned}", "bold green")
 

@@ -25,23 +25,20 @@ NAMED = 3  # files in a warning
 class Sample:
     """One image and what is in it; the picture itself is read by who needs it.
 
-    Its size in pixels is what the annotations say; where they do not, what the file says, and
+    Its size is what the annotations say; where they do not, what the file says, and
     `UNKNOWN_SIZE` where that cannot be read: its pixels cannot either.
-
-    Attributes:
-        iscrowd: bool [n], regions of many objects: no training target, ignored by the metrics.
-        xywh: float64 [n, 4], at the source's full precision; from `boxes` if not given.
-        area: float64 [n], in pixels²: the stated one (that of a mask), else that of the box.
     """
 
     image_id: int  # the dataset's own id
     path: Path  # image file
-    width: int
+    width: int  # in pixels
     height: int
     boxes: NDArray[np.float32]  # [n, 4], xyxy in source pixels
     labels: NDArray[np.int64]  # [n], index into the dataset's class names
-    iscrowd: NDArray[np.bool_]
+    iscrowd: NDArray[np.bool_]  # [n], regions of many objects: not trained on, ignored by metrics
+    # [n, 4], at the source's full precision; of `boxes` if not given
     xywh: NDArray[np.float64] = None  # type: ignore[assignment]
+    # [n], in pixels²: the stated one (that of a mask), else that of the box
     area: NDArray[np.float64] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -94,12 +91,10 @@ def build(rows: SplitRows) -> DetectionDataset:
     label_of = {category.id: label for label, category in enumerate(rows.categories)}
     xywh = boxes_of(rows)
     good, repeats = with_area(xywh), repeated_lines(rows)
-    if not good.all():
-        logger.warning("%s: dropped %d boxes without area", rows.file, int((~good).sum()))
-    if repeats.any():
-        logger.warning(
-            "%s: left out %d label lines that repeat another", rows.file, int(repeats.sum())
-        )
+    if lost := int((~good).sum()):
+        logger.warning("%s: dropped %d boxes without area", rows.file, lost)
+    if lines := int(repeats.sum()):
+        logger.warning("%s: left out %d label lines that repeat another", rows.file, lines)
     of_image: dict[int, list[int]] = defaultdict(list)
     for index in np.flatnonzero(good & ~repeats).tolist():
         of_image[rows.objects[index].image_id].append(index)
@@ -108,12 +103,11 @@ def build(rows: SplitRows) -> DetectionDataset:
         of_box, stated = xywh[:, 2] * xywh[:, 3], areas_of(rows)
     area = np.where((stated >= 0) & (stated <= LARGEST_AREA), stated, of_box)
     labels = np.array([label_of[row.category_id] for row in rows.objects], dtype=np.int64)
-    crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
+    columns: tuple[NDArray[Any], ...] = (corners, labels, crowds_of(rows), xywh, area)
 
     def sample(image: ImageRow) -> Sample:
         own = np.array(of_image[image.id], dtype=np.int64)
         size = image.size or UNKNOWN_SIZE
-        columns: tuple[NDArray[Any], ...] = (corners, labels, crowd, xywh, area)
         return Sample(image.id, image.path, *size, *(column[own] for column in columns))
 
     unread = [str(image.path) for image in rows.images if image.size is None]
@@ -121,7 +115,7 @@ def build(rows: SplitRows) -> DetectionDataset:
         names = ", ".join(unread[:NAMED]) + (", …" if len(unread) > NAMED else "")
         what = "1 image" if len(unread) == 1 else f"{len(unread)} images"
         logger.warning("%s: %s cannot be read: %s", rows.file, what, names)
-    samples = tuple(sample(image) for image in rows.images)
+    samples = tuple(map(sample, rows.images))
     ids = tuple(sorted(image.id for image in rows.images))
     return DetectionDataset(
         rows.name, samples, class_names, tuple(label_of), ids, rows.file, rows.root
@@ -134,23 +128,27 @@ def repeated_lines(rows: SplitRows) -> NDArray[np.bool_]:
     Trainers of such sets leave those lines out, so they stand for no second object.
     """
     repeats = np.zeros(len(rows.objects), dtype=np.bool_)
-    if rows.format == "YOLO":
-        seen: set[tuple[int, int, Xywh]] = set()
-        for index, row in enumerate(rows.objects):
-            line = (row.image_id, row.category_id, row.bbox)
-            repeats[index] = line in seen
-            seen.add(line)
+    seen: set[tuple[int, int, Xywh]] = set()
+    for index, row in enumerate(rows.objects if rows.format == "YOLO" else ()):
+        line = (row.image_id, row.category_id, row.bbox)
+        repeats[index] = line in seen
+        seen.add(line)
     return repeats
 
 
 def boxes_of(rows: SplitRows) -> NDArray[np.float64]:
-    """Return left, top, width, height of all objects, float64 [n, 4] in source pixels."""
+    """Left, top, width, height of all objects, [n, 4] in source pixels."""
     return np.array([row.bbox for row in rows.objects], dtype=np.float64).reshape(-1, 4)
 
 
 def areas_of(rows: SplitRows) -> NDArray[np.float64]:
-    """Return the stated area of all objects, float64 [n] in pixels²; NaN where none is stated."""
+    """The stated area of all objects, [n] in pixels²; NaN where none is stated."""
     return np.array([row.area for row in rows.objects], dtype=np.float64)
+
+
+def crowds_of(rows: SplitRows) -> NDArray[np.bool_]:
+    """Which objects are regions to ignore, [n]."""
+    return np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
 
 
 def to_corners(xywh: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,6 +160,5 @@ def with_area(xywh: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which boxes [n, 4] are finite and have an area, also in the float32 of `Sample`."""
     with np.errstate(over="ignore", invalid="ignore"):
         corners = to_corners(xywh).astype(np.float32)
-        finite = np.isfinite(corners).all(axis=1)
-        good = finite & (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    return np.asarray(good, dtype=np.bool_)
+        good = np.isfinite(corners) & np.tile(corners[:, 2:] > corners[:, :2], 2)
+    return np.asarray(good.all(axis=1))

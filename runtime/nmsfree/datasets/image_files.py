@@ -6,13 +6,14 @@ from pathlib import Path
 
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError
-from nmsfree.image_header import Header, png_is_plain, read_header
+from nmsfree.image_header import Header, read_header
 from nmsfree.images import LARGEST, read_image
 from nmsfree.streams.sources import IMAGE_SUFFIXES, find_images
 
 # What stands among the images of datasets, and is read where it belongs to one.
 BESIDE_IMAGES = frozenset((".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".cache", ".md"))
 LONGEST_LIST = 256 << 20  # bytes of a list of images: some millions of paths
+Size = tuple[int, int]  # width, height in pixels
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -22,13 +23,8 @@ def images_below(folder: Path) -> list[Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files of a folder alone, unordered, hidden ones left out."""
-    if not folder.is_dir():
-        return []
-    return [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
 
 
 def on_disk(path: Path) -> Path:
@@ -55,11 +51,8 @@ def nfc(name: str) -> str:
 
 @lru_cache(maxsize=256)
 def _by_form(folder: Path, changed: int) -> dict[str, str]:
-    """Return the names in a folder by their NFC; `changed` (its time) tells listings apart."""
+    """The names in a folder by their NFC; `changed`, its time, tells listings apart."""
     return {nfc(path.name): path.name for path in folder.iterdir()}
-
-
-Size = tuple[int, int]  # width, height in pixels
 
 
 def image_size(path: Path) -> Size | None:
@@ -86,9 +79,6 @@ def header_of(path: Path) -> Header | None:
     try:
         check_file(path, LARGEST)
         with path.open("rb") as file:
-            header = read_header(file)
-            if header is not None and header.kind == "PNG" and png_is_plain(file):
-                header = header._replace(turned=False)
+            return read_header(file)
     except (OSError, InputError):
         return None
-    return header

@@ -41,7 +41,7 @@ class ImageRow(NamedTuple):
 class ObjectRow(NamedTuple):
     """One object; its image and category are defined, its box may be anything."""
 
-    image_id: int  # image_id, category_id: what it belongs to
+    image_id: int
     category_id: int
     bbox: Xywh  # left, top, width, height in source pixels, at the source's full precision
     iscrowd: bool  # a region to ignore: no training target, no false positive
@@ -55,7 +55,7 @@ class ObjectRow(NamedTuple):
 class SplitRows:
     """One split as its source states it."""
 
-    format: Format  # how it was written
+    format: Format
     name: str  # name of the split
     root: Path  # folder of the dataset
     file: Path  # file that defines the split
@@ -75,10 +75,10 @@ def relative_name(path: Path, root: Path) -> str:
 
 
 def inside(folder: Path, name: str, root: Path | None = None) -> Path:
-    """Return the file that annotations name; `/` and `\\` both part folders.
+    """Return the file that annotations name, `on_disk`; `/` and `\\` both part folders.
 
     Relative names begin at the folder; none leads out of the root (the folder if not given), by
-    `..` or as a whole path. The disk may have the name in another Unicode form.
+    `..` or as a whole path.
 
     Raises:
         ValueError: the name leads out of the root or to nothing, or no file can have it.
@@ -103,10 +103,8 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: a NUL, half of a surrogate pair, or longer than file systems allow.
     """
-    long = len(name) > LONGEST_PATH or any(
-        len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/")
-    )
-    if long or "\0" in name:
+    parts = name.split("/") if len(name) <= LONGEST_PATH else [name]
+    if "\0" in name or any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
         raise ValueError(f"file name {shown(name)!r} is none that a file can have")
 
 
@@ -121,9 +119,7 @@ refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush""".replac
         ","
     )
 )
-
 # COCO numbers its 80 categories 1 … 90 with ten ids unused.
-_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_IDS)
-
-assert len(COCO_NAMES) == len(COCO_CATEGORY_IDS) == 80
+COCO_CATEGORY_IDS = tuple(
+    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+)

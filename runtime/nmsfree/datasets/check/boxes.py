@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.datasets.check.images import ImageFact
-from nmsfree.datasets.dataset import areas_of, boxes_of, repeated_lines, to_corners, with_area
+from nmsfree.datasets.dataset import (
+    areas_of,
+    boxes_of,
+    crowds_of,
+    repeated_lines,
+    to_corners,
+    with_area,
+)
 from nmsfree.datasets.faults import Fault, Kind, Xywh
 from nmsfree.datasets.image_files import Size
 from nmsfree.datasets.rows import SplitRows
@@ -44,18 +51,16 @@ def judge(rows: SplitRows, sizes: Mapping[int, Size | None]) -> Boxes:
     """Judge every box of a split; an image whose size is unknown lets a box reach anywhere."""
     limits = {i: size or (np.inf, np.inf) for i, size in sizes.items()}
     limit = np.array([limits[row.image_id] for row in rows.objects]).reshape(-1, 2)
-    crowd = np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
-    xywh = boxes_of(rows)
+    crowd, xywh, stated = crowds_of(rows), boxes_of(rows), areas_of(rows)
     area = with_area(xywh)
     xyxy = to_corners(np.where(area[:, None], xywh, 0.0))
     clipped = np.clip(xyxy, 0.0, np.tile(limit, 2))
     outside = area & ~with_area(np.hstack([clipped[:, :2], clipped[:, 2:] - clipped[:, :2]]))
     reach = np.abs(clipped - xyxy).max(axis=1, initial=0.0)
     partly = area & ~outside & (reach > OVERHANG)
-    countable = np.flatnonzero(area & ~outside & ~crowd)
-    duplicates = _duplicates(rows, clipped, countable)
-    stated, of_box = areas_of(rows), (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
-    odd = area & ~np.isnan(stated) & ~((stated > 0) & (stated <= of_box * (1 + AREA_SLACK) + 1))
+    duplicates = _duplicates(rows, clipped, np.flatnonzero(area & ~outside & ~crowd))
+    most = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1) * (1 + AREA_SLACK) + 1
+    odd = area & ~np.isnan(stated) & ~((stated > 0) & (stated <= most))
     return Boxes(xyxy, clipped, ~area, outside, partly, duplicates, crowd, odd)
 
 
@@ -70,8 +75,6 @@ def _duplicates(
         row = rows.objects[index]
         groups[row.image_id, names[row.category_id]].append(index)
     for group in groups.values():
-        if len(group) < 2:
-            continue
         corners = boxes[group]
         same = np.abs(corners[:, None] - corners[None]).max(axis=2) <= SAME_CORNERS
         if np.count_nonzero(same) == len(group):
@@ -89,16 +92,16 @@ def _duplicates(
 def box_faults(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) -> Iterator[Fault]:
     """Yield a fault for every box that is not right."""
     images = {image.id: image for image in rows.images}
-    repeats = repeated_lines(rows)
-    verdicts = (
-        (Kind.BOX_WITHOUT_AREA, boxes.without_area),
-        (Kind.BOX_OUTSIDE, boxes.outside),
-        (Kind.BOX_PARTLY_OUTSIDE, boxes.partly_outside),
-        (Kind.BOX_DUPLICATE, (boxes.duplicate_of >= 0) & ~repeats),
-        (Kind.LINE_REPEATED, (boxes.duplicate_of >= 0) & repeats),
-        (Kind.BOX_AREA, boxes.area_odd),
-    )
-    for kind, mask in verdicts:
+    duplicate, repeats = boxes.duplicate_of >= 0, repeated_lines(rows)
+    verdicts = {
+        Kind.BOX_WITHOUT_AREA: boxes.without_area,
+        Kind.BOX_OUTSIDE: boxes.outside,
+        Kind.BOX_PARTLY_OUTSIDE: boxes.partly_outside,
+        Kind.BOX_DUPLICATE: duplicate & ~repeats,
+        Kind.LINE_REPEATED: duplicate & repeats,
+        Kind.BOX_AREA: boxes.area_odd,
+    }
+    for kind, mask in verdicts.items():
         for index in np.flatnonzero(mask).tolist():
             row = rows.objects[index]
             image = images[row.image_id]

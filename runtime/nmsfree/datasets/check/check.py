@@ -3,7 +3,7 @@
 The readers are those that load a dataset, told to go on where loading would stop.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -20,7 +20,7 @@ from nmsfree.datasets.check.images import (
     read_images,
     unions,
 )
-from nmsfree.datasets.check.report import Check, SplitCheck, SplitStats, count
+from nmsfree.datasets.check.report import Check, SplitCheck, SplitStats, by_name, count
 from nmsfree.datasets.faults import Fault, Kind
 from nmsfree.datasets.formats.coco import fields_of
 from nmsfree.datasets.formats.folder import Layout, find_layout
@@ -31,22 +31,16 @@ from nmsfree.datasets.rows import Category, SplitRows
 from nmsfree.errors import DataError
 
 
-def class_faults(rows: SplitRows, stats: SplitStats) -> Iterator[Fault]:
-    """Yield the classes of a split that have no object."""
-    filled = {category.name for category in rows.categories if stats.by_class[category.id]}
-    for category in rows.categories:
-        if category.name not in filled:
-            yield Fault(Kind.CLASS_EMPTY, rows.file, f"{category.name} (id {category.id})")
-
-
 def list_faults(rows: SplitRows) -> Iterator[Fault]:
     """Yield what is remarkable about a list of classes."""
-    names = Counter(category.name for category in rows.categories)
-    for name in (name for name, times in names.items() if times > 1):
-        ids = ", ".join(str(c.id) for c in rows.categories if c.name == name)
-        yield Fault(Kind.CLASS_NAME_TWICE, rows.file, f"{name!r} is the name of the ids {ids}")
-    numbers = [category.id for category in rows.categories]
-    for low, high in pairwise(numbers):
+    ids: dict[str, list[str]] = defaultdict(list)
+    for number, name in rows.categories:
+        ids[name].append(str(number))
+    for name, numbers in ids.items():
+        if len(numbers) > 1:
+            detail = f"{name!r} is the name of the ids {', '.join(numbers)}"
+            yield Fault(Kind.CLASS_NAME_TWICE, rows.file, detail)
+    for low, high in pairwise(category.id for category in rows.categories):
         if high > low + 1:
             gap = f"{low + 1}" if high == low + 2 else f"{low + 1} … {high - 1}"
             yield Fault(Kind.CATEGORY_ID_GAP, rows.file, f"no class has the id {gap}")
@@ -57,8 +51,8 @@ def faults_between(splits: Mapping[str, SplitRows]) -> Iterator[Fault]:
     first = next(iter(splits.values()))
     for rows in splits.values():
         if rows.categories != first.categories:
-            differ = set(rows.categories) ^ set(first.categories)
-            names = ", ".join(sorted({f"{c.name} (id {c.id})" for c in differ})[:5])
+            differ = {f"{c.name} (id {c.id})" for c in {*rows.categories} ^ {*first.categories}}
+            names = ", ".join(sorted(differ)[:5])
             detail = f"its classes differ from those of {first.name}: {names}"
             yield Fault(Kind.CLASSES_DIFFER, rows.file, detail)
     for name, parts in unions(splits).items():
@@ -66,31 +60,30 @@ def faults_between(splits: Mapping[str, SplitRows]) -> Iterator[Fault]:
         yield Fault(Kind.SPLIT_UNION, splits[name].file, detail)
 
 
-def id_faults(rows: SplitRows) -> Iterator[Fault]:
-    """Yield a fault for every annotation id that is there more than once.
-
-    Loading numbers objects anew and does not mind; readers that keep objects by their id, as
-    pycocotools does, silently keep the last one.
-    """
-    ids = Counter(str(row.number) for row in rows.objects if "id" in fields_of(row.entry))
-    for number, times in ids.items():
-        if times > 1:
-            detail = f"{times} annotations have the id {number}"
-            yield Fault(Kind.ANNOTATION_ID_TWICE, rows.file, detail)
-
-
 NO_LABELS = frozenset(("classes.txt",))  # labelling programs leave it among the labels
 
 
-def split_file_faults(rows: SplitRows) -> Iterator[Fault]:
-    """Yield the image files that a split does not name, and the label files it lacks."""
+def split_faults(rows: SplitRows, stats: SplitStats) -> Iterator[Fault]:
+    """Yield what is wrong with ids, files and classes of a split.
+
+    Loading numbers objects anew and does not mind an id that is there more than once; readers that
+    keep objects by their id, as pycocotools does, silently keep the last one.
+    """
+    ids = Counter(str(row.number) for row in rows.objects if "id" in fields_of(row.entry))
+    for own, times in ids.items():
+        if times > 1:
+            detail = f"{times} annotations have the id {own}"
+            yield Fault(Kind.ANNOTATION_ID_TWICE, rows.file, detail)
     if rows.folder is not None:
         listed = {image.path for image in rows.images}
         yield from _unannotated(set(images_below(rows.folder)) - listed, rows.file)
-    if rows.format == "YOLO":
-        for image in rows.images:
-            if not image.source.is_file():
-                yield Fault(Kind.LABEL_FILE_MISSING, image.source, "no such file", image.path)
+    for image in rows.images if rows.format == "YOLO" else ():
+        if not image.source.is_file():
+            yield Fault(Kind.LABEL_FILE_MISSING, image.source, "no such file", image.path)
+    objects = by_name(rows, stats.by_class)
+    for number, name in rows.categories:
+        if not objects[name]:
+            yield Fault(Kind.CLASS_EMPTY, rows.file, f"{name} (id {number})")
 
 
 def set_file_faults(layout: Layout) -> Iterator[Fault]:
@@ -113,14 +106,13 @@ def _labels_alone(file: Path) -> Iterator[Fault]:
     """Yield the label files of a YOLO dataset that belong to no image."""
     config = read_config(file)
     labels: set[Path] = set()
-    pictures: dict[Path, set[Path]] = {}  # folder of labels → folders of their images
+    pictures: dict[Path, set[Path]] = defaultdict(set)  # folder of labels → folders of their images
     for split in config.splits:
         with suppress(DataError):  # reading that split tells
             images = yolo_images(config, split)
-            found = label_files(images, config.root)
-            labels.update(found)
-            for image, label in zip(images, found, strict=True):
-                pictures.setdefault(label.parent, set()).add(image.parent)
+            for image, label in zip(images, label_files(images, config.root), strict=True):
+                labels.add(label)
+                pictures[label.parent].add(image.parent)
     for folder, homes in sorted(pictures.items()):
         stems = {path.stem for home in homes for path in images_in(home)}
         for path in sorted(set(folder.glob("*.txt")) - labels):
@@ -144,12 +136,12 @@ def check_dataset(
     """
     layout = find_layout(directory)
     faults: list[Fault] = []
-    read: dict[str, tuple[SplitRows, list[Fault]]] = {}
+    read: dict[str, SplitRows] = {}
+    reported: dict[str, list[Fault]] = defaultdict(list)
     errors: list[DataError] = []
     for name in splits or layout.splits():
-        found: list[Fault] = []
         try:
-            read[name] = layout.read(name, found.append), found
+            read[name] = layout.read(name, reported[name].append)
         except DataError as error:
             if splits:
                 raise  # the user named it
@@ -159,18 +151,17 @@ def check_dataset(
             faults.append(Fault(Kind.SPLIT_UNREADABLE, source, f"{name}: {detail}"))
     if not read:
         raise errors[0]
-    paths = dict.fromkeys(image.path for rows, _ in read.values() for image in rows.images)
+    paths = dict.fromkeys(image.path for rows in read.values() for image in rows.images)
     facts = read_images(list(paths), progress)
-    checked = {name: _check_split(rows, facts, found) for name, (rows, found) in read.items()}
-    all_rows = {name: rows for name, (rows, _) in read.items()}
-    shared = leaks(all_rows, facts)
+    checked = {name: _check_split(rows, facts, reported[name]) for name, rows in read.items()}
+    shared = leaks(read, facts)
     lists: dict[tuple[Category, ...], SplitRows] = {}
-    for rows in all_rows.values():
+    for rows in read.values():
         lists.setdefault(rows.categories, rows)
     for rows in lists.values():  # each list once
         faults += list_faults(rows)
-    faults += faults_between(all_rows)
-    faults += leak_faults(all_rows, shared)
+    faults += faults_between(read)
+    faults += leak_faults(read, shared)
     faults += set_file_faults(layout)
     return Check(layout, checked, facts, tuple(shared), tuple(faults))
 
@@ -181,11 +172,12 @@ def _check_split(
     sizes = {image.id: image.size or facts[image.path].size for image in rows.images}
     boxes = judge(rows, sizes)
     stats = count(rows, boxes)
-    faults = [*reported, *id_faults(rows)]
-    faults += image_faults(rows.images, facts)
-    faults += box_faults(rows, boxes, sizes)
-    faults += copies_within(rows, facts)
-    faults += split_file_faults(rows)
-    faults += class_faults(rows, stats)
-    faults += object_faults(rows, boxes, facts)
+    faults = [
+        *reported,
+        *split_faults(rows, stats),
+        *image_faults(rows.images, facts),
+        *box_faults(rows, boxes, sizes),
+        *copies_within(rows, facts),
+        *object_faults(rows, boxes, facts),
+    ]
     return SplitCheck(rows, boxes, stats, tuple(faults))

@@ -34,25 +34,6 @@ from nmsfree.errors import DataError
 from nmsfree.files import is_part, write_atomic
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """Return a path from a folder, so that both can be moved together."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # another drive of Windows
-        return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
-
-
-def _category_ids(check: Check) -> dict[str, int]:
-    """Return one id for every class name of all splits: the dataset's own if they agree."""
-    names: dict[str, int] = {}
-    for split in check.splits.values():
-        for category in split.rows.categories:
-            names.setdefault(category.name, category.id)
-    if len(set(names.values())) == len(names):
-        return names
-    return {name: number for number, name in enumerate(names, start=1)}
-
-
 def content_of(
     check: Check, split: SplitCheck, images: list[ImageRow], ids: dict[str, int], folder: Path
 ) -> dict[str, Any]:
@@ -72,13 +53,7 @@ def content_of(
         raise DataError("the images lie on several drives: bring them onto one") from None
     header = source.get("info", EMPTY)
     info = fields_of(header) if bytes(header).startswith(b"{") else {}
-
-    def image_entry(image: ImageRow) -> dict[str, Any]:
-        size = check.facts[image.path].size
-        assert size is not None  # only usable images are kept
-        own = {"id": image.id, "file_name": _relative(image.path, pictures)}
-        return {**fields_of(image.entry), **own, "width": size[0], "height": size[1]}
-
+    sizes = [check.facts[image.path].size or (0, 0) for image in images]  # usable: they have one
     own = OwnInfo(_relative(pictures, folder), _relative(check.layout.root, folder))
     return {
         **source,
@@ -86,9 +61,26 @@ def content_of(
         "categories": [
             {**fields.get(name, {}), "id": number, "name": name} for name, number in ids.items()
         ],
-        "images": [image_entry(image) for image in images],
+        "images": [
+            {
+                **fields_of(image.entry),
+                "id": image.id,
+                "file_name": _relative(image.path, pictures),
+                "width": width,
+                "height": height,
+            }
+            for image, (width, height) in zip(images, sizes, strict=True)
+        ],
         "annotations": _annotations(split, {image.id for image in images}, ids),
     }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path from a folder, so that both can be moved together."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100
 
 
 def _annotations(
@@ -130,6 +122,10 @@ class FixedSplit:
     objects: int
     changes: Mapping[Kind, int]
 
+    def to_json(self) -> dict[str, Any]:
+        changes = {kind.code: count for kind, count in self.changes.items()}
+        return vars(self) | {"file": str(self.file), "changes": changes}
+
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
@@ -141,18 +137,8 @@ class Fixed:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, ready for `json.dumps`."""
-        return {
-            "folder": str(self.folder),
-            "splits": {
-                name: vars(split)
-                | {
-                    "file": str(split.file),
-                    "changes": {kind.code: count for kind, count in split.changes.items()},
-                }
-                for name, split in self.splits.items()
-            },
-            "unfixed": list(self.unfixed),
-        }
+        splits = {name: split.to_json() for name, split in self.splits.items()}
+        return {"folder": str(self.folder), "splits": splits, "unfixed": list(self.unfixed)}
 
 
 def default_folder(check: Check) -> Path:
@@ -175,7 +161,12 @@ def write_fixed(check: Check, folder: Path) -> Fixed:
     """
     _refuse_others(check, folder)
     kept, unfixed = _kept_images(check)
-    ids = _category_ids(check)
+    ids: dict[str, int] = {}  # of every class of all splits
+    for split in check.splits.values():
+        for category in split.rows.categories:
+            ids.setdefault(category.name, category.id)
+    if len({*ids.values()}) < len(ids):  # the dataset's own do not agree
+        ids = {name: number for number, name in enumerate(ids, start=1)}
     written: dict[str, FixedSplit] = {}
     for name, split in check.splits.items():
         if not kept[name]:
@@ -185,10 +176,8 @@ def write_fixed(check: Check, folder: Path) -> Fixed:
         file = folder / "annotations" / f"instances_{name}.json"
         write_atomic(file, msgspec.json.encode(content))
         load_coco(folder, name)  # it must load; anything else is a defect of this module
-        changes = _changes(check, split, kept[name])
-        written[name] = FixedSplit(
-            file, len(content["images"]), len(content["annotations"]), changes
-        )
+        objects, changes = len(content["annotations"]), _changes(check, split, kept[name])
+        written[name] = FixedSplit(file, len(kept[name]), objects, changes)
     unfixed += [fault.detail for fault in check.faults if fault.kind is Kind.SPLIT_UNREADABLE]
     return Fixed(folder, written, tuple(unfixed))
 
@@ -212,20 +201,22 @@ def _kept_images(check: Check) -> tuple[dict[str, list[ImageRow]], list[str]]:
     """Return the images of each split that stay, and what cannot be mended."""
     unfixed: list[str] = []
     kept: dict[str, list[ImageRow]] = {}
-    for name, split in check.splits.items():
-        usable = [image for image in split.rows.images if _is_usable(check, image)]
-        leaked = {path for one, path, _, _ in check.leaks if one == name}
-        kept[name] = [image for image in usable if image.path not in leaked]
-        if usable and not kept[name]:
-            others = sorted({other for one, _, other, _ in check.leaks if one == name})
-            kept[name] = usable
-            unfixed.append(
-                f"{name}: all its images are in {' and '.join(others)}, too: take other images"
+    usable = {
+        name: [image for image in split.rows.images if _is_usable(check, image)]
+        for name, split in check.splits.items()
+    }
+    for name, images in usable.items():
+        leaked = {path: other for one, path, other, _ in check.leaks if one == name}
+        kept[name] = [image for image in images if image.path not in leaked]
+        if images and not kept[name]:
+            kept[name] = images
+            others = " and ".join(
+                sorted({other for one, _, other, _ in check.leaks if one == name})
             )
+            unfixed.append(f"{name}: all its images are in {others}, too: take other images")
     for name, parts in unions({name: split.rows for name, split in check.splits.items()}).items():
         paths = {image.path for part in parts for image in kept[part]}
-        images = check.splits[name].rows.images
-        kept[name] = [i for i in images if i.path in paths and _is_usable(check, i)]
+        kept[name] = [image for image in usable[name] if image.path in paths]
     return kept, unfixed
 
 

@@ -94,10 +94,7 @@ def copies_within(rows: SplitRows, facts: Mapping[Path, ImageFact]) -> Iterator[
     first: dict[str, Path] = {}
     for image in rows.images:
         digest = facts[image.path].digest
-        if not digest:
-            continue
-        earlier = first.setdefault(digest, image.path)
-        if earlier is not image.path:
+        if digest and (earlier := first.setdefault(digest, image.path)) is not image.path:
             detail = f"the same as {relative_name(earlier, rows.root)}"
             yield Fault(Kind.IMAGE_DUPLICATE, image.path, detail, image.path)
 
@@ -109,15 +106,14 @@ def leaks(splits: Mapping[str, SplitRows], facts: Mapping[Path, ImageFact]) -> l
     """
     joined = unions(splits)
     by_digest = {name: _by_digest(rows, facts) for name, rows in splits.items()}
-    found: list[Leak] = []
-    for one, other in combinations(by_digest, 2):
-        if other in joined.get(one, []) or one in joined.get(other, []):
-            continue
-        for digest in by_digest[one]:
-            if digest in by_digest[other]:
-                partner = by_digest[other][digest][0]
-                found += [(one, path, other, partner) for path in by_digest[one][digest]]
-    return found
+    return [
+        (one, path, other, by_digest[other][digest][0])
+        for one, other in combinations(by_digest, 2)
+        if other not in joined.get(one, []) and one not in joined.get(other, [])
+        for digest, paths in by_digest[one].items()
+        if digest in by_digest[other]
+        for path in paths
+    ]
 
 
 def _by_digest(rows: SplitRows, facts: Mapping[Path, ImageFact]) -> dict[str, list[Path]]:

@@ -1,14 +1,16 @@
 """The pictures of a check: a labelled batch of every split, and the faults that can be seen."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from nmsfree.datasets.check.report import EDGES, Check, SplitCheck
+from nmsfree.datasets.check.report import EDGES, Check, SplitCheck, SplitStats, by_name
 from nmsfree.datasets.faults import Fault, Level
 from nmsfree.datasets.rows import ImageRow, relative_name
 from nmsfree.draw import Mark, Tile, color_of, make_sheet
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 COLUMNS, BATCH, MOST_FAULTS = 4, 12, 24  # tiles
 RED, PALE = (60, 60, 245), (190, 190, 190)
 MOST_NAMES = 40  # boxes of an image that get their names
-# Kinds worth a picture; the others speak of files or lists.
-_SHOWN = (Level.ERROR, Level.WARNING)
 
 
 def sheet_paths(check: Check, folder: Path) -> tuple[Path, dict[str, Path]]:
@@ -56,15 +56,11 @@ def write_sheets(check: Check, folder: Path) -> list[Path]:
 
 def choose(check: Check, split: SplitCheck) -> list[ImageRow]:
     """Return the images of the labelled batch: readable, with objects, evenly over the split."""
-    usable = np.flatnonzero(split.boxes.good).tolist()
-    filled = {split.rows.objects[index].image_id for index in usable}
-    images = [
-        image
-        for image in split.rows.images
-        if image.id in filled and check.facts[image.path].problem is None
-    ]
+    filled = {split.rows.objects[index].image_id for index in np.flatnonzero(split.boxes.good)}
+    readable = [i for i in split.rows.images if check.facts[i.path].problem is None]
+    images = [image for image in readable if image.id in filled]
     places = np.linspace(0, len(images) - 1, min(BATCH, len(images))).round().astype(int)
-    return [images[place] for place in places.tolist()]
+    return [images[place] for place in places]
 
 
 def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
@@ -74,19 +70,15 @@ def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
     """
     queues: list[list[tuple[str, list[Fault]]]] = []
     for finding in check.findings():
-        if finding.level not in _SHOWN:
-            continue
+        if finding.kind.level is Level.INFO:
+            continue  # no picture's worth
         by_image: dict[Path, list[Fault]] = {}
         for fault in finding.faults:
             if fault.image is not None:
                 by_image.setdefault(fault.image, []).append(fault)
         queues.append([(finding.split, faults) for faults in by_image.values()])
-    chosen: list[tuple[str, list[Fault]]] = []
-    turn = 0
-    while len(chosen) < MOST_FAULTS and any(turn < len(queue) for queue in queues):
-        chosen += [queue[turn] for queue in queues if turn < len(queue)]
-        turn += 1
-    return chosen[:MOST_FAULTS]
+    turns = zip_longest(*queues)
+    return [each for turn in turns for each in turn if each is not None][:MOST_FAULTS]
 
 
 def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
@@ -105,7 +97,7 @@ def _usable(split: SplitCheck, image_ids: set[int]) -> list[int]:
     return [index for index in good if objects[index].image_id in image_ids]
 
 
-def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> tuple[Mark, ...]:
+def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> list[Mark]:
     """Return the boxes of objects in the colours of their classes."""
     label_of = {c.id: (label, c.name) for label, c in enumerate(split.rows.categories)}
     marks = []
@@ -115,7 +107,7 @@ def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> tuple[Ma
         x1, y1, x2, y2 = split.boxes.clipped[index].tolist()
         shown = f"{name} (crowd)" if row.iscrowd else name
         marks.append(Mark((x1, y1, x2, y2), shown if named else "", color_of(label)))
-    return tuple(marks)
+    return marks
 
 
 def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
@@ -138,15 +130,14 @@ def _faulty(check: Check, split: str, faults: list[Fault]) -> Tile:
         return Tile(None, (), title, note, why)
 
 
-def _others(check: Check, split: str, path: Path) -> tuple[Mark, ...]:
+def _others(check: Check, split: str, path: Path) -> list[Mark]:
     """Return the usable boxes of an image, to show the fault among them."""
-    for name in [split] if split else list(check.splits):
-        found = check.splits[name]
+    for found in [check.splits[split]] if split else check.splits.values():
         own = _usable(found, {image.id for image in found.rows.images if image.path == path})
         if own:
             marks = _class_marks(found, own, named=False)
-            return tuple(replace(mark, color=PALE, thin=True) for mark in marks)
-    return ()
+            return [replace(mark, color=PALE, thin=True) for mark in marks]
+    return []
 
 
 MOST_FREQUENT, RAREST = 75, 25  # classes shown when there are more than both together
@@ -162,8 +153,9 @@ def write_charts(check: Check, path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         InputError: it cannot be written.
     """
-    names = _order(check.splits)
-    splits = list(check.splits.items())
+    splits = check.splits
+    counts = [by_name(split.rows, split.stats.by_class) for split in splits.values()]
+    names = _order(counts)
     width = 1.6 + COLUMN * len(splits) + SIZES
     height = max(3.2 + ROW * len(names), 1.2 + 2.6 * len(splits), 5.0)
     figure = new_figure(width, height, dpi=100)
@@ -171,40 +163,33 @@ def write_charts(check: Check, path: Path) -> None:
         f"{check.layout.root.resolve().name} · {check.layout.format}",
         x=0.01, ha="left", fontsize=14, weight="bold", color=INK,
     )  # fmt: skip
-    halves = figure.subfigures(1, 2, width_ratios=[width - SIZES, SIZES], squeeze=False)
-    left, right = halves[0]
+    ((left, right),) = figure.subfigures(1, 2, width_ratios=[width - SIZES, SIZES], squeeze=False)
     columns = np.atleast_1d(left.subplots(1, len(splits), sharey=True))
-    for index, ((name, split), axes) in enumerate(zip(splits, columns, strict=True)):
-        _draw_classes(axes, name, split, names, COLOURS[index % len(COLOURS)])
     rows = np.atleast_1d(right.subplots(len(splits), 1, sharex=True))
-    last = max(max(np.flatnonzero(s.stats.bins()), default=0) for _, s in splits)
-    for index, ((name, split), axes) in enumerate(zip(splits, rows, strict=True)):
-        _draw_sizes(axes, name, split, max(int(last) + 1, 8), COLOURS[index % len(COLOURS)])
+    last = max(max(np.flatnonzero(split.stats.bins()), default=0) for split in splits.values())
+    bins = max(int(last) + 1, 8)
+    for index, (name, split) in enumerate(splits.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        _draw_classes(columns[index], names, counts[index], colour)
+        columns[index].set_title(f"{name}: {split.stats.objects:,} objects", fontsize=10, color=INK)
+        _draw_sizes(rows[index], name, split.stats, bins, colour)
     rows[-1].set_xlabel("√ area of the box in pixels of the image", color=INK)
     write_figure(path, figure)
 
 
-def _order(splits: Mapping[str, SplitCheck]) -> list[str | None]:
+def _order(counts: Sequence[Counter[str]]) -> list[str | None]:
     """Return class names, most objects in the first split first; None stands for those cut."""
-    counts: dict[str, list[int]] = {}
-    for position, split in enumerate(splits.values()):
-        for category in split.rows.categories:
-            row = counts.setdefault(category.name, [0] * len(splits))
-            row[position] += split.stats.by_class[category.id]
-    names = sorted(counts, key=lambda name: [-n for n in counts[name]])
+    found = dict.fromkeys(chain.from_iterable(counts))
+    names = sorted(found, key=lambda name: [-each[name] for each in counts])
     if len(names) > MOST_FREQUENT + RAREST:
         return [*names[:MOST_FREQUENT], None, *names[-RAREST:]]
     return [*names]
 
 
 def _draw_classes(
-    axes: "Axes", title: str, split: SplitCheck, names: Sequence[str | None], colour: str
+    axes: "Axes", names: Sequence[str | None], counts: Counter[str], colour: str
 ) -> None:
-    counts: dict[str | None, int] = {}
-    for category in split.rows.categories:
-        found = split.stats.by_class[category.id]
-        counts[category.name] = counts.get(category.name, 0) + found
-    values = [counts.get(name, 0) for name in names]
+    values = [0 if name is None else counts[name] for name in names]
     most = max(values, default=0) or 1
     axes.barh(range(len(names)), values, color=colour, height=0.72)
     for position, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -216,13 +201,11 @@ def _draw_classes(
     axes.set_yticks(range(len(names)), ["…" if n is None else short(n) for n in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
-    axes.set_title(f"{title}: {split.stats.objects:,} objects", fontsize=10, color=INK)
     _plain(axes, "x")
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_sizes(axes: "Axes", title: str, split: SplitCheck, shown: int, colour: str) -> None:
-    stats = split.stats
+def _draw_sizes(axes: "Axes", title: str, stats: SplitStats, shown: int, colour: str) -> None:
     values = stats.bins()[:shown]
     most = max(values) or 1
     axes.bar(np.arange(shown) + 0.5, values, width=0.86, color=colour)

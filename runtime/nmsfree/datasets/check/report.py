@@ -1,7 +1,7 @@
 """What checking a dataset found, by kind and split, and as JSON."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +43,8 @@ class SplitStats:
 
     def bins(self) -> list[int]:
         """Return the number of objects in every bin of √area."""
-        return [int(count) for count in np.histogram(self.sides, EDGES)[0]]
+        counts: list[int] = np.histogram(self.sides, EDGES)[0].tolist()
+        return counts
 
     def to_json(self, rows: SplitRows) -> dict[str, Any]:
         """Return everything, classes by name."""
@@ -88,6 +89,14 @@ def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
     )
 
 
+def by_name(rows: SplitRows, counts: Mapping[int, int]) -> Counter[str]:
+    """Add up counts of category ids by class: two ids of one name are one class."""
+    found: Counter[str] = Counter()
+    for number, name in rows.categories:
+        found[name] += counts[number]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class SplitCheck:
     """One split that could be read."""
@@ -117,18 +126,17 @@ class Check:
 
     def findings(self) -> list["Finding"]:
         """Return all faults by kind and split, the worst kinds first."""
-        found: dict[tuple[Kind, str], list[Fault]] = {}
+        found: dict[tuple[Kind, str], list[Fault]] = defaultdict(list)
         named = [("", self.faults), *((name, split.faults) for name, split in self.splits.items())]
-        for name, faults in named:
-            for fault in faults:
-                found.setdefault((fault.kind, name), []).append(fault)
-        order = list(Kind)
+        for name, fault in ((name, fault) for name, faults in named for fault in faults):
+            found[fault.kind, name].append(fault)
+        order = [*Kind]
         keys = sorted(found, key=lambda key: order.index(key[0]))
-        return [Finding(kind, name, tuple(found[kind, name])) for kind, name in keys]
+        return [Finding(*key, tuple(found[key])) for key in keys]
 
     def count(self, level: Level) -> int:
         """Return the number of faults of a level."""
-        return sum(len(f.faults) for f in self.findings() if f.level is level)
+        return sum(len(f.faults) for f in self.findings() if f.kind.level is level)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything, ready for `json.dumps`; paths count from the dataset's folder."""
@@ -153,24 +161,21 @@ class Finding:
     split: str
     faults: tuple[Fault, ...]
 
-    @property
-    def level(self) -> Level:
-        return self.kind.level
-
     def to_json(self, root: Path) -> dict[str, Any]:
+        items = [
+            {
+                "file": relative_name(fault.source, root),
+                "detail": fault.detail,
+                "image": fault.image and relative_name(fault.image, root),
+            }
+            for fault in self.faults
+        ]
         return {
             "kind": self.kind.code,
-            "level": self.level.value,
+            "level": self.kind.level.value,
             "split": self.split or None,
             "title": self.kind.title,
             "advice": self.kind.advice,
-            "count": len(self.faults),
-            "items": [
-                {
-                    "file": relative_name(fault.source, root),
-                    "detail": fault.detail,
-                    "image": fault.image and relative_name(fault.image, root),
-                }
-                for fault in self.faults
-            ],
+            "count": len(items),
+            "items": items,
         }

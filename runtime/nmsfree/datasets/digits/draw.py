@@ -7,13 +7,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.datasets.digits.layout import GAP, MARGIN, SIDE, Group, Placed, clear_of, paste_max
+from nmsfree.datasets.digits.layout import GAP, MARGIN, SIDE, Group, clear_of, paste_max
 
 LUMA = np.array([0.114, 0.587, 0.299])  # ITU-R BT.601 weights, in BGR order
 MIN_CONTRAST = 45.0  # of luma, 0 … 255, between a digit and what is behind it
 NOISE_TILE = 2 * SIDE
 
 Image = NDArray[np.uint8]
+Lines = list[NDArray[np.float64]]  # of a figure: each [n, 2], xy in about −1 … 1
 
 
 def paint(rng: np.random.Generator, groups: list[Group]) -> Image:
@@ -46,7 +47,7 @@ def _clouds(
 
 def _draw_distractor(rng: np.random.Generator, canvas: Image) -> None:
     """Draw one stroke figure that is no digit: wave, zigzag, cross, polygon or bracket."""
-    points = _DISTRACTORS[rng.integers(len(_DISTRACTORS))](rng)  # list of [n, 2] in −1 … 1
+    points = _DISTRACTORS[rng.integers(len(_DISTRACTORS))](rng)
     radius, angle = rng.uniform(9, 45), rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centre = rng.uniform(0, SIDE, 2)
@@ -56,27 +57,27 @@ def _draw_distractor(rng: np.random.Generator, canvas: Image) -> None:
     cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, shift=4)
 
 
-def _wave(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _wave(rng: np.random.Generator) -> Lines:
     t = np.linspace(-1, 1, 40)
     return [np.stack([t * 1.6, 0.3 * np.sin(t * rng.uniform(7, 12))], axis=1)]
 
 
-def _zigzag(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _zigzag(rng: np.random.Generator) -> Lines:
     n = int(rng.integers(5, 9))
     return [np.stack([np.linspace(-1.4, 1.4, n), 0.35 * (-1.0) ** np.arange(n)], axis=1)]
 
 
-def _cross(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _cross(rng: np.random.Generator) -> Lines:
     arm = rng.uniform(0.6, 1.0)
     return [np.array([[-1.0, 0], [1, 0]]), np.array([[0, -arm], [0, arm]])]
 
 
-def _polygon(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _polygon(rng: np.random.Generator) -> Lines:
     angles = np.linspace(0, 2 * math.pi, int(rng.integers(3, 5)) + 1)
     return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
 
 
-def _bracket(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _bracket(rng: np.random.Generator) -> Lines:
     depth = rng.uniform(0.6, 1.2)
     return [np.array([[depth, -1], [0, -1], [0, 1], [depth, 1]])]
 
@@ -90,26 +91,16 @@ def draw_group(rng: np.random.Generator, canvas: Image, group: Group) -> None:
     for level, digit in enumerate(group):
         alpha = digit.glyph.alpha
         for upper in group[level + 1 :]:
-            alpha = alpha * (1 - _gap_in(digit, upper))
-        region = canvas[_window(digit)]
+            covered = np.zeros_like(alpha)
+            x, y = upper.x - digit.x - GAP, upper.y - digit.y - GAP
+            paste_max(covered, clear_of(upper.glyph.alpha), x, y)
+            alpha = alpha * (1 - covered)
+        x1, y1, x2, y2 = digit.box
+        region = canvas[y1 - MARGIN : y2 + MARGIN, x1 - MARGIN : x2 + MARGIN]
         colour = _ink_colour(rng, region, avoid)
         avoid.append(colour)
         ink = alpha[..., None]
         region[:] = np.round(region * (1 - ink) + ink * colour.astype(np.float32))
-
-
-def _window(digit: Placed) -> tuple[slice, slice]:
-    """Return the rows and columns of the canvas under a glyph's alpha."""
-    x1, y1, x2, y2 = digit.box
-    return slice(y1 - MARGIN, y2 + MARGIN), slice(x1 - MARGIN, x2 + MARGIN)
-
-
-def _gap_in(lower: Placed, upper: Placed) -> NDArray[np.float32]:
-    """Return the upper digit's ink and gap over the lower one's alpha, same shape."""
-    mask = np.zeros_like(lower.glyph.alpha)
-    grown = clear_of(upper.glyph.alpha)
-    paste_max(mask, grown, upper.x - lower.x - GAP, upper.y - lower.y - GAP)
-    return mask
 
 
 def _ink_colour(

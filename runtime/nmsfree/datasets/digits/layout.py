@@ -27,26 +27,18 @@ class Digits:
 
 @dataclass(frozen=True)
 class Glyph:
-    """One drawn digit.
+    """One drawn digit."""
 
-    Attributes:
-        alpha: float32 [h + 2, w + 2], how much a pixel is covered with ink, 0 … 1. The ink
-            (alpha ≥ 0.5) touches all four sides of the inner h × w box; around it `MARGIN`.
-    """
-
+    # float32 [h + 2, w + 2], how much a pixel is covered with ink, 0 … 1. The ink (alpha ≥ 0.5)
+    # touches all four sides of the inner h × w box; around it `MARGIN`.
     alpha: NDArray[np.float32]
     label: int  # 0 … 9
     instance: int  # index of the handwritten digit in the source
 
     @property
-    def width(self) -> int:
-        """Width of the ink box in pixels."""
-        return int(self.alpha.shape[1]) - 2 * MARGIN
-
-    @property
-    def height(self) -> int:
-        """Height of the ink box in pixels."""
-        return int(self.alpha.shape[0]) - 2 * MARGIN
+    def size(self) -> NDArray[np.int64]:
+        """Width and height of the ink box in pixels."""
+        return np.array(self.alpha.shape[::-1]) - 2 * MARGIN
 
 
 @functools.cache
@@ -141,11 +133,8 @@ class Placed:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Ink box, xyxy; the right and lower edges are exclusive."""
-        return (self.x, self.y, self.x + self.glyph.width, self.y + self.glyph.height)
-
-    def moved(self, x: int, y: int) -> "Placed":
-        """Return the digit moved by (x, y)."""
-        return replace(self, x=self.x + x, y=self.y + y)
+        width, height = self.glyph.size.tolist()
+        return (self.x, self.y, self.x + width, self.y + height)
 
 
 Group = tuple[Placed, ...]  # one digit, or a pair with the lower one first
@@ -159,14 +148,11 @@ def clear_of(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def lay_out(rng: np.random.Generator, pools: Pools, pairs: int, singles: int) -> list[Group]:
-    """Place digits so that only the digits of a pair overlap much.
+    """Place digits so that only the digits of a pair overlap much; large groups come first.
 
     Args:
         pools: source indices to draw from, per class.
         pairs: number of same-class pairs with an IoU within `PAIR_IOU`; `singles`: of others.
-
-    Returns:
-        Groups in drawing order, large ones first.
     """
     shrink = 1.0
     while True:
@@ -195,34 +181,28 @@ def _pair(rng: np.random.Generator, pools: Pools, side: float) -> Group:
     while True:
         pool = pools[int(rng.integers(10))]
         lower_instance, upper_instance = rng.choice(pool, 2, replace=False).tolist()
-        lower = Placed(draw_glyph(rng, lower_instance, side), 0, 0)
+        lower = draw_glyph(rng, lower_instance, side)
         upper = draw_glyph(rng, upper_instance, side * rng.uniform(0.88, 1.13))
         cover = clear_of(upper.alpha)
-        for x, y in _offsets(rng, lower.glyph, upper, target):
-            if _hidden(lower.glyph, cover, x, y) <= MAX_HIDDEN:
-                return lower, Placed(upper, x, y)
+        for x, y in _offsets(rng, lower, upper, target):
+            hidden = np.zeros_like(lower.alpha)
+            paste_max(hidden, cover, x - GAP, y - GAP)
+            if (lower.alpha * hidden).sum() <= MAX_HIDDEN * lower.alpha.sum():
+                return Placed(lower, 0, 0), Placed(upper, x, y)
 
 
 def _offsets(
     rng: np.random.Generator, lower: Glyph, upper: Glyph, target: float
 ) -> list[list[int]]:
     """Return a few offsets [x, y] of `upper` that give an IoU with `lower` near the target."""
-    limit = np.array([lower.width, lower.height]) // 2 + 2
+    limit = lower.size // 2 + 2
     offsets = rng.integers(-limit, limit + 1, size=(300, 2))
-    sizes = np.array([[lower.width, lower.height], [upper.width, upper.height]])
-    overlap = np.minimum(sizes[0], offsets + sizes[1]) - np.maximum(0, offsets)  # [300, 2]
+    overlap = np.minimum(lower.size, offsets + upper.size) - np.maximum(0, offsets)  # [300, 2]
     shared = np.maximum(overlap, 0).prod(axis=1)
-    iou = shared / (sizes.prod(axis=1).sum() - shared)
+    iou = shared / (lower.size.prod() + upper.size.prod() - shared)
     allowed = np.flatnonzero((iou >= PAIR_IOU[0]) & (iou <= PAIR_IOU[1]))
     nearest = np.argsort(np.abs(iou[allowed] - target), kind="stable")
     return [[int(x), int(y)] for x, y in offsets[allowed[nearest[:8]]]]
-
-
-def _hidden(lower: Glyph, cover: NDArray[np.float32], x: int, y: int) -> float:
-    """Return which part of the lower digit's ink is lost to `clear_of(upper)` at an offset."""
-    canvas = np.zeros_like(lower.alpha)
-    paste_max(canvas, cover, x - GAP, y - GAP)
-    return float((lower.alpha * canvas).sum() / lower.alpha.sum())
 
 
 def paste_max(canvas: NDArray[np.float32], patch: NDArray[np.float32], x: int, y: int) -> None:
@@ -241,10 +221,8 @@ def _area(group: Group) -> int:
 
 def _extent(group: Group) -> tuple[int, int, int, int]:
     """Return the box around all digits of a group."""
-    boxes = np.array([digit.box for digit in group])
-    left, top = boxes[:, :2].min(axis=0).tolist()
-    right, bottom = boxes[:, 2:].max(axis=0).tolist()
-    return left, top, right, bottom
+    lefts, tops, rights, bottoms = zip(*(digit.box for digit in group), strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def _place_all(rng: np.random.Generator, groups: list[Group]) -> list[Group] | None:
@@ -272,15 +250,13 @@ def _place(rng: np.random.Generator, group: Group, taken: NDArray[np.float64]) -
     if not len(free):
         return None
     x, y = moves[free[0]].tolist()
-    return tuple(digit.moved(x, y) for digit in group)
+    return tuple(replace(digit, x=digit.x + x, y=digit.y + y) for digit in group)
 
 
 def _shared_parts(boxes: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return intersection / smaller area, [tries, digits, taken], of boxes [tries, digits, 4]."""
     a, b = boxes[:, :, None], taken[None, None]
     overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    smaller = np.minimum(
-        (a[..., 2:] - a[..., :2]).prod(axis=-1), (b[..., 2:] - b[..., :2]).prod(axis=-1)
-    )
-    shared: NDArray[np.float64] = np.maximum(overlap, 0).prod(axis=-1) / smaller
+    areas = [(box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (a, b)]
+    shared: NDArray[np.float64] = np.maximum(overlap, 0).prod(axis=-1) / np.minimum(*areas)
     return shared

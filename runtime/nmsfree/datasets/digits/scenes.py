@@ -8,7 +8,7 @@ digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.datasets.digits.draw import paint
-from nmsfree.datasets.digits.layout import SIDE, Placed, instances, lay_out
+from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
 from nmsfree.decode import decode_json, read_bytes
 from nmsfree.draw import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import DataError, InputError
@@ -63,25 +63,20 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
         index: number of the scene in its split, from 0.
         seed: another seed gives another set.
     """
-    rng, placed_groups = _layout(split, index, seed)
-    placed = [digit for group in placed_groups for digit in group]
-    boxes = np.array([digit.box for digit in placed], dtype=np.float32)
-    labels = np.array([digit.glyph.label for digit in placed], dtype=np.int64)
-    return Scene(paint(rng, placed_groups), boxes, labels)
-
-
-def _layout(
-    split: str, index: int, seed: int
-) -> tuple[np.random.Generator, list[tuple[Placed, ...]]]:
     if split not in SPLITS:
         raise DataError(f"no digits split {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS[split], index))
-    pools = instances(held_out=split != "train")
     if split == "overlap":
         pairs = int(rng.integers(2, 4))
-        return rng, lay_out(rng, pools, pairs, int(rng.integers(0, 11 - 2 * pairs)))
-    pairs = int(rng.random() < PAIR_SHARE)
-    return rng, lay_out(rng, pools, pairs, int(rng.integers(3, 11)) - 2 * pairs)
+        singles = int(rng.integers(0, 11 - 2 * pairs))
+    else:
+        pairs = int(rng.random() < PAIR_SHARE)
+        singles = int(rng.integers(3, 11)) - 2 * pairs
+    groups = lay_out(rng, instances(held_out=split != "train"), pairs, singles)
+    placed = [digit for group in groups for digit in group]
+    boxes = np.array([digit.box for digit in placed], dtype=np.float32)
+    labels = np.array([digit.glyph.label for digit in placed], dtype=np.int64)
+    return Scene(paint(rng, groups), boxes, labels)
 
 
 def write_digits(
@@ -107,10 +102,9 @@ def write_digits(
     Raises:
         DataError: the folder holds other data, or a digits set of another seed.
     """
-    counts = {"train": train, "val": val, "overlap": overlap}
     finished = _read_record(out, seed)
     written = []
-    for split, count in counts.items():
+    for split, count in {"train": train, "val": val, "overlap": overlap}.items():
         if count == 0 or (finished.get(split) == count and _is_complete(out, split, count)):
             continue
         finished.pop(split, None)
@@ -164,19 +158,20 @@ def _file_name(index: int) -> str:
 
 
 def _write_split(out: Path, split: str, count: int, seed: int, progress: Progress | None) -> None:
-    objects = []
+    objects: list[tuple[int, list[float], int]] = []  # image id, box xyxy, label
     for index in range(count):
         scene = make_scene(split, index, seed)
         write_picture(out / split / _file_name(index), scene.image)
-        objects.append((scene.boxes, scene.labels))
+        rows = zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True)
+        objects += [(index + 1, box, label) for box, label in rows]
         if progress is not None:
             progress(split, index + 1, count)
-    content = json.dumps(_coco(split, seed, objects))
+    content = json.dumps(_coco(split, seed, count, objects))
     write_atomic(_annotation_path(out, split), content.encode())
 
 
 def _coco(
-    split: str, seed: int, objects: list[tuple[NDArray[np.float32], NDArray[np.int64]]]
+    split: str, seed: int, images: int, objects: list[tuple[int, list[float], int]]
 ) -> dict[str, Any]:
     """Return COCO instances; image ids count from 1, category ids are digit + 1."""
     return {
@@ -194,22 +189,20 @@ def _coco(
         ],
         "images": [
             {"id": i + 1, "file_name": _file_name(i), "width": SIDE, "height": SIDE, "license": 1}
-            for i in range(len(objects))
+            for i in range(images)
         ],
-        "annotations": list(_annotations(objects)),
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                "iscrowd": 0,
+            }
+            for number, (image, (x1, y1, x2, y2), label) in enumerate(objects, start=1)
+        ],
     }
-
-
-def _annotations(
-    objects: list[tuple[NDArray[np.float32], NDArray[np.int64]]],
-) -> Iterator[dict[str, Any]]:
-    number = 0
-    for index, (boxes, labels) in enumerate(objects):
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            number += 1
-            ids = {"id": number, "image_id": index + 1, "category_id": label + 1}
-            width, height = x2 - x1, y2 - y1
-            yield ids | {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0}
 
 
 def write_preview(path: Path, seed: int = 0) -> None:

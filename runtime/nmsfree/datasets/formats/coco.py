@@ -51,22 +51,22 @@ _Id = int | str
 _Number = float | None  # None: NaN
 
 
-class _Category(Struct, frozen=True):
+class _Category(Struct):
     id: _Id
     name: ClassName | int | float | bool
 
 
-class _Image(Struct, frozen=True):
+class _Image(Struct):
     id: _Id
     file_name: str
 
 
-class _Size(Struct, frozen=True):
+class _Size(Struct):
     width: _Whole
     height: _Whole
 
 
-class _Annotation(Struct, frozen=True):
+class _Annotation(Struct):
     image_id: _Id
     category_id: _Id
     bbox: tuple[_Number, _Number, _Number, _Number]
@@ -87,19 +87,13 @@ class _Info(Struct, frozen=True):
 
 
 def load_coco(directory: Path, split: str) -> DetectionDataset:
-    """Read one split; pictures are not opened.
-
-    Boxes without width or height are dropped, with one warning for the split.
-
-    Raises:
-        DataError: a folder or file is missing, not COCO, or refers to what it does not define.
-    """
+    """Read one split as `load_dataset` does."""
     return build(read_coco(directory, split, refuse))
 
 
 def coco_splits(directory: Path) -> list[str]:
     """Return the names of the splits of a COCO folder, sorted."""
-    files = (directory / "annotations").glob(f"{PREFIX}*.json")
+    files = directory.glob(f"annotations/{PREFIX}*.json")
     names = {file.stem.removeprefix(PREFIX) for file in files}
     return sorted(names | {file.parent.name for file in directory.glob(f"*/{ROBOFLOW}")})
 
@@ -116,17 +110,18 @@ def read_coco(directory: Path, split: str, report: Report) -> SplitRows:
     images_of_file = entries(fields, "images", file)
     folder, root = _image_folder(fields, images_of_file, directory, split, file)
     images, dropped = _images(images_of_file, folder, root, file, report)
-    known = {image.id: image for image in images}
+    known: dict[int, ImageRow | None] = dict.fromkeys(dropped)
+    known |= {image.id: image for image in images}
     ids = {category.id for category in categories}
     annotations = entries(fields, "annotations", file)
-    objects = tuple(_objects(annotations, file, known, dropped, ids, report))
+    objects = tuple(_objects(annotations, file, known, ids, report))
     usual = directory / split
     own = usual if folder in (usual, directory) and usual.is_dir() else None
     return SplitRows("COCO", split, directory, file, categories, tuple(images), objects, own)
 
 
 def own_info(fields: dict[str, Raw]) -> OwnInfo:
-    """Return what this project wrote into the header of a COCO file, empty for others."""
+    """What this project wrote into the header of a COCO file, empty for others."""
     try:
         return msgspec.json.decode(fields.get("info", Raw(b"null")), type=_Info).nmsfree
     except MALFORMED:
@@ -169,15 +164,11 @@ _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 
 
 def entries(fields: dict[str, Raw], name: str, file: Path) -> list[Raw]:
-    """Return the entries of a list of a COCO file, not decoded yet.
-
-    Raises:
-        DataError: there is no such list.
-    """
+    """The entries of a list of a COCO file, not decoded yet; DataError if there is none."""
+    if name not in fields:
+        raise DataError(f"{shown(file)} has no {name!r} list: {EXPECTED}")
     try:
         return msgspec.json.decode(fields[name], type=list[Raw])
-    except KeyError:
-        raise DataError(f"{shown(file)} has no {name!r} list: {EXPECTED}") from None
     except MALFORMED as error:
         raise DataError(f"{shown(file)}: {name}: {explain(error, 'JSON')}: {EXPECTED}") from None
 
@@ -261,8 +252,8 @@ def _whole(value: int | str, field: str) -> int:
 
 
 def _what(error: Exception) -> str:
-    own = type(error) is ValueError  # of `_whole` or `inside`
-    return str(error) if own else explain(error, "JSON")
+    # A plain ValueError is of `_whole` or `inside`.
+    return str(error) if type(error) is ValueError else explain(error, "JSON")
 
 
 def _images(
@@ -298,11 +289,11 @@ def _images(
 def _objects(
     found: list[Raw],
     file: Path,
-    images: dict[int, ImageRow],
-    dropped: set[int],
+    images: dict[int, ImageRow | None],
     category_ids: set[int],
     report: Report,
 ) -> Iterator[ObjectRow]:
+    """Read the annotations; those of an image that is None were reported with it."""
     for position, raw in enumerate(found, start=1):
         number: int | str = position
         try:
@@ -317,13 +308,13 @@ def _objects(
             continue
         x, y, width, height = (math.nan if v is None else v for v in entry.bbox)
         bbox = (x, y, width, height)
-        image = images.get(image_id)
-        if image is None and image_id in dropped:
-            continue  # reported with its image
-        if image is None or category_id not in category_ids:
-            kind = Kind.DANGLING_IMAGE if image is None else Kind.DANGLING_CATEGORY
-            unknown = f"image {image_id}" if image is None else f"category {category_id}"
+        image, kind, unknown = images.get(image_id), None, ""
+        if image_id not in images:
+            kind, unknown = Kind.DANGLING_IMAGE, f"image {image_id}"
+        elif image is not None and category_id not in category_ids:
+            kind, unknown = Kind.DANGLING_CATEGORY, f"category {category_id}"
+        if kind is not None:
             detail = f"annotation {number} names {unknown}, which the file does not define"
             report(Fault(kind, file, detail, image and image.path, (bbox,)))
-            continue
-        yield ObjectRow(image_id, category_id, bbox, crowd, number, raw, area=entry.area)
+        elif image is not None:
+            yield ObjectRow(image_id, category_id, bbox, crowd, number, raw, area=entry.area)

@@ -26,8 +26,8 @@ LOOKED_FOR = (
 class Layout:
     """A dataset on disk whose format is known."""
 
-    format: Format  # how it is read
-    root: Path  # its folder
+    format: Format
+    root: Path
     config: Path | None = None  # the data.yaml of YOLO, None for the others
 
     def splits(self) -> list[str]:
@@ -37,7 +37,7 @@ class Layout:
             DataError: a data.yaml that cannot be used, or no split.
         """
         if self.config is not None:
-            found = sorted(read_config(self.config).splits)
+            found = [*read_config(self.config).splits]
         else:
             found = coco_splits(self.root) if self.format == "COCO" else voc_splits(self.root)
         if not found:
@@ -58,8 +58,8 @@ class Layout:
         """Read one split; faults are reported.
 
         Raises:
-            DataError: there is no such split, its files are no such dataset, or its name is a
-                path: what is written about a split is named after it.
+            DataError: there is no such split, its files are no such dataset, or its name is a path:
+                what is written about a split is named after it.
         """
         if split != Path(split).name:
             raise DataError(f"the name of split {shown(split)!r} is a path: give it a plain name")
@@ -110,11 +110,11 @@ def _layouts(path: Path) -> list[Layout]:
 
 
 def _evidence(layout: Layout) -> str:
-    if layout.config is not None:
-        return layout.config.name
-    if layout.format == "VOC":
-        return "Annotations/"
-    return "annotations/" if (layout.root / "annotations").is_dir() else ROBOFLOW
+    annotations = layout.root / "annotations"
+    coco = "annotations/" if annotations.is_dir() else ROBOFLOW
+    return (
+        layout.config.name if layout.config else {"COCO": coco}.get(layout.format, "Annotations/")
+    )
 
 
 def load_dataset(directory: FilePath, split: str) -> DetectionDataset:

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
-from nmsfree.datasets.image_files import LONGEST_LIST, image_size, images_below, nfc
+from nmsfree.datasets.image_files import LONGEST_LIST, Size, image_size, images_below, nfc
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.decode import MALFORMED, MAX_FILE, Positive, explain, read_bytes, read_text
 from nmsfree.errors import DataError
@@ -40,14 +40,12 @@ UNSTATED = frozenset(("", "unspecified"))
 
 
 class VocObject(NamedTuple):
-    """One object: box (left, top, width, height in continuous pixels), whether to ignore it, and
-    its position in the file, from 1.
-    """
+    """One object."""
 
     name: str
-    bbox: Xywh
-    difficult: bool
-    number: int
+    bbox: Xywh  # left, top, width, height in continuous pixels
+    difficult: bool  # to be ignored
+    number: int  # its position in the file, from 1
 
 
 class VocAnnotation(NamedTuple):
@@ -55,43 +53,30 @@ class VocAnnotation(NamedTuple):
 
     file: Path
     filename: str  # name of the image file as written, without folders; empty if missing
-    size: tuple[int, int] | None  # width, height in pixels; None if it is missing or zero
+    size: Size | None  # None if it is missing or zero
     objects: tuple[VocObject, ...]
 
 
-class _Corners(Struct, frozen=True):
+class _Corners(Struct):
     xmin: float
     ymin: float
     xmax: float
     ymax: float
 
 
-class _Object(Struct, frozen=True):
+class _Object(Struct):
     name: ClassName
     bndbox: _Corners
     difficult: bool | float = False
 
 
-class _Size(Struct, frozen=True):
+class _Size(Struct):
     width: Positive
     height: Positive
 
 
-def read_xml(file: Path, report: Report) -> VocAnnotation:
-    """Read a file; objects that cannot be used are reported and left out.
-
-    Raises:
-        DataError: it is not XML, not a VOC annotation, or has a DOCTYPE.
-    """
-    root = _parse(file)
-    if root.tag != "annotation":
-        raise DataError(f"{file}: its root is <{shown(root.tag, 40)}>, expected <annotation>")
-    filename = (root.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
-    return VocAnnotation(file, filename, _xml_size(root), tuple(_xml_objects(root, file, report)))
-
-
 def _parse(file: Path) -> ElementTree.Element:
-    """Parse XML of others, which is not trusted: no DOCTYPE, so no entities."""
+    """Parse an annotation, which is not trusted: no DOCTYPE, so no entities."""
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.StartElementHandler = builder.start
@@ -106,7 +91,10 @@ def _parse(file: Path) -> ElementTree.Element:
         parser.Parse(read_bytes(file, LARGEST, DataError), True)
     except (LookupError, ValueError, expat.ExpatError) as error:  # LookupError: its encoding
         raise DataError(f"{file}: is not readable XML ({shown(error)})") from None
-    return builder.close()
+    root = builder.close()
+    if root.tag != "annotation":
+        raise DataError(f"{file}: its root is <{shown(root.tag, 40)}>, expected <annotation>")
+    return root
 
 
 def _value(element: ElementTree.Element) -> Any:
@@ -120,7 +108,7 @@ def _value(element: ElementTree.Element) -> Any:
         return text
 
 
-def _xml_size(root: ElementTree.Element) -> tuple[int, int] | None:
+def _size(root: ElementTree.Element) -> Size | None:
     size = root.find("size")
     try:
         found = msgspec.convert({} if size is None else _value(size), _Size, strict=False)
@@ -169,33 +157,29 @@ def _is_split(file: Path) -> bool:
     except DataError:
         return True  # reading it tells
     found = [line.strip() for line in lines[:PROBED] if line.strip()]
-    folder = _annotation_folder(file)
     return not found or any(
-        _PRESENCE.fullmatch(line) is None or _is_there(folder, line) for line in found
+        _PRESENCE.fullmatch(line) is None or _is_there(file, line) for line in found
     )
 
 
-def _annotation_folder(file: Path) -> Path:
-    return file.parents[2] / "Annotations"  # of DIR/ImageSets/Main/SPLIT.txt
+def _is_there(listed: Path, name: str) -> bool:
+    """Whether an image that the list DIR/ImageSets/Main/SPLIT.txt names is annotated."""
+    file = listed.parents[2] / "Annotations" / f"{name}.xml"
+    return os.path.isfile(file)  # noqa: PTH113 (any text may stand in a list)
 
 
-def _is_there(annotations: Path, name: str) -> bool:
-    return os.path.isfile(annotations / f"{name}.xml")  # noqa: PTH113 (any text may stand in a list)
-
-
-def _name(line: str, annotations: Path) -> str:
+def _name(line: str, listed: Path) -> str:
     """Return the image name in a stripped line, without a column of presence and a suffix.
 
     "photo 1" and "photo.jpg" are names if they are annotated.
     """
     line = line.replace("\\", "/").removeprefix("./")
     column = _PRESENCE.fullmatch(line)
-    if column is not None and not _is_there(annotations, line):
+    if column is not None and not _is_there(listed, line):
         line = column[1]
     stem, dot, suffix = line.rpartition(".")
-    if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not _is_there(annotations, line):
-        return stem
-    return line
+    is_suffix = f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not _is_there(listed, line)
+    return stem if is_suffix else line
 
 
 def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
@@ -234,14 +218,9 @@ def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
 
 
 def read_names(file: Path) -> list[str]:
-    """Return the image names in a list, sorted and each once.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Return the image names in a list, sorted and each once; DataError if it cannot be read."""
     lines = read_text(file, LONGEST_LIST, DataError).splitlines()
-    folder = _annotation_folder(file)
-    return sorted({_name(line.strip(), folder) for line in lines if line.strip()})
+    return sorted({_name(line.strip(), file) for line in lines if line.strip()})
 
 
 def all_names(directory: Path) -> set[str]:
@@ -253,7 +232,7 @@ def all_names(directory: Path) -> set[str]:
 def _annotations(
     directory: Path, names: list[str], report: Report
 ) -> Iterator[tuple[str, VocAnnotation]]:
-    """Yield what can be read for each image name."""
+    """Yield what can be read for each image name; what cannot be used is reported."""
     for name in names:
         try:
             file = inside(directory / "Annotations", f"{name}.xml")
@@ -264,24 +243,23 @@ def _annotations(
             detail = "is missing: an image without objects needs a file without <object>, too"
             report(Fault(Kind.ANNOTATION_FILE_MISSING, file, detail))
             continue
-        faults: list[Fault] = []
         try:
-            annotation = read_xml(file, faults.append)
+            root = _parse(file)
         except DataError as error:
             detail = str(error).removeprefix(f"{file}: ")
             report(Fault(Kind.ANNOTATION_MALFORMED, file, detail))
             continue
-        for fault in faults:
-            report(fault)
-        yield name, annotation
+        filename = (root.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
+        objects = tuple(_xml_objects(root, file, report))
+        yield name, VocAnnotation(file, filename, _size(root), objects)
 
 
 def _categories(directory: Path, read: dict[str, VocAnnotation]) -> tuple[Category, ...]:
     """Return all classes of the dataset; `read` are the annotations that are at hand already."""
     listed = directory / "classes.txt"
     if listed.is_file():
-        lines = read_text(listed, MAX_FILE, DataError).splitlines()
-        found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        lines = map(str.strip, read_text(listed, MAX_FILE, DataError).splitlines())
+        found = [name for name in dict.fromkeys(lines) if name]
     else:
         others = sorted(all_names(directory) - read.keys())
         ignored: list[Fault] = []  # reading their splits tells
@@ -302,11 +280,9 @@ def picture_name(file: Path, folder: Path) -> str:
 def _objects(
     image: ImageRow, annotation: VocAnnotation, ids: dict[str, int], report: Report
 ) -> Iterator[ObjectRow]:
-    for item in annotation.objects:
-        if item.name not in ids:
-            detail = (
-                f"object {item.number} is {shown(item.name)!r}, which classes.txt does not name"
-            )
-            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (item.bbox,)))
-            continue
-        yield ObjectRow(image.id, ids[item.name], item.bbox, item.difficult, item.number)
+    for name, bbox, difficult, number in annotation.objects:
+        if name in ids:
+            yield ObjectRow(image.id, ids[name], bbox, difficult, number)
+        else:
+            detail = f"object {number} is {shown(name)!r}, which classes.txt does not name"
+            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (bbox,)))

@@ -49,7 +49,7 @@ _Index = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 class YoloConfig:
     """What a data.yaml says."""
 
-    file: Path  # the data.yaml
+    file: Path
     root: Path  # folder from which the splits are looked for
     categories: tuple[Category, ...]  # class index and name, by index
     splits: dict[str, tuple[str, ...]]  # entries of each split, as written
@@ -81,24 +81,19 @@ def read_config(file: Path) -> YoloConfig:
         DataError: it is not YAML, or names no classes or splits.
         MissingExtraError: PyYAML is not installed.
     """
-    content = decode_yaml(
-        read_bytes(file, MAX_YAML, DataError), dict[str, Any], file, DataError, EXPECTED
-    )
+    data = read_bytes(file, MAX_YAML, DataError)
+    content = decode_yaml(data, dict[str, Any], file, DataError, EXPECTED)
     categories = _categories(content, file)
+    given = {key: _entries(value) for key, value in content.items() if key not in OTHER_KEYS}
+    root = _root(content, file, [entry for entries in given.values() for entry in entries])
     splits = {
-        key: entries
-        for key, value in content.items()
-        if key not in OTHER_KEYS and (entries := _entries(value))
-    }
-    root = _root(content, file, [entry for entries in splits.values() for entry in entries])
-    known = {
         name: entries
-        for name, entries in splits.items()
-        if name in USUAL_SPLITS or all(place(root, entry) is not None for entry in entries)
+        for name, entries in given.items()
+        if entries and (name in USUAL_SPLITS or all(place(root, entry) for entry in entries))
     }
-    if not known:
+    if not splits:
         raise DataError(f"{file} names no images: add `train: FOLDER` and `val: FOLDER`")
-    return YoloConfig(file, root, categories, known, "kpt_shape" in content)
+    return YoloConfig(file, root, categories, splits, "kpt_shape" in content)
 
 
 def place(root: Path, entry: str) -> Path | None:
@@ -123,11 +118,8 @@ def place(root: Path, entry: str) -> Path | None:
 def image_files(place: Path, root: Path) -> list[Path]:
     """Return the images of a folder and those below it, or of a list, one path a line.
 
-    A relative path in a list counts from the list's folder or, if it is not there, from the root
-    of the dataset. Hidden files are left out.
-
-    Raises:
-        DataError: a list that cannot be read.
+    A relative path counts from the list's folder or, if it is not there, from the root of the
+    dataset. A list that cannot be read is a DataError.
     """
     if place.is_dir():
         return images_below(place)
@@ -221,46 +213,32 @@ def read_labels(
     that reach out of the image stay as they are; those of which nothing is in it are reported.
     """
     known = {category.id for category in config.categories}
+
+    def fault(kind: Kind, detail: str, *boxes: Xywh) -> None:
+        report(Fault(kind, image.source, detail, image.path, boxes))
+
     try:
         lines = read_text(image.source, LARGEST, DataError).splitlines()
     except DataError as error:
-        report(_malformed(image, str(error).removeprefix(f"{image.source}: ")))
-        return
+        return fault(Kind.ANNOTATION_MALFORMED, str(error).removeprefix(f"{image.source}: "))
     for number, line in enumerate(lines, start=1):
-        columns = line.split()
-        if not columns:
+        if not (columns := line.split()):
             continue
         try:
             category_id, bbox, note = parse_row(columns, size, config.keypoints)
         except ValueError as error:
-            report(_malformed(image, f"line {number} {error}"))
+            fault(Kind.ANNOTATION_MALFORMED, f"line {number} {error}")
             continue
+        has_area = all(map(math.isfinite, bbox)) and min(bbox[2:]) > 0
+        shows = all(bbox[i] < size[i] and bbox[i] + bbox[i + 2] > 0 for i in (0, 1))
         if category_id not in known:
-            detail = (
-                f"line {number} has class {shown(category_id, 40)}, which {config.file.name} does "
-                "not name"
-            )
-            report(Fault(Kind.DANGLING_CATEGORY, image.source, detail, image.path, (bbox,)))
-            continue
-        if note and not _shows(bbox, size):
-            has_area = min(bbox[2:]) > 0 and all(map(math.isfinite, bbox))
+            what = f"class {shown(category_id, 40)}, which {config.file.name} does not name"
+            fault(Kind.DANGLING_CATEGORY, f"line {number} has {what}", bbox)
+        elif note and not (has_area and shows):
             kind = Kind.BOX_OUTSIDE if has_area else Kind.BOX_WITHOUT_AREA
-            report(Fault(kind, image.source, f"line {number}: {note}", image.path, (bbox,)))
-            continue
-        yield ObjectRow(image.id, category_id, bbox, False, number, note=note)
-
-
-def _shows(bbox: Xywh, size: Size) -> bool:
-    """Tell whether a box is one, and something of it in the image."""
-    starts, sides = bbox[:2], bbox[2:]
-    return all(map(math.isfinite, bbox)) and all(
-        side > 0 and min(start + side, limit) > max(start, 0)
-        for start, side, limit in zip(starts, sides, size, strict=True)
-    )
-
-
-def _malformed(image: ImageRow, detail: str) -> Fault:
-    return Fault(Kind.ANNOTATION_MALFORMED, image.source, detail, image.path)
+            fault(kind, f"line {number}: {note}", bbox)
+        else:
+            yield ObjectRow(image.id, category_id, bbox, False, number, note=note)
 
 
 def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[int, Xywh, str]:
@@ -300,12 +278,10 @@ def _strays(values: list[float], is_box: bool) -> str:
     wrong = [
         f"{name} is {value:g}"
         for name, value in zip(names, values, strict=True)
-        if value < -TOLERANCE or value > 1 + TOLERANCE
+        if value < -TOLERANCE or value > 1 + TOLERANCE  # NaN is not
     ]
-    if not wrong:  # not a number
-        return ""
     found = ", ".join(wrong if is_box else wrong[:1])
-    return f"{found}, expected fractions of the image's size, 0 … 1"
+    return found and f"{found}, expected fractions of the image's size, 0 … 1"
 
 
 def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
@@ -339,11 +315,7 @@ def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
 
 
 def yolo_images(config: YoloConfig, split: str) -> list[Path]:
-    """Return the images of a split in their order, each once.
-
-    Raises:
-        DataError: there is no such split, or no image in it.
-    """
+    """Return the images of a split in their order, each once; DataError if there is none."""
     if split not in config.splits:
         found = ", ".join(sorted(config.splits))
         raise DataError(f"{config.file} has no split {split!r}; splits found: {shown(found)}")
@@ -385,8 +357,6 @@ def label_file(image: Path, root: Path) -> Path:
     """Return where the labels of an image are; folders above the root stay as they are."""
     below = image.relative_to(root) if image.is_relative_to(root) else image
     parts = list(below.parts[:-1])
-    for position in reversed(range(len(parts))):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
+    if "images" in parts:
+        parts[-1 - parts[::-1].index("images")] = "labels"  # the last of them
     return root.joinpath(*parts, f"{image.stem}.txt")
