@@ -33,26 +33,16 @@ _PICTURE_SHARE, _HEADS_SHARE = (partial(kind, min=0, max=1) for kind in (_PICTUR
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network.
-
-    Attributes:
-        depth: ResNet-18, 34 or 50.
-        width: channels of the ResNet's stem; 64 is the standard network.
-        frozen_norm: backbone batch norm uses fixed statistics and weights.
-        channels: of the FPN and of the head.
-        head_convs: 3×3 convolutions before the prediction, in each of the two branches.
-        head_norm: "group" (32 groups), "batch" (one for all levels), "batch_per_level".
-        heads: which heads exist; at deployment one is kept, "o2o" if there is one.
-        max_filter, dedup_iou, deployed_dedup_iou: of the o2o head, see `model/filters.py`;
-            deployed 0 = as in training.
-    """
+    """The network."""
 
     name: str
     num_classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
+    # Which heads exist; at deployment one is kept, "o2o" if there is one.
     heads: Annotated[tuple[HeadName, ...], Meta(min_length=1, max_length=2)]
     depth: Literal[18, 34, 50] = 18
+    # Channels of the ResNet's stem; 64 is the standard network.
     width: Annotated[int, Meta(ge=1, le=512)] = 64
-    frozen_norm: bool = True
+    frozen_norm: bool = True  # backbone batch norm uses fixed statistics and weights
     frozen_stages: Annotated[
         int,
         _RECIPE(
@@ -62,9 +52,13 @@ class ModelConfig:
             max=5,
         ),
     ] = 2
-    channels: Annotated[int, Meta(ge=1, le=2048)] = 256
+    channels: Annotated[int, Meta(ge=1, le=2048)] = 256  # of the FPN and of the head
+    # 3×3 convolutions before the prediction, in each of the two branches.
     head_convs: Annotated[int, Meta(ge=0, le=64)] = 4
+    # "group" (32 groups), "batch" (one for all levels), "batch_per_level".
     head_norm: Annotated[HeadNorm, _RECIPE("group, batch or batch_per_level.")] = "group"
+    # max_filter, dedup_iou, deployed_dedup_iou: of the o2o head, see `model/filters.py`; deployed 0
+    # = as in training.
     max_filter: Annotated[MaxFilter, HEADS("3-D max filter: none, or on logits or features.")] = (
         "none"
     )
@@ -93,17 +87,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Matching:
-    """How cells are assigned to objects.
+    """How cells are assigned to objects."""
 
-    Attributes:
-        topk: how many of the largest IoUs of an object are summed to k, its number of cells.
-        quality: (powers of score and IoU) of POTO's matching quality; None = the published cost.
-        hungarian: every object gets one cell of its own, at the least sum of costs; otherwise a
-            cell that several objects claim goes to one of them, and the others may get none.
-    """
-
-    topk: int
+    topk: int  # how many of the largest IoUs of an object are summed to k, its number of cells
+    # (powers of score and IoU) of POTO's matching quality; None = the published cost.
     quality: tuple[float, float] | None = None
+    # Every object gets one cell of its own, at the least sum of costs; otherwise a cell that
+    # several objects claim goes to one of them, and the others may get none.
     hungarian: bool = False
 
     def __post_init__(self) -> None:
@@ -114,54 +104,46 @@ class Matching:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe; None is off.
-
-    Attributes:
-        learning_rate: for a batch of 16 images; scaled linearly with the batch (SGD only).
-        schedule: "step" multiplies by 0.1 after each of `milestones` (epochs); "cosine" to zero.
-        warmup_iterations, warmup_factor: linear warm-up from learning_rate × factor.
-        short_sides, long_side: multi-scale resize, in pixels; empty = fit the model's input.
-        scale: (low, high) of a random factor on the resize above; (1, 1) = off.
-        batch_size: images of one optimizer step, all processes and `accumulate` parts together.
-        accumulate: each part divides its losses by its own objects, so the sum differs a little
-            from the whole's.
-        o2m, o2o: how the cells of each head are assigned.
-        o2o_gradient: with two heads; 0 = it stops at the FPN, as published.
-        o2m_weight_end: with two heads, linearly.
-        o2o_start: with two heads; the o2o head then starts as a copy of the other.
-        ema: the averaged weights are those that are evaluated and deployed.
-    """
+    """The recipe; None is off."""
 
     epochs: Annotated[int, _RECIPE("Passes over the data.", min=1, max=MAX_EPOCHS)]
     optimizer: Annotated[Literal["sgd", "adamw"], _RECIPE("sgd or adamw.")]
+    # For a batch of 16 images; scaled linearly with the batch (SGD only).
     learning_rate: Annotated[float, _RECIPE("Peak rate; for SGD per 16 images of a batch.")]
     weight_decay: Annotated[float, _RECIPE("Decay of the weights.", min=0)]
+    # "step" multiplies by 0.1 after each of `milestones` (epochs); "cosine" to zero.
     schedule: Annotated[Literal["step", "cosine"], _RECIPE("step or cosine.")]
     milestones: Annotated[
         tuple[int, ...],
         _RECIPE("Epochs after which a step schedule divides by ten.", metavar="24,33"),
     ] = ()
     momentum: float = 0.9
+    # warmup_iterations, warmup_factor: linear warm-up from learning_rate × factor.
     warmup_iterations: Annotated[
         int, _RECIPE("Steps of linear warm-up.", flags=("--warmup",), min=0, max=2**31 - 1)
     ] = 500
     warmup_factor: float = 0.00066667
     clip_norm: Annotated[float | None, _RECIPE("Largest gradient norm; 0 = off.", min=0)] = None
+    # Images of one optimizer step, all processes and `accumulate` parts together.
     batch_size: Annotated[
         int, _RECIPE("Images of a step, all processes together.", min=1, max=65536)
     ] = 16
+    # Each part divides its losses by its own objects, so the sum differs a little from the whole's.
     accumulate: Annotated[
         int, _RECIPE("Cut each batch into parts, to save memory.", min=1, max=65536)
     ] = 1
+    # The averaged weights are those that are evaluated and deployed.
     ema: Annotated[
         float | None, _RECIPE("Decay of averaged weights, as 0.999; 0 = off.", min=0, max=1)
     ] = None
     flip: Annotated[float, _PICTURE_SHARE("Probability of a mirror image.")] = 0.0
+    # short_sides, long_side: multi-scale resize, in pixels; empty = fit the model's input.
     short_sides: Annotated[
         tuple[int, ...],
         _PICTURE("Short sides to draw from, in pixels.", min=32, max=MAX_SIDE, metavar="256,288,…"),
     ] = ()
     long_side: Annotated[int, _PICTURE("Limit of the long side.", min=32, max=MAX_SIDE)] = 0
+    # (low, high) of a random factor on the resize above; (1, 1) = off.
     scale: Annotated[
         tuple[float, float], _PICTURE("Random zoom.", min=0.05, max=8, metavar="LOW HIGH")
     ] = (1.0, 1.0)
@@ -175,14 +157,18 @@ class TrainConfig:
     plain_epochs: Annotated[
         int, _PICTURE("Last epochs without mosaic and mixup.", min=0, max=MAX_EPOCHS)
     ] = 0
+    # o2m, o2o: how the cells of each head are assigned.
     o2m: Matching = Matching(topk=13)
     o2o: Matching = Matching(topk=1)
+    # With two heads; 0 = it stops at the FPN, as published.
     o2o_gradient: Annotated[
         float, _HEADS_SHARE("Share of its gradient that trains backbone and neck too, 0 … 1.")
     ] = 0.0
+    # With two heads, linearly.
     o2m_weight_end: Annotated[
         float, _HEADS_SHARE("The one-to-many losses' weight falls from 1 to this.")
     ] = 1.0
+    # With two heads; the o2o head then starts as a copy of the other.
     o2o_start: Annotated[
         float, _HEADS_SHARE("Share of the epochs that train the one-to-many head alone.")
     ] = 0.0

@@ -84,19 +84,14 @@ DECIDED = ("head_norm", "max_filter", "dedup_iou", "deployed_dedup_iou")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs, read and checked.
-
-    Attributes:
-        heads: those that are trained.
-        origin: what the user is told about where the weights come from.
-    """
+    """What a run needs, read and checked."""
 
     train_set: DetectionDataset
     val_set: DetectionDataset | None
     preset: Preset
     network: Fcos
-    heads: tuple[HeadName, ...]
-    origin: str
+    heads: tuple[HeadName, ...]  # those that are trained
+    origin: str  # what the user is told about where the weights come from
 
 
 def run_training(options: TrainOptions) -> int:

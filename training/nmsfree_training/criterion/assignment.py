@@ -81,17 +81,11 @@ PAIRS_PER_BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class Targets:
-    """Objects of a batch, padded.
+    """Objects of a batch, padded."""
 
-    Attributes:
-        boxes: float32 [N, G, 4], xyxy in input pixels.
-        labels: int64 [N, G].
-        valid: bool [N, G], False in the padding and for objects that are too small.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    valid: Tensor
+    boxes: Tensor  # float32 [N, G, 4], xyxy in input pixels
+    labels: Tensor  # int64 [N, G]
+    valid: Tensor  # bool [N, G], False in the padding and for objects that are too small
 
     def to(self, device: torch.device) -> "Targets":
         return Targets(
@@ -116,17 +110,11 @@ def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Per cell: its object, if any.
+    """Per cell: its object, if any."""
 
-    Attributes:
-        labels: int64 [N, M]; the number of classes C means background.
-        boxes: float32 [N, M, 4], xyxy of the assigned object; zeros for background.
-        metrics: float32 [N, M], IoU with the assigned object; zero for background.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    metrics: Tensor
+    labels: Tensor  # int64 [N, M]; the number of classes C means background
+    boxes: Tensor  # float32 [N, M, 4], xyxy of the assigned object; zeros for background
+    metrics: Tensor  # float32 [N, M], IoU with the assigned object; zero for background
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,13 @@ OFF = (1.0, 1.0)  # of `TrainConfig.scale`
 
 
 class Example(NamedTuple):
-    """One image with its objects.
+    """One image with its objects."""
 
-    Attributes:
-        image: uint8 [h, w, 3], BGR; a view of a larger one where it was cut.
-        boxes: float32 [n, 4], xyxy in pixels of the image.
-        labels: int64 [n].
-        names: files it was made of.
-        failed: (file, reason) of images that could not be used and were replaced.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    names: tuple[str, ...] = ()
+    image: NDArray[np.uint8]  # uint8 [h, w, 3], BGR; a view of a larger one where it was cut
+    boxes: NDArray[np.float32]  # float32 [n, 4], xyxy in pixels of the image
+    labels: NDArray[np.int64]  # int64 [n]
+    names: tuple[str, ...] = ()  # files it was made of
+    # (file, reason) of images that could not be used and were replaced.
     failed: tuple[tuple[str, str], ...] = ()
 
 

@@ -26,34 +26,22 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step needs.
+    """What a training step needs."""
 
-    Attributes:
-        images: float32 [N, 3, H, W], normalised RGB, zero in the padding.
-        padding: bool [N, H, W], True where a pixel is padding; None if there is none.
-        targets: objects in input pixels.
-        names: files of all images that the examples were made of.
-        failed: (file, reason) of images that could not be used and were replaced by others.
-    """
-
-    images: Tensor
-    padding: Tensor | None
-    targets: Targets
-    names: tuple[str, ...] = ()
+    images: Tensor  # float32 [N, 3, H, W], normalised RGB, zero in the padding
+    padding: Tensor | None  # bool [N, H, W], True where a pixel is padding; None if there is none
+    targets: Targets  # objects in input pixels
+    names: tuple[str, ...] = ()  # files of all images that the examples were made of
+    # (file, reason) of images that could not be used and were replaced by others.
     failed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch on its way from the process that made it.
+    """A batch on its way from the process that made it."""
 
-    Attributes:
-        pixels: uint8 [N, H, W, 3], BGR; what lies outside `sizes` is undefined.
-        sizes: (height, width) of each image in the upper left of its frame.
-        targets, names, failed: as in `Batch`.
-    """
-
-    pixels: Tensor
+    pixels: Tensor  # uint8 [N, H, W, 3], BGR; what lies outside `sizes` is undefined
+    # (height, width) of each image in the upper left of its frame.
     sizes: tuple[tuple[int, int], ...]
     targets: Targets
     names: tuple[str, ...]

@@ -58,21 +58,13 @@ STRIPE = 6  # pixels
 
 @dataclass(frozen=True)
 class View:
-    """One image of a batch.
+    """One image of a batch."""
 
-    Attributes:
-        picture: uint8 [H, W, 3], BGR, the whole frame.
-        padding: bool [H, W].
-        boxes: float32 [n, 4], xyxy in pixels of the frame.
-        labels: int64 [n].
-        valid: bool [n], False where an object is too small to be assigned.
-    """
-
-    picture: Image
-    padding: NDArray[np.bool_]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    valid: NDArray[np.bool_]
+    picture: Image  # uint8 [H, W, 3], BGR, the whole frame
+    padding: NDArray[np.bool_]  # bool [H, W]
+    boxes: NDArray[np.float32]  # float32 [n, 4], xyxy in pixels of the frame
+    labels: NDArray[np.int64]  # int64 [n]
+    valid: NDArray[np.bool_]  # bool [n], False where an object is too small to be assigned
 
 
 def write_preview(

@@ -43,19 +43,15 @@ METRICS = "metrics.jsonl"
 
 @dataclass
 class CheckpointManager:
-    """Writes and reads the files of one run.
-
-    Attributes:
-        preset, train_set, provenance: go into every checkpoint.
-        recipe: what must not change within a run, see `describe_recipe`.
-        network, optimizer, scaler, ema: what is saved, and changed in place when a run goes on.
-    """
+    """Writes and reads the files of one run."""
 
     folder: Path
+    # preset, train_set, provenance: go into every checkpoint.
     preset: Preset
     train_set: DetectionDataset
     provenance: dict[str, str]
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # what must not change within a run, see `describe_recipe`
+    # network, optimizer, scaler, ema: what is saved, and changed in place when a run goes on.
     network: Fcos
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

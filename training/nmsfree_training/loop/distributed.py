@@ -22,15 +22,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; `rank` 0 writes files and talks to the user.
-
-    Attributes:
-        device: that this process trains on.
-    """
+    """The processes of a run; `rank` 0 writes files and talks to the user."""
 
     rank: int = 0
     size: int = 1
-    device: torch.device = CPU
+    device: torch.device = CPU  # that this process trains on
 
     @property
     def main(self) -> bool:

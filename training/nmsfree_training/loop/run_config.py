@@ -24,17 +24,10 @@ class Interrupted(NmsfreeError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of one run.
+    """Settings of one run."""
 
-    Attributes:
-        out: folder of checkpoints, states and `metrics.jsonl`.
-        evaluate_every: 0 = only after the last epoch.
-        precision: autocast for the network; losses stay in float32.
-        provenance: written into the checkpoint.
-        stop: asked before every step; True saves and raises `Interrupted`.
-    """
-
-    out: Path = Path()
+    out: Path = Path()  # folder of checkpoints, states and `metrics.jsonl`
+    # 0 = only after the last epoch.
     evaluate_every: Annotated[
         int,
         DATA("Epochs between AP; 0 = at the end.", flags=("--eval-every",), min=0, max=MAX_EPOCHS),
@@ -53,9 +46,11 @@ class RunConfig:
     )
     seed: Annotated[int, MACHINE("Same seed, same run.", min=0)] = 0
     device: Annotated[str, MACHINE("cpu or cuda.")] = "cpu"
+    # Autocast for the network; losses stay in float32.
     precision: Annotated[str, MACHINE("fp32, or bf16 or fp16 for the network.")] = "fp32"
     workers: Annotated[int, MACHINE("Processes that load images.", min=0, max=128)] = 2
-    provenance: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)  # written into the checkpoint
+    # Asked before every step; True saves and raises `Interrupted`.
     stop: Callable[[], bool] = lambda: False
 
 

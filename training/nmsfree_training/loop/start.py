@@ -24,25 +24,15 @@ from nmsfree_training.weights.torch_file import check_values, read_safetensors, 
 
 @dataclass(frozen=True)
 class Objects:
-    """What there is to train on.
+    """What there is to train on."""
 
-    Attributes:
-        images: all, also those without objects.
-        count: objects, without crowd regions.
-        crowd: regions of many objects: no targets.
-        small: objects of which a side is under `MIN_SIDE` at the model's input: no targets there.
-        never: those of them that stay as small at the largest size that the recipe resizes to.
-        absent: classes without any other object.
-        size: (height, width) of the model's input in pixels.
-    """
-
-    images: int
-    count: int
-    crowd: int
-    small: int
-    never: int
-    absent: tuple[str, ...]
-    size: tuple[int, int]
+    images: int  # all, also those without objects
+    count: int  # objects, without crowd regions
+    crowd: int  # regions of many objects: no targets
+    small: int  # objects of which a side is under `MIN_SIDE` at the model's input: no targets there
+    never: int  # those of them that stay as small at the largest size that the recipe resizes to
+    absent: tuple[str, ...]  # classes without any other object
+    size: tuple[int, int]  # (height, width) of the model's input in pixels
 
     def __str__(self) -> str:
         text = f"{self.count:,} objects"
@@ -122,19 +112,12 @@ def check_data(
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `fine_tune` took from a checkpoint.
+    """What `fine_tune` took from a checkpoint."""
 
-    Attributes:
-        taken: tensors loaded whole.
-        total: tensors of the network.
-        rows: classes whose predictor was found by name.
-        fresh: names of the tensors that keep their initial values, wholly or in part.
-    """
-
-    taken: int
-    total: int
-    rows: tuple[str, ...]
-    fresh: tuple[str, ...]
+    taken: int  # tensors loaded whole
+    total: int  # tensors of the network
+    rows: tuple[str, ...]  # classes whose predictor was found by name
+    fresh: tuple[str, ...]  # names of the tensors that keep their initial values, wholly or in part
 
     def __str__(self) -> str:
         text = f"{self.taken} of {self.total} tensors loaded"
@@ -254,18 +237,13 @@ NANO_EPOCHS = 12  # other sizes take a third of their recipe's epochs
 
 @dataclass(frozen=True)
 class Retrofit:
-    """A network whose o2o head is to be trained on a finished o2m detector.
+    """A network whose o2o head is to be trained on a finished o2m detector."""
 
-    Attributes:
-        network: the finished detector with a new o2o head, a copy of the o2m head; a max filter
-            of its own changes nothing yet.
-        preset: its configuration and a recipe for the new head.
-        heads: those that are trained.
-    """
-
+    # The finished detector with a new o2o head, a copy of the o2m head; a max filter of its own
+    # changes nothing yet.
     network: Fcos
-    preset: Preset
-    heads: tuple[HeadName, ...]
+    preset: Preset  # its configuration and a recipe for the new head
+    heads: tuple[HeadName, ...]  # those that are trained
 
 
 def retrofit(

@@ -32,27 +32,20 @@ LAST, PREVIOUS, DAMAGED = "last.state.pt", "previous.state.pt", "damaged.state.p
 
 @dataclass
 class Position:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        epoch: whole epochs done, evaluation included.
-        step: optimizer steps done in the epoch after those.
-        iteration: optimizer steps done in all.
-        best: best AP so far, 0–1; −1 = none measured.
-        sums: of each loss over the steps of this epoch.
-        seconds, wait: spent on the steps of this epoch, and of it waiting for data.
-        skipped: steps of this epoch whose gradient was not finite (fp16): they changed nothing.
-        failed: images left out so far and why, by path; of the first process.
-    """
-
-    epoch: Count = 0
-    step: Count = 0
-    iteration: Count = 0
-    best: Annotated[float, Meta(ge=-1, le=1)] = -1.0
+    epoch: Count = 0  # whole epochs done, evaluation included
+    step: Count = 0  # optimizer steps done in the epoch after those
+    iteration: Count = 0  # optimizer steps done in all
+    best: Annotated[float, Meta(ge=-1, le=1)] = -1.0  # best AP so far, 0–1; −1 = none measured
+    # Of each loss over the steps of this epoch.
     sums: dict[str, float] = field(default_factory=dict)
+    # seconds, wait: spent on the steps of this epoch, and of it waiting for data.
     seconds: Seconds = 0.0
     wait: Seconds = 0.0
+    # Steps of this epoch whose gradient was not finite (fp16): they changed nothing.
     skipped: Count = 0
+    # Images left out so far and why, by path; of the first process.
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -61,21 +54,16 @@ class Position:
 
 @dataclass(frozen=True)
 class TrainState:
-    """What is stored.
+    """What is stored."""
 
-    Attributes:
-        recipe: settings that must be the same when the run goes on, JSON values by name.
-        position: fields of a `Position`.
-        network, optimizer, scaler: their state dicts; weights as trained, not averaged.
-        ema: averaged weights, or None.
-    """
-
+    # Settings that must be the same when the run goes on, JSON values by name.
     recipe: dict[str, Any]
-    position: dict[str, Any]
+    position: dict[str, Any]  # fields of a `Position`
+    # network, optimizer, scaler: their state dicts; weights as trained, not averaged.
     network: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    ema: dict[str, Any] | None
+    ema: dict[str, Any] | None  # averaged weights, or None
 
 
 def save_state(state: TrainState, folder: Path) -> None:

@@ -14,20 +14,14 @@ from nmsfree_training.model.head import Head
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one head says of a batch; M cells = those of P3, P4, P5 concatenated.
+    """What one head says of a batch; M cells = those of P3, P4, P5 concatenated."""
 
-    Attributes:
-        logits: float [N, M, C].
-        boxes: float [N, M, 4], xyxy in input pixels.
-        points, strides: float [M, 2] and [M], see `boxes.anchor_points`.
-        shapes: (h, w) of every level.
-    """
-
-    logits: Tensor
-    boxes: Tensor
+    logits: Tensor  # float [N, M, C]
+    boxes: Tensor  # float [N, M, 4], xyxy in input pixels
+    # points, strides: float [M, 2] and [M], see `boxes.anchor_points`.
     points: Tensor
     strides: Tensor
-    shapes: list[tuple[int, int]]
+    shapes: list[tuple[int, int]]  # (h, w) of every level
 
 
 class Fcos(nn.Module):

@@ -14,55 +14,38 @@ Clock = Callable[[], float]  # seconds from some moment on
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One optimizer step is done.
+    """One optimizer step is done."""
 
-    Attributes:
-        epoch: from 0.
-        epochs: of the whole run.
-        step: within the epoch, 1 … `steps`.
-        steps: of one epoch.
-        iteration: optimizer steps done in the whole run, those before a resume included.
-        losses: weighted means over the images of this step: "loss" (the total) and its parts
-            "o2m_cls", "o2m_box", "o2o_cls", "o2o_box", as far as the network has these heads. On a
-            GPU they are those of two steps before, and there are none in the first two.
-        learning_rate: of the first parameter group, as used in this step.
-        images: images of this step, all processes together.
-        wait: seconds of this step spent waiting for the loader.
-        seconds: duration of the whole step, `wait` included.
-        grad_norm: L2 norm of all gradients before clipping; None where it was not computed.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    iteration: int
+    epoch: int  # from 0
+    epochs: int  # of the whole run
+    step: int  # within the epoch, 1 … `steps`
+    steps: int  # of one epoch
+    iteration: int  # optimizer steps done in the whole run, those before a resume included
+    # Weighted means over the images of this step: "loss" (the total) and its parts "o2m_cls",
+    # "o2m_box", "o2o_cls", "o2o_box", as far as the network has these heads. On a GPU they are
+    # those of two steps before, and there are none in the first two.
     losses: dict[str, float]
-    learning_rate: float
-    images: int
-    wait: float
-    seconds: float
+    learning_rate: float  # of the first parameter group, as used in this step
+    images: int  # images of this step, all processes together
+    wait: float  # seconds of this step spent waiting for the loader
+    seconds: float  # duration of the whole step, `wait` included
+    # L2 norm of all gradients before clipping; None where it was not computed.
     grad_norm: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class EpochEvent:
-    """One epoch is done, and its evaluation where one was due.
+    """One epoch is done, and its evaluation where one was due."""
 
-    Attributes:
-        record: the line written to `metrics.jsonl`: "epoch" (from 1), mean losses over the epoch
-            under the names of `StepEvent.losses`, "lr" (of the last step), "seconds",
-            "images_per_second", "wait_share" (0 … 1, of the training time), where there are any
-            "skipped" (steps whose gradient was not finite, with fp16) and "left_out" (images that
-            could not be used so far, of the first process), and after an evaluation
-            "AP", "AP50", … (0 … 1).
-        pictures: (name, uint8 [h, w, 3] BGR) validation images with predictions drawn.
-        best: this epoch's weights are the best so far.
-    """
-
+    # The line written to `metrics.jsonl`: "epoch" (from 1), mean losses over the epoch under the
+    # names of `StepEvent.losses`, "lr" (of the last step), "seconds", "images_per_second",
+    # "wait_share" (0 … 1, of the training time), where there are any "skipped" (steps whose
+    # gradient was not finite, with fp16) and "left_out" (images that could not be used so far, of
+    # the first process), and after an evaluation "AP", "AP50", … (0 … 1).
     record: dict[str, float]
+    # (name, uint8 [h, w, 3] BGR) validation images with predictions drawn.
     pictures: tuple[tuple[str, NDArray[np.uint8]], ...]
-    best: bool
+    best: bool  # this epoch's weights are the best so far
 
 
 class Callback:

@@ -34,16 +34,13 @@ MEASURED = 10.0  # seconds between two measurements: listing a large server's pr
 
 
 class MemoryUse(NamedTuple):
-    """In bytes.
+    """In bytes."""
 
-    Attributes:
-        ram: of this process and its children. Pages that several of them share count once
-            where the system tells (Linux), and in each of them elsewhere.
-        gpu, gpu_total: reserved by this process on its present CUDA device, and all of that
-            device; None without one.
-    """
-
+    # Of this process and its children. Pages that several of them share count once where the system
+    # tells (Linux), and in each of them elsewhere.
     ram: int
+    # gpu, gpu_total: reserved by this process on its present CUDA device, and all of that device;
+    # None without one.
     gpu: int | None = None
     gpu_total: int | None = None
 
