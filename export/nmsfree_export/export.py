@@ -10,7 +10,7 @@ from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
+from nmsfree.spec import ModelSpec, NmsSpec, Resize, Thresholds
 from nmsfree.text import shown
 from nmsfree_export.auto_mixed import Attempt, explain, search
 from nmsfree_export.candidate import Builder, Verifier
@@ -187,7 +187,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         spec,
         threshold=threshold,
         thresholds=thresholds,
-        interpolation=options.interpolation,  # type: ignore[arg-type]  # the options saw to it
+        resize=Resize(interpolation=options.interpolation),  # type: ignore[arg-type]  # checked
         precision=options.precision,
         made_for=options.target,  # type: ignore[arg-type]
     )

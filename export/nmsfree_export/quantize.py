@@ -33,7 +33,7 @@ from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import folder_name
 from nmsfree.files import temporary_folder
 from nmsfree.images import read_image
-from nmsfree.preprocess import letterbox
+from nmsfree.preprocess import resize_into
 from nmsfree.spec import ModelSpec, Target
 from nmsfree_export.graph.contract import batch_of, made_of
 from nmsfree_export.graph.layers import read_layers
@@ -68,7 +68,7 @@ class Calibration:
 def placed(picture: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
     """Return a BGR picture as a model takes it: uint8 [1, H, W, 3]."""
     pixels = np.empty((1, spec.height, spec.width, 3), np.uint8)
-    letterbox(picture, pixels[0], spec.interpolation)
+    resize_into(picture, pixels[0], spec.resize)
     return pixels
 
 

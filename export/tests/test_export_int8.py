@@ -14,7 +14,7 @@ from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import DataError, GateError, InputError
 from nmsfree.evaluation.scores import Metrics
 from nmsfree.images import read_image
-from nmsfree.preprocess import letterbox
+from nmsfree.preprocess import resize_into
 from nmsfree_export.export import ExportOptions, ExportReport, export_onnx, make_export_spec
 from nmsfree_export.graph.layers import conv_precisions
 from nmsfree_export.options import Tolerance
@@ -164,7 +164,7 @@ def test_calibration_pictures_are_spread_and_letterboxed(
     assert names == ["00000.png", "00002.png", "00004.png", "00006.png"]
     assert chosen.description == "digits train, 4 images"
     want = np.empty((spec.height, spec.width, 3), np.uint8)
-    letterbox(read_image(chosen.samples[1].path), want, spec.interpolation)
+    resize_into(read_image(chosen.samples[1].path), want, spec.resize)
     assert np.array_equal(chosen.read(1)[0], want)
     with pytest.raises(InputError, match=r"^calibration images are 0, expected 1 or more$"):
         load_calibration(digits, "train", 0, spec)

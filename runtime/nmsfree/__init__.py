@@ -41,6 +41,7 @@ __all__ = [
     "NmsSpec",
     "NmsfreeError",
     "RawDetections",
+    "Resize",
     "Thresholds",
     "read_image",
 ]
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from nmsfree.detections import Detection, Detections
     from nmsfree.detector import Detector
     from nmsfree.images import read_image
-    from nmsfree.spec import ModelSpec, NmsSpec, Thresholds
+    from nmsfree.spec import ModelSpec, NmsSpec, Resize, Thresholds
 else:
     # Imported when they are asked for: NumPy and OpenCV take a while that `--help` need not wait.
     _HOMES = {
@@ -58,7 +59,7 @@ else:
         "detections": ("Detection", "Detections"),
         "detector": ("Detector",),
         "images": ("read_image",),
-        "spec": ("ModelSpec", "NmsSpec", "Thresholds"),
+        "spec": ("ModelSpec", "NmsSpec", "Resize", "Thresholds"),
     }
 
     def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from nmsfree.text import shown
 T = TypeVar("T")
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]  # pixels
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]

@@ -14,7 +14,7 @@ from nmsfree.backends.options import Precision
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
-from nmsfree.preprocess import Geometry, letterbox
+from nmsfree.preprocess import Geometry, resize_into
 from nmsfree.text import FilePath, as_path
 
 Threshold = float | Literal["per-class", "precision"]
@@ -171,7 +171,7 @@ class Detector:
     def preprocess(
         self, images: Sequence[Any], color: Color = "bgr"
     ) -> tuple[NDArray[np.uint8], list[Geometry]]:
-        """Letterbox up to one batch of images: uint8 [N, H, W, 3] and the way back for each.
+        """Make the input of up to one batch, uint8 [N, H, W, 3], and the way back of each image.
 
         With a fixed batch size the rows without an image are left zero.
 
@@ -188,7 +188,7 @@ class Detector:
         shape = (rows, self.spec.height, self.spec.width, 3)
         inputs = np.empty(shape, np.uint8) if rows == len(images) else np.zeros(shape, np.uint8)
         geometries = [
-            letterbox(as_bgr(image, color), row, self.spec.interpolation)
+            resize_into(as_bgr(image, color), row, self.spec.resize)
             for image, row in zip(images, inputs, strict=False)
         ]
         return inputs, geometries

@@ -1,4 +1,4 @@
-"""Letterbox: any BGR image → the model's fixed input, and the way back for boxes.
+"""Any BGR picture → the model's fixed input, as its description says, and the way back for boxes.
 
 Defined here once; runtime, evaluation, training's evaluation, parity gate and benchmark use it.
 """
@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.spec import Interpolation
-
-# ImageNet mean, (0.406, 0.456, 0.485)·255 rounded: close to zero after normalisation, as the
-# zero padding of training is. Black would not be.
-PAD_BGR = (104, 116, 124)
+from nmsfree.errors import MissingExtraError
+from nmsfree.spec import Resize
 
 _CV2_INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+LETTERBOX = Resize()  # of this project's own networks
+# ImageNet mean, (0.406, 0.456, 0.485)·255 rounded: close to zero after normalisation, as the
+# zero padding of training is. Black would not be.
+PAD_BGR = LETTERBOX.pad
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,33 @@ class Geometry:
 
     Attributes:
         height, width: size of the source image in pixels.
-        scale_y, scale_x: input pixels per source pixel (they differ by rounding only).
+        scale_y, scale_x: input pixels per source pixel (in a letterbox they differ by rounding).
+        top, left: input pixels before the image.
     """
 
     height: int
     width: int
     scale_y: float
     scale_x: float
+    top: int = 0
+    left: int = 0
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy input pixels, to source pixels, clipped."""
         limit = np.array([self.width, self.height] * 2, dtype=np.float32)
-        inside: NDArray[np.float32] = np.clip(boxes / self._scale(), np.float32(0), limit)
+        source = (boxes - self._offset()) / self._scale()
+        inside: NDArray[np.float32] = np.clip(source, np.float32(0), limit)
         return inside
 
     def to_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy in source pixels, to input pixels."""
-        return (boxes * self._scale()).astype(np.float32)
+        return (boxes * self._scale() + self._offset()).astype(np.float32)
 
     def _scale(self) -> NDArray[np.float32]:
         return np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
+
+    def _offset(self) -> NDArray[np.float32]:
+        return np.array([self.left, self.top] * 2, dtype=np.float32)
 
 
 def fit(height: int, width: int, input_height: int, input_width: int) -> tuple[int, int]:
@@ -57,37 +65,58 @@ def fit(height: int, width: int, input_height: int, input_width: int) -> tuple[i
 
 
 @lru_cache(maxsize=64)
-def _pad_row(width: int) -> NDArray[np.uint8]:
+def _pad_row(width: int, color: tuple[int, int, int]) -> NDArray[np.uint8]:
     """uint8 [width, 3]: numpy copies a row 70 times as fast as it repeats a pixel."""
-    row = np.tile(np.array(PAD_BGR, np.uint8), (width, 1))
+    row = np.tile(np.array(color, np.uint8), (width, 1))
     row.flags.writeable = False
     return row
 
 
-def letterbox(
-    image: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-    interpolation: Interpolation = "linear",
+def resize_into(
+    image: NDArray[np.uint8], out: NDArray[np.uint8], resize: Resize = LETTERBOX
 ) -> Geometry:
-    """Resize `image` into the upper left of `out` and pad right and bottom.
+    """Resize `image` into `out`, and pad what is left of it.
 
     Args:
         image: uint8 [h, w, 3], BGR, any size.
         out: uint8 [H, W, 3], written in place, BGR.
-        interpolation: how pixels are resampled; see `ModelSpec.interpolation`.
+
+    Raises:
+        MissingExtraError: `resize` wants antialiasing, and Pillow is not installed.
     """
-    height, width = image.shape[:2]
-    new_height, new_width = fit(height, width, out.shape[0], out.shape[1])
-    placed = out[:new_height, :new_width]
-    if (new_height, new_width) == (height, width):
-        placed[:] = image
-    else:
-        # cv2.resize writes a strided destination only by copying, so resize first.
-        placed[:] = cv2.resize(
-            image, (new_width, new_height), interpolation=_CV2_INTERPOLATION[interpolation]
-        )
-    if new_height < out.shape[0]:
-        out[new_height:] = _pad_row(out.shape[1])
-    if new_width < out.shape[1]:
-        out[:new_height, new_width:] = _pad_row(out.shape[1] - new_width)
-    return Geometry(height, width, new_height / height, new_width / width)
+    (height, width), (out_height, out_width) = image.shape[:2], out.shape[:2]
+    new_height, new_width = out_height, out_width
+    if resize.kind == "letterbox":
+        new_height, new_width = fit(height, width, out_height, out_width)
+        if not resize.enlarge and new_height * new_width > height * width:
+            new_height, new_width = height, width
+    top = left = 0
+    if resize.place == "center":  # an odd pixel of padding goes to the right and to the bottom
+        top, left = (out_height - new_height) // 2, (out_width - new_width) // 2
+    bottom, right = top + new_height, left + new_width
+    placed = out[top:bottom, left:right]
+    # cv2.resize writes a strided destination only by copying, so resize first.
+    placed[:] = _resized(image, new_height, new_width, resize)
+    for rows in (out[:top], out[bottom:]):
+        if len(rows):
+            rows[:] = _pad_row(out_width, resize.pad)
+    for columns in (out[top:bottom, :left], out[top:bottom, right:]):
+        if columns.shape[1]:
+            columns[:] = _pad_row(columns.shape[1], resize.pad)
+    return Geometry(height, width, new_height / height, new_width / width, top, left)
+
+
+def _resized(
+    image: NDArray[np.uint8], height: int, width: int, resize: Resize
+) -> NDArray[np.uint8]:
+    if image.shape[:2] == (height, width):
+        return image
+    if not resize.antialias:
+        how = _CV2_INTERPOLATION[resize.interpolation]
+        return cv2.resize(image, (width, height), interpolation=how)  # type: ignore[return-value]
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtraError("an antialiased resize", "nmsfree[pillow]") from None
+    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(small)

@@ -1,7 +1,8 @@
 """ModelSpec: everything a runtime must know about a model, kept inside the model's file.
 
 It travels as JSON under a metadata key of an ONNX file (`model_spec.schema.json` beside this
-module). A newer minor version of the format loads, unknown fields ignored; a newer major does not.
+module). A newer minor version of the format loads, unknown fields ignored; a newer major does not,
+since a model fed with wrongly resized pictures would answer all the same.
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from nmsfree.decode import Positive, Share, Side, check_format, decode_json
+from nmsfree.decode import Byte, Positive, Share, Side, check_format, decode_json
 from nmsfree.errors import ModelError
 
 TARGET_PRECISION = 0.9
@@ -77,14 +78,28 @@ class Thresholds:
 
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "1.2"  # 1.1: thresholds; 1.2: made_for
+FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize
 
 AGAIN = "export the model again"
 
 Head = Literal["o2o", "o2m"]
-Interpolation = Literal["linear", "area"]
 Target = Literal["cpu", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a picture becomes the model's input, see `nmsfree.preprocess`.
+
+    The defaults are those of this project's own networks.
+    """
+
+    kind: Literal["letterbox", "stretch"] = "letterbox"  # aspect kept and padded, or not kept
+    place: Literal["top-left", "center"] = "top-left"  # of the picture in a letterbox
+    pad: tuple[Byte, Byte, Byte] = (104, 116, 124)  # BGR, around the picture in a letterbox
+    interpolation: Literal["linear", "area"] = "linear"  # OpenCV's; area is about 10 × slower
+    antialias: bool = False  # Pillow's bilinear filter instead; needs the extra `pillow`
+    enlarge: bool = True  # a picture smaller than the input is made larger
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,7 @@ class ModelSpec:
         top_k: rows of the output; never more than the number of cells.
         score_floor: `num_detections` counts the scores above this.
         threshold: score below which a detection is not shown unless asked for.
-        interpolation: "linear" (fast) or "area" (antialiased when shrinking, about 10 × slower).
+        resize: how a picture becomes the input.
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
         made_for: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs on
@@ -136,13 +151,13 @@ class ModelSpec:
     top_k: Positive = 100
     score_floor: Share = 0.05
     threshold: Share = 0.3
-    interpolation: Interpolation = "linear"
+    resize: Resize = Resize()
     nms: NmsSpec | None = None
     precision: str = "fp32"
     made_for: Target | None = None
     thresholds: Thresholds | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
-    format_version: Annotated[str, Meta(pattern=r"^1(\.|$)")] = FORMAT_VERSION
+    format_version: Annotated[str, Meta(pattern=r"^2(\.|$)")] = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         if len(self.category_ids) != len(self.class_names):
@@ -172,11 +187,20 @@ class ModelSpec:
             where: what the text is; begins the message.
 
         Raises:
-            ModelError: not JSON, another major version, or a field missing, of another type or
+            ModelError: not JSON, a newer major version, or a field missing, of another type or
                 out of its bounds.
         """
+        fields = decode_json(text, dict[str, Any], where, ModelError, AGAIN)
+        if str(fields.get("format_version")).startswith("1."):
+            text = json.dumps(_from_format_1(fields))
         check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
         return decode_json(text, cls, where, ModelError, AGAIN)
+
+
+def _from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """All files were letterboxed to the top left then."""
+    resize = {"interpolation": fields.get("interpolation", "linear")}
+    return fields | {"resize": resize, "format_version": FORMAT_VERSION}
 
 
 # What runs a file → why a file made for the key does not fit it. What is not named here fits.

@@ -1,10 +1,14 @@
 """Letterbox: nothing is lost or moved, whatever the size of the picture."""
 
+import sys
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from nmsfree.preprocess import PAD_BGR, Geometry, fit, letterbox
-from nmsfree.spec import canary
+from nmsfree.errors import MissingExtraError
+from nmsfree.preprocess import PAD_BGR, Geometry, fit, resize_into
+from nmsfree.spec import Resize, canary
 
 INPUT = (64, 96)
 SIZES = [
@@ -23,7 +27,7 @@ SIZES = [
 
 def place(image: np.ndarray, interpolation: str = "linear") -> tuple[np.ndarray, Geometry]:
     out = np.full((*INPUT, 3), 77, dtype=np.uint8)
-    return out, letterbox(image, out, interpolation)
+    return out, resize_into(image, out, Resize(interpolation=interpolation))
 
 
 def random_boxes(height: float, width: float, seed: int = 0) -> np.ndarray:
@@ -117,6 +121,48 @@ def test_views_give_what_their_copy_gives(view) -> None:
     copy = np.ascontiguousarray(image)
     image.flags.writeable = False
     np.testing.assert_array_equal(place(image)[0], place(copy)[0])
+
+
+RESIZES = [
+    Resize(),
+    Resize(place="center", pad=(114, 114, 114)),
+    Resize("stretch", antialias=True),
+    Resize(place="center", enlarge=False),
+]
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(40, 31), (64, 96), (640, 480), (333, 1000)])
+def test_a_picture_of_one_colour_lies_where_boxes_are_mapped(
+    resize: Resize, size: tuple[int, int]
+) -> None:
+    out = np.full((*INPUT, 3), 77, np.uint8)
+    geometry = resize_into(np.full((*size, 3), (10, 200, 30), np.uint8), out, resize)
+    corners = geometry.to_input(np.array([[0, 0, size[1], size[0]]], np.float32))
+    left, top, right, bottom = np.round(corners[0]).astype(int)
+    assert (out[top:bottom, left:right] == (10, 200, 30)).all()
+    around = np.ones(INPUT, bool)
+    around[top:bottom, left:right] = False
+    assert (out[around] == resize.pad).all()
+    if resize.kind == "stretch":
+        assert not around.any()
+    elif resize.place == "center":
+        assert 0 <= INPUT[0] - bottom - top <= 1 and 0 <= INPUT[1] - right - left <= 1
+    if not resize.enlarge and size == (40, 31):
+        assert (bottom - top, right - left) == size
+    boxes = random_boxes(*size)
+    np.testing.assert_allclose(geometry.to_source(geometry.to_input(boxes)), boxes, atol=1e-3)
+
+
+def test_antialiasing_is_pillows_and_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    out = np.empty((*INPUT, 3), np.uint8)
+    resize_into(image, out, Resize("stretch", antialias=True))
+    want = Image.fromarray(image).resize(INPUT[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(out, np.asarray(want))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError, match=r"nmsfree\[pillow\]"):
+        resize_into(image, out, Resize("stretch", antialias=True))
 
 
 def test_padding_is_the_mean_of_training() -> None:

@@ -14,7 +14,7 @@ import runtime_helpers as helpers
 
 from nmsfree import Detector, ModelError, ModelSpec, NmsSpec
 from nmsfree.decode import decode_json
-from nmsfree.spec import FORMAT_VERSION, TARGETS, Thresholds, check_int8_target
+from nmsfree.spec import FORMAT_VERSION, TARGETS, Resize, Thresholds, check_int8_target
 
 MakeSpec = Callable[..., ModelSpec]
 MEASURED = Thresholds(
@@ -28,14 +28,15 @@ MEASURED = Thresholds(
 )
 VARIANTS = [
     {},
-    {"batch": 8, "interpolation": "area", "precision": "fp16"},
+    {"batch": 8, "resize": Resize(interpolation="area"), "precision": "fp16"},
+    {"resize": Resize("stretch", "center", (114, 114, 114), antialias=True, enlarge=False)},
     {"head": "o2m", "nms": NmsSpec(iou=0.45, class_aware=False, candidates_per_level=100)},
     {"class_names": ("Fußgänger", 'a "b"\n'), "category_ids": (0, 90)},
     {"thresholds": MEASURED, "threshold": 0.6},
     {"precision": "int8", "made_for": "tensorrt"},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
-SINCE = {"thresholds", "made_for"}  # fields that 1.0 did not have
+OPTIONAL = {"thresholds", "made_for"}
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
 
 
@@ -60,28 +61,44 @@ def test_json_follows_the_schema(make_spec: MakeSpec, fields: dict[str, object])
     written = json.loads(make_spec(**fields).to_json())
     jsonschema.validate(written, schema)
     assert set(written) == set(schema["properties"])
-    assert set(schema["required"]) == set(written) - SINCE, "what 1.0 had"
-    assert FORMAT_VERSION.startswith("1."), "a new major version needs a new schema"
+    assert set(schema["required"]) == set(written) - OPTIONAL
+    assert FORMAT_VERSION.startswith("2."), "a new major version needs a new schema"
 
 
 def test_a_newer_minor_version_loads(make_spec: MakeSpec) -> None:
     spec = make_spec(head="o2m", nms=NmsSpec())
     nms = {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000, "soft": 0.1}
-    text = changed(spec, format_version="1.99", thresholds_per_class=[0.1], nms=nms)
+    text = changed(spec, format_version="2.99", thresholds_per_class=[0.1], nms=nms)
     loaded = ModelSpec.from_json(text)
-    assert loaded.format_version == "1.99"
+    assert loaded.format_version == "2.99"
     assert (loaded.name, loaded.class_names, loaded.nms) == (spec.name, spec.class_names, spec.nms)
 
 
-def test_a_file_of_the_first_version_loads(make_spec: MakeSpec) -> None:
-    values = json.loads(changed(make_spec(), format_version="1.0"))
-    for name in SINCE:
-        del values[name]
-    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
-    jsonschema.validate(values, schema)
-    loaded = ModelSpec.from_json(json.dumps(values))
-    assert loaded == make_spec(format_version="1.0")
-    assert loaded.thresholds is loaded.made_for is None
+@pytest.mark.parametrize(
+    ("version", "later"), [("1.0", {}), ("1.2", {"made_for": "cpu", "thresholds": None})]
+)
+def test_a_file_of_format_1_is_letterboxed_as_it_was(version: str, later: dict[str, Any]) -> None:
+    old = {
+        "name": "old",
+        "head": "o2o",
+        "height": 64,
+        "width": 96,
+        "batch": 1,
+        "class_names": ["a", "b"],
+        "category_ids": [1, 7],
+        "top_k": 9,
+        "score_floor": 0.05,
+        "threshold": 0.4,
+        "interpolation": "area",
+        "nms": None,
+        "precision": "int8",
+        "provenance": {},
+        "format_version": version,
+    }
+    loaded = ModelSpec.from_json(json.dumps(old | later))
+    assert loaded.resize == Resize(interpolation="area")
+    assert (loaded.category_ids, loaded.made_for) == ((1, 7), later.get("made_for"))
+    assert ModelSpec.from_json(loaded.to_json()) == loaded
 
 
 def test_the_engine_that_a_file_was_made_for(make_spec: MakeSpec) -> None:
@@ -116,7 +133,7 @@ def test_thresholds_of_other_classes_are_refused(make_spec: MakeSpec) -> None:
     assert "thresholds of 3 classes for 2 class names" in message
 
 
-@pytest.mark.parametrize("version", ["2.0", "17.3"])
+@pytest.mark.parametrize("version", ["3.0", "17.3"])
 def test_a_newer_major_version_is_refused(make_spec: MakeSpec, version: str) -> None:
     message = refused(changed(make_spec(), format_version=version))
     assert version in message
@@ -141,7 +158,7 @@ def test_a_missing_field_is_named(make_spec: MakeSpec, name: str) -> None:
     ("name", "value"),
     [
         ("head", "nms"),
-        ("interpolation", "cubic"),
+        ("resize", {"interpolation": "cubic"}),
         ("height", 0),
         ("height", 10**9),
         ("width", 64.0),

@@ -18,7 +18,7 @@ from nmsfree import ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.nms import CANDIDATES, suppress_candidates
 from nmsfree.datasets.digits.scenes import make_scene
-from nmsfree.preprocess import letterbox
+from nmsfree.preprocess import resize_into
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 
@@ -93,7 +93,7 @@ def test_it_equals_the_onnx_file_of_the_trained_detector() -> None:
     pictures = [make_scene(split, i).image for split in ("val", "overlap") for i in range(16)]
     images = np.zeros((len(pictures), spec.height, spec.width, 3), np.uint8)
     for picture, image in zip(pictures, images, strict=True):
-        letterbox(picture, image)
+        resize_into(picture, image)
     names = [*RawDetections._fields, *CANDIDATES]
     values = dict(zip(names, session.run(names, {"images": images}), strict=True))
     found = suppress_candidates({name: values.pop(name) for name in CANDIDATES}, spec)

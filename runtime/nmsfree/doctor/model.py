@@ -33,7 +33,6 @@ SPEC = ModelSpec(
     top_k=ROWS,
     score_floor=0.4,
     threshold=0.4,
-    format_version="1.0",
 )
 SCORE, BOX = 2e-3, 0.05  # largest differences that reduced precision may make: score, pixels
 

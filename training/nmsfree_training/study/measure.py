@@ -18,7 +18,7 @@ from nmsfree.evaluation.matching import NMS_IOU, survivors
 from nmsfree.evaluation.scores import CocoScorer
 from nmsfree.images import read_image
 from nmsfree.nms import suppress
-from nmsfree.preprocess import Geometry, letterbox
+from nmsfree.preprocess import Geometry, resize_into
 from nmsfree_training.config import HeadName
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import normalize
@@ -116,7 +116,7 @@ def _candidates(
         for sample, row in zip(samples, inputs, strict=True):
             image = read_image(sample.path)
             check_size(sample, *image.shape[:2])
-            geometries.append(letterbox(image, row))
+            geometries.append(resize_into(image, row))
         predictions = network(normalize(torch.from_numpy(inputs)))
         for head, own in images.items():
             found = postprocess(predictions[head], CANDIDATES[head])
