@@ -27,42 +27,26 @@ from nmsfree.text import shown
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class; AP and AP50 are None where the split has no object of it, which crowds are not.
-
-    Precision and recall are those at its recommended threshold (`Thresholds.best_f1_per_class`);
-    precision is None where nothing is above that.
-    """
+    """One class; precision and recall are those at its recommended threshold."""
 
     name: str
     category_id: int
-    objects: int
-    ap: float | None
+    objects: int  # crowd regions are none
+    ap: float | None  # ap, ap50: None without an object
     ap50: float | None
-    threshold: float | None
-    precision: float | None
+    threshold: float | None  # of `Thresholds.best_f1_per_class`
+    precision: float | None  # None where nothing is above the threshold
     recall: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; AP under COCO's names."""
-        values = asdict(self)
-        values["AP"], values["AP50"] = values.pop("ap"), values.pop("ap50")
-        return values
+        names = {"ap": "AP", "ap50": "AP50"}
+        return {names.get(field, field): value for field, value in vars(self).items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """What was measured of one model on one split.
-
-    Attributes:
-        best_f1_with_nms: the largest F1 of all classes together after the same NMS. AP hardly
-            notices wrong detections below the right ones; who shows what is above a threshold does.
-        duplicates_per_image: detections above `thresholds.best_f1` that overlap a better one of
-            their class by IoU > 0.7; wrong ones hit no object of their own, as true ones do.
-        cap_hits: images whose detections fill all rows of the output; None if that is not cut.
-        per_class, curves: by class id; curves hold detections by score at IoU 0.5.
-        confusion: int64 [classes + 1, classes + 1] at `thresholds.best_f1`; rows are the truth,
-            columns the prediction, the last of each is background.
-    """
+    """What was measured of one model on one split."""
 
     spec: ModelSpec
     split: str
@@ -72,15 +56,21 @@ class Analysis:
     ap_with_nms: float  # AP after class-aware NMS (IoU 0.6) on top of the model's output
     thresholds: Thresholds  # recommended ones
     best: Point  # precision and recall at `thresholds.best_f1`
+    # The largest F1 of all classes together after the same NMS. AP hardly notices wrong detections
+    # below the right ones; who shows what is above a threshold does.
     best_f1_with_nms: float
+    # Detections above `thresholds.best_f1` that overlap a better one of their class by IoU > 0.7;
+    # wrong ones hit no object of their own, as true ones do.
     duplicates_per_image: float
     wrong_duplicates_per_image: float
     duplicates_at_floor: float  # duplicates per image among all detections
-    cap_hits: int | None
+    cap_hits: int | None  # images that fill all rows of the output; None if that is not cut
     calibration: Calibration  # scores against precision at IoU 0.5, crowd regions left out
-    per_class: tuple[ClassReport, ...]
-    curves: tuple[Curve, ...]
+    per_class: tuple[ClassReport, ...]  # per_class, curves: by class id
+    curves: tuple[Curve, ...]  # detections by score at IoU 0.5
     overall: Curve  # the curve of all classes together
+    # [classes + 1, classes + 1] at `thresholds.best_f1`; rows are the truth, columns the
+    # prediction, the last of each is background
     confusion: NDArray[np.int64]
 
     def to_json(self) -> dict[str, Any]:
@@ -135,52 +125,39 @@ def analyse(
     truth = objects_of(dataset, labels)
     found = best_first(read_boxes(results, image_ids, labels))
     matches = match(found, truth)
-    curves, overall = _curves(found, matches, truth, spec)
-    thresholds, best = recommend(
-        curves,
-        overall,
-        fallback=spec.threshold,
-        target_precision=target_precision,
-        measured_on=(
-            f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images, IoU {HIT_IOU}"
-        ),
-    )
+    overall = _curve(spec, found, matches, truth)
+    curves = tuple(_curve(spec, found, matches, truth, label) for label in labels.values())
+    about = f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images, IoU {HIT_IOU}"
+    thresholds, best = recommend(curves, overall, spec.threshold, target_precision, about)
     kept = found.select(survivors(found))
-    _, overall_kept = _curves(kept, match(kept, truth), truth, spec)
-    best_kept = overall_kept.best_f1()
-    shown = found.score > best.threshold
-    double = duplicates(found)
-    counted = ~matches.ignored
-
-    def per_image(flags: NDArray[np.bool_]) -> float:
-        return int(flags.sum()) / len(dataset)
-
+    best_kept = _curve(spec, kept, match(kept, truth), truth).best_f1()
+    ap_with_nms = scores.metrics.ap
+    if len(kept) < len(found):
+        ap_with_nms = scorer.ap(to_results(kept, image_ids, category_ids))
+    above, counted, double = found.score > best.threshold, ~matches.ignored, duplicates(found)
+    wrong = double & above & counted & ~matches.hit
+    of_class = zip(
+        spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
+    )
     return Analysis(
         spec=spec,
         split=dataset.name,
         images=len(dataset),
         objects=overall.objects,
         metrics=scores.metrics,
-        ap_with_nms=scores.metrics.ap
-        if len(kept) == len(found)
-        else scorer.ap(to_results(kept, image_ids, category_ids)),
+        ap_with_nms=ap_with_nms,
         thresholds=thresholds,
         best=best,
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
-        duplicates_per_image=per_image(double & shown),
-        wrong_duplicates_per_image=per_image(double & shown & counted & ~matches.hit),
-        duplicates_at_floor=per_image(double),
+        duplicates_per_image=int((double & above).sum()) / len(dataset),
+        wrong_duplicates_per_image=int(wrong.sum()) / len(dataset),
+        duplicates_at_floor=int(double.sum()) / len(dataset),
         cap_hits=int((np.bincount(found.image) >= spec.top_k).sum()) if capped else None,
         calibration=calibrate(found.score[counted], matches.hit[counted]),
-        per_class=tuple(
-            _class_report(*about, scores)
-            for about in zip(
-                spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
-            )
-        ),
+        per_class=tuple(_class_report(*about, scores) for about in of_class),
         curves=curves,
         overall=overall,
-        confusion=confusion_matrix(found.select(shown), truth, len(spec.class_names)),
+        confusion=confusion_matrix(found.select(above), truth, len(labels)),
     )
 
 
@@ -195,20 +172,14 @@ def _class_report(
     return ClassReport(name, category_id, curve.objects, ap, ap50, threshold, precision, recall)
 
 
-def _curves(
-    found: Boxes, matches: Matches, truth: Boxes, spec: ModelSpec
-) -> tuple[tuple[Curve, ...], Curve]:
-    """Return the curve of each class, and that of all together."""
-    counted, hit = ~matches.ignored, matches.hit
-    labels = range(len(spec.class_names))
-    objects = np.bincount(truth.label[~truth.crowd], minlength=len(labels))
-    masks = [counted & (found.label == label) for label in labels]
-    curves = tuple(
-        Curve.of(found.score[mask], hit[mask], int(count), spec.score_floor)
-        for mask, count in zip(masks, objects, strict=True)
-    )
-    overall = Curve.of(found.score[counted], hit[counted], int(objects.sum()), spec.score_floor)
-    return curves, overall
+def _curve(
+    spec: ModelSpec, found: Boxes, matches: Matches, truth: Boxes, label: int | None = None
+) -> Curve:
+    """The curve of a class, or of all classes together."""
+    own, objects = ~matches.ignored, ~truth.crowd
+    if label is not None:
+        own, objects = own & (found.label == label), objects & (truth.label == label)
+    return Curve.of(found.score[own], matches.hit[own], int(objects.sum()), spec.score_floor)
 
 
 def folder_name(dataset: DetectionDataset) -> str:

@@ -1,6 +1,6 @@
 """Detections and objects of a whole dataset as columns, and the pairs of them that overlap."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +56,12 @@ def read_boxes(
             f"category {min(unknown)} is none of the model's {len(labels)} classes: "
             "these are the results of another dataset"
         )
-
-    def column(value: Callable[[dict[str, Any]], Any], dtype: type) -> NDArray[Any]:
-        return np.array([value(row) for row in wanted], dtype)
-
     return Boxes(
-        column(lambda row: number[row["image_id"]], np.int64),
-        column(lambda row: labels[row["category_id"]], np.int64),
-        column(lambda row: row["bbox"], np.float64).reshape(-1, 4),
-        column(lambda row: row.get("score", 1.0), np.float64),
-        column(lambda row: row.get("iscrowd", 0), np.bool_),
+        np.array([number[row["image_id"]] for row in wanted], np.int64),
+        np.array([labels[row["category_id"]] for row in wanted], np.int64),
+        np.array([row["bbox"] for row in wanted], np.float64).reshape(-1, 4),
+        np.array([row.get("score", 1.0) for row in wanted], np.float64),
+        np.array([row.get("iscrowd", 0) for row in wanted], np.bool_),
     )
 
 
@@ -85,11 +81,10 @@ def objects_of(dataset: DetectionDataset, labels: Mapping[int, int]) -> Boxes:
 
 def to_results(found: Boxes, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[Result]:
     """Return detections as COCO results: the way back of `read_boxes`."""
-    columns = (found.image, found.label, found.xywh, found.score)
-    names = ("image_id", "category_id", "bbox", "score")
+    columns = (c.tolist() for c in (found.image, found.label, found.xywh, found.score))
     return [
-        dict(zip(names, (image_ids[image], category_ids[label], *rest), strict=True))
-        for image, label, *rest in zip(*(c.tolist() for c in columns), strict=True)
+        {"image_id": image_ids[i], "category_id": category_ids[label], "bbox": box, "score": score}
+        for i, label, box, score in zip(*columns, strict=True)
     ]
 
 

@@ -60,8 +60,9 @@ class Curve:
         return self.hits / max(1, self.objects)
 
     def best_f1(self) -> Point | None:
-        """Return the threshold of the largest F1, half way between the last score that is kept
-        and the first that is not; None if no object is ever hit.
+        """The threshold of the largest F1, half way from the last score that is kept to the next one.
+
+        None if no object is ever hit.
         """
         cuts = self._cuts()
         if not len(cuts) or self.hits[-1] == 0:
@@ -71,7 +72,7 @@ class Curve:
         return self._point(cut, (self.score[cut] + self._next(cut)) / 2)
 
     def lowest_with_precision(self, wanted: float) -> Point | None:
-        """Return the lowest threshold with at least this precision; None if there is none."""
+        """The lowest threshold with at least this precision; None if there is none."""
         cuts = self._cuts()
         enough = cuts[self.precision[cuts] >= wanted]
         if not len(enough):
@@ -80,10 +81,7 @@ class Curve:
         return self._point(cut, self._next(cut))
 
     def at(self, thresholds: Values) -> tuple[Values, Values]:
-        """Return precision and recall of what is above each threshold.
-
-        Precision is NaN where nothing is.
-        """
+        """Precision, NaN where nothing is kept, and recall of what is above each threshold."""
         kept = np.searchsorted(-self.score, -thresholds, "left")
         hits = np.concatenate([[0.0], self.hits])[kept]
         precision = np.divide(hits, kept, out=np.full(kept.shape, np.nan), where=kept > 0)
@@ -114,24 +112,19 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Bin:
-    """Detections with scores in ((i − 1)/15, i/15]: how many, their mean score, the share that is
-    right; None if there are none.
-    """
+    """Detections with scores in ((i − 1)/15, i/15]."""
 
     count: int
-    score: float | None
-    precision: float | None
+    score: float | None  # their mean; None if there are none
+    precision: float | None  # the share that is right
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores against precision.
+    """Scores against precision."""
 
-    Attributes:
-        error: expected calibration error, Σ countᵢ / n · |scoreᵢ − precisionᵢ| over 15 bins of
-            equal width (Guo et al., 2017); None without detections.
-    """
-
+    # Expected calibration error, Σ countᵢ / n · |scoreᵢ − precisionᵢ| over 15 bins of equal width
+    # (Guo et al., 2017); None without detections.
     error: float | None
     bins: tuple[Bin, ...]  # from the lowest scores to the highest
 
@@ -161,23 +154,18 @@ def confusion_matrix(found: Boxes, truth: Boxes, classes: int) -> NDArray[np.int
         row holds detections without an object, the last column objects without a detection.
     """
     matches = match(found, truth, by_class=False)
-    missed = ~truth.crowd
+    counted, missed = ~matches.ignored, ~truth.crowd
     missed[matches.truth[matches.hit]] = False
-    alone = ~matches.hit & ~matches.ignored
-    pairs = [
-        (truth.label[matches.truth[matches.hit]], found.label[matches.hit]),
-        (truth.label[missed], np.full(int(missed.sum()), classes)),
-        (np.full(int(alone.sum()), classes), found.label[alone]),
-    ]
-    rows, columns = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    side = classes + 1
-    return np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)
+    real = np.append(truth.label, classes)[matches.truth]  # −1 is background
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    np.add.at(matrix, (real[counted], found.label[counted]), 1)
+    np.add.at(matrix[:, classes], truth.label[missed], 1)
+    return matrix
 
 
 def recommend(
     curves: Sequence[Curve],
     overall: Curve,
-    *,
     fallback: float,
     target_precision: float,
     measured_on: str,
@@ -190,8 +178,7 @@ def recommend(
         target_precision, measured_on: see `Thresholds`.
     """
     best = overall.best_f1() or Point(fallback, 0.0, 0.0)
-    precise = overall.lowest_with_precision(target_precision)
-    precise_classes = [curve.lowest_with_precision(target_precision) for curve in curves]
+    precise, *by_class = (c.lowest_with_precision(target_precision) for c in (overall, *curves))
     thresholds = Thresholds(
         best_f1=best.threshold,
         # A class that is never hit takes the overall one.
@@ -200,9 +187,9 @@ def recommend(
         ),
         target_precision=target_precision,
         at_precision=precise.threshold if precise else None,
-        at_precision_per_class=tuple(p.threshold if p else None for p in precise_classes),
+        at_precision_per_class=tuple(p.threshold if p else None for p in by_class),
         recall_at_precision=precise.recall if precise else None,
-        recall_at_precision_per_class=tuple(p.recall if p else None for p in precise_classes),
+        recall_at_precision_per_class=tuple(p.recall if p else None for p in by_class),
         measured_on=measured_on,
     )
     return thresholds, best

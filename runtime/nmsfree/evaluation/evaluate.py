@@ -71,12 +71,7 @@ def predict(
 
 
 def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
-    """Score COCO results, in any order, against a dataset; see `CocoScorer`.
-
-    Raises:
-        DataError: the dataset has no object to find, or a result is of an unknown image.
-        MissingExtraError: faster-coco-eval is not installed.
-    """
+    """Score COCO results, in any order, against a dataset; see `CocoScorer.score`."""
     return CocoScorer(dataset).score(results).metrics
 
 
@@ -94,15 +89,11 @@ def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> 
 
 
 def _shown(names: list[str]) -> str:
-    return (", ".join(names[:5]) + (", …" if len(names) > 5 else "")) or "none"
+    return ", ".join([*names[:5], *["…"][: len(names) > 5]]) or "none"
 
 
 def check_size(sample: Sample, height: int, width: int) -> None:
-    """Refuse a picture of another size than its annotations say.
-
-    Raises:
-        DataError: the sizes differ.
-    """
+    """Refuse, by a DataError, a picture of another size than its annotations say."""
     if (height, width) != (sample.height, sample.width):
         raise DataError(
             f"{sample.path} is {width} × {height} pixels, its annotations say "

@@ -20,12 +20,12 @@ NMS_IOU = 0.6  # of the published evaluation
 class Matches:
     """What became of every detection."""
 
-    truth: Indices  # int64 [n], row of the object that was hit, −1 for none
+    truth: Indices  # [n], row of the object that was hit, −1 for none
     ignored: NDArray[np.bool_]  # [n], neither right nor wrong: it lies in a crowd region
 
     @property
     def hit(self) -> NDArray[np.bool_]:
-        """bool [n], whether an object was hit."""
+        """[n], whether an object was hit."""
         return self.truth >= 0
 
 

@@ -157,8 +157,8 @@ def draw_confusion(analysis: Analysis, figure: "Figure") -> None:
 
 
 def _involved(analysis: Analysis) -> tuple[NDArray[np.int64], list[str], str]:
-    """Return the matrix and the names without classes that are neither there nor predicted, and
-    how many those are, in words.
+    """The matrix and the names without classes that are neither there nor predicted, and a word
+    on how many those are.
     """
     counts, names = analysis.confusion, analysis.spec.class_names
     kept = np.flatnonzero((counts.sum(axis=0) + counts.sum(axis=1))[:-1])

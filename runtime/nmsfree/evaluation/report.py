@@ -24,13 +24,13 @@ def print_report(analysis: Analysis, title: str, console: Console, all_classes: 
     listed = classes if all_classes else classes[:SHOWN_CLASSES]
     wide = console.width >= WIDE
     width = 24 if wide else 18
-    per_class = _table(class_columns(analysis, wide), width)
+    columns = class_columns(analysis, wide)
+    per_class = _table(columns, width)
     for report in listed:
         name, *cells = class_row(analysis, report, wide)
         per_class.add_row(Text(shorten(name, width)), *cells)
-    console.print(Text(f"By class, worst first; × 100. {explained(analysis, wide)}"), per_class)
-    if len(listed) < len(classes):
-        left_out = len(classes) - len(listed)
+    console.print(Text(f"By class, worst first; × 100. {explained(columns)}"), per_class)
+    if left_out := len(classes) - len(listed):
         console.print(Text(f"{left_out} better classes are not shown: --all-classes lists them\n"))
     words = Table.grid(padding=(0, 2))
     for subject, sentence in sentences(analysis):
@@ -52,14 +52,15 @@ def _table(columns: tuple[str, ...], class_width: int = 0) -> Table:
 def markdown(analysis: Analysis, title: str, pictures: list[str]) -> str:
     """Return the same as a Markdown page, all classes, with pictures by their file names."""
     said = [f"- **{about}**: {in_markdown(line, 2000)}" for about, line in sentences(analysis)]
+    columns = class_columns(analysis, wide=True)
     rows = [class_row(analysis, report, wide=True) for report in worst_first(analysis)]
     parts = [
         f"# {in_markdown(title)}",
         _markdown_table(OVERALL, [overall_row(analysis)]),
         "\n".join(said),
         "## Per class, worst first",
-        explained(analysis, wide=True),
-        _markdown_table(class_columns(analysis, wide=True), rows),
+        explained(columns),
+        _markdown_table(columns, rows),
         *(f"![{name}]({name})" for name in pictures),
     ]
     return "\n\n".join(parts) + "\n"
@@ -86,22 +87,23 @@ def class_columns(analysis: Analysis, wide: bool) -> tuple[str, ...]:
     return (*first, "prec.", "recall", f"prec. {target}")
 
 
-def explained(analysis: Analysis, wide: bool) -> str:
+def explained(columns: tuple[str, ...]) -> str:
     """Say which columns are thresholds, and where the others are measured."""
-    *_, at_target = class_columns(analysis, wide)[: 8 if wide else None]
-    return f"Thresholds: best F1 (precision, recall there), {at_target}"
+    return f"Thresholds: best F1 (precision, recall there), {columns[7]}"
 
 
 def class_row(analysis: Analysis, report: ClassReport, wide: bool) -> list[str]:
     """Return the cells under `class_columns`, × 100 except the thresholds."""
     label = analysis.per_class.index(report)
     advice = analysis.thresholds
-    figures = [_percent(v) for v in (report.ap, report.ap50)]
-    at_best = [_score(report.threshold), *map(_percent, (report.precision, report.recall))]
-    at_target = [_score(advice.at_precision_per_class[label])]
-    if wide:
-        at_target.append(_percent(advice.recall_at_precision_per_class[label]))
-    return [report.name, str(report.objects), *figures, *at_best, *at_target]
+    cells = [
+        *map(_percent, (report.ap, report.ap50)),
+        _score(report.threshold),
+        *map(_percent, (report.precision, report.recall)),
+        _score(advice.at_precision_per_class[label]),
+        _percent(advice.recall_at_precision_per_class[label]),
+    ]
+    return [report.name, str(report.objects), *cells[: None if wide else -1]]
 
 
 def worst_first(analysis: Analysis) -> list[ClassReport]:
@@ -112,17 +114,21 @@ def worst_first(analysis: Analysis) -> list[ClassReport]:
 def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     """Say in plain words what the figures mean: (subject, sentence)."""
     error, hits = analysis.calibration.error, analysis.cap_hits
-    calibration = (
-        "nothing was detected"
-        if error is None
-        else (
+    calibration = "nothing was detected"
+    if error is not None:
+        calibration = (
             f"scores are {100 * error:.1f} points away from the precision on average "
             "(expected calibration error)"
         )
-    )
     found = [
         ("NMS", about_nms(analysis)),
-        ("Duplicates", about_duplicates(analysis)),
+        (
+            "Duplicates",
+            f"{analysis.duplicates_per_image:.2f} per image at the threshold, "
+            f"{analysis.wrong_duplicates_per_image:.2f} of them wrong (the others are objects that "
+            f"overlap); {analysis.duplicates_at_floor:.2f} above the floor of "
+            f"{analysis.spec.score_floor:g}",
+        ),
         ("Threshold", about_threshold(analysis)),
         ("Calibration", calibration),
     ]
@@ -142,11 +148,8 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
 
 def about_nms(analysis: Analysis) -> str:
     """Would NMS on top of the model's output still help?"""
-    pairs = [
-        (analysis.metrics.ap, analysis.ap_with_nms),
-        (analysis.best.f1, analysis.best_f1_with_nms),
-    ]
-    (ap_gain, ap_text), (f1_gain, f1_text) = (_change(before, after) for before, after in pairs)
+    ap_gain, ap_text = _change(analysis.metrics.ap, analysis.ap_with_nms)
+    f1_gain, f1_text = _change(analysis.best.f1, analysis.best_f1_with_nms)
     subject = "a second NMS" if analysis.spec.nms else "NMS"
     if max(abs(ap_gain), abs(f1_gain)) < NOTHING:
         return f"{subject} on top would change neither the AP nor the best F1: it is not needed"
@@ -168,16 +171,6 @@ def _change(before: float, after: float) -> tuple[float, str]:
     gain = round(shown_after - shown_before, 1)
     sign = "−" if gain < 0 else "+"
     return gain, f"{sign}{abs(gain):.1f} ({shown_before:.1f} → {shown_after:.1f})"
-
-
-def about_duplicates(analysis: Analysis) -> str:
-    """How many detections show an object that another one shows already."""
-    return (
-        f"{analysis.duplicates_per_image:.2f} per image at the threshold, "
-        f"{analysis.wrong_duplicates_per_image:.2f} of them wrong (the others are objects that "
-        f"overlap); {analysis.duplicates_at_floor:.2f} above the floor of "
-        f"{analysis.spec.score_floor:g}"
-    )
 
 
 def about_threshold(analysis: Analysis) -> str:

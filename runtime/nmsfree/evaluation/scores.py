@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 COUNTED = (1, 10, 100)  # detections of a class in an image, by the best scores
 
-NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+NAMES = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75",
+    "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+    "AR1": "ar1", "AR10": "ar10", "AR100": "ar100",
+    "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
+}  # fmt: skip
 
 Result = dict[str, Any]  # image_id, category_id, bbox xywh in source pixels, score
 
@@ -55,11 +60,7 @@ class Metrics:
 
     def to_json(self) -> dict[str, float | None]:
         """Return the metrics under the names that COCO uses, ready for `json.dumps`."""
-        values = (
-            self.ap, self.ap50, self.ap75, self.ap_small, self.ap_medium, self.ap_large,
-            self.ar1, self.ar10, self.ar100, self.ar_small, self.ar_medium, self.ar_large,
-        )  # fmt: skip
-        return dict(zip(NAMES, values, strict=True))
+        return {name: getattr(self, field) for name, field in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -184,13 +185,16 @@ class CocoScorer:
             {
                 "image_id": self._numbers[sample.image_id],
                 "category_id": label + 1,
-                "bbox": bbox,
+                "bbox": bbox.tolist(),
                 "area": area,
                 "iscrowd": int(crowd),
             }
             for sample in samples
             for label, bbox, area, crowd in zip(
-                *(c.tolist() for c in (sample.labels, sample.xywh, sample.area, sample.iscrowd)),
+                sample.labels.tolist(),
+                sample.xywh,
+                sample.area.tolist(),
+                sample.iscrowd,
                 strict=True,
             )
         ]
