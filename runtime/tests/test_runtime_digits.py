@@ -3,16 +3,19 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from nmsfree.cli.data import app
 from nmsfree.datasets.digits.draw import draw_group
 from nmsfree.datasets.digits.layout import draw_glyph, instances, lay_out, load_digits
 from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene, write_digits
 from nmsfree.datasets.formats.coco import load_coco
-from nmsfree.errors import DataError
+from nmsfree.errors import DataError, InputError
 from nmsfree.images import read_image
 
 
@@ -30,19 +33,12 @@ def overlaps(scene: Scene) -> list[tuple[float, bool]]:
 
 @pytest.fixture(scope="module")
 def train_scenes() -> list[Scene]:
-    return [make_scene("train", index) for index in range(200)]
+    return [make_scene("train", index) for index in range(150)]
 
 
 @pytest.fixture(scope="module")
-def crowd_scenes() -> list[Scene]:
-    return [make_scene("overlap", index) for index in range(150)]
-
-
-def test_scene_types(train_scenes: list[Scene]) -> None:
-    for scene in train_scenes[:5]:
-        assert (scene.image.shape, scene.image.dtype) == ((256, 256, 3), np.uint8)
-        assert (scene.boxes.shape, scene.boxes.dtype) == ((len(scene.labels), 4), np.float32)
-        assert scene.labels.dtype == np.int64
+def overlap_scenes() -> list[Scene]:
+    return [make_scene("overlap", index) for index in range(80)]
 
 
 def test_scene_depends_on_nothing_but_its_arguments() -> None:
@@ -51,6 +47,8 @@ def test_scene_depends_on_nothing_but_its_arguments() -> None:
     assert np.array_equal(first.boxes, again.boxes)
     for other in (make_scene("val", 8), make_scene("val", 7, seed=1), make_scene("train", 7)):
         assert not np.array_equal(first.image, other.image)
+    with pytest.raises(DataError, match="train, val, overlap"):
+        make_scene("test", 0)
 
 
 def test_recipe_is_unchanged() -> None:
@@ -64,58 +62,45 @@ def test_recipe_is_unchanged() -> None:
     assert np.abs(scene.boxes - np.array(expected)).max() <= 1  # resampling rounds per processor
 
 
-def test_unknown_split_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match="train, val, overlap"):
-        make_scene("test", 0)
-
-
 def test_training_shares_no_handwritten_digit() -> None:
     labels = load_digits().labels
     for label, (train, held_out) in enumerate(zip(instances(False), instances(True), strict=True)):
         assert not set(train) & set(held_out)
         assert set(train) | set(held_out) == set(np.flatnonzero(labels == label))
         assert 0.27 < len(held_out) / (len(train) + len(held_out)) < 0.33
-
-
-def test_layout_draws_from_its_pools_only() -> None:
     allowed = set(np.concatenate(instances(held_out=True)).tolist())
     for seed in range(20):
         groups = lay_out(np.random.default_rng(seed), instances(held_out=True), 1, 4)
         assert {digit.glyph.instance for group in groups for digit in group} <= allowed
 
 
-def test_counts_sizes_and_places(train_scenes: list[Scene], crowd_scenes: list[Scene]) -> None:
+def test_types_counts_sizes_and_places(
+    train_scenes: list[Scene], overlap_scenes: list[Scene]
+) -> None:
     sides = []
-    for scene in train_scenes + crowd_scenes:
+    for scene in train_scenes + overlap_scenes:
+        assert (scene.image.shape, scene.image.dtype) == ((256, 256, 3), np.uint8)
+        assert (scene.boxes.shape, scene.boxes.dtype) == ((len(scene.labels), 4), np.float32)
+        assert scene.labels.dtype == np.int64
         assert 3 <= len(scene.labels) <= 10
         assert scene.boxes.min() >= 1 and scene.boxes.max() <= 255
         sides += (scene.boxes[:, 2:] - scene.boxes[:, :2]).max(axis=1).tolist()
     assert min(sides) >= 14 and max(sides) <= 110
     assert np.percentile(sides, 10) < 25 and np.percentile(sides, 90) > 75
-
-
-def test_every_class_appears(train_scenes: list[Scene]) -> None:
     counts = np.bincount(np.concatenate([scene.labels for scene in train_scenes]), minlength=10)
-    assert counts.min() > 0.06 * counts.sum()
+    assert counts.min() > 0.06 * counts.sum(), "every class appears"
 
 
-def test_crowd_scenes_hold_two_or_three_pairs(crowd_scenes: list[Scene]) -> None:
-    for scene in crowd_scenes:
-        pairs = [value for value, same in overlaps(scene) if value >= 0.3 and same]
-        assert len(pairs) in (2, 3)
-        assert all(0.5 <= value <= 0.75 for value in pairs)
-
-
-def test_a_third_of_train_scenes_holds_one_pair(train_scenes: list[Scene]) -> None:
-    pairs = [sum(value >= 0.5 for value, _ in overlaps(scene)) for scene in train_scenes]
-    assert set(pairs) == {0, 1}
-    assert 0.22 < np.mean(pairs) < 0.38
-
-
-def test_others_hardly_overlap(train_scenes: list[Scene], crowd_scenes: list[Scene]) -> None:
-    for scene in train_scenes + crowd_scenes:
-        for value, same in overlaps(scene):
-            assert value < 0.3 or (same and 0.5 <= value <= 0.75)
+def test_pairs_overlap_and_others_hardly_do(
+    train_scenes: list[Scene], overlap_scenes: list[Scene]
+) -> None:
+    pairs = {}
+    for name, scenes in (("train", train_scenes), ("overlap", overlap_scenes)):
+        every = [[each for each in overlaps(scene) if each[0] >= 0.3] for scene in scenes]
+        assert all(same and 0.5 <= value <= 0.75 for found in every for value, same in found)
+        pairs[name] = [*map(len, every)]
+    assert set(pairs["overlap"]) == {2, 3}
+    assert set(pairs["train"]) == {0, 1} and 0.2 < np.mean(pairs["train"]) < 0.4
 
 
 @pytest.mark.parametrize("side", [15.5, 40.0, 108.5])
@@ -156,8 +141,9 @@ def test_lower_digit_of_a_pair_stays_visible() -> None:
 
 
 def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=3, val=4, overlap=2)
-    for split, count in {"train": 3, "val": 4, "overlap": 2}.items():
+    counts = {"train": 3, "val": 4, "overlap": 2}
+    write_digits(tmp_path / "set", **counts)
+    for split, count in counts.items():
         dataset = load_coco(tmp_path / "set", split)
         assert dataset.class_names == CLASS_NAMES
         assert dataset.category_ids == tuple(range(1, 11))
@@ -167,52 +153,38 @@ def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
             assert np.array_equal(sample.boxes, scene.boxes)
             assert np.array_equal(sample.labels, scene.labels)
             assert np.array_equal(read_image(sample.path), scene.image)
-
-
-def test_annotations_are_complete_coco(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=0, val=3, overlap=0)
     text = (tmp_path / "set/annotations/instances_val.json").read_text(encoding="utf-8")
     content = json.loads(text)
     assert "10.24432/C50P49" in text  # the attribution that the licence asks for
     assert content["licenses"][0]["name"] == "CC BY 4.0"
-    assert [image["id"] for image in content["images"]] == [1, 2, 3]
-    ids = [annotation["id"] for annotation in content["annotations"]]
-    assert ids == list(range(1, len(ids) + 1))
-    for annotation in content["annotations"]:
+    assert [image["id"] for image in content["images"]] == [1, 2, 3, 4]
+    for number, annotation in enumerate(content["annotations"], start=1):
         _, _, width, height = annotation["bbox"]
+        assert (annotation["id"], annotation["iscrowd"]) == (number, 0)
         assert annotation["area"] == width * height
-        assert annotation["iscrowd"] == 0
 
 
-def test_val_does_not_depend_on_the_number_of_train_images(tmp_path: Path) -> None:
-    write_digits(tmp_path / "a", train=1, val=2, overlap=0)
+def test_splits_do_not_depend_on_one_another(tmp_path: Path) -> None:
+    write_digits(tmp_path / "a", train=0, val=2, overlap=0)
     write_digits(tmp_path / "b", train=3, val=2, overlap=1)
     assert contents(tmp_path / "a" / "val") == contents(tmp_path / "b" / "val")
-
-
-def test_split_of_zero_images_is_not_written(tmp_path: Path) -> None:
-    write_digits(tmp_path / "set", train=0, val=1, overlap=0)
-    assert not (tmp_path / "set" / "train").exists()
-    (file,) = (tmp_path / "set/annotations").iterdir()
-    assert file.name == "instances_val.json"
-
-
-def test_complete_set_is_left_as_it_is(tmp_path: Path) -> None:
-    assert write_digits(tmp_path, train=2, val=2, overlap=1) == ["train", "val", "overlap"]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert write_digits(tmp_path, train=2, val=2, overlap=1) == []
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert not (tmp_path / "a/train").exists(), "a split of no images is not written"
+    assert [p.name for p in (tmp_path / "a/annotations").iterdir()] == ["instances_val.json"]
 
 
 def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
-    write_digits(tmp_path, train=2, val=2, overlap=0)
+    counts = {"train": 2, "val": 2, "overlap": 1}
+    assert write_digits(tmp_path, **counts) == ["train", "val", "overlap"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert write_digits(tmp_path, **counts) == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     whole = contents(tmp_path)
     (tmp_path / "val/00001.png").unlink()
-    assert write_digits(tmp_path, train=2, val=2, overlap=0) == ["val"]
+    assert write_digits(tmp_path, **counts) == ["val"]
     (tmp_path / "annotations/instances_train.json").unlink()
-    assert write_digits(tmp_path, train=2, val=2, overlap=0) == ["train"]
+    assert write_digits(tmp_path, **counts) == ["train"]
     assert contents(tmp_path) == whole
-    assert write_digits(tmp_path, train=3, val=2, overlap=0) == ["train"]
+    assert write_digits(tmp_path, **counts | {"train": 3}) == ["train"]
     assert len(load_coco(tmp_path, "train")) == 3
 
 
@@ -254,3 +226,30 @@ def test_other_data_is_never_touched(tmp_path: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def command(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["digits", *map(str, arguments)])
+
+
+def test_the_command_writes_a_set_once(tmp_path: Path) -> None:
+    arguments = ("--out", tmp_path / "set", "--train", 0, "--val", 1, "--overlap", 2)
+    for said in ("wrote val, overlap", "complete already"):
+        outcome = command(*arguments)
+        assert (outcome.exit_code, outcome.stdout) == (0, ""), outcome.output
+        assert said in outcome.stderr
+
+
+def test_the_preview_shows_the_scenes(tmp_path: Path) -> None:
+    assert command("--preview", tmp_path / "new/sheet.png").exit_code == 0
+    picture = read_image(tmp_path / "new/sheet.png")
+    tiles = [part for row in np.array_split(picture, 3) for part in np.array_split(row, 4, axis=1)]
+    assert all(tile.std() > 20 for tile in tiles)
+    for name in ("sheet", "sheet.txt"):
+        assert "expected .png or .jpg" in str(command("--preview", tmp_path / name).exception)
+
+
+def test_nothing_to_do_and_wrong_numbers() -> None:
+    assert isinstance(command().exception, InputError)
+    assert command("--out", "unused", "--train", -1).exit_code == 2
+    assert not Path("unused").exists()

@@ -60,7 +60,7 @@ class Curve:
         return self.hits / max(1, self.objects)
 
     def best_f1(self) -> Point | None:
-        """The threshold of the largest F1, half way from the last score that is kept to the next one.
+        """The threshold of the largest F1, half way from the last score kept to the next one.
 
         None if no object is ever hit.
         """
