@@ -7,8 +7,18 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import NmsfreeError, RawDetections
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.evaluation.scores import Result
 
 Noise = Callable[..., NDArray[np.uint8]]  # the fixture `noise`
+Make = Callable[..., DetectionDataset]  # the fixture `make_dataset`
+A = [10.0, 10.0, 100.0, 100.0]  # two boxes far apart, xywh
+B = [150.0, 120.0, 100.0, 100.0]
+
+
+def result(box: list[float], score: float, category: int = 7, image: int = 0) -> Result:
+    """A COCO result for what `make_dataset` makes."""
+    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
 
 def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
