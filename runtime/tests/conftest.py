@@ -224,7 +224,7 @@ def make_rig(tmp_path: Path, make_spec: Any, bright_cells: Any) -> Callable[...,
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DetectionDataset]:
     """Return a function giving a COCO dataset of annotations alone, without pictures.
 

@@ -165,7 +165,7 @@ def test_a_split_that_cannot_be_read_is_not_for_fixing(digits: Path, tmp_path: P
     (root / "annotations/instances_overlap.json").write_text("{")
     outcome = run(root, "--out", tmp_path, "--fix")
     assert outcome.exit_code == 1
-    assert "nothing that --fix can mend" in outcome.stdout
+    assert "nothing that --fix can fix" in outcome.stdout
     assert not (tmp_path / "set-clean").exists()
 
 

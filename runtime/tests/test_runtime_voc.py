@@ -189,7 +189,7 @@ def test_unusable_xml_is_one_clear_line(tmp_path: Path, xml: str, message: str) 
     root = make(tmp_path)
     (root / "Annotations/b.xml").write_text(xml)
     said = refused(message, root)
-    assert str(root / "Annotations/b.xml") in said and said.count("mend it") < 2
+    assert str(root / "Annotations/b.xml") in said and said.count("fix it") < 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])

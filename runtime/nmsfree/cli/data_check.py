@@ -213,7 +213,7 @@ def print_fixed(check: Check, fixed: Fixed | None) -> None:
     console = Console()
     if fixed is None:
         if check.count(Level.ERROR):
-            console.print("nothing that --fix can mend: see the errors above")
+            console.print("nothing that --fix can fix: see the errors above")
         else:
             console.print("nothing to fix: train on the dataset as it is")
             _print_command(console, check.layout.config or check.layout.root, list(check.splits))

@@ -30,7 +30,7 @@ class Kind(Enum):
     """
 
     # fmt: off
-    SPLIT_UNREADABLE = _E, "splits that cannot be read", "mend the file named"
+    SPLIT_UNREADABLE = _E, "splits that cannot be read", "fix the file named"
     IMAGE_MISSING = _E, "missing images", f"{_SKIPPED}: restore the files", _OUT
     IMAGE_UNREADABLE = _E, "unreadable images", f"{_SKIPPED}: get the files again", _OUT
     IMAGE_TRUNCATED = _E, "truncated or damaged images", f"{_SKIPPED}: get the files again", _OUT
@@ -40,9 +40,9 @@ class Kind(Enum):
     IMAGE_SIZE_MISSING = (
         _E, "images annotated without their size", "training stops there", "filled in",
     )
-    IMAGE_ENTRY = _E, "malformed image entries", "mend the entries", _OUT
+    IMAGE_ENTRY = _E, "malformed image entries", "fix the entries", _OUT
     IMAGE_ID_TWICE = _E, "image ids used twice", "nobody knows whose objects they are", _OUT
-    ANNOTATION_MALFORMED = _E, "malformed annotations", "mend the rows", _OUT
+    ANNOTATION_MALFORMED = _E, "malformed annotations", "fix the rows", _OUT
     ANNOTATION_FILE_MISSING = (
         _E, "images without annotation file", "write one, also for an image without objects", _OUT,
     )
@@ -127,5 +127,5 @@ def refuse(fault: Fault) -> None:
     """
     found = shown(f"{fault.source}: {fault.detail}", 800)
     raise DataError(
-        f"{found}: mend it, or see `nmsfree data check DIR`, whose --fix writes a set without it"
+        f"{found}: fix it, or see `nmsfree data check DIR`, whose --fix writes a set without it"
     )

@@ -115,7 +115,7 @@ def _annotations(
 
 @dataclass(frozen=True, eq=False)
 class FixedSplit:
-    """The annotation file of a split, what it holds, and how many faults were mended."""
+    """The annotation file of a split, what it holds, and how many faults were fixed."""
 
     file: Path
     images: int
@@ -148,7 +148,7 @@ def default_folder(check: Check) -> Path:
 
 
 def needs_fixing(check: Check) -> bool:
-    """Tell whether there is a fault that `write_fixed` mends."""
+    """Tell whether there is a fault that `write_fixed` fixes."""
     return any(finding.kind.fix for finding in check.findings())
 
 
@@ -198,7 +198,7 @@ def _refuse_others(check: Check, folder: Path) -> None:
 
 
 def _kept_images(check: Check) -> tuple[dict[str, list[ImageRow]], list[str]]:
-    """Return the images of each split that stay, and what cannot be mended."""
+    """Return the images of each split that stay, and what cannot be fixed."""
     unfixed: list[str] = []
     kept: dict[str, list[ImageRow]] = {}
     usable = {
@@ -226,7 +226,7 @@ def _is_usable(check: Check, image: ImageRow) -> bool:
 
 
 def _changes(check: Check, split: SplitCheck, kept: list[ImageRow]) -> dict[Kind, int]:
-    """Count the mended faults of a split by kind."""
+    """Count the fixed faults of a split by kind."""
     changes = Counter(fault.kind for fault in split.faults if fault.kind.fix)
     stays = {image.path for image in kept}
     gone = [i for i in split.rows.images if i.path not in stays and _is_usable(check, i)]
