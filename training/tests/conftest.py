@@ -21,6 +21,8 @@ from nmsfree_training.weights.published import (
     to_published_keys,
 )
 
+from .runs import Runs
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -95,3 +97,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def train_set(digits: Path) -> DetectionDataset:
     return load_coco(digits, "train")
+
+
+@pytest.fixture(scope="session")
+def val_set(digits: Path) -> DetectionDataset:
+    return load_coco(digits, "val")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, train_set: DetectionDataset) -> Runs:
+    return Runs(tmp_path, train_set)

@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,19 @@ NAMES = ("café", "日", "b")
 
 
 def make_checkpoint(name: str = "fcos_e2e_nano") -> Checkpoint:
-    chosen = preset(name, len(NAMES))
-    network = Fcos(chosen.model)
-    return Checkpoint(
-        chosen.model, (96, 64), NAMES, (1, 5, 90), network.state_dict(), {"seed": "3", "AP": "0.5"}
-    )
+    model = preset(name, len(NAMES)).model
+    said = {"seed": "3", "AP": "0.5"}
+    return Checkpoint(model, (96, 64), NAMES, (1, 5, 90), Fcos(model).state_dict(), said)
+
+
+MADE = make_checkpoint()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint that can be read."""
+    save_checkpoint(MADE, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -42,6 +51,12 @@ def read_header(path: Path) -> tuple[dict[str, Any], bytes]:
     (length,) = struct.unpack("<Q", data[:8])
     header: dict[str, Any] = json.loads(data[8 : 8 + length])
     return header, data[8 + length :]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Our entry of the header."""
+    described: dict[str, Any] = json.loads(read_header(path)[0]["__metadata__"][HEADER_KEY])
+    return described
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -93,21 +108,18 @@ def test_a_file_of_format_1_2_calls_the_duplicate_filter_a_rival_filter(tmp_path
     assert again.model == read.model and again.state.keys() == read.state.keys()
 
 
-def test_channels_last_weights_are_written_as_they_are(tmp_path: Path) -> None:
-    made = make_checkpoint()
+def test_channels_last_weights_are_written_as_they_are(path: Path) -> None:
+    before = path.read_bytes()
     state = {
         k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v
-        for k, v in made.state.items()
+        for k, v in MADE.state.items()
     }
-    save_checkpoint(replace(made, state=state), tmp_path / "a.safetensors")
-    save_checkpoint(made, tmp_path / "b.safetensors")
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    save_checkpoint(replace(MADE, state=state), path)
+    assert path.read_bytes() == before
 
 
-def test_header_is_readable_without_this_project(tmp_path: Path) -> None:
-    save_checkpoint(make_checkpoint(), tmp_path / "model.safetensors")
-    header, _ = read_header(tmp_path / "model.safetensors")
-    described = json.loads(header["__metadata__"][HEADER_KEY])
+def test_header_is_readable_without_this_project(path: Path) -> None:
+    described = describe(path)
     assert described["format_version"] == FORMAT_VERSION
     assert described["model"]["name"] == "fcos_e2e_nano"
     assert described["model"]["heads"] == ["o2m", "o2o"]
@@ -117,8 +129,8 @@ def test_header_is_readable_without_this_project(tmp_path: Path) -> None:
     assert described["provenance"] == {"seed": "3", "AP": "0.5"}
 
 
-def test_thresholds_travel_along(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+def test_thresholds_travel_along(path: Path) -> None:
+    assert load_checkpoint(path).thresholds is None
     measured = Thresholds(
         best_f1=0.4,
         best_f1_per_class=(0.3, None),
@@ -128,26 +140,18 @@ def test_thresholds_travel_along(tmp_path: Path) -> None:
         recall_at_precision_per_class=(0.9, None),
         measured_on="two images",
     )
-    save_checkpoint(replace(make_checkpoint(), thresholds=measured), path)
+    save_checkpoint(replace(MADE, thresholds=measured), path)
     assert load_checkpoint(path).thresholds == measured
-    save_checkpoint(make_checkpoint(), path)
-    assert load_checkpoint(path).thresholds is None
     rewrite(path, format_version="1.0", thresholds={"best_f1": 2})
     assert "thresholds" in refusal(path)
 
 
-def test_versions(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
-    rewrite(path, format_version="1.9", added_later=[1, 2])
-    loaded = load_checkpoint(path)
-    header, _ = read_header(path)
-    model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
-    rewrite(path, model=model | {"added_later": True})
-    assert load_checkpoint(path).model == loaded.model
+def test_versions(path: Path) -> None:
+    model = describe(path)["model"]
+    rewrite(path, format_version="1.9", added_later=[1, 2], model=model | {"added_later": True})
+    assert load_checkpoint(path).model == MADE.model
     rewrite(path, format_version="2.0")
-    message = refusal(path)
-    assert "format 2.0, this version reads 1.x: update nmsfree" in message
+    assert "format 2.0, this version reads 1.x: update nmsfree" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +172,7 @@ def test_versions(tmp_path: Path) -> None:
         {"provenance": None},
     ],
 )
-def test_damaged_description(changes: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
+def test_damaged_description(changes: dict[str, Any], path: Path) -> None:
     rewrite(path, **changes)
     message = refusal(path)
     assert message.startswith(f"{path}: 'nmsfree' entry of the header: ")
@@ -197,35 +199,15 @@ def test_damaged_description(changes: dict[str, Any], tmp_path: Path) -> None:
     ],
 )
 def test_a_network_out_of_bounds_is_refused_before_it_is_built(
-    field: str, value: object, tmp_path: Path
+    field: str, value: object, path: Path
 ) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
-    header, _ = read_header(path)
-    model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
-    rewrite(path, model=model | {field: value})
+    rewrite(path, model=describe(path)["model"] | {field: value})
     assert field in refusal(path)
 
 
-def test_channels_that_group_norm_cannot_divide(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
-    header, _ = read_header(path)
-    model = json.loads(header["__metadata__"][HEADER_KEY])["model"]
-    rewrite(path, model=model | {"head_norm": "group", "channels": 33})
+def test_channels_that_group_norm_cannot_divide(path: Path) -> None:
+    rewrite(path, model=describe(path)["model"] | {"head_norm": "group", "channels": 33})
     assert "expected a multiple of 32" in refusal(path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
-    path, made = tmp_path / "model.safetensors", make_checkpoint()
-    state = {k: v.clone() for k, v in made.state.items()}
-    state["backbone.conv1.weight"][0, 0, 0, 0] = value
-    save_checkpoint(replace(made, state=state), path)
-    assert "backbone.conv1.weight holds values that are not finite" in refusal(path)
-    state["backbone.conv1.weight"] = torch.zeros(16, 3, 7, 7, dtype=torch.int64)
-    save_checkpoint(replace(made, state=state), path)
-    assert "backbone.conv1.weight holds torch.int64, expected torch.float32" in refusal(path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "[" * 10**5, "9" * 5000, '{"model": NaN}'])
@@ -243,68 +225,70 @@ def test_foreign_safetensors_file(tmp_path: Path) -> None:
     assert "was not written by nmsfree" in refusal(path)
 
 
-def test_keys_and_shapes_are_checked(tmp_path: Path) -> None:
-    path, made = tmp_path / "model.safetensors", make_checkpoint()
-    state = dict(made.state)
-    removed = state.pop("fpn.input_projs.0.bias")
-    save_checkpoint(replace(made, state=state), path)
-    assert "1 keys missing (first: fpn.input_projs.0.bias)" in refusal(path)
-    save_checkpoint(replace(made, state={**made.state, "extra": removed.clone()}), path)
-    assert "1 too many (first: extra)" in refusal(path)
-    wrong = {**made.state, "fpn.input_projs.0.bias": torch.zeros(3)}
-    save_checkpoint(replace(made, state=wrong), path)
-    assert "has shape (3,), expected (64,)" in refusal(path)
-    other = replace(made.model, num_classes=4)
-    four = replace(made, model=other, class_names=(*NAMES, "d"), category_ids=(1, 5, 90, 91))
-    save_checkpoint(four, path)
-    assert "cls_pred.weight has shape (3, 64, 3, 3), expected (4, 64, 3, 3)" in refusal(path)
+BIAS, STEM = "fpn.input_projs.0.bias", "backbone.conv1.weight"
 
 
-def test_other_class_count_than_asked_for(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({BIAS: None}, f"1 keys missing (first: {BIAS})"),
+        ({"extra": torch.zeros(3)}, "1 too many (first: extra)"),
+        ({BIAS: torch.zeros(3)}, "has shape (3,), expected (64,)"),
+        ({STEM: torch.full((16, 3, 7, 7), float("nan"))}, f"{STEM} holds values that are not fin"),
+        ({STEM: torch.full((16, 3, 7, 7), float("inf"))}, f"{STEM} holds values that are not fin"),
+        (
+            {STEM: torch.zeros(16, 3, 7, 7, dtype=torch.int64)},
+            f"{STEM} holds torch.int64, expected torch.float32",
+        ),
+    ],
+)
+def test_tensors_are_checked(changes: dict[str, Any], message: str, path: Path) -> None:
+    state = {k: v for k, v in {**MADE.state, **changes}.items() if v is not None}
+    save_checkpoint(replace(MADE, state=state), path)
+    assert message in refusal(path)
+
+
+def test_class_counts_are_checked(path: Path) -> None:
     assert load_checkpoint(path, num_classes=3).class_names == NAMES
     with pytest.raises(CheckpointError, match="trained for 3 classes, expected 80"):
         load_checkpoint(path, num_classes=80)
+    four, names, ids = replace(MADE.model, num_classes=4), (*NAMES, "d"), (1, 5, 90, 91)
+    save_checkpoint(replace(MADE, model=four, class_names=names, category_ids=ids), path)
+    assert "cls_pred.weight has shape (3, 64, 3, 3), expected (4, 64, 3, 3)" in refusal(path)
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    assert "no such file" in refusal(path)
-    assert "is a folder" in refusal(tmp_path)
-    path.write_bytes(b"")
-    assert "empty file" in refusal(path)
-    path.write_text("<html>not found</html>")
-    assert "an HTML page" in refusal(path)
-    save_checkpoint(make_checkpoint(), path)
+def test_files_that_are_no_checkpoint(path: Path) -> None:
     data = path.read_bytes()
     for length in (1, 7, 8, 100, 5000, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:length])
         assert "truncated or another format" in refusal(path)
+    path.write_bytes(b"")
+    assert "empty file" in refusal(path)
+    path.write_text("<html>not found</html>")
+    assert "an HTML page" in refusal(path)
+    path.unlink()
+    assert "no such file" in refusal(path)
+    assert "is a folder" in refusal(path.parent)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(path: Path) -> None:
     """The disk refuses the second write half-way: a limit on file sizes acts as a full disk."""
     resource = pytest.importorskip("resource")
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(make_checkpoint(), path)
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
         with pytest.raises(InputError, match="cannot be written"):
-            save_checkpoint(make_checkpoint(), path)
+            save_checkpoint(MADE, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def _write_for_ever(path: Path) -> None:
-    made, number = make_checkpoint(), 0
-    while True:
-        number += 1
-        save_checkpoint(replace(made, provenance={"number": str(number)}), path)
+    for number in count(1):
+        save_checkpoint(replace(MADE, provenance={"number": str(number)}), path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")

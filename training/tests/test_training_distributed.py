@@ -1,27 +1,29 @@
 """Two processes on gloo against one: the same norms, the same losses, the same AP."""
 
-import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import typer
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from typer.testing import CliRunner
 
 from nmsfree.datasets.formats.coco import load_coco
-from nmsfree.errors import CheckpointError, InputError
+from nmsfree.errors import InputError
+from nmsfree_training.cli.train import train
 from nmsfree_training.loop.distributed import World, join_world
-from nmsfree_training.loop.state import load_state
 from nmsfree_training.model.norms import SyncedBatchNorm2d, sync_batch_norms
-from nmsfree_training.weights.checkpoint import load_checkpoint
+
+from .runs import WEIGHTS, records, wait_for_step, weights
 
 RELATIVE = 2e-4  # sums of float32 in another order, grown over six steps
 
@@ -64,7 +66,7 @@ def _step(network: nn.Module, images: Tensor) -> Tensor:
     return output.detach()
 
 
-def _in_two(rank: int, folder: Path) -> None:
+def _exchange(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     world = World(rank, 2)
@@ -74,12 +76,10 @@ def _in_two(rank: int, folder: Path) -> None:
             [p.add_(1) for p in network.parameters()]
     world.share(network)
     sync_batch_norms(network)
-    images = torch.load(folder / "images.pt")[rank::2]
-    output = _step(network, images)
-    grads = [world.mean(p.grad) for p in network.parameters() if p.grad is not None]
+    output = _step(network, torch.load(folder / "images.pt")[rank::2])
     found = {
         "output": output,
-        "grads": grads,
+        "grads": [world.mean(p.grad) for p in network.parameters() if p.grad is not None],
         "state": network.state_dict(),
         "maximum": world.maximum([rank, 7 - rank]),
         "gathered": world.gather(f"from {rank}"),
@@ -89,14 +89,62 @@ def _in_two(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_norms_and_exchange_of_two_processes(tmp_path: Path) -> None:
-    images = torch.randn(6, 3, 9, 8)
-    torch.save(images, tmp_path / "images.pt")
-    spawn(_in_two, (tmp_path,), nprocs=2)
+def _in_two(rank: int, folder: Path, trainings: list[tuple[int, list[str]]]) -> None:
+    """All that needs two processes and no launcher: to start them takes the most time."""
+    _exchange(rank, folder)
+    for port, words in trainings:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {k: str(v) for k, v in place.items()}
+        _train(words)
+
+
+def _train(words: list[str]) -> None:
+    app = typer.Typer()
+    app.command()(train)
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _words(out: Path, digits: Path, *options: object) -> list[str]:
+    small = ("--batch-size", 4, "--epochs", 2, "--workers", 0, "--threads", 1, "--no-tensorboard")
+    return [str(word) for word in ("--data", digits, "--out", out, *small, *options)]
+
+
+PLAIN = ("--optimizer", "sgd", "--learning-rate", 0.01)
+E2E, RT = (WEIGHTS / f"fcos_{kind}_nano.safetensors" for kind in ("e2e", "rt"))
+ALIKE = ("--init", E2E, "--ema", 0.5, "--dedup-iou", 0, "--short-sides", "192,224,256", *PLAIN)
+LATE = ("--init", E2E, "--val", "", "--o2o-start", 0.5, "--o2o-gradient", 0.2, *PLAIN)
+LATE = (*LATE, "--o2o-matching", "hungarian")
+RETROFIT = ("--retrofit", RT, "--val", "", "--accumulate", 2, "--save-minutes", 0, *PLAIN[:2])
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(6, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def pair(digits: Path, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes did: an exchange, and three trainings."""
+    folder = tmp_path_factory.mktemp("pair")
+    torch.save(images, folder / "images.pt")
+    options = {"alike": ALIKE, "late": LATE, "retrofit": RETROFIT}
+    words = [_words(folder / name, digits, *more) for name, more in options.items()]
+    spawn(_in_two, (folder, [(_free_port(), w) for w in words]), nprocs=2)
+    return folder
+
+
+def test_norms_and_exchange_of_two_processes(pair: Path, images: Tensor) -> None:
     network = _norm_network()
     output = _step(network, images)
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(pair / f"{rank}.pt")
         torch.testing.assert_close(found["output"], output[rank::2], rtol=1e-5, atol=1e-6)
         for ours, want in zip(found["grads"], network.parameters(), strict=True):
             torch.testing.assert_close(ours, want.grad, rtol=1e-4, atol=1e-6)
@@ -114,46 +162,13 @@ def test_evaluation_uses_the_running_statistics() -> None:
     assert torch.equal(network.eval()(torch.ones(1, 3, 5, 5)), want)
 
 
-def _start(
-    out: Path, digits: Path, processes: int, *options: str
-) -> "subprocess.CompletedProcess[str]":
-    command = [*_command(out, digits, processes), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=240)
+def _assert_alike(one: Path, two: Path) -> list[dict[str, float]]:
+    a, b = records(one), records(two)
+    assert b == [pytest.approx(record, rel=RELATIVE) for record in a]
+    return b
 
 
-def _command(out: Path, digits: Path, processes: int) -> list[str]:
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        launcher += ["-m"]
-    command = [*launcher, "nmsfree", "train", "--data", str(digits), "--out", str(out)]
-    return [*command, "--batch-size", "4", "--epochs", "2", "--workers", "0"]
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def _wait_for_iteration(process: "subprocess.Popen[bytes]", out: Path, done: int) -> None:
-    """Until this many optimizer steps are in the state file."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(CheckpointError):  # being replaced at this very moment
-            if load_state(out)[0].position["iteration"] >= done:
-                return
-        time.sleep(0.005)
-    raise AssertionError(f"step {done} was not reached")
-
-
-def _train(out: Path, digits: Path, processes: int, *options: str) -> list[dict[str, float]]:
-    done = _start(out, digits, processes, *options)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr and "Traceback" not in done.stderr
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(pair: Path, digits: Path, tmp_path: Path) -> None:
     """The same global batch gives the same losses and the same AP.
 
     Norms with statistics of the batch, images of several sizes, averaged weights; it starts from
@@ -161,74 +176,54 @@ def test_two_processes_train_as_one(digits: Path, tmp_path: Path) -> None:
     the sign of gradients, which rounding decides where they are nearly zero. So does the duplicate
     filter where two cells are nearly equal: it is in the next test, over fewer steps.
     """
-    weights = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
-    options = ["--model", "fcos_e2e_nano", "--init", str(weights), "--ema", "0.5"]
-    options += ["--dedup-iou", "0"]
-    options += ["--optimizer", "sgd", "--learning-rate", "0.01", "--short-sides", "192,224,256"]
-    one = _train(tmp_path / "one", digits, 1, *options)
-    two = _train(tmp_path / "two", digits, 2, *options)
-    timing = {"seconds", "images_per_second", "wait_share"}
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys() and a["AP"] > 0.3
-        for name in a.keys() - timing:
-            assert b[name] == pytest.approx(a[name], rel=RELATIVE), name
-    before = {
-        k: v for k, v in load_checkpoint(weights).state.items() if ".duplicate_filter." not in k
-    }
-    a, b = (load_checkpoint(tmp_path / run / "last.safetensors").state for run in ("one", "two"))
+    _train(_words(tmp_path, digits, *ALIKE))
+    assert all(record["AP"] > 0.3 for record in _assert_alike(tmp_path, pair / "alike"))
+    before = {k: v for k, v in weights(E2E).items() if ".duplicate_filter." not in k}
+    a, b = (weights(run / "last.safetensors") for run in (tmp_path, pair / "alike"))
     moved = torch.cat([(a[k] - v).flatten() for k, v in before.items()]).norm()
     apart = torch.cat([(a[k] - b[k]).flatten() for k in before]).norm()
     assert apart < 0.01 * moved
 
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
-
-
-def test_two_processes_wait_for_a_late_o2o_head(digits: Path, tmp_path: Path) -> None:
+def test_two_processes_wait_for_a_late_o2o_head(pair: Path, digits: Path, tmp_path: Path) -> None:
     """In the first of two epochs the o2o head has no gradient, on either process."""
-    options = ["--init", str(WEIGHTS / "fcos_e2e_nano.safetensors"), "--val", ""]
-    options += ["--o2o-start", "0.5", "--o2o-gradient", "0.2", "--o2o-matching", "hungarian"]
-    options += ["--optimizer", "sgd", "--learning-rate", "0.01"]
-    one = _train(tmp_path / "one", digits, 1, *options)
-    two = _train(tmp_path / "two", digits, 2, *options)
+    _train(_words(tmp_path, digits, *LATE))
+    two = _assert_alike(tmp_path, pair / "late")
     assert ["o2o_cls" in record for record in two] == [False, True]
-    for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"seconds", "images_per_second", "wait_share"}:
-            assert b[name] == pytest.approx(a[name], rel=RELATIVE), name
+
+
+def _launch(words: list[str]) -> "subprocess.Popen[str]":
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [*launcher, "-m", "nmsfree", "train", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_a_retrofit_on_two_processes_goes_on_in_the_middle_and_ends(
-    digits: Path, tmp_path: Path
+    pair: Path, digits: Path, tmp_path: Path
 ) -> None:
-    """Frozen parameters, batches in parts, no evaluation; killed and resumed within the epoch."""
-    options = ["--retrofit", str(WEIGHTS / "fcos_rt_nano.safetensors"), "--val", ""]
-    options += ["--accumulate", "2", "--save-minutes", "0", "--optimizer", "sgd"]
-    whole = _train(tmp_path / "whole", digits, 2, *options)
-    one = tmp_path / "one"
-    launch = [*_command(one, digits, 2), *options]
-    process = subprocess.Popen(launch, stderr=subprocess.DEVNULL, env=_environment())
-    _wait_for_iteration(process, one, 4)
+    """Frozen parameters, batches in parts, no evaluation; stopped and resumed within the epoch."""
+    words = _words(tmp_path, digits, *RETROFIT)
+    process = _launch(words)
+    wait_for_step(process, tmp_path, 4)
     process.send_signal(signal.SIGINT)  # torchrun passes it on; both save and stop
-    process.wait(timeout=200)
+    process.communicate(timeout=200)
     assert process.returncode != 0
-    resumed = _train(one, digits, 2, *options, "--resume")
-    for a, b in zip(whole, resumed, strict=True):
-        timing = {"seconds", "images_per_second", "wait_share"}
-        assert {k: v for k, v in a.items() if k not in timing} == {
-            k: v for k, v in b.items() if k not in timing
-        }
+    resumed = _launch([*words, "--resume"])
+    _, told = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, told
+    assert "Warning" not in told and "Traceback" not in told
+    assert records(tmp_path) == records(pair / "retrofit")
 
 
 def test_one_process_fails_and_all_end_with_one_line(digits: Path, tmp_path: Path) -> None:
     """A validation picture of the second process's share cannot be read."""
-    broken = tmp_path / "digits"
-    shutil.copytree(digits, broken)
+    broken = shutil.copytree(digits, tmp_path / "digits")
     second = load_coco(broken, "val").samples[1].path
     second.write_bytes(b"not a picture")
-    options = ["--init", str(WEIGHTS / "fcos_e2e_nano.safetensors")]
-    done = _start(tmp_path / "run", broken, 2, *options)
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and second.name in lines[0], done.stderr
-    assert "[rank" not in done.stderr
+    process = _launch(_words(tmp_path / "run", broken, "--init", E2E, "--epochs", 1))
+    _, told = process.communicate(timeout=200)
+    assert process.returncode != 0
+    lines = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and second.name in lines[0], told
+    assert "[rank" not in told

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nmsfree.errors import InputError
-from nmsfree_training.config import PRESETS, HeadName, HeadNorm, ModelConfig, preset
+from nmsfree_training.config import PRESETS, HeadName, HeadNorm, preset
 from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
@@ -47,12 +47,6 @@ def test_unknown_preset() -> None:
         preset("fcos")
 
 
-def test_input_sizes_that_are_no_multiple_of_the_stride() -> None:
-    with torch.inference_mode():
-        prediction = nano("o2o").eval()(torch.randn(1, 3, 75, 101))["o2o"]
-    assert prediction.shapes == [(10, 13), (5, 7), (3, 4)]
-
-
 def test_batch_equals_each_image_alone() -> None:
     network = nano("o2m", "o2o").eval()
     images = torch.randn(3, 3, 64, 64)
@@ -65,19 +59,24 @@ def test_batch_equals_each_image_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "share", "reaches"),
-    [(("o2m", "o2o"), 0.0, False), (("o2m", "o2o"), 0.25, True), (("o2o",), 1.0, True)],
+    ("heads", "share", "head", "reaches"),
+    [
+        (("o2m", "o2o"), 0.0, "o2o", False),
+        (("o2m", "o2o"), 0.25, "o2o", True),
+        (("o2m", "o2o"), 0.0, "o2m", True),
+        (("o2o",), 1.0, "o2o", True),
+    ],
 )
-def test_where_the_o2o_gradient_goes(
-    heads: tuple[HeadName, ...], share: float, reaches: bool
+@pytest.mark.parametrize("norm", ["group", "batch", "batch_per_level"])
+def test_where_the_gradient_of_a_head_goes(
+    heads: tuple[HeadName, ...], share: float, head: HeadName, reaches: bool, norm: HeadNorm
 ) -> None:
-    network = nano(*heads)
-    prediction = network(torch.randn(2, 3, 64, 64), o2o_gradient=share)["o2o"]
+    network = nano(*heads, norm=norm)
+    prediction = network(torch.randn(2, 3, 64, 64), o2o_gradient=share)[head]
     (prediction.logits.sum() + prediction.boxes.sum()).backward()
-    assert has_gradient(network.heads["o2o"])
+    assert has_gradient(network.heads[head].cls_heads[0].norm)
     assert has_gradient(network.backbone) == has_gradient(network.fpn) == reaches
-    if len(heads) == 2:
-        assert not has_gradient(network.heads["o2m"])
+    assert not any(has_gradient(network.heads[other]) for other in heads if other != head)
 
 
 def o2o_gradients(network: Fcos, images: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
@@ -87,7 +86,7 @@ def o2o_gradients(network: Fcos, images: torch.Tensor, share: float) -> dict[str
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.7])
+@pytest.mark.parametrize("share", [0.1, 0.7])
 def test_a_share_of_the_o2o_gradient_is_that_share_of_the_whole(share: float) -> None:
     network, images = nano("o2m", "o2o", norm="group").eval(), torch.randn(2, 3, 64, 64)
     whole, part = (o2o_gradients(network, images, s) for s in (1.0, share))
@@ -110,13 +109,6 @@ def test_the_share_changes_no_value(dtype: torch.dtype) -> None:
         for share in (0.0, 0.1, 0.3, 0.5, 0.9, 1.0):
             found = network(images, o2o_gradient=share)["o2o"]
             assert torch.equal(found.logits, want.logits) and torch.equal(found.boxes, want.boxes)
-
-
-def test_the_o2m_gradient_always_reaches_the_backbone() -> None:
-    network = nano("o2m", "o2o")
-    network(torch.randn(2, 3, 64, 64))["o2m"].logits.sum().backward()
-    assert has_gradient(network.backbone) and has_gradient(network.fpn)
-    assert not has_gradient(network.heads["o2o"])
 
 
 def test_the_o2o_head_starts_as_a_copy() -> None:
@@ -164,22 +156,14 @@ def test_published_backbone_keeps_its_statistics_in_training() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
 
-def test_frozen_batch_norm_equals_batch_norm_in_evaluation() -> None:
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation_and_keeps_half_precision() -> None:
     norm, frozen = nn.BatchNorm2d(6), FrozenBatchNorm2d(6)
     state = {key: torch.rand(6) + 0.5 for key in ("weight", "bias", "running_mean", "running_var")}
     norm.load_state_dict(state, strict=False)
     frozen.load_state_dict(state)
     x = torch.randn(2, 6, 5, 7)
-    torch.testing.assert_close(frozen(x), norm.eval()(x))
-
-
-def test_frozen_batch_norm_keeps_half_precision() -> None:
-    frozen = FrozenBatchNorm2d(6)
-    frozen.load_state_dict(
-        {key: torch.rand(6) + 0.5 for key in ("weight", "bias", "running_mean", "running_var")}
-    )
-    x = torch.randn(2, 6, 5, 7)
     exact = frozen(x)
+    torch.testing.assert_close(exact, norm.eval()(x))
     half = x.bfloat16().requires_grad_()
     found = frozen(half)
     assert found.dtype == torch.bfloat16
@@ -231,18 +215,3 @@ def test_group_norm_treats_every_image_and_level_alone(maps: list[torch.Tensor])
     block = ConvNorm(32, "group", 3).train()
     for x, output in zip(maps, block(maps), strict=True):
         torch.testing.assert_close(output[1:], block([x[1:]])[0])
-
-
-@pytest.mark.parametrize("norm", ["group", "batch", "batch_per_level"])
-def test_head_norms_train_and_evaluate(norm: HeadNorm) -> None:
-    network = nano("o2o", norm=norm)
-    network(torch.randn(2, 3, 64, 64))["o2o"].logits.sum().backward()
-    assert has_gradient(network.heads["o2o"].cls_heads[0].norm)
-    with torch.inference_mode():
-        network.eval()(torch.randn(1, 3, 64, 64))
-
-
-def test_config_is_frozen() -> None:
-    with pytest.raises(AttributeError):
-        preset("fcos_rt_nano").model.num_classes = 3  # type: ignore[misc]
-    assert ModelConfig("x", 3, ("o2o",)) == ModelConfig("x", 3, ("o2o",))

@@ -1,17 +1,15 @@
 """Boxes follow their pixels: rectangles of one colour are looked for where their boxes went."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree_training.config import TrainConfig, preset
 from nmsfree_training.data.augment import (
     MIN_VISIBLE,
@@ -108,7 +106,7 @@ ZOOM = {"stretch": 1.95, "short sides": 608 / 200, "scaled": 900 / 300 * 1.6, "s
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_boxes_follow(name: str, seed: int) -> None:
     example = paint(200, 300, [0, 3, 5, 6], seed)
     before = example.image.copy(), example.boxes.copy()
@@ -119,11 +117,10 @@ def test_boxes_follow(name: str, seed: int) -> None:
         assert len(after.boxes) == 4
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(15))
 def test_boxes_follow_into_a_mosaic(seed: int) -> None:
-    labels = [[0, 3], [1, 5], [6, 2], [4]]
-    sizes = [(200, 300), (300, 200), (90, 400), (256, 256)]
-    tiles = [paint(*size, names, seed) for size, names in zip(sizes, labels, strict=True)]
+    kinds = {(200, 300): [0, 3], (300, 200): [1, 5], (90, 400): [6, 2], (256, 256): [4]}
+    tiles = [paint(*size, labels, seed) for size, labels in kinds.items()]
     made = mosaic(tiles, (256, 320), np.random.default_rng(seed))
     assert made.image.shape == (256, 320, 3)
     assert (made.boxes >= 0).all() and (made.boxes[:, 2:] <= (320, 256)).all()
@@ -139,7 +136,7 @@ def test_a_mosaic_shows_objects_of_all_four() -> None:
     assert {0, 1, 3, 6} in shown and set().union(*shown) == {0, 1, 3, 6}
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("size", [(200, 300), (120, 150), (320, 260)])
 def test_boxes_follow_into_a_blend(seed: int, size: tuple[int, int]) -> None:
     """The first image is painted in blue and green, the second in red: channels keep them apart."""
@@ -163,25 +160,15 @@ def test_boxes_follow_into_a_blend(seed: int, size: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def painted_set(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
     """Painted pictures of many shapes, in files."""
-    folder = tmp_path_factory.mktemp("painted")
-    (folder / "train").mkdir()
-    (folder / "annotations").mkdir()
-    images, objects = [], []
+    folder, samples = tmp_path_factory.mktemp("painted"), []
     sizes = [(200, 300), (300, 200), (128, 128), (500, 400), (90, 400), (256, 256)]
     for i, (height, width) in enumerate(sizes):
-        example = paint(height, width, [i % 7, (i + 2) % 7], i)
-        cv2.imwrite(str(folder / "train" / f"{i}.png"), example.image)
-        images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
-        for box, label in zip(example.boxes.tolist(), example.labels.tolist(), strict=True):
-            x1, y1, x2, y2 = box
-            bbox = [x1, y1, x2 - x1, y2 - y1]
-            objects.append(
-                {"id": len(objects) + 1, "image_id": i, "category_id": label + 1, "bbox": bbox}
-            )
-    classes = [{"id": label + 1, "name": f"colour {label}"} for label in range(7)]
-    content = {"images": images, "annotations": objects, "categories": classes}
-    Path(folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
-    return load_coco(folder, "train")
+        made, path = paint(height, width, [i % 7, (i + 2) % 7], i), folder / f"{i}.png"
+        cv2.imwrite(str(path), made.image)
+        crowd = np.zeros(len(made.labels), bool)
+        samples.append(Sample(i, path, width, height, made.boxes, made.labels, crowd))
+    places = tuple(range(len(sizes))), folder / "none.json", folder
+    return DetectionDataset("train", tuple(samples), tuple("abcdefg"), tuple(range(7)), *places)
 
 
 # Preset, recipe, and pixels of blur at the edges: 128 × 128 pixels grow sevenfold in "r18".
@@ -202,21 +189,17 @@ def test_whole_recipes_keep_boxes_on_their_colours(
     chosen = replace(preset(name, 7), train=train)
     faintest = 0.4 * 255 - 8 if train.mixup else 255 - NEAR  # of a channel the colour is made of
     checked = 0
-    for epoch in range(8):
-        examples = TrainingSet(painted_set, chosen, seed=0, epoch=epoch)
-        for index in range(len(examples)):
-            made = examples[index]
-            height, width = made.image.shape[:2]
-            assert (made.boxes >= -1e-3).all()
-            assert (made.boxes[:, 2:] <= np.array([width, height]) + 1e-3).all()
-            for box, label in zip(made.boxes, made.labels.tolist(), strict=True):
-                (x1, y1), (x2, y2) = (
-                    np.ceil(box[:2] + blur).astype(int),
-                    (box[2:] - blur).astype(int),
-                )
-                inside = made.image[y1 : max(y1, y2), x1 : max(x1, x2)].reshape(-1, 3)
-                assert (inside[:, COLORS[label] == 255] >= faintest).all()
-                if not train.mixup:
-                    assert (inside[:, COLORS[label] == 0] <= NEAR).all()
-                checked += len(inside) > 0
-    assert checked > 100
+    for epoch, index in product(range(6), range(len(painted_set))):
+        made = TrainingSet(painted_set, chosen, seed=0, epoch=epoch)[index]
+        height, width = made.image.shape[:2]
+        assert (made.boxes >= -1e-3).all()
+        assert (made.boxes[:, 2:] <= np.array([width, height]) + 1e-3).all()
+        for box, label in zip(made.boxes, made.labels.tolist(), strict=True):
+            x1, y1 = np.ceil(box[:2] + blur).astype(int)
+            x2, y2 = np.maximum((box[2:] - blur).astype(int), (x1, y1))
+            inside = made.image[y1:y2, x1:x2].reshape(-1, 3)
+            assert (inside[:, COLORS[label] == 255] >= faintest).all()
+            if not train.mixup:
+                assert (inside[:, COLORS[label] == 0] <= NEAR).all()
+            checked += len(inside) > 0
+    assert checked > 60

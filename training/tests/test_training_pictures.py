@@ -15,7 +15,7 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detections import Detections
 from nmsfree.draw import color_of
 from nmsfree.errors import DataError, InputError
-from nmsfree_training.config import Preset, preset
+from nmsfree_training.config import preset
 from nmsfree_training.data.augment import Example
 from nmsfree_training.data.batch import collate
 from nmsfree_training.data.examples import TrainingSet
@@ -33,6 +33,8 @@ from nmsfree_training.data.pictures import (
 
 Rows = Sequence[Sequence[float]]
 
+NANO = preset("fcos_e2e_nano", 10)
+NANO = replace(NANO, train=replace(NANO.train, batch_size=4, mosaic=0.5, mixup=0.5))
 NAMES = ("cat", "dog")
 ONE = [[100, 100, 300, 300]]
 
@@ -166,17 +168,11 @@ def test_boxes_follow_the_new_size() -> None:
 # Batches
 
 
-@pytest.fixture
-def chosen() -> Preset:
-    nano = preset("fcos_e2e_nano", 10)
-    return replace(nano, train=replace(nano.train, batch_size=4, mosaic=0.5, mixup=0.5))
-
-
-def test_views_are_the_examples_again(train_set: DetectionDataset, chosen: Preset) -> None:
+def test_views_are_the_examples_again(train_set: DetectionDataset) -> None:
     """Normalising and back loses nothing."""
-    examples = TrainingSet(train_set, chosen, 7, 2)
+    examples = TrainingSet(train_set, NANO, 7, 2)
     order = epoch_order(12, 7, 2).tolist()
-    shown = [v for b in epoch_loader(train_set, chosen, 7, 2, 0) for v in views(b)]
+    shown = [v for b in epoch_loader(train_set, NANO, 7, 2, 0) for v in views(b)]
     assert len(shown) == 12
     for index, view in zip(order, shown, strict=True):
         np.testing.assert_array_equal(view.picture, examples[index].image)
@@ -202,15 +198,13 @@ def test_padding_and_tiny_objects_are_told() -> None:
     assert second.boxes.shape == (0, 4)
 
 
-def test_an_image_of_unknown_size_is_replaced(
-    train_set: DetectionDataset, chosen: Preset, tmp_path: Path
-) -> None:
+def test_an_image_of_unknown_size_is_replaced(train_set: DetectionDataset, tmp_path: Path) -> None:
     """As the readers of YOLO and VOC hand over what they cannot read."""
     (tmp_path / "empty.jpg").write_bytes(b"")
     width, height = UNKNOWN_SIZE
     bad = replace(train_set.samples[0], path=tmp_path / "empty.jpg", width=width, height=height)
     data = replace(train_set, samples=(bad, *train_set.samples[1:]))
-    batches = list(epoch_loader(data, chosen, 7, 0, 0))
+    batches = list(epoch_loader(data, NANO, 7, 0, 0))
     failed = {failure for batch in batches for failure in batch.failed}
     assert failed == {(str(bad.path), "empty file, expected an image")}
     assert sum(len(batch.images) for batch in batches) == 12
@@ -219,19 +213,19 @@ def test_an_image_of_unknown_size_is_replaced(
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize(("count", "rows"), [(6, 2), (2, 1)])
 def test_a_sheet_is_written(
-    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, suffix: str, count: int, rows: int
+    train_set: DetectionDataset, tmp_path: Path, suffix: str, count: int, rows: int
 ) -> None:
     path = tmp_path / "new" / f"sheet{suffix}"
-    write_preview(train_set, chosen, 0, path, count=count)
+    write_preview(train_set, NANO, 0, path, count=count)
     sheet = cv2.imread(str(path))
     assert sheet is not None and sheet.std() > 20
     assert sheet.shape[1] // 420 == min(4, count) and sheet.shape[0] // 390 == rows
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_captions_tell_the_files_and_the_mix(train_set: DetectionDataset, chosen: Preset) -> None:
+def test_captions_tell_the_files_and_the_mix(train_set: DetectionDataset) -> None:
     order = epoch_order(12, 7, 0).tolist()
-    origins = [origin for _, origin in named_views(train_set, chosen, 7, 0)]
+    origins = [origin for _, origin in named_views(train_set, NANO, 7, 0)]
     mixes = {words.rpartition(", ")[2] for words in origins if "," in words}
     assert mixes >= {"mosaic", "mixup"}
     assert any("," not in words for words in origins)
@@ -244,20 +238,18 @@ def test_long_file_names_keep_their_ends() -> None:
     assert words.startswith("a long xxx") and words.endswith("name ? 7.jpg + 1, mixup")
 
 
-def test_what_cannot_be_drawn_is_refused(
-    train_set: DetectionDataset, chosen: Preset, tmp_path: Path
-) -> None:
+def test_what_cannot_be_drawn_is_refused(train_set: DetectionDataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected .png or .jpg"):
-        write_preview(train_set, chosen, 0, tmp_path / "sheet.pdf")
+        write_preview(train_set, NANO, 0, tmp_path / "sheet.pdf")
     with pytest.raises(DataError, match="no images"):
-        write_preview(replace(train_set, samples=()), chosen, 0, tmp_path / "a.png")
+        write_preview(replace(train_set, samples=()), NANO, 0, tmp_path / "a.png")
 
 
 def test_replaced_images_are_warned_of(
-    train_set: DetectionDataset, chosen: Preset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train_set: DetectionDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = replace(train_set.samples[0], path=tmp_path / "gone.png")
     data = replace(train_set, samples=(gone, *train_set.samples[1:]))
     with caplog.at_level(logging.WARNING):
-        write_preview(data, chosen, 0, tmp_path / "a.png")
+        write_preview(data, NANO, 0, tmp_path / "a.png")
     assert "gone.png" in caplog.text

@@ -19,7 +19,6 @@ from nmsfree.detector import Detector
 from nmsfree.errors import CheckpointError, DataError, InputError
 from nmsfree.evaluation.evaluate import coco_metrics, predict
 from nmsfree_training.config import preset
-from nmsfree_training.data.augment import resized_size
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
@@ -29,25 +28,6 @@ from .test_training_forward import CASES, Reference, expected, make_image
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 NANO = pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
-
-
-@pytest.mark.parametrize(
-    ("source", "want"),
-    [
-        ((480, 640), (512, 682)),  # 512 · 640 / 480 = 682.67, rounded down
-        ((640, 480), (682, 512)),
-        ((512, 736), (512, 736)),
-        ((256, 368), (512, 736)),  # exactly at the limit
-        ((427, 640), (491, 735)),  # 736 · 427 / 640 = 491.05; 491 · 640 / 427 = 735.93
-        ((640, 427), (735, 491)),
-        ((500, 500), (512, 512)),
-        ((100, 1000), (74, 740)),  # 73.6 rounds up, and the long side passes 736 by that
-        ((1000, 100), (740, 74)),
-        ((1, 3000), (1, 3000)),  # no side vanishes
-    ],
-)
-def test_resize_rule(source: tuple[int, int], want: tuple[int, int]) -> None:
-    assert resized_size(*source, 512, 736) == want
 
 
 def random_picture(height: int, width: int) -> NDArray[np.uint8]:

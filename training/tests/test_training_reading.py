@@ -1,5 +1,6 @@
 """Image files: any kind and size is read, what does not fit its annotation is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,10 @@ from nmsfree_training.data.examples import largest_size, read_example
 NANO, R18 = preset("fcos_rt_nano"), preset("fcos_rt_r18_3x")
 
 
-def sample(path: Path, height: int, width: int, crowd: bool = False) -> Sample:
+def sample(path: Path, height: int, width: int, **other: Any) -> Sample:
     box = np.array([[width / 4, height / 4, width / 2, height / 2]], np.float32)
-    return made_of(path, width, height, box, np.array([3]), np.array([crowd]))
-
-
-def made_of(path: Path, width: int, height: int, boxes: Any, labels: Any, crowd: Any) -> Sample:
-    return Sample(1, path, width, height, boxes, labels, crowd)
+    made = Sample(1, path, width, height, box, np.array([3]), np.array([False]))
+    return replace(made, **other)
 
 
 def picture(height: int, width: int) -> NDArray[np.uint8]:
@@ -68,7 +66,7 @@ def test_crowds_are_no_targets(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), picture(20, 30))
     assert len(read_example(sample(path, 20, 30), (99, 99)).boxes) == 1
-    read = read_example(sample(path, 20, 30, crowd=True), (99, 99))
+    read = read_example(sample(path, 20, 30, iscrowd=np.array([True])), (99, 99))
     assert read.boxes.shape == (0, 4) and read.labels.shape == (0,)
 
 
@@ -124,14 +122,7 @@ def test_boxes_follow_into_a_reduced_jpeg(tmp_path: Path, extra: int) -> None:
     image = np.zeros((size, size, 3), np.uint8)
     image[300:800, 200:] = 255
     cv2.imwrite(str(path), image)
-    made = made_of(
-        path,
-        size,
-        size,
-        np.array([[200, 300, size, 800]], np.float32),
-        np.array([0]),
-        np.array([False]),
-    )
+    made = sample(path, size, size, boxes=np.array([[200, 300, size, 800]], np.float32))
     read = read_example(made, (64, 64))
     assert read.image.shape == (-(-size // 8), -(-size // 8), 3)
     ys, xs = np.nonzero(read.image[:, :, 0] > 127)
@@ -207,7 +198,8 @@ def test_boxes_are_clipped_to_their_picture(tmp_path: Path, needed: tuple[int, i
     path, inside = tmp_path / "a.jpg", [10.3, 20.7, 499.9, 400]
     cv2.imwrite(str(path), picture(400, 500))
     boxes = [inside, [-7.5, -3, 90, 80], [450, 390, 510.25, 1e6], [600, 10, 700, 90]]
-    made = made_of(path, 500, 400, np.array(boxes, np.float32), np.arange(4), np.zeros(4, np.bool_))
+    four = {"labels": np.arange(4), "iscrowd": np.zeros(4, np.bool_)}
+    made = sample(path, 400, 500, boxes=np.array(boxes, np.float32), **four)
     read = read_example(made, needed)
     factor = 500 / read.image.shape[1]
     assert factor == (1 if needed[0] > 400 else 4)

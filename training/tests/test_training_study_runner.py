@@ -1,7 +1,6 @@
 """Studies on a tiny dataset: they go on, skip, fail and stop as a user expects."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 
 import pytest
 import torch
@@ -163,13 +161,18 @@ def test_a_state_is_resumed(tmp_path: Path) -> None:
 def test_a_signal_lets_all_workers_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    """The signal comes once both run: before the study listens, it would end the test's process."""
+    started = []
+
     def start(job: Job) -> "subprocess.Popen[bytes]":
         words = [sys.executable, "-c", WAIT, str(tmp_path / job.name)]
-        return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+        started.append(subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True))
+        if len(started) == 2:
+            signal.raise_signal(number)
+        return started[-1]
 
     monkeypatch.setattr(runner, "start_worker", start)
     monkeypatch.setattr(study_rows, "ROWS", (GOOD, BAD, GOOD))
-    Timer(1.0, lambda: os.kill(os.getpid(), number)).start()
     stopped = study(*options(tmp_path, tmp_path, "--jobs", 2, "--seed", 0, "--epochs", 1))
     assert stopped.exit_code == 128 + number
     assert "go on with: nmsfree" in stopped.stderr and "stopping: " in stopped.stderr
