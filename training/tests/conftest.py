@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
@@ -32,6 +33,12 @@ Arrays = dict[str, NDArray[np.generic]]
 def _seed() -> None:
     """Same random networks and images in every run, whichever tests are chosen."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _impatient() -> None:
+    """A loader that was killed is noticed after a fifth of a second, not after five."""
+    _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
 
 
 @pytest.fixture(scope="session")

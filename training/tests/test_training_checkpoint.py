@@ -26,6 +26,8 @@ from nmsfree_training.weights.checkpoint import (
     save_checkpoint,
 )
 
+from .runs import WEIGHTS
+
 NAMES = ("café", "日", "b")
 
 
@@ -99,7 +101,7 @@ def test_round_trip_is_identity(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_format_1_2_calls_the_duplicate_filter_a_rival_filter(tmp_path: Path) -> None:
-    old = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+    old = WEIGHTS / "fcos_e2e_nano.safetensors"
     assert b'"rival_iou": 0.78' in old.read_bytes()[:20000].replace(b"\\", b"")
     read = load_checkpoint(old)
     assert (read.model.dedup_iou, read.model.deployed_dedup_iou) == (0.78, 0.76)

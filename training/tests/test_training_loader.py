@@ -114,12 +114,6 @@ def test_workers_do_not_change_the_batches(
     assert_all_equal(alone, batches(train_set, mixed, 2))
 
 
-def test_epochs_differ_and_repeat(train_set: DetectionDataset) -> None:
-    zero, one = batches(train_set, NANO, epoch=0)[0], batches(train_set, NANO, epoch=1)[0]
-    assert not torch.equal(zero.images, one.images)
-    assert_equal(zero, batches(train_set, NANO, epoch=0)[0])
-
-
 def test_order_is_a_permutation() -> None:
     order = epoch_order(50, seed=0, epoch=0)
     assert sorted(order.tolist()) == list(range(50))

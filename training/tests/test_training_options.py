@@ -12,11 +12,8 @@ from nmsfree_training.config import Matching, preset
 NANO = preset("fcos_e2e_nano", 10)
 
 
-def test_nothing_given_changes_nothing() -> None:
-    assert apply(RecipeOptions(), NANO) == NANO
-
-
 def test_values_replace_those_of_the_preset() -> None:
+    assert apply(RecipeOptions(), NANO) == NANO
     options = RecipeOptions(epochs=7, mosaic=0.5, frozen_stages=3, head_norm="group", ema=0.99)
     changed = apply(options, NANO)
     assert (changed.train.epochs, changed.train.mosaic, changed.train.ema) == (7, 0.5, 0.99)
@@ -58,15 +55,6 @@ def test_options_of_the_heads_reach_the_preset() -> None:
         model=replace(NANO.model, max_filter="none"),
         train=replace(NANO.train, **plain),
     )
-
-
-def test_one_head_takes_what_concerns_it() -> None:
-    o2o, o2m = preset("fcos_o2o_nano", 10), preset("fcos_rt_nano", 10)
-    options = RecipeOptions(o2o_matching="hungarian", o2o_quality=(0.2, 0.8), max_filter="features")
-    changed = apply(options, o2o)
-    assert changed.train.o2o == Matching(1, (0.2, 0.8), hungarian=True)
-    assert changed.model.max_filter == "features"
-    assert apply(RecipeOptions(o2m_quality=(0.2, 0.8)), o2m).train.o2m.quality == (0.2, 0.8)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
-"""The vectorised criterion against plain loops over images and objects."""
+"""The vectorised criterion against plain loops and against the authors' implementation."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from nmsfree_training.config import STRIDES, HeadName, Matching
 from nmsfree_training.criterion import assignment as assign_module
@@ -16,8 +20,9 @@ from nmsfree_training.criterion.losses import (
     detector_losses,
     head_losses,
     padded_cells,
+    quality_focal_loss,
 )
-from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.boxes import anchor_points, decode, giou
 from nmsfree_training.model.detector import Prediction
 
 from .loop_criterion import LoopResult, loop_losses
@@ -240,3 +245,205 @@ def test_no_wait_for_the_gpu(matching: dict[HeadName, Matching]) -> None:
         p, targets = batch.prediction, batch.targets
         want = head_losses(head, p, targets, batch.padding, matching=own).total
         torch.testing.assert_close(losses[head].total.cpu(), want, rtol=1e-4, atol=1e-5)
+
+
+# Assignment, losses and gradients against the authors' implementation
+
+
+IMAGES = 3
+NUM_CLASSES = 80
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@pytest.fixture
+def numbers(reference: Callable[[str], Arrays]) -> Arrays:
+    return reference("criterion")
+
+
+def prediction(numbers: Arrays, head: str) -> Prediction:
+    height, width = int(numbers["height"]), int(numbers["width"])
+    shapes = [(height // stride, width // stride) for stride in STRIDES]
+    points, strides = anchor_points(shapes, STRIDES)
+    logits = torch.tensor(numbers[f"{head}/logits"], requires_grad=True)
+    boxes = torch.tensor(numbers[f"{head}/boxes"], requires_grad=True)
+    return Prediction(logits, boxes, points, strides, shapes)
+
+
+def targets(numbers: Arrays) -> Targets:
+    return pad_targets(
+        [torch.tensor(numbers[f"gt{i}/boxes"]) for i in range(IMAGES)],
+        [torch.tensor(numbers[f"gt{i}/labels"]) for i in range(IMAGES)],
+    )
+
+
+def losses(numbers: Arrays, p: Prediction, head: HeadName) -> Losses:
+    return head_losses(head, p, targets(numbers), torch.tensor(numbers["mask"]))
+
+
+def relative(value: Tensor, want: NDArray[np.generic]) -> float:
+    return abs(value.item() / float(want) - 1)
+
+
+@HEADS
+def test_assignment_is_exact(numbers: Arrays, head: HeadName) -> None:
+    p = prediction(numbers, head)
+    found = assign(p.logits, p.boxes, p.points, p.strides, targets(numbers), PUBLISHED[head])
+    for i in range(IMAGES):
+        labels = numbers[f"{head}/{i}/assigned_labels"]
+        np.testing.assert_array_equal(found.labels[i], labels)
+        positive = labels < NUM_CLASSES
+        boxes = numbers[f"{head}/{i}/assigned_boxes"]
+        np.testing.assert_array_equal(found.boxes[i][positive], boxes[positive])
+        metrics = numbers[f"{head}/{i}/assign_metrics"]
+        np.testing.assert_allclose(found.metrics[i], metrics, rtol=0, atol=1e-6)
+    counts = [(numbers[f"{head}/{i}/assigned_labels"] < NUM_CLASSES).sum() for i in range(IMAGES)]
+    assert counts[1] == 0 and counts[0] > 0 and counts[2] > 0  # the fixture is worth comparing
+
+
+@HEADS
+def test_losses_and_gradient_norms(numbers: Arrays, head: HeadName) -> None:
+    p = prediction(numbers, head)
+    found = losses(numbers, p, head)
+    assert relative(found.cls, numbers[f"{head}/loss_cls"]) < 1e-4
+    assert relative(found.box, numbers[f"{head}/loss_reg"]) < 1e-4
+    assert relative(found.total, numbers[f"{head}/loss"]) < 1e-4
+    found.total.backward()
+    assert p.logits.grad is not None and p.boxes.grad is not None
+    assert relative(p.logits.grad.norm(), numbers[f"{head}/grad_logits_norm"]) < 1e-4
+    assert relative(p.boxes.grad.norm(), numbers[f"{head}/grad_boxes_norm"]) < 1e-4
+
+
+def test_both_heads_add_up(numbers: Arrays) -> None:
+    predictions: dict[str, Prediction] = {head: prediction(numbers, head) for head in PUBLISHED}
+    mask = torch.tensor(numbers["mask"])
+    both = detector_losses(predictions, targets(numbers), mask)
+    assert list(both) == ["o2m", "o2o"]
+    total = sum(loss.total.item() for loss in both.values())
+    want = float(numbers["o2m/loss"]) + float(numbers["o2o/loss"])
+    assert total == pytest.approx(want, rel=1e-4)
+
+
+@HEADS
+def test_half_precision_inputs_are_computed_in_float32(numbers: Arrays, head: HeadName) -> None:
+    p = prediction(numbers, head)
+    low = Prediction(p.logits.bfloat16(), p.boxes, p.points, p.strides, p.shapes)
+    rounded = Prediction(low.logits.float(), p.boxes, p.points, p.strides, p.shapes)
+    assert losses(numbers, low, head).total.dtype == torch.float32
+    assert torch.equal(losses(numbers, low, head).total, losses(numbers, rounded, head).total)
+
+
+# Losses: the derivative, the normaliser, extremes; what they are is in test_training_oracle.py
+
+
+SHAPES = [(8, 8), (4, 4), (2, 2)]  # levels of a 64 × 64 input
+CLASSES = 4
+
+
+def test_gradient_is_that_of_automatic_differentiation() -> None:
+    random = torch.Generator().manual_seed(4)
+    values = 5 * torch.randn(2, 40, 7, generator=random)
+    labels = torch.randint(8, (2, 40), generator=random)
+    metrics = torch.rand(2, 40, generator=random) * (labels < 7)
+    fast, slow = values.clone().requires_grad_(), values.clone().requires_grad_()
+    found = quality_focal_loss(fast, Assignment(labels, torch.zeros(2, 40, 4), metrics))
+    target = F.one_hot(labels, 8)[..., :7] * metrics[..., None]
+    bce = F.binary_cross_entropy_with_logits(slow, target, reduction="none")
+    want = (bce * (target - slow.sigmoid()) ** 2).sum(dim=2)
+    torch.testing.assert_close(found, want, rtol=2e-5, atol=1e-6)
+    weights = torch.rand(2, 40, generator=random)
+    for _ in range(2):  # the graph can be kept and used again
+        (found * weights).sum().backward(retain_graph=True)
+    (2 * want * weights).sum().backward()
+    assert fast.grad is not None and slow.grad is not None
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("others", [0.0, 3.5, -1e6])
+def test_normaliser_is_averaged_over_processes_then_limited(others: float) -> None:
+    """As if a second process had metrics of `others` in sum; the last is below 1 in the mean."""
+    batch = make_batch(0, (5, 9))
+    prediction, targets = batch.prediction, batch.targets
+    seen: list[Tensor] = []
+
+    def average(metrics: Tensor) -> Tensor:
+        seen.append(metrics)
+        return (metrics + others) / 2
+
+    alone = head_losses("o2m", prediction, targets)
+    together = head_losses("o2m", prediction, targets, reduce=average)
+    (metrics,) = seen
+    assert metrics.shape == () and not metrics.requires_grad
+    p = prediction
+    found = assign(p.logits, p.boxes, p.points, p.strides, targets, PUBLISHED["o2m"])
+    assert metrics.item() == pytest.approx(found.metrics.sum().item(), rel=1e-6)
+    assert metrics.item() > 2
+    ratio = metrics.item() / max(1.0, (metrics.item() + others) / 2)
+    for a, b in ((alone.cls, together.cls), (alone.box, together.box)):
+        assert b.item() == pytest.approx(a.item() * ratio, rel=1e-5)
+    both = detector_losses({"o2m": prediction}, targets, reduce=average)
+    assert both["o2m"].total.equal(together.total)
+
+
+def test_padded_cells_follow_the_nearest_pixel() -> None:
+    padding = torch.zeros(1, 64, 64, dtype=torch.bool)
+    padding[0, :, 40:] = True
+    cells = padded_cells(padding, SHAPES)
+    assert cells.shape == (1, 84)
+    levels = [
+        c.reshape(shape) for c, shape in zip(cells[0].split([64, 16, 4]), SHAPES, strict=True)
+    ]
+    for level, stride in zip(levels, STRIDES, strict=True):
+        # Nearest takes the upper left pixel of a cell.
+        want = torch.arange(0, 64, stride) >= 40
+        assert torch.equal(level, want.expand(level.shape))
+
+
+def test_extreme_logits_stay_finite() -> None:
+    batch = make_batch(0, (5, 9))
+    prediction, targets = batch.prediction, batch.targets
+    p = prediction
+    for scale in (1e3, -1e3):
+        logits = (p.logits * scale).requires_grad_()
+        loss = head_losses("o2o", replace(p, logits=logits), targets)
+        loss.total.backward()
+        assert math.isfinite(loss.total.item())
+        assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("size", [20.0, 45.0, 60.0])
+def test_boxes_of_any_size_in_the_background_change_nothing(size: float) -> None:
+    """exp(45) strides squared is beyond float32, and infinity − infinity is not a number."""
+    points, strides = anchor_points(SHAPES, STRIDES)
+    first = torch.tensor([[4.0, 4, 30, 28], [20, 30, 60, 62]]), torch.tensor([1, 3])
+    second = torch.tensor([[10.0, 12, 50, 40]]), torch.tensor([0])
+    targets = pad_targets([first[0], second[0]], [first[1], second[1]])
+    random = torch.Generator().manual_seed(0)
+    deltas = torch.randn(2, len(points), 4, generator=random) * 0.5 + 0.5
+    logits = torch.randn(2, len(points), CLASSES, generator=random)
+    background = 7  # at the upper right, outside both objects of the first image
+    assert points[background].tolist() == [60, 4]
+    deltas[0, background] = torch.tensor([0.0, 0.0, -3.0, -3.0])
+    huge = deltas.clone()
+    huge[0, background, 2:] = size
+    made = []
+    for values in (deltas, huge):
+        values.requires_grad_()
+        boxes = decode(values, points, strides)
+        loss = head_losses("o2m", Prediction(logits, boxes, points, strides, SHAPES), targets)
+        loss.total.backward()
+        assert values.grad is not None and bool(values.grad.isfinite().all())
+        assert not values.grad[0, background].any()
+        made.append((loss.total.item(), values.grad))
+    assert math.isfinite(made[1][0])
+    assert made[0][0] == made[1][0] and made[0][1].equal(made[1][1])
+
+
+def test_two_boxes_without_area_have_a_finite_slope() -> None:
+    """What stands in for the background's boxes, against background."""
+    for where in (0.0, 5.0):
+        boxes = torch.full((1, 4), where, requires_grad=True)
+        value = giou(boxes, torch.full((1, 4), where)).sum()
+        value.backward()
+        assert math.isfinite(value.item())
+        assert boxes.grad is not None and bool(boxes.grad.isfinite().all())

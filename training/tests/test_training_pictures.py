@@ -74,38 +74,29 @@ def has(picture: NDArray[np.uint8], color: tuple[int, int, int]) -> bool:
 # Verdicts
 
 
+TWO = [[0, 0, 100, 100], [20, 0, 120, 100]]
+HALF = [[100, 0, 200, 10]]
+
+
 @pytest.mark.parametrize(
-    ("found", "labels", "truth", "truth_labels", "verdicts", "missed"),
+    ("found", "labels", "truth", "verdicts", "missed"),
     [
-        (
-            [[100, 100, 300, 300], [105, 100, 300, 300], [400, 400, 500, 500]],
-            *([0, 0, 0], ONE, [0]),
-            *(["right", "duplicate", "wrong"], [False]),
-        ),
-        (ONE, [1], ONE, [0], ["wrong"], [True]),  # of another class
-        (
-            *([[20, 0, 120, 100]] * 3, [0, 0, 0]),
-            *([[0, 0, 100, 100], [20, 0, 120, 100]], [0, 0]),
-            *(["right", "right", "duplicate"], [False, False]),
-        ),
-        ([[100, 0, 150.5, 10]], [0], [[100, 0, 200, 10]], [0], ["right"], [False]),
-        ([[100, 0, 149.5, 10]], [0], [[100, 0, 200, 10]], [0], ["wrong"], [True]),
-        ([], [], ONE, [0], [], [True]),
-        (ONE, [0], [], [], ["wrong"], []),
-        ([], [], [], [], [], []),
+        ([*ONE, [105, 100, 300, 300], [400, 400, 500, 500]], [0] * 3, ONE, "right dup wrong", [0]),
+        (ONE, [1], ONE, "wrong", [1]),  # of another class
+        ([TWO[1]] * 3, [0] * 3, TWO, "right right dup", [0, 0]),
+        ([[100, 0, 150.5, 10]], [0], HALF, "right", [0]),
+        ([[100, 0, 149.5, 10]], [0], HALF, "wrong", [1]),
+        ([], [], ONE, "", [1]),
+        (ONE, [0], [], "wrong", []),
+        ([], [], [], "", []),
     ],
 )
 def test_verdicts(
-    found: Rows,
-    labels: list[int],
-    truth: Rows,
-    truth_labels: list[int],
-    verdicts: list[str],
-    missed: list[bool],
+    found: Rows, labels: list[int], truth: Rows, verdicts: str, missed: list[int]
 ) -> None:
-    numbers = (np.array(values, np.int64) for values in (labels, truth_labels))
-    told, lost = judge(boxes_of(found), next(numbers), boxes_of(truth), next(numbers))
-    assert told == verdicts and lost.tolist() == missed
+    own, theirs = np.array(labels, np.int64), np.zeros(len(truth), np.int64)
+    told, lost = judge(boxes_of(found), own, boxes_of(truth), theirs)
+    assert told == verdicts.replace("dup", "duplicate").split() and lost.tolist() == missed
 
 
 # Pictures

@@ -1,4 +1,4 @@
-"""The published evaluation: its resize, its lists, and its AP beside the deployed protocol's."""
+"""The published networks and their evaluation against their authors' numbers."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,111 @@ from nmsfree.detector import Detector
 from nmsfree.errors import CheckpointError, DataError, InputError
 from nmsfree.evaluation.evaluate import coco_metrics, predict
 from nmsfree_training.config import preset
-from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.detector import Fcos, Prediction
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+from nmsfree_training.weights.predict import (
+    PostprocessConfig,
+    postprocess,
+)
 from nmsfree_training.weights.published_eval import detect, predict_published, prepare
 
-from .test_training_forward import CASES, Reference, expected, make_image
+from .runs import WEIGHTS
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
+MODELS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
+SIZES = ((128, 160), (224, 192))  # (height, width)
+CASES = pytest.mark.parametrize(("name", "size"), [(m, s) for m in MODELS for s in SIZES])
+
+Arrays = dict[str, NDArray[np.generic]]
+Reference = Callable[[str], Arrays]
+
+
+def make_image(height: int, width: int) -> torch.Tensor:
+    """Blocks of 16 pixels plus fine noise, float32 [1, 3, height, width], as the fixtures used."""
+    random = np.random.RandomState(1000)
+    blocks = random.standard_normal((1, 3, (height + 15) // 16, (width + 15) // 16))
+    image = np.kron(blocks, np.ones((1, 1, 16, 16)))[..., :height, :width]
+    image = image + 0.3 * random.standard_normal(image.shape)
+    return torch.from_numpy(image.astype(np.float32))
+
+
+def run(network: Fcos, size: tuple[int, int]) -> dict[str, Prediction]:
+    with torch.inference_mode():
+        predictions: dict[str, Prediction] = network(make_image(*size))
+    return predictions
+
+
+def expected(reference: Reference, name: str, size: tuple[int, int]) -> Arrays:
+    prefix = f"{size[0]}x{size[1]}/"
+    arrays = reference(f"forward_{name}").items()
+    return {key.removeprefix(prefix): a for key, a in arrays if key.startswith(prefix)}
+
+
+def assert_same_detections(
+    found: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]],
+    want: tuple[NDArray[np.generic], NDArray[np.generic], NDArray[np.generic]],
+) -> None:
+    """Compare as sets: rows of nearly equal score may stand in another order."""
+    boxes, scores, labels = found
+    assert len(boxes) == len(want[0])
+    free = np.ones(len(boxes), bool)
+    for box, score, label in zip(*want, strict=True):
+        distance = np.abs(boxes - box).max(axis=1) + np.abs(scores - score)
+        distance[~free | (labels != label)] = np.inf
+        nearest = int(distance.argmin())
+        assert distance[nearest] < 1e-4, f"no detection like {label} {score} {box}"
+        free[nearest] = False
+
+
+def in_shares(
+    found: tuple[NDArray[np.float32], ...], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], ...]:
+    """Boxes clipped to the image, in shares of its size."""
+    height, width = size
+    return np.clip(found[0] / np.array([width, height] * 2, np.float32), 0, 1), *found[1:]
+
+
+@CASES
+def test_logits_and_boxes(
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
+) -> None:
+    network, want = random_network(name), expected(reference, name, size)
+    cells = torch.from_numpy(want["anchor_index"])
+    predictions = run(network, size)
+    deployed = predictions[network.deployed_head]
+    np.testing.assert_allclose(deployed.logits[0, cells], want["logits"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(deployed.boxes[0, cells], want["boxes"], rtol=0, atol=1e-3)
+    if "o2m" in predictions and name == "fcos_e2e_r18_3x":
+        o2m = predictions["o2m"].logits[0, cells]
+        np.testing.assert_allclose(o2m, want["o2m_logits"], rtol=0, atol=1e-3)
+
+
+@CASES
+def test_pyramid_statistics(
+    name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
+) -> None:
+    want = expected(reference, name, size)
+    with torch.inference_mode():
+        pyramid = random_network(name).features(make_image(*size))
+    for level, features in zip((3, 4, 5), pyramid, strict=True):
+        mean_std = [float(features.mean()), float(features.std())]
+        np.testing.assert_allclose(mean_std, want[f"p{level}_mean_std"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_class_agnostic_nms(
+    size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
+) -> None:
+    want = expected(reference, "fcos_rt_r18_3x", size)
+    settings = PostprocessConfig(per_level=1000, nms_iou=0.6, class_aware=False)
+    found = postprocess(run(random_network("fcos_rt_r18_3x"), size)["o2m"], settings)[0]
+    rows = (want["agnostic_boxes"], want["agnostic_scores"], want["agnostic_labels"])
+    assert_same_detections(in_shares(found, size), rows)
+
+
+# The published evaluation: its resize, its lists, and its AP beside the deployed protocol's
+
+
 NANO = pytest.mark.parametrize("name", ["fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano"])
 
 
@@ -65,16 +162,10 @@ def test_detections_are_those_of_the_authors(
 ) -> None:
     """At the network's own size there is nothing to resize: all the rest, to their figures."""
     want = expected(reference, name, size)
-    boxes, scores, labels = detect(random_network(name), make_image(*size))
-    assert len(boxes) == len(want["final_boxes"]) > 0
-    free = np.ones(len(boxes), bool)
     rows = (want["final_boxes"], want["final_scores"], want["final_labels"])
-    for box, score, label in zip(*rows, strict=True):  # rows of nearly equal score may swap
-        distance = np.abs(boxes - box).max(axis=1) + np.abs(scores - score)
-        distance[~free | (labels != label)] = np.inf
-        nearest = int(distance.argmin())
-        assert distance[nearest] < 1e-4
-        free[nearest] = False
+    found = detect(random_network(name), make_image(*size))
+    assert len(found[0]) > 0
+    assert_same_detections(found, rows)
 
 
 @pytest.mark.parametrize("size", [(96, 130), (491, 735), (33, 65), (8, 40), (1, 7)])

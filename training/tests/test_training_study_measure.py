@@ -1,34 +1,45 @@
-"""The study's figures are those of `nmsfree eval`."""
+"""A study's figures are those of eval; pictures of what NMS deletes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.coco import load_coco
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
+from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import analyse
-from nmsfree.evaluation.evaluate import evaluate, predict
+from nmsfree.evaluation.evaluate import coco_results, evaluate, predict
 from nmsfree.spec import NmsSpec
+from nmsfree_training.cli.study import app
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.study import scenes
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.results import NMS_GRID, grid_key
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
-WEIGHTS = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
+from .runs import WEIGHTS
+
+NMS, FREE = (WEIGHTS / f"fcos_{kind}_nano.safetensors" for kind in ("rt", "e2e"))
 
 
 @pytest.fixture(scope="module")
 def measured(digits: Path) -> dict[str, Any]:
-    return measure(WEIGHTS, digits)
+    return measure(FREE, digits)
 
 
 def test_both_heads_have_the_figures_of_eval(measured: dict[str, Any], digits: Path) -> None:
-    checkpoint = load_checkpoint(WEIGHTS)
+    checkpoint = load_checkpoint(FREE)
     assert list(measured) == ["val", "overlap"]
     for split, found in measured.items():
         dataset = load_coco(digits, split)
@@ -52,7 +63,7 @@ def test_both_heads_have_the_figures_of_eval(measured: dict[str, Any], digits: P
 def test_the_grid_is_what_eval_says_at_every_threshold(
     measured: dict[str, Any], digits: Path
 ) -> None:
-    checkpoint, dataset = load_checkpoint(WEIGHTS), load_coco(digits, "overlap")
+    checkpoint, dataset = load_checkpoint(FREE), load_coco(digits, "overlap")
     nms = measured["overlap"]["o2m"]["nms"]
     assert list(nms) == [grid_key(iou) for iou in NMS_GRID]
     assert len(set(nms.values())) > 3  # the threshold matters where objects overlap
@@ -73,3 +84,91 @@ def test_a_network_of_one_head_that_finds_nothing(digits: Path, tmp_path: Path) 
     found = measure(tmp_path / "x.safetensors", digits, ("val",))["val"]
     assert found.keys() == {"images", "objects", "o2m"}
     assert found["o2m"]["AP"] == 0.0 and set(found["o2m"]["nms"].values()) == {0.0}
+
+
+# Pictures of what NMS deletes: which scenes are chosen, and what is counted
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "digits"
+    write_digits(folder, train=1, val=1, overlap=4)
+    return folder
+
+
+def test_real_detectors(data: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "scenes.png", list[tuple[int, int]]()
+    outcome = scenes.write_scenes(
+        NMS, FREE, data, "overlap", out, 2, lambda done, total: seen.append((done, total))
+    )
+    objects = sum(len(s.boxes) for s in load_dataset(data, "overlap").samples)
+    assert outcome.objects == objects and seen[-1] == (8, 8)
+    # What is missed by both is missed by each.
+    both = outcome.lost_with_nms - outcome.only_with_nms
+    assert both == outcome.lost_without - outcome.only_without >= 0
+    assert outcome.only_with_nms > outcome.only_without  # pairs are what the split is made of
+    picture = cv2.imread(str(out))
+    assert picture is not None and len(outcome.scenes) == 2
+    assert picture.shape[1] > 1.4 * picture.shape[0]  # three columns, two rows
+
+
+def found_by(
+    monkeypatch: pytest.MonkeyPatch, data: Path, left_out: dict[str, dict[int, int]]
+) -> None:
+    """Make detectors find all objects but the first n of an image, by head."""
+    samples = load_dataset(data, "overlap").samples
+
+    def predict(detector: Any, dataset: Any, progress: Any) -> list[dict[str, Any]]:
+        progress(len(samples), len(samples))
+        rows = []
+        for number, sample in enumerate(samples):
+            skip = left_out[detector.spec.head].get(number, 0)
+            ids = np.array(dataset.category_ids)[sample.labels[skip:]]
+            scores = np.full(len(ids), 0.9, np.float32)
+            rows += coco_results(sample.image_id, sample.boxes[skip:], ids, scores)
+        return rows
+
+    monkeypatch.setattr(scenes, "predict", predict)
+
+
+def test_the_scenes_where_nms_costs_most_come_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found_by(monkeypatch, data, {"o2m": {0: 1, 2: 2, 3: 1}, "o2o": {3: 1, 1: 1}})
+    outcome = scenes.write_scenes(NMS, FREE, data, "overlap", tmp_path / "a.jpg", 3)
+    names = [s.path.name for s in load_dataset(data, "overlap").samples]
+    assert outcome.scenes == (names[2], names[0])  # in the third both miss the same object
+    assert (outcome.lost_with_nms, outcome.lost_without) == (4, 2)
+    assert (outcome.only_with_nms, outcome.only_without) == (3, 1)
+    assert (tmp_path / "a.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_nothing_to_show(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found_by(monkeypatch, data, {"o2m": {}, "o2o": {1: 1}})
+    with pytest.raises(InputError, match="no object of overlap is found without NMS only"):
+        scenes.write_scenes(NMS, FREE, data, "overlap", tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_the_order_of_the_detectors(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        scenes.write_scenes(FREE, NMS, data, "overlap", tmp_path / "a.png")
+    assert str(caught.value) == (
+        f"{FREE}: fcos_e2e_nano needs no NMS, expected one that needs it: give the other file"
+    )
+    with pytest.raises(InputError, match="fcos_rt_nano needs NMS, expected one that needs none"):
+        scenes.write_scenes(NMS, NMS, data, "overlap", tmp_path / "a.png")
+
+
+def test_command(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scenes.png"
+    words = ["scenes", str(NMS), str(FREE), "--data", str(data), "--count", "1"]
+    shown = CliRunner().invoke(app, [*words, "--out", str(out)])
+    assert shown.exit_code == 0, shown.output
+    objects = len(
+        json.loads((data / "annotations/instances_overlap.json").read_text())["annotations"]
+    )
+    assert f"of {objects} objects of overlap NMS misses" in " ".join(shown.stderr.split())
+    assert out.is_file()
+    wrong = CliRunner().invoke(app, [*words, "--out", "scenes.gif"])
+    assert str(wrong.exception) == "--out is scenes.gif, expected a name that ends in .png or .jpg"

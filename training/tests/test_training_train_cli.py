@@ -16,13 +16,15 @@ from nmsfree_training.cli.train import train
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
-runner = CliRunner()
+from .runs import WEIGHTS
+
+SHORT = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--val", "", "--no-tensorboard")
 app = typer.Typer()
 app.command()(train)
 
 
 def run(*arguments: object) -> Result:
-    return runner.invoke(app, [str(a) for a in arguments])
+    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def complaint(kind: type[NmsfreeError], *arguments: object) -> str:
@@ -35,7 +37,7 @@ def complaint(kind: type[NmsfreeError], *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
-    small = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--seed", 4)
+    small = (*SHORT[:6], "--seed", 4)
     result = run("--data", digits, "--model", "fcos_o2o_nano", "--out", out, *small)
     assert result.exit_code == 0, result.output
     assert "fcos_o2o_nano: 12 images, 10 classes, 1 epochs of batch 6 on cpu, fp32" in result.stderr
@@ -84,8 +86,8 @@ def test_a_folder_belongs_to_one_training_at_a_time(
 
 def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
-    options = ("--data", digits, "--out", out, "--batch-size", 6, "--workers", 0, "--seed", 4)
-    more = run(*options, "--model", "fcos_o2o_nano", "--epochs", 2, "--val", "", "--resume")
+    options = ("--data", digits, "--out", out, *SHORT, "--seed", 4)
+    more = run(*options, "--model", "fcos_o2o_nano", "--epochs", 2, "--resume")
     assert more.exit_code == 0, more.output
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
@@ -102,8 +104,7 @@ def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Pat
     tiny["bbox"][2:], crowd["iscrowd"] = [2, 2], 1
     content["categories"].append({"id": 77, "name": "no\x1b[31mne", "supercategory": ""})
     file.write_text(json.dumps(content))
-    options = ("--workers", 0, "--val", "", "--epochs", 1, "--no-tensorboard")
-    result = run("--data", data, "--out", tmp_path / "run", "--batch-size", 5, *options)
+    result = run("--data", data, "--out", tmp_path / "run", *SHORT, "--batch-size", 5)
     assert result.exit_code == 0, result.output
     count = len(content["annotations"]) - 1
     assert f"{count} objects, and 1 crowd regions that are not trained on" in result.stderr
@@ -111,30 +112,35 @@ def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Pat
     assert "1 of 11 classes have no object to train on" in result.stderr
     assert r"no\x1b[31mne" in result.stderr and "\x1b" not in result.stderr
     assert "2 of 12 images do not fill a batch" in result.stderr
-    result = run("--data", data, "--out", tmp_path / "few", "--batch-size", 50, *options)
+    result = run("--data", data, "--out", tmp_path / "few", *SHORT, "--batch-size", 50)
     assert "a batch of 50 is more than there is: all 12 images are one" in result.stderr
     content["annotations"] = []
     file.write_text(json.dumps(content))
-    message = complaint(DataError, "--data", data, "--out", tmp_path / "none", *options)
+    message = complaint(DataError, "--data", data, "--out", tmp_path / "none", *SHORT)
     assert "found 0 boxes" in message and not (tmp_path / "none").exists()
 
 
-def test_wrong_options(digits: Path, tmp_path: Path) -> None:
-    def refused(*arguments: object) -> str:
-        out = tmp_path / "run"
-        message = complaint(InputError, "--data", digits, "--out", out, *arguments)
-        assert not out.exists()
-        return message
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--model", "yolo", "'yolo' is unknown, expected one of: fcos_rt_r18_3x"),
+        ("--model", "", "'' is unknown"),
+        ("--precision", "fp8", "precision is 'fp8', expected fp32, bf16, fp16"),
+        ("--head-norm", "layer", "expected group, batch, batch_per_level"),
+        ("--device", "tpu", "runs on: cpu, cuda"),
+        ("--learning-rate", 0, "expected a number above 0"),
+        ("--learning-rate", "nan", "expected a finite number"),
+    ],
+)
+def test_wrong_options(
+    option: str, value: object, message: str, digits: Path, tmp_path: Path
+) -> None:
+    said = complaint(InputError, "--data", digits, "--out", tmp_path / "run", option, value)
+    assert message in said and "go on" not in said
+    assert not (tmp_path / "run").exists()
 
-    assert "'yolo' is unknown, expected one of: fcos_rt_r18_3x" in refused("--model", "yolo")
-    assert "precision is 'fp8', expected fp32, bf16, fp16" in refused("--precision", "fp8")
-    assert "expected group, batch, batch_per_level" in refused("--head-norm", "layer")
-    assert "runs on: cpu, cuda" in refused("--device", "tpu")
-    for rate in ("0", "-1"):
-        assert "expected a number above 0" in refused("--learning-rate", rate)
-    for rate in ("nan", "inf"):
-        assert "expected a finite number" in refused("--learning-rate", rate)
-    assert "go on" not in refused("--model", "")
+
+def test_usage_errors(digits: Path) -> None:
     assert run("--data", digits, "--epochs", 0).exit_code == 2
     assert run("--model", "fcos_rt_nano").exit_code == 2  # no --data
 
@@ -170,9 +176,9 @@ def test_missing_files(digits: Path, tmp_path: Path) -> None:
 
 
 def test_overrides_reach_the_run(digits: Path, tmp_path: Path) -> None:
-    options = ("--workers", 0, "--val", "", "--epochs", 1, "--batch-size", 12)
     changes = ("--head-norm", "batch", "--learning-rate", 1e-4, "--precision", "bf16")
-    result = run("--data", digits, "--out", tmp_path / "run", *options, *changes)
+    changes = (*SHORT, "--batch-size", 12, *changes)
+    result = run("--data", digits, "--out", tmp_path / "run", *changes)
     assert result.exit_code == 0, result.output
     loaded = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert loaded.model.head_norm == "batch"
@@ -182,7 +188,7 @@ def test_overrides_reach_the_run(digits: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_retrofit_decides_cannot_be_given(digits: Path) -> None:
-    weights = Path(__file__).parents[2] / "weights" / "fcos_rt_nano.safetensors"
+    weights = WEIGHTS / "fcos_rt_nano.safetensors"
     retrofit = ("--data", digits, "--retrofit", weights)
     decided = ("--head-norm", "group"), ("--model", "fcos_rt_nano"), ("--max-filter", "logits")
     for option in decided:
@@ -194,9 +200,8 @@ def test_what_a_retrofit_decides_cannot_be_given(digits: Path) -> None:
 
 
 def test_a_retrofit_changes_nothing_but_the_new_head(digits: Path, tmp_path: Path) -> None:
-    weights = Path(__file__).parents[2] / "weights" / "fcos_rt_nano.safetensors"
-    options = ("--workers", 0, "--val", "", "--epochs", 1, "--batch-size", 6, "--no-tensorboard")
-    result = run("--data", digits, "--retrofit", weights, "--out", tmp_path / "run", *options)
+    weights = WEIGHTS / "fcos_rt_nano.safetensors"
+    result = run("--data", digits, "--retrofit", weights, "--out", tmp_path / "run", *SHORT)
     assert result.exit_code == 0, result.output
     assert "weights are trained" in result.stderr
     before, after = load_checkpoint(weights), load_checkpoint(tmp_path / "run/last.safetensors")
@@ -212,7 +217,7 @@ def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_done(
     data = shutil.copytree(digits, tmp_path / "digits")
     bad = load_coco(data, "train").samples[3].path
     bad.write_bytes(b"not a picture")
-    options = ("--workers", 0, "--val", "", "--epochs", 2, "--batch-size", 6, "--no-tensorboard")
+    options = (*SHORT, "--epochs", 2)
     result = run("--data", data, "--out", tmp_path / "run", *options)
     assert result.exit_code == 1
     assert result.stderr.count(bad.name) == 2  # when it happens, and at the end
@@ -243,11 +248,11 @@ def test_a_batch_that_cannot_be_cut(digits: Path, tmp_path: Path) -> None:
 
 
 def test_fine_tuning_tells_its_learning_rate(digits: Path, tmp_path: Path) -> None:
-    weights = Path(__file__).parents[2] / "weights" / "fcos_e2e_nano.safetensors"
-    options = ("--data", digits, "--init", weights, "--val", "", "--epochs", 1, "--workers", 0)
-    plain = run(*options, "--out", tmp_path / "plain", "--no-tensorboard")
+    weights = WEIGHTS / "fcos_e2e_nano.safetensors"
+    options = ("--data", digits, "--init", weights, *SHORT)
+    plain = run(*options, "--out", tmp_path / "plain")
     told = " ".join(plain.stderr.split())
     assert "271 of 271 tensors loaded" in told and "give --learning-rate 0.0002" in told
-    given = run(*options, "--out", tmp_path / "given", "--learning-rate", 1e-4, "--no-tensorboard")
+    given = run(*options, "--out", tmp_path / "given", "--learning-rate", 1e-4)
     assert plain.exit_code == given.exit_code == 0
     assert "as from scratch" not in " ".join(given.stderr.split())

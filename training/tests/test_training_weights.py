@@ -1,4 +1,4 @@
-"""The manifest, the list of weights, and model cards."""
+"""The manifest, the list of weights, model cards, and the weights that come with the project."""
 
 import json
 from dataclasses import asdict, replace
@@ -14,9 +14,17 @@ from nmsfree.machine import sha256
 from nmsfree_training.cli.weights import app
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.card import minutes_of_run, write_card
+from nmsfree_training.weights.card import gmac, minutes_of_run, write_card
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.weights.manifest import SUMS, load_manifest, statuses
+from nmsfree_training.weights.manifest import (
+    SUMS,
+    BundledWeight,
+    load_manifest,
+    read_card,
+    statuses,
+)
+
+from .runs import WEIGHTS
 
 runner = CliRunner()
 PROVENANCE = {"command": "nmsfree train --data d", "seed": "7", "machine": "a test"}
@@ -189,3 +197,56 @@ def test_card_command_fails_early(digits: Path, tmp_path: Path) -> None:
     other = run("card", path, "--data", digits, "--minutes", 1).exception
     assert isinstance(other, DataError) and "classes differ" in str(other)
     assert not (tmp_path / "small.json").exists()
+
+
+# The weights that come with the project are what their cards say
+
+
+OURS = load_manifest(WEIGHTS / "manifest.toml")
+NANO = ("fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano")
+BUNDLED = pytest.mark.parametrize("weight", OURS.bundled, ids=lambda w: w.name)
+MB = 1_000_000
+
+
+def test_manifest_lists_all_variants() -> None:
+    assert tuple(w.name for w in OURS.bundled) == NANO
+    published = {w.name: (w.file, w.ap, w.ap50) for w in OURS.published}
+    assert published == {
+        "fcos_rt_r18_3x": ("fcos_rt_r18_3x_coco.pth", 0.358, 0.533),
+        "fcos_o2o_r18_3x": ("fcos_rt_r18_3x_top1_coco.pth", 0.309, 0.488),
+        "fcos_e2e_r18_3x": ("fcos_e2e_r18_3x_coco.pth", 0.341, 0.506),
+    }
+    release = "https://github.com/yjh0410/E2E_FCOS/releases/download/fcos_weight/"
+    assert all(w.url == release + w.file for w in OURS.published)
+
+
+@BUNDLED
+def test_card_fits_the_file(weight: BundledWeight) -> None:
+    path = OURS.folder / weight.file
+    card = read_card(OURS.folder / weight.card)
+    assert list(card) == ["command", "seed", "minutes", "machine", "AP", "gmac", "sha256"]
+    assert card["sha256"] == sha256(path)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.model == preset(weight.name, 10).model
+    assert checkpoint.class_names == tuple("0123456789")
+    assert card["gmac"] == pytest.approx(gmac(checkpoint.build(), checkpoint.input_size), abs=1e-4)
+    assert card["command"] == checkpoint.provenance["command"]
+    assert card["seed"] == int(checkpoint.provenance["seed"])
+    assert card["minutes"] > 0 and card["machine"]
+    assert set(card["AP"]) == {"val", "overlap"}
+    assert all(0 < value < 1 for value in card["AP"].values())
+
+
+@BUNDLED
+def test_file_is_small(weight: BundledWeight) -> None:
+    assert (OURS.folder / weight.file).stat().st_size <= 5 * MB
+
+
+def test_all_files_together_are_small() -> None:
+    assert sum((OURS.folder / w.file).stat().st_size for w in OURS.bundled) <= 15 * MB
+
+
+def test_every_bundled_file_is_in_the_manifest() -> None:
+    found = {p.name for p in OURS.folder.glob("*.safetensors")}
+    assert found == {w.file for w in OURS.bundled}
+    assert {p.name for p in OURS.folder.glob("*.json")} == {w.card for w in OURS.bundled}
