@@ -1,67 +1,98 @@
-"""`nmsfree bench`: measure NMS-free against NMS; `nmsfree bench training`: a training step."""
+"""`nmsfree bench` and its sub-commands: the modules of `questions`, and two of `report`.
+
+A module has its help as docstring, `Options`, and either `main(options)` or what a `Question` has.
+It is imported when it is called or its help is asked for; the list of commands needs its docstring.
+"""
 
 import inspect
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
+import typer.core
+import typer.main
 
+from nmsfree.cli.main import check_numbers
 from nmsfree.cli.options import command
-from nmsfree_benchmarks.harness.run import Question
-from nmsfree_benchmarks.questions import (
-    frontier,
-    gpu_check,
-    jitter,
-    overhead,
-    roofline,
-    throughput,
-    training,
-)
-from nmsfree_benchmarks.questions.models import question as models
-from nmsfree_benchmarks.questions.nms import question as nms
-from nmsfree_benchmarks.report import compare, page
+from nmsfree_benchmarks.questions.models import Options
 
-QUESTIONS: dict[str, Question] = {  # by kind, in the order of a report
-    asked.QUESTION.kind: asked.QUESTION
-    for asked in (models, nms, jitter, frontier, throughput, overhead, roofline)
-}
-_bench = command(models.models, models.Options)
+HERE = Path(__file__).parent
+MODELS = "models"  # asked by `nmsfree bench` itself
 
 
-def bench(context: typer.Context, **values: Any) -> None:
+def _modules() -> dict[str, str]:
+    """Sub-command → module, below this package; a folder has one that is called `question`."""
+    found = {"compare": "report.compare", "report": "report.page"}
+    for path in (HERE / "questions").iterdir():
+        if (path / "question.py").is_file():
+            found[path.name.replace("_", "-")] = f"questions.{path.name}.question"
+        elif path.suffix == ".py" and path.stem != "__init__":
+            found[path.stem] = f"questions.{path.stem}"
+    return dict(sorted(found.items()))
+
+
+MODULES = _modules()
+
+
+def _help(name: str) -> str:
+    """The docstring of a module, which is not imported for it."""
+    path = HERE / f"{MODULES[name].replace('.', '/')}.py"
+    return inspect.cleandoc(path.read_text(encoding="utf-8").split('"""', 2)[1])
+
+
+def _load(module: str) -> Any:
+    return import_module(f"nmsfree_benchmarks.{module}")
+
+
+def find_question(kind: str) -> Any:
+    """The `Question` that writes result files of a kind; None of a kind without one."""
+    module = _load(MODULES.get(MODELS if kind == "table" else kind, "cli"))
+    return module if hasattr(module, "KIND") else None
+
+
+def _run(name: str, options: Any) -> None:
+    from nmsfree_benchmarks.harness.run import answer
+
+    module = _load(MODULES[name])
+    if name == "report":
+        module.main(options, find_question)
+    elif hasattr(module, "main"):
+        module.main(options)
+    else:
+        answer(module, options)
+
+
+def _bench(context: typer.Context, **values: Any) -> None:
     if context.invoked_subcommand is None:
-        _bench(**values)
+        _of_models(**values)
 
 
+_of_models = command(lambda options: _run(MODELS, options), Options)
 _context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-_parameters = [_context, *inspect.signature(_bench).parameters.values()]
-bench.__doc__ = models.models.__doc__
-bench.__annotations__ = {p.name: p.annotation for p in _parameters}
-bench.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
+_parameters = [_context, *inspect.signature(_of_models).parameters.values()]
+_bench.__annotations__ = {p.name: p.annotation for p in _parameters}
+_bench.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 
 
-def report(options: page.Options) -> None:
-    """One page from result files: question, answer, pictures, tables, device, how to repeat it.
-
-    The page is a single file that loads nothing from elsewhere. A run that something disturbed says
-    so in red. Files of an older format are left out and named.
-
-    Example: nmsfree bench report
-
-    Of two runs: nmsfree bench report a.json b.json --out report.html --markdown report.md
-    """
-    page.write_report(options, QUESTIONS)
+class _Commands(typer.core.TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, found, rest = super().resolve_command(ctx, args)
+        # Completion asks for commands that are not there.
+        return name, found and _load_command(args[0]), rest
 
 
-app = typer.Typer(invoke_without_command=True)
-app.callback()(bench)
-app.command()(command(compare.compare, compare.Options))
-app.command("gpu-check")(command(gpu_check.gpu_check, gpu_check.Options))
-app.command()(command(frontier.frontier, frontier.Options))
-app.command()(command(jitter.jitter, jitter.Options))
-app.command()(command(nms.nms, nms.Options))
-app.command()(command(overhead.overhead, overhead.Options))
-app.command()(command(report, page.Options))
-app.command()(command(roofline.roofline, roofline.Options))
-app.command()(command(throughput.throughput, throughput.Options))
-app.command()(command(training.training, training.Options))
-app.command()(command(training.criterion, training.CriterionOptions))
+def _load_command(name: str) -> Any:
+    alone = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+    run = command(lambda options: _run(name, options), _load(MODULES[name]).Options)
+    alone.command(name, help=_help(name))(run)
+    loaded = typer.main.get_command(alone)
+    check_numbers(loaded)
+    return loaded
+
+
+app = typer.Typer(cls=_Commands, invoke_without_command=True)
+app.callback(help=_help(MODELS))(_bench)
+for _name in MODULES:
+    if _name != MODELS:
+        app.command(_name, help=_help(_name))(lambda: None)

@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks_sample import (
+    ENVIRONMENT,
+    record_of,
+    results_of,
+    subject_of,
+    times_of,
+)
 from typer.testing import CliRunner
 
 from nmsfree.errors import GateError, InputError
@@ -16,13 +23,6 @@ from nmsfree_benchmarks.harness.records import Ratio, Results
 from nmsfree_benchmarks.harness.statistics import Interval
 from nmsfree_benchmarks.report.compare import agreement
 from nmsfree_benchmarks.report.compare import compare_runs as compare
-from nmsfree_benchmarks.report.sample import (
-    ENVIRONMENT,
-    record_of,
-    results_of,
-    subject_of,
-    times_of,
-)
 
 
 def changed(name: str, value: Any) -> Results:

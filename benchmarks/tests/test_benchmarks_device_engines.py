@@ -1,6 +1,6 @@
 """Engines of a device: opened as applications do, left out with the runtime's own reason."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,18 @@ from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
 from nmsfree_benchmarks.harness.timer import Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.harness.weights import Weights, open_weights
-from nmsfree_benchmarks.questions import eager
-from nmsfree_benchmarks.questions.eager import CompiledBackend
-from nmsfree_benchmarks.questions.models.question import Options
+from nmsfree_benchmarks.questions.models import Options, eager
+from nmsfree_benchmarks.questions.models.eager import CompiledBackend
 from nmsfree_benchmarks.questions.models.rows import (
     Group,
     Row,
     eager_rows,
     open_rows,
+    others_of,
     records_of,
     torch_rows,
 )
 from nmsfree_benchmarks.questions.models.words import NAMES, OTHERS
-from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.model.detector import Prediction
 
@@ -47,11 +46,8 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def file(weights: Weights, work: Path) -> Path:
-    subject = Subject(weights, ENGINES["onnxruntime"], 1)
-    path = work / f"{subject.file_name}.onnx"
-    export_onnx(weights.checkpoint, path, ExportOptions())
-    return path
+def file(weights: Weights, exported: Callable[..., Path]) -> Path:
+    return exported(weights)
 
 
 class Opened(Run):
@@ -74,7 +70,7 @@ def made(weights: Weights, file: Path) -> Iterator[tuple[list[Row], Run]]:
         options = Options(threads=1)
         run = Opened(options, file, stack)
         group = Group("nano", [weights], SCENES, None, ("onnxruntime",))
-        yield open_rows(group, options.others, run), run
+        yield open_rows(group, run), run
 
 
 def test_what_runs_is_opened_and_the_rest_is_explained(
@@ -141,7 +137,7 @@ def test_without_a_gpu_every_engine_says_so(weights: Weights, file: Path) -> Non
     with ExitStack() as stack:
         options = Options(threads=1, device="cuda")
         run = Opened(options, file, stack)
-        assert open_rows(group, options.others, run) == []
+        assert open_rows(group, run) == []
     wanted = [key for key, precision in OTHERS["cuda"] if precision == "fp32"]
     assert list(run.skipped) == ["eager", "compiled", *wanted]
     for reason in run.skipped.values():
@@ -172,7 +168,7 @@ def test_every_row_has_names_of_its_own() -> None:
 
 def test_files_are_exported_in_every_precision_that_is_run(weights: Weights) -> None:
     def kinds(options: Options) -> list[tuple[str, str | None]]:
-        subjects = [Subject(weights, e, 1, precision) for e, precision in options.others]
+        subjects = [Subject(weights, e, 1, precision) for e, precision in others_of(options)]
         return list(dict.fromkeys((s.precision, s.target) for s in subjects))
 
     assert kinds(Options(quick=True)) == []
@@ -188,13 +184,8 @@ def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch, file: Path) -> No
 
 
 def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = iter(
-        [
-            GpuState(throttled=("temperature",), clock_mhz=2400),
-            GpuState(throttled=("power cap",), clock_mhz=1800),
-            GpuState(clock_mhz=2100),
-        ]
-    )
+    seen = [(("temperature",), 2400), (("power cap",), 1800), ((), 2100)]
+    states = iter([GpuState(throttled=why, clock_mhz=clock) for why, clock in seen])
     monkeypatch.setattr("nmsfree_benchmarks.harness.gpu.gpu_state", lambda _: next(states))
     gpu = GpuWatch(on=True)
     assert gpu.to_json() == {}

@@ -10,7 +10,7 @@ import torch
 from nmsfree.detector import Detector
 from nmsfree_benchmarks.harness.timer import Stopwatch
 from nmsfree_benchmarks.harness.weights import Weights
-from nmsfree_benchmarks.questions.eager import (
+from nmsfree_benchmarks.questions.models.eager import (
     SETTINGS,
     EagerBackend,
     Found,

@@ -2,12 +2,10 @@
 
 import hashlib
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -15,7 +13,6 @@ from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.engines import ENGINES, Engine
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results, State
@@ -200,10 +197,14 @@ def test_the_table_fits_and_marks_the_frontier_of_its_model() -> None:
     assert table.rows[1][6:9] == ("1.02 (1.02–1.02)", "76.7", "−0.3")
 
 
-@pytest.fixture
-def content(
-    tiny: Path, here: None, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
+def test_a_run_leaves_its_files(
+    ask: Any,
+    left: Any,
+    tiny: Path,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A run with ONNX Runtime and an engine that is nowhere, FP32 and INT8."""
     engines = {
         "onnxruntime": ENGINES["onnxruntime"],
@@ -212,29 +213,13 @@ def content(
     monkeypatch.setattr("nmsfree_benchmarks.questions.frontier.ENGINES", engines)
     monkeypatch.setattr("nmsfree_export.options.PRECISIONS", ("fp32", "int8"))
     before = sorted((tiny / "data").rglob("*"))
-    arguments = ["frontier", *options, "--model=fcos_e2e_nano", "--json=-"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    content = ask("frontier", *options, "--model=fcos_e2e_nano")
     assert sorted((tiny / "data").rglob("*")) == before
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def test_a_run_leaves_its_files(content: dict[str, Any], tmp_path: Path) -> None:
-    stem = f"{content['stamp']}-frontier"
-    out = tmp_path / "out"
-    names = sorted(path.name for path in out.iterdir())
-    assert names == [f"{stem}.json", f"{stem}.md", f"{stem}.png"]
-    read = result_files.read(out / f"{stem}.json")
+    read, _ = left(tmp_path / "out", content)
     assert read.kind == "frontier"
     assert read.command == (
         "nmsfree bench frontier --quick --threads 1 --seconds 0 --model fcos_e2e_nano"
     )
-    picture = cv2.imread(str(out / f"{stem}.png"))
-    assert picture is not None and min(picture.shape[:2]) > 600 and picture.std() > 1
-    text = (out / f"{stem}.md").read_text(encoding="utf-8")
-    assert f"![AP against latency]({stem}.png)" in text
-    assert str(tmp_path) not in text
     assert read.skipped["Nowhere"].startswith("device is 'cuda:99', but")
     # stand-in weights may lose too much to 8 bits, and are then refused with the reason
     files = [r.parameters["file"] for r in read.records if r.parameters["call"] == "detector"]

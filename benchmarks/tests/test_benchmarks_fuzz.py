@@ -12,7 +12,7 @@ CANNOT = 77  # its exit status where it cannot be run safely
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and namespaces of Linux")
 def test_malformed_inputs_are_answered_in_a_line(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--inputs=150", "--seed=1", "--jobs=1", f"--keep={tmp_path}"]
+    command = [sys.executable, SCRIPT, "--inputs=80", "--seed=1", "--jobs=1", f"--keep={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == CANNOT:
         pytest.skip(done.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -16,9 +17,9 @@ from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, OpenVinoBacken
 from nmsfree.errors import EngineError, GateError, InputError, MissingExtraError
 from nmsfree.machine import Gpu, find_gpus
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.questions import gpu_check, gpu_claims
-from nmsfree_benchmarks.questions.gpu_check import Finding, choose, outcome_of, prepare, try_claim
-from nmsfree_benchmarks.questions.gpu_claims import (
+from nmsfree_benchmarks.questions.gpu_check import claims as gpu_claims
+from nmsfree_benchmarks.questions.gpu_check import question as gpu_check
+from nmsfree_benchmarks.questions.gpu_check.claims import (
     BY_KEY,
     CannotTry,
     Claim,
@@ -31,6 +32,15 @@ from nmsfree_benchmarks.questions.gpu_claims import (
     scenes,
     threads_agree,
 )
+from nmsfree_benchmarks.questions.gpu_check.question import (
+    Finding,
+    choose,
+    outcome_of,
+    prepare,
+    try_claim,
+)
+from nmsfree_export.export import ExportOptions
+from nmsfree_training.weights.checkpoint import Checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 NO_GPU = pytest.mark.skipif(not find_gpus().problem, reason="this machine has a GPU")
@@ -43,9 +53,17 @@ OTHER = "def test_not_for_gpus(): assert 1 == 2\n"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Path]) -> Path:
     folder = tmp_path_factory.mktemp("gpu") / "work"
-    prepare(WEIGHTS, folder)
+
+    def export(checkpoint: Checkpoint, out: Path, options: ExportOptions) -> None:
+        """Take the same file, if another test has exported it."""
+        weights = WEIGHTS / f"{checkpoint.model.name}.safetensors"
+        shutil.copy(exported(weights, precision=options.precision), out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nmsfree_export.export.export_onnx", export)
+        prepare(WEIGHTS, folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from nmsfree_benchmarks.harness.timer import Times
 
 MS = 1_000_000
 Ratio = Callable[..., Interval]
-RUNS = 200
+RUNS = 100
 
 
 def to_times(milliseconds: np.ndarray) -> Times:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nmsfree_benchmarks.harness.run import RunOptions, command_line
+from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.statistics import STAGES, ratio, shares, summarize
 from nmsfree_benchmarks.harness.timer import Image, Plan, Stopwatch, Times, take_turns, timed
 
@@ -156,7 +156,7 @@ def test_what_is_asked_for_replaces_the_plans_own() -> None:
     assert asked.timed(plan) == Plan(seconds=2.0, min_rounds=7, pause=0.04)
     assert asked.settings() == {"pause_ms": 40.0}
     assert RunOptions().timed(plan) == plan and RunOptions().settings() == {}
-    assert command_line("nms", asked) == "nmsfree bench nms --threads 1 --seconds 2 --pause 40"
+    assert asked.command_line("nms") == "nmsfree bench nms --threads 1 --seconds 2 --pause 40"
 
 
 def test_a_plan_fits_the_machine() -> None:

@@ -1,5 +1,6 @@
 """Memory of a process of its own: what it allocates is seen, what its parent holds is not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,7 @@ import pytest
 
 from nmsfree.errors import EngineError
 from nmsfree_benchmarks.harness import memory
-from nmsfree_benchmarks.harness.engines import ENGINES
-from nmsfree_benchmarks.harness.exports import export_all
 from nmsfree_benchmarks.harness.memory import MemoryMeter, peak_of
-from nmsfree_benchmarks.harness.subject import Subject
-from nmsfree_benchmarks.harness.weights import open_weights
 
 MB_100 = 12_500_000  # float64
 
@@ -45,12 +42,9 @@ def test_a_process_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch
     assert str(error.value) == "memory of time:sleep: no answer within 0.2 s"
 
 
-def test_an_engine_takes_memory(tiny: Path, here: None) -> None:
-    weights = open_weights(tiny / "weights" / "fcos_e2e_nano.safetensors", "none")
-    subject = Subject(weights, ENGINES["onnxruntime"], 1)
-    assert export_all([subject], tiny / "work", None, lambda done, total: None) == {}
-    figures = MemoryMeter().measure(subject.file, "cpu", 1)
+def test_an_engine_takes_memory(tiny: Path, exported: Callable[..., Path]) -> None:
+    file = exported(tiny / "weights" / "fcos_e2e_nano.safetensors")
+    figures = MemoryMeter().measure(file, "cpu", 1)
     assert set(figures) == {"peak_rss_mb", "engine_rss_mb"}
     # the weights alone, and at most the whole process
-    assert subject.file.stat().st_size / 1e6 < figures["engine_rss_mb"]
-    assert figures["engine_rss_mb"] < figures["peak_rss_mb"]
+    assert file.stat().st_size / 1e6 < figures["engine_rss_mb"] < figures["peak_rss_mb"]

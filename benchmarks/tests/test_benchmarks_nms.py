@@ -16,13 +16,15 @@ from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness import records as result_files
+from nmsfree_benchmarks.harness.crowd import IOU
 from nmsfree_benchmarks.harness.graphs import nms_tail, open_session, with_floor, without_nms
 from nmsfree_benchmarks.harness.pictures import make_crowd
 from nmsfree_benchmarks.harness.records import Record, Results
+from nmsfree_benchmarks.harness.run import ask, write
 from nmsfree_benchmarks.harness.statistics import bootstrap, slope
 from nmsfree_benchmarks.harness.timer import Plan
-from nmsfree_benchmarks.questions.crowd import IOU
 from nmsfree_benchmarks.questions.nms import calls
+from nmsfree_benchmarks.questions.nms import question as QUESTION
 from nmsfree_benchmarks.questions.nms.calls import (
     MAKERS,
     Candidates,
@@ -36,7 +38,7 @@ from nmsfree_benchmarks.questions.nms.calls import (
     points,
 )
 from nmsfree_benchmarks.questions.nms.prices import REFERENCE, nms_cost
-from nmsfree_benchmarks.questions.nms.question import FULL, QUESTION, QUICK, Options, Range
+from nmsfree_benchmarks.questions.nms.question import FULL, QUICK, Options, Range
 from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -49,7 +51,7 @@ SETTINGS = [(0.05, 0.6), (0.001, 0.6), (0.3, 0.45), (0.05, 0.8)]  # floor, IoU
 @pytest.fixture(scope="module")
 def results(work: Path) -> Results:
     options = Options(weights=WEIGHTS, work=work, threads=1, quick=True, range=TINY, tiles=1)
-    return QUESTION.ask(options)
+    return ask(QUESTION, options)
 
 
 @pytest.fixture(scope="module")
@@ -239,12 +241,11 @@ def test_the_share_of_the_filter_is_with_minus_without(results: Results) -> None
 
 
 def test_a_run_leaves_a_file_a_picture_and_tables(results: Results, tmp_path: Path) -> None:
-    data, png, text = QUESTION.write(results, tmp_path)
+    data, png, text = write(QUESTION, results, tmp_path)
     again = result_files.read(data)  # raises where the schema does not hold
     assert again.to_json() == results.to_json()
     picture = cv2.imread(str(png))
-    assert picture is not None and picture.shape[1] > 1000
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert picture is not None and picture.shape[1] > 1000 and picture.std() > 1
     table = text.read_text(encoding="utf-8")
     assert f"![The price of NMS]({png.name})" in table
     assert "| 20 | 0.001 |" in table and str(tmp_path) not in table

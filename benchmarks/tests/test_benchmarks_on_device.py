@@ -4,7 +4,6 @@ OpenVINO really runs. No machine of these tests has a GPU: a native engine is th
 backend over its fakes, which compute in ONNX Runtime.
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from benchmarks_sample import results_of
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -25,20 +26,21 @@ from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
 from nmsfree.spec import ModelSpec
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
-from nmsfree_benchmarks.cli import QUESTIONS as ASKED
-from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.cli import app, find_question
 from nmsfree_benchmarks.harness import engines
 from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.engines import Engine, engine_of, ran_in, use_device
 from nmsfree_benchmarks.harness.graphs import open_session, without_nms
 from nmsfree_benchmarks.harness.plots import titled
 from nmsfree_benchmarks.harness.records import Results
+from nmsfree_benchmarks.harness.run import ask as ask_question
+from nmsfree_benchmarks.harness.run import lines, write
 from nmsfree_benchmarks.harness.timer import Plan
-from nmsfree_benchmarks.questions.jitter import QUESTION as JITTER
+from nmsfree_benchmarks.questions import jitter as JITTER
 from nmsfree_benchmarks.questions.jitter import Options as JitterOptions
-from nmsfree_benchmarks.questions.nms.question import QUESTION, Options, Range
+from nmsfree_benchmarks.questions.nms import question as QUESTION
+from nmsfree_benchmarks.questions.nms.question import Options, Range
 from nmsfree_benchmarks.report.compare import compare_runs as compare
-from nmsfree_benchmarks.report.sample import results_of
 from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -109,20 +111,13 @@ def test_a_gpu_that_is_not_there_or_too_old_is_told(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def ask(here: None, options: list[str]) -> Callable[..., Results]:
+def asked(ask: Callable[..., dict[str, Any]], options: list[str]) -> Callable[..., Results]:
     """Return a function that asks a question on tiny networks, and reads what it leaves."""
-
-    def run(question: str, *more: str) -> Results:
-        command = [question, *options, *more, "--json=-"]
-        result = CliRunner().invoke(app, command, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return Results.from_json(json.loads(result.stdout))
-
-    return run
+    return lambda question, *more: Results.from_json(ask(question, *options, *more))
 
 
 def said_of(results: Results) -> list[str]:
-    return list(ASKED[results.kind].conclusions(results))
+    return list(find_question(results.kind).conclusions(results))
 
 
 def says_openvino(results: Results) -> None:
@@ -134,13 +129,13 @@ def says_openvino(results: Results) -> None:
     for subject in subjects:
         assert subject.provider.startswith("OpenVINO ") and subject.precision == "fp32"
         assert (subject.tf32, subject.cuda_graph, subject.transfers) == (None, None, "none")
-    said = [*said_of(results), *ASKED[results.kind].notes(results)]
+    said = [*said_of(results), *find_question(results.kind).notes(results)]
     assert any(line.startswith("Run in OpenVINO ") for line in said)
     assert not any("ONNX Runtime" in line for line in said)
 
 
-def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results]) -> None:
-    found = ask("overhead", "--device=openvino")
+def test_overhead_on_openvino_is_that_of_its_own_call(asked: Callable[..., Results]) -> None:
+    found = asked("overhead", "--device=openvino")
     says_openvino(found)
     assert found.settings["device"] == "openvino"
     assert [r.to for r in found.ratios] == [f"{r.of} bare" for r in found.ratios]
@@ -148,7 +143,7 @@ def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results
     assert [target["unit"] for target in found.facts["targets"]] == ["ms"]
     said = said_of(found)
     assert said[0].startswith("fcos_e2e_nano, 640×480, OpenVINO: Detector(image) takes ")
-    usual = ask("overhead")
+    usual = asked("overhead")
     assert "device" not in usual.settings and "--device" not in usual.command
     for by_ratios in (False, True):  # ratios carry over between machines, not between engines
         with pytest.raises(InputError, match=r"device is .* before and 'openvino' after"):
@@ -157,11 +152,11 @@ def test_overhead_on_openvino_is_that_of_its_own_call(ask: Callable[..., Results
 
 
 def test_throughput_on_openvino_has_a_file_for_every_batch(
-    ask: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+    asked: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_WINDOW", 0.02)
     monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_BATCHES", (1, 2))
-    found = ask("throughput", "--device=openvino:CPU", "--threads=2")
+    found = asked("throughput", "--device=openvino:CPU", "--threads=2")
     says_openvino(found)
     loads = [(r.parameters["batch"], r.parameters["streams"]) for r in found.records]
     assert loads == [(1, 1), (2, 1), (1, 2), (1, 4)] * 2
@@ -172,7 +167,7 @@ def test_throughput_on_openvino_has_a_file_for_every_batch(
 
 def nms_on(device: str, work: Path) -> Results:
     options = Options(weights=WEIGHTS, work=work, threads=1, range=TINY, tiles=1, device=device)
-    return QUESTION.ask(options)
+    return ask_question(QUESTION, options)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +191,7 @@ def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
 
 def test_nothing_is_said_of_what_was_not_measured(openvino: Results) -> None:
     assert not [fact for fact in openvino.facts if "nms_share" in fact or "agree" in fact]
-    said = " ".join(QUESTION.lines(openvino)[:-2])
+    said = " ".join(lines(QUESTION, openvino)[:-2])
     for absent in ("implementations", "tail", "timed by itself", "on the host", "ONNX Runtime"):
         assert absent not in said
     assert "is not told apart here" in said
@@ -210,7 +205,7 @@ def test_implementations_are_refused_elsewhere() -> None:
         weights=WEIGHTS, work=Path("none"), threads=1, device="openvino", implementation=("onnx",)
     )
     with pytest.raises(InputError) as error:
-        QUESTION.ask(options)
+        ask_question(QUESTION, options)
     assert str(error.value) == (
         "device is 'openvino', but the implementations of NMS run on the processor: leave "
         "--implementation or --device out"
@@ -222,7 +217,7 @@ def test_jitter_on_openvino(work: Path) -> None:
         weights=WEIGHTS, work=work, threads=1, passes=1, levels=(0, 20), tiles=1, side=256,
         device="openvino",
     )  # fmt: skip
-    found = JITTER.ask(options)
+    found = ask_question(JITTER, options)
     says_openvino(found)
     assert {r.subject.batch for r in found.records if r.subject} == {1}
 
@@ -233,7 +228,7 @@ def fake_engine(engine_: Engine, file: Path, threads: int) -> Backend:
     spec = whole.spec
     whole.close()
     names = list(RawDetections._fields) if spec.nms is None else list(CANDIDATES)
-    graph = file if spec.nms is None else without_nms(file)
+    graph = onnx.load(file) if spec.nms is None else without_nms(file)
     session, cuda = open_session(graph, threads), FakeCuda()
 
     def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
@@ -277,7 +272,7 @@ def test_nms_behind_a_native_engine_is_a_part_of_the_call(native: Results) -> No
 def test_a_native_engine_is_put_into_words_and_pictures(
     native: Results, openvino: Results, tmp_path: Path
 ) -> None:
-    said = QUESTION.lines(native)
+    said = lines(QUESTION, native)
     assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host (NumPy, ")
     assert any(
         "NMS on host: behind the engine, by the runtime's own clock" in line for line in said
@@ -291,7 +286,7 @@ def test_a_native_engine_is_put_into_words_and_pictures(
     assert {len(row) for row in calls.rows} == {len(calls.header)}
     for results in (native, openvino):
         folder = tmp_path / results.environment["device"]
-        data, png, _ = QUESTION.write(results, folder)
+        data, png, _ = write(QUESTION, results, folder)
         assert result_files.read(data).to_json() == results.to_json()
         picture = cv2.imread(str(png))
         assert picture is not None and picture.shape[1] > 1000 > picture.shape[0]

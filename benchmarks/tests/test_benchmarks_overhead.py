@@ -1,12 +1,10 @@
 """Overhead: stages that are the runtime's own, targets by rule, and a tiny run."""
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,7 +16,6 @@ from nmsfree.errors import InputError
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results, State
 from nmsfree_benchmarks.harness.timer import Stopwatch
@@ -157,17 +154,10 @@ def test_another_engine_promised_nothing() -> None:
     ]
 
 
-@pytest.fixture
-def content(here: None, options: list[str]) -> dict[str, Any]:
-    result = CliRunner().invoke(app, ["overhead", *options, "--json=-"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def test_a_run_leaves_its_files(content: dict[str, Any], tiny: Path, tmp_path: Path) -> None:
-    stem = tmp_path / "out" / f"{content['stamp']}-overhead"
-    read = result_files.read(stem.with_suffix(".json"))
+def test_a_run_leaves_its_files(
+    ask: Any, left: Any, options: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    read, _ = left(tmp_path / "out", ask("overhead", *options))
     assert read.kind == "overhead"
     assert read.command == "nmsfree bench overhead --quick --threads 1 --seconds 0"
     sources = ("256×256", "640×480", "1920×1080")
@@ -180,9 +170,6 @@ def test_a_run_leaves_its_files(content: dict[str, Any], tiny: Path, tmp_path: P
         assert record.figures["file_mb"] > 0 and record.subject is None
     assert [r.of for r in read.ratios] == [f"fcos_e2e_nano {source}" for source in sources]
     assert len(read.facts["targets"]) == 2
-    picture = cv2.imread(str(stem.with_suffix(".png")))
-    assert picture is not None and picture.shape[1] > 1000 and picture.std() > 1
-    assert str(tmp_path) not in stem.with_suffix(".md").read_text(encoding="utf-8")
     assert not list((tiny / "work").glob("pictures-*"))
 
 

@@ -15,18 +15,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from benchmarks_sample import record_of, results_of, subject_of, times_of
 from rich.console import Console
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
-from nmsfree_benchmarks.cli import QUESTIONS as KINDS
-from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.cli import app, find_question
 from nmsfree_benchmarks.harness.records import FORMAT_VERSION, Ratio, Record, Results
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.report import page as report_page
 from nmsfree_benchmarks.report.generic import facts_table, ratios_table, rows_table, said_of_ratios
-from nmsfree_benchmarks.report.page import Found, Page, open_file, text, to_html, to_markdown
-from nmsfree_benchmarks.report.sample import record_of, results_of, subject_of, times_of
+from nmsfree_benchmarks.report.page import ORDER, Found, Page, open_file, text, to_html, to_markdown
 from nmsfree_benchmarks.roofline.graph import Layer
 from nmsfree_benchmarks.roofline.limits import Limit, limit_figures
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe
@@ -37,15 +36,11 @@ def open_files(paths: list[Path]) -> list[Found]:
 
 
 def make_page(found: list[Found], skipped: dict[str, str] | None = None) -> Page:
-    return report_page.make_page(found, KINDS, skipped)
-
-
-def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
-    return report_page.newest_of_each_kind(folder, KINDS)
+    return report_page.make_page(found, find_question, skipped)
 
 
 def words_of(results: Results) -> tuple[list[str], list[Table]]:
-    return report_page.words_of(results, KINDS[results.kind])
+    return report_page.words_of(results, find_question(results.kind))
 
 
 OLD = Path(__file__).parent / "format_1.json"
@@ -127,7 +122,7 @@ def parsed(html: str) -> Loads:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ORDER)
 def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
     results = of_kind(kind)
     page = make_page(open_files(write(tmp_path, results)))
@@ -136,7 +131,7 @@ def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
     assert {"table", "svg", "dl", "h2"} <= set(found.tags)
     assert all(load.startswith("data:") for load in found.loads)
     assert "<script" not in html
-    for word in (KINDS[kind].short, results.command, "bootstrap", "p99", "NMS-free"):
+    for word in (find_question(kind).SHORT, results.command, "bootstrap", "p99", "NMS-free"):
         assert word in html
         assert word in markdown
     for record in results.records:
@@ -144,9 +139,11 @@ def test_every_kind_is_rendered(kind: str, tmp_path: Path) -> None:
     assert "A quick run" in html and "A quick run" in markdown
 
 
-def test_the_kinds_are_those_of_the_schema() -> None:
+def test_every_kind_of_the_schema_has_its_question() -> None:
     schema = files("nmsfree_benchmarks.harness").joinpath("results.schema.json").read_text("utf-8")
-    assert list(KINDS) == json.loads(schema)["properties"]["kind"]["enum"]
+    assert list(ORDER) == json.loads(schema)["properties"]["kind"]["enum"]
+    assert [find_question(kind).KIND for kind in ORDER] == list(ORDER)
+    assert find_question("other") is find_question("compare") is None
 
 
 def test_the_page_says_nothing_of_this_machine_and_is_the_same_again(tmp_path: Path) -> None:
@@ -244,7 +241,7 @@ def test_the_newest_of_each_kind_is_taken(tmp_path: Path) -> None:
     write(tmp_path, older, newer, table())
     shutil.copy(OLD, tmp_path)
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    found, skipped = newest_of_each_kind(tmp_path)
+    found, skipped = report_page.newest_of_each_kind(tmp_path)
     assert [(f.results.kind, f.results.stamp) for f in found] == [
         ("table", table().stamp),
         ("nms", newer.stamp),
@@ -269,12 +266,12 @@ def test_without_results_the_reason_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=rf"no result of format {FORMAT_VERSION} in it, run one first$"
     ):
-        newest_of_each_kind(tmp_path)
+        report_page.newest_of_each_kind(tmp_path)
     shutil.copy(OLD, tmp_path)
     with pytest.raises(
         InputError, match=r"run one first; format_1.json: has format 1\.0, this version reads"
     ):
-        newest_of_each_kind(tmp_path)
+        report_page.newest_of_each_kind(tmp_path)
     with pytest.raises(InputError, match=r"format 1\.0, this version reads 2\.x: update nmsfree"):
         open_files([OLD])
 
@@ -327,7 +324,7 @@ def test_the_command_writes_both_pages(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    runs = [of_kind(kind) for kind in KINDS if kind != "jitter"]
+    runs = [of_kind(kind) for kind in ORDER if kind != "jitter"]
     paths = write(folder, *runs, replace(evil(), other_load=1.0))
     picture = folder / f"{results_of().stamp}-nms.png"
     cv2.imwrite(str(picture), np.full((40, 80, 3), 200, np.uint8))
@@ -353,7 +350,7 @@ def test_a_browser_shows_it_without_a_complaint(page_file: Path, tmp_path: Path)
     dom = parsed(seen.stdout.strip())
     # Of every kind at least its table, ratios and facts; the browser keeps what the file says.
     assert dom.tags.count("table") == parsed(page_file.read_text("utf-8")).tags.count("table")
-    assert dom.tags.count("table") > 3 * len(KINDS) - 3
+    assert dom.tags.count("table") > 3 * len(ORDER) - 3
     assert dom.tags.count("svg") >= 2
     assert all(load.startswith("data:") for load in dom.loads)
     assert "script" not in dom.tags

@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from nmsfree.errors import InputError
-from nmsfree_benchmarks.harness import records as results_file
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results
-from nmsfree_benchmarks.report.sample import (
+from benchmarks_sample import (
     ENVIRONMENT,
     MS,
     record_of,
@@ -19,6 +15,10 @@ from nmsfree_benchmarks.report.sample import (
     subject_of,
     times_of,
 )
+
+from nmsfree.errors import InputError
+from nmsfree_benchmarks.harness import records as results_file
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results
 
 OLD = Path(__file__).parent / "format_1.json"
 

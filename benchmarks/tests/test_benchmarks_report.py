@@ -10,15 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from benchmarks_sample import subject_of
 from rich.console import Console
 
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results
+from nmsfree_benchmarks.harness.run import lines, markdown, write
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.timer import Times
-from nmsfree_benchmarks.questions.models.question import QUESTION
+from nmsfree_benchmarks.questions.models import question as QUESTION
 from nmsfree_benchmarks.questions.models.words import CPU_ENGINES, NAMES, detectors
-from nmsfree_benchmarks.report.sample import subject_of
 
 MS = 1_000_000
 NMS = {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000}
@@ -82,7 +83,7 @@ def shown(report: Results, width: int = 300) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     for table in QUESTION.tables(report):
         console.print(table.rich())
-    for line in QUESTION.lines(report):
+    for line in lines(QUESTION, report):
         console.print(line)
     return console.export_text()
 
@@ -111,7 +112,7 @@ def test_other_engines_stand_beside_fp32_in_onnx_runtime() -> None:
     assert ratio.meaning == "FP32 in ONNX Runtime by OpenVINO, INT8"
     assert (ratio.of, ratio.to) == (f"{name} onnxruntime", f"{name} openvino_int8")
     line = f"{name}, times the speed of FP32 in ONNX Runtime (95 %): OpenVINO, INT8 1.99"
-    assert line in "\n".join(QUESTION.lines(found))
+    assert line in "\n".join(lines(QUESTION, found))
     assert any("OpenVINO, INT8 has 1.99 to 1.99 ×" in c for c in QUESTION.conclusions(found))
 
 
@@ -142,7 +143,7 @@ def test_ratios_compare_what_belongs_together(report: Results) -> None:
 
 def test_what_the_intervals_tell_is_said_on_a_restless_machine_too(report: Results) -> None:
     restless = replace(report, other_load=1.5)
-    assert "Verdict: quiet enough to compare." in QUESTION.lines(report)
+    assert "Verdict: quiet enough to compare." in lines(QUESTION, report)
     assert list(QUESTION.conclusions(restless)) == list(QUESTION.conclusions(report))
     said = shown(restless)
     assert "a restless machine, what its intervals do not tell is open: other work kept 1.5" in said
@@ -154,7 +155,7 @@ def test_what_the_intervals_tell_is_said_on_a_restless_machine_too(report: Resul
 
 
 def test_nothing_of_the_host_is_told(report: Results, tmp_path: Path) -> None:
-    for text in (report.to_text(), QUESTION.markdown(report, "a.png")):
+    for text in (report.to_text(), markdown(QUESTION, report, "a.png")):
         assert platform.node() not in text.replace(report.environment["processor"], "")
         for path in (Path.cwd(), Path.home(), tmp_path):
             assert str(path) not in text
@@ -162,7 +163,7 @@ def test_nothing_of_the_host_is_told(report: Results, tmp_path: Path) -> None:
 
 def test_markdown_tells_the_numbers_of_the_records(report: Results) -> None:
     header = QUESTION.tables(report)[0].header
-    text = QUESTION.markdown(report, "picture.png")
+    text = markdown(QUESTION, report, "picture.png")
     lines = [line for line in text.splitlines() if line.startswith("| fcos_")]
     rows = detectors(report)
     assert len(lines) == len(rows) == 24
@@ -212,7 +213,7 @@ def test_the_terminal_table_fits(report: Results, width: int) -> None:
 
 
 def test_files_are_written(report: Results, tmp_path: Path) -> None:
-    data, picture, table = QUESTION.write(report, tmp_path / "new")
+    data, picture, table = write(QUESTION, report, tmp_path / "new")
     names = [p.name for p in (data, picture, table)]
     assert names == [f"{report.stamp}.{kind}" for kind in ("json", "png", "md")]
     assert json.loads(data.read_text(encoding="utf-8"))["stamp"] == report.stamp

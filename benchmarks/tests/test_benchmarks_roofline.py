@@ -1,24 +1,19 @@
 """Roofline: what is counted in a graph, limits, peaks, the RTX 4060 on paper, and a whole run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
+from benchmarks_sample import record_of, subject_of, times_of
 from onnx import ModelProto, TensorProto, helper
-from typer.testing import CliRunner
 
-from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.errors import EngineError, InputError, ModelError
-from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.harness.records import State, read
+from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.timer import Plan, Times, slots, take_turns
 from nmsfree_benchmarks.questions.roofline import layer_times, share_text
-from nmsfree_benchmarks.report.sample import record_of, subject_of, times_of
 from nmsfree_benchmarks.roofline import peaks
 from nmsfree_benchmarks.roofline.graph import Layer, count_layers, load_model
 from nmsfree_benchmarks.roofline.limits import RTX_4060, Limit, limit_figures, limit_of
@@ -26,9 +21,8 @@ from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, read_peaks
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.card import gmac
-from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
+Run = Callable[..., tuple[Path, dict[str, Any]]]
 PEAKS = Peaks({"fp32": 100e9, "int8": 400e9}, ((1000, 50e9), (10**9, 10e9)))
 
 
@@ -249,63 +243,43 @@ def test_the_share_has_the_interval_of_the_median() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, work: Path) -> Path:
-    """Nano weights for 64 × 64 pixels, and a few digits."""
-    root = tmp_path_factory.mktemp("roofline")
-    (root / "work").symlink_to(work, target_is_directory=True)
-    for name in ("fcos_rt_nano", "fcos_e2e_nano"):
-        chosen = preset(name, 10)
-        network = Fcos(chosen.model)
-        standin = random_state_dict(network, seed=0)
-        found = from_published_keys(chosen.model.heads, standin)
-        # Filters stay at zero, as training leaves the parts of them that nothing uses.
-        found = {key: value for key, value in found.items() if "_filter." not in key}
-        state = network.state_dict() | found
-        names, ids = tuple("0123456789"), tuple(range(1, 11))
-        checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
-        save_checkpoint(checkpoint, root / "weights" / f"{name}.safetensors")
-    write_digits(root / "data", train=0, val=4, overlap=0)
-    return root
+def run(pair: Path, ask: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run the command on small networks; returns where it wrote and what it printed."""
+    folder = tmp_path_factory.mktemp("roofline")
+    options = [f"--{name}={pair / name}" for name in ("weights", "data", "work")]
+    options += ["--quick", "--seconds=0", "--threads=1"]
 
+    def command(out: str, *more: str) -> tuple[Path, dict[str, Any]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(peaks, "SIDES", (256,))
+            return folder / out, ask("roofline", *options, f"--out={folder / out}", *more)
 
-def run(folder: Path, out: str, *more: str) -> dict[str, Any]:
-    options = [f"--{name}={folder / name}" for name in ("weights", "data", "work")]
-    options += [f"--out={folder / out}", "--quick", "--seconds=0", "--threads=1", "--json=-"]
-    result = CliRunner().invoke(app, ["roofline", *options, *more], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    content: dict[str, Any] = json.loads(result.stdout)
-    return content
+    return command
 
 
 @pytest.fixture(scope="module")
-def content(folder: Path) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peaks, "SIDES", (256,))
-        return run(folder, "out")
+def made(run: Run) -> tuple[Path, dict[str, Any]]:
+    return run("out")
 
 
-def test_a_run_leaves_json_picture_and_words(folder: Path, content: dict[str, Any]) -> None:
-    files = sorted((folder / "out").iterdir())
-    stem = f"{content['stamp']}-roofline"
-    assert [path.name for path in files] == [f"{stem}.json", f"{stem}.md", f"{stem}.png"]
-    assert read(files[0]).to_json() == content
-    assert "share" not in content["skipped"]
-    assert "fcos_o2o_nano" in content["skipped"]
-    assert cv2.imread(str(files[2])) is not None
-    text = files[1].read_text(encoding="utf-8")
-    assert "of the limit" in text
-    assert str(folder) not in text
-    assert content["command"] == "nmsfree bench roofline --quick --threads 1 --seconds 0"
+def test_a_run_leaves_json_picture_and_words(made: tuple[Path, dict[str, Any]], left: Any) -> None:
+    read, said = left(*made)
+    assert "share" not in read.skipped and "fcos_o2o_nano" in read.skipped
+    assert "of the limit" in said
+    assert read.command == "nmsfree bench roofline --quick --threads 1 --seconds 0"
 
 
-def test_models_and_peaks_are_measured_in_one_run(content: dict[str, Any]) -> None:
+def test_models_and_peaks_are_measured_in_one_run(
+    made: tuple[Path, dict[str, Any]], small: Any
+) -> None:
+    _, content = made
     records = {record["name"]: record for record in content["records"]}
     models = [r for r in records.values() if r["subject"] is not None]
     assert [m["subject"]["model"] for m in models] == ["fcos_rt_nano", "fcos_e2e_nano"]
     assert len({record["timed_calls"] for record in records.values()}) == 1
     for model in models:
         figures = model["figures"]
-        network = Fcos(preset(model["subject"]["model"], 10).model)
+        network = Fcos(small(model["subject"]["model"]))
         assert figures["gmac"] == pytest.approx(gmac(network, (64, 64)), abs=1e-4)
         assert figures["limit_whole_ms"] <= figures["limit_ms"] + 1e-4
         share = figures["limit_ms"] / model["p50_ms"]
@@ -315,42 +289,44 @@ def test_models_and_peaks_are_measured_in_one_run(content: dict[str, Any]) -> No
     assert len(content["ratios"]) == 2
 
 
-def test_layers_are_found_in_the_profile(
-    folder: Path, content: dict[str, Any], exported: Callable[[Path, str], Path]
-) -> None:
-    path = exported(folder, "fcos_e2e_nano")
-    limit = limit_of(path, PEAKS)
-    found = layer_times(path, 1, np.zeros((1, 64, 64, 3), np.uint8), limit.layers)
+@pytest.fixture(scope="module")
+def file(pair: Path, exported: Callable[..., Path]) -> Path:
+    return exported(pair / "weights" / "fcos_e2e_nano.safetensors")
+
+
+def test_layers_are_found_in_the_profile(file: Path) -> None:
+    limit = limit_of(file, PEAKS)
+    found = layer_times(file, 1, np.zeros((1, 64, 64, 3), np.uint8), limit.layers)
     convolutions = [layer.name for layer in limit.layers if layer.kind == "Conv"]
     assert set(convolutions) <= set(found)
     assert len(found) > 0.7 * len(limit.layers)
 
 
-def test_named_files_are_measured_and_twins_refused(
-    folder: Path,
-    content: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    exported: Callable[[Path, str], Path],
-) -> None:
-    monkeypatch.setattr(peaks, "SIDES", (256,))
-    path = exported(folder, "fcos_e2e_nano")
-    found = run(folder, "named", f"--onnx={path}")
+def test_named_files_are_measured_and_twins_refused(run: Run, file: Path) -> None:
+    _, found = run("named", f"--onnx={file}")
     assert found["records"][-1]["name"] == "fcos_e2e_nano fp32 64x64 bare"
     assert found["records"][-1]["subject"]["training"] == "not stated"
-    assert found["command"].endswith(f"--onnx {path.name}")
+    assert found["command"].endswith(f"--onnx {file.name}")
     with pytest.raises(InputError, match="another file holds fcos_e2e_nano fp32 64x64 too"):
-        run(folder, "twice", f"--onnx={path}", f"--onnx={path}")
+        run("twice", f"--onnx={file}", f"--onnx={file}")
 
 
-def test_wrong_options_are_told(folder: Path) -> None:
-    with pytest.raises(InputError, match="--onnx and --model are given"):
-        run(folder, "none", "--onnx=a.onnx", "--model=fcos_e2e_nano")
-    with pytest.raises(InputError, match="model is 'yolo', expected one of: fcos_rt_nano"):
-        run(folder, "none", "--model=yolo")
-    with pytest.raises(InputError, match="peaks are measured on: cpu, cuda"):
-        run(folder, "none", "--device=openvino")
+WRONG = {
+    "--onnx and --model are given": ("--onnx=a.onnx", "--model=fcos_e2e_nano"),
+    "model is 'yolo', expected one of: fcos_rt_nano": ("--model=yolo",),
+    "peaks are measured on: cpu, cuda": ("--device=openvino",),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_options_are_told(run: Run, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        run("none", *WRONG[said], f"--out={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told(run: Run) -> None:
     with pytest.raises(EngineError, match=r"driver|GPU"):
-        run(folder, "none", "--device=cuda:99")
+        run("none", "--device=cuda:99")
     with pytest.raises(EngineError, match="PyTorch finds no such GPU"):
         peaks.cuda_probes(99)
-    assert not (folder / "none").exists()

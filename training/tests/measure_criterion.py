@@ -12,7 +12,7 @@ import torch
 from loop_criterion import loop_losses
 from torch import Tensor
 
-from nmsfree_benchmarks.questions.criterion import (
+from nmsfree_benchmarks.questions.criterion.step import (
     Predictions,
     random_predictions,
     random_targets,

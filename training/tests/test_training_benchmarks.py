@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
-from nmsfree_benchmarks.questions.criterion import (
+from nmsfree_benchmarks.questions.criterion.step import (
     Predictions,
     StepCost,
     criterion_memory,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
-from nmsfree.backends.options import Device, parse_device
+from nmsfree.backends.options import parse_device
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.backends.tensorrt.targets import resolve_targets
 from nmsfree.backends.tensorrt.vendor import load_vendor
@@ -23,6 +23,7 @@ from nmsfree.machine import Gpu, computes_bf16, find_gpus, sha256
 from nmsfree.spec import Target
 from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.memory import build_tiny
+from nmsfree_benchmarks.harness.options import CPU
 from nmsfree_benchmarks.harness.records import Results
 
 BF16_MISSING = "the processor has no bfloat16 arithmetic, it would be emulated"
@@ -32,23 +33,15 @@ GPU = {"tf32": False, "transfers": "in and out"}
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a model.
+    """What runs a model."""
 
-    Attributes:
-        key, label, short: in result files, in texts, in narrow tables.
-        device: as `Detector` takes it.
-        arithmetic: OpenVINO's precision; None elsewhere.
-        builds: whether an engine is built of the file and run in its place.
-        gpu: what result files say of a GPU's state; None for a processor.
-    """
-
-    key: str
-    label: str
-    short: str
-    device: str
-    arithmetic: Literal["f32", "bf16"] | None = None
-    builds: bool = False
-    gpu: Mapping[str, Any] | None = None
+    key: str  # in result files
+    label: str  # in texts
+    short: str  # in narrow tables
+    device: str  # as `Detector` takes it
+    arithmetic: Literal["f32", "bf16"] | None = None  # OpenVINO's precision
+    builds: bool = False  # an engine is built of the file and run in its place
+    gpu: Mapping[str, Any] | None = None  # what result files say of a GPU's state
 
     @property
     def target(self) -> Target:
@@ -58,8 +51,7 @@ class Engine:
     def state(self, backend: Backend, precision: str) -> dict[str, Any]:
         """What result files say of the opened engine: attributes of `records.State`.
 
-        Args:
-            precision: of the file. OpenVINO's bf16 replaces FP32 and FP16, 8 bits stay.
+        OpenVINO's bf16 replaces the `precision` of FP32 and FP16 files, 8 bits stay.
         """
         found: dict[str, Any] = {"engine": self.key, **(self.gpu or {})}
         if self.gpu is not None:
@@ -73,11 +65,7 @@ class Engine:
         return file.with_suffix(".engine") if self.builds else file
 
     def open(self, file: Path, threads: int) -> Backend:
-        """Open an exported file.
-
-        Raises:
-            NmsfreeError: it does not run here; the text says why.
-        """
+        """Open an exported file (NmsfreeError: it does not run here; the text says why)."""
         if self.builds:
             return open_backend(build_here(file, parse_device(self.device).index), self.device)
         if self.arithmetic == "bf16" and computes_bf16() is False:
@@ -85,8 +73,9 @@ class Engine:
         return open_backend(file, self.device, Options(threads, precision=self.arithmetic))
 
 
-CPU, DEPLOYED = "cpu", "onnxruntime"
+DEPLOYED = "onnxruntime"
 REFERENCES = (DEPLOYED, "onnxruntime_cuda")  # what others stand beside, on either device
+RTX = "tensorrt-rtx"
 ENGINES = {
     engine.key: engine
     for engine in (
@@ -95,22 +84,16 @@ ENGINES = {
         Engine("openvino_bf16", "OpenVINO bf16", "OpenVINO bf16", "openvino", "bf16"),
         Engine("onnxruntime_cuda", "ONNX Runtime CUDA", "ORT CUDA", "cuda", gpu=GPU),
         Engine(
-            "tensorrt_rtx_plugin",
-            "ONNX Runtime TensorRT-RTX",
-            "ORT TensorRT-RTX",
-            "tensorrt-rtx",
-            gpu=GPU,
+            "tensorrt_rtx_plugin", "ONNX Runtime TensorRT-RTX", "ORT TensorRT-RTX", RTX, gpu=GPU
         ),
-        Engine(
-            "tensorrt_rtx", "TensorRT-RTX", "TensorRT-RTX", "tensorrt-rtx", builds=True, gpu=GPU
-        ),
+        Engine("tensorrt_rtx", "TensorRT-RTX", "TensorRT-RTX", RTX, builds=True, gpu=GPU),
     )
 }
 ON = {  # kind of device → key of `ENGINES`
     CPU: DEPLOYED,
     "openvino": "openvino",
     "cuda": "onnxruntime_cuda",
-    "tensorrt-rtx": "tensorrt_rtx",
+    RTX: "tensorrt_rtx",
 }
 
 
@@ -121,11 +104,7 @@ def has_graph(backend: Backend) -> bool | None:
 
 
 def the_gpu(index: int = 0, device: str = "") -> Gpu:
-    """A GPU of this machine, counted as CUDA counts.
-
-    Raises:
-        EngineError: there is none, or no driver.
-    """
+    """A GPU of this machine, counted as CUDA counts (EngineError: there is none, or no driver)."""
     gpus = find_gpus()
     if gpus.problem:
         raise EngineError(gpus.problem)
@@ -147,18 +126,14 @@ def build_here(file: Path, index: int = 0) -> Path:
 
     major, minor = the_gpu(index).capability
     engine, sm = file.with_suffix(".engine"), 10 * major + minor
-    if not _is_built(engine, file, sm):
+    try:  # loading checks the rest of what it is
+        built = read_sidecar(engine)
+        there = engine.is_file() and built.onnx_sha256 == sha256(file) and sm in built.targets
+    except NmsfreeError:  # there is none
+        there = False
+    if not there:
         build_engine(file, engine, BuildOptions(sms=(sm,)))
     return engine
-
-
-def _is_built(engine: Path, file: Path, sm: int) -> bool:
-    """Whether an engine is of this very file and GPU; loading checks the rest of what it is."""
-    try:
-        built = read_sidecar(engine)
-    except NmsfreeError:  # there is none
-        return False
-    return engine.is_file() and built.onnx_sha256 == sha256(file) and sm in built.targets
 
 
 def use_device(text: str) -> str:
@@ -176,28 +151,6 @@ def use_device(text: str) -> str:
         EngineError: it is not there, or does not start.
         MissingExtraError: what runs files there is not installed.
     """
-    place = _place(text)
-    engine = ENGINES[ON[place.kind]]
-    name = place.kind
-    if engine.gpu is not None:
-        without_tf32()
-        name = str(place)
-        major, minor = the_gpu(place.index, name).capability
-        if engine.builds:
-            resolve_targets((), (10 * major + minor,), load_vendor("tensorrt-rtx").buildable())
-    if name != CPU:
-        with tempfile.TemporaryDirectory(prefix="nmsfree-bench-") as folder:
-            tiny = write_model(Path(folder))
-            open_backend(build_tiny(tiny, place.index) if engine.builds else tiny, name).close()
-    return name
-
-
-def without_tf32() -> None:
-    """FP32 is FP32 on a GPU, too; its libraries read this once, when they are loaded."""
-    os.environ.setdefault(TF32_VARIABLE, "0")
-
-
-def _place(text: str) -> Device:
     try:
         place = parse_device(text)
     except InputError:
@@ -206,7 +159,24 @@ def _place(text: str) -> Device:
         raise InputError(
             f"device is {text!r}, this benchmark runs on: {', '.join(ON)}; cuda:1 is the second GPU"
         )
-    return place
+    if place.kind == CPU:
+        return CPU
+    engine, name = ENGINES[ON[place.kind]], place.kind
+    if engine.gpu is not None:
+        without_tf32()
+        name = str(place)
+        major, minor = the_gpu(place.index, name).capability
+        if engine.builds:
+            resolve_targets((), (10 * major + minor,), load_vendor("tensorrt-rtx").buildable())
+    with tempfile.TemporaryDirectory(prefix="nmsfree-bench-") as folder:
+        tiny = write_model(Path(folder))
+        open_backend(build_tiny(tiny, place.index) if engine.builds else tiny, name).close()
+    return name
+
+
+def without_tf32() -> None:
+    """FP32 is FP32 on a GPU, too; its libraries read this once, when they are loaded."""
+    os.environ.setdefault(TF32_VARIABLE, "0")
 
 
 def engine_of(device: str) -> Engine:

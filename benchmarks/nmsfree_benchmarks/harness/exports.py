@@ -35,7 +35,7 @@ MADE_OF = (
     Path(nmsfree.spec.__file__),
     Path(nmsfree.preprocess.__file__),
 )
-Exporter = Callable[[Path, str, Path, ExportOptions], str]
+Exporter = Callable[[Path, str, Path, ExportOptions], None]
 
 
 def export_all(
@@ -61,24 +61,24 @@ def export_all(
                 progress(done, len(missing))
                 assert subject.weights is not None
                 try:
-                    export(subject.weights.file, subject.model, file, options(subject, calibration))
+                    export(subject.weights.file, subject.model, file, _how(subject, calibration))
                 except NmsfreeError as error:
                     refused[subject.file_name] = str(error)
         progress(len(missing), len(missing))
     return refused
 
 
-def options(subject: Subject, calibration: Path | None) -> ExportOptions:
-    """Say it to the exporter; few pictures calibrate weights that know no digits."""
-    int8 = subject.target is not None
-    count = CALIBRATION_IMAGES if subject.training == "digits" else TIMED_IMAGES
+def _how(subject: Subject, calibration: Path | None) -> ExportOptions:
+    int8: dict[str, object] = {}
+    if subject.target is not None:  # few pictures calibrate weights that know no digits
+        count = CALIBRATION_IMAGES if subject.training == "digits" else TIMED_IMAGES
+        int8 = {"calibrate": calibration, "calibration_images": count}
     return ExportOptions(
         input_size=subject.size,
         batch=subject.batch,
         precision=subject.precision,
         target=subject.target,
-        calibrate=calibration if int8 else None,
-        calibration_images=count if int8 else None,
+        **int8,  # type: ignore[arg-type]
         **subject.output,
     )
 
@@ -96,11 +96,10 @@ def _key(subject: Subject, calibration: Path | None) -> str:
 
 @cache
 def made_by(sources: tuple[Path, ...]) -> str:
-    """Hash the code and the libraries that make files, so that no old one is measured after a
-    change of the network, the exporter or what the runtime writes into a file.
+    """Hash the code (Python files and folders of them) and the libraries that make files.
 
-    Args:
-        sources: Python files, and folders of them.
+    So no old file is measured after a change of the network, the exporter or what the runtime
+    writes into a file.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -118,11 +117,11 @@ def exporter() -> Iterator[Exporter]:
         yield lambda *job: pool.submit(export_here, *job).result()
 
 
-def export_here(checkpoint: Path, model: str, out: Path, how: ExportOptions) -> str:
-    """Write the ONNX file of a checkpoint's deployed head; returns its SHA-256.
+def export_here(checkpoint: Path, model: str, out: Path, how: ExportOptions) -> None:
+    """Write the ONNX file of a checkpoint's deployed head.
 
     Raises:
         GateError: the file differs from its checkpoint.
         InputError, DataError: an option, or the pictures of a calibration, cannot be used.
     """
-    return export_onnx(load_checkpoint(checkpoint, model), out, how).sha256
+    export_onnx(load_checkpoint(checkpoint, model), out, how)

@@ -26,25 +26,17 @@ THROTTLES = {
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU at one moment; every attribute is None where the GPU or the driver does not tell.
-
-    Attributes:
-        clock_mhz, max_clock_mhz: of the multiprocessors.
-        temperature_c, power_w: degrees Celsius, watts.
-        energy_j: joules since the driver was loaded.
-        memory_used_mib: by all programs.
-        throttled: reasons for lower clocks at this moment.
-    """
+    """One GPU at one moment; every attribute is None where the GPU or the driver does not tell."""
 
     name: str | None = None
     driver: str | None = None
-    clock_mhz: int | None = None
+    clock_mhz: int | None = None  # of the multiprocessors
     max_clock_mhz: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
-    energy_j: float | None = None
-    memory_used_mib: float | None = None
-    throttled: tuple[str, ...] = ()
+    energy_j: float | None = None  # since the driver was loaded
+    memory_used_mib: float | None = None  # by all programs
+    throttled: tuple[str, ...] = ()  # reasons for lower clocks at this moment
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"throttled": list(self.throttled)}
@@ -57,13 +49,10 @@ def gpu_state(index: int = 0) -> GpuState:
     """
     with _driver() as ready:
         found = find_gpus().found if ready else ()
-        if index >= len(found):
-            return GpuState()
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByPciBusId(found[index].bus)
-        except pynvml.NVMLError:
-            return GpuState()
-        return _read(handle)
+        handle = None
+        if index < len(found):
+            handle = _ask(pynvml.nvmlDeviceGetHandleByPciBusId, found[index].bus)
+        return GpuState() if handle is None else _read(handle)
 
 
 def _read(handle: Any) -> GpuState:
@@ -107,16 +96,13 @@ def _driver() -> Iterator[bool]:
 
 
 class GpuWatch:
-    """Asks a GPU between the rounds of a measurement, outside every timer.
+    """Asks a GPU (counted as CUDA does) between the rounds of a measurement, outside every timer.
 
-    Args:
-        on: False for a run on the processor, which then costs nothing.
-        index: which GPU, as CUDA counts them.
+    Where it is not on, as on the processor, it costs nothing.
     """
 
     def __init__(self, on: bool, index: int = 0) -> None:
-        self._on = on
-        self._index = index
+        self._on, self._index = on, index
         self._states: list[GpuState] = []
 
     def look(self) -> None:
@@ -139,16 +125,16 @@ class GpuWatch:
         return found
 
 
-Counter = Callable[[], float | None]
-
-
 def gpu_joules() -> float | None:
     """Joules since the driver was loaded; None where the GPU has no counter."""
     return gpu_state().energy_j
 
 
 def joules_per_image(
-    call: Call, pictures: Sequence[Image], counter: Counter = gpu_joules, seconds: float = SECONDS
+    call: Call,
+    pictures: Sequence[Image],
+    counter: Callable[[], float | None] = gpu_joules,
+    seconds: float = SECONDS,
 ) -> float | None:
     """Run a call again and again, by itself, and divide what the counter says by the pictures.
 
@@ -156,8 +142,6 @@ def joules_per_image(
 
     Args:
         call: takes BGR uint8 [h, w, 3] and returns when its result is there.
-        pictures: shown in turn.
-        counter: in joules.
         seconds: at least.
 
     Returns:

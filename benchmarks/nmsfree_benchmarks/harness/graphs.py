@@ -1,4 +1,4 @@
-"""Graphs of exported files cut in two, or with other settings, and sessions of their parts."""
+"""Graphs of exported files cut in two, or with other settings, and their sessions."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,44 +9,25 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-from nmsfree.backends import RawDetections
+from nmsfree.backends.onnxruntime.session import OUTPUTS, make_session
 from nmsfree.errors import ModelError
 from nmsfree.files import write_atomic
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export.graph.nms import CANDIDATES, append_nms
-from nmsfree_export.graph.write import OPSET
 
-DETECTIONS = list(RawDetections._fields)
+DETECTIONS = OUTPUTS
 SELECTED = "nms_selected"  # int64 [kept, 3] (image, class, row), of `append_nms`
 
 
-def open_session(
-    model: Path | ModelProto, threads: int, spinning: bool = True, **config: Any
-) -> Any:
-    """Open a file or graph in ONNX Runtime on the processor.
-
-    Args:
-        spinning: whether its threads wait for the next run without sleeping.
-        config: further session options.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # warnings are about the unused parts of a cut graph
-    options.intra_op_num_threads = threads
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in config.items():
-        setattr(options, name, value)
-    source = model.SerializeToString() if isinstance(model, ModelProto) else str(model)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+def open_session(model: ModelProto, threads: int, *, spinning: bool = True) -> Any:
+    """Open a graph in ONNX Runtime on the processor."""
+    return make_session(model.SerializeToString(), threads=threads, spinning=spinning)
 
 
 def raw_maps(model: ModelProto) -> list[str]:
     """Name the head's raw maps: outputs of the convolutions that feed no further one.
 
-    Raises:
-        ModelError: the graph has no convolution.
+    ModelError: the graph has no convolution.
     """
     fed: set[str] = set()  # values that some convolution depends on
     maps = []
@@ -110,13 +91,11 @@ def nms_tail(spec: ModelSpec, candidates: int, floor: float, iou: float) -> Mode
     """The exported graphs' last part alone: `CANDIDATES` → detections, for any batch.
 
     Its inputs are named "in_" and the candidate's name: boxes float32 [N, T, 4], scores float32
-    [N, T], classes int64 [N, T].
-
-    Args:
-        spec: of the o2m model.
-        candidates: T, of each image.
-        floor, iou: scores above the one take part; boxes overlapping by more than the other go.
+    [N, T], classes int64 [N, T], T = `candidates`. Scores above `floor` take part, boxes that
+    overlap by more than `iou` go.
     """
+    from nmsfree_export.graph.write import OPSET  # brings PyTorch
+
     assert spec.nms is not None
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64)
     row: list[str | int] = ["batch", candidates]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -40,7 +39,7 @@ _STAT = Path("/proc/stat")
 
 
 def available_cores() -> int:
-    """Return the physical cores this process may use; at least 1.
+    """The physical cores this process may use; at least 1.
 
     Hardware threads of one core count once, a container's processor quota limits the number.
     Systems that do not tell (Windows, macOS) give their logical cores.
@@ -74,7 +73,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quota() -> int | None:
-    """Return the whole cores a Linux control group grants; None without a limit."""
+    """The whole cores a Linux control group grants; None without a limit."""
     if not _QUOTA.is_file():
         return None
     quota, period = _QUOTA.read_text(encoding="ascii").split()
@@ -82,12 +81,7 @@ def _quota() -> int | None:
 
 
 def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """Return what belongs above a table of latencies.
-
-    Args:
-        threads: processor threads that every engine was given.
-        device: where the models run.
-    """
+    """What belongs above a table of latencies; `threads` are those that every engine was given."""
     same_machine = {
         "device": device,
         "processor": processor_name(),
@@ -96,12 +90,17 @@ def describe(threads: int, device: str = "cpu") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "gpu": gpu_state(parse_device(device).index).name,
     }
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    fingerprint = hashlib.sha256(json.dumps(same_machine, sort_keys=True).encode()).hexdigest()
     return same_machine | {
-        "fingerprint": _fingerprint(same_machine),
+        "fingerprint": fingerprint[:12],
         "threads": threads,
         "python": platform.python_version(),
         "busy_cores_before": busy_cores(),
-        "versions": _versions(),
+        "versions": versions,
     }
 
 
@@ -114,23 +113,10 @@ def hardware(environment: Mapping[str, Any]) -> str:
     return f"{gpu} ({device}), {processor}"
 
 
-def _fingerprint(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 class LoadMeter:
     """Counts the cores that others keep busy while a block runs.
 
-    Attributes:
-        others: cores, mean over the block; None where the system does not tell, or before the end.
+    `others` is the mean over the block; None where the system does not tell, or before the end.
     """
 
     def __init__(self) -> None:
@@ -141,12 +127,7 @@ class LoadMeter:
         self._before, self._own = _ticks(), _own_seconds()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         after = _ticks()
         seconds = time.monotonic() - self._start
         if self._before is None or after is None or seconds <= 0 or after == self._before:
@@ -158,7 +139,7 @@ class LoadMeter:
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
-    """Return how many cores other work keeps busy while this process sleeps; None if unknown."""
+    """How many cores other work keeps busy while this process sleeps; None if unknown."""
     with LoadMeter() as meter:
         time.sleep(seconds)
     return meter.others
@@ -171,7 +152,7 @@ def _own_seconds() -> float:
 
 
 def _ticks() -> tuple[int, int] | None:
-    """Return the processors' idle time and all time since the start, in ticks."""
+    """The processors' idle time and all time since the start, in ticks."""
     if not _STAT.is_file():
         return None
     # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)

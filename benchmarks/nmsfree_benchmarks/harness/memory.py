@@ -37,7 +37,7 @@ class MemoryMeter:
     def measure(
         self, model: Path, device: str, threads: int, precision: str | None = None
     ) -> dict[str, float]:
-        """Return the figures of one file in one engine.
+        """The figures of one file in one engine.
 
         Returns:
             "peak_rss_mb": the whole process; "engine_rss_mb": more than without a model. On an
@@ -69,10 +69,9 @@ class MemoryMeter:
 
 
 def peak_of(target: str, *arguments: object, look: Callable[[], None] = lambda: None) -> float:
-    """Call a function in a process of its own; returns the most memory that held, in MB.
+    """Call "module:function" in a process of its own; returns the most memory that held, in MB.
 
     Args:
-        target: "module:function".
         arguments: as JSON takes them.
         look: called again and again while the process runs.
 
@@ -122,8 +121,7 @@ def peak_rss_mb() -> float:
 def run_nothing(device: str, built: bool) -> object:
     """Take what an engine takes without a model; returns what must stay alive meanwhile.
 
-    Args:
-        built: whether a file that was built for the device is run there, and no ONNX file.
+    `built` tells that a file built for the device is run there, and no ONNX file.
     """
     from nmsfree.backends.openvino import import_openvino
     from nmsfree.backends.options import parse_device

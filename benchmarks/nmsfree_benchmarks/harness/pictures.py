@@ -6,9 +6,9 @@ digits set would be hundreds of weak candidates in a scene without a digit, and 
 objects cost.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -52,7 +52,7 @@ def digits_val(
 
 def first(dataset: DetectionDataset, count: int | None) -> DetectionDataset:
     """The dataset shortened to its first images; None keeps all."""
-    return dataclasses.replace(dataset, samples=dataset.samples[:count])
+    return replace(dataset, samples=dataset.samples[:count])
 
 
 def read_first(dataset: DetectionDataset, count: int) -> list[Image]:
@@ -73,29 +73,20 @@ def full_hd(scenes: list[Image], count: int) -> list[Image]:
     return made
 
 
-@dataclass(frozen=True, eq=False)
-class Crowd:
-    """One picture with its objects.
+class Crowd(NamedTuple):
+    """One picture with its objects; boxes are tight around the ink as if nothing were hidden."""
 
-    Attributes:
-        image: uint8 [256 · tiles, 256 · tiles, 3], BGR.
-        boxes: float32 [objects, 4], xyxy in pixels, tight around the ink as if nothing were hidden.
-        labels: int64 [objects], the digit, 0 … 9.
-    """
-
-    image: Image
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    image: Image  # [256 · tiles, 256 · tiles, 3]
+    boxes: NDArray[np.float32]  # [objects, 4], xyxy in pixels
+    labels: NDArray[np.int64]  # [objects], the digit, 0 … 9
 
 
 def make_crowd(objects: int, index: int = 0, tiles: int = TILES, seed: int = 0) -> Crowd:
-    """Make one scene; it depends on nothing but the arguments.
+    """Make one scene with so many digits; it depends on nothing but the arguments.
 
     Args:
-        objects: digits in it; the tiles hold equally many, give or take one.
-        index: number of the scene among those with as many objects.
-        tiles: to a side of the picture, 256 pixels each.
-        seed: another seed gives another set.
+        index: of the scene among those with as many objects.
+        tiles: to a side of the picture, 256 pixels each; they hold equally many, give or take one.
 
     Raises:
         InputError: there is no room for so many.

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from typing import TYPE_CHECKING
 
 from nmsfree.files import write_atomic
 from nmsfree.plotting import to_png
-from nmsfree_benchmarks.harness.engines import CPU, device_of, engine_of, on_gpu
+from nmsfree_benchmarks.harness.engines import device_of, engine_of, on_gpu
 from nmsfree_benchmarks.harness.machine import hardware
+from nmsfree_benchmarks.harness.options import CPU
 from nmsfree_benchmarks.harness.records import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,12 +28,14 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """A figure of so many inches."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def bare_axes(axes: Axes, grid: str = "both") -> None:
+def bare_axes(axes: "Axes", grid: str = "both") -> None:
     """Take away what says nothing."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=GRID, linewidth=0.6)  # type: ignore[arg-type]
@@ -39,16 +44,12 @@ def bare_axes(axes: Axes, grid: str = "both") -> None:
 
 
 def label_ends(
-    axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = LABEL_GAP
+    axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap: float = LABEL_GAP
 ) -> None:
-    """Write beside the ends of lines, apart from each other; call it when the limits are set.
+    """Write beside the ends of lines (x and y in data, text, colour); limits are set before.
 
-    From the lowest up each label moves up as far as it must; then from the highest each that is
-    above the panel or too near to the next moves down.
-
-    Args:
-        ends: x and y in data, text, colour.
-        gap: points between two labels.
+    From the lowest up each label moves up until it is `gap` points above the next; then from the
+    highest each that is above the panel or too near to the next moves down.
     """
     axes.figure.figure.draw_without_rendering()  # places are final then
     scale = 72 / axes.figure.dpi  # points of a pixel
@@ -72,12 +73,8 @@ def label_ends(
         )
 
 
-def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write beside points where it covers no other point or label; limits are set before.
-
-    Args:
-        points: x and y in data, text, colour.
-    """
+def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write beside points (x and y in data, text, colour), over no other point or label."""
     axes.figure.figure.draw_without_rendering()
     scale = 72 / axes.figure.dpi  # points of a pixel
     places = [[float(v) * scale for v in axes.transData.transform(p[:2])] for p in points]
@@ -104,7 +101,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) ->
 
 
 def stacked_bar(
-    axes: Axes, y: float, parts: Mapping[str, float], colour: Mapping[str, str], label: str
+    axes: "Axes", y: float, parts: Mapping[str, float], colour: Mapping[str, str], label: str
 ) -> float:
     """Draw a bar of parts in the order of `colour`, a label at its end; returns its length."""
     start = 0.0
@@ -116,15 +113,17 @@ def stacked_bar(
     return start
 
 
-def end_label(axes: Axes, x: float, y: float, text: str, size: float = 9) -> None:
+def end_label(axes: "Axes", x: float, y: float, text: str, size: float = 9) -> None:
     """Write right of a bar."""
     axes.annotate(
         text, (x, y), (4, 0), textcoords="offset points", fontsize=size, color=INK, va="center"
     )
 
 
-def patches(colour: Mapping[str, str], labels: Mapping[str, str]) -> list[Patch]:
+def patches(colour: Mapping[str, str], labels: Mapping[str, str]) -> "list[Patch]":
     """What a legend of stages shows."""
+    from matplotlib.patches import Patch
+
     return [Patch(color=colour[name], label=labels[name]) for name in colour]
 
 
@@ -137,7 +136,7 @@ def titled(title: str, results: Results) -> str:
     return f"{title}, {engine_of(device).label}" + (f" on {gpu}" if gpu else "")
 
 
-def finish(figure: Figure, results: Results, title: str, path: Path) -> None:
+def finish(figure: "Figure", results: Results, title: str, path: Path) -> None:
     """Title, machine and doubts, and write the picture."""
     e = results.environment
     figure.suptitle(titled(title, results), x=0.01, ha="left", weight="bold", fontsize=12)

@@ -6,12 +6,12 @@ holds no paths and no host names.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,68 +32,58 @@ from nmsfree_benchmarks.harness.statistics import (
 )
 from nmsfree_benchmarks.harness.timer import Times
 
+K = TypeVar("K")
 FORMAT_VERSION = "2.2"
 AGAIN = "measure again with `nmsfree bench`"
 EAGER_BY, FP32_BY = "eager by", "FP32 in ONNX Runtime"  # how meanings of speeds begin
 BUSY = 0.3  # cores kept busy by other work from which times are those of a shared machine
 WIDE_DRIFT = 0.10  # of the median between the first and the last third of the rounds
 DOUBTFUL = 0.5  # share of records that distrust themselves from which the whole run does
+# Attributes of `Results` that its file has as they are.
+PLAIN = (
+    *("kind", "stamp", "command", "quick", "seconds", "environment", "settings", "facts"),
+    "skipped",
+)
 _NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
 
 
 @dataclass(frozen=True)
 class State:
-    """The model that was timed, as results describe it.
-
-    Attributes:
-        model, head, size, classes: name; "o2m" (with NMS) or "o2o"; (height, width) in pixels.
-        training: what the weights were trained on; "untrained" for random ones.
-        sha256, file_bytes: of the file that was timed and evaluated.
-        engine: short key, the same in every file.
-        provider: what really ran it, as the backend describes itself.
-        precision: of the network's arithmetic.
-        tf32, cuda_graph: None where there is no such thing (on a processor).
-        transfers: "none" where everything is in the processor's memory; else what of the copies
-            to and from the device is inside the timer: "in and out", "in", "out", "outside".
-        batch, threads: images of a call; processor threads of the engine.
-        top_k, score_floor, nms: of the output; `nms` is None without NMS.
-        ap, ap50, ap_images: COCO AP 0-1 of that very file in that engine; None = not measured.
-    """
+    """The model that was timed, as results describe it."""
 
     model: str
-    head: str
-    size: tuple[int, int]
+    head: str  # "o2m" (with NMS) or "o2o"
+    size: tuple[int, int]  # (height, width) in pixels
     classes: int
-    training: str
-    sha256: str
+    training: str  # what the weights were trained on; "untrained" for random ones
+    sha256: str  # of the file that was timed and evaluated
     file_bytes: int
-    engine: str
-    provider: str
-    precision: str
+    engine: str  # short key, the same in every file
+    provider: str  # what really ran it, as the backend describes itself
+    precision: str  # of the network's arithmetic
     batch: int
-    threads: int
+    threads: int  # of the processor, for the engine
     top_k: int
     score_floor: float
-    nms: Mapping[str, Any] | None
-    tf32: bool | None = None
+    nms: Mapping[str, Any] | None  # None without NMS
+    tf32: bool | None = None  # tf32, cuda_graph: None where there is no such thing
     cuda_graph: bool | None = None
+    # "none" where everything is in the processor's memory; else what of the copies to and from the
+    # device is inside the timer: "in and out", "in", "out", "outside".
     transfers: str = "none"
-    ap: float | None = None
+    ap: float | None = None  # COCO AP 0-1 of that very file in that engine; None = not measured
     ap50: float | None = None
     ap_images: int = 0
 
     @classmethod
     def of(cls, spec: ModelSpec, **rest: Any) -> "State":
         """Describe a model by its spec and what the spec does not know (the other attributes)."""
-        known: dict[str, Any] = {
+        same = ("head", "precision", "top_k", "score_floor")
+        known: dict[str, Any] = {name: getattr(spec, name) for name in same} | {
             "model": spec.name,
-            "head": spec.head,
             "size": (spec.height, spec.width),
             "classes": len(spec.class_names),
-            "precision": spec.precision,
             "batch": spec.batch or 1,
-            "top_k": spec.top_k,
-            "score_floor": spec.score_floor,
             "nms": None if spec.nms is None else asdict(spec.nms),
         }
         return cls(**(known | rest))
@@ -122,26 +112,18 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One thing that was timed.
+    """One thing that was timed."""
 
-    Attributes:
-        name: the only one of this name in its file.
-        parameters: what tells it from its neighbours beside the subject: objects, floor, streams …
-            JSON values; two records with equal subject and parameters are comparable.
-        times: [timed calls, parts] ns; a call's time is the sum of its parts.
-        parts: names of the columns.
-        figures: further measured numbers, with their unit in the name: "peak_rss_mb".
-        subject: None where no model was timed (an NMS alone, a copy).
-    """
-
-    name: str
+    name: str  # the only one of this name in its file
+    # What tells it from its neighbours beside the subject: objects, floor, streams … JSON values;
+    # two records with equal subject and parameters are comparable.
     parameters: Mapping[str, Any]
-    times: Times
+    times: Times  # [timed calls, parts] ns; a call's time is the sum of its parts
     parts: tuple[str, ...] = ("total",)
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    subject: State | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)  # with their unit: "peak_rss_mb"
+    subject: State | None = None  # None where no model was timed (an NMS alone, a copy)
 
-    @property
+    @cached_property
     def summary(self) -> Summary:
         return summarize(self.times)
 
@@ -188,18 +170,31 @@ class Record:
         )
 
 
+def grouped(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
+    """Records by what the key says of them, in order."""
+    found: dict[K, list[Record]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record)
+    return found
+
+
+def said_of_doubtful(records: Sequence[Record]) -> Iterator[str]:
+    """What the mark ! means, where a row has it."""
+    doubtful = sum(not record.summary.trusted for record in records)
+    if doubtful:
+        yield (
+            f"! {doubtful} of {len(records)} rows distrust themselves: their interquartile range "
+            "is above 10 % of the median."
+        )
+
+
 @dataclass(frozen=True)
 class Ratio:
-    """Time of one record by that of another, call by call of the same rounds.
+    """Time of one record by that of another, call by call of the same rounds."""
 
-    Attributes:
-        of, to: names of records.
-        meaning: "ONNX Runtime by eager PyTorch"; records of two runs are compared by it.
-    """
-
-    of: str
+    of: str  # of, to: names of records
     to: str
-    meaning: str
+    meaning: str  # "ONNX Runtime by eager PyTorch"; records of two runs are compared by it
     interval: Interval
 
     @property
@@ -222,40 +217,23 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Results:
-    """One run of one benchmark.
+    """One run of one benchmark."""
 
-    Attributes:
-        kind: "table", "nms", "jitter", "frontier", "throughput", "overhead" or "roofline".
-        stamp: UTC time of the start, YYYYMMDDTHHMMSSZ.
-        command: that repeats it, without paths.
-        quick: fewer rounds, rows and images: for a first look, not for a report.
-        environment: see `machine.describe`.
-        other_load: cores that others kept busy while it was measured; None = unknown.
-        settings: of the run, beside those of each record: burst, seconds, images …
-        facts: what the benchmark read from its times, by name; ready to be printed.
-        skipped: what is not there → why.
-        seconds: the whole run took this long.
-    """
-
-    kind: str
-    stamp: str
-    command: str
-    quick: bool
-    environment: Mapping[str, Any]
+    kind: str  # "table", "nms", "jitter", "frontier", "throughput", "overhead" or "roofline"
+    stamp: str  # UTC time of the start, YYYYMMDDTHHMMSSZ
+    command: str  # that repeats it, without paths
+    quick: bool  # fewer rounds, rows and images: for a first look, not for a report
+    environment: Mapping[str, Any]  # see `machine.describe`
     records: tuple[Record, ...]
-    other_load: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    other_load: float | None = None  # cores that others kept busy meanwhile; None = unknown
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the run: burst, seconds …
     ratios: tuple[Ratio, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)  # read from the times, by name
+    skipped: Mapping[str, str] = field(default_factory=dict)  # what is not there → why
+    seconds: float = 0.0  # the whole run took this long
 
     def record(self, name: str) -> Record:
-        """The record of this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The record of this name; KeyError if there is none."""
         return {record.name: record for record in self.records}[name]
 
     def where(self, **parameters: Any) -> list[Record]:
@@ -295,25 +273,28 @@ class Results:
                 f"other work kept {self.other_load:.1f} cores busy (at most {BUSY}): "
                 "stop it and measure again"
             )
-        few = sum(self.rounds(record) < FEWEST_ROUNDS for record in self.records)
-        if few:
-            yield (
-                f"{few} of {len(self.records)} rows have under {FEWEST_ROUNDS} rounds: measure "
-                "longer"
-            )
         summaries = [record.summary for record in self.records]
+        few = sum(self.rounds(record) < FEWEST_ROUNDS for record in self.records)
         scattered = sum(not s.trusted for s in summaries)
-        if scattered > DOUBTFUL * len(summaries):
-            yield (
-                f"{scattered} of {len(summaries)} rows have an interquartile range above "
-                f"{WIDE_SPREAD:.0%} of their median: close other programs, or measure longer"
-            )
         drifting = sum(abs(s.drift) > WIDE_DRIFT for s in summaries)
-        if drifting > DOUBTFUL * len(summaries):
-            yield (
-                f"{drifting} of {len(summaries)} rows became faster or slower by more than "
-                f"{WIDE_DRIFT:.0%} during the run: let the machine reach a steady temperature"
-            )
+        half = DOUBTFUL * len(summaries)
+        for count, most, said in (
+            (few, 0, f"have under {FEWEST_ROUNDS} rounds: measure longer"),
+            (
+                scattered,
+                half,
+                f"have an interquartile range above {WIDE_SPREAD:.0%} of their median: close other "
+                "programs, or measure longer",
+            ),
+            (
+                drifting,
+                half,
+                f"became faster or slower by more than {WIDE_DRIFT:.0%} during the run: let the "
+                "machine reach a steady temperature",
+            ),
+        ):
+            if count > most:
+                yield f"{count} of {len(summaries)} rows {said}"
         for reason in self.environment.get("gpu_throttled", ()):
             yield f"the GPU throttled itself ({reason}): cool it, or lower its power limit"
 
@@ -347,8 +328,7 @@ class Results:
         return 0, ", not told apart"
 
     def verdict_text(self) -> str:
-        doubts = self.doubts()
-        if not doubts:
+        if not (doubts := self.doubts()):
             return "quiet enough to compare"
         return "a restless machine, what its intervals do not tell is open: " + "; ".join(doubts)
 
@@ -357,40 +337,29 @@ class Results:
         return {
             "format": "nmsfree-benchmark",
             "format_version": FORMAT_VERSION,
-            "kind": self.kind,
-            "stamp": self.stamp,
-            "command": self.command,
-            "quick": self.quick,
+            **{name: getattr(self, name) for name in PLAIN},
             "seconds": round(self.seconds, 1),
-            "environment": dict(self.environment),
             "other_load_cores": self.other_load,
             "verdict": {"ranks": not doubts, "reasons": list(doubts)},
-            "settings": dict(self.settings),
-            "facts": dict(self.facts),
             "ratios": [ratio.to_json() for ratio in self.ratios],
-            "skipped": dict(self.skipped),
             "records": [record.to_json() for record in self.records],
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Results":
         """Read what `to_json` gave; `read` checks it first."""
-        same = ("kind", "stamp", "command", "quick", "environment", "settings", "facts", "skipped")
         read = cls(
-            **{name: values[name] for name in same},
+            **{name: values[name] for name in PLAIN},
             records=tuple(map(Record.from_json, values["records"])),
             other_load=values["other_load_cores"],
-            seconds=values["seconds"],
         )
-        ratios = map(Ratio.from_json, values["ratios"])
-        return replace(read, ratios=tuple(read._without_doubtful_bounds(r) for r in ratios))
-
-    def _without_doubtful_bounds(self, ratio: Ratio) -> Ratio:
-        """Files of format 2.0 give intervals of fewer rounds than they need."""
-        ends = [record for record in self.records if record.name in (ratio.of, ratio.to)]
-        if all(self.rounds(record) >= FEWEST_ROUNDS for record in ends):
-            return ratio
-        return replace(ratio, interval=Interval(ratio.interval.value))
+        # Files of format 2.0 give intervals of fewer rounds than they need.
+        few = {record.name for record in read.records if read.rounds(record) < FEWEST_ROUNDS}
+        ratios = (
+            replace(r, interval=Interval(r.interval.value)) if {r.of, r.to} & few else r
+            for r in map(Ratio.from_json, values["ratios"])
+        )
+        return replace(read, ratios=tuple(ratios))
 
     def to_text(self) -> str:
         """The results as JSON, indented, with lists of numbers on one line."""
@@ -402,8 +371,7 @@ class Results:
     def write(self, path: Path) -> None:
         """Write a result file, whole or not at all.
 
-        Raises:
-            InputError: the folder cannot be written to.
+        InputError: the folder cannot be written to.
         """
         write_atomic(path, self.to_text().encode())
 
@@ -411,8 +379,7 @@ class Results:
 def read(path: Path, data: bytes | None = None) -> Results:
     """Read a result file, or its bytes.
 
-    Raises:
-        InputError: it cannot be read, is no result file, or is of another format.
+    InputError: it cannot be read, is no result file, or is of another format.
     """
     data = read_bytes(path) if data is None else data
     check_format(data, FORMAT_VERSION, path, InputError, AGAIN)

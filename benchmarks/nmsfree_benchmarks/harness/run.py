@@ -1,12 +1,12 @@
-"""A run of a question: its options, what every run begins with, and what it leaves behind."""
+"""A run of a question: what every run begins with, and what it leaves behind."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, Protocol
 
 import cv2
 import typer
@@ -14,95 +14,20 @@ from rich.console import Console
 
 from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.formats.coco import DetectionDataset
-from nmsfree.errors import GateError, NmsfreeError
+from nmsfree.errors import GateError, InputError, NmsfreeError
 from nmsfree.files import check_outputs, write_atomic
-from nmsfree.options import Option, options_of
 from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import CPU, on_gpu, use_device, watch_gpu
-from nmsfree_benchmarks.harness.machine import LoadMeter, available_cores, describe, hardware
+from nmsfree_benchmarks.harness.engines import on_gpu, watch_gpu
+from nmsfree_benchmarks.harness.machine import LoadMeter, describe, hardware
+from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Progress, Rounds, take_turns
 
-MIN_WIDTH = 100  # columns; a narrower terminal wraps lines, rather than lose digits
+WIDEST = 1000  # columns that a table may have
 Tell = Callable[[str, int, int], None]  # what, done, in all
-T = TypeVar("T")
-Models = Annotated[
-    tuple[str, ...] | None, Option("Only this model; may be given again.", flags=("--model",))
-]
-OnDevice = Annotated[str, Option("Where the models run: cpu, openvino, cuda, tensorrt-rtx.")]
-Large = Annotated[bool, Option("The published 512 × 736 network as well.", flags=("--large",))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every question is asked with; a question adds what it varies."""
-
-    quick: Annotated[bool, Option("About a minute: for a first look.", flags=("--quick",))] = False
-    threads: Annotated[
-        int | None, Option("Of every engine; the physical cores if not given.", min=1, max=1024)
-    ] = None
-    weights: Annotated[Path, Option("Folder of trained checkpoints.")] = Path("weights")
-    data: Annotated[Path, Option("Digits set; missing splits are made in --work.")] = Path(
-        "data/digits"
-    )
-    work: Annotated[Path, Option("Where ONNX files and missing digits are made.")] = Path(
-        "runs/bench"
-    )
-    out: Annotated[Path, Option("Where JSON, picture and Markdown are written.")] = Path(
-        "runs/bench"
-    )
-    seconds: Annotated[float | None, Option("Time for the timed rounds.", min=0, max=86400)] = None
-    pause: Annotated[
-        float | None,
-        Option("Idle gap before each turn; some ms if not given.", min=0, max=60_000, metavar="MS"),
-    ] = None
-    json_file: Annotated[
-        str | None,
-        Option('Write the JSON here too; "-" is stdout.', flags=("--json",), metavar="FILE"),
-    ] = None
-    device: str = CPU
-
-    @property
-    def cores(self) -> int:
-        """Processor threads of every engine."""
-        return self.threads or available_cores()
-
-    def timed(self, plan: Plan) -> Plan:
-        """The plan with the time and the idle gap that were asked for."""
-        if self.pause is not None:
-            plan = replace(plan, pause=self.pause / 1000)
-        return plan if self.seconds is None else replace(plan, seconds=self.seconds)
-
-    def inputs(self) -> Iterator[Path]:
-        """Every file that is read: weights and pictures."""
-        for folder in (self.weights, self.data):
-            yield from folder.rglob("*")
-
-    def settings(self) -> dict[str, Any]:
-        """What result files say of a run that was not made in the usual way."""
-        found: dict[str, Any] = {} if self.pause is None else {"pause_ms": self.pause}
-        return found if self.device == CPU else found | {"device": self.device}
-
-
-def command_line(name: str, options: RunOptions) -> str:
-    """What repeats a run, without the paths of this machine."""
-    words = [f"nmsfree bench {name}".rstrip()]
-    usual = {one.name: one.default for one in fields(options)}
-    for one, _, option in options_of(type(options)):
-        value = getattr(options, one.name)
-        if option is None or value == usual[one.name] or one.name == "json_file":
-            continue
-        flag = next(iter(option.flags), f"--{one.name.replace('_', '-')}")
-        for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, bool):
-                words.append(flag)
-            elif isinstance(value, tuple) or not isinstance(each, Path):
-                text = each.name if isinstance(each, Path) else each
-                words.append(f"{flag} {text:g}" if isinstance(text, float) else f"{flag} {text}")
-    return " ".join(words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,26 +43,20 @@ class Case:
 
 
 class Run:
-    """What every run begins with: device, threads, environment, data, exports, progress, load.
-
-    Attributes:
-        skipped: what is not there → why.
-        settings: of the result file.
-        gpu: looks at the GPU after each round.
-        stack: closes what was opened.
-    """
+    """What every run begins with: device, threads, environment, data, exports, progress, load."""
 
     def __init__(self, options: RunOptions, tell: Tell, stack: ExitStack) -> None:
         import torch
 
-        self.options, self._tell, self.stack = options, tell, stack
+        self.options, self._tell = options, tell
+        self.stack = stack  # closes what was opened
         self.started, self.stamp = time.monotonic(), f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         torch.set_num_threads(options.cores)
         cv2.setNumThreads(options.cores)
         self.environment = describe(options.cores, options.device)
-        self.gpu = watch_gpu(options.device)
-        self.skipped: dict[str, str] = {}
-        self.settings: dict[str, Any] = {}
+        self.gpu = watch_gpu(options.device)  # looks at the GPU after each round
+        self.skipped: dict[str, str] = {}  # what is not there → why
+        self.settings: dict[str, Any] = {}  # of the result file
         self._loads: list[float] = []
 
     def step(self, what: str) -> Progress:
@@ -149,7 +68,7 @@ class Run:
 
     def export(self, subjects: Sequence[Subject], what: str = "export") -> list[Subject]:
         """Export the files of subjects; returns those that have one, the others are skipped."""
-        from nmsfree_benchmarks.harness.exports import export_all
+        from nmsfree_benchmarks.harness.exports import export_all  # brings PyTorch
 
         calibration = None
         if any(subject.target for subject in subjects):
@@ -160,11 +79,7 @@ class Run:
         return [subject for subject in subjects if subject.file_name not in refused]
 
     def export_whole(self, subjects: Sequence[Subject], what: str = "export") -> None:
-        """Export the files of subjects.
-
-        Raises:
-            GateError: one could not be made.
-        """
+        """Export the files of subjects (GateError: one could not be made)."""
         made = self.export(subjects, what)
         if len(made) < len(subjects):
             raise GateError("; ".join(self.skipped[s.file_name] for s in subjects if s not in made))
@@ -177,6 +92,10 @@ class Run:
             self.skipped[name] = str(error).replace(str(subject.file), subject.file.name)
             return False
         return True
+
+    def nothing(self) -> InputError:
+        """The error where everything was skipped."""
+        return InputError("nothing to measure: " + "; ".join(self.skipped.values()))
 
     def time(
         self, calls: Mapping[str, Call], images: Sequence[Image], plan: Plan, what: str = "rounds"
@@ -201,27 +120,22 @@ class Run:
     ) -> tuple[list[Record], int]:
         """Let cases take turns; returns their records, and the timed calls of a turn."""
         rounds = self.time({case.name: case.call for case in cases}, images, plan, what)
-        made = [
-            Record(
-                case.name,
-                case.parameters,
-                rounds[case.name],
-                case.parts,
-                {**case.figures, **rounds.figures(case.name)},
-                case.state,
-            )
-            for case in cases
-        ]
+        made = []
+        for case in cases:
+            figures = {**case.figures, **rounds.figures(case.name)}
+            times = rounds[case.name]
+            made.append(Record(case.name, case.parameters, times, case.parts, figures, case.state))
         return made, rounds.burst
 
     def results(self, kind: str, command: str, records: Iterable[Record]) -> Results:
+        found = tuple(records)  # measuring them fills the rest
         return Results(
             kind,
             self.stamp,
             command,
             self.options.quick,
             self.environment | self.gpu.to_json(),
-            tuple(records),
+            found,
             max(self._loads, default=None),
             self.settings | self.options.settings(),
             skipped=self.skipped,
@@ -229,109 +143,60 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a sub-command asks, and how its answer is shown.
+class Question(Protocol):
+    """What a sub-command asks, and how its answer is shown: a module of `questions`.
 
-    Attributes:
-        kind, name: of result files, and of the sub-command.
-        title, short, asks: of its report; of its section on the page, and the question there.
-        measure: times everything; returns the records and tells the run what else there is.
-        ratios, facts: read from the records, and from these and the ratios.
-        tables: what to show.
-        conclusions, notes: what the tables say, and what their numbers mean, a line each.
-        draw: writes the picture as PNG.
-        pictures: drawn anew for the page; None takes the PNG.
-        tries_device: make sure that the device works before anything is made for it.
+    A module may have `page_pictures(results)`, too: drawn anew for the page in place of the PNG.
     """
 
-    kind: str
-    title: str
-    short: str
-    asks: str
-    measure: Callable[[Any, Run], Iterable[Record]]
-    ratios: Callable[[Results], Iterable[Ratio]]
-    facts: Callable[[Results], Mapping[str, Any]]
-    tables: Callable[[Results], Sequence[Table]]
-    conclusions: Callable[[Results], Iterable[str]]
-    notes: Callable[[Results], Iterable[str]]
-    draw: Callable[[Results, Path], None]
-    pictures: Callable[[Results], list[Any]] | None = None
-    tries_device: bool = True
+    KIND: str  # of result files, and the sub-command's name
+    TITLE: str  # of its report
+    SHORT: str  # of its section on the page
+    ASKS: str  # the question there
 
-    @property
-    def name(self) -> str:
-        return "" if self.kind == "table" else self.kind
+    def measure(self, options: Any, run: Run, /) -> Iterable[Record]:
+        """Time everything; tells the run what else there is."""
 
-    def ask(self, options: RunOptions, tell: Tell = lambda what, done, total: None) -> Results:
-        """Measure, and read from the times what they say."""
-        with ExitStack() as stack:
-            run = Run(options, tell, stack)
-            records = self.measure(options, run)
-            results = run.results(self.kind, command_line(self.name, options), records)
-        results = replace(results, ratios=tuple(self.ratios(results)))
-        return replace(results, facts=dict(self.facts(results)))
+    def ratios(self, results: Results, /) -> Iterable[Ratio]:
+        """Read from the records."""
 
-    def lines(self, results: Results) -> list[str]:
-        """Conclusions, the verdict, what the numbers mean, and what is not there."""
-        skipped = [f"Skipped {name}: {reason}." for name, reason in results.skipped.items()]
-        verdict = f"Verdict: {results.verdict_text()}."
-        return [*self.conclusions(results), verdict, *self.notes(results), *skipped]
+    def facts(self, results: Results, /) -> Mapping[str, Any]:
+        """Read from the records and the ratios; ready for JSON."""
 
-    def markdown(self, results: Results, picture: str) -> str:
-        """The whole report; `picture` is a file beside it."""
-        about = [f"- {in_markdown(line, 1000)}" for line in environment_lines(results)]
-        tables = [line for table in self.tables(results) for line in table.markdown()]
-        notes = [f"- {in_markdown(line, 1000)}" for line in self.lines(results)]
-        top = [f"# {self.title}", "", *about, "", f"![{self.title}]({picture})", ""]
-        return "\n".join([*top, *tables, *notes, ""])
+    def tables(self, results: Results, /) -> Sequence[Table]:
+        """What to show."""
 
-    def write(self, results: Results, folder: Path) -> list[Path]:
-        """Write JSON, picture and Markdown; returns them.
+    def conclusions(self, results: Results, /) -> Iterable[str]:
+        """What the tables say, a line each."""
 
-        Raises:
-            InputError: the folder cannot be written to.
-        """
-        stem = f"{results.stamp}-{results.kind}" if self.name else results.stamp
-        data, picture, text = (folder / f"{stem}.{kind}" for kind in ("json", "png", "md"))
-        results.write(data)
-        self.draw(results, picture)
-        write_atomic(text, self.markdown(results, picture.name).encode())
-        return [data, picture, text]
+    def notes(self, results: Results, /) -> Iterable[str]:
+        """What their numbers mean, a line each."""
+
+    def draw(self, results: Results, path: Path, /) -> None:
+        """Write the picture as PNG."""
 
 
-def answer(question: Question, options: RunOptions) -> None:
-    """Measure, with progress on stderr, and publish what was found: files, tables, sentences.
-
-    With `--json -` stdout is for the JSON alone.
-
-    Raises:
-        InputError: a file cannot be written, or would replace what is measured.
-    """
-    if question.tries_device:
-        options = replace(options, device=use_device(options.device))
-    check_outputs([options.json_file, options.out / "results.json"], options.inputs())
-    results = with_progress(lambda tell: question.ask(options, tell))
-    files = question.write(results, options.out)
-    console = console_for(options.json_file)
-    for line in environment_lines(results):
-        console.print(shown(line, 1000), markup=False)
-    for table in question.tables(results):
-        console.print(table.rich())
-    for line in question.lines(results):
-        console.print(f"• {shown(line, 1000)}", markup=False)
-    console.print(f"written: {', '.join(map(shown, files))}", soft_wrap=True, markup=False)
-    if options.json_file == "-":
-        typer.echo(results.to_text(), nl=False)
-    elif options.json_file is not None:
-        results.write(Path(options.json_file))
+def sub_command(question: Question) -> str:
+    return "" if question.KIND == "table" else question.KIND
 
 
-def console_for(json_file: str | None) -> Console:
-    """A console, wide enough for the tables; stdout is for the JSON where that goes to "-"."""
-    console = Console(stderr=json_file == "-", highlight=False)
-    console.width = max(console.width, MIN_WIDTH)
-    return console
+def ask(
+    question: Question, options: RunOptions, tell: Tell = lambda what, done, total: None
+) -> Results:
+    """Measure, and read from the times what they say."""
+    with ExitStack() as stack:
+        run = Run(options, tell, stack)
+        command = options.command_line(sub_command(question))
+        results = run.results(question.KIND, command, question.measure(options, run))
+    results = replace(results, ratios=tuple(question.ratios(results)))
+    return replace(results, facts=dict(question.facts(results)))
+
+
+def lines(question: Question, results: Results) -> list[str]:
+    """Conclusions, the verdict, what the numbers mean, and what is not there."""
+    skipped = [f"Skipped {name}: {reason}." for name, reason in results.skipped.items()]
+    verdict = f"Verdict: {results.verdict_text()}."
+    return [*question.conclusions(results), verdict, *question.notes(results), *skipped]
 
 
 def environment_lines(results: Results) -> list[str]:
@@ -346,11 +211,67 @@ def environment_lines(results: Results) -> list[str]:
     ]
 
 
-def with_progress(run: Callable[[Tell], T]) -> T:
-    """Run something that reports how far it is, and show that on stderr.
+def markdown(question: Question, results: Results, picture: str) -> str:
+    """The whole report; `picture` is a file beside it."""
+    about = [f"- {in_markdown(line, 1000)}" for line in environment_lines(results)]
+    tables = [line for table in question.tables(results) for line in table.markdown()]
+    notes = [f"- {in_markdown(line, 1000)}" for line in lines(question, results)]
+    title = question.TITLE
+    top = [f"# {title}", "", *about, "", f"![{title}]({picture})", ""]
+    return "\n".join([*top, *tables, *notes, ""])
 
-    Bars are drawn once, at the end, where that is no terminal: a line then names each step.
+
+def write(question: Question, results: Results, folder: Path) -> list[Path]:
+    """Write JSON, picture and Markdown; returns them.
+
+    InputError: the folder cannot be written to.
     """
+    stem = "-".join(filter(None, (results.stamp, sub_command(question))))
+    data, picture, text = (folder / f"{stem}.{kind}" for kind in ("json", "png", "md"))
+    results.write(data)
+    question.draw(results, picture)
+    write_atomic(text, markdown(question, results, picture.name).encode())
+    return [data, picture, text]
+
+
+def answer(question: Question, options: RunOptions) -> None:
+    """Measure, with progress on stderr, and publish what was found: files, tables, sentences.
+
+    With `--json -` stdout is for the JSON alone. InputError: a file cannot be written, or would
+    replace what is measured.
+    """
+    options = options.checked()
+    check_outputs([options.json_file, options.out / "results.json"], options.inputs())
+    results = _ask_with_progress(question, options)
+    files = write(question, results, options.out)
+    console = console_for(options.json_file)
+    for line in environment_lines(results):
+        console.print(shown(line, 1000), markup=False)
+    for table in question.tables(results):
+        print_table(console, table)
+    for line in lines(question, results):
+        console.print(f"• {shown(line, 1000)}", markup=False)
+    console.print(f"written: {', '.join(map(shown, files))}", soft_wrap=True, markup=False)
+    if options.json_file == "-":
+        typer.echo(results.to_text(), nl=False)
+    elif options.json_file is not None:
+        results.write(Path(options.json_file))
+
+
+def console_for(json_file: str | None) -> Console:
+    """A console; stdout is for the JSON where that goes to "-"."""
+    return Console(stderr=json_file == "-", highlight=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: a narrow terminal wraps lines, rather than lose digits."""
+    width, console.width = console.width, WIDEST
+    console.print(table.rich())
+    console.width = width
+
+
+def _ask_with_progress(question: Question, options: RunOptions) -> Results:
+    """Bars on stderr; where that is no terminal they are drawn at the end, a line for a step."""
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
@@ -361,4 +282,4 @@ def with_progress(run: Callable[[Tell], T]) -> T:
                     typer.echo(f"{what} …", err=True)
             bar.update(tasks[what], completed=done, total=total)
 
-        return run(tell)
+        return ask(question, options, tell)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, RawDetections
+from nmsfree.backends.onnxruntime.session import OUTPUTS, make_session
 from nmsfree.detector import Detector
 from nmsfree.machine import sha256
 from nmsfree.spec import ModelSpec, Target
@@ -67,32 +68,21 @@ class TimedBackend:
 
 @dataclass(eq=False)
 class Subject:
-    """A model in an engine.
+    """A model in an engine."""
 
-    Attributes:
-        weights: None for a file of the user's own.
-        engine, threads: what runs it; processor threads of the engine.
-        precision, size, batch: of its file; the size is the checkpoint's and the batch any if None.
-        output: further options of the export: top_k, score_floor.
-        file: set by the export; in PyTorch the checkpoint.
-        watch: marked by the backend of `detector`.
-        backend, detector: once it is open; the backend is without marks.
-        figures, ap: what is measured besides, for its record and its state.
-    """
-
-    weights: "Weights | None"
+    weights: "Weights | None"  # None for a file of the user's own
     engine: Engine
-    threads: int
-    precision: "Precision" = "fp32"
-    size: tuple[int, int] | None = None
-    batch: int | None = 1
-    output: Mapping[str, Any] = field(default_factory=dict)
-    file: Path = Path()
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    backend: Backend = field(init=False)
+    threads: int  # of the processor, for the engine
+    precision: "Precision" = "fp32"  # precision, size, batch: of its file
+    size: tuple[int, int] | None = None  # None: the checkpoint's
+    batch: int | None = 1  # None: any
+    output: Mapping[str, Any] = field(default_factory=dict)  # top_k, score_floor of the export
+    file: Path = Path()  # set by the export; in PyTorch the checkpoint
+    watch: Stopwatch = field(default_factory=Stopwatch)  # marked by the backend of `detector`
+    backend: Backend = field(init=False)  # once it is open; without marks
     detector: Detector = field(init=False)
-    figures: dict[str, Any] = field(default_factory=dict)
-    ap: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)  # measured besides, for its record
+    ap: dict[str, Any] = field(default_factory=dict)  # for its state
 
     @property
     def model(self) -> str:
@@ -127,8 +117,7 @@ class Subject:
     def open(self, stack: ExitStack) -> "Subject":
         """Open the exported file until the stack unwinds.
 
-        Raises:
-            NmsfreeError: it does not run here; the text says why.
+        NmsfreeError: it does not run here; the text says why.
         """
         backend = self.engine.open(self.file, self.threads)
         return self.use(backend, Detector(TimedBackend(backend, self.watch)), stack)
@@ -159,15 +148,13 @@ class Subject:
         """
         if self.engine.key != DEPLOYED:
             return timed(self.backend.run, self.prepare)
-        from nmsfree_benchmarks.harness.graphs import DETECTIONS, open_session
-
-        session = open_session(self.file, self.threads)
-        return timed(lambda pixels: session.run(DETECTIONS, {"images": pixels}), self.prepare)
+        session = make_session(self.file, threads=self.threads)
+        return timed(lambda pixels: session.run(OUTPUTS, {"images": pixels}), self.prepare)
 
     def stages(self) -> dict[str, float]:
         """What a native engine says of its own stages in the runs just made."""
-        timed_backend = self.detector.backend
-        return timed_backend.stages() if isinstance(timed_backend, TimedBackend) else {}
+        backend = self.detector.backend
+        return backend.stages() if isinstance(backend, TimedBackend) else {}
 
     def state(self, **known: Any) -> State:
         """How results describe it; `known` replaces what the subject says of itself."""

@@ -21,21 +21,13 @@ def percent(share: float | None, form: str = ".0f") -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header, for the terminal, Markdown and HTML.
+    """Rows under a header, for the terminal, Markdown and HTML."""
 
-    Attributes:
-        title: above the table; says the units that the header does not.
-        header: names of the columns.
-        rows: cells in the order of the header.
-        words: so many columns at the left are words, the others numbers.
-        narrow: so many columns at the left are shown on a terminal; None = all.
-    """
-
-    title: str
+    title: str  # says the units that the header does not
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    words: int = 1
-    narrow: int | None = None
+    words: int = 1  # so many columns at the left are words, the others numbers
+    narrow: int | None = None  # so many columns at the left are shown on a terminal; None = all
 
     def rich(self) -> "RichTable":
         """For a terminal."""

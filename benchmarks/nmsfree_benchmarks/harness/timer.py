@@ -103,25 +103,16 @@ def slot_of(image: Image) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often.
+    """How long and how often."""
 
-    Attributes:
-        seconds: rounds are added while another one fits into this time.
-        min_rounds, max_rounds: bounds whatever the time.
-        warmup_rounds: untimed rounds at the start.
-        pause: seconds of idling before each turn.
-        lead_in, burst: untimed and timed calls of a turn; fewer where `min_rounds` of them would
-            take longer than `seconds`, but for a plan that is `fixed`.
-    """
-
-    seconds: float
-    min_rounds: int = 10
+    seconds: float  # rounds are added while another one fits into this time
+    min_rounds: int = 10  # min_rounds, max_rounds: bounds whatever the time
     max_rounds: int = 400
-    warmup_rounds: int = 1
-    pause: float = 0.005
-    lead_in: int = 0
-    burst: int = 1
-    fixed: bool = False
+    warmup_rounds: int = 1  # untimed ones at the start
+    pause: float = 0.005  # seconds of idling before each turn
+    lead_in: int = 0  # untimed calls of a turn
+    burst: int = 1  # timed calls of a turn
+    fixed: bool = False  # no fewer calls where `min_rounds` of them take longer than `seconds`
 
     def fitted(self, calls: float, turns: int) -> "Plan":
         """The plan for this machine.
@@ -130,32 +121,23 @@ class Plan:
             calls: seconds that one call of each takes, all together.
             turns: of a round.
         """
-        if self.fixed:
-            return self
-        plan = self
-        while plan.lead_in + plan.burst > 1:
-            each = (plan.lead_in + plan.burst) * calls + turns * plan.pause
-            if plan.min_rounds * each <= plan.seconds:
+        lead_in, burst = self.lead_in, self.burst
+        while not self.fixed and lead_in + burst > 1:
+            if self.min_rounds * ((lead_in + burst) * calls + turns * self.pause) <= self.seconds:
                 break
             # At last a single lead-in call goes, too: it matters least where a call is long.
-            plan = (
-                replace(plan, lead_in=plan.lead_in - 1)
-                if plan.lead_in > 1 or plan.burst == 1
-                else replace(plan, burst=plan.burst - 1)
-            )
-        return plan
+            if lead_in > 1 or burst == 1:
+                lead_in -= 1
+            else:
+                burst -= 1
+        return replace(self, lead_in=lead_in, burst=burst)
 
 
 class Rounds(dict[str, Times]):
-    """Raw times by name; row r of all calls is the same image of the same round.
+    """Raw times by name; row r of all calls is the same image of the same round."""
 
-    Attributes:
-        burst: timed calls of a turn.
-        processor: by name, of calls that tell it: [timed calls] ns of processor time.
-    """
-
-    burst: int = 1
-    processor: dict[str, Nanoseconds]
+    burst: int = 1  # timed calls of a turn
+    processor: dict[str, Nanoseconds]  # processor time, of calls that tell it
 
     def figures(self, name: str) -> dict[str, list[int]]:
         """What a record says of the processor time of its calls."""
@@ -171,25 +153,12 @@ def take_turns(
 ) -> Rounds:
     """Time all calls, interleaved.
 
-    Args:
-        calls: by name.
-        images: distinct pictures; each round takes the next `burst` of them, and starts over.
-        progress: called as (rounds done, rounds expected) after each round.
+    Each round takes the next `burst` images, and starts over; `progress` hears of the rounds done
+    and expected.
     """
     order = random.Random(0)
     names = list(calls)
-    took = 0.0
-
-    def warm_up(round_: int) -> float:
-        start = time.monotonic()
-        for name in names:
-            calls[name](images[round_ % len(images)])
-        return time.monotonic() - start
-
-    for index in range(plan.warmup_rounds):
-        took = warm_up(index)
-    if plan.fitted(took, len(names)) != plan:  # first calls are slow ones: once more
-        plan = plan.fitted(warm_up(plan.warmup_rounds), len(names))
+    plan = _warm_up(calls, images, plan)
     times: dict[str, list[Sequence[int]]] = {name: [] for name in names}
     start = time.monotonic()
     rounds = 0
@@ -213,6 +182,23 @@ def take_turns(
         if all(isinstance(laps, Laps) for laps in own)
     }
     return found
+
+
+def _warm_up(calls: Mapping[str, Call], images: Sequence[Image], plan: Plan) -> Plan:
+    """Run every call untimed; returns the plan that fits what they take."""
+
+    def all_once(round_: int) -> float:
+        start = time.monotonic()
+        for call in calls.values():
+            call(images[round_ % len(images)])
+        return time.monotonic() - start
+
+    took = 0.0
+    for index in range(plan.warmup_rounds):
+        took = all_once(index)
+    if plan.fitted(took, len(calls)) != plan:  # first calls are slow ones: once more
+        plan = plan.fitted(all_once(plan.warmup_rounds), len(calls))
+    return plan
 
 
 def _fits(rounds: int, elapsed: float, plan: Plan) -> bool:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.errors import InputError
 from nmsfree.machine import sha256
-from nmsfree_benchmarks.harness.timer import Progress
-from nmsfree_training.config import preset
-from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, random_state_dict
+
+if TYPE_CHECKING:
+    from nmsfree_training.weights.checkpoint import Checkpoint
 
 NANO = ("fcos_rt_nano", "fcos_o2o_nano", "fcos_e2e_nano")
 PUBLISHED = {  # the published experiment's models and files
@@ -23,18 +22,12 @@ PUBLISHED = {  # the published experiment's models and files
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint to measure.
-
-    Attributes:
-        file, checkpoint: what is exported, and its content.
-        sha256: of the file.
-        training: "digits", "published", or "untrained" for random weights.
-    """
+    """A checkpoint to measure: the file that is exported, and its content."""
 
     file: Path
-    checkpoint: Checkpoint
-    sha256: str
-    training: str
+    checkpoint: "Checkpoint"
+    sha256: str  # of the file
+    training: str  # "digits", "published", or "untrained" for random weights
 
     @property
     def name(self) -> str:
@@ -42,27 +35,28 @@ class Weights:
 
 
 def open_weights(path: Path, training: str, model: str | None = None) -> Weights:
-    """Read a checkpoint.
+    """Read a checkpoint (CheckpointError: it is missing or cannot be read)."""
+    from nmsfree_training.weights.checkpoint import load_checkpoint
 
-    Raises:
-        CheckpointError: it is missing or cannot be read.
-    """
     return Weights(path, load_checkpoint(path, model), sha256(path), training)
 
 
 def random_weights(name: str, folder: Path) -> Weights:
     """Write random weights (seed 0) for a preset and open them like any checkpoint."""
+    from nmsfree_training.config import preset
+    from nmsfree_training.model.detector import Fcos
+    from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+    from nmsfree_training.weights.published import from_published_keys, random_state_dict
+
     chosen = preset(name, len(COCO_NAMES))
     network = Fcos(chosen.model)
-    state = network.state_dict() | from_published_keys(
-        chosen.model.heads, random_state_dict(network, seed=0)
-    )
+    random = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
     made = Checkpoint(
         chosen.model,
         chosen.input_size,
         COCO_NAMES,
         COCO_CATEGORY_IDS,
-        state,
+        network.state_dict() | random,
         {"weights": "stand-in, seed 0: untrained"},
     )
     path = folder / f"{name}.standin.safetensors"
@@ -73,8 +67,7 @@ def random_weights(name: str, folder: Path) -> Weights:
 def trained(folder: Path) -> tuple[list[Weights], dict[str, str]]:
     """Open the trained nano models; one whose file is missing is skipped, with the reason.
 
-    Raises:
-        InputError: the folder of weights does not exist.
+    InputError: the folder of weights does not exist.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the one with the weights")
@@ -95,21 +88,12 @@ def published(name: str, folder: Path, work: Path) -> Weights:
     return open_weights(path, "published", name) if path.is_file() else random_weights(name, work)
 
 
-def all_published(folder: Path, work: Path, progress: Progress) -> list[Weights]:
-    found = []
-    for done, name in enumerate(PUBLISHED, start=1):
-        found.append(published(name, folder, work))
-        progress(done, len(PUBLISHED))
-    return found
-
-
 def choose(
     folder: Path, asked: Sequence[str] | None, usual: Sequence[str] = NANO
 ) -> tuple[list[Weights], dict[str, str]]:
     """Open the trained models that were asked for, or the usual ones; and why some are missing.
 
-    Raises:
-        InputError: there is no such model, or none at all.
+    InputError: there is no such model, or none at all.
     """
     found, missing = trained(folder)
     known = [one.name for one in found]
@@ -120,6 +104,7 @@ def choose(
             )
     wanted = asked or usual
     skipped = {name: reason for name, reason in missing.items() if name in wanted}
-    if not any(one.name in wanted for one in found):
+    chosen = [one for one in found if one.name in wanted]
+    if not chosen:
         raise InputError("nothing to measure: " + "; ".join(skipped.values()))
-    return [one for one in found if one.name in wanted], skipped
+    return chosen, skipped

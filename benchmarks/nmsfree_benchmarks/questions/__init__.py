@@ -1,1 +1,1 @@
-"""What `nmsfree bench` asks, a file for each question."""
+"""What `nmsfree bench` asks: a file, or a folder with a `question.py`, for each sub-command."""

@@ -1,30 +1,48 @@
-"""`nmsfree bench frontier`: AP against latency over precision, engine, input size and model."""
+"""AP against latency: which precision, engine and input size are worth their time.
+
+FP32, FP16 and INT8 in every engine that works here, and FP32 in ONNX Runtime at other input
+sizes: latency of Detector(image) and of the engine alone, AP of the very file in that very
+engine, its size, and the memory it takes. INT8 is calibrated with the train split of digits.
+Ends with advice for each model, as far as the intervals allow.
+
+Example: nmsfree bench frontier --model fcos_e2e_nano
+
+A first look: nmsfree bench frontier --quick
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError, NmsfreeError
-from nmsfree_benchmarks.harness import pictures
+from nmsfree.errors import NmsfreeError
+from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, without_tf32
 from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.memory import MemoryMeter
-from nmsfree_benchmarks.harness.records import FP32_BY, Ratio, Record, Results
-from nmsfree_benchmarks.harness.run import Models, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.options import Models, RunOptions
+from nmsfree_benchmarks.harness.records import (
+    FP32_BY,
+    Ratio,
+    Record,
+    Results,
+    grouped,
+    said_of_doubtful,
+)
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Call, Plan
+from nmsfree_benchmarks.harness.weights import Weights, choose
 
-if TYPE_CHECKING:
-    from nmsfree_benchmarks.harness.weights import Weights
-
+KIND, TITLE, SHORT = "frontier", "AP against latency", "Accuracy against latency"
+ASKS = "Which precision, engine and input size are worth their time?"
 PICTURES, QUICK_AP_IMAGES = 32, 40
 PLAN = Plan(seconds=90, min_rounds=25, lead_in=2, burst=4)
 QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=3)
@@ -50,7 +68,7 @@ class Options(RunOptions):
 
 
 def variants(
-    found: "Sequence[Weights]",
+    found: Sequence[Weights],
     engines: Sequence[str],
     threads: int,
     scales: Sequence[float] = SCALES,
@@ -89,8 +107,6 @@ def name_of(subject: Subject) -> str:
 
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Export, weigh, evaluate and time everything."""
-    from nmsfree_benchmarks.harness.weights import choose
-
     without_tf32()
     models = options.model or (QUICK_MODELS if options.quick else None)
     found, missing = choose(options.weights, models)
@@ -98,7 +114,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
     plain = [Subject(weights, ENGINES[DEPLOYED], options.cores) for weights in found]
     ready = run.export(plain)
     if not ready:
-        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+        raise run.nothing()
     engines = working_engines(ready[0].file, options.cores, run.skipped)
     wanted = variants(found, engines, options.cores, (1.0,) if options.quick else SCALES)
     wanted = [one for one in wanted if one.file_name not in run.skipped]
@@ -115,7 +131,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
             run.skipped[name_of(subject)] = str(error).replace(str(subject.file), subject.file.name)
     step(len(wanted), len(wanted))
     if not subjects:
-        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+        raise run.nothing()
     run.gpu = GpuWatch(any(subject.engine.gpu is not None for subject in subjects))
     calls: dict[str, Call] = {}
     for subject in subjects:
@@ -164,10 +180,8 @@ def accuracy(detector: Detector, judged: DetectionDataset) -> tuple[dict[str, An
     How much the difference of two APs changes by that says how much it depends on the images
     (delete-a-group jackknife; Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3). Both
     are measured on the same images, so what makes an image hard for both cancels. None for fewer
-    than 4 images in a tenth.
-
-    Raises:
-        DataError: classes differ, or a picture is not what the annotations say.
+    than 4 images in a tenth. DataError: classes differ, or a picture is not what the annotations
+    say.
     """
     from nmsfree.evaluation.evaluate import coco_metrics, predict
 
@@ -324,8 +338,7 @@ def tables(results: Results) -> list[Table]:
         *("AP", "ΔAP", "MB", "RAM"),
     )
     made = []
-    for model in dict.fromkeys(r.state.model for r in found):
-        records = [r for r in found if r.state.model == model]
+    for model, records in grouped(found, lambda r: r.state.model).items():
         state, front = records[0].state, pareto(records)
         title = f"{model}, {state.head_text}: AP on {state.ap_images} images; file and its "
         rows = tuple(_row(results, r, r in front) for r in records)
@@ -362,20 +375,12 @@ def notes(results: Results) -> Iterator[str]:
         "of the very file in that very engine; RAM is the peak of a process of its own, minus "
         "that of one which opens no model. * is on its model's frontier."
     )
-    found = results.where(call="detector")
-    doubtful = sum(not r.summary.trusted for r in found)
-    if doubtful:
-        yield (
-            f"! {doubtful} of {len(found)} rows distrust themselves: their interquartile range is "
-            "above 10 % of the median."
-        )
+    yield from said_of_doubtful(results.where(call="detector"))
 
 
 def draw(results: Results, path: Path) -> None:
     """AP over latency: colour is the model, marker the engine, label precision or size."""
     from matplotlib.lines import Line2D
-
-    from nmsfree_benchmarks.harness import plots
 
     records = results.where(call="detector")
     colour = plots.colours(list(dict.fromkeys(r.state.model for r in records)))
@@ -415,33 +420,3 @@ def _label(record: Record, colour: str) -> tuple[float, float, str, str]:
     if not record.parameters["deployed_size"]:
         text = f"{height} px" if height == width else f"{height} × {width} px"
     return record.summary.p50, 100 * ap_of(record), text, colour
-
-
-QUESTION = Question(
-    "frontier",
-    "AP against latency",
-    "Accuracy against latency",
-    "Which precision, engine and input size are worth their time?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-)
-
-
-def frontier(options: Options) -> None:
-    """AP against latency: which precision, engine and input size are worth their time.
-
-    FP32, FP16 and INT8 in every engine that works here, and FP32 in ONNX Runtime at other input
-    sizes: latency of Detector(image) and of the engine alone, AP of the very file in that very
-    engine, its size, and the memory it takes. INT8 is calibrated with the train split of digits.
-    Ends with advice for each model, as far as the intervals allow.
-
-    Example: nmsfree bench frontier --model fcos_e2e_nano
-
-    A first look: nmsfree bench frontier --quick
-    """
-    answer(QUESTION, options)

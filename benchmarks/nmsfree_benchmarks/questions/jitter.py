@@ -1,28 +1,33 @@
-"""`nmsfree bench jitter`: does the time of a frame depend on what is in it?
+"""Latency over a stream that goes from empty to 500 objects and back, then shuffled.
 
-A stream of frames grows from empty to crowded and back, then the same frames come in a shuffled
-order. The NMS-free detector and the detector with NMS, at two score floors, take turns on the same
-few consecutive frames, again and again: what slows the machine for a while slows all of them.
+The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
+same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
+On the processor a constant piece of work before and after every call tells which calls the
+machine left alone; p99 by the median is given of these, too.
 
-On the processor every call has a constant piece of work before and after it, a matrix product: on a
-shared machine a p99 says what the neighbours did. Of the calls between two products of the usual
-length the machine can have moved p99 / p50 by little more than `TOLERATED`. (What a detector does
-to itself for longer than one call shows in the products, too: all calls are reported beside.)
+Example: nmsfree bench jitter
+
+A first look: nmsfree bench jitter --quick
+
+On a GPU: nmsfree bench jitter --device tensorrt-rtx
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from nmsfree.options import Option
-from nmsfree_benchmarks.harness.engines import CPU, on_gpu, ran_in
+from nmsfree_benchmarks.harness import plots
+from nmsfree_benchmarks.harness.crowd import FOUND_ABOVE, IOU, LOWEST_FLOOR, TOP_K, crowd_subjects
+from nmsfree_benchmarks.harness.engines import on_gpu, ran_in
+from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import TILES, make_crowd
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results
-from nmsfree_benchmarks.harness.run import OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import (
     AIM,
     CALLS_FOR,
@@ -37,11 +42,15 @@ from nmsfree_benchmarks.harness.statistics import (
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Plan, Times, between_probes
-from nmsfree_benchmarks.questions.crowd import FOUND_ABOVE, IOU, LOWEST_FLOOR, TOP_K, crowd_subjects
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+KIND, TITLE, SHORT = "jitter", "Latency over a stream whose crowding changes", "Steadiness"
+ASKS = "How much does the time of one picture differ from that of the next, with NMS and without?"
+# All detectors take turns on the same few consecutive frames, again and again: what slows the
+# machine for a while slows all of them. Before and after every call on a processor is a matrix
+# product, always the same: on a shared machine a p99 says what the neighbours did. Of the calls
+# between two products of the usual length the machine can have moved p99 / p50 by little more than
+# `TOLERATED`. (What a detector does to itself for longer than one call shows in the products, too:
+# all calls are reported beside.)
 FLOORS = (0.05, LOWEST_FLOOR)
 ORDERS = {"ramp": "empty → crowded → empty", "shuffled": "the same frames, shuffled"}
 LEVELS = (0, 10, 25, 50, 100, 150, 200, 300, 400, 500)  # objects; up, then down again
@@ -53,7 +62,6 @@ ENOUGH = CALLS_FOR[99]  # undisturbed calls, below which nothing is said of thei
 WITH_BY_FREE = "call with NMS by the NMS-free call, same frames"
 FLAT = 0.01  # of the median: so little for the whole stream's change of objects is no dependence
 AIM_RATIO = 1.10  # p99 / p50 of the NMS-free detector, from empty to 500 objects
-TITLE = "Latency over a stream whose crowding changes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +191,7 @@ def _record(
 
 
 def by_order(results: Results) -> dict[str, list[Record]]:
-    orders = dict.fromkeys(r.parameters["order"] for r in results.records)
-    return {order: results.where(order=order) for order in orders}
+    return grouped(results.records, lambda record: str(record.parameters["order"]))
 
 
 def label(record: Record) -> str:
@@ -373,8 +380,6 @@ def notes(results: Results) -> Iterator[str]:
 
 def draw(results: Results, path: Path) -> None:
     """A panel for each order: latency over the stream, and the crowding behind it."""
-    from nmsfree_benchmarks.harness import plots
-
     orders = by_order(results)
     figure = plots.new_figure(11, 1.2 + 3.1 * len(orders))
     panels = figure.subplots(len(orders), 1, squeeze=False)[:, 0]
@@ -385,9 +390,7 @@ def draw(results: Results, path: Path) -> None:
     plots.finish(figure, results, TITLE, path)
 
 
-def _panel(panel: "Axes", records: list[Record], results: Results) -> None:
-    from nmsfree_benchmarks.harness import plots
-
+def _panel(panel: "plots.Axes", records: list[Record], results: Results) -> None:
     frames = results.settings["frames"]
     objects = records[0].figures["objects"][:frames]
     crowd = panel.twinx()
@@ -416,35 +419,3 @@ def _panel(panel: "Axes", records: list[Record], results: Results) -> None:
     plots.bare_axes(panel, "y")
     panel.set_ylabel("ms, median of the passes\n(not from 0); band: quartiles", fontsize=9)
     plots.label_ends(panel, ends, 22)
-
-
-QUESTION = Question(
-    "jitter",
-    TITLE,
-    "Steadiness",
-    "How much does the time of one picture differ from that of the next, with NMS and without?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-)
-
-
-def jitter(options: Options) -> None:
-    """Latency over a stream that goes from empty to 500 objects and back, then shuffled.
-
-    The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
-    same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
-    On the processor a constant piece of work before and after every call tells which calls the
-    machine left alone; p99 by the median is given of these, too.
-
-    Example: nmsfree bench jitter
-
-    A first look: nmsfree bench jitter --quick
-
-    On a GPU: nmsfree bench jitter --device tensorrt-rtx
-    """
-    answer(QUESTION, options)

@@ -1,11 +1,22 @@
-"""`nmsfree bench overhead`: what is around the network, by the size of the source picture."""
+"""What the runtime adds to the engine's call, by the size of the source picture.
+
+Pictures from 256×256 to 3840×2160: resizing and padding, mapping boxes back, and Python
+between, beside the engine's call; and, apart, reading and decoding JPEG and PNG files. The
+published network runs with random weights until `nmsfree weights download` has been run.
+
+Example: nmsfree bench overhead
+
+With the large network: nmsfree bench overhead --large --seconds 60
+
+On a GPU: nmsfree bench overhead --device cuda
+"""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,18 +29,19 @@ from nmsfree.files import write_atomic
 from nmsfree.images import Color, read_image
 from nmsfree.preprocess import Geometry
 from nmsfree.spec import ModelSpec
-from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import CPU, DEPLOYED, ENGINES, device_of, engine_of, ran_in
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results
-from nmsfree_benchmarks.harness.run import Case, Large, OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness import pictures, plots
+from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, device_of, engine_of, ran_in
+from nmsfree_benchmarks.harness.options import CPU, Large, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
+from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import AIM, Interval, median_ms
 from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Plan, Stopwatch, timed
+from nmsfree_benchmarks.harness.weights import published, trained
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+KIND, TITLE, SHORT = "overhead", "What is around the network", "Overhead"
+ASKS = "What does the library add to the bare call of the engine?"
 SIZES = ((256, 256), (480, 640), (720, 1280), (1080, 1920), (2160, 3840))  # height, width
 QUICK_SIZES = ((256, 256), (480, 640), (1080, 1920))
 FORMATS = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3]}
@@ -169,8 +181,6 @@ def preprocess_detector() -> Detector:
 
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Time the networks on pictures of every size."""
-    from nmsfree_benchmarks.harness.weights import published, trained
-
     found, skipped = trained(options.weights)
     nano = next((one for one in found if one.name == NANO), None)
     if nano is None:
@@ -301,10 +311,7 @@ def conclusions(results: Results) -> Iterator[str]:
 
 
 def models(results: Results) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in results.where(call="detector"):
-        found.setdefault(record.state.model, []).append(record)
-    return found
+    return grouped(results.where(call="detector"), lambda record: record.state.model)
 
 
 def tables(results: Results) -> list[Table]:
@@ -361,8 +368,6 @@ def notes(results: Results) -> list[str]:
 
 def draw(results: Results, path: Path) -> None:
     """Stacked bars for each size, a row for each network; files at the right."""
-    from nmsfree_benchmarks.harness import plots
-
     found = models(results)
     count = len(next(iter(found.values())))
     figure = plots.new_figure(12.5, 1.6 + len(found) * (0.9 + 0.42 * count))
@@ -392,59 +397,24 @@ def draw(results: Results, path: Path) -> None:
     plots.finish(figure, results, "What is around the network, by source picture", path)
 
 
-def _files(axes: "Axes", records: Sequence[Record]) -> None:
+def _files(axes: "plots.Axes", records: Sequence[Record]) -> None:
     """Two bars for each size: JPEG and PNG."""
-    from nmsfree_benchmarks.harness.plots import end_label
-
     sources = list(dict.fromkeys(str(r.parameters["source"]) for r in records))
     for record in records:
         kind, ms = str(record.parameters["format"]), record.summary.p50
         y = sources.index(str(record.parameters["source"])) + (0.18 if kind == "png" else -0.18)
         name, colour = FILE_COLOURS[kind]
         axes.barh(y, ms, height=0.34, color=colour, linewidth=0)
-        end_label(axes, ms, y, f"{name} {ms:.1f} ms", 8)
+        plots.end_label(axes, ms, y, f"{name} {ms:.1f} ms", 8)
     axes.set_title("before it: reading and decoding a file", loc="left", fontsize=10)
     _rows(axes, sources, max((r.summary.p50 for r in records), default=1))
 
 
-def _rows(axes: "Axes", names: Sequence[str], longest: float) -> None:
-    from nmsfree_benchmarks.harness.plots import bare_axes
-
+def _rows(axes: "plots.Axes", names: Sequence[str], longest: float) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, longest * 1.6)
     axes.set_xlabel("median, ms", fontsize=9)
-    bare_axes(axes, "x")
+    plots.bare_axes(axes, "x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-QUESTION = Question(
-    "overhead",
-    "What is around the network",
-    "Overhead",
-    "What does the library add to the bare call of the engine?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-)
-
-
-def overhead(options: Options) -> None:
-    """What the runtime adds to the engine's call, by the size of the source picture.
-
-    Pictures from 256×256 to 3840×2160: resizing and padding, mapping boxes back, and Python
-    between, beside the engine's call; and, apart, reading and decoding JPEG and PNG files. The
-    published network runs with random weights until `nmsfree weights download` has been run.
-
-    Example: nmsfree bench overhead
-
-    With the large network: nmsfree bench overhead --large --seconds 60
-
-    On a GPU: nmsfree bench overhead --device cuda
-    """
-    answer(QUESTION, options)

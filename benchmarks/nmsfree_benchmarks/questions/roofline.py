@@ -1,4 +1,13 @@
-"""`nmsfree bench roofline`: each model beside what the device could do at most, in one run."""
+"""How far from the limit: each model beside the peak of this device, in one run.
+
+Matrix products and memory copies are timed in turn with the models. Multiply-adds and bytes are
+counted in the ONNX files; a layer takes at least as long as its arithmetic at the peak, and as
+its bytes at the rate of a copy. Beside it, on paper, a GPU with a published speed.
+
+Example: nmsfree bench roofline --onnx model.onnx
+
+A first look: nmsfree bench roofline --quick
+"""
 
 import json
 import tempfile
@@ -6,29 +15,32 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree.backends.options import parse_device
 from nmsfree.errors import InputError
 from nmsfree.options import Option
-from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import CPU, engine_of
+from nmsfree_benchmarks.harness import pictures, plots
+from nmsfree_benchmarks.harness.engines import engine_of
+from nmsfree_benchmarks.harness.options import CPU, Models, RunOptions
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results
-from nmsfree_benchmarks.harness.run import Models, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import Interval
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Plan
+from nmsfree_benchmarks.harness.weights import NANO, published, trained
 from nmsfree_benchmarks.report.svg import Picture, roofline_picture
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from nmsfree_benchmarks.roofline.graph import Layer
 
+KIND, TITLE, SHORT = "roofline", "How far from the limit", "How far from the limit"
+ASKS = "How fast could each model be at most on this device, and how much of that is reached?"
 PICTURES = 4
 PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
 QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=2)
@@ -51,6 +63,13 @@ class Options(RunOptions):
     ] = None
     model: Models = None
     device: Annotated[str, Option("cpu or cuda (with onnxruntime-gpu and PyTorch's CUDA).")] = CPU
+
+    def checked(self) -> Self:
+        if self.onnx and self.model:
+            raise InputError("--onnx and --model are given, expected one of them")
+        if parse_device(self.device).kind not in (CPU, "cuda"):
+            raise InputError(f"device is {self.device!r}, peaks are measured on: cpu, cuda")
+        return super().checked()
 
     def inputs(self) -> Iterator[Path]:
         yield from self.onnx or ()
@@ -100,8 +119,6 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
 
 def find_subjects(options: Options, run: Run) -> list[Subject]:
     """The bundled models, exported, or the files that were named."""
-    from nmsfree_benchmarks.harness.weights import NANO, published, trained
-
     engine = engine_of(options.device)
     if options.onnx:
         return [Subject(None, engine, options.cores, file=path) for path in options.onnx]
@@ -117,7 +134,7 @@ def find_subjects(options: Options, run: Run) -> list[Subject]:
         found.append(published(LARGE, options.weights, options.work))
     made = run.export([Subject(weights, engine, options.cores) for weights in found])
     if not made:
-        raise InputError("nothing to measure: " + "; ".join(run.skipped.values()))
+        raise run.nothing()
     return made
 
 
@@ -135,11 +152,8 @@ def layer_times(
         Layer name → milliseconds, median of `RUNS`. A layer that the engine joined to another, or
         calls by a name that is not in the graph, is missing.
     """
-    from nmsfree_benchmarks.harness.graphs import open_session
-
     with tempfile.TemporaryDirectory() as folder:
-        prefix = str(Path(folder) / "profile")
-        session = open_session(path, threads, enable_profiling=True, profile_file_prefix=prefix)
+        session = make_session(path, threads=threads, profile=Path(folder) / "profile")
         for _ in range(WARM_UP + RUNS):
             session.run(None, {"images": images})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -331,8 +345,6 @@ def draw(results: Results, path: Path) -> None:
     """Speed over FLOP for each byte, under the roofs: large dots are models, small ones layers."""
     from matplotlib.ticker import LogFormatter
 
-    from nmsfree_benchmarks.harness import plots
-
     figure = plots.new_figure(10, 6)
     axes = figure.subplots()
     axes.set_xscale("log")
@@ -358,27 +370,25 @@ def draw(results: Results, path: Path) -> None:
     axes.set_xlabel("FLOP for each byte read or written")
     axes.set_ylabel("GFLOP/s")
     axes.legend(fontsize=9, frameon=False, loc="lower right")
-    plots.finish(figure, results, QUESTION.title, path)
+    plots.finish(figure, results, TITLE, path)
 
 
-def _roofs(axes: "Axes", results: Results, left: float, right: float) -> None:
+def _roofs(axes: "plots.Axes", results: Results, left: float, right: float) -> None:
     """Flat: matrix products. Slanting: copies, up to the highest flat one."""
-    from nmsfree_benchmarks.harness.plots import INK
-
     products, copies = roofs(results)
     xs, top = np.geomspace(left, right, 100), max(products.values())
-    small = {"fontsize": 8, "color": INK, "textcoords": "offset points"}
+    small = {"fontsize": 8, "color": plots.INK, "textcoords": "offset points"}
     for i, (name, rate) in enumerate(copies.items(), start=1):
         below = xs[xs * rate <= top]
         if len(below):
-            axes.plot(below, below * rate, color=INK, linewidth=0.9, linestyle=":")
+            axes.plot(below, below * rate, color=plots.INK, linewidth=0.9, linestyle=":")
             x = below[len(below) * i // (len(copies) + 1)]  # staggered, so that none hides another
             text, box = f"{name}: {rate:.0f} GB/s", {"color": "white", "pad": 1}
             axes.annotate(text, (x, x * rate), (8, 0), va="center", bbox=box, **small)  # type: ignore[arg-type]
     for precision in ROOFS:
         if precision in products:
             rate = products[precision]
-            axes.axhline(rate, color=INK, linewidth=0.9)
+            axes.axhline(rate, color=plots.INK, linewidth=0.9)
             text = f"matrix product {precision}: {rate:.0f} GFLOP/s"
             axes.annotate(text, (right, rate), (-4, 3), ha="right", **small)  # type: ignore[arg-type]
 
@@ -389,37 +399,3 @@ def page_pictures(results: Results) -> list[Picture]:
     points = [point(record) for record in found]
     layers = [layer_points(record) for record in found]
     return [roofline_picture(names, points, layers, *roofs(results))] if found else []
-
-
-QUESTION = Question(
-    "roofline",
-    "How far from the limit",
-    "How far from the limit",
-    "How fast could each model be at most on this device, and how much of that is reached?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-    page_pictures,
-)
-
-
-def roofline(options: Options) -> None:
-    """How far from the limit: each model beside the peak of this device, in one run.
-
-    Matrix products and memory copies are timed in turn with the models. Multiply-adds and bytes are
-    counted in the ONNX files; a layer takes at least as long as its arithmetic at the peak, and as
-    its bytes at the rate of a copy. Beside it, on paper, a GPU with a published speed.
-
-    Example: nmsfree bench roofline --onnx model.onnx
-
-    A first look: nmsfree bench roofline --quick
-    """
-    if options.onnx and options.model:
-        raise InputError("--onnx and --model are given, expected one of them")
-    if parse_device(options.device).kind not in (CPU, "cuda"):
-        raise InputError(f"device is {options.device!r}, peaks are measured on: cpu, cuda")
-    answer(QUESTION, options)

@@ -1,4 +1,15 @@
-"""`nmsfree bench throughput`: images a second over batch and parallel streams."""
+"""Images a second over batch and parallel streams, until the device is full.
+
+Batches of 1 to 16 and 1 to 8 threads that share one Detector, with one engine thread and with
+--threads of them, with NMS and without; and where more stops to give more. On another device
+than the processor every batch has a file of its own.
+
+Example: nmsfree bench throughput
+
+One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
+
+On a GPU: nmsfree bench throughput --device tensorrt-rtx
+"""
 
 import threading
 import time
@@ -6,23 +17,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nmsfree.detector import Detector
-from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import CPU, ENGINES, device_of, engine_of, on_gpu, ran_in
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results
-from nmsfree_benchmarks.harness.run import Models, OnDevice, Question, Run, RunOptions, answer
+from nmsfree_benchmarks.harness import pictures, plots
+from nmsfree_benchmarks.harness.engines import ENGINES, device_of, engine_of, on_gpu, ran_in
+from nmsfree_benchmarks.harness.options import CPU, Models, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import paired_ratio, percentile
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Laps, Plan, Rounds
+from nmsfree_benchmarks.harness.weights import choose
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+KIND, TITLE, SHORT = "throughput", "Throughput", "Throughput"
+ASKS = "How many images a second, when several are under way at once?"
 MODELS = ("fcos_rt_nano", "fcos_e2e_nano")  # with NMS and without
 BATCHES, STREAMS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 QUICK_BATCHES, QUICK_STREAMS = (1, 4, 16), (1, 2, 4)
@@ -159,8 +171,6 @@ def measure(options: Options, run: Run) -> list[Record]:
     On the processor a model has one file for all batches. Elsewhere each batch has its own, as it
     is deployed: compilers and CUDA graphs want shapes that are fixed.
     """
-    from nmsfree_benchmarks.harness.weights import choose
-
     found, run.skipped = choose(options.weights, options.model, MODELS)
     images = pictures.read_first(run.digits_val(), PICTURES)
     engine, on_cpu = engine_of(options.device), options.device == CPU
@@ -225,16 +235,14 @@ class Curve:
 
 def curves(records: Sequence[Record]) -> list[Curve]:
     """Sort records into curves; that of one stream and batch 1 begins both of its engine's."""
-    groups: dict[tuple[str, int, str], list[Record]] = {}
+    found = []
     for axis, other in (AXES, AXES[::-1]):
-        for record in records:
-            p = record.parameters
-            if p[other] == 1:
-                groups.setdefault((record.state.model, p["threads"], axis), []).append(record)
-    return [
-        Curve(*key, tuple(sorted(found, key=lambda r: int(r.parameters[key[2]]))))
-        for key, found in groups.items()
-    ]
+        along = sorted(
+            (r for r in records if r.parameters[other] == 1), key=lambda r: int(r.parameters[axis])
+        )
+        models = grouped(along, lambda r: (r.state.model, r.parameters["threads"]))
+        found += [Curve(*key, axis, tuple(own)) for key, own in models.items()]
+    return found
 
 
 @dataclass(frozen=True)
@@ -300,9 +308,8 @@ def facts(results: Results) -> dict[str, Any]:
 def conclusions(results: Results) -> Iterator[str]:
     """Where it saturates, and the most images a second of each model."""
     yield from (f"{saturation(curve)}." for curve in curves(results.records))
-    by_time = sorted(results.records, key=lambda r: r.summary.p50)
-    for model in dict.fromkeys(r.state.model for r in results.records):
-        r = next(record for record in by_time if record.state.model == model)
+    for model, own in grouped(results.records, lambda r: r.state.model).items():
+        r = min(own, key=lambda r: r.summary.p50)
         threads = "" if r.state.on_gpu else f", engine threads {r.parameters['threads']}"
         yield (
             f"{model} at most: {r.summary.fps:.0f} images/s, batch {r.parameters['batch']}, "
@@ -353,8 +360,6 @@ def notes(results: Results) -> list[str]:
 
 def draw(results: Results, path: Path) -> None:
     """Above images a second, below processor time of an image; over streams and over batch."""
-    from nmsfree_benchmarks.harness import plots
-
     figure = plots.new_figure(11, 7.2)
     panels = figure.subplots(2, 2, sharey="row")
     found = curves(results.records)
@@ -397,7 +402,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _line(
-    axes: "Axes", curve: Curve, value: Callable[[Record], float], style: str, colour: str
+    axes: "plots.Axes", curve: Curve, value: Callable[[Record], float], style: str, colour: str
 ) -> None:
     x = [int(r.parameters[curve.axis]) for r in curve.records]
     y = [value(r) for r in curve.records]
@@ -413,34 +418,3 @@ def _end(
     threads = f" {curve.threads} thread" + ("s" if curve.threads > 1 else "")
     text = f"{y:.{digits}f}" + ("" if last.state.on_gpu else threads)
     return float(last.parameters[curve.axis]), y, text, colour
-
-
-QUESTION = Question(
-    "throughput",
-    "Throughput",
-    "Throughput",
-    "How many images a second, when several are under way at once?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-)
-
-
-def throughput(options: Options) -> None:
-    """Images a second over batch and parallel streams, until the device is full.
-
-    Batches of 1 to 16 and 1 to 8 threads that share one Detector, with one engine thread and with
-    --threads of them, with NMS and without; and where more stops to give more. On another device
-    than the processor every batch has a file of its own.
-
-    Example: nmsfree bench throughput
-
-    One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
-
-    On a GPU: nmsfree bench throughput --device tensorrt-rtx
-    """
-    answer(QUESTION, options)

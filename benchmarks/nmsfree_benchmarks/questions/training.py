@@ -1,8 +1,6 @@
-"""`nmsfree bench training` and `bench criterion`: what training costs on this machine.
+"""Images a second: what one core loads, beside what training consumes.
 
-Loading is timed stage by stage, on one thread and on files that the operating system has in its
-cache: a slow disk comes on top. A loader process decodes, resizes, augments and packs; the training
-process normalises what arrives. Beside it stand real training steps, on batches loaded before.
+Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
 """
 
 import math
@@ -21,7 +19,6 @@ from rich.console import Console
 from nmsfree.cli.options import json_option
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
 from nmsfree_benchmarks.harness.machine import use_threads
@@ -32,6 +29,10 @@ if TYPE_CHECKING:
 
     from nmsfree_training.data.batch import Batch
 
+# Loading is timed stage by stage, on one thread and on files that the operating system has in its
+# cache: a slow disk comes on top. A loader process decodes, resizes, augments and packs; the
+# training process normalises what arrives. Beside it stand real training steps, on batches loaded
+# before.
 IMAGES = 256  # distinct ones that are loaded, at most; more would be read from the disk
 STAGES = {
     "decode": "read and decode",
@@ -52,7 +53,6 @@ OF_METHODS = {  # of `TrainingSet` → stage
 CPU_PIXELS = 1 << 20
 BATCHES = 4  # distinct ones that steps go through, since their sizes may differ
 MIN_STEPS = 2
-CRITERION_PRESETS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
 
 R = TypeVar("R")
 Threads = Annotated[
@@ -73,29 +73,7 @@ class Options:
     json_file: Json = None
 
 
-@dataclass(frozen=True)
-class CriterionOptions:
-    batch: Annotated[int, Option("Images; 16 take about 10 GB.", min=1, max=65536)] = 16
-    size: Annotated[tuple[int, int], Option("Size of the images in pixels.", metavar="H W")] = (
-        512,
-        736,
-    )
-    objects: Annotated[int, Option("Objects in every image.", min=1, max=10_000)] = 50
-    rounds: Annotated[int, Option("Steps that are timed.", min=1, max=1_000_000)] = 3
-    threads: Threads = None
-    json_file: Json = None
-
-    def __post_init__(self) -> None:
-        if not all(32 <= side <= 16384 for side in self.size):
-            height, width = self.size
-            raise InputError(f"size is {height} × {width}, expected sides of 32 … 16384 pixels")
-
-
-def training(options: Options) -> None:
-    """Images a second: what one core loads, beside what training consumes.
-
-    Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
-    """
+def main(options: Options) -> None:
     from nmsfree_training.weights.predict import torch_device
 
     check_outputs([options.json_file], options.data.rglob("*"))
@@ -122,46 +100,14 @@ def training(options: Options) -> None:
     write_json(options.json_file, report)
 
 
-def criterion(options: CriterionOptions) -> None:
-    """Assignment and losses as a share of the published networks' training step (CPU, minutes).
-
-    Example: nmsfree bench criterion --batch 4
-    """
-    from nmsfree_benchmarks.questions.criterion import measure_step  # brings PyTorch
-
-    check_outputs([options.json_file])
-    console = Console(stderr=options.json_file == "-", highlight=False)
-    costs = []
-    for name in CRITERION_PRESETS:
-        with console.status(f"{name}: {options.rounds} steps of batch {options.batch}"):
-            cost = measure_step(
-                preset(name),
-                batch=options.batch,
-                size=options.size,
-                objects=options.objects,
-                rounds=options.rounds,
-                threads=options.threads,
-            )
-        console.print(cost.summary())
-        costs.append(cost.to_json())
-    write_json(options.json_file, {"criterion": costs})
-
-
 @dataclass(frozen=True)
 class LoadingSpeed:
-    """What one core loads.
+    """What one core loads."""
 
-    Attributes:
-        images: examples timed.
-        stages: milliseconds per example of each of `STAGES`, means over all batches.
-        images_per_second: of one core that does everything, the median over batches.
-        quartiles: the same, lower and upper quartile; a wide span distrusts the median.
-    """
-
-    images: int
-    stages: dict[str, float]
-    images_per_second: float
-    quartiles: tuple[float, float]
+    images: int  # examples timed
+    stages: dict[str, float]  # milliseconds per example of `STAGES`, means over all batches
+    images_per_second: float  # of one core that does everything, the median over batches
+    quartiles: tuple[float, float]  # of the same; a wide span distrusts the median
 
     @property
     def images_per_second_per_process(self) -> float:
@@ -195,21 +141,13 @@ class LoadingSpeed:
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What training consumes.
+    """What training consumes."""
 
-    Attributes:
-        images, seconds: of the timed steps, all together.
-        steps: how many there were.
-        batch_size: images of a step.
-        height, width: in pixels, average of the timed batches.
-        device, precision, threads: what it ran on.
-    """
-
-    images: int
+    images: int  # of the timed steps, all together
     seconds: float
     steps: int
-    batch_size: int
-    height: float
+    batch_size: int  # images of a step
+    height: float  # in pixels, average of the timed batches
     width: float
     device: str
     precision: str
@@ -311,10 +249,8 @@ def measure_loading(
 ) -> LoadingSpeed:
     """Time every stage of loading in this process, on one thread.
 
-    At least two batches are loaded; the first is not timed.
-
-    Raises:
-        DataError: there are no images, or they cannot be used.
+    At least two batches are loaded; the first is not timed. DataError: there are no images, or they
+    cannot be used.
     """
     from nmsfree_training.data.loader import epoch_order
 

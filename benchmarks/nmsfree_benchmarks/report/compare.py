@@ -1,4 +1,12 @@
-"""`nmsfree bench compare`: two result files of one benchmark: what became faster or slower."""
+"""What became faster or slower between two runs, with 95 % intervals.
+
+Exit status 1 if something is surely slower than tolerated. Runs of different settings, or on
+different devices, are refused; versions and model files may differ and are named.
+
+Example: nmsfree bench compare before.json after.json
+
+On another machine: nmsfree bench compare before.json after.json --ratios --tolerance 1.2
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,7 +18,7 @@ from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
 from nmsfree.text import shown
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, read
-from nmsfree_benchmarks.harness.run import console_for
+from nmsfree_benchmarks.harness.run import console_for, print_table
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, ratio_of_medians
 from nmsfree_benchmarks.harness.table import Table, percent
 
@@ -36,21 +44,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Change:
-    """A record (or, with `ratios`, a ratio) of both files.
+    """A record (or, with `ratios`, a ratio) of both files."""
 
-    Attributes:
-        name: of the record, or what the ratio means.
-        before, after: milliseconds (median), or the ratio's value.
-        interval: after / before, of times and of ratios of times; before / after of speeds, so that
-            above 1 is slower.
-        ap_before, ap_after: 0-1; None where it was not measured.
-    """
-
-    name: str
-    before: float
+    name: str  # of the record, or what the ratio means
+    before: float  # milliseconds (median), or the ratio's value
     after: float
+    # after / before of times and of ratios of times, before / after of speeds: above 1 is slower.
     interval: Interval
-    ap_before: float | None = None
+    ap_before: float | None = None  # 0-1; None where it was not measured
     ap_after: float | None = None
 
     def slower_than(self, tolerance: float) -> bool:
@@ -72,21 +73,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two result files of one benchmark have in common, and what not.
-
-    Attributes:
-        differences: settings that may differ and do: versions, files; "onnxruntime 1.31 → 1.32".
-        only_before, only_after: names of records that the other file does not have.
-        doubts: why times of either run are wider than they need be.
-    """
+    """What two result files of one benchmark have in common, and what not."""
 
     kind: str
     by_ratios: bool
     changes: tuple[Change, ...]
-    differences: tuple[str, ...]
-    only_before: tuple[str, ...]
+    differences: tuple[str, ...]  # what may differ and does: "onnxruntime 1.31 → 1.32", files
+    only_before: tuple[str, ...]  # names of records that the other file does not have
     only_after: tuple[str, ...]
-    doubts: tuple[str, ...]
+    doubts: tuple[str, ...]  # why times of either run are wider than they need be
 
     def regressions(self, tolerance: float) -> list[Change]:
         return [change for change in self.changes if change.slower_than(tolerance)]
@@ -237,8 +232,7 @@ def _name(ratio: Ratio) -> str:
 def agreement(before: Results, after: Results, only: str = "") -> tuple[int, int]:
     """How many ratios of both runs have intervals that overlap, of how many that have intervals.
 
-    Args:
-        only: ratios with this in their name.
+    `only`: ratios with this in their name.
     """
     both = [
         (old.interval, new.interval)
@@ -258,22 +252,13 @@ def _differences(before: Results, after: Results) -> Iterator[str]:
             yield f"{new.name}: another file"
 
 
-def compare(options: Options) -> None:
-    """What became faster or slower between two runs, with 95 % intervals.
-
-    Exit status 1 if something is surely slower than tolerated. Runs of different settings, or on
-    different devices, are refused; versions and model files may differ and are named.
-
-    Example: nmsfree bench compare before.json after.json
-
-    On another machine: nmsfree bench compare before.json after.json --ratios --tolerance 1.2
-    """
+def main(options: Options) -> None:
     check_outputs([options.json_file], [options.before, options.after])
     before, after = read(options.before), read(options.after)
     found = compare_runs(before, after, by_ratios=options.ratios, only=options.only)
     overlapping, both = agreement(before, after, options.only)
     console = console_for(options.json_file)
-    console.print(found.table(options.tolerance).rich())
+    print_table(console, found.table(options.tolerance))
     for line in found.lines():
         console.print(shown(f"• {line}", 1000), markup=False)
     if both:

@@ -1,9 +1,17 @@
-"""`nmsfree bench report`: result files as one page for people who were not there."""
+"""One page from result files: question, answer, pictures, tables, device, how to repeat it.
+
+The page is a single file that loads nothing from elsewhere. A run that something disturbed says
+so in red. Files of an older format are left out and named.
+
+Example: nmsfree bench report
+
+Of two runs: nmsfree bench report a.json b.json --out report.html --markdown report.md
+"""
 
 import base64
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -48,7 +56,8 @@ GLOSSARY = {
     "memory.",
     "!": "the calls of this row differ much (interquartile range above 10 % of the median).",
 }
-Questions = Mapping[str, Question]  # by kind, in the order of the page
+ORDER = ("table", "nms", "jitter", "frontier", "throughput", "overhead", "roofline")  # of kinds
+FindQuestion = Callable[[str], Question | None]  # of a kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,58 +75,41 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A result file that was read.
-
-    Attributes:
-        path: of the result file; sha256: of its bytes.
-        picture: PNG of the same name beside it; None = there is none.
-    """
+    """A result file that was read."""
 
     path: Path
     results: Results
-    sha256: str
-    picture: Path | None
+    sha256: str  # of its bytes
+    picture: Path | None  # PNG of the same name beside it; None = there is none
 
 
 @dataclass(frozen=True)
 class Section:
-    """One result file.
-
-    Attributes:
-        answer: the first conclusion; said: the others.
-        doubts: why its times are wider than they need be; empty = nothing disturbed it.
-        tables: what to read; details: what to look up.
-        about: (what, value): device, versions, command, file.
-    """
+    """One result file."""
 
     kind: str
     title: str
     question: str
-    answer: str
-    said: tuple[str, ...]
-    doubts: tuple[str, ...]
+    answer: str  # the first conclusion
+    said: tuple[str, ...]  # the others
+    doubts: tuple[str, ...]  # why its times are wider than they need be
     quick: bool
     pictures: tuple[Picture, ...]
-    tables: tuple[Table, ...]
-    details: tuple[Table, ...]
-    about: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]  # what to read
+    details: tuple[Table, ...]  # what to look up
+    about: tuple[tuple[str, str], ...]  # (what, value): device, versions, command, file
     command: str
     skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report shows, in order.
-
-    Attributes:
-        title: of the whole; made_of: the days of its runs.
-        skipped: files that were left out → why.
-    """
+    """All that a report shows, in order."""
 
     title: str
-    made_of: str
+    made_of: str  # the days of its runs
     sections: tuple[Section, ...]
-    skipped: Mapping[str, str]
+    skipped: Mapping[str, str]  # files that were left out → why
     glossary: Mapping[str, str]
 
     @property
@@ -128,8 +120,7 @@ class Page:
 def open_file(path: Path) -> Found:
     """Read a result file.
 
-    Raises:
-        InputError: it cannot be read, is no result file, or is of another format.
+    InputError: it cannot be read, is no result file, or is of another format.
     """
     data = read_bytes(path)
     picture = path.with_suffix(".png")
@@ -137,7 +128,7 @@ def open_file(path: Path) -> Found:
     return Found(path, read(path, data), sha256(data).hexdigest(), there)
 
 
-def newest_of_each_kind(folder: Path, questions: Questions) -> tuple[list[Found], dict[str, str]]:
+def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
     """Read the newest result file of each kind in a folder, in the order of kinds.
 
     Returns:
@@ -162,18 +153,16 @@ def newest_of_each_kind(folder: Path, questions: Questions) -> tuple[list[Found]
         raise InputError(
             f"{folder}: no result of format {FORMAT_VERSION} in it, run one first{also}"
         )
-    order = list(questions)
-    kinds = sorted(newest, key=lambda k: order.index(k) if k in order else len(order))
+    kinds = sorted(newest, key=lambda k: ORDER.index(k) if k in ORDER else len(ORDER))
     return [newest[kind] for kind in kinds], skipped
 
 
 def make_page(
-    found: Sequence[Found], questions: Questions, skipped: Mapping[str, str] | None = None
+    found: Sequence[Found], find_question: FindQuestion, skipped: Mapping[str, str] | None = None
 ) -> Page:
     """Put result files into words and pictures; nothing in it depends on when that is done.
 
-    Raises:
-        InputError: figures of a file are none that its kind of benchmark writes.
+    InputError: figures of a file are none that its kind of benchmark writes.
     """
     days = sorted(
         {f"{datetime.strptime(f.results.stamp, '%Y%m%dT%H%M%SZ'):%Y-%m-%d}" for f in found}
@@ -184,7 +173,7 @@ def make_page(
     for one in found:
         kind = one.results.kind
         try:  # the schema leaves figures and facts open; each kind takes from them what it wrote
-            section = _section(one, questions.get(kind), dated=kinds.count(kind) > 1)
+            section = _section(one, find_question(kind), dated=kinds.count(kind) > 1)
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise InputError(
                 f"{one.path}: figures that no {kind} run writes "
@@ -215,9 +204,9 @@ def _section(found: Found, question: Question | None, dated: bool) -> Section:
     details = [make(results) for make in (ratios_table, facts_table, settings_table)]
     return Section(
         kind=results.kind,
-        title=(question.short if question else results.kind)
+        title=(question.SHORT if question else results.kind)
         + (f", {results.stamp}" if dated else ""),
-        question=question.asks if question else "",
+        question=question.ASKS if question else "",
         answer=answer,
         said=tuple(said[1:]),
         doubts=results.doubts(),
@@ -251,7 +240,7 @@ def _about(found: Found) -> Iterator[tuple[str, str]]:
 def _pictures(found: Found, question: Question | None) -> list[Picture]:
     """Drawn here where the kind can, else the PNG that the run left, else plain bars."""
     results = found.results
-    drawn = question.pictures(results) if question is not None and question.pictures else []
+    drawn: list[Picture] = getattr(question, "page_pictures", lambda _: [])(results)
     if drawn:
         return drawn
     if found.picture is not None:
@@ -337,7 +326,7 @@ def _section_lines(section: Section, folder: Path) -> Iterator[str]:
     yield from _pairs((f"skipped {name}", reason) for name, reason in section.skipped.items())
 
 
-def write_report(options: Options, questions: Questions) -> None:
+def main(options: Options, find_question: FindQuestion) -> None:
     """Write the page, and print each question with its answer."""
     chosen = options.files or ()
     inputs = [x for x in options.results.glob("*") if x.suffix in (".json", ".png")]
@@ -346,8 +335,8 @@ def write_report(options: Options, questions: Questions) -> None:
     if chosen:
         found = [open_file(path) for path in chosen]
     else:
-        found, skipped = newest_of_each_kind(options.results, questions)
-    page = make_page(found, questions, skipped)
+        found, skipped = newest_of_each_kind(options.results)
+    page = make_page(found, find_question, skipped)
     write_atomic(options.out, to_html(page).encode())
     written = [options.out]
     if options.markdown is not None:

@@ -105,11 +105,7 @@ class Values:
 
 
 def load_model(path: Path) -> ModelProto:
-    """Read an ONNX file.
-
-    Raises:
-        ModelError: it is missing or no ONNX file.
-    """
+    """Read an ONNX file (ModelError: it is missing or no ONNX file)."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:

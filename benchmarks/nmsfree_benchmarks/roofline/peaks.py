@@ -188,7 +188,7 @@ def product_session(
     )
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
-    return open_session(model, threads, spinning)
+    return open_session(model, threads, spinning=spinning)
 
 
 def constant_work(threads: int) -> Call:
@@ -252,8 +252,7 @@ def _copy_probe(threads: int, mib: int) -> Probe:
 def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
     """All probes of an NVIDIA GPU at once; FP32 with TF32 off, and TF32 by itself.
 
-    Raises:
-        EngineError: PyTorch finds no such GPU.
+    EngineError: PyTorch finds no such GPU.
     """
     skipped = {"int8": "PyTorch has no plain INT8 matrix product to measure on a GPU"}
     return [make() for make in cuda_makers(index)], skipped
@@ -262,8 +261,7 @@ def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
 def cuda_makers(index: int = 0) -> list[Callable[[], Probe]]:
     """What makes the probes: each takes hundreds of megabytes once it is made.
 
-    Raises:
-        EngineError: PyTorch finds no such GPU.
+    EngineError: PyTorch finds no such GPU.
     """
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
         raise EngineError(

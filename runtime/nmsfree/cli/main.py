@@ -85,17 +85,17 @@ def load_command(name: str) -> Any:
         # Whatever options follow, the answer is what to install.
         app.command(name, context_settings=_ANYTHING if found is None else None)(command)
     loaded = typer.main.get_group(app).commands[name]
-    _check_numbers(loaded)
+    check_numbers(loaded)
     return loaded
 
 
-def _check_numbers(command: Any) -> None:
+def check_numbers(command: Any) -> None:
     """Let the options of a command and its sub-commands take no NaN, infinity or huge integer.
 
     A comparison with a bound lets NaN pass.
     """
     for child in getattr(command, "commands", {}).values():
-        _check_numbers(child)
+        check_numbers(child)
     for option in command.params:
         option.callback = _checked(option.callback)
 

@@ -1,1 +1,47 @@
-"""How fast is each detector, with NMS and without, and how right?"""
+"""How fast is each detector, with NMS and without, and how right? Here its options alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+from nmsfree.errors import InputError
+from nmsfree.options import Option
+from nmsfree_benchmarks.harness.options import CPU, RunOptions
+
+SIZES = ("nano", "large")
+DEVICES = (CPU, "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunOptions):
+    """A quick run has of the large models only the rows that the ratios need."""
+
+    quick: Annotated[
+        bool, Option("Two minutes on a processor: fewer rounds and rows.", flags=("--quick",))
+    ] = False
+    weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
+        Path("weights")
+    )
+    data: Annotated[
+        Path, Option("Digits set: val for AP, train for INT8; made elsewhere when missing.")
+    ] = Path("data/digits")
+    out: Annotated[Path, Option("Where the report is written: JSON, Markdown, picture.")] = Path(
+        "runs/bench"
+    )
+    seconds: Annotated[
+        float | None, Option("Time for the rounds of each input size.", min=0, max=86400)
+    ] = None
+    size: Annotated[str | None, Option("Only nano (digits) or only large (512 × 736).")] = None
+    device: Annotated[str, Option("Where the models run: cpu or cuda.")] = CPU
+
+    def checked(self) -> Self:
+        """An engine that is not there is skipped later, so none is tried."""
+        if self.device not in DEVICES:
+            raise InputError(f"device is {self.device!r}, the benchmark runs on: cpu, cuda")
+        if self.device == "cuda":
+            from nmsfree_benchmarks.harness.engines import the_gpu
+
+            the_gpu()  # without one, that is the reason to give
+        if self.size not in (None, *SIZES):
+            raise InputError(f"size is {self.size!r}, expected one of: {', '.join(SIZES)}")
+        return self

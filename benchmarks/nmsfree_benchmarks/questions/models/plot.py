@@ -1,16 +1,11 @@
 """The picture of `nmsfree bench`, and those of the page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.records import Record, Results
-from nmsfree_benchmarks.report.svg import Picture, bars_picture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 from nmsfree_benchmarks.questions.models.words import NAMES, by_size, stage_ms
+from nmsfree_benchmarks.report.svg import Picture, bars_picture
 
 COLOURS = {"preprocess": "#E69F00", "network": "#56B4E9", "postprocess": "#D55E00"}
 LABELS = {
@@ -23,8 +18,6 @@ GAP = 0.9  # between models in the picture, in bars
 
 def draw(results: Results, path: Path) -> None:
     """Latency bars split by stage, one panel for each input size."""
-    from nmsfree_benchmarks.harness import plots
-
     groups = by_size(results)
     heights = [len(rows) + GAP * len({r.state.model for r in rows}) for rows in groups.values()]
     figure = plots.new_figure(10, 1.7 + 0.3 * sum(heights))
@@ -38,10 +31,8 @@ def draw(results: Results, path: Path) -> None:
     plots.finish(figure, results, "Latency of one image by stage, median", path)
 
 
-def _panel(panel: "Axes", rows: list[Record]) -> None:
+def _panel(panel: "plots.Axes", rows: list[Record]) -> None:
     """Bars from top to bottom, a gap and a heading before each model."""
-    from nmsfree_benchmarks.harness import plots
-
     longest, y, ticks, model = max(r.summary.p50 for r in rows), 0.0, [], ""
     for row in rows:
         state, summary = row.state, row.summary

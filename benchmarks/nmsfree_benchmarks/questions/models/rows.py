@@ -3,60 +3,46 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nmsfree.backends.contract import one_line
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, NmsfreeError
-from nmsfree_benchmarks.harness.engines import CPU, DEPLOYED, ENGINES, Engine
+from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.harness.memory import MemoryMeter
+from nmsfree_benchmarks.harness.options import CPU, RunOptions
 from nmsfree_benchmarks.harness.records import Record
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import STAGES, shares
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Rounds, Stopwatch, timed
-
-if TYPE_CHECKING:
-    from nmsfree_benchmarks.harness.weights import Weights
-    from nmsfree_export.options import Precision
-
-from nmsfree_benchmarks.questions.models.words import COMPILED, EAGER
+from nmsfree_benchmarks.harness.weights import Weights
+from nmsfree_benchmarks.questions.models.words import COMPILED, EAGER, OTHERS, in_precision
+from nmsfree_export.options import Precision
 
 LOAD_PICTURES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Models of one size, whose rows take turns.
+    """Models of one size, whose rows take turns."""
 
-    Attributes:
-        size: one of `SIZES`.
-        images: BGR uint8, what the times are measured on.
-        judged: images for AP; None where the weights mean nothing on them.
-        engines: of `CPU_ENGINES`, to time where the device is the processor.
-    """
-
-    size: str
-    weights: "Sequence[Weights]"
-    images: list[Image]
-    judged: DetectionDataset | None
-    engines: Sequence[str]
+    size: str  # one of `SIZES`
+    weights: Sequence[Weights]
+    images: list[Image]  # what the times are measured on
+    judged: DetectionDataset | None  # images for AP; None where the weights mean nothing on them
+    engines: Sequence[str]  # of `CPU_ENGINES`, to time where the device is the processor
 
 
 @dataclass(eq=False)
 class Row:
-    """A subject with what is timed of it besides.
-
-    Attributes:
-        graph: the exported file that is run, or that has the same network.
-        in_graph, bare: the part of an ONNX graph behind its raw maps, and the engine alone.
-    """
+    """A subject with what is timed of it besides."""
 
     subject: Subject
-    graph: Path
-    in_graph: Call | None = None
-    bare: Call | None = None
+    graph: Path  # the exported file that is run, or that has the same network
+    in_graph: Call | None = None  # the part of an ONNX graph behind its raw maps
+    bare: Call | None = None  # the engine alone
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,18 +87,24 @@ def time_with_peaks(
     return rounds, limit
 
 
-def open_rows(group: Group, extra: "Sequence[tuple[Engine, Precision]]", run: Run) -> list[Row]:
+def others_of(options: RunOptions) -> list[tuple[Engine, Precision]]:
+    """Further engines, each with the precision of its file."""
+    if options.quick and options.device == CPU:
+        return []
+    return [(in_precision(ENGINES[key], kind), kind) for key, kind in OTHERS[options.device]]
+
+
+def open_rows(group: Group, run: Run) -> list[Row]:
     """Export every model in every precision, and put it into every engine of the device.
 
-    Raises:
-        GateError: an FP32 file, which all else is held against, could not be made.
+    GateError: an FP32 file, which all else is held against, could not be made.
     """
     threads, device = run.options.cores, run.options.device
     plain = [Subject(weights, ENGINES[DEPLOYED], threads) for weights in group.weights]
     others = [
         Subject(weights, engine, threads, precision)
         for weights in group.weights
-        for engine, precision in extra
+        for engine, precision in others_of(run.options)
     ]
     made = run.export([*plain, *others], f"export {group.size}")
     for subject in plain:
@@ -146,10 +138,9 @@ def cpu_rows(subject: Subject, group: Group, run: Run) -> list[Row]:
 def eager_rows(subject: Subject, group: Group, run: Run, device: str) -> list[Row]:
     """A checkpoint in eager PyTorch, with each kind of post-processing.
 
-    Args:
-        subject: its exported file, open, which knows how pictures become inputs.
+    The `subject` is its exported file, open, which knows how pictures become inputs.
     """
-    from nmsfree_benchmarks.questions.eager import eager_backends, nms_load
+    from nmsfree_benchmarks.questions.models.eager import eager_backends, nms_load
 
     weights, watch = subject.weights, Stopwatch()
     assert weights is not None
@@ -177,7 +168,7 @@ def _in_torch(subject: Subject, key: str, watch: Stopwatch, device: str) -> Subj
 
 def torch_rows(subject: Subject, group: Group, run: Run, device: str) -> list[Row]:
     """A checkpoint in PyTorch on a GPU, eager and compiled; what does not run there is skipped."""
-    from nmsfree_benchmarks.questions.eager import CompiledBackend
+    from nmsfree_benchmarks.questions.models.eager import CompiledBackend
 
     assert subject.weights is not None
     with Detector(subject.file) as onnx:
@@ -218,7 +209,6 @@ def judge(rows: Sequence[Row], judged: DetectionDataset, step: Callable[[int, in
     """Measure AP with the very detectors that are timed."""
     from nmsfree.evaluation.evaluate import evaluate
 
-    step(0, len(rows))
     for done, row in enumerate(rows, start=1):
         metrics = evaluate(row.subject.detector, judged)
         row.subject.ap = {

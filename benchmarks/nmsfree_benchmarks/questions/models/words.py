@@ -4,8 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nmsfree_benchmarks.harness.engines import CPU, DEPLOYED, ENGINES, REFERENCES, Engine
-from nmsfree_benchmarks.harness.records import EAGER_BY, FP32_BY, Ratio, Record, Results
+from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, REFERENCES, Engine
+from nmsfree_benchmarks.harness.options import CPU
+from nmsfree_benchmarks.harness.records import (
+    EAGER_BY,
+    FP32_BY,
+    Ratio,
+    Record,
+    Results,
+    grouped,
+    said_of_doubtful,
+)
 from nmsfree_benchmarks.harness.statistics import STAGES, Interval, ratio
 from nmsfree_benchmarks.harness.subject import HASH_DIGITS
 from nmsfree_benchmarks.harness.table import Table, number, percent
@@ -67,10 +76,7 @@ def detectors(results: Results) -> list[Record]:
 
 def by_size(results: Results) -> dict[tuple[tuple[int, int], int], list[Record]]:
     """The detectors by input size (height, width) and classes: those that took turns."""
-    found: dict[tuple[tuple[int, int], int], list[Record]] = {}
-    for record in detectors(results):
-        found.setdefault((record.state.size, record.state.classes), []).append(record)
-    return found
+    return grouped(detectors(results), lambda r: (r.state.size, r.state.classes))
 
 
 def reference_of(rows: Sequence[Record], model: str) -> Record | None:
@@ -103,14 +109,11 @@ def ratios(results: Results) -> Iterator[Ratio]:
 
 def facts(results: Results) -> dict[str, Any]:
     """Each engine beside another, the models' APs, and how near to their limits they are."""
-    found: dict[str, dict[str, float]] = {
-        "onnxruntime_speedup": {},
-        "detector_overhead": {},
-        "onnxruntime_postprocess_ms": {},
-        "ap_gap": {},
-        "share_of_limit": {},
-        "speed_beside_fp32": {},
-    }
+    names = (
+        *("onnxruntime_speedup", "detector_overhead", "onnxruntime_postprocess_ms", "ap_gap"),
+        *("share_of_limit", "speed_beside_fp32"),
+    )
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
     for rows in by_size(results).values():
         for row in rows:
             state, model = row.state, row.state.model
@@ -125,10 +128,8 @@ def facts(results: Results) -> dict[str, Any]:
                     speed = round(ratio(plain.times, row.times), 3)
                     found["speed_beside_fp32"][row.name] = speed
                 continue
-            eager, bare = (
-                named(results, f"{model} {BASELINE}"),
-                named(results, f"{row.name} bare"),
-            )
+            eager = named(results, f"{model} {BASELINE}")
+            bare = named(results, f"{row.name} bare")
             if eager is not None:
                 found["onnxruntime_speedup"][model] = round(ratio(eager.times, row.times), 3)
             if bare is not None:
@@ -136,13 +137,10 @@ def facts(results: Results) -> dict[str, Any]:
             if state.engine == DEPLOYED:
                 ms = stage_ms(row)["postprocess"]
                 found["onnxruntime_postprocess_ms"][model] = round(ms, 3)
-            with_nms = [
-                other.state.ap
-                for other in rows
-                if other.state.nms and other.state.engine == state.engine
-            ]
-            if state.nms is None and state.ap is not None and with_nms and with_nms[0] is not None:
-                found["ap_gap"][model] = round(state.ap - with_nms[-1], 5)  # type: ignore[operator]
+            states = [r.state for r in rows if r.state.nms and r.state.engine == state.engine]
+            with_nms = states[-1].ap if states else None
+            if state.nms is None and state.ap is not None and with_nms is not None:
+                found["ap_gap"][model] = round(state.ap - with_nms, 5)
     return found
 
 
@@ -240,12 +238,7 @@ def notes(results: Results) -> Iterator[str]:
         )
     for count in sorted({r.state.ap_images for r in found if r.state.ap is not None}):
         yield f"AP on {count} images of digits val, of the very file and engine that is timed."
-    doubtful = sum(not r.summary.trusted for r in found)
-    if doubtful:
-        yield (
-            f"! {doubtful} of {len(found)} rows distrust themselves: their interquartile range is "
-            "above 10 % of the median."
-        )
+    yield from said_of_doubtful(found)
 
 
 def _listed(results: Results, found: Sequence[Record]) -> Iterator[str]:

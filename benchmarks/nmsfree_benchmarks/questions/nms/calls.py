@@ -18,6 +18,7 @@ native engine has NMS behind it, on the host: the runtime's own clock then tells
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from nmsfree.errors import GateError, InputError
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec
+from nmsfree_benchmarks.harness.crowd import FOUND_ABOVE, IOU
 from nmsfree_benchmarks.harness.graphs import (
     DETECTIONS,
     SELECTED,
@@ -43,7 +45,6 @@ from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.subject import Subject, split_host_nms
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
-from nmsfree_benchmarks.questions.crowd import FOUND_ABOVE, IOU
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
 
@@ -53,16 +54,11 @@ Kept = list[NDArray[np.int64]]  # of each image the rows that stay, in any order
 
 
 class Candidates(NamedTuple):
-    """What enters NMS, of N images.
+    """What enters NMS, of N images."""
 
-    boxes: float32 [N, T, 4], xyxy in input pixels.
-    scores: float32 [N, T].
-    classes: int64 [N, T].
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int64]
+    boxes: NDArray[np.float32]  # [N, T, 4], xyxy in input pixels
+    scores: NDArray[np.float32]  # [N, T]
+    classes: NDArray[np.int64]  # [N, T]
 
     def of(self, images: Sequence[int]) -> "Candidates":
         """Those of some images."""
@@ -75,25 +71,18 @@ class Candidates(NamedTuple):
 
 
 Nms = Callable[[Candidates], Kept]
-One = Callable[[Any, Any, Any], NDArray[np.int64]]  # boxes, scores, classes of an image → rows
+Best = Callable[[Any, Any, Any], Any]  # boxes, scores, classes of an image → rows
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an implementation is made for.
+    """What an implementation is made for."""
 
-    Attributes:
-        spec: of the o2m model.
-        candidates: T, of each image.
-        floor, iou: scores above the one take part; boxes overlapping by more than the other go.
-        threads: of engines that use several.
-    """
-
-    spec: ModelSpec
-    candidates: int
-    floor: float
-    iou: float
-    threads: int
+    spec: ModelSpec  # of the o2m model
+    candidates: int  # of each image
+    floor: float  # scores above it take part
+    iou: float  # boxes overlapping by more go
+    threads: int  # of engines that use several
 
 
 def onnx_nms(setting: Setting) -> Nms:
@@ -108,40 +97,32 @@ def onnx_nms(setting: Setting) -> Nms:
     return run
 
 
-def _by_image(one: One) -> Nms:
+def _by_image(best: Best, setting: Setting) -> Nms:
+    """Of each image the candidates above the floor, which comes before anything is converted."""
+
+    def one(boxes: Any, scores: Any, classes: Any) -> NDArray[np.int64]:
+        rows = np.flatnonzero(scores > np.float32(setting.floor))
+        return rows[np.asarray(best(boxes[rows], scores[rows], classes[rows]), dtype=np.int64)]
+
     return lambda found: [one(*own) for own in zip(*found, strict=True)]
 
 
 def opencv_nms(setting: Setting) -> Nms:
     """`cv2.dnn.NMSBoxesBatched`, image by image."""
 
-    def run(boxes: Any, scores: Any, classes: Any) -> NDArray[np.int64]:
-        # Every box is converted one by one, so those under the floor are left out before.
-        rows = np.flatnonzero(scores > np.float32(setting.floor))
-        corners = boxes[rows]
+    def run(corners: Any, scores: Any, classes: Any) -> Any:
         sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        best = cv2.dnn.NMSBoxesBatched(  # arrays are taken as well, and are faster
-            sides,  # type: ignore[arg-type]
-            scores[rows],
-            classes[rows].astype(np.int32),
-            setting.floor,
-            setting.iou,
-        )
-        return rows[np.asarray(best, dtype=np.int64)]
+        kinds = classes.astype(np.int32)  # arrays are taken as well, and are faster
+        return cv2.dnn.NMSBoxesBatched(sides, scores, kinds, setting.floor, setting.iou)  # type: ignore[arg-type]
 
-    return _by_image(run)
+    return _by_image(run, setting)
 
 
-def _in_numpy(at_once: bool) -> Callable[[Setting], Nms]:
-    def make(setting: Setting) -> Nms:
-        def run(boxes: Any, scores: Any, classes: Any) -> NDArray[np.int64]:
-            rows = np.flatnonzero(scores > np.float32(setting.floor))
-            best = suppress(boxes[rows], scores[rows], classes[rows], setting.iou, at_once=at_once)
-            return rows[best]
+def numpy_nms(setting: Setting, *, at_once: bool) -> Nms:
+    def run(boxes: Any, scores: Any, classes: Any) -> Any:
+        return suppress(boxes, scores, classes, setting.iou, at_once=at_once)
 
-        return _by_image(run)
-
-    return make
+    return _by_image(run, setting)
 
 
 def torchvision_nms(setting: Setting) -> Nms:
@@ -149,22 +130,16 @@ def torchvision_nms(setting: Setting) -> Nms:
     import torch
 
     batched_nms = import_module("torchvision.ops").batched_nms
-
-    def run(*found: Any) -> NDArray[np.int64]:
-        boxes, scores, classes = map(torch.from_numpy, found)
-        rows = torch.nonzero(scores > setting.floor)[:, 0]
-        best = batched_nms(boxes[rows], scores[rows], classes[rows], setting.iou)
-        kept: NDArray[np.int64] = rows[best].numpy()
-        return kept
-
-    return _by_image(run)
+    return _by_image(
+        lambda *found: batched_nms(*map(torch.from_numpy, found), setting.iou), setting
+    )
 
 
 # The first is what the others are held against: the published post-processing, a greedy loop over
 # the boxes of each class. "host" is what this runtime does behind a TensorRT-RTX engine.
 MAKERS: dict[str, Callable[[Setting], Nms]] = {
-    REFERENCE: _in_numpy(at_once=False),
-    "host": _in_numpy(at_once=True),
+    REFERENCE: partial(numpy_nms, at_once=False),
+    "host": partial(numpy_nms, at_once=True),
     "onnx": onnx_nms,
     "opencv": opencv_nms,
     "torchvision": torchvision_nms,
@@ -173,33 +148,23 @@ NAMES = (*MAKERS, "efficientnms")
 
 
 def choose(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """Which implementations run here, the reference first, and why others do not.
+    """Which of `NAMES` run here, the reference first and always, and why others do not.
 
-    Args:
-        names: some of `NAMES`; None takes all. The reference runs always.
-
-    Raises:
-        InputError: there is no such implementation.
+    InputError: there is no such implementation.
     """
     for name in names or ():
         if name not in NAMES:
             raise InputError(f"implementation is {name!r}, expected one of: {', '.join(NAMES)}")
+    plugin = "this project does not run TensorRT's plugin yet: it has timed NMS on processors only"
+    if find_spec("tensorrt") is None:
+        plugin = "TensorRT, whose plugin it is, is not installed"
+    absent = {"efficientnms": plugin}
+    if find_spec("torchvision") is None:
+        reason = "torchvision is not installed, and nothing of this project needs it"
+        absent = {"torchvision": reason, **absent}
     wanted = [name for name in NAMES if names is None or name in (*names, REFERENCE)]
-    missing = {name: reason for name in wanted if (reason := _missing(name))}
+    missing = {name: reason for name, reason in absent.items() if name in wanted}
     return [name for name in wanted if name not in missing], missing
-
-
-def _missing(name: str) -> str | None:
-    """Why an implementation does not run here; None where it does."""
-    if name == "torchvision" and find_spec("torchvision") is None:
-        return "torchvision is not installed, and nothing of this project needs it"
-    if name == "efficientnms" and find_spec("tensorrt") is None:
-        return "TensorRT, whose plugin it is, is not installed"
-    if name == "efficientnms":
-        return (
-            "this project does not run TensorRT's plugin yet: it has timed NMS on processors only"
-        )
-    return None
 
 
 def agreement(kept: Kept, reference: Kept) -> float:
@@ -221,11 +186,8 @@ class Point:
     iou: float
     batch: int
 
-    def name(self, implementation: str) -> str:
-        return (
-            f"{implementation} objects {self.objects}, floor {self.floor:g}, IoU {self.iou:g}, "
-            f"batch {self.batch}"
-        )
+    def __str__(self) -> str:
+        return f"objects {self.objects}, floor {self.floor:g}, IoU {self.iou:g}, batch {self.batch}"
 
 
 def points(base: Point, axes: Mapping[str, Sequence[Any]]) -> list[Point]:
@@ -253,10 +215,9 @@ def find_candidates(session: Any, scenes: Sequence[Image]) -> Candidates:
 def nms_cases(
     point: Point, names: Sequence[str], found: Candidates, setting: Setting, count: int
 ) -> Iterator[Case]:
-    """Every implementation at a point; what each keeps is held against the reference.
+    """Every implementation at a point, the reference first, which the others are held against.
 
     Args:
-        names: of `MAKERS`, the reference first.
         found: candidates of the scenes with so many objects.
         count: prepared inputs of a call, which take turns.
 
@@ -272,7 +233,7 @@ def nms_cases(
         same = min(agreement(a, b) for a, b in zip(kept, reference, strict=True))
         if same < AGREE:
             raise GateError(
-                f"{point.name(name)}: keeps other boxes than {REFERENCE}, {same:.1%} the same, "
+                f"{name} {point}: keeps other boxes than {REFERENCE}, {same:.1%} the same, "
                 f"expected {AGREE:.1%}: times of different results cannot be compared"
             )
         figures = {
@@ -281,7 +242,7 @@ def nms_cases(
             "same_as_reference": round(same, 5),
         }
         about = {"measured": "alone", "implementation": name, **vars(point)}
-        yield Case(point.name(name), on_slots(run, inputs), about, figures)
+        yield Case(f"{name} {point}", on_slots(run, inputs), about, figures)
 
 
 class HeadParts:
@@ -317,26 +278,15 @@ class HeadParts:
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """The detectors that are timed against each other on one set of scenes.
+    """The detectors that are timed against each other on one set of scenes."""
 
-    Attributes:
-        with_nms: the o2m detector at each score floor.
-        others: by what they are: the NMS-free one, and without its filter, if there are any.
-        in_parts: time the graph's parts, too: they run in ONNX Runtime on the processor.
-        measured: what the records are filed under.
-    """
-
-    with_nms: Sequence[Subject]
-    others: Mapping[str, Subject]
-    in_parts: bool = True
-    measured: str = "call"
+    with_nms: Sequence[Subject]  # the o2m detector at each score floor
+    others: Mapping[str, Subject]  # the NMS-free one, and without its filter, if there are any
+    in_parts: bool = True  # time the graph's parts, too: they run in ONNX Runtime on the processor
+    measured: str = "call"  # what the records are filed under
 
     def cases(self, scenes: Mapping[int | None, Sequence[Image]]) -> Iterator[Case]:
-        """Everything that takes turns.
-
-        Args:
-            scenes: by the number of objects; None where it is not known.
-        """
+        """Everything that takes turns; scenes are by their objects, None where not known."""
         subject = self.with_nms[0]
         cut = open_session(without_nms(subject.file), subject.threads)
         for objects, images in scenes.items():

@@ -1,24 +1,17 @@
 """The picture of `nmsfree bench nms`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.records import Results
 from nmsfree_benchmarks.harness.statistics import Interval, milliseconds
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 from nmsfree_benchmarks.questions.nms.prices import AXES, HEAD, NAMES, fact, key, price_of
 
 
 def draw(results: Results, path: Path) -> None:
     """NMS alone over each axis, whole calls over objects, and what NMS takes of these."""
-    from nmsfree_benchmarks.harness import plots
-
     alone = bool(results.where(measured="alone"))
     figure = plots.new_figure(11, 8 if alone else 4.4)
     rows = figure.subfigures(1 + alone, 1, squeeze=False, height_ratios=(1, 1.05)[-1 - alone :])
@@ -45,10 +38,8 @@ def draw(results: Results, path: Path) -> None:
     plots.finish(figure, results, "The price of NMS", path)
 
 
-def _alone_panel(panel: "Axes", results: Results, axis: str) -> None:
+def _alone_panel(panel: "plots.Axes", results: Results, axis: str) -> None:
     """One line for each implementation over one axis; values are evenly spaced."""
-    from nmsfree_benchmarks.harness import plots
-
     base = results.settings["base"]
     others = {name: value for name, value in base.items() if name != axis}
     records = results.where(measured="alone", **others)
@@ -95,10 +86,8 @@ def _floors(results: Results, what: str) -> list[float]:
     return sorted({float(r.parameters["floor"]) for r in found})
 
 
-def _calls_panel(panel: "Axes", results: Results) -> None:
+def _calls_panel(panel: "plots.Axes", results: Results) -> None:
     """Whole calls over the number of objects: one line for each floor, and the NMS-free one."""
-    from nmsfree_benchmarks.harness import plots
-
     lines = [("NMS-free", f, plots.SERIES[0], "NMS-free") for f in _floors(results, "NMS-free")]
     lines += [
         ("with NMS", floor, plots.SERIES[i], f"NMS, floor {floor:g}")
@@ -122,9 +111,8 @@ def _calls_panel(panel: "Axes", results: Results) -> None:
     plots.label_ends(panel, ends, 11)
 
 
-def _shares_panel(panel: "Axes", results: Results) -> None:
+def _shares_panel(panel: "plots.Axes", results: Results) -> None:
     """Shares of the call with their intervals, over objects and floors."""
-    from nmsfree_benchmarks.harness import plots
 
     def mark(x: float, share: Interval, marker: str, colour: str) -> None:
         if share.known:

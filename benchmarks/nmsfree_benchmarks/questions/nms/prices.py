@@ -1,7 +1,7 @@
 """What the price of NMS is: ratios and facts read from the times, in tables and sentences."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +9,6 @@ from nmsfree_benchmarks.harness.engines import ran_in
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results
 from nmsfree_benchmarks.harness.statistics import Interval, difference, milliseconds
 from nmsfree_benchmarks.harness.table import Table
-
-if TYPE_CHECKING:
-    pass
 
 HEAD, UNFILTERED, REFERENCE = "NMS-free head", "NMS-free, filter taken out", "numpy"
 ON_HOST = "nms"  # the part of a call in which the runtime does NMS behind a native engine

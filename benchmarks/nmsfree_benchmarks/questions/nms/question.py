@@ -1,21 +1,31 @@
-"""`nmsfree bench nms`: what NMS costs, alone and as part of a call."""
+"""The price of NMS: over objects, score floor, IoU threshold, batch and implementation.
+
+First the NMS alone, on the candidates that a trained detector finds in scenes of 0 to 500
+digits, one setting varied at a time; implementations that keep different boxes are refused.
+Then whole calls: Detector(image) with NMS beside the NMS-free one, and what NMS takes of it.
+On another device than the processor whole calls alone; behind a TensorRT-RTX engine NMS runs on
+the host, and is told apart.
+
+Example: nmsfree bench nms
+
+A first look: nmsfree bench nms --quick
+
+Only one implementation: nmsfree bench nms --implementation onnx --seconds 30
+
+On a GPU: nmsfree bench nms --device tensorrt-rtx
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.errors import InputError
 from nmsfree.options import Option
 from nmsfree.spec import NmsSpec
-from nmsfree_benchmarks.harness.engines import CPU, engine_of
-from nmsfree_benchmarks.harness.pictures import TILES, full_hd, make_crowd
-from nmsfree_benchmarks.harness.records import Record
-from nmsfree_benchmarks.harness.run import Case, OnDevice, Question, Run, RunOptions, answer
-from nmsfree_benchmarks.harness.timer import Image, Plan, slots
-from nmsfree_benchmarks.questions.crowd import (
+from nmsfree_benchmarks.harness.crowd import (
     IOU,
     LOWEST_FLOOR,
     TOP_K,
@@ -24,10 +34,24 @@ from nmsfree_benchmarks.questions.crowd import (
     crowd_subjects,
     without_filter,
 )
-
-if TYPE_CHECKING:
-    from nmsfree_benchmarks.questions.nms.calls import Contest, Point
-
+from nmsfree_benchmarks.harness.engines import engine_of
+from nmsfree_benchmarks.harness.graphs import open_session, without_nms
+from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.pictures import TILES, full_hd, make_crowd
+from nmsfree_benchmarks.harness.records import Record
+from nmsfree_benchmarks.harness.run import Case, Run
+from nmsfree_benchmarks.harness.timer import Image, Plan, slots
+from nmsfree_benchmarks.harness.weights import published
+from nmsfree_benchmarks.questions.nms.calls import (
+    Contest,
+    HeadParts,
+    Point,
+    Setting,
+    choose,
+    find_candidates,
+    nms_cases,
+    points,
+)
 from nmsfree_benchmarks.questions.nms.plot import draw
 from nmsfree_benchmarks.questions.nms.prices import (
     AXES,
@@ -40,6 +64,9 @@ from nmsfree_benchmarks.questions.nms.prices import (
     tables,
 )
 
+__all__ = ["conclusions", "draw", "facts", "notes", "ratios", "tables"]
+KIND, TITLE, SHORT = "nms", "The price of NMS", "The price of NMS"
+ASKS = "What does non-maximum suppression cost, and how does it grow with what is in the picture?"
 BASE_FLOOR = 0.05
 LARGE = "fcos_rt_r18_3x"
 LARGE_PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
@@ -49,25 +76,19 @@ LARGE_PLAN = Plan(seconds=60, min_rounds=10, lead_in=1, burst=2)
 class Range:
     """What is varied, and for how long it is timed.
 
-    Attributes:
-        objects, floors, ious, batches: values of each axis; the last number of objects, the
-            default floor and IoU, and batch 1 are the base point.
-        scenes: with each number of objects.
-        alone, call: plans of the two measurements.
+    The last number of objects, `BASE_FLOOR`, the default IoU and batch 1 are the base point.
     """
 
     objects: tuple[int, ...]
     floors: tuple[float, ...]
     ious: tuple[float, ...]
     batches: tuple[int, ...]
-    scenes: int
+    scenes: int  # with each number of objects
     alone: Plan
     call: Plan
 
     @property
-    def points(self) -> "list[Point]":
-        from nmsfree_benchmarks.questions.nms.calls import Point, points
-
+    def points(self) -> list[Point]:
         base = Point(self.objects[-1], BASE_FLOOR, IOU, 1)
         values = (self.objects, self.floors, self.ious, self.batches)
         # An empty picture at the lowest floor: weak candidates are everywhere, without overlap.
@@ -97,13 +118,6 @@ QUICK = Range(
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """What NMS is varied over, and on which scenes.
-
-    Attributes:
-        range: None takes `FULL` or `QUICK`.
-        tiles: to a side of a scene, 256 pixels each.
-    """
-
     data: Path = Path("data/digits")
     implementation: Annotated[
         tuple[str, ...] | None,
@@ -113,8 +127,8 @@ class Options(RunOptions):
         bool, Option("Also the published architecture at 512 × 736.", flags=("--large",))
     ] = False
     device: OnDevice = CPU
-    range: Range | None = None
-    tiles: int = TILES
+    range: Range | None = None  # None takes `FULL` or `QUICK`
+    tiles: int = TILES  # to a side of a scene, 256 pixels each
 
     @property
     def chosen(self) -> Range:
@@ -123,8 +137,7 @@ class Options(RunOptions):
     def left_out(self) -> dict[str, str]:
         """What cannot be measured on the device, and why.
 
-        Raises:
-            InputError: implementations were asked for on a device that has none of them.
+        InputError: implementations were asked for on a device that has none of them.
         """
         if self.device == CPU:
             return {}
@@ -145,11 +158,8 @@ class Options(RunOptions):
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Time NMS alone, whole calls, and those of the published architecture.
 
-    Raises:
-        GateError: implementations keep different boxes.
+    GateError: implementations keep different boxes.
     """
-    from nmsfree_benchmarks.questions.nms.calls import Contest, choose
-
     run.skipped = options.left_out()
     names: list[str] = []
     if not run.skipped:
@@ -194,27 +204,19 @@ def _rounds(
     records, burst = run.records(cases, images, options.timed(plan), f"rounds: {what}")
     run.settings["burst"][what] = burst
     for record in records:
-        host = (
-            {f"{ON_HOST}_ms": round(record.part_ms[ON_HOST], 4)} if ON_HOST in record.parts else {}
-        )
-        yield replace(record, figures={**record.figures, **host})
+        if ON_HOST in record.parts:
+            host = {f"{ON_HOST}_ms": round(record.part_ms[ON_HOST], 4)}
+            record = replace(record, figures={**record.figures, **host})
+        yield record
 
 
 def _alone(
-    contest: "Contest",
+    contest: Contest,
     scenes: dict[int | None, list[Image]],
     names: Sequence[str],
     options: Options,
 ) -> list[Case]:
     """Every implementation at every point, and the NMS-free head beside them."""
-    from nmsfree_benchmarks.harness.graphs import open_session, without_nms
-    from nmsfree_benchmarks.questions.nms.calls import (
-        HeadParts,
-        Setting,
-        find_candidates,
-        nms_cases,
-    )
-
     subject, free, count = contest.with_nms[0], contest.others["NMS-free"], options.chosen.scenes
     cut = open_session(without_nms(subject.file), options.cores)
     head = HeadParts(free.file, options.cores)
@@ -234,9 +236,6 @@ def _alone(
 
 def _large(options: Options, run: Run) -> list[Case]:
     """The published architecture at its size, with random weights where there are none."""
-    from nmsfree_benchmarks.harness.weights import published
-    from nmsfree_benchmarks.questions.nms.calls import Contest
-
     weights = published(LARGE, options.weights, options.work)
     subject = crowd_subject(weights, options, None)
     run.export_whole([subject], "export large")
@@ -246,38 +245,3 @@ def _large(options: Options, run: Run) -> list[Case]:
     digits = [make_scene("val", index).image for index in range(32)]
     contest = Contest(found, {}, options.device == CPU, "large")
     return list(contest.cases({None: full_hd(digits, options.chosen.scenes)}))
-
-
-QUESTION = Question(
-    "nms",
-    "The price of NMS",
-    "The price of NMS",
-    "What does non-maximum suppression cost, and how does it grow with what is in the picture?",
-    measure,
-    ratios,
-    facts,
-    tables,
-    conclusions,
-    notes,
-    draw,
-)
-
-
-def nms(options: Options) -> None:
-    """The price of NMS: over objects, score floor, IoU threshold, batch and implementation.
-
-    First the NMS alone, on the candidates that a trained detector finds in scenes of 0 to 500
-    digits, one setting varied at a time; implementations that keep different boxes are refused.
-    Then whole calls: Detector(image) with NMS beside the NMS-free one, and what NMS takes of it.
-    On another device than the processor whole calls alone; behind a TensorRT-RTX engine NMS runs on
-    the host, and is told apart.
-
-    Example: nmsfree bench nms
-
-    A first look: nmsfree bench nms --quick
-
-    Only one implementation: nmsfree bench nms --implementation onnx --seconds 30
-
-    On a GPU: nmsfree bench nms --device tensorrt-rtx
-    """
-    answer(QUESTION, options)

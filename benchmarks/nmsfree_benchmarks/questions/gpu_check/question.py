@@ -1,9 +1,15 @@
-"""`nmsfree bench gpu-check`: does this GPU do what is said of GPUs?
+"""Try on this machine's GPU what is claimed of GPUs: a line PASS, FAIL or SKIP for each.
 
-Each claim is tried in a process of its own, since a vendor's library may crash or hang:
-`python -m nmsfree_benchmarks.questions.gpu_check KEY FOLDER` tries one and ends with a line of
-JSON.
+Exit status 1 if a claim fails, 3 if there is no GPU to try them on. What cannot be tried is
+skipped with the reason, and what to install. `nmsfree bench --device cuda` measures speed.
+
+Example: nmsfree bench gpu-check
+
+Only some: nmsfree bench gpu-check --only engine --only threads
 """
+
+# Each claim is tried in a process of its own, since a vendor's library may crash or hang: this
+# module, run with KEY FOLDER, tries one and ends with a line of JSON.
 
 import json
 import shutil
@@ -24,7 +30,7 @@ from nmsfree.options import Option
 from nmsfree.text import shown
 from nmsfree_benchmarks.harness.engines import the_gpu
 from nmsfree_benchmarks.harness.run import console_for
-from nmsfree_benchmarks.questions.gpu_claims import (
+from nmsfree_benchmarks.questions.gpu_check.claims import (
     BY_KEY,
     CLAIMS,
     FREE,
@@ -36,6 +42,7 @@ from nmsfree_benchmarks.questions.gpu_claims import (
 
 Outcome = Literal["pass", "fail", "skip"]
 MARKS = {"pass": "[green]PASS[/]", "fail": "[red]FAIL[/]", "skip": "[yellow]SKIP[/]"}
+CHILD = "nmsfree_benchmarks.questions.gpu_check.question"
 LIMIT_S = 900  # the marked tests take the longest
 
 
@@ -51,32 +58,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim.
-
-    Attributes:
-        key, text: of the claim.
-        outcome: "skip" = it could not be tried here.
-        detail: what was seen, or why not.
-        seconds: it took this long.
-    """
+    """What became of a claim."""
 
     key: str
     text: str
-    outcome: Outcome
-    detail: str
+    outcome: Outcome  # "skip" = it could not be tried here
+    detail: str  # what was seen, or why not
     seconds: float
 
 
-def gpu_check(options: Options) -> None:
-    """Try on this machine's GPU what is claimed of GPUs: a line PASS, FAIL or SKIP for each.
-
-    Exit status 1 if a claim fails, 3 if there is no GPU to try them on. What cannot be tried is
-    skipped with the reason, and what to install. `nmsfree bench --device cuda` measures speed.
-
-    Example: nmsfree bench gpu-check
-
-    Only some: nmsfree bench gpu-check --only engine --only threads
-    """
+def main(options: Options) -> None:
     claims, json_file = choose(options.only or ()), options.json_file
     check_outputs([json_file], options.weights.rglob("*"))
     gpu = the_gpu()
@@ -140,7 +131,9 @@ def prepare(weights: Path, folder: Path) -> None:
 def try_claim(claim: Claim, folder: Path) -> Finding:
     """Try one claim in a child process; a child that crashes or hangs is a failure."""
     started = time.monotonic()
-    command = module_command("nmsfree_benchmarks.questions.gpu_check", claim.key, str(folder))
+    command = module_command(
+        "nmsfree_benchmarks.questions.gpu_check.question", claim.key, str(folder)
+    )
     answer, problem = ask_child(command, LIMIT_S)
     found = answer or {"outcome": "fail", "detail": problem}
     seconds = round(time.monotonic() - started, 1)
@@ -157,7 +150,7 @@ def outcome_of(claim: Claim, folder: Path) -> tuple[Outcome, str]:
         return "fail", str(error)
 
 
-def main() -> None:
+def try_here() -> None:
     """The child process."""
     key, folder = sys.argv[1:]
     outcome, detail = outcome_of(BY_KEY[key], Path(folder))
@@ -166,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try_here()

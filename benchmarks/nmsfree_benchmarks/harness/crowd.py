@@ -3,17 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nmsfree.errors import InputError
 from nmsfree.machine import sha256
 from nmsfree.spec import NmsSpec
-from nmsfree_benchmarks.harness.engines import CPU, engine_of
-from nmsfree_benchmarks.harness.run import Run, RunOptions
+from nmsfree_benchmarks.harness.engines import engine_of
+from nmsfree_benchmarks.harness.options import CPU, RunOptions
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.subject import Subject
-
-if TYPE_CHECKING:
-    from nmsfree_benchmarks.harness.weights import Weights
+from nmsfree_benchmarks.harness.weights import Weights, open_weights
 
 WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
 LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy
@@ -24,15 +22,6 @@ FOUND_ABOVE = 0.3  # a detection with this score counts as found
 AtFloors = Callable[[Sequence[float]], list[Subject]]
 
 
-def batch_on(device: str) -> int | None:
-    """The batch of the files for a device: one picture, and any number on the processor.
-
-    On the processor NMS is measured at several batches. Elsewhere files are as they are deployed
-    for one picture after another: compilers and CUDA graphs want shapes that are fixed.
-    """
-    return None if device == CPU else 1
-
-
 def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, Subject]:
     """The exported o2m detector at any floors, and the NMS-free one, for square pictures.
 
@@ -40,21 +29,22 @@ def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, 
         InputError: the weights are not there.
         GateError: an exported file differs from its checkpoint.
     """
-    from nmsfree_benchmarks.harness.weights import open_weights
-
     found = [open_weights(_file(options.weights, name), "digits") for name in (WITH_NMS, NMS_FREE)]
     with_nms, free = (crowd_subject(weights, options, (side, side)) for weights in found)
     run.export_whole([with_nms, free])
     return lambda floors: at_floors(with_nms, floors), free
 
 
-def crowd_subject(weights: "Weights", options: RunOptions, size: tuple[int, int] | None) -> Subject:
+def crowd_subject(weights: Weights, options: RunOptions, size: tuple[int, int] | None) -> Subject:
+    """A subject whose file takes any number of pictures on the processor, where NMS is measured at
+    several batches, and one elsewhere: compilers and CUDA graphs want shapes that are fixed.
+    """
     return Subject(
         weights,
         engine_of(options.device),
         options.cores,
         size=size,
-        batch=batch_on(options.device),
+        batch=None if options.device == CPU else 1,
         output={"score_floor": LOWEST_FLOOR} | ({} if size is None else {"top_k": TOP_K}),
     )
 
@@ -71,7 +61,6 @@ def without_filter(subject: Subject, work: Path) -> Subject | None:
 
     For timing: such a detector finds many objects more than once.
     """
-    from nmsfree_benchmarks.harness.weights import open_weights
     from nmsfree_training.weights.checkpoint import save_checkpoint
 
     weights = subject.weights

@@ -37,18 +37,12 @@ Found = list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to post-process eagerly.
+    """One way to post-process eagerly."""
 
-    Attributes:
-        key: name in the results.
-        o2m, o2o: what it means for each head; o2m ends in NMS on the host.
-        select: from predictions to boxes, scores and labels of each image.
-    """
-
-    key: str
-    o2m: PostprocessConfig
+    key: str  # name in the results
+    o2m: PostprocessConfig  # ends in NMS on the host
     o2o: PostprocessConfig
-    select: Callable[[Prediction, PostprocessConfig], Found]
+    select: Callable[[Prediction, PostprocessConfig], Found]  # boxes, scores, labels of each image
 
 
 def two_stage(prediction: Prediction, config: PostprocessConfig) -> Found:
@@ -168,11 +162,9 @@ class CompiledBackend(EagerBackend):
 def nms_load(
     backends: Mapping[str, EagerBackend], inputs: list[NDArray[np.uint8]]
 ) -> dict[str, float]:
-    """Return how many (cell, class) pairs above the floor enter NMS, mean over the images.
+    """How many (cell, class) pairs above the floor enter NMS, mean over the images.
 
-    Args:
-        backends: around one network.
-        inputs: letterboxed, uint8 [1, H, W, 3].
+    `backends` are around one network, `inputs` letterboxed, uint8 [1, H, W, 3].
     """
     counts: dict[str, list[int]] = {key: [] for key in backends}
     for pixels in inputs:

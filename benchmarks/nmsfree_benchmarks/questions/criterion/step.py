@@ -54,24 +54,17 @@ def peak_memory() -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One measurement; round i of both lists is one step.
-
-    Attributes:
-        size, objects: (height, width) in pixels; objects in every image.
-        network_s: seconds of the network's forward and backward.
-        criterion_s: seconds of the criterion's forward and backward to logits and boxes.
-        criterion_bytes: peak memory of the criterion beyond its inputs.
-    """
+    """One measurement; round i of both lists is one step."""
 
     preset: str
     batch: int
-    size: tuple[int, int]
+    size: tuple[int, int]  # (height, width) in pixels
     classes: int
-    objects: int
+    objects: int  # in every image
     threads: int
-    network_s: tuple[float, ...]
-    criterion_s: tuple[float, ...]
-    criterion_bytes: int
+    network_s: tuple[float, ...]  # the network's forward and backward
+    criterion_s: tuple[float, ...]  # the criterion's forward, and backward to logits and boxes
+    criterion_bytes: int  # peak memory of the criterion beyond its inputs
 
     @property
     def shares(self) -> tuple[float, ...]:

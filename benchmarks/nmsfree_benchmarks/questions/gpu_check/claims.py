@@ -50,24 +50,17 @@ class CannotTry(NmsfreeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What this project says of GPUs, and how it is tried.
+    """What this project says of GPUs."""
 
-    Attributes:
-        key: on the command line.
-        text: what is claimed.
-        check: tries it on the files of a folder.
-    """
-
-    key: str
+    key: str  # on the command line
     text: str
-    check: Callable[[Path], str]
+    check: Callable[[Path], str]  # tries it on the files of a folder
 
 
 def same_answers(reference: Path, other: Backend) -> str:
     """Compare a backend with ONNX Runtime on the processor, on the bundled pictures; closes it.
 
-    Raises:
-        GateError: scores, boxes or the number of objects differ.
+    GateError: scores, boxes or the number of objects differ.
     """
     from nmsfree_export.verify.parity import compare, load_images, tolerance_for
 
@@ -82,8 +75,7 @@ def same_answers(reference: Path, other: Backend) -> str:
 def threads_agree(backend: Backend, threads: int = THREADS, pictures: int = PICTURES) -> str:
     """Run different pictures in many threads at once, and in one: bit for bit the same.
 
-    Raises:
-        GateError: some thread got another result.
+    GateError: some thread got another result.
     """
     images = scenes(backend, pictures)
 
@@ -147,8 +139,7 @@ def _settles(work: Callable[[], None], used: Used, what: str) -> str:
 def replays_graph(backend: Backend) -> str:
     """Run the same pictures again and again, the first time to capture a graph.
 
-    Raises:
-        GateError: no graph was captured, or a replay gives other results.
+    GateError: no graph was captured, or a replay gives other results.
     """
     images = scenes(backend, REPLAYED)
     first = [backend.run(image) for image in images]
@@ -360,7 +351,7 @@ def _eager(folder: Path) -> str:
 def _marked_tests(folder: Path) -> str:
     """The tests that are marked `gpu`, where the project's own folder is at hand."""
     the_gpu()
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     if not (root / TESTS[0]).is_dir():
         raise CannotTry("installed without its tests: run this in a copy of the project")
     return run_marked_tests(root, folder / "gpu-tests.xml")

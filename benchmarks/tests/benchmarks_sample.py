@@ -1,4 +1,4 @@
-"""Small made-up results, to try what reads result files without measuring."""
+"""Small made-up results, to try what reads result files without measuring; a module of tests."""
 
 from typing import Any
 

@@ -1,0 +1,1 @@
+"""What does the criterion cost beside the network?"""

@@ -1,0 +1,61 @@
+"""Assignment and losses as a share of the published networks' training step (CPU, minutes).
+
+Example: nmsfree bench criterion --batch 4
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from rich.console import Console
+
+from nmsfree.cli.options import json_option
+from nmsfree.errors import InputError
+from nmsfree.files import check_outputs, write_json
+from nmsfree.options import Option
+from nmsfree_training.config import preset
+
+PRESETS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
+
+
+@dataclass(frozen=True)
+class Options:
+    batch: Annotated[int, Option("Images; 16 take about 10 GB.", min=1, max=65536)] = 16
+    size: Annotated[tuple[int, int], Option("Size of the images in pixels.", metavar="H W")] = (
+        512,
+        736,
+    )
+    objects: Annotated[int, Option("Objects in every image.", min=1, max=10_000)] = 50
+    rounds: Annotated[int, Option("Steps that are timed.", min=1, max=1_000_000)] = 3
+    threads: Annotated[
+        int | None,
+        Option("Processor threads; PyTorch's choice if not given.", ("--threads",), min=1),
+    ] = None
+    json_file: Annotated[str | None, json_option('Write the figures as JSON; "-" is stdout.')] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        if not all(32 <= side <= 16384 for side in self.size):
+            height, width = self.size
+            raise InputError(f"size is {height} × {width}, expected sides of 32 … 16384 pixels")
+
+
+def main(options: Options) -> None:
+    from nmsfree_benchmarks.questions.criterion.step import measure_step  # brings PyTorch
+
+    check_outputs([options.json_file])
+    console = Console(stderr=options.json_file == "-", highlight=False)
+    costs = []
+    for name in PRESETS:
+        with console.status(f"{name}: {options.rounds} steps of batch {options.batch}"):
+            cost = measure_step(
+                preset(name),
+                batch=options.batch,
+                size=options.size,
+                objects=options.objects,
+                rounds=options.rounds,
+                threads=options.threads,
+            )
+        console.print(cost.summary())
+        costs.append(cost.to_json())
+    write_json(options.json_file, {"criterion": costs})

@@ -1,0 +1,1 @@
+"""Does this GPU do what is said of GPUs?"""
