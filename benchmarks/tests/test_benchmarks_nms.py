@@ -16,7 +16,6 @@ from nmsfree.errors import GateError, InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness import records as result_files
-from nmsfree_benchmarks.harness.crowd import IOU
 from nmsfree_benchmarks.harness.graphs import nms_tail, open_session, with_floor, without_nms
 from nmsfree_benchmarks.harness.pictures import make_crowd
 from nmsfree_benchmarks.harness.records import Record, Results
@@ -37,6 +36,7 @@ from nmsfree_benchmarks.questions.nms.calls import (
     nms_cases,
     points,
 )
+from nmsfree_benchmarks.questions.nms.crowd import IOU
 from nmsfree_benchmarks.questions.nms.prices import REFERENCE, nms_cost
 from nmsfree_benchmarks.questions.nms.question import FULL, QUICK, Options, Range
 from nmsfree_export.graph.nms import CANDIDATES

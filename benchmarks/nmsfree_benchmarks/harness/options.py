@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from nmsfree.options import Option, options_of
 
@@ -46,12 +46,10 @@ class RunOptions:
         Option('Write the JSON here too; "-" is stdout.', flags=("--json",), metavar="FILE"),
     ] = None
     device: str = CPU
+    tries_device: ClassVar[bool] = True  # before anything is made for it
 
-    def checked(self) -> Self:
+    def check(self) -> None:
         """Refuse what cannot be measured, before anything is made for it."""
-        from nmsfree_benchmarks.harness.engines import use_device
-
-        return replace(self, device=use_device(self.device))
 
     @property
     def cores(self) -> int:

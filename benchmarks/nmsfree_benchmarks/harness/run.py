@@ -18,7 +18,7 @@ from nmsfree.errors import GateError, InputError, NmsfreeError
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import on_gpu, watch_gpu
+from nmsfree_benchmarks.harness.engines import on_gpu, use_device, watch_gpu
 from nmsfree_benchmarks.harness.machine import LoadMeter, describe, hardware
 from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
@@ -240,7 +240,9 @@ def answer(question: Question, options: RunOptions) -> None:
     With `--json -` stdout is for the JSON alone. InputError: a file cannot be written, or would
     replace what is measured.
     """
-    options = options.checked()
+    options.check()
+    if options.tries_device:
+        options = replace(options, device=use_device(options.device))
     check_outputs([options.json_file, options.out / "results.json"], options.inputs())
     results = _ask_with_progress(question, options)
     files = write(question, results, options.out)

@@ -7,7 +7,7 @@ calls (a block bootstrap; Efron and Tibshirani, An Introduction to the Bootstrap
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ FASTEST = 0.25  # share of the calls of which each was disturbed least
 
 Values = NDArray[np.float64]
 Rows = NDArray[np.int64]
+T = TypeVar("T", np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -205,14 +206,19 @@ def bootstrap(statistic: Callable[[Rows], Values], calls: int, burst: int = 1) -
     Raises:
         ValueError: nothing was timed.
     """
-    if calls == 0:
+    rows = np.arange(calls)
+    drawn, rounds = _draw(rows, burst, np.random.default_rng(0))
+    return bounded(float(statistic(rows[None])[0]), statistic(drawn), rounds)
+
+
+def _draw(values: NDArray[T], burst: int, draw: np.random.Generator) -> tuple[NDArray[T], int]:
+    """Whole turns of values, drawn again and again [draws, calls]; and how many turns there are."""
+    if len(values) == 0:
         raise ValueError("no times")
-    burst = min(burst, calls)
-    rounds = np.arange(calls // burst * burst).reshape(-1, burst)
-    drawn = rounds[
-        np.random.default_rng(0).integers(len(rounds), size=(RESAMPLES, len(rounds)))
-    ].reshape(RESAMPLES, -1)
-    return bounded(float(statistic(np.arange(calls)[None])[0]), statistic(drawn), len(rounds))
+    burst = min(burst, len(values))
+    turns = values[: len(values) // burst * burst].reshape(-1, burst)
+    chosen = draw.integers(len(turns), size=(RESAMPLES, len(turns)))
+    return turns[chosen].reshape(RESAMPLES, -1), len(turns)
 
 
 def _medians(values: Values) -> Values:
@@ -245,22 +251,10 @@ def ratio_of_medians(times: Times, reference: Times, burst: int = 1) -> Interval
     ValueError: nothing was timed.
     """
     draw = np.random.default_rng(0)
-    totals, drawn = [], []
-    for own in (milliseconds(times), milliseconds(reference)):
-        if len(own) == 0:
-            raise ValueError("no times")
-        size = min(burst, len(own))
-        rounds = own[: len(own) // size * size].reshape(-1, size)
-        totals.append(rounds)
-        drawn.append(
-            _medians(
-                rounds[draw.integers(len(rounds), size=(RESAMPLES, len(rounds)))].reshape(
-                    RESAMPLES, -1
-                )
-            )
-        )
-    value = float(np.median(totals[0]) / np.median(totals[1]))
-    return bounded(value, drawn[0] / drawn[1], min(map(len, totals)))
+    own, own_rounds = _draw(milliseconds(times), burst, draw)
+    other, other_rounds = _draw(milliseconds(reference), burst, draw)
+    drawn = _medians(own) / _medians(other)
+    return bounded(ratio(times, reference), drawn, min(own_rounds, other_rounds))
 
 
 def ratio_of_fastest(times: Times, reference: Times, burst: int = 1) -> Interval:

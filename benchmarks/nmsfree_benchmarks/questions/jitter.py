@@ -22,7 +22,6 @@ import numpy as np
 
 from nmsfree.options import Option
 from nmsfree_benchmarks.harness import plots
-from nmsfree_benchmarks.harness.crowd import FOUND_ABOVE, IOU, LOWEST_FLOOR, TOP_K, crowd_subjects
 from nmsfree_benchmarks.harness.engines import on_gpu, ran_in
 from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import TILES, make_crowd
@@ -42,6 +41,13 @@ from nmsfree_benchmarks.harness.statistics import (
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Plan, Times, between_probes
+from nmsfree_benchmarks.questions.nms.crowd import (
+    FOUND_ABOVE,
+    IOU,
+    LOWEST_FLOOR,
+    TOP_K,
+    crowd_subjects,
+)
 
 KIND, TITLE, SHORT = "jitter", "Latency over a stream whose crowding changes", "Steadiness"
 ASKS = "How much does the time of one picture differ from that of the next, with NMS and without?"

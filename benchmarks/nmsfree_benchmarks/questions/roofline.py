@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +64,11 @@ class Options(RunOptions):
     model: Models = None
     device: Annotated[str, Option("cpu or cuda (with onnxruntime-gpu and PyTorch's CUDA).")] = CPU
 
-    def checked(self) -> Self:
+    def check(self) -> None:
         if self.onnx and self.model:
             raise InputError("--onnx and --model are given, expected one of them")
         if parse_device(self.device).kind not in (CPU, "cuda"):
             raise InputError(f"device is {self.device!r}, peaks are measured on: cpu, cuda")
-        return super().checked()
 
     def inputs(self) -> Iterator[Path]:
         yield from self.onnx or ()

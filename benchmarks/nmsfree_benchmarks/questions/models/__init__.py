@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option
@@ -34,8 +34,9 @@ class Options(RunOptions):
     size: Annotated[str | None, Option("Only nano (digits) or only large (512 × 736).")] = None
     device: Annotated[str, Option("Where the models run: cpu or cuda.")] = CPU
 
-    def checked(self) -> Self:
-        """An engine that is not there is skipped later, so none is tried."""
+    tries_device: ClassVar[bool] = False  # an engine that is not there is skipped
+
+    def check(self) -> None:
         if self.device not in DEVICES:
             raise InputError(f"device is {self.device!r}, the benchmark runs on: cpu, cuda")
         if self.device == "cuda":
@@ -44,4 +45,3 @@ class Options(RunOptions):
             the_gpu()  # without one, that is the reason to give
         if self.size not in (None, *SIZES):
             raise InputError(f"size is {self.size!r}, expected one of: {', '.join(SIZES)}")
-        return self

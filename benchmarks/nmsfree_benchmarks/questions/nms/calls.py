@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 from nmsfree.errors import GateError, InputError
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec
-from nmsfree_benchmarks.harness.crowd import FOUND_ABOVE, IOU
 from nmsfree_benchmarks.harness.graphs import (
     DETECTIONS,
     SELECTED,
@@ -45,6 +44,7 @@ from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.subject import Subject, split_host_nms
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
+from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE, IOU
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
 

@@ -25,15 +25,6 @@ from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.errors import InputError
 from nmsfree.options import Option
 from nmsfree.spec import NmsSpec
-from nmsfree_benchmarks.harness.crowd import (
-    IOU,
-    LOWEST_FLOOR,
-    TOP_K,
-    at_floors,
-    crowd_subject,
-    crowd_subjects,
-    without_filter,
-)
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.graphs import open_session, without_nms
 from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
@@ -51,6 +42,15 @@ from nmsfree_benchmarks.questions.nms.calls import (
     find_candidates,
     nms_cases,
     points,
+)
+from nmsfree_benchmarks.questions.nms.crowd import (
+    IOU,
+    LOWEST_FLOOR,
+    TOP_K,
+    at_floors,
+    crowd_subject,
+    crowd_subjects,
+    without_filter,
 )
 from nmsfree_benchmarks.questions.nms.plot import draw
 from nmsfree_benchmarks.questions.nms.prices import (
