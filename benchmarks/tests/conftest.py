@@ -49,14 +49,14 @@ def write_folder(
     for name in names:
         config = small(name)
         network = Fcos(config)
-        standin = from_published_keys(config.heads, random_state_dict(network, seed=0))
+        random = from_published_keys(config.heads, random_state_dict(network, seed=0))
         # Filters stay at zero, as training leaves the parts of them that nothing uses.
-        standin = {key: value for key, value in standin.items() if "_filter." not in key}
-        state = network.state_dict() | standin
+        random = {key: value for key, value in random.items() if "_filter." not in key}
+        state = network.state_dict() | random
         classes, ids = tuple("0123456789"), tuple(range(1, 11))
         checkpoint = Checkpoint(config, (SIDE, SIDE), classes, ids, state)
         save_checkpoint(checkpoint, root / "weights" / f"{name}.safetensors")
-    write_digits(root / "data", train=train, val=4, crowd=0)
+    write_digits(root / "data", train=train, val=4, overlap=0)
     return root
 
 

@@ -127,7 +127,7 @@ def make_inputs(base: Path) -> int:
     write_digits(base / "digits", train=6, val=2, overlap=1)
     file = base / "digits/annotations/instances_train.json"
     content = json.loads(file.read_text())
-    content["annotations"][0]["bbox"][2] = 0  # which --fix mends
+    content["annotations"][0]["bbox"][2] = 0  # which --fix fixes
     file.write_text(json.dumps(content))
     return 0
 

@@ -105,7 +105,7 @@ def test_a_faster_run_is_no_regression_and_a_noisy_one_is_doubted() -> None:
     assert not found.regressions(1)
     assert found.changes[0].interval.high < 1
     assert found.doubts == (
-        "after: a restless machine, what its intervals do not tell is open: other work kept 1.0 "
+        "after: a busy machine, what its intervals do not tell is open: other work kept 1.0 "
         "cores busy (at most 0.3): stop it and measure again",
     )
 

@@ -79,13 +79,13 @@ def test_two_stage_finds_nothing_below_the_floor() -> None:
 
 
 def make_source(name: str) -> Weights:
-    """A nano network for 64 × 64 pixels with stand-in weights."""
+    """A nano network for 64 × 64 pixels with random weights."""
     chosen = preset(name, 10)
     network = Fcos(chosen.model)
-    standin = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
+    random = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
     names, ids = tuple("0123456789"), tuple(range(1, 11))
-    standin = {key: value for key, value in standin.items() if "_filter." not in key}
-    state = network.state_dict() | standin
+    random = {key: value for key, value in random.items() if "_filter." not in key}
+    state = network.state_dict() | random
     checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
     return Weights(Path("unused"), checkpoint, "0" * 64, "digits")
 

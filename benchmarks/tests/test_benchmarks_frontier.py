@@ -81,10 +81,10 @@ def test_advice_is_read_from_the_figures() -> None:
     ]
 
 
-def test_a_restless_machine_leaves_the_advice_that_the_intervals_allow() -> None:
-    quiet, restless = (results_of(FULL, INT8, OPENVINO, load=load) for load in (0.0, 1.0))
-    assert list(conclusions(restless)) == list(conclusions(quiet))
-    assert facts(restless) == facts(quiet) and facts(quiet)["advice"] != {}
+def test_a_busy_machine_leaves_the_advice_that_the_intervals_allow() -> None:
+    quiet, busy = (results_of(FULL, INT8, OPENVINO, load=load) for load in (0.0, 1.0))
+    assert list(conclusions(busy)) == list(conclusions(quiet))
+    assert facts(busy) == facts(quiet) and facts(quiet)["advice"] != {}
 
 
 def test_neighbours_on_the_frontier_that_cannot_be_told_apart_are_named() -> None:
@@ -221,7 +221,7 @@ def test_a_run_leaves_its_files(
         "nmsfree bench frontier --quick --threads 1 --seconds 0 --model fcos_e2e_nano"
     )
     assert read.skipped["Nowhere"].startswith("device is 'cuda:99', but")
-    # stand-in weights may lose too much to 8 bits, and are then refused with the reason
+    # random weights may lose too much to 8 bits, and are then refused with the reason
     files = [r.parameters["file"] for r in read.records if r.parameters["call"] == "detector"]
     refused = [name for name in read.skipped if "int8" in name]
     assert files + ["int8"] * len(refused) == ["fp32", "int8"]

@@ -220,7 +220,7 @@ def test_reports(
 
 
 def _spoil(data: Path) -> None:
-    """Make one box that `data check --fix` mends."""
+    """Make one box that `data check --fix` fixes."""
     path = data / "annotations/instances_val.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["annotations"][0]["bbox"][0] = -5

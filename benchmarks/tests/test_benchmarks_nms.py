@@ -268,15 +268,15 @@ def quiet(results: Results, **milliseconds: float) -> Results:
     return replace(results, records=tuple(records), other_load=0.0)
 
 
-def test_what_the_intervals_tell_is_said_on_a_restless_machine_too(results: Results) -> None:
+def test_what_the_intervals_tell_is_said_on_a_busy_machine_too(results: Results) -> None:
     steady = quiet(results, onnx=0.5)
     steady = replace(steady, ratios=tuple(QUESTION.ratios(steady)))
     said = " ".join(QUESTION.conclusions(steady))
     assert "Fastest NMS with 20 objects" in said
     assert "ONNX NonMaxSuppression, 0.50 ms." in said
     assert ", not told apart from " in " ".join(QUESTION.conclusions(quiet(results)))
-    restless = replace(steady, other_load=1.5)
-    assert " ".join(QUESTION.conclusions(restless)) == said
+    busy = replace(steady, other_load=1.5)
+    assert " ".join(QUESTION.conclusions(busy)) == said
 
 
 def timed(name: str, *columns: Sequence[float]) -> Record:

@@ -147,7 +147,7 @@ def rows(*times: Any) -> tuple[Record, ...]:
 
 def test_nothing_is_said_against_a_quiet_run() -> None:
     quiet = results_of()
-    assert quiet.doubts() == () and quiet.verdict_text() == "quiet enough to compare"
+    assert quiet.doubts() == () and quiet.verdict_text() == "idle enough to compare"
     assert content_of(quiet)["verdict"] == {"ranks": True, "reasons": []}
     assert not replace(quiet, other_load=None).doubts()
     assert not results_of(records=(), ratios=()).doubts()
@@ -172,7 +172,7 @@ def test_each_doubt_is_said() -> None:
     for reason, results in cases.items():
         assert results.doubts() == (reason,)
         assert results.verdict_text() == (
-            f"a restless machine, what its intervals do not tell is open: {reason}"
+            f"a busy machine, what its intervals do not tell is open: {reason}"
         )
     drift = results_of(records=(record_of("a", 1, times=slowing, parts=("total",)),), ratios=())
     assert drift.doubts()[-1] == (

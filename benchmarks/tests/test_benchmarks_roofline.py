@@ -1,4 +1,4 @@
-"""Roofline: what is counted in a graph, limits, peaks, the RTX 4060 on paper, and a whole run."""
+"""Roofline: what is counted in a graph, limits, peaks, a datasheet, and a whole run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_products_are_counted() -> None:
     assert [layer.macs for layer in found] == [256 * 10, 10 * 3]
 
 
-def test_quantised_layers_are_those_of_one_byte() -> None:
+def test_quantized_layers_are_those_of_one_byte() -> None:
     scale = weights("s")
     zero = onnx.numpy_helper.from_array(np.array(0, np.int8), "z")
     nodes = [
@@ -205,7 +205,7 @@ def figures_of(state: State, times: Times, limit: Limit, **profiled: float) -> d
     return limit_figures(state, times.sum(axis=1, keepdims=True), limit, profiled)
 
 
-def test_the_rtx_4060_on_paper() -> None:
+def test_the_rtx_4060_by_its_datasheet() -> None:
     """56.5 GMAC are 113 GFLOP: 7.5 ms, 134 FPS at most, of which 56 FPS are 42 %."""
     assert RTX_4060.flops == pytest.approx(15.1e12, rel=0.002)
     chosen = preset("fcos_e2e_r18_3x")

@@ -177,10 +177,10 @@ def test_under_ten_rounds_nothing_is_saturated() -> None:
     assert str(found).endswith("undecided whether more gives more")
 
 
-def test_a_restless_machine_leaves_what_the_intervals_tell() -> None:
-    restless, quiet = results_of(RECORDS, load=1.0), results_of(RECORDS)
-    assert list(conclusions(restless)) == list(conclusions(quiet))
-    assert restless.doubts() and not quiet.doubts()
+def test_a_busy_machine_leaves_what_the_intervals_tell() -> None:
+    busy, quiet = results_of(RECORDS, load=1.0), results_of(RECORDS)
+    assert list(conclusions(busy)) == list(conclusions(quiet))
+    assert busy.doubts() and not quiet.doubts()
 
 
 def test_ratios_compare_equal_loads() -> None:

@@ -141,11 +141,11 @@ def finish(figure: "Figure", results: Results, title: str, path: Path) -> None:
     e = results.environment
     figure.suptitle(titled(title, results), x=0.01, ha="left", weight="bold", fontsize=12)
     quick = ", quick" if results.quick else ""
-    restless = bool(results.doubts())
-    doubt = " · a restless machine: see which intervals tell rows apart" if restless else ""
+    busy = bool(results.doubts())
+    doubt = " · a busy machine: see which intervals tell rows apart" if busy else ""
     figure.supxlabel(
         f"{hardware(e)}, threads per engine: {e['threads']}{quick}{doubt}",
         fontsize=9,
-        color=SERIES[1] if restless else INK,
+        color=SERIES[1] if busy else INK,
     )
     write_atomic(path, to_png(figure))

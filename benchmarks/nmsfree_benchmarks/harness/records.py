@@ -329,8 +329,8 @@ class Results:
 
     def verdict_text(self) -> str:
         if not (doubts := self.doubts()):
-            return "quiet enough to compare"
-        return "a restless machine, what its intervals do not tell is open: " + "; ".join(doubts)
+            return "idle enough to compare"
+        return "a busy machine, what its intervals do not tell is open: " + "; ".join(doubts)
 
     def to_json(self) -> dict[str, Any]:
         doubts = self.doubts()

@@ -57,9 +57,9 @@ def random_weights(name: str, folder: Path) -> Weights:
         COCO_NAMES,
         COCO_CATEGORY_IDS,
         network.state_dict() | random,
-        {"weights": "stand-in, seed 0: untrained"},
+        {"weights": "random, seed 0: untrained"},
     )
-    path = folder / f"{name}.standin.safetensors"
+    path = folder / f"{name}.random.safetensors"
     save_checkpoint(made, path)
     return open_weights(path, "untrained")
 

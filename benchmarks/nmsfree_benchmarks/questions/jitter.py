@@ -218,7 +218,7 @@ def ratios(results: Results) -> Iterator[Ratio]:
 def facts(results: Results) -> dict[str, Any]:
     found = {record.name: _facts(record, results.settings) for record in results.records}
     for own in by_order(results).values():
-        for name, quiet in _quiet_facts(own, results.settings["burst"]).items():
+        for name, quiet in _undisturbed_facts(own, results.settings["burst"]).items():
             found[name] |= quiet
     return found
 
@@ -238,7 +238,7 @@ def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quiet_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]:
+def _undisturbed_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]:
     """What the probes say of the records of one order; nothing where there are none.
 
     "probe_p99_by_p50" is the machine's own tail, of constant work; what begins with "quiet" is of
@@ -266,7 +266,7 @@ def _quiet_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]
 
 def tables(results: Results) -> list[Table]:
     header = (
-        *("order", "detector", "p50", "p99", "worst", "p99/p50", "quiet", "by frame"),
+        *("order", "detector", "p50", "p99", "worst", "p99/p50", "undisturbed", "by frame"),
         "ms / 100 objects (95 %)",
     )
     rows = tuple(_row(results.facts[record.name], record) for record in results.records)

@@ -2,7 +2,7 @@
 
 Matrix products and memory copies are timed in turn with the models. Multiply-adds and bytes are
 counted in the ONNX files; a layer takes at least as long as its arithmetic at the peak, and as
-its bytes at the rate of a copy. Beside it, on paper, a GPU with a published speed.
+its bytes at the rate of a copy. Beside it, by its datasheet, a GPU with a published speed.
 
 Example: nmsfree bench roofline --onnx model.onnx
 
@@ -203,7 +203,7 @@ def facts(results: Results) -> dict[str, Any]:
 
 
 def tables(results: Results) -> list[Table]:
-    """Peaks, models, their heaviest layers, and the device on paper."""
+    """Peaks, models, their heaviest layers, and a device by its datasheet."""
     peaks = tuple(
         (r.name, number(r.figures.get("gflop_per_s")), number(r.figures.get("gb_per_s")))
         for r in results.records
@@ -224,7 +224,12 @@ def tables(results: Results) -> list[Table]:
         Table("Peaks, fastest call", ("what", "GFLOP/s", "GB/s"), peaks),
         Table(title, header, tuple(map(_model_row, found))),
         Table("Heaviest layers, as the profiler times them", columns, layers, words=3),
-        Table("On paper: computed from the counted multiply-adds, not measured", paper, papers, 2),
+        Table(
+            "By the datasheet: computed from the counted multiply-adds, not measured",
+            paper,
+            papers,
+            2,
+        ),
     ]
     return [table for table in made if table.rows]
 

@@ -281,7 +281,7 @@ def to_markdown(page: Page, folder: Path) -> str:
     if page.doubtful:
         kinds = ", ".join(section.title for section in page.doubtful)
         lines += [
-            f"> **A restless machine:** {text(kinds)}. Only what the intervals tell apart is said.",
+            f"> **A busy machine:** {text(kinds)}. Only what the intervals tell apart is said.",
             "",
         ]
     lines += [f"- **{text(s.title)}:** {text(s.answer)}" for s in page.sections]
@@ -308,7 +308,7 @@ def _section_lines(section: Section, folder: Path) -> Iterator[str]:
     if section.question:
         yield from (f"*{text(section.question)}*", "")
     for doubt in section.doubts:
-        yield from (f"> **A restless machine:** {text(doubt)}.", "")
+        yield from (f"> **A busy machine:** {text(doubt)}.", "")
     yield from (f"**{text(section.answer)}**", "")
     if section.quick:
         yield from ("A quick run, with fewer rounds: for a first look.", "")
@@ -345,7 +345,7 @@ def main(options: Options, find_question: FindQuestion) -> None:
         written.append(options.markdown)
     console = Console(highlight=False)
     for section in page.sections:
-        doubt = " [red](a restless machine)[/]" if section.doubts else ""
+        doubt = " [red](a busy machine)[/]" if section.doubts else ""
         console.print(f"• [bold]{escape(shown(section.title))}[/]{doubt}", end=" ")
         console.print(shown(section.answer, 10_000), markup=False)
     for name, reason in skipped.items():
