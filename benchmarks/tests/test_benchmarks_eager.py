@@ -1,5 +1,6 @@
 """The eager baselines: two-stage top-k against the full sort, published settings, stages."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from nmsfree.detector import Detector
-from nmsfree_benchmarks.harness.timer import Stopwatch
-from nmsfree_benchmarks.harness.weights import Weights
+from nmsfree_benchmarks.harness.timer import Image, Stopwatch
+from nmsfree_benchmarks.harness.weights import Weights, open_weights
 from nmsfree_benchmarks.questions.models.eager import (
     SETTINGS,
     EagerBackend,
@@ -18,12 +19,10 @@ from nmsfree_benchmarks.questions.models.eager import (
     nms_load,
     two_stage,
 )
-from nmsfree_training.config import HeadName, preset
+from nmsfree_training.config import HeadName
 from nmsfree_training.model.boxes import anchor_points, decode
-from nmsfree_training.model.detector import Fcos, Prediction
-from nmsfree_training.weights.checkpoint import Checkpoint
+from nmsfree_training.model.detector import Prediction
 from nmsfree_training.weights.predict import PostprocessConfig, postprocess
-from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 SHAPES = [(16, 16), (8, 8), (4, 4)]
 STRIDES = (8, 16, 32)
@@ -78,26 +77,22 @@ def test_two_stage_finds_nothing_below_the_floor() -> None:
         assert [len(scores) for _, scores, _ in found] == [0, 0]
 
 
-def make_source(name: str) -> Weights:
-    """A nano network for 64 × 64 pixels with random weights."""
-    chosen = preset(name, 10)
-    network = Fcos(chosen.model)
-    random = from_published_keys(chosen.model.heads, random_state_dict(network, seed=0))
-    names, ids = tuple("0123456789"), tuple(range(1, 11))
-    random = {key: value for key, value in random.items() if "_filter." not in key}
-    state = network.state_dict() | random
-    checkpoint = Checkpoint(chosen.model, (64, 64), names, ids, state)
-    return Weights(Path("unused"), checkpoint, "0" * 64, "digits")
+Source = Callable[[str], Weights]
+
+
+@pytest.fixture(scope="module")
+def source(pair: Path) -> Source:
+    return lambda name: open_weights(pair / "weights" / f"{name}.safetensors", "digits")
 
 
 @pytest.fixture
-def image() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def image() -> Image:
     return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(("model", "head"), [("fcos_rt_nano", "o2m"), ("fcos_e2e_nano", "o2o")])
-def test_published_settings(model: str, head: HeadName) -> None:
-    backends = eager_backends(make_source(model), Stopwatch())
+def test_published_settings(source: Source, model: str, head: HeadName) -> None:
+    backends = eager_backends(source(model), Stopwatch())
     assert tuple(backends) == tuple(setting.key for setting in SETTINGS)
     found = {key: (b.spec.head, b.config, b.spec.score_floor) for key, b in backends.items()}
     if head == "o2m":
@@ -117,10 +112,8 @@ def test_published_settings(model: str, head: HeadName) -> None:
 
 
 @pytest.mark.parametrize("model", ["fcos_rt_nano", "fcos_e2e_nano"])
-def test_a_backend_does_what_its_settings_say(
-    model: str, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-) -> None:
-    backends = eager_backends(make_source(model), Stopwatch())
+def test_a_backend_does_what_its_settings_say(source: Source, model: str, image: Image) -> None:
+    backends = eager_backends(source(model), Stopwatch())
     detections = {
         key: Detector(b)(image, threshold=b.spec.score_floor) for key, b in backends.items()
     }
@@ -132,20 +125,17 @@ def test_a_backend_does_what_its_settings_say(
         np.testing.assert_allclose(many.xyxy, same.xyxy, atol=1e-3)
 
 
-def test_the_network_marks_its_stages(
-    image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> None:
+def test_the_network_marks_its_stages(source: Source, image: Image) -> None:
     watch = Stopwatch()
-    for backend in eager_backends(make_source("fcos_e2e_nano"), watch).values():
+    for backend in eager_backends(source("fcos_e2e_nano"), watch).values():
         watch.start()
         Detector(backend)(image)
         watch.mark()
         assert len(watch.laps()) == 3
 
 
-def test_load_is_what_enters_nms(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
-    source = make_source("fcos_rt_nano")
-    backends = eager_backends(source, Stopwatch())
+def test_load_is_what_enters_nms(source: Source, image: Image) -> None:
+    backends = eager_backends(source("fcos_rt_nano"), Stopwatch())
     pixels = Detector(backends["eager_timing"]).preprocess([image])[0]
     load = nms_load(backends, [pixels])
     for key, backend in backends.items():
@@ -156,9 +146,8 @@ def test_load_is_what_enters_nms(image: np.ndarray[tuple[int, ...], np.dtype[np.
     assert load["eager_timing"] < load["eager_evaluation"] == load["eager_two_stage"]
 
 
-def test_the_network_is_not_folded() -> None:
-    source = make_source("fcos_rt_nano")
-    backend = eager_backends(source, Stopwatch())["eager_timing"]
+def test_the_network_is_not_folded(source: Source) -> None:
+    backend = eager_backends(source("fcos_rt_nano"), Stopwatch())["eager_timing"]
     assert isinstance(backend, EagerBackend)
     kept = [m for m in backend._network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(kept) > 10

@@ -87,19 +87,15 @@ class Found:
 class Section:
     """One result file."""
 
-    kind: str
+    results: Results
     title: str
     question: str
     answer: str  # the first conclusion
     said: tuple[str, ...]  # the others
-    doubts: tuple[str, ...]  # why its times are wider than they need be
-    quick: bool
     pictures: tuple[Picture, ...]
     tables: tuple[Table, ...]  # what to read
     details: tuple[Table, ...]  # what to look up
     about: tuple[tuple[str, str], ...]  # (what, value): device, versions, command, file
-    command: str
-    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Page:
 
     @property
     def doubtful(self) -> list[Section]:
-        return [section for section in self.sections if section.doubts]
+        return [section for section in self.sections if section.results.doubts()]
 
 
 def open_file(path: Path) -> Found:
@@ -203,20 +199,16 @@ def _section(found: Found, question: Question | None, dated: bool) -> Section:
     rows = rows_table(results)
     details = [make(results) for make in (ratios_table, facts_table, settings_table)]
     return Section(
-        kind=results.kind,
+        results,
         title=(question.SHORT if question else results.kind)
         + (f", {results.stamp}" if dated else ""),
         question=question.ASKS if question else "",
         answer=answer,
         said=tuple(said[1:]),
-        doubts=results.doubts(),
-        quick=results.quick,
         pictures=tuple(_pictures(found, question)),
         tables=tuple(tables) or (rows,),
         details=tuple(t for t in ([rows, *details] if tables else details) if t.rows),
         about=tuple(_about(found)),
-        command=results.command,
-        skipped=results.skipped,
     )
 
 
@@ -307,10 +299,11 @@ def _section_lines(section: Section, folder: Path) -> Iterator[str]:
     yield from (f"## {text(section.title)}", "")
     if section.question:
         yield from (f"*{text(section.question)}*", "")
-    for doubt in section.doubts:
+    results = section.results
+    for doubt in results.doubts():
         yield from (f"> **A busy machine:** {text(doubt)}.", "")
     yield from (f"**{text(section.answer)}**", "")
-    if section.quick:
+    if results.quick:
         yield from ("A quick run, with fewer rounds: for a first look.", "")
     if section.said:
         yield from (*(f"- {text(line)}" for line in section.said), "")
@@ -321,9 +314,9 @@ def _section_lines(section: Section, folder: Path) -> Iterator[str]:
     for table in (*section.tables, *section.details):
         yield from table.markdown(level=3)
     # Indented and on one line: nothing in it ends the block, as it could end a fence.
-    yield from ("Repeat it with:", "", f"    {shown(section.command, 10_000)}", "")
+    yield from ("Repeat it with:", "", f"    {shown(results.command, 10_000)}", "")
     yield from _pairs(section.about)
-    yield from _pairs((f"skipped {name}", reason) for name, reason in section.skipped.items())
+    yield from _pairs((f"skipped {name}", reason) for name, reason in results.skipped.items())
 
 
 def main(options: Options, find_question: FindQuestion) -> None:
@@ -345,7 +338,7 @@ def main(options: Options, find_question: FindQuestion) -> None:
         written.append(options.markdown)
     console = Console(highlight=False)
     for section in page.sections:
-        doubt = " [red](a busy machine)[/]" if section.doubts else ""
+        doubt = " [red](a busy machine)[/]" if section.results.doubts() else ""
         console.print(f"• [bold]{escape(shown(section.title))}[/]{doubt}", end=" ")
         console.print(shown(section.answer, 10_000), markup=False)
     for name, reason in skipped.items():

@@ -216,6 +216,16 @@ def _opened(folder: Path, cuda: Any = None) -> "closing[TensorRtBackend]":
     return closing(TensorRtBackend(_engine(folder), cuda=cuda))
 
 
+def _on_engine(check: Callable[[Backend], str]) -> Callable[[Path], str]:
+    """A check of the engine that is built of the NMS-free file."""
+
+    def opened(folder: Path) -> str:
+        with _opened(folder) as backend:
+            return check(backend)
+
+    return opened
+
+
 def _in_onnxruntime(device: str, folder: Path, name: str) -> Backend:
     """Open a file in ONNX Runtime on the GPU."""
     the_gpu()  # without one, that is the reason to give
@@ -298,30 +308,19 @@ def _device_arrays(folder: Path) -> str:
     return same_bytes(expected, found, "an image of PyTorch on the GPU by one of numpy")
 
 
-def _threads(folder: Path) -> str:
-    with _opened(folder) as backend:
-        return threads_agree(backend)
-
-
 def _cuda_threads(folder: Path) -> str:
     """Of the file with NMS: without, runs replay one CUDA graph and take turns."""
     with closing(_in_onnxruntime("cuda", folder, WITH_NMS)) as backend:
         return threads_agree(backend)
 
 
-def _cuda_graph(folder: Path) -> str:
-    with _opened(folder) as backend:
-        return replays_graph(backend)
-
-
-def _memory(folder: Path) -> str:
-    with _opened(folder) as backend:
-        return memory_is_flat(backend, lambda: gpu_state().memory_used_mib)
+def _used() -> float | None:
+    return gpu_state().memory_used_mib
 
 
 def _closing(folder: Path) -> str:
     engine = _engine(folder)
-    return closing_frees(lambda: TensorRtBackend(engine), lambda: gpu_state().memory_used_mib)
+    return closing_frees(lambda: TensorRtBackend(engine), _used)
 
 
 def _kernel_cache(folder: Path) -> str:
@@ -373,10 +372,18 @@ CLAIMS = (  # in the order in which they are tried
     _native(WITH_NMS),
     Claim("pycuda", "pycuda and cuda-python give the same results", _pycuda),
     Claim("device-arrays", "an image on the GPU is taken as it is", _device_arrays),
-    Claim("threads", "threads share an engine, with the results of one thread", _threads),
+    Claim(
+        "threads",
+        "threads share an engine, with the results of one thread",
+        _on_engine(threads_agree),
+    ),
     Claim("threads-cuda", "threads share a session of ONNX Runtime CUDA, too", _cuda_threads),
-    Claim("cuda-graph", "an engine's runs replay a CUDA graph, and stay the same", _cuda_graph),
-    Claim("memory", "memory does not grow", _memory),
+    Claim(
+        "cuda-graph",
+        "an engine's runs replay a CUDA graph, and stay the same",
+        _on_engine(replays_graph),
+    ),
+    Claim("memory", "memory does not grow", _on_engine(lambda b: memory_is_flat(b, _used))),
     Claim("closing", "closing an engine frees its memory", _closing),
     Claim("kernel-cache", "compiled kernels are kept beside the engine", _kernel_cache),
     Claim("eager", "PyTorch on the GPU finds what the processor finds (TF32 off)", _eager),
