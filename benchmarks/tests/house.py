@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14800, "training": 9800, "export": 4500, "benchmarks": 11000}  # of code
+LINES = {"runtime": 14800, "training": 9800, "export": 4500, "benchmarks": 10400}  # of code
 TEST_LINES = {"runtime": 13700, "training": 8950, "export": 3500, "benchmarks": 6400}
 FILES = 226  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
