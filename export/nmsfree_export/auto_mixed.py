@@ -15,13 +15,7 @@ from dataclasses import dataclass
 
 from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.candidate import (
-    Builder,
-    Candidate,
-    FragileError,
-    Verification,
-    Verifier,
-)
+from nmsfree_export.candidate import Builder, Candidate, FragileError, Verification, Verifier
 from nmsfree_export.graph.layers import Layer, read_layers
 from nmsfree_export.verify.layer_errors import LayerError, percent
 
@@ -46,8 +40,7 @@ def search(
 ) -> tuple[Candidate, Verification, tuple[Attempt, ...]]:
     """Return the first candidate that passes, what it showed, and the attempts before it.
 
-    Args:
-        log: told of every attempt, in one line.
+    `log` is told of every attempt, in one line.
 
     Raises:
         FragileError: none passes, short of a file in FP32.
@@ -81,18 +74,14 @@ def search(
 
 
 def worst(
-    errors: Sequence[LayerError],
-    sources: dict[str, list[str]],
-    free: Collection[str],
-    limit: int,
+    errors: Sequence[LayerError], sources: dict[str, list[str]], free: Collection[str], limit: int
 ) -> dict[str, LayerError]:
     """Return the names of the layers that go to float next, and the error that each answers for.
 
     Args:
         errors: of all layers, worst first.
         sources: for each layer, those that may round what it reads.
-        free: layers that can go.
-        limit: how many at most.
+        free, limit: layers that can go, and how many at most.
     """
     chosen: dict[str, LayerError] = {}
     least = 0.0

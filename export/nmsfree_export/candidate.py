@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
@@ -30,7 +28,7 @@ from nmsfree_export.graph.write import (
 from nmsfree_export.options import MAX_DROP, STRICT, ExportOptions, Tolerance
 from nmsfree_export.quantize import Calibration, quantize, quantized_nodes
 from nmsfree_export.verify.accuracy import Accuracy, Score, score
-from nmsfree_export.verify.certificate import Certificate, certify
+from nmsfree_export.verify.certificate import Certificate, Tensors, certify
 from nmsfree_export.verify.int8_certificate import certify_int8
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
 from nmsfree_export.verify.parity import (
@@ -53,40 +51,26 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A certified graph that is yet to be verified.
-
-    Attributes:
-        spec: of the file that it becomes.
-        certificate: what was read from the graph.
-        float_layers: names of the layers that `--auto-mixed` kept in float.
-    """
+    """A certified graph that is yet to be verified."""
 
     model: ModelProto
-    spec: ModelSpec
+    spec: ModelSpec  # of the file that it becomes
     certificate: Certificate
-    float_layers: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()  # that --auto-mixed kept in float
 
 
 @dataclass
 class Builder:
-    """Makes candidates of one network in one precision, with more or fewer layers in float.
+    """Makes candidates of one network in one precision, with more or fewer layers in float."""
 
-    Attributes:
-        network: from the checkpoint; it is left as it is.
-        spec: of the file that is wanted.
-        calibration: for INT8; None for other precisions.
-        folder: for temporary files, and for what is of use to the next candidate.
-        progress: told what is being done.
-    """
-
-    network: Fcos
-    spec: ModelSpec
-    calibration: Calibration | None
-    folder: Path
+    network: Fcos  # it is left as it is
+    spec: ModelSpec  # of the file that is wanted
+    calibration: Calibration | None  # for INT8
+    folder: Path  # for temporary files, and for what is of use to the next candidate
     progress: Callable[[str], None] = lambda _: None
 
     @cached_property
-    def _full(self) -> tuple[ModelProto, dict[str, NDArray[np.floating]]]:
+    def _full(self) -> tuple[ModelProto, Tensors]:
         """The graph in FP32, and the tensors that it is made of."""
         return self._trace(full_spec(self.spec))
 
@@ -105,14 +89,9 @@ class Builder:
         return {layer.name: layer.op for layer in layers if layer.node in nodes}
 
     def build(self, float_layers: Collection[str] = ()) -> Candidate:
-        """Build and certify a candidate.
+        """Build and certify a candidate with these layers in float.
 
-        Args:
-            float_layers: names of the layers that stay in float.
-
-        Raises:
-            GateError: the certificate refused.
-            InputError: a picture of the calibration cannot be read.
+        GateError: the certificate refused. InputError: a picture of the calibration is unreadable.
         """
         names, spec = tuple(float_layers), self.spec
         if names:
@@ -121,8 +100,7 @@ class Builder:
             full = spec.precision == "fp32"
             model, tensors = self._full if full else self._trace(spec, names)
             self.progress("checking the certificate")
-            certificate = certify(model, spec, tensors, OPSET, names)
-            return Candidate(model, spec, certificate, names)
+            return Candidate(model, spec, certify(model, spec, tensors, OPSET, names), names)
         original, tensors = self._full
         assert spec.made_for is not None
         model = quantize(
@@ -130,7 +108,7 @@ class Builder:
             tensors,
             spec.made_for,
             self.calibration,
-            lambda done, total: self.progress(f"calibrating: image {done} of {total}"),
+            self.counting("calibrating"),
             float_layers=names,
             cache=self.folder / "ranges.json",
         )
@@ -138,9 +116,13 @@ class Builder:
         certificate = certify_int8(model, original, spec, tensors, OPSET, names)
         return Candidate(model, spec, certificate, names)
 
+    def counting(self, what: str, each: str = "image ") -> Callable[[int, int], None]:
+        """What tells `progress` how many are done."""
+        return lambda done, total: self.progress(f"{what}: {each}{done} of {total}")
+
     def _trace(
         self, spec: ModelSpec, float_layers: Collection[str] = ()
-    ) -> tuple[ModelProto, dict[str, NDArray[np.floating]]]:
+    ) -> tuple[ModelProto, Tensors]:
         self.progress("tracing the deployed graph")
         module = deploy_module(self.network, spec, float_layers)
         return build_onnx(module, spec), deployed_tensors(module)
@@ -156,14 +138,10 @@ class FragileError(GateError):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a candidate has shown.
-
-    Attributes:
-        seeded: parity on pictures of a seed.
-        accuracy: None where no split was given.
-    """
+    """What a candidate has shown, see `ExportReport`."""
 
     parity: Parity
+    seed: int
     seeded: Parity
     accuracy: Accuracy | None
 
@@ -171,9 +149,7 @@ class Verification:
 class Verifier:
     """Holds candidates of one builder against the network, and against their FP32 version.
 
-    Args:
-        pictures: named BGR images for parity.
-        measured: split for the comparison of AP; None leaves it out.
+    Parity is that of the named pictures, AP that of the split `measured`, if one is given.
     """
 
     def __init__(
@@ -188,11 +164,7 @@ class Verifier:
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
 
     def verify(self, candidate: Candidate) -> Verification:
-        """Run the candidate.
-
-        Raises:
-            GateError: it differs too much, or loses too much AP.
-        """
+        """Run the candidate; GateError: it differs too much, or loses too much AP."""
         options = self._options
         with self._opened(candidate.model, candidate.spec) as backend:
             spec = backend.spec
@@ -205,7 +177,7 @@ class Verifier:
             seeded = self._parity(backend, pictures, seeded_tolerance(spec))
             if seeded.rows:  # an NMS baseline may find nothing there
                 seeded.enforce()
-            return Verification(parity, seeded, self._accuracy(backend))
+            return Verification(parity, self.seed, seeded, self._accuracy(backend))
 
     def layers(self, candidate: Candidate) -> list[LayerError]:
         """Return the error of every layer beside FP32, those that add most first."""
@@ -213,15 +185,11 @@ class Verifier:
             self._builder.full,
             candidate.model,
             prepare(self._pictures, candidate.spec),
-            lambda done, total: self._builder.progress(f"comparing layers: {done} of {total}"),
+            self._builder.counting("comparing layers", each=""),
         )
 
     def check_full(self) -> None:
-        """Make sure that precision is to blame.
-
-        Raises:
-            GateError: the FP32 version differs from the network, too.
-        """
+        """Make sure that precision is to blame: GateError where FP32 differs, too."""
         with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
             parity = self._parity(backend, self._pictures, STRICT)
         if not parity.passed:
@@ -239,14 +207,14 @@ class Verifier:
         self, backend: OnnxRuntimeBackend, pictures: Pictures, tolerance: Tolerance
     ) -> Parity:
         network = TorchBackend(self._builder.network, replace(backend.spec, batch=None))
-        counting = self._counting("comparing with PyTorch")
+        counting = self._builder.counting("comparing with PyTorch")
         return compare(network, backend, pictures, tolerance, counting)
 
     def _accuracy(self, backend: OnnxRuntimeBackend) -> Accuracy | None:
         if self._measured is None:
             return None
         full = self._full_score
-        judged = score(backend, self._measured, self._counting("measuring AP"))
+        judged = score(backend, self._measured, self._builder.counting("measuring AP"))
         drop = self._options.max_ap_drop
         most = (MAX_DROP if drop is None else drop) / 100
         found = Accuracy.of(full, judged, self._measured, most)
@@ -257,7 +225,4 @@ class Verifier:
     def _full_score(self) -> Score:
         assert self._measured is not None
         with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
-            return score(backend, self._measured, self._counting("measuring AP of FP32"))
-
-    def _counting(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._builder.progress(f"{what}: image {done} of {total}")
+            return score(backend, self._measured, self._builder.counting("measuring AP of FP32"))

@@ -34,27 +34,19 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it was verified.
-
-    Attributes:
-        size: bytes of the file.
-        seeded: parity on pictures of `seed`, which nobody chose.
-        accuracy: None where no split was given.
-        float_layers: names of the layers that `--auto-mixed` kept in float.
-        attempts: what it tried before.
-    """
+    """What was written, and how it was verified."""
 
     path: Path
     sha256: str
-    size: int
+    size: int  # bytes
     spec: ModelSpec
     certificate: Certificate
     parity: Parity
     seed: int
-    seeded: Parity
-    accuracy: Accuracy | None
-    float_layers: tuple[str, ...] = ()
-    attempts: tuple[Attempt, ...] = ()
+    seeded: Parity  # on pictures of `seed`, which nobody chose
+    accuracy: Accuracy | None  # None where no split was given
+    float_layers: tuple[str, ...] = ()  # that --auto-mixed kept in float
+    attempts: tuple[Attempt, ...] = ()  # what it tried before
 
     def to_json(self) -> dict[str, object]:
         spec = self.spec
@@ -104,10 +96,9 @@ def export_onnx(
         measured = load_dataset(options.check_data, options.check_split or "val")
         category_ids_of(spec.class_names, measured)  # other classes are told before the work
     if options.calibrate is not None:
-        split, count = options.calibrate_split, options.calibration_images
-        calibration = load_calibration(
-            options.calibrate, split or "train", count or CALIBRATION_IMAGES, spec, measured
-        )
+        split, count = options.calibrate_split or "train", options.calibration_images
+        count = count or CALIBRATION_IMAGES
+        calibration = load_calibration(options.calibrate, split, count, spec, measured)
         spec = replace(spec, provenance={**spec.provenance, "calibration": calibration.description})
     pictures = load_images(options.images)
     attempts: tuple[Attempt, ...] = ()
@@ -132,20 +123,16 @@ def export_onnx(
         len(content),
         candidate.spec,
         candidate.certificate,
-        found.parity,
-        verifier.seed,
-        found.seeded,
-        found.accuracy,
-        candidate.float_layers,
-        attempts,
+        float_layers=candidate.float_layers,
+        attempts=attempts,
+        **vars(found),
     )
 
 
 def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:
     """Describe the file that an export with these options makes.
 
-    Raises:
-        InputError: an option, or the file of thresholds, does not fit the checkpoint.
+    InputError: an option, or the file of thresholds, does not fit the checkpoint.
     """
     heads = checkpoint.model.heads
     usual: HeadName = "o2o" if "o2o" in heads else "o2m"
@@ -156,7 +143,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         )
     height, width = options.input_size or checkpoint.input_size
     step = STRIDES[-1]
-    if height < step or width < step or height % step or width % step:
+    if min(height, width) < step or height % step or width % step:
         nearest = " × ".join(str(max(1, round(side / step)) * step) for side in (height, width))
         raise InputError(
             f"size is {height} × {width}, expected multiples of {step} from {step} up: "

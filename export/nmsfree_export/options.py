@@ -21,14 +21,12 @@ JsonOption = Annotated[
 class Tolerance:
     """How far the rows of two models may differ.
 
-    Attributes:
-        score, box: largest differences of matched rows: of scores (0-1), of corners (pixels).
-        unmatched: share of rows that may have no partner, whatever the others differ by; None
-            where every row needs one and its difference counts.
+    With `unmatched`, a share, so many rows may have no partner, whatever the others differ by;
+    without, every row needs one and its difference counts.
     """
 
-    score: float = 1e-4
-    box: float = 0.05
+    score: float = 1e-4  # largest difference of matched rows' scores, 0-1
+    box: float = 0.05  # the same of corners, in pixels
     unmatched: float | None = None
 
 
@@ -46,13 +44,7 @@ _CHOICES = {
 class ExportOptions:
     """How a checkpoint is exported; None takes what the help says.
 
-    Attributes:
-        batch: fixed batch size, or None for any.
-        tolerance: of parity; None takes that of the precision.
-        seed: of the pictures nobody chose, to repeat an export's; None takes a fresh one.
-
-    Raises:
-        InputError: options that do not fit each other, or would be ignored.
+    InputError: options that do not fit each other, or would be ignored.
     """
 
     head: Annotated[str | None, Option("o2o (NMS-free) or o2m (the NMS baseline).")] = None
@@ -60,7 +52,7 @@ class ExportOptions:
         tuple[int, int] | None,
         Option("Input size in pixels.", flags=("--size",), metavar="H W"),
     ] = None
-    batch: int | None = 1
+    batch: int | None = 1  # fixed, or None for any
     top_k: Annotated[int, Option("Rows of the output.", min=1, max=1_000_000)] = 100
     score_floor: Annotated[float, Option("Lowest score that is counted.")] = 0.05
     threshold: Annotated[
@@ -117,8 +109,8 @@ class ExportOptions:
     images: Annotated[
         Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
     ] = None
-    tolerance: Tolerance | None = None
-    seed: int | None = None
+    tolerance: Tolerance | None = None  # of parity; None takes that of the precision
+    seed: int | None = None  # of the pictures nobody chose; None takes a fresh one
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -178,8 +170,7 @@ EXPORT_DEFAULTS = ExportOptions()
 class VerifyOptions:
     """Which two models are compared, where each runs, and how far they may differ.
 
-    Raises:
-        InputError: options that exclude one another, or would be ignored.
+    InputError: options that exclude one another, or would be ignored.
     """
 
     a: Annotated[Path, Option("A checkpoint, an ONNX file or an engine.", argument=True)]
@@ -237,14 +228,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is built.
-
-    Attributes:
-        gpus: product names of the GPUs that shall run it; with no `sms` either, RTX 4060.
-        sms: compute capabilities that shall run it, 89 for 8.9.
-        batch: smallest, best and largest number of images, for a file of dynamic batch.
-        layers: read the table of layers; the engine then keeps details of them.
-    """
+    """How an engine is built."""
 
     gpus: Annotated[
         tuple[str, ...] | None,

@@ -44,24 +44,14 @@ _MEASURES = re.compile(r"(mini)?(val|test|dev|eval)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an INT8 file is calibrated with.
+    """What an INT8 file is calibrated with."""
 
-    Attributes:
-        samples: pictures, evenly spread over the split.
-        spec: says how they are placed in the model's input.
-        description: "digits train, 128 images".
-    """
-
-    samples: tuple[Sample, ...]
-    spec: ModelSpec
-    description: str
+    samples: tuple[Sample, ...]  # evenly spread over the split
+    spec: ModelSpec  # says how they are placed in the model's input
+    description: str  # "digits train, 128 images"
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Return one picture as the deployed model sees it, uint8 [1, H, W, 3], BGR.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """Return one picture as the deployed model sees it, uint8 [1, H, W, 3], BGR."""
         return placed(read_image(self.samples[index].path), self.spec)
 
 
@@ -78,9 +68,7 @@ def load_calibration(
     """Choose training pictures; annotations are not used.
 
     Args:
-        data: folder of a dataset.
         images: how many at most.
-        spec: of the model that is quantized.
         measured: the split that the result will be measured on; none of it may be used here.
 
     Raises:
@@ -137,13 +125,9 @@ def quantize(
     Args:
         model: from `build_onnx`, in float32; it is left as it is.
         deployed: tensors of the deploy module by key.
-        target: what kind of engine shall run the file.
         progress: told (pictures seen, pictures in all).
         float_layers: names of the layers that stay in float, see `quantized_nodes`.
         cache: file that ONNX Runtime keeps the ranges of the calibration in, for the next call.
-
-    Raises:
-        InputError: a picture cannot be read.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -196,7 +180,7 @@ def _tidy(model: ModelProto, producer: str) -> None:
 
 
 def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:
-    """Return the convolutions that make logits and box deltas, by the bytes of their weights."""
+    """Return the convolutions that make logits and box deltas."""
     return _convs_of(model, deployed, LAST)
 
 
@@ -225,9 +209,8 @@ def quantized_nodes(
 
 
 def _convs_of(model: ModelProto, deployed: Tensors, parts: tuple[str, ...]) -> list[NodeProto]:
-    wanted = {
-        value.tobytes() for key, value in deployed.items() if any(part in key for part in parts)
-    }
+    """The convolutions of these parts of the network, by the bytes of their weights."""
+    wanted = {v.tobytes() for key, v in deployed.items() if any(part in key for part in parts)}
     contents = {t.name: numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
     convs = (node for node in model.graph.node if node.op_type == "Conv")
     return [node for node in convs if contents[node.input[1]] in wanted]

@@ -56,11 +56,7 @@ def describe(model: ModelProto, spec: ModelSpec) -> None:
 
 
 def read_description(path: object, model: ModelProto) -> ModelSpec:
-    """Return the description that a model carries.
-
-    Raises:
-        ModelError: there is none, or it is faulty.
-    """
+    """Return the description that a model carries; ModelError: there is none, or it is faulty."""
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     if not texts:
         raise ModelError(
@@ -75,9 +71,8 @@ def made_of(
 ) -> tuple[list[NodeProto], set[str]]:
     """Return the nodes that make these values, in order, and the names of all that these read.
 
-    Args:
-        nodes: sorted topologically, by ONNX's rules.
-        given: values that are not made where a node reads them.
+    Nodes are sorted topologically, by ONNX's rules; values `given` are not made where one reads
+    them.
     """
     needed = set(values)
     found = []

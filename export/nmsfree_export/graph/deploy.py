@@ -99,9 +99,6 @@ class DeployNetwork(nn.Module):
 
     Colour order costs nothing: the first convolution's input channels are reversed instead of
     the image's, and mean and deviation are stored in BGR order.
-
-    Attributes:
-        dtype: that the network computes in, see above; what comes out is float32.
     """
 
     mean: Tensor
@@ -109,7 +106,7 @@ class DeployNetwork(nn.Module):
 
     def __init__(self, network: Fcos, head: str) -> None:
         super().__init__()
-        self.dtype = torch.float32
+        self.dtype = torch.float32  # that it computes in, see above; what comes out is float32
         self.backbone = fold_backbone(network.backbone)
         weight = self.backbone.conv1.weight.detach().flip(1).contiguous()
         self.backbone.conv1.weight = nn.Parameter(weight)
@@ -164,9 +161,8 @@ class MixedConv(nn.Conv2d):
 def to_half(network: DeployNetwork, float_layers: Collection[str] = ()) -> None:
     """Make the convolutions of a deployed network compute in half, in place; see above.
 
-    Args:
-        float_layers: names of those that stay in float32, as in `layers.py`. What they give stays
-            so as far as the next convolution in half: no rounding is left between two of them.
+    Those named in `float_layers`, as in `layers.py`, stay in float32. What they give stays so as
+    far as the next convolution in half: no rounding is left between two of them.
     """
     wanted = {id(network.get_submodule(name)) for name in float_layers}
     for conv in network.modules():
@@ -189,13 +185,8 @@ def top_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The exact best k (cell, class) pairs, without sorting all of them.
 
     A pair among the best k lies in a cell whose best class is among the best k cells: so first k
-    cells by their best class, then k pairs of those cells.
-
-    Args:
-        logits: float [N, C, M].
-
-    Returns:
-        logits float [N, k] descending, cells int64 [N, k], classes int64 [N, k].
+    cells by their best class, then k pairs of those cells. Logits float [N, C, M] → logits float
+    [N, k] descending, cells int64 [N, k], classes int64 [N, k].
     """
     num_classes = logits.shape[1]
     cells = logits.amax(dim=1).topk(k).indices  # [N, k]

@@ -43,11 +43,9 @@ _NAMES: dict[int, str] = {
 
 
 def conv_weights(model: ModelProto) -> dict[str, tuple[str, str]]:
-    """Find the weights of the convolutions of a graph.
+    """By the output of each convolution: its weights' name, and precision "fp32", "fp16" or "int8".
 
-    Returns:
-        By the output of each: the name of the initialiser, which may be dequantized on the way,
-        and its precision, "fp32", "fp16" or "int8".
+    The name is that of the initialiser, which may be dequantized on the way.
     """
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
@@ -66,25 +64,15 @@ def conv_precisions(model: ModelProto) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One node that computes, and its place.
+    """One node that computes, and its place."""
 
-    Attributes:
-        name: "backbone.layer1.0.conv2"; several layers may share it.
-        op: operator of ONNX.
-        output: its value in the graph.
-        feeds: values of the layers that it is computed from, in order; "images" for the first.
-        precision: of a convolution's weights, "fp32", "fp16" or "int8"; "" for others.
-        weights: name of a convolution's weights before quantization; "" for others.
-        node: name of the node.
-    """
-
-    name: str
-    op: str
-    output: str
-    feeds: tuple[str, ...]
-    precision: str
-    weights: str
-    node: str
+    name: str  # "backbone.layer1.0.conv2"; several layers may share it
+    op: str  # operator of ONNX
+    output: str  # its value in the graph
+    feeds: tuple[str, ...]  # values of the layers it is computed from, in order; "images" first
+    precision: str  # of a convolution's weights, "fp32", "fp16" or "int8"; "" for others
+    weights: str  # name of a convolution's weights before quantization; "" for others
+    node: str  # name of the node
 
 
 def read_layers(model: ModelProto) -> list[Layer]:
@@ -143,27 +131,19 @@ Run = Callable[[Mapping[str, NDArray[Any]]], Values]
 
 
 class Graph:
-    """A model that parts can be cut out of.
-
-    Attributes:
-        batch: the fixed batch size, or 1.
-        types: element type of every value, as far as it can be inferred.
-        sizes: float32 bytes of every value for one picture, as far as known.
-    """
+    """A model that parts can be cut out of."""
 
     def __init__(self, model: ModelProto) -> None:
         self._model, self.batch = model, batch_of(model)
         graph = onnx.shape_inference.infer_shapes(model).graph
         values = {v.name: v for v in [*graph.value_info, *graph.input, *graph.output]}
         self.types = {name: v.type.tensor_type.elem_type for name, v in values.items()}
-        self.sizes = {name: _bytes(value) for name, value in values.items()}
+        self.sizes = {name: _bytes(value) for name, value in values.items()}  # of one picture
 
     def part(self, outputs: Iterable[str], cut: Collection[str] = ()) -> tuple[Run, list[str]]:
         """Return what computes these values, and which it must be given for that.
 
-        Args:
-            cut: values that are not computed where a node reads them, but given, by their name
-                and `EXACT`.
+        Values to `cut` are not computed where a node reads them, but given, by name and `EXACT`.
         """
         outputs, graph = list(outputs), self._model.graph
         nodes, _ = made_of(graph.node, outputs, cut)
@@ -171,9 +151,7 @@ class Graph:
         nodes = [_rewired(node, given) for node in nodes]
         read = {name for node in nodes for name in node.input}
         inputs = [v for v in graph.input if v.name in read]
-        inputs += [
-            helper.make_tensor_value_info(name + EXACT, self.types[name], None) for name in given
-        ]
+        inputs += [helper.make_tensor_value_info(g + EXACT, self.types[g], None) for g in given]
         part = helper.make_model(
             helper.make_graph(
                 nodes,

@@ -24,13 +24,8 @@ MAX_DYNAMIC_BATCH = 64
 
 
 def deploy_module(network: Fcos, spec: ModelSpec, float_layers: Collection[str] = ()) -> nn.Module:
-    """Return the module whose graph is exported for this head, in the precision of `spec`.
-
-    Args:
-        float_layers: names of the convolutions that a file in half keeps in float, see `to_half`.
-    """
-    kind = NmsFreeModule if spec.head == "o2o" else CandidatesModule
-    module = kind(network, spec)
+    """The module whose graph is exported for this head and precision; `float_layers`: `to_half`."""
+    module = (NmsFreeModule if spec.head == "o2o" else CandidatesModule)(network, spec)
     if spec.precision == "fp16":
         to_half(module.network, float_layers)
     return module.eval()
@@ -43,12 +38,7 @@ def deployed_tensors(module: nn.Module) -> dict[str, NDArray[np.floating]]:
 
 
 def build_onnx(module: nn.Module, spec: ModelSpec) -> ModelProto:
-    """Export a deploy module as a model that carries its description, for the certificate to judge.
-
-    Args:
-        module: from `deploy_module`.
-        spec: what the module was built for.
-    """
+    """Export a module of `deploy_module` as a model that carries its description."""
     # An example batch of 1 would be taken for a constant.
     example = torch.zeros(spec.batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=MAX_DYNAMIC_BATCH)

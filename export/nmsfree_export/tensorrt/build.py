@@ -32,11 +32,7 @@ Batch = tuple[int, int, int]  # smallest, best, largest
 
 
 def resolve_batch(onnx: Path, spec: ModelSpec, asked: Batch | None) -> Batch:
-    """Return the smallest, best and largest batch of an engine.
-
-    Raises:
-        InputError: a range for a file of fixed batch, none for one of dynamic batch, or no range.
-    """
+    """Return the smallest, best and largest batch of an engine."""
     if spec.batch is not None:
         if asked not in (None, (spec.batch,) * 3):
             raise InputError(
@@ -57,22 +53,14 @@ def resolve_batch(onnx: Path, spec: ModelSpec, asked: Batch | None) -> Batch:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was written.
+    """What was written; inputs and outputs are those of the network that was built."""
 
-    Attributes:
-        engine: the plan.
-        size: of the plan in bytes.
-        sidecar: what lies beside it.
-        inputs, outputs: of the network that was built.
-        layers: if asked for.
-    """
-
-    engine: Path
-    size: int
+    engine: Path  # the plan
+    size: int  # of the plan in bytes
     sidecar: Sidecar
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    layers: LayerTable | None
+    layers: LayerTable | None  # if asked for
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -96,7 +84,6 @@ def build_engine(
     """Build an engine; it and its sidecar appear under their names only when finished.
 
     Args:
-        onnx: a file written by `nmsfree export`.
         out: the engine to write, over an older one.
         phases: is told what the builder is doing.
         sm: of the GPU that is in use, for a builder that builds for that one only; None takes the
@@ -120,12 +107,8 @@ def rebuild_engine(engine: Path, sidecar: Sidecar, *, builder: str, sm: int | No
     """Build an engine again as it was, for the GPUs it was built for and this one.
 
     The entry point `rebuild` of the group `nmsfree.engines`: the runtime calls it for an engine
-    that does not fit this machine, and holds its lock.
-
-    Args:
-        sidecar: of the engine that does not fit; names the ONNX file beside it.
-        builder: what will run it.
-        sm: compute capability of the GPU that will run it; None if unknown.
+    that does not fit this machine, and holds its lock. The sidecar names the ONNX file beside it;
+    `builder` and `sm`, if that is known, are what will run it.
     """
     batch = sidecar.batch if sidecar.spec.batch is None else None
     options = BuildOptions(builder=builder, batch=batch, tf32=sidecar.tf32)

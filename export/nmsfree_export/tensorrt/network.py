@@ -49,12 +49,9 @@ def cut_nms(model: ModelProto) -> None:
             value.name = wide
     nodes, needed = made_of(graph.node, {*CANDIDATES[:2], wide})
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    notes = [value for value in graph.value_info if value.name in needed]
-    for field, values in (
-        (graph.node, nodes),
-        (graph.initializer, weights),
-        (graph.value_info, notes),
-    ):
+    types = [value for value in graph.value_info if value.name in needed]
+    fields = graph.node, graph.initializer, graph.value_info
+    for field, values in zip(fields, (nodes, weights, types), strict=True):
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
         del field[:]
         field.extend(copies)
@@ -65,31 +62,19 @@ def cut_nms(model: ModelProto) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A model, ready for the vendor's parser.
-
-    Attributes:
-        path: the ONNX file.
-        sha256: of the file.
-        spec: its description.
-        graph: what is parsed: the file's bytes, or those of its graph without NMS.
-        nms_on_host: the NMS was cut off.
-    """
+    """A model, ready for the vendor's parser."""
 
     path: Path
-    sha256: str
+    sha256: str  # of the file
     spec: ModelSpec
-    graph: bytes
-    nms_on_host: bool
+    graph: bytes  # what is parsed: the file's bytes, or those of its graph without NMS
+    nms_on_host: bool  # the NMS was cut off
 
 
 def read_source(path: Path, *, builds_nms: bool) -> Source:
-    """Read an ONNX file of this project.
+    """Read an ONNX file of this project; a builder without NonMaxSuppression has it cut off.
 
-    Args:
-        builds_nms: whether the builder has NonMaxSuppression; else it is cut off.
-
-    Raises:
-        ModelError: missing, not ONNX, not written by this project, or its weights lie elsewhere.
+    ModelError: missing, not ONNX, not written by this project, or its weights lie elsewhere.
     """
     content = read_bytes(path, MAX_ONNX, ModelError)
     try:
@@ -134,11 +119,7 @@ class Layer:
 
 
 def parse(vendor: VendorApi, builder: Any, source: Source) -> Any:
-    """Return the vendor's network of a model.
-
-    Raises:
-        ModelError: the parser does not take the graph; says which node.
-    """
+    """Return the vendor's network of a model; ModelError names the node that it does not take."""
     network = vendor.create_network(builder)
     parser = vendor.create_parser(network)
     with vendor.log.collect() as messages:
@@ -158,11 +139,7 @@ def _node_error(error: Any) -> str:
 
 
 def check_interface(network: Any, source: Source) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return a network's inputs and outputs, held against the contract.
-
-    Raises:
-        ModelError: another name, type or size than the description says.
-    """
+    """Return a network's inputs and outputs, held against the contract."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
     tensors = [Tensor(t.name, type_name(t.dtype), tuple(t.shape)) for t in (*inputs, *outputs)]
@@ -183,8 +160,7 @@ def check_interface(network: Any, source: Source) -> tuple[tuple[Tensor, ...], t
 
 def type_name(dtype: Any) -> str:
     """trt.DataType.HALF → "float16"."""
-    name: str = dtype.name
-    return TYPE_NAMES.get(name, name.lower())
+    return TYPE_NAMES.get(dtype.name) or str(dtype.name).lower()
 
 
 def layers_of(network: Any) -> tuple[Layer, ...]:
@@ -229,17 +205,11 @@ def precision_of(layers: tuple[Layer, ...]) -> str:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Layers, and whose they are.
-
-    Attributes:
-        layers: in order.
-        source: "engine", fused as they run, or "network", as the parser read them.
-        note: why they are not the engine's; "" where they are.
-    """
+    """Layers in order, and whose they are."""
 
     layers: tuple[Layer, ...]
-    source: str
-    note: str = ""
+    source: str  # "engine", fused as they run, or "network", as the parser read them
+    note: str = ""  # why they are not the engine's
 
     def to_json(self) -> dict[str, object]:
         rows = [asdict(layer) for layer in self.layers]
@@ -247,12 +217,7 @@ class LayerTable:
 
 
 def read_layers(vendor: VendorApi, plan: bytes, network: tuple[Layer, ...]) -> LayerTable:
-    """Ask the engine for its layers, which takes a GPU that it was built for.
-
-    Args:
-        plan: just built, in detail.
-        network: the layers that the parser read, for want of a GPU.
-    """
+    """Ask an engine for its layers; without a GPU that it was built for, those of the network."""
     runtime = vendor.create_runtime()
     with vendor.log.collect() as messages:
         engine = runtime.deserialize_cuda_engine(plan)

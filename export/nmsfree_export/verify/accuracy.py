@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from nmsfree.backends.base import Backend
 from nmsfree.datasets.dataset import DetectionDataset
@@ -13,40 +14,32 @@ from nmsfree.evaluation.evaluate import predict
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Score:
-    """COCO AP, 0-1, and the score threshold of the best F1 of one model on one split."""
+class Score(NamedTuple):
+    """Of one model on one split."""
 
-    ap: float
-    threshold: float
+    ap: float  # COCO's, 0-1
+    threshold: float  # score of the best F1
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Scores of two models on one split.
+    """Scores of two models on one split; the reference of an export is its FP32 version.
 
     In ONNX Runtime on the processor, FP16 shows the rounding of weights and activations, not a
     GPU's arithmetic.
-
-    Attributes:
-        measured_on: "digits val, 300 images".
-        ap_reference, threshold_reference: of the model that is compared with, FP32 for an export.
-        ap, threshold: of the one that is judged.
-        max_drop: AP, 0-1, that may be lost.
     """
 
-    measured_on: str
+    measured_on: str  # "digits val, 300 images"
     ap_reference: float
     ap: float
     threshold_reference: float
     threshold: float
-    max_drop: float
+    max_drop: float  # AP, 0-1, that may be lost
 
     @classmethod
     def of(
         cls, reference: Score, judged: Score, dataset: DetectionDataset, max_drop: float
     ) -> "Accuracy":
-        """Put two scores side by side."""
         measured_on = f"{folder_name(dataset)} {dataset.name}, {len(dataset)} images"
         thresholds = reference.threshold, judged.threshold
         return cls(measured_on, reference.ap, judged.ap, *thresholds, max_drop)
@@ -81,14 +74,7 @@ class Accuracy:
 def score(
     backend: Backend, dataset: DetectionDataset, progress: Progress = lambda done, total: None
 ) -> Score:
-    """Run a model over a labelled split.
-
-    Args:
-        progress: called as (done, total), images.
-
-    Raises:
-        DataError: no objects, or classes that are not the model's.
-    """
+    """Run a model over a labelled split; DataError: no objects, or classes not the model's."""
     detector = Detector(backend)
     found = analyse(dataset, predict(detector, dataset, progress), detector.spec)
     return Score(found.metrics.ap, found.thresholds.best_f1)
@@ -101,15 +87,7 @@ def measure(
     max_drop: float,
     progress: Progress = lambda done, total: None,
 ) -> Accuracy:
-    """Run both models over a labelled split.
-
-    Args:
-        max_drop: AP, 0-1, that may be lost.
-        progress: called as (done, total), images of both.
-
-    Raises:
-        DataError: no objects, or classes that are not the model's.
-    """
+    """Run both models over a labelled split, as `score`; `max_drop` is of AP, 0-1."""
     n = len(dataset)
     first = score(reference, dataset, lambda done, _: progress(done, 2 * n))
     second = score(judged, dataset, lambda done, _: progress(n + done, 2 * n))

@@ -50,14 +50,12 @@ _WINDOW = {"auto_pad": b"NOTSET", "dilations": INTS, "pads": INTS, "strides": IN
 class Operator(NamedTuple):
     """How an operator may be used.
 
-    Attributes:
-        data: this many leading inputs may depend on the picture. Of the others the shape of an
-            output depends, so they may not.
-        attributes: the only ones it may have: the value by the name, or INT, or INTS.
+    The first `data` inputs may depend on the picture; the shape of an output depends on the others,
+    so they may not.
     """
 
     data: int
-    attributes: Mapping[str, Any] = MappingProxyType({})
+    attributes: Mapping[str, Any] = MappingProxyType({})  # all it may have: a value, INT or INTS
 
 
 _ONE = "Exp Expand Floor Neg Relu Sigmoid Slice Tanh Unsqueeze"
@@ -119,17 +117,12 @@ def refused(why: str) -> GateError:
 
 
 def operators_of(spec: ModelSpec) -> dict[str, Operator]:
-    """The operators that a file of this description may have."""
     nms = {} if spec.nms is None else NMS_OPERATORS
     return OPERATORS | nms | (INT8_OPERATORS if spec.precision == "int8" else {})
 
 
 def check_parts(model: ModelProto, spec: ModelSpec) -> None:
-    """Refuse whatever is not on the lists above, wherever it is in a file.
-
-    Raises:
-        GateError: names it.
-    """
+    """Refuse whatever is not on the lists above, wherever it is in a file."""
     operators = operators_of(spec)
     elements = ELEMENTS | ELEMENTS_OF.get(spec.precision, set())
     for message in _messages(model):

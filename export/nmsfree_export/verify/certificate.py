@@ -19,38 +19,23 @@ from nmsfree_export.verify.allowed import FEW, check_parts, operators_of, refuse
 # Numbers that a file may hold beside the weights: shapes, axes, thresholds.
 MOST_OTHERS = {"integers": 1024, "floats": 64}
 
+Line = tuple[str, str]  # (check, what was found)
+Tensors = Mapping[str, NDArray[np.floating]]  # of a deploy module by their keys
+
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked and found; every line passed.
+    """What was checked and found; every line passed."""
 
-    Attributes:
-        lines: (check, what was found) for the reader.
-        weight_bytes: bytes of the initialisers by part: backbone, fpn, head, tables, constants.
-    """
-
-    lines: tuple[tuple[str, str], ...]
-    weight_bytes: Mapping[str, int]
+    lines: tuple[Line, ...]
+    weight_bytes: Mapping[str, int]  # of initialisers: backbone, fpn, head, tables, constants
 
     def to_json(self) -> dict[str, object]:
         return {"checks": dict(self.lines), "weight_bytes": dict(self.weight_bytes)}
 
 
-def check_precision(
-    model: ModelProto, precision: str, float_layers: Collection[str] = ()
-) -> tuple[str, str]:
-    """All convolutions compute in one precision, but for those that are named.
-
-    Args:
-        precision: "fp32", "fp16" or "int8".
-        float_layers: names of the convolutions in float32, see `layers.py`: exactly these.
-
-    Returns:
-        (check, what was found).
-
-    Raises:
-        GateError: another precision, or others in float; says which.
-    """
+def check_precision(model: ModelProto, precision: str, float_layers: Collection[str] = ()) -> Line:
+    """All convolutions compute in one precision, but exactly those that are named in float32."""
     found = conv_precisions(model)
     wanted = ", ".join(sorted(float_layers))
     expected = {precision, "fp32"} if float_layers else {precision}
@@ -73,7 +58,7 @@ def check_precision(
 def certify(
     model: ModelProto,
     spec: ModelSpec,
-    deployed: Mapping[str, NDArray[np.floating]],
+    deployed: Tensors,
     opset: int,
     float_layers: Collection[str] = (),
 ) -> Certificate:
@@ -97,17 +82,13 @@ def certify(
     return Certificate(tuple(lines), weights)
 
 
-def about_float(names: Collection[str]) -> list[tuple[str, str]]:
+def about_float(names: Collection[str]) -> list[Line]:
     """The line that names what --auto-mixed kept in float, if there is anything."""
     return [("kept in float by --auto-mixed", ", ".join(names))] if names else []
 
 
-def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[str, str]]:
-    """Check what a graph is made of, whatever its weights; returns (check, what was found).
-
-    Raises:
-        GateError: a check failed.
-    """
+def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[Line]:
+    """Check what a graph is made of, whatever its weights."""
     check_parts(model, spec)
     try:  # ONNX's own rules: names, order, numbers of inputs, types and shapes of all values
         onnx.checker.check_model(model, full_check=True)
@@ -126,7 +107,7 @@ def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[tuple[st
     return lines
 
 
-def _check_interface(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
+def _check_interface(model: ModelProto, spec: ModelSpec) -> Line:
     n = spec.batch or "batch"
     ports = images_of(spec, n) | outputs_of(spec, n)
     expected = [(name, *port) for name, port in ports.items()]
@@ -154,7 +135,7 @@ def _check_nothing_hidden(model: ModelProto) -> None:
         values.remove(value.name)
 
 
-def _check_shapes(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
+def _check_shapes(model: ModelProto, spec: ModelSpec) -> Line:
     """Follow what depends on pixel values through the graph; it may not decide a shape."""
     operators = operators_of(spec)
     from_data = {value.name for value in model.graph.input}
@@ -168,20 +149,18 @@ def _check_shapes(model: ModelProto, spec: ModelSpec) -> tuple[str, str]:
     return "no shape depends on data", "every shape is known before an image is seen"
 
 
-def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) -> dict[str, int]:
-    """Account for every initialiser by its bytes; returns bytes by part.
-
-    Raises:
-        GateError: a tensor that is none of the deploy module's, stored too often, or missing.
-    """
+def _inventory(model: ModelProto, deployed: Tensors) -> dict[str, int]:
+    """Bytes by part. No tensor may be foreign to the deploy module, stored twice, or missing."""
     owner = {value.tobytes(): _part(key) for key, value in deployed.items()}
     copies = Counter(value.tobytes() for value in deployed.values())  # equal tensors are legal
     sizes = dict.fromkeys(("backbone", "fpn", "head", "tables", "constants"), 0)
     seen: Counter[bytes] = Counter()
     others: Counter[str] = Counter()
+    contents: set[bytes] = set()
     for tensor in model.graph.initializer:
         value = array_of(tensor)
         content = value.tobytes()
+        contents.add(content)
         if content not in owner:
             kind = "floats" if value.dtype.kind == "f" else "integers"
             others[kind] += _size_of_constant(tensor.name, value)
@@ -197,7 +176,6 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) 
     for kind, most in MOST_OTHERS.items():
         if others[kind] > most:
             raise refused(f"{others[kind]} {kind} beside the weights, expected at most {most}")
-    contents = {array_of(t).tobytes() for t in model.graph.initializer}
     lost = [key for key, value in deployed.items() if not _is_stored(value, contents)]
     if lost:
         raise refused(f"{len(lost)} tensors are missing, first '{lost[0]}'")
@@ -205,11 +183,7 @@ def _inventory(model: ModelProto, deployed: Mapping[str, NDArray[np.floating]]) 
 
 
 def array_of(tensor: TensorProto) -> NDArray[Any]:
-    """Return the values of an initialiser.
-
-    Raises:
-        GateError: their number is not that of its shape.
-    """
+    """The values of an initialiser; GateError where their number is not that of its shape."""
     try:
         return numpy_helper.to_array(tensor)
     except ValueError:
@@ -222,8 +196,7 @@ def array_of(tensor: TensorProto) -> NDArray[Any]:
 def _size_of_constant(name: str, value: NDArray[Any]) -> int:
     """How many values a constant holds that is no weight.
 
-    Raises:
-        GateError: more than a few, other than one repeated, or 0, 1, 2, … (the NMS's class axis).
+    More than a few are refused, but one repeated, and 0, 1, 2, … (the NMS's class axis).
     """
     counted = value.dtype == np.int64 and np.array_equal(value.ravel(), np.arange(value.size))
     distinct = 1 if counted else len(np.unique(value))

@@ -25,18 +25,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Side:
-    """One model of a comparison.
+    """One model of a comparison."""
 
-    Attributes:
-        path: checkpoint, ONNX file or engine.
-        device: where it runs, as for `Detector`; None takes the usual one.
-        arithmetic: of OpenVINO, "f32" or "bf16"; None takes its default, and is all that other
-            engines know.
-    """
-
-    path: Path
-    device: str | None = None
-    arithmetic: str | None = None
+    path: Path  # checkpoint, ONNX file or engine
+    device: str | None = None  # as for `Detector`
+    arithmetic: str | None = None  # of OpenVINO, "f32" or "bf16"; None takes its default
 
     @property
     def is_checkpoint(self) -> bool:
@@ -61,11 +54,7 @@ class Side:
         return f"{self.path}: {self.precision(backend.spec)}{target}, {backend.description}"
 
     def open(self, like: ModelSpec | None = None) -> Backend:
-        """Open it; a checkpoint as the exported file of this description, if there is one.
-
-        Raises:
-            InputError, ModelError, EngineError: as `open_backend`.
-        """
+        """Open it, as `open_backend`; a checkpoint as the exported file of this description."""
         if like is None or not self.is_checkpoint:
             return open_backend(self.path, self.device, Options(precision=self.arithmetic))
         try:
@@ -103,13 +92,7 @@ def sides_of(options: VerifyOptions) -> tuple[Side, Side]:
 
 @contextmanager
 def open_pair(a: Side, b: Side) -> Iterator[tuple[Backend, Backend]]:
-    """Open two models; a checkpoint runs as the exported file it is compared with.
-
-    That is: the same head, input size, floor and NMS.
-
-    Raises:
-        InputError, ModelError, EngineError: as `open_backend`.
-    """
+    """Open two models; a checkpoint runs with head, size, floor and NMS of the other's file."""
     if a.is_checkpoint and not b.is_checkpoint:
         with closing(b.open()) as second, closing(a.open(second.spec)) as first:
             yield first, second
@@ -120,18 +103,12 @@ def open_pair(a: Side, b: Side) -> Iterator[tuple[Backend, Backend]]:
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """Errors of the layers of one file beside another.
+    """Errors of the layers of one file beside another; the names are of the files."""
 
-    Attributes:
-        errors: those that add most first; empty where they cannot be had.
-        exact, judged: names of the files.
-        note: why there are none, or "".
-    """
-
-    errors: tuple[LayerError, ...] = ()
+    errors: tuple[LayerError, ...] = ()  # those that add most first
     exact: str = ""
     judged: str = ""
-    note: str = ""
+    note: str = ""  # why there are no errors
 
     def to_json(self) -> dict[str, object]:
         return vars(self) | {"errors": [error.to_json() for error in self.errors]}
@@ -146,11 +123,7 @@ def compare_layers(
     """Compare the layers of two models in ONNX Runtime on the processor, wherever they ran before.
 
     The more precise one is taken as exact, the first of equals. Of a checkpoint its FP32 export
-    is compared.
-
-    Args:
-        specs: of both, as they were opened.
-        pictures: named BGR images; the first few are used.
+    is compared. `specs` are those of the opened models; the first few pictures are used.
     """
     pairs = list(zip(sides, specs, strict=True))
     pairs.sort(key=lambda pair: -EXACTNESS.get(pair[1].precision, 0))
@@ -172,15 +145,11 @@ def compare_layers(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found; None is what was not asked for, or could not be had.
-
-    Attributes:
-        failure: why the detections are not the same, None if they are.
-    """
+    """What was found; None is what was not asked for, or could not be had."""
 
     sides: tuple[dict[str, object], dict[str, object]]
     parity: Parity | None
-    failure: GateError | None
+    failure: GateError | None  # why the detections are not the same
     accuracy: Accuracy | None
     layers: LayerComparison | None
 

@@ -5,7 +5,7 @@ made from: take QuantizeLinear and DequantizeLinear out, and the same graph must
 weights within half a step of the certified ones.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from nmsfree_export.quantize import last_convs
 from nmsfree_export.verify.allowed import refused
 from nmsfree_export.verify.certificate import (
     Certificate,
+    Line,
+    Tensors,
     about_float,
     array_of,
     certify,
@@ -30,8 +32,6 @@ WEIGHT_LIMIT = 64  # 7 bits
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 HALF_STEP = 0.5 * (1 + 1e-4)  # of a weight's scale; the excess is float32's rounding of the scale
 EPSILON = float(np.finfo(np.float32).eps)  # a bias may be many steps, each as wrong as the scale
-
-Tensors = Mapping[str, NDArray[np.floating]]
 
 
 def certify_int8(
@@ -45,12 +45,8 @@ def certify_int8(
     """Check an INT8 model against the FP32 model it was made from, and that against the contract.
 
     Args:
-        model: from `quantize`.
-        original: what was quantized.
-        spec: of the INT8 file.
-        deployed: every tensor of the deploy module by its key.
-        opset: what was asked for.
-        float_layers: names of the layers that stay in float, see `quantized_nodes`.
+        model: from `quantize`, of `original`; `spec` is its own.
+        deployed, opset, float_layers: see `certify` and `quantized_nodes`.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -60,35 +56,27 @@ def certify_int8(
     full.ClearField("metadata_props")  # describe a file that is not written
     before = certify(full, replace(spec, precision="fp32"), deployed, opset)
     lines = check_graph(model, spec, opset)
-    file = _File(model)
+    file, last = _File(model), last_convs(original, deployed)
     points = _check_zero_points(file, spec)
     _check_pairs(file)
-    lines.append(_check_same_graph(file, _File(original)))
-    lines.append(_check_last_in_float(file, original, deployed))
-    lines.append(points)
+    lines += [_check_same_graph(file, _File(original)), _check_last_in_float(file, last), points]
     if spec.made_for == "cpu":
         _check_processor(file)
-    last = {node.name for node in last_convs(original, deployed)}
+    spared = {node.name for node in last}
     convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
-    in_float = {c.name for c in convs if c.node in last or c.name in float_layers}
-    lines.append(check_precision(model, "int8", in_float))
-    lines += about_float(float_layers)
-    lines.append((f"before quantisation, {before.lines[-1][0]}", before.lines[-1][1]))
+    in_float = {c.name for c in convs if c.node in spared or c.name in float_layers}
+    lines += [check_precision(model, "int8", in_float), *about_float(float_layers)]
+    check, weights = before.lines[-1]
+    lines.append((f"before quantisation, {check}", weights))
     return Certificate(tuple(lines), before.weight_bytes)
 
 
 class _File:
-    """A graph by its names.
-
-    Attributes:
-        nodes: all nodes.
-        makers: node by each of its outputs.
-        tensors: initialisers.
-    """
+    """A graph by its names."""
 
     def __init__(self, model: ModelProto) -> None:
         self.nodes = list(model.graph.node)
-        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.makers = {name: node for node in self.nodes for name in node.output}  # by output
         self.tensors = {t.name: t for t in model.graph.initializer}
 
     def value(self, name: str) -> NDArray[Any]:
@@ -129,7 +117,7 @@ def _check_pairs(file: _File) -> None:
             )
 
 
-def _check_same_graph(file: _File, original: _File) -> tuple[str, str]:
+def _check_same_graph(file: _File, original: _File) -> Line:
     own = {node.output[0]: node for node in file.nodes if node.op_type not in ROUNDING}
     wanted = {node.output[0]: node for node in original.nodes}
     if len(own) != len(wanted):
@@ -187,9 +175,8 @@ def _is_close(file: _File, name: str, want: NDArray[Any]) -> bool:
     return bool((apart <= allowed).all())
 
 
-def _check_last_in_float(file: _File, original: ModelProto, deployed: Tensors) -> tuple[str, str]:
+def _check_last_in_float(file: _File, last: list[NodeProto]) -> Line:
     """Weights of the last convolutions are float, and nothing after them is rounded."""
-    last = last_convs(original, deployed)
     after = {name for node in last for name in node.output}
     for conv in last:
         node = file.makers[conv.output[0]]
@@ -206,7 +193,7 @@ def _check_last_in_float(file: _File, original: ModelProto, deployed: Tensors) -
     return "last convolutions and all after them in float", f"{len(last)} convolutions in fp32"
 
 
-def _check_zero_points(file: _File, spec: ModelSpec) -> tuple[str, str]:
+def _check_zero_points(file: _File, spec: ModelSpec) -> Line:
     """For TensorRT, signed with zero points 0; for processors, activations unsigned."""
     expected = "int8" if spec.made_for == "tensorrt" else "uint8"
     rounded = 0

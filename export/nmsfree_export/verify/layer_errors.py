@@ -39,22 +39,14 @@ Pairs = list[tuple[Layer, Layer]]
 
 @dataclass(frozen=True)
 class LayerError:
-    """How wrong one layer of the second file is, levels that share weights together.
-
-    Attributes:
-        name, op: see `Layer`.
-        precision: of a convolution's weights in the second file; "" for others.
-        added: relative error that the layer makes itself, see above; infinite after an overflow.
-        total: relative error with what it inherits.
-        largest: largest absolute difference of a value, inherited ones included.
-    """
+    """How wrong one layer of the second file is, levels that share weights together."""
 
     name: str
     op: str
-    precision: str
-    added: float
-    total: float
-    largest: float
+    precision: str  # of a convolution's weights in the second file; "" for others
+    added: float  # relative error that the layer makes itself, see above; infinite: an overflow
+    total: float  # relative error with what it inherits
+    largest: float  # absolute difference of a value, inherited ones included
 
     def to_json(self) -> dict[str, object]:
         """The fields; None stands for what is infinite, which JSON does not know."""
@@ -70,16 +62,13 @@ def measure_layers(
 ) -> list[LayerError]:
     """Compare the layers of two files of one network, those that add the largest error first.
 
-    Memory is bounded: the values of some layers at a time.
+    One entry for every name, none if they have no layer in common. Memory is bounded: the values
+    of some layers at a time.
 
     Args:
-        a: the exact one.
-        b: the one that is judged.
+        a, b: the exact one, and the one that is judged.
         images: uint8 [1, H, W, 3], BGR, as the files take them.
         progress: told (layers done, layers in all).
-
-    Returns:
-        One entry for every name; none if the files have no layer in common.
     """
     pairs = pair_layers(read_layers(a), read_layers(b))
     first, second = Graph(a), Graph(b)
@@ -158,12 +147,7 @@ ROWS = 8
 
 
 def print_layers(errors: Sequence[LayerError], title: str, console: Console) -> None:
-    """Print the layers that add most error.
-
-    Args:
-        errors: worst first.
-        title: which files are compared.
-    """
+    """Print the layers that add most error; they come worst first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold")
     for name in ("op", "in"):

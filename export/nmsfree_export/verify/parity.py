@@ -34,14 +34,13 @@ FAR = 0.05  # of the score, and of the input's longer side: farther than this is
 def tolerance_for(spec: ModelSpec, *precisions: str, unmatched: float | None = None) -> Tolerance:
     """What may differ between models that compute in these: "fp32", "fp16", "int8", "bf16".
 
+    `spec`, of either, tells the size of the input; `unmatched` replaces the usual share of rows
+    that may have no partner with eight bits.
+
     A half has 11 bits: seen are 1e-3 and 0.06 pixels, with batch norm and with GroupNorm. Eight
     bits move every score a little, so of cells that compete for an object, or at the end of the
     list, another may win: on trained weights 0.4 % of the rows (for a processor) and none (for
     TensorRT) had no partner; a network that quantization broke loses most of them.
-
-    Args:
-        spec: of either model, for the size of the input.
-        unmatched: share of rows that may have no partner; None takes the usual one of eight bits.
     """
     if unmatched is not None or EIGHT_BITS.intersection(precisions):
         far = FAR * max(spec.height, spec.width)
@@ -62,21 +61,14 @@ def seeded_tolerance(spec: ModelSpec) -> Tolerance:
 
 @dataclass(frozen=True)
 class Parity:
-    """Outcome of a comparison.
-
-    Attributes:
-        images, rows: what was compared.
-        unmatched: rows of either model without a partner, those at the cut left out.
-        score_difference, box_difference: the largest of matched rows.
-        worst_image: name of the image with the largest box difference.
-    """
+    """Outcome of a comparison; differences are the largest of matched rows."""
 
     images: int
     rows: int
-    unmatched: int
+    unmatched: int  # rows of either model without a partner, those at the cut left out
     score_difference: float
     box_difference: float
-    worst_image: str
+    worst_image: str  # name of the image with the largest box difference
     tolerance: Tolerance
 
     @property
@@ -126,8 +118,7 @@ class Parity:
 def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
     """Return named BGR images: a folder's first 64, or the bundled scenes.
 
-    Raises:
-        InputError: the folder is missing, holds no image, or one that cannot be read.
+    InputError: the folder is missing, holds no image, or one that cannot be read.
     """
     if folder is None:
         return [
@@ -143,12 +134,7 @@ def load_images(folder: Path | None) -> list[tuple[str, NDArray[np.uint8]]]:
 
 
 def seeded_images(seed: int, spec: ModelSpec) -> Pictures:
-    """Return pictures that no file can have been made for: a scene, noise, and the canary.
-
-    Args:
-        seed: of the first two; the same seed gives the same pictures.
-        spec: of a model, for the size of its input.
-    """
+    """Pictures that no file can have been made for: a scene and noise of a seed, and the canary."""
     size = (spec.height, spec.width, 3)
     blocks = np.random.default_rng(seed).integers(0, 256, size, np.uint8)[::16, ::16]
     noise = blocks.repeat(16, axis=0).repeat(16, axis=1)[: size[0], : size[1]]
@@ -205,13 +191,8 @@ def compare(
 
 
 def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) -> None:
-    """Refuse an output that a runtime would misread, however well its rows match.
-
-    Raises:
-        GateError: says what is wrong with which engine's output.
-    """
+    """Refuse an output that a runtime would misread, however well its rows match."""
     spec, scores, boxes = backend.spec, raw.detection_scores, raw.detection_boxes
-
     form = outputs_of(spec, len(scores))
     for name, value in raw._asdict().items():
         kind, shape = form[name]
