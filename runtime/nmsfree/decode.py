@@ -157,14 +157,15 @@ class _Format:
     format_version: str
 
 
-def check_format(
-    data: bytes | str, ours: str, where: object, error: type[NmsfreeError], advice: str
-) -> None:
-    """Refuse JSON whose "format_version" is of another major version.
-
-    Raises:
-        error: it is, or there is none.
-    """
+def decode_format(
+    data: bytes | str,
+    type: type[T],
+    ours: str,
+    where: object,
+    error: type[NmsfreeError],
+    advice: str,
+) -> T:
+    """Decode JSON whose "format_version" is of our major version, as `decode_json`."""
     found = decode_json(data, _Format, where, error, advice).format_version
     major = ours.partition(".")[0]
     if found.partition(".")[0] != major:
@@ -172,6 +173,7 @@ def check_format(
             f"{shown(where)}: has format {shown(found, 40)}, this version reads {major}.x: "
             f"update nmsfree, or {advice}"
         )
+    return decode_json(data, type, where, error, advice)
 
 
 def decode_yaml(

@@ -66,18 +66,13 @@ NAME_BYTES, BUS_BYTES = 128, 32
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU.
-
-    Attributes:
-        capability: compute capability, (major, minor).
-        memory: in bytes.
-        bus: PCI address, "00000000:01:00.0", by which other libraries find the same GPU: they
-            count in another order; "" where the driver does not tell.
-    """
+    """One NVIDIA GPU."""
 
     name: str
-    capability: tuple[int, int]
-    memory: int
+    capability: tuple[int, int]  # compute capability, (major, minor)
+    memory: int  # bytes
+    # PCI address, "00000000:01:00.0", by which other libraries find the same GPU: they count in
+    # another order; "" where the driver does not tell.
     bus: str = ""
 
     def __str__(self) -> str:
@@ -86,17 +81,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """The NVIDIA GPUs of this machine.
+    """The NVIDIA GPUs of this machine."""
 
-    Attributes:
-        found: in CUDA's order.
-        cuda: newest CUDA that the driver runs, "13.1"; None without a driver.
-        problem: why there is none, in words; "" where there is one.
-    """
-
-    found: tuple[Gpu, ...]
-    cuda: str | None
-    problem: str
+    found: tuple[Gpu, ...]  # in CUDA's order
+    cuda: str | None  # newest CUDA that the driver runs, "13.1"; None without a driver
+    problem: str  # why there is none, in words
 
 
 def find_gpus() -> Gpus:

@@ -22,19 +22,13 @@ PAD_BGR = LETTERBOX.pad
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one source image was placed in the model's input.
+    """How one source image was placed in the model's input."""
 
-    Attributes:
-        height, width: size of the source image in pixels.
-        scale_y, scale_x: input pixels per source pixel (in a letterbox they differ by rounding).
-        top, left: input pixels before the image.
-    """
-
-    height: int
+    height: int  # of the source image in pixels
     width: int
-    scale_y: float
+    scale_y: float  # input pixels per source pixel; in a letterbox the two differ by rounding
     scale_x: float
-    top: int = 0
+    top: int = 0  # input pixels before the image
     left: int = 0
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:

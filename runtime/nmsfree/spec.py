@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from nmsfree.decode import Byte, Positive, Share, Side, check_format, decode_json
+from nmsfree.decode import Byte, Positive, Share, Side, decode_format, decode_json
 from nmsfree.errors import ModelError
 
 TARGET_PRECISION = 0.9
@@ -104,17 +104,11 @@ class Resize:
 
 @dataclass(frozen=True)
 class NmsSpec:
-    """Non-maximum suppression that a file of the o2m head carries in its graph.
+    """Non-maximum suppression that a file of the o2m head carries in its graph."""
 
-    Attributes:
-        iou: boxes of one class overlapping a better one by more than this are removed.
-        class_aware: suppress within a class only.
-        candidates_per_level: best (cell, class) pairs of a pyramid level that enter NMS.
-    """
-
-    iou: Share = 0.6
-    class_aware: bool = True
-    candidates_per_level: Positive = 1000
+    iou: Share = 0.6  # boxes that overlap a better one by more than this are removed
+    class_aware: bool = True  # within a class only
+    candidates_per_level: Positive = 1000  # best (cell, class) pairs of a level that enter NMS
 
 
 @dataclass(frozen=True)
@@ -181,7 +175,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str, where: object = "model description") -> "ModelSpec":
-        """Read a description.
+        """Read a description; one of a newer minor version loads, fields it adds are ignored.
 
         Args:
             where: what the text is; begins the message.
@@ -193,8 +187,7 @@ class ModelSpec:
         fields = decode_json(text, dict[str, Any], where, ModelError, AGAIN)
         if str(fields.get("format_version")).startswith("1."):
             text = json.dumps(_from_format_1(fields))
-        check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
-        return decode_json(text, cls, where, ModelError, AGAIN)
+        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN)
 
 
 def _from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
@@ -229,13 +222,7 @@ _INSTEAD = {
 def check_int8_target(path: Path, spec: ModelSpec, device: str) -> None:
     """Refuse a file that was made for another kind of engine.
 
-    Args:
-        path: the file, for the message.
-        device: kind of device, also what an engine is built with: "cpu", "cuda", "tensorrt-rtx",
-            "tensorrt", "openvino".
-
-    Raises:
-        ModelError: it does not fit; says why, and what to export instead.
+    `device` is its kind, or what builds an engine. The ModelError says what to export instead.
     """
     reason = _REASONS.get(spec.made_for or "", {}).get(device)
     if reason is not None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nmsfree.decode import check_format, decode_json, read_bytes
+from nmsfree.decode import decode_format, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec
@@ -382,8 +382,7 @@ def read(path: Path, data: bytes | None = None) -> Results:
     InputError: it cannot be read, is no result file, or is of another format.
     """
     data = read_bytes(path) if data is None else data
-    check_format(data, FORMAT_VERSION, path, InputError, AGAIN)
-    content = decode_json(data, dict[str, Any], path, InputError, AGAIN)
+    content = decode_format(data, dict[str, Any], FORMAT_VERSION, path, InputError, AGAIN)
     error = next(_validator().iter_errors(content), None)
     if error is not None:
         place = shown("/".join(map(str, error.absolute_path))) or "the file"

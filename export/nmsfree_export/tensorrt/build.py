@@ -68,7 +68,7 @@ class BuildReport:
             "bytes": self.size,
             "inputs": [vars(tensor) for tensor in self.inputs],
             "outputs": [vars(tensor) for tensor in self.outputs],
-            "sidecar": self.sidecar.to_json_values(),
+            "sidecar": self.sidecar.to_json(),
             "layers": self.layers and self.layers.to_json(),
         }
 

@@ -28,11 +28,7 @@ class Port(NamedTuple):
 
 
 def check_model_file(path: Path, digest: str | None) -> None:
-    """Refuse what is no regular file, too large, or another one than the application means.
-
-    Raises:
-        ModelError: it is.
-    """
+    """Refuse what is no regular file, too large, or another one than the application means."""
     check_file(path, MAX_ONNX, ModelError)
     if digest is not None and (found := sha256(path)) != digest:
         raise other_file(path, found, digest)
@@ -63,13 +59,9 @@ def candidate_shapes(count: int) -> Shapes:
 def read_spec(
     path: Path, metadata: str | None, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> ModelSpec:
-    """Read the description in a file, and hold it against the graph.
+    """Read the description in a file, its text under `METADATA_KEY`, and hold it against the graph.
 
-    Args:
-        metadata: the file's text under `METADATA_KEY`; None where it has none.
-
-    Raises:
-        ModelError: not written by this project, or description and graph differ.
+    ModelError: not written by this project, or description and graph differ.
     """
     if metadata is None:
         raise ModelError(
@@ -120,11 +112,8 @@ def rows_of(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
     """Return the rows of one image that count, and refuse what no detector answers.
 
-    Returns:
-        boxes float32 [n, 4] xyxy in input pixels, scores float32 [n], class ids int32 [n].
-
-    Raises:
-        ModelError: a count, score, box or class out of its range, or not a number.
+    That is boxes float32 [n, 4] xyxy in input pixels, scores float32 [n], class ids int32 [n].
+    ModelError: a count, score, box or class out of its range, or not a number.
     """
     # Lists and few calls of NumPy: on a hundred numbers a call costs more than its work.
     values, count = raw.detection_scores[index].tolist(), int(raw.num_detections[index, 0])
@@ -161,9 +150,6 @@ def check_images(images: NDArray[Any], spec: ModelSpec) -> None:
 
     For engines that would take them: OpenVINO casts and reshapes silently, and a buffer of fixed
     size would be filled in part.
-
-    Raises:
-        ModelError: another type or shape.
     """
     rows = spec.batch or max(len(images), 1)
     if images.dtype != np.uint8 or images.shape != (rows, spec.height, spec.width, 3):

@@ -38,11 +38,7 @@ ONNX_TYPES = {"u8": "uint8", "f32": "float", "i32": "int32", "i64": "int64"}
 
 
 def import_openvino() -> Any:
-    """Import it, without the telemetry that it would start unless the user has agreed to that.
-
-    Raises:
-        MissingExtraError: it is not installed, or cannot be loaded.
-    """
+    """Import it, without the telemetry that it would start unless the user has agreed to that."""
     feature = "running a model in OpenVINO", "nmsfree[openvino]"
     if TELEMETRY in sys.modules or "openvino" in sys.modules or _agreed_to_telemetry():
         return import_extra("openvino", *feature)
@@ -66,22 +62,12 @@ def _agreed_to_telemetry() -> bool:
 
 
 def vendor_errors(openvino: Any) -> tuple[type[Exception], ...]:
-    """What OpenVINO raises."""
     found = (getattr(openvino.frontend, name, None) for name in READERS_ERRORS)
-    return (
-        RuntimeError,
-        TypeError,
-        UnicodeDecodeError,
-        *(kind for kind in found if kind is not None),
-    )
+    return RuntimeError, TypeError, UnicodeDecodeError, *(kind for kind in found if kind)
 
 
 def read_model(openvino: Any, path: Path) -> tuple[Any, ModelSpec]:
-    """Read an ONNX file: OpenVINO's model and our description.
-
-    Raises:
-        ModelError: it cannot be loaded, or is not one of ours.
-    """
+    """Read an ONNX file: OpenVINO's model and our description."""
     place = ["framework", METADATA_KEY]  # where the reader puts what the file says of itself
     try:
         # Not `Core.read_model`, which has the readers of all other formats try their luck aloud.
@@ -146,9 +132,8 @@ def compile_model(
 ) -> tuple[Any, str]:
     """Compile a model for a device; read back where and how it runs, in words.
 
-    Raises:
-        EngineError: there is no such device, it does not take the model, OpenVINO took another
-            device or precision, or has worked in this process before it was forked.
+    EngineError: there is no such device, it does not take the model, OpenVINO took another device
+    or precision, or has worked in this process before it was forked.
     """
     if _worked_in.setdefault("process", os.getpid()) != os.getpid():
         raise forked("OpenVINO")

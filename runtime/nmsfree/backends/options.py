@@ -79,14 +79,7 @@ class Options:
             object.__setattr__(self, "sha256", self.sha256.lower())
 
     def check(self, what: str, *allowed: str) -> None:
-        """Refuse every option that was set and is not in `allowed`.
-
-        Args:
-            what: the thing to open, as the message names it.
-
-        Raises:
-            InputError: an option does not apply.
-        """
+        """Refuse every option that was set and is not in `allowed`; the message names `what`."""
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default and field.name not in allowed:
@@ -124,17 +117,11 @@ DEVICE = Option(
 
 @dataclass(frozen=True)
 class Device:
-    """Where a model runs.
+    """Where a model runs."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        index: which NVIDIA GPU, as CUDA counts them; 0 elsewhere.
-        plugin: OpenVINO's own name of the device ("CPU", "GPU", "GPU.1"); "" elsewhere.
-    """
-
-    kind: str
-    index: int = 0
-    plugin: str = ""
+    kind: str  # one of `KINDS`
+    index: int = 0  # which NVIDIA GPU, as CUDA counts them
+    plugin: str = ""  # OpenVINO's own name of the device ("CPU", "GPU", "GPU.1"); "" elsewhere
 
     def __str__(self) -> str:
         if self.plugin:
@@ -143,11 +130,7 @@ class Device:
 
 
 def parse_device(text: str | Device) -> Device:
-    """Read the name of a device; one that has been read stays.
-
-    Raises:
-        InputError: it is none of `KINDS`.
-    """
+    """Read the name of a device; one that has been read stays. InputError: none of `KINDS`."""
     if isinstance(text, Device):
         return text
     kind, colon, rest = text.partition(":") if isinstance(text, str) else ("", "", "")

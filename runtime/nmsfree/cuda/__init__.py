@@ -1,7 +1,7 @@
 """CUDA as the backends need it: one small interface, two implementations and a fake.
 
 `base.Cuda` is the interface. `cuda_python.CudaPython` (wheels) and `pycuda.PyCuda` (for
-applications that use pycuda) run on a GPU, `fake.FakeCuda` runs the same code without one.
+applications that use pycuda) run on a GPU, `nmsfree.testing.cuda.FakeCuda` the same without one.
 """
 
 import sys

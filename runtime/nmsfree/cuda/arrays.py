@@ -48,11 +48,7 @@ class Layout:
 
 
 def read_capsule(capsule: Any) -> Layout:
-    """Read what `__dlpack__()` returned; the layout holds while the capsule is kept.
-
-    Raises:
-        InputError: it is not a fresh capsule.
-    """
+    """Read what `__dlpack__()` returned; the layout holds while the capsule is kept."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     try:
@@ -100,8 +96,7 @@ def is_device_array(images: object) -> bool:
 def read_device_array(images: Any, cuda: Cuda, stream: Stream) -> DeviceImages:
     """Take the address of images on the GPU; work put into `stream` from now on may read them.
 
-    Raises:
-        InputError: another GPU, type or layout, or an interface that is not as specified.
+    InputError: another GPU, type or layout, or an interface that is not as specified.
     """
     if hasattr(images, "__dlpack__"):
         layout, owner = _through_dlpack(images, cuda, stream)

@@ -15,18 +15,12 @@ LEGACY_DEFAULT_STREAM = 1  # CUDA's own number for "the default stream", where 0
 
 @dataclass(frozen=True)
 class Stream:
-    """A queue of work on the GPU.
+    """A queue of work on the GPU; `native` is here and below the implementation's own object."""
 
-    Attributes:
-        handle: what CUDA calls it; TensorRT and the array protocols take this number.
-        native: the implementation's own object.
-        owned: made by us, so freed by us; a user's stream is neither.
-        origin: the application's object, kept because many destroy their stream when collected.
-    """
-
-    handle: int
+    handle: int  # what CUDA calls it; TensorRT and the array protocols take this number
     native: Any = field(repr=False)
-    owned: bool = True
+    owned: bool = True  # made by us, so freed by us; a user's stream is neither
+    # The application's object, kept because many destroy their stream when collected.
     origin: Any = field(default=None, repr=False)
 
 
@@ -84,11 +78,7 @@ class Cuda(Protocol):
         ...
 
     def adopt_stream(self, stream: object) -> Stream:
-        """Use a stream of the application's; it stays the application's.
-
-        Raises:
-            InputError: the implementation cannot use such an object.
-        """
+        """Use a stream of the application's, which stays its own; InputError: it cannot be used."""
         ...
 
     def synchronize(self, stream: Stream) -> None:
@@ -166,11 +156,7 @@ _ADVICE = {
 
 
 def no_driver(reason: str) -> EngineError:
-    """The error where the driver's library cannot be loaded, or lacks a function.
-
-    Args:
-        reason: the vendor's words.
-    """
+    """The error where the driver's library cannot be loaded, or lacks a function."""
     line = " ".join(reason.split())[:200]
     if line.lower().startswith("function "):  # "function cuX is not found"
         return EngineError(f"the NVIDIA driver is too old ({line}): update it")
@@ -180,10 +166,7 @@ def no_driver(reason: str) -> EngineError:
 def cuda_error(call: str, code: str, text: str) -> EngineError:
     """The error for a CUDA call that failed: the one place where codes become our words.
 
-    Args:
-        call: the function of CUDA.
-        code: "CUDA_ERROR_…", or "" where the implementation does not tell.
-        text: CUDA's description.
+    The code is "CUDA_ERROR_…", or "" where the implementation does not tell.
     """
     detail = ", ".join(part for part in (text, code) if part) or "no reason given"
     if "out of memory" in text:  # pycuda tells the description alone
@@ -200,22 +183,14 @@ def wrong_gpu(index: int, count: int) -> EngineError:
     return EngineError(f"GPU {index} does not exist, this machine has {count}, counted from 0")
 
 
-# Attributes that hold it: PyTorch, pycuda, CuPy.
-_ATTRIBUTES = ("cuda_stream", "handle", "ptr")
-
-
 def stream_handle(stream: object) -> int:
-    """Return the number of a stream: an int itself, `__cuda_stream__`, PyTorch, CuPy, pycuda.
-
-    Raises:
-        InputError: it is none of these.
-    """
+    """Return the number of a stream: an int itself, `__cuda_stream__`, PyTorch, CuPy, pycuda."""
     if isinstance(stream, int) and not isinstance(stream, bool):
         return stream
     protocol = getattr(stream, "__cuda_stream__", None)
     if callable(protocol):
         return int(protocol()[1])  # (version, handle)
-    for name in _ATTRIBUTES:
+    for name in ("cuda_stream", "handle", "ptr"):  # PyTorch, pycuda, CuPy
         value = getattr(stream, name, None)
         if value is not None:
             return int(value)

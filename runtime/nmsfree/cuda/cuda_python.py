@@ -43,24 +43,16 @@ class CudaPython:
         self._context = self._call(self._driver.cuDevicePrimaryCtxRetain, self._device)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a driver function; return what it gives besides its status.
-
-        Raises:
-            EngineError: it failed.
-        """
+        """Call a driver function; return what it gives besides its status."""
         try:
             status, *values = function(*arguments)
         except RuntimeError as error:  # the driver's library is missing, or lacks the function
             raise no_driver(str(error)) from None
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise cuda_error(function.__name__, *self._explain(status))
+            explained = self._driver.cuGetErrorName(status), self._driver.cuGetErrorString(status)
+            code, text = ((found[1] or b"").decode() for found in explained)
+            raise cuda_error(function.__name__, code, text)
         return values[0] if values else None
-
-    def _explain(self, status: Any) -> tuple[str, str]:
-        """The name and the description of a status."""
-        name = self._driver.cuGetErrorName(status)[1]
-        text = self._driver.cuGetErrorString(status)[1]
-        return (name or b"").decode(), (text or b"").decode()
 
     def device_count(self) -> int:
         return int(self._call(self._driver.cuDeviceGetCount))
@@ -72,13 +64,13 @@ class CudaPython:
     def sm(self) -> int:
         kinds = self._driver.CUdevice_attribute
         major, minor = (
-            self._call(self._driver.cuDeviceGetAttribute, kind, self._device)
+            int(self._call(self._driver.cuDeviceGetAttribute, kind, self._device))
             for kind in (
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
-        return int(major) * 10 + int(minor)
+        return major * 10 + minor
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -187,10 +179,6 @@ class CudaPython:
 
 
 def load_driver() -> Any:
-    """Import `cuda.bindings.driver`; it imports without a driver or GPU.
-
-    Raises:
-        MissingExtraError: cuda-python is not installed.
-    """
+    """Import `cuda.bindings.driver`; it imports without a driver or GPU."""
     # Of two extras, hence its own name.
     return import_extra("cuda.bindings.driver", "running an engine", "cuda-python")

@@ -164,12 +164,6 @@ class PyCuda:
 
 
 def load_driver() -> Any:
-    """Import `pycuda.driver`.
-
-    Raises:
-        MissingExtraError: pycuda is not installed.
-        EngineError: it cannot load the driver's library.
-    """
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError:

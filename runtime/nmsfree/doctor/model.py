@@ -77,18 +77,9 @@ def difference(backend: Backend) -> str:
 
 
 def build(onnx: Path, vendor: VendorApi, sm: int) -> Path:
-    """Build an engine of the tiny model beside it, with its description.
+    """Build an engine of the tiny model beside it, with its description; returns its path.
 
-    Args:
-        onnx: as `doctor_model.write_model` leaves it.
-        sm: compute capability it is for, 89 for 8.9; this machine's where the library builds for
-            that one only.
-
-    Returns:
-        The engine's path.
-
-    Raises:
-        EngineError: the library does not start, or does not build.
+    `sm` must be this machine's where the library builds for that one only.
     """
     content = onnx.read_bytes()
     builder = vendor.create_builder()

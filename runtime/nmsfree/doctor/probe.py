@@ -33,13 +33,9 @@ def module_command(module: str, *arguments: str) -> list[str]:
 def ask_child(
     command: list[str], limit: float = LIMIT_SECONDS
 ) -> tuple[dict[str, Any] | None, str]:
-    """Run a command whose last line of output is a JSON object.
+    """Run a command whose last line of output is a JSON object; end it after `limit` seconds.
 
-    Args:
-        limit: seconds until it is ended.
-
-    Returns:
-        The object and "", or None and what went wrong in words.
+    Returns the object and "", or None and what went wrong in words.
     """
     try:
         done = subprocess.run(
@@ -70,17 +66,11 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a look at an engine gave.
+    """What a look at an engine gave."""
 
-    Attributes:
-        runs: the model's answer was right.
-        detail: what runs where, or why not.
-        absent: it cannot run because this machine has no such device; nothing is broken.
-    """
-
-    runs: bool
-    detail: str
-    absent: bool = False
+    runs: bool  # the model's answer was right
+    detail: str  # what runs where, or why not
+    absent: bool = False  # it cannot run because this machine has no such device
 
 
 def look(name: str) -> Outcome:

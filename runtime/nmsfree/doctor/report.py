@@ -19,20 +19,13 @@ AT_ONCE = 4  # processes
 
 @dataclass(frozen=True)
 class Engine:
-    """Something that may be installed.
-
-    Attributes:
-        probe: how it is tried, see `PROBES`.
-        packages: distributions that bring it, any of them.
-        install: what to give to `pip install`.
-        runs_models: False for what engines need besides.
-    """
+    """Something that may be installed."""
 
     name: str
-    probe: str
-    packages: tuple[str, ...]
-    install: str
-    runs_models: bool = True
+    probe: str  # how it is tried, see `PROBES`
+    packages: tuple[str, ...]  # distributions that bring it, any of them
+    install: str  # what to give to `pip install`
+    runs_models: bool = True  # False for what engines need besides
 
 
 ENGINES = (
@@ -73,19 +66,15 @@ ENGINES = (
 class Check:
     """One engine on this machine.
 
-    Attributes:
-        version: of the package; None where it is missing.
-        state: "runs" only after the tiny model's answer was right; "no device" where nothing is
-            broken, but this machine has no GPU for it.
-        detail: what runs where, or why not.
-        install: lines for the shell that bring it; empty where it is there.
+    It "runs" only after the tiny model's answer was right; there is "no device" where nothing is
+    broken, but this machine has no GPU for it.
     """
 
     engine: str
-    version: str | None
+    version: str | None  # of the package; None where it is missing
     state: State
-    detail: str
-    install: tuple[str, ...]
+    detail: str  # what runs where, or why not
+    install: tuple[str, ...]  # lines for the shell that bring it; empty where it is there
     runs_models: bool
 
 
@@ -109,8 +98,7 @@ class Report:
 def examine(progress: Callable[[str], None] = lambda name: None) -> Report:
     """Look at the machine and try every engine on it.
 
-    Args:
-        progress: told the name of each engine that is done; may be called by other threads.
+    `progress` is told the name of each engine that is done, maybe by other threads.
     """
     system = look_at_system()
 
@@ -155,11 +143,7 @@ EXCLUSIVE = {
 
 
 def find_conflicts(modules: Mapping[str, Iterable[str]]) -> list[str]:
-    """Name packages that overwrite one another's files.
-
-    Args:
-        modules: import name → distributions that bring it, as `packages_distributions` tells.
-    """
+    """Name packages that overwrite one another's files, of what `packages_distributions` tells."""
     conflicts = []
     for module, keep in EXCLUSIVE.items():
         names = sorted({re.sub(r"[-_.]+", "-", n).lower() for n in modules.get(module, ())})

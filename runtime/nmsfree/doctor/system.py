@@ -19,28 +19,17 @@ from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, processor_name
 
 @dataclass(frozen=True)
 class System:
-    """The machine.
+    """The machine; None is what the system does not tell."""
 
-    Attributes:
-        system: operating system and architecture.
-        python, nmsfree: versions.
-        processor: model name.
-        cores: processors that this process may use.
-        bf16: whether the processor has bfloat16 arithmetic; None = the system does not tell.
-        memory: bytes; None = the system does not tell.
-        driver: version of NVIDIA's driver; None = nvidia-smi is not there or fails.
-        gpus: NVIDIA's GPUs, as the driver's library tells them.
-    """
-
-    system: str
-    python: str
-    nmsfree: str
-    processor: str
-    cores: int
-    bf16: bool | None
-    memory: int | None
-    driver: str | None
-    gpus: Gpus
+    system: str  # and architecture
+    python: str  # version
+    nmsfree: str  # version
+    processor: str  # model name
+    cores: int  # that this process may use
+    bf16: bool | None  # whether the processor has bfloat16 arithmetic
+    memory: int | None  # bytes
+    driver: str | None  # NVIDIA's version; None = nvidia-smi is not there or fails
+    gpus: Gpus  # NVIDIA's, as the driver's library tells them
 
 
 def look_at_system() -> System:

@@ -56,27 +56,14 @@ ALIGNMENT = 512  # bytes, CUDA's
     *("elapsed_ms", "destroy_event", "begin_capture", "end_capture", "launch", "destroy_graph"),
 )
 class FakeCuda:
-    """`base.Cuda` on numpy arrays.
-
-    Args:
-        index, sm: which GPU this is, and its compute capability.
-        can_capture: False behaves as pycuda, which has no graphs.
-
-    Attributes:
-        alive: how many streams, events, graphs, device and pinned allocations exist.
-        done: how many operations of each kind were done.
-        fail: names of methods that fail from now on.
-        elsewhere: addresses that are on another GPU, and on which.
-    """
+    """`base.Cuda` on numpy arrays; `can_capture=False` behaves as pycuda, which has no graphs."""
 
     def __init__(self, index: int = 0, sm: int = 89, can_capture: bool = True) -> None:
-        self.name = "fake CUDA"
-        self.index = index
-        self.can_capture = can_capture
-        self.alive: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
-        self.fail: set[str] = set()
-        self.elsewhere: dict[int, int] = {}
+        self.name, self.index, self.can_capture = "fake CUDA", index, can_capture
+        self.alive: Counter[str] = Counter()  # streams, events, graphs, allocations that exist
+        self.done: Counter[str] = Counter()  # operations, by their kind
+        self.fail: set[str] = set()  # names of methods that fail from now on
+        self.elsewhere: dict[int, int] = {}  # addresses that are on another GPU, and on which
         self.closed = False
         self._sm = sm
         self._depth = threading.local()

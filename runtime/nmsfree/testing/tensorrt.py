@@ -45,23 +45,15 @@ class _Logger:
 
 @dataclass
 class FakeTensorRt:
-    """The module. `fail` names methods that fail from now on, as the real ones do: with a log line.
-
-    Attributes:
-        function: images uint8 [N, H, W, 3] → outputs by name.
-        kernels: what the "compiler" makes; another value is another release of the library.
-        falls_back: the method that says that runs do without a CUDA graph.
-        alive: execution contexts that exist.
-        compiled: how often kernels were compiled: for an engine, and for a batch size of it.
-    """
+    """The module. Methods named in `fail` fail from now on as the real ones do, with a log line."""
 
     cuda: FakeCuda
-    function: Function
-    kernels: bytes = b"kernels"
+    function: Function  # images uint8 [N, H, W, 3] → outputs by name
+    kernels: bytes = b"kernels"  # what it "compiles"; another value is another release
     fail: set[str] = field(default_factory=set)
-    falls_back: str = ""
-    alive: int = 0
-    compiled: int = 0
+    falls_back: str = ""  # the method that says that runs do without a CUDA graph
+    alive: int = 0  # execution contexts
+    compiled: int = 0  # how often kernels were: for an engine, and for a batch size of it
     ILogger: type = _Logger
     TensorIOMode: type = _Mode
     EngineValidity: type = _Validity
@@ -234,11 +226,9 @@ def write_fake_engine(
     candidates: int | None = None,
     **fields: Any,
 ) -> Sidecar:
-    """Write an engine for the fake, and its sidecar.
+    """Write an engine for the fake, and its sidecar, of which `fields` replace what belongs there.
 
-    Args:
-        candidates: how many of them the engine ends in; None: it ends in detections.
-        fields: of the sidecar, in place of what belongs there.
+    `candidates` is how many of them it ends in; None: it ends in detections.
     """
     n = batch[2] if batch[0] == batch[2] else -1
     outputs = output_shapes(spec.top_k) if candidates is None else candidate_shapes(candidates)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.decode import Side, check_format, decode_json
+from nmsfree.decode import Side, decode_format
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec, Thresholds
@@ -122,8 +122,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
         )
     where = f"{shown(path)}: '{HEADER_KEY}' entry of the header"
     text, state = _from_format_1_2(metadata[HEADER_KEY], state)
-    check_format(text, FORMAT_VERSION, where, CheckpointError, AGAIN)
-    header = decode_json(text, _Header, where, CheckpointError, AGAIN)
+    header = decode_format(text, _Header, FORMAT_VERSION, where, CheckpointError, AGAIN)
     _check_tensors(path, header.model, state)
     return Checkpoint(state=state, **vars(header))
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from nmsfree.backends.onnxruntime.session import (
     FATAL,
     OUTPUTS,
     Opened,
+    Run,
     check_placement,
     make_session,
     vendor_errors,
@@ -55,13 +56,7 @@ def run_failed(device: str, error: Exception) -> EngineError:
 
 
 def open_gpu(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
-    """Open a file on the CUDA provider, or for "tensorrt-rtx" on ONNX Runtime's plugin.
-
-    Raises:
-        InputError: FP32 was asked for, which the plugin cannot promise.
-        MissingExtraError: the plugin is not installed.
-        EngineError: another ONNX Runtime is installed, there is no such GPU, or CUDA is missing.
-    """
+    """Open a file on the CUDA provider, or for "tensorrt-rtx" on ONNX Runtime's plugin."""
     return (_open_cuda if device.kind == "cuda" else _open_plugin)(path, spec, device, options)
 
 
@@ -159,9 +154,6 @@ def choose(found: Sequence[Any], device: Device, gpus: Sequence[Gpu]) -> Any:
     The plugin numbers the GPUs that it takes, and runs on the GPU that has this number with CUDA.
     So of several, only one will do whose address and number are both those of the GPU meant. Where
     addresses are not told (on Windows), numbers mean something if no GPU is left out.
-
-    Raises:
-        EngineError: there is none.
     """
     gpu = gpus[device.index]
     here = [_at(d, gpu) for d in found]  # None: addresses are not told
@@ -262,7 +254,7 @@ def _describe(provider: str, gpu: Gpu, tf32: bool, rest: str) -> str:
     return f"ONNX Runtime {ort.__version__} {provider}, {gpu.name}, {state}{rest}"
 
 
-def bound_run(session: Any) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
+def bound_run(session: Any) -> Run:
     """Run a session with a binding of its own for every call, so that threads may share it."""
 
     def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
@@ -281,12 +273,8 @@ class GraphRun:
     """Replays one captured graph over fixed buffers.
 
     A graph belongs to the thread that captured it and may not be replayed twice at once, so one
-    thread owns it and runs for all the others.
-
-    Args:
-        session: made with CUDA graphs on, for a file of fixed batch size.
-        spec: shapes of the buffers.
-        place: where the buffers lie, "cuda" (or "cpu", for tests), and on which GPU.
+    thread owns it and runs for all the others. The session was made with CUDA graphs on, for a file
+    of fixed batch size; the buffers lie in "cuda" (or "cpu", for tests), on the GPU of that index.
     """
 
     def __init__(self, session: Any, spec: ModelSpec, place: str, index: int) -> None:

@@ -18,30 +18,21 @@ from nmsfree.spec import METADATA_KEY, ModelSpec
 CPU = "CPUExecutionProvider"
 FATAL = 4  # log severity: errors are raised, and told in our own words
 OUTPUTS = list(RawDetections._fields)
+# Images uint8 [N, H, W, 3] → the four outputs; raises vendor errors.
+Run = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
 class Opened(NamedTuple):
-    """A model that is ready.
+    """A model that is ready."""
 
-    Attributes:
-        run: images uint8 [N, H, W, 3] → the four outputs; raises vendor errors.
-        description: where it runs, in words.
-        gpu: the device's name where that is a GPU; "" on the processor.
-        close: frees it.
-    """
-
-    run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
-    description: str
-    gpu: str = ""
+    run: Run
+    description: str  # where it runs, in words
+    gpu: str = ""  # the device's name where that is a GPU
     close: Callable[[], object] = lambda: None
 
 
 def vendor_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of ONNX Runtime: they share no base class, and versions differ in their set.
-
-    Raises:
-        MissingExtraError: onnxruntime is not installed, or cannot be loaded.
-    """
+    """Exceptions of ONNX Runtime: they share no base class, and versions differ in their set."""
     state = import_extra(
         "onnxruntime.capi.onnxruntime_pybind11_state", "running an ONNX file", "nmsfree[cpu]"
     )
@@ -96,11 +87,7 @@ def make_session(
 
 
 def open_file(path: Path, threads: int | None, optimize: bool = True) -> tuple[Any, ModelSpec]:
-    """Open a file on the processor and read what it says of itself.
-
-    Raises:
-        ModelError: it cannot be loaded, or is not one of ours.
-    """
+    """Open a file on the processor and read what it says of itself."""
     try:
         session = make_session(path, threads=threads, optimize=optimize)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -114,13 +101,9 @@ def open_file(path: Path, threads: int | None, optimize: bool = True) -> tuple[A
 
 
 def check_placement(session: Any, provider: str, device: str) -> str:
-    """Make sure that a session runs where it was asked to, and say what does not.
+    """Say what does not run where it should: "", or ", 3 of 200 nodes on the processor".
 
-    Returns:
-        "" or, for a description, ", 3 of 200 nodes on the processor".
-
-    Raises:
-        EngineError: ONNX Runtime put the network on the processor.
+    EngineError: ONNX Runtime put the network on the processor.
     """
     providers = session.get_providers()
     nodes: Counter[tuple[str, str]] = Counter()  # by provider and operator

@@ -27,32 +27,21 @@ NOT_RECORDED = "cannot record the engine as a CUDA graph", "it runs without one"
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of one run on the GPU's clock, NMS on the host's.
+    """Milliseconds of one run on the GPU's clock, NMS on the host's."""
 
-    Attributes:
-        h2d: images from host to device; 0 for images that were there.
-        network: the engine.
-        d2h: outputs from device to host.
-        nms: NMS on the host; 0 where the engine has none, or has it inside.
-    """
-
-    h2d: float
+    h2d: float  # images from host to device; 0 for images that were there
     network: float
-    d2h: float
-    nms: float = 0.0
+    d2h: float  # outputs from device to host
+    nms: float = 0.0  # on the host; 0 where the engine has none, or has it inside
 
 
 class ExecutionContext:
     """Runs the engine; not thread-safe, `ContextPool` gives it to one thread at a time.
 
     Args:
-        engine: shared by all contexts.
         stream: a stream of the user's that all contexts work in; None: a stream of its own.
         from_device: it runs images that are on the GPU, so it has no input buffers. Such a context
             records no CUDA graph of its own, since that would fix the address of the images.
-
-    Raises:
-        EngineError: the GPU's memory does not suffice, or the engine cannot be prepared.
     """
 
     def __init__(self, engine: LoadedEngine, stream: Stream | None, from_device: bool) -> None:
@@ -135,22 +124,14 @@ class ExecutionContext:
         self._batch = images
 
     def take(self, images: Any) -> DeviceImages:
-        """Let this context's stream wait for images on the GPU.
-
-        Raises:
-            InputError: another GPU, type or layout.
-        """
+        """Let this context's stream wait for images on the GPU."""
         with self._cuda.active():
             return read_device_array(images, self._cuda, self._stream)
 
     def run(self, images: NDArray[np.uint8] | DeviceImages) -> tuple[Outputs, Timings]:
-        """Run uint8 [N, H, W, 3]; N is at most the engine's largest batch.
+        """Run uint8 [N, H, W, 3], N at most the engine's largest batch: copies of the outputs.
 
-        Returns:
-            Copies of the outputs by name, [N, …], and how long the stages took.
-
-        Raises:
-            EngineError: the GPU or the engine failed; this context may not be used again.
+        EngineError: the GPU or the engine failed; this context may not be used again.
         """
         cuda, stream, engine = self._cuda, self._stream, self._engine
         start, loaded, computed, done = self._events
@@ -191,11 +172,7 @@ class ExecutionContext:
         return pinned.view(binding.dtype).reshape(count, *binding.shape[1:])
 
     def close(self) -> None:
-        """Wait for what is still running, then free everything, whatever fails.
-
-        Raises:
-            EngineError: the GPU failed.
-        """
+        """Wait for what is still running, then free everything, whatever fails."""
         try:
             with self._cuda.active():
                 free_all(self._frees())
@@ -227,8 +204,7 @@ class ExecutionContext:
 def record(cuda: Cuda, work: Callable[[Stream], None]) -> Graph:
     """Record work as a CUDA graph, in a stream that nobody else puts work into.
 
-    Raises:
-        EngineError: it cannot be recorded; the thread may go on without.
+    EngineError: it cannot be recorded; the thread may go on without.
     """
     private = cuda.create_stream()
     try:

@@ -82,11 +82,7 @@ def read_cache(engine: Path, engine_sha256: str) -> bytes | None:
 
 
 def write_cache(engine: Path, engine_sha256: str, payload: bytes) -> None:
-    """Write the vendor's bytes; a folder that cannot be written to costs a warning only."""
-    try:
-        write_atomic(cache_path(engine), _head(engine_sha256, payload) + payload)
-    except InputError as error:
-        _logger.warning("kernels will be compiled again at the next start: %s", error)
+    write_atomic(cache_path(engine), _head(engine_sha256, payload) + payload)
 
 
 def _head(engine_sha256: str, payload: bytes) -> bytes:
@@ -105,31 +101,24 @@ class GraphUse:
     TensorRT-RTX records by itself, and goes on without a graph where it cannot; with full TensorRT
     the recording is ours. Either way it is known once a run has warmed up, not before. One that
     failed counts for all: nobody is promised a graph that some runs do without.
-
-    Args:
-        possible: False where there can be none.
     """
 
     def __init__(self, possible: bool) -> None:
         self._lock = threading.Lock()
-        self._used: bool | None = None if possible else False
-
-    @property
-    def used(self) -> bool | None:
-        """Whether runs replay a graph; None: nothing has been run yet."""
-        return self._used
+        # Whether runs replay a graph; None: nothing has been run yet.
+        self.used: bool | None = None if possible else False
 
     def works(self) -> None:
         """A graph is there."""
         with self._lock:
-            if self._used is None:
-                self._used = True
+            if self.used is None:
+                self.used = True
 
     def fails(self, why: object) -> None:
         """There is none; the first to notice warns of it."""
         with self._lock:
-            news = self._used is not False
-            self._used = False
+            news = self.used is not False
+            self.used = False
         if news:
             _logger.warning("no CUDA graph, runs take a little longer: %s", why)
 
@@ -137,16 +126,8 @@ class GraphUse:
 class LoadedEngine:
     """A deserialised engine whose inputs and outputs are those of its description.
 
-    Args:
-        path: the engine, its sidecar beside it.
-        vendor: the vendor module that runs it.
-        cuda: the GPU that runs it.
-        options: `rebuild`, `trust` and `sha256`, see `load_plan`. With a hash, no kernels are
-            cached beside the engine: the file that holds them is native code, too.
-
-    Attributes:
-        graph: whether runs replay a CUDA graph.
-        cache_loaded: the kernels that were cached beside it fit, and were taken.
+    Of the options, see `load_plan`. With a hash, no kernels are cached beside the engine: the file
+    that holds them is native code, too.
 
     Raises:
         ModelError: the file is missing, or is not what its description says.
@@ -155,7 +136,7 @@ class LoadedEngine:
 
     def __init__(self, path: Path, vendor: VendorApi, cuda: Cuda, options: Options) -> None:
         self.path, self.vendor, self.cuda = path, vendor, cuda
-        self.cache_loaded = False
+        self.cache_loaded = False  # the kernels that were cached beside it fit, and were taken
         self._caches_kernels = options.sha256 is None
         self._cache: bytes | None = None
         self._making = threading.Lock()
@@ -198,11 +179,7 @@ class LoadedEngine:
                 raise EngineError(f"{self.path}: {self.vendor} {what} ({said}): {advice}") from None
 
     def _read_bindings(self) -> None:
-        """Take batch sizes, inputs and outputs; hold them against the description.
-
-        Raises:
-            ModelError: they differ.
-        """
+        """Take batch sizes, inputs and outputs; hold them against the description."""
         module = self.vendor.module
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         if INPUT not in names:
@@ -302,7 +279,7 @@ class LoadedEngine:
                 if kernels and kernels != self._cache:
                     self._cache = kernels
                     write_cache(self.path, self.sidecar.engine_sha256, kernels)
-        except EngineError as error:
+        except (EngineError, InputError) as error:  # InputError: the folder is protected
             _logger.warning("kernels will be compiled again at the next start: %s", error)
 
     def close(self) -> None:

@@ -35,12 +35,8 @@ def check_engine(
 ) -> Checked:
     """Check an engine file against its sidecar, this machine and the ONNX file beside it.
 
-    The plan is read once: what was checked is what will be deserialised.
-
-    Args:
-        vendor: the vendor module that will run it; None leaves it unchecked.
-        sm: compute capability of the GPU, 89 for 8.9; None leaves it unchecked.
-        trust: the user vouches for a plan whose hash is not the recorded one.
+    The plan is read once: what was checked is what will be deserialised. A vendor or SM that is
+    None stays unchecked; with `trust` the user vouches for a plan with another hash.
 
     Raises:
         ModelError: there is no engine, no regular file or a larger one than `MAX_PLAN`, or its
@@ -98,9 +94,7 @@ def load_plan(
     from the ONNX file beside it, and a warning says so in one line.
 
     Args:
-        engine: the plan, with its sidecar beside it.
-        vendor: the vendor module that will run it.
-        sm: compute capability of the GPU that will run it, 89 for 8.9; None if unknown.
+        vendor, sm: what will run it; an SM of None is unknown.
         options: `rebuild`; `trust`; with `sha256`, the plan with this hash alone is taken, and
             none is built in its place.
 

@@ -17,9 +17,8 @@ from nmsfree.errors import EngineError, InputError, ModelError
 class ContextPool:
     """A pool of execution contexts, one kind for images on the host, one for images on the GPU.
 
-    Args:
-        make: makes a context; its argument says whether the images are on the GPU.
-        finish: called once, when the pool is closed and the last context is free.
+    `make` is told whether the images are on the GPU; `finish` is called once, when the pool is
+    closed and the last context is free.
     """
 
     def __init__(
@@ -36,10 +35,8 @@ class ContextPool:
     def take(self, from_device: bool) -> Iterator[ExecutionContext]:
         """A context for this thread alone; one that failed is freed, not used again.
 
-        Raises:
-            ModelError: the pool is closed.
-            EngineError: the pool was made before this process was forked, or a new context is
-                needed and cannot be made.
+        ModelError: the pool is closed. EngineError: it was made before this process was forked, or
+        a new context cannot be made.
         """
         context = self._acquire(from_device)
         healthy = False
@@ -94,11 +91,7 @@ class ContextPool:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Free the contexts that are idle; those at work finish their run and are freed then.
-
-        Raises:
-            EngineError: the GPU failed; all that could be freed has been.
-        """
+        """Free the contexts that are idle; those at work finish their run and are freed then."""
         with self._lock:
             if self._closed:
                 return

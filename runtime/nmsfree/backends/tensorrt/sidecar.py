@@ -15,7 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from nmsfree.decode import FileName, Positive, Sha256, check_format, decode_json, read_bytes
+from nmsfree.decode import FileName, Positive, Sha256, decode_format, read_bytes
 from nmsfree.errors import EngineError, ModelError, NmsfreeError
 from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
@@ -27,71 +27,37 @@ AGAIN = "build the engine again with `nmsfree build`"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known about an engine.
+    """What is known about an engine."""
 
-    Attributes:
-        engine_sha256: of the plan.
-        onnx: name of the ONNX file it was built from, in the same folder; names no other folder.
-        onnx_sha256: of that file.
-        spec: what the model takes and gives.
-        builder: "tensorrt-rtx" or "tensorrt".
-        builder_version: exact; a plan runs on no other.
-        targets: compute capabilities, 89 for 8.9.
-        platform: system and processor that it was built on, "Linux x86_64".
-        precision: what the graph computes in: "fp32", "fp16", "mixed fp16", "int8", …
-        tf32: whether float32 convolutions may be computed in TF32.
-        batch: smallest, best and largest number of images of one run.
-        nms_on_host: the engine ends in `candidate_boxes`, `candidate_scores` and
-            `candidate_classes`; NMS comes after it.
-        build_seconds: how long the builder took.
-        created: ISO 8601, UTC.
-        format_version: of this description, "major.minor".
-        previous: what was there before; the plan is still that one if a build was cut short.
-    """
-
-    engine_sha256: Sha256
-    onnx: FileName
+    engine_sha256: Sha256  # of the plan
+    onnx: FileName  # the file it was built from, in the same folder
     onnx_sha256: Sha256
     spec: ModelSpec
-    builder: str
-    builder_version: str
-    targets: Annotated[tuple[Positive, ...], Meta(min_length=1)]
-    platform: str
-    precision: str
-    tf32: bool
-    batch: tuple[Positive, Positive, Positive]
-    nms_on_host: bool
+    builder: str  # "tensorrt-rtx" or "tensorrt"
+    builder_version: str  # exact; a plan runs on no other
+    targets: Annotated[tuple[Positive, ...], Meta(min_length=1)]  # SMs, 89 for 8.9
+    platform: str  # system and processor that it was built on, "Linux x86_64"
+    precision: str  # what the graph computes in: "fp32", "fp16", "mixed fp16", "int8", …
+    tf32: bool  # whether float32 convolutions may be computed in TF32
+    batch: tuple[Positive, Positive, Positive]  # smallest, best and largest of one run
+    nms_on_host: bool  # the engine ends in candidates, NMS comes after it
     build_seconds: float
-    created: str
+    created: str  # ISO 8601, UTC
     format_version: str = FORMAT_VERSION
-    previous: "Sidecar | None" = None
+    previous: "Sidecar | None" = None  # what was there before, and still is if a build is cut short
 
     def __post_init__(self) -> None:
         if list(self.batch) != sorted(self.batch):
             raise ModelError(f"batch is {self.batch}, expected ascending numbers: {AGAIN}")
 
-    def to_json(self) -> str:
-        """Return the description as readable JSON."""
-        return json.dumps(self.to_json_values(), indent=2, ensure_ascii=False) + "\n"
-
-    def to_json_values(self) -> dict[str, object]:
-        """Return the description as what JSON is made of."""
+    def to_json(self) -> dict[str, object]:
         values = {"format_version": self.format_version} | asdict(self)
         return {k: v for k, v in values.items() if k != "previous" or v is not None}
 
     @classmethod
     def from_json(cls, text: bytes | str, where: object = "engine description") -> "Sidecar":
-        """Read a description; one of a newer minor version loads, fields it adds are ignored.
-
-        Args:
-            where: what the text is; begins the message.
-
-        Raises:
-            ModelError: not JSON, another major version, or a field missing, of another type or
-                out of its bounds.
-        """
-        check_format(text, FORMAT_VERSION, where, ModelError, AGAIN)
-        return decode_json(text, cls, where, ModelError, AGAIN)
+        """Read a description, as `ModelSpec.from_json`."""
+        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN)
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -118,18 +84,14 @@ def write_engine(engine: Path, plan: bytes, sidecar: Sidecar) -> None:
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
     """Write the description beside its engine."""
-    write_atomic(sidecar_path(engine), sidecar.to_json().encode())
+    text = json.dumps(sidecar.to_json(), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(sidecar_path(engine), text.encode())
 
 
 def read_sidecar(engine: Path, digest: str | None = None) -> Sidecar:
-    """Read the description beside an engine.
+    """Read the description beside an engine; the older one in it where `digest` is that plan's.
 
-    Args:
-        digest: sha256 of the plan; the older description is returned where it is that one's.
-
-    Raises:
-        EngineError: there is none.
-        ModelError: it cannot be read; names the file.
+    EngineError: there is none. ModelError: it cannot be read.
     """
     path = sidecar_path(engine)
     if not path.is_file():

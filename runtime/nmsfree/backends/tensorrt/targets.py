@@ -49,11 +49,7 @@ def normalise(name: str) -> str:
 
 
 def sm_of(name: str) -> int:
-    """Return the SM of a GPU, desktop or laptop, by its product name.
-
-    Raises:
-        InputError: the name is not known.
-    """
+    """Return the SM of a GPU, desktop or laptop, by its product name."""
     sm = SM_OF_GPU.get(normalise(name))
     if sm is None:
         raise InputError(
@@ -68,13 +64,7 @@ def resolve_targets(
 ) -> tuple[int, ...]:
     """Return the SMs to build for, ascending and each once; 89 when nothing was asked for.
 
-    Args:
-        gpus: product names.
-        sms: compute capabilities.
-        buildable: what the builder has.
-
-    Raises:
-        InputError: a name is not known, or the builder lacks a capability.
+    InputError: the name of a GPU is not known, or the builder lacks a capability.
     """
     asked = {sm_of(gpu): f"{gpu} (SM {sm_text(sm_of(gpu))})" for gpu in gpus}
     asked |= {sm: f"SM {sm_text(sm)}" for sm in sms if sm not in asked}

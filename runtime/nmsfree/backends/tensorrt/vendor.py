@@ -32,29 +32,19 @@ OLDEST_TENSORRT = 10  # before it: no strongly typed networks, no execute_async_
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How execution contexts of one engine are made; shared by all of them.
+    """How execution contexts of one engine are made; shared by all of them."""
 
-    Attributes:
-        config: TensorRT-RTX's own object, None where the module has none.
-        cache: TensorRT-RTX's cache of compiled kernels, None where the module has or takes none.
-        cache_loaded: the bytes that were given fitted this GPU and driver.
-    """
-
-    config: Any = None
-    cache: Any = None
-    cache_loaded: bool = False
+    config: Any = None  # TensorRT-RTX's own object
+    cache: Any = None  # TensorRT-RTX's compiled kernels; None where the module has or takes none
+    cache_loaded: bool = False  # the bytes that were given fitted this GPU and driver
 
 
 @dataclass(frozen=True)
 class VendorApi:
     """One of the two vendor modules, and what is done differently with it.
 
-    Attributes:
-        name: "tensorrt-rtx" or "tensorrt".
-        module: the imported module; everything that both have alike is called on it directly.
-        version: the module's version.
-        log: the vendor's messages; `with vendor.log.collect() as messages` gathers those that
-            belong to a call, so that an error can quote them (`vendor_log.reason(messages)`).
+    Everything that both have alike is called on `module` directly. `with vendor.log.collect() as
+    messages` gathers those that belong to a call, so that an error can quote them (`log.reason`).
     """
 
     name: VendorName
@@ -92,7 +82,7 @@ class VendorApi:
         return tuple(sorted(int(n[2:]) for n in names if n[:2] == "SM" and n[2:].isdigit()))
 
     def create_builder(self) -> Any:
-        """Return a builder; EngineError where the library does not start."""
+        """EngineError where the library does not start, as of `create_runtime`."""
         return self._start(self.module.Builder)
 
     def create_network(self, builder: Any) -> Any:
@@ -109,13 +99,8 @@ class VendorApi:
         return self.module.OnnxParser(network, self.logger)
 
     def set_targets(self, config: Any, sms: tuple[int, ...]) -> None:
-        """Let a builder configuration build for these SMs.
-
-        Raises:
-            InputError: the builder builds for this machine's GPU only, or lacks an SM.
-        """
-        if not self.builds_without_gpu:
-            raise InputError(f"{self.name} builds for this machine's GPU only: leave out targets")
+        """Let a builder configuration build for these SMs, which it has."""
+        assert self.builds_without_gpu
         config.num_compute_capabilities = len(sms)
         for index, sm in enumerate(sms):
             capability = getattr(self.module.ComputeCapability, f"SM{sm}")
@@ -130,7 +115,7 @@ class VendorApi:
         return bool(config.get_flag(self.module.BuilderFlag.TF32))
 
     def create_runtime(self) -> Any:
-        """Return a runtime, which deserialises plans; EngineError as for `create_builder`."""
+        """What deserialises plans."""
         return self._start(self.module.Runtime)
 
     def _start(self, kind: Any) -> Any:
@@ -205,15 +190,9 @@ def is_installed(name: str) -> bool:
 
 @cache
 def load_vendor(name: str) -> VendorApi:
-    """Import a vendor module; once, since one process can have one vendor logger only.
+    """Import "tensorrt-rtx" or "tensorrt"; once, since a process can have one vendor logger only.
 
-    Args:
-        name: "tensorrt-rtx" or "tensorrt".
-
-    Raises:
-        InputError: the name is none of these.
-        MissingExtraError: the module is not installed.
-        EngineError: it is installed but cannot be loaded, or is too old.
+    EngineError: it is installed but cannot be loaded, or is too old.
     """
     if name not in _MODULES:
         raise InputError(f"builder is {name!r}, expected one of: {', '.join(_MODULES)}")
