@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
+from pycuda_driver import pycuda_installed
 
 from nmsfree import EngineError, InputError
 from nmsfree.cuda import Cuda, DeviceMemory, Stream, open_cuda
@@ -18,6 +19,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 LAYERS = [
     "fake",
     "fake without graphs",
+    "pycuda on the host's memory",
     pytest.param("cuda-python", marks=pytest.mark.gpu),
     pytest.param("pycuda", marks=pytest.mark.gpu),
 ]
@@ -37,9 +39,11 @@ def open_layer(name: str) -> Cuda:
 
 @pytest.fixture(params=LAYERS)
 def cuda(request: pytest.FixtureRequest) -> Iterator[Cuda]:
-    opened = open_layer(request.param)
-    yield opened
-    opened.close()
+    stand_in = request.param.startswith("pycuda on")
+    with pycuda_installed() if stand_in else nullcontext():
+        opened = open_cuda("pycuda") if stand_in else open_layer(request.param)
+        yield opened
+        opened.close()
 
 
 @contextmanager

@@ -3,15 +3,18 @@
 import gc
 import sys
 import weakref
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from pycuda_driver import pycuda_installed
 from runtime_helpers import refused
 
 from nmsfree import EngineError, InputError, MissingExtraError
-from nmsfree.cuda import cuda_python, open_cuda, pycuda
+from nmsfree.cuda import cuda_python, open_cuda
 from nmsfree.cuda.base import stream_handle
 
 DOCTOR = "`nmsfree doctor` says what is missing"
@@ -177,69 +180,11 @@ def test_another_layer_is_refused() -> None:
     assert message == "cuda is 'cupy', expected 'cuda-python' or 'pycuda'"
 
 
-class PycudaError(Exception):
-    pass
-
-
-def pycuda_driver(log: list[str]) -> ModuleType:
-    """A stand-in for `pycuda.driver` that writes down what is called."""
-
-    class Context:
-        def push(self) -> None:
-            log.append("push")
-
-        def pop(self) -> None:
-            log.append("pop")
-
-        def synchronize(self) -> None:
-            log.append("synchronize context")
-
-    class Device:
-        def __init__(self, index: int) -> None: ...
-
-        @staticmethod
-        def count() -> int:
-            return 1
-
-        def retain_primary_context(self) -> Context:
-            log.append("retain primary")
-            return Context()
-
-        def name(self) -> str:
-            return "GPU"
-
-        def compute_capability(self) -> tuple[int, int]:
-            return (8, 9)
-
-    class Stream:
-        handle = 77
-
-        def __init__(self, flags: int = 0) -> None:
-            log.append(f"stream {flags}")
-
-    def mem_alloc(nbytes: int) -> Any:
-        raise PycudaError("cuMemAlloc failed: out of memory")
-
-    def pagelocked_empty(shape: int, dtype: Any) -> Any:
-        raise PycudaError("something odd")
-
-    module = ModuleType("pycuda.driver")
-    vars(module).update(
-        Error=PycudaError, Device=Device, Stream=Stream, mem_alloc=mem_alloc,
-        pagelocked_empty=pagelocked_empty, init=lambda: log.append("init"),
-    )  # fmt: skip
-    return module
-
-
 @pytest.fixture
-def with_pycuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An application that has imported pycuda; returns what is called."""
-    log: list[str] = []
-    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda_driver(log))
-    monkeypatch.setattr(pycuda, "version", lambda name: "2026.1")
-    monkeypatch.setattr(pycuda, "_primary_contexts", {})
-    return log
+def with_pycuda() -> Iterator[list[str]]:
+    """An application that has imported pycuda; gives what is called."""
+    with pycuda_installed() as log:
+        yield log
 
 
 def test_pycuda_is_taken_where_the_application_uses_it(with_pycuda: list[str]) -> None:
@@ -270,8 +215,17 @@ def test_the_context_of_pycuda_is_popped_after_a_failure(with_pycuda: list[str])
     assert with_pycuda[-1] == "pop"
 
 
-def test_errors_of_pycuda_become_one_line(with_pycuda: list[str]) -> None:
+def test_errors_of_pycuda_become_one_line(
+    with_pycuda: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda = open_cuda("pycuda")
+    driver: Any = sys.modules["pycuda.driver"]
+    for call, said in (
+        ("mem_alloc", "cuMemAlloc failed: out of memory"),
+        ("pagelocked_empty", "something odd"),
+    ):
+        failing = Mock(side_effect=driver.Error(said))
+        monkeypatch.setattr(driver, call, failing)
     assert refused(lambda: cuda.allocate(1), EngineError) == (
         "CUDA: cuMemAlloc failed (out of memory): "
         "close other programs on the GPU, or run smaller batches"

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -78,41 +77,31 @@ def show_phases(console: Console) -> Iterator[Phases]:
         yield Bars(progress)
 
 
-class Stop:
-    """Whether the build shall stop, and the signal that asked for it."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def take(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-
-
 @contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM stop a build at its next step, then do what they always do.
 
-    An exception must not fly through the builder's own code, where the monitor is called.
+    Gives the signals that came. An exception must not fly through the builder's own code, where the
+    monitor is called.
     """
-    stop = Stop()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread only
+        yield came  # signals reach the main thread only
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stop.take) for number in numbers}
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield stop
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if stop.signal is not None:
-            signal.raise_signal(stop.signal)
+        if came:
+            signal.raise_signal(came[-1])
 
 
-def make_monitor(module: Any, phases: Phases, stop: Stop) -> Any:
+def make_monitor(module: Any, phases: Phases, stop: list[int]) -> Any:
     """Return a progress monitor of a vendor module; it must outlive the builder's configuration."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # known at run time only

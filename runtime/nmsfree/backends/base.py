@@ -37,15 +37,12 @@ class Backend(Protocol):
     @property
     def description(self) -> str:
         """Engine, version, device and threads, as shown to the user."""
-        ...
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR; N is `spec.batch` where that is fixed."""
-        ...
 
     def close(self) -> None:
         """Free what the backend holds; `run` may not be called afterwards."""
-        ...
 
 
 class Forkable(Protocol):

@@ -61,37 +61,29 @@ class Cuda(Protocol):
 
     def device_count(self) -> int:
         """GPUs of this machine."""
-        ...
 
     def device_name(self) -> str: ...
 
     def sm(self) -> int:
         """Compute capability, 89 for 8.9."""
-        ...
 
     def active(self) -> AbstractContextManager[None]:
         """Make the primary context current in this thread; afterwards, what was before."""
-        ...
 
     def create_stream(self) -> Stream:
         """A stream that does not wait for the default stream, nor that for it."""
-        ...
 
     def adopt_stream(self, stream: object) -> Stream:
         """Use a stream of the application's, which stays its own; InputError: it cannot be used."""
-        ...
 
     def synchronize(self, stream: Stream) -> None:
         """Return when everything in the stream is done."""
-        ...
 
     def wait_for(self, stream: Stream, producer: int) -> None:
         """Let work put into `stream` from now on wait for all that is in `producer` by now."""
-        ...
 
     def destroy_stream(self, stream: Stream) -> None:
         """Free a stream that `create_stream` made; a user's is left alone."""
-        ...
 
     def allocate(self, nbytes: int) -> DeviceMemory: ...
 
@@ -102,23 +94,18 @@ class Cuda(Protocol):
 
         None where nobody tells, and for memory that every GPU reads: of the host, or managed.
         """
-        ...
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Page-locked host memory, uint8 [nbytes]: the GPU copies from and to it by itself."""
-        ...
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
         """Free what `allocate_pinned` returned: that very array."""
-        ...
 
     def copy_in(self, address: int, pinned: NDArray[Any], stream: Stream) -> None:
         """Copy a contiguous part of a page-locked array to the GPU, in order of the stream."""
-        ...
 
     def copy_out(self, pinned: NDArray[Any], address: int, stream: Stream) -> None:
         """Copy from the GPU to a contiguous part of a page-locked array."""
-        ...
 
     def create_event(self) -> Event: ...
 
@@ -126,13 +113,11 @@ class Cuda(Protocol):
 
     def elapsed_ms(self, start: Event, end: Event) -> float:
         """Milliseconds on the GPU between two events that have passed."""
-        ...
 
     def destroy_event(self, event: Event) -> None: ...
 
     def begin_capture(self, stream: Stream) -> None:
         """Record this thread's work in the stream instead of doing it."""
-        ...
 
     def end_capture(self, stream: Stream) -> Graph: ...
 
@@ -142,7 +127,6 @@ class Cuda(Protocol):
 
     def close(self) -> None:
         """Give the primary context back."""
-        ...
 
 
 DOCTOR = "`nmsfree doctor` says what is missing"
