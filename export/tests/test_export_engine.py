@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from nmsfree import ModelError, RawDetections
 from nmsfree.backends.onnxruntime.session import make_session
@@ -31,18 +31,9 @@ Trace = Callable[..., ModelProto]
 
 
 @pytest.fixture(scope="module")
-def r18(published: Checkpoint, trace: Trace) -> ModelProto:
-    return trace(published)
-
-
-@pytest.fixture(scope="module")
-def graphs(weights: Path, trace: Trace) -> dict[str, ModelProto]:
-    """The bundled detectors; the NMS baseline takes batches of any size."""
-    found = {}
-    for name in ("fcos_o2o_nano", "fcos_e2e_nano", "fcos_rt_nano"):
-        checkpoint = load_checkpoint(weights / f"{name}.safetensors")
-        found[name] = trace(checkpoint, batch=None if name == "fcos_rt_nano" else 1)
-    return found
+def baseline(weights: Path, trace: Trace) -> ModelProto:
+    """The bundled NMS baseline, which takes batches of any size."""
+    return trace(load_checkpoint(weights / "fcos_rt_nano.safetensors"), batch=None)
 
 
 def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
@@ -51,54 +42,19 @@ def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
     return build_engine(source, folder / "model.engine", BuildOptions(**options))
 
 
-def halve(model: ModelProto, keep: int = 0) -> ModelProto:
-    """Compute the convolutions in half, but for the last `keep` of them."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    graph = copy.graph
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    halved = convolutions[: len(convolutions) - keep]
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    nodes, added = [], {}
-    for node in graph.node:
-        if not any(node is conv for conv in halved):
-            nodes.append(node)
-            continue
-        own = f"{node.name}/half"
-        for index, name in enumerate(node.input[1:], 1):
-            added[f"{name}/half"] = weights[name].astype(np.float16)
-            node.input[index] = f"{name}/half"
-        out = node.output[0]
-        nodes.append(helper.make_node("Cast", [node.input[0]], [own], to=TensorProto.FLOAT16))
-        node.input[0], node.output[0] = own, f"{own}/out"
-        nodes += [node, helper.make_node("Cast", [f"{own}/out"], [out], to=TensorProto.FLOAT)]
-    nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in added.items())
-    for value in [v for v in graph.value_info if v.name.endswith("/half")]:
-        graph.value_info.remove(value)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    onnx.checker.check_model(copy)
-    return copy
-
-
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_published_network_builds_without_a_gpu(
-    r18: ModelProto, tmp_path: Path, precision: str
+    published: Checkpoint, trace: Trace, tmp_path: Path
 ) -> None:
     """For SM 8.9; the network that was built has the contract's inputs and outputs."""
-    report = build(r18 if precision == "fp32" else halve(r18), tmp_path)
+    report = build(trace(published), tmp_path)
     source, engine = tmp_path / "model.onnx", tmp_path / "model.engine"
     sidecar = read_sidecar(engine)
     assert sidecar == report.sidecar
-    assert sidecar.precision == precision
+    assert sidecar.precision == "fp32"
     assert (sidecar.onnx, sidecar.onnx_sha256) == ("model.onnx", digest(source))
     assert sidecar.engine_sha256 == digest(engine)
     assert (sidecar.builder, sidecar.builder_version) == ("tensorrt-rtx", VERSION)
@@ -113,38 +69,38 @@ def test_the_published_network_builds_without_a_gpu(
         "detection_scores float32 [1, 100]",
         "detection_classes int32 [1, 100]",
     ]
-    size = 74e6 if precision == "fp32" else 38e6
-    assert report.size == engine.stat().st_size == pytest.approx(size, rel=0.1)
+    assert report.size == engine.stat().st_size == pytest.approx(74e6, rel=0.1)
     assert 0 < sidecar.build_seconds < 60  # about one on an idle machine
 
 
-@pytest.mark.parametrize("name", ["fcos_o2o_nano", "fcos_e2e_nano"])
-def test_the_bundled_detectors_build_in_every_precision(
-    graphs: dict[str, ModelProto], tmp_path: Path, name: str
+def test_a_bundled_detector_builds_in_every_precision(
+    weights: Path, trace: Trace, tmp_path: Path
 ) -> None:
     """The precision is that of the graph, and named after it."""
-    full = graphs[name]
+    checkpoint = load_checkpoint(weights / "fcos_o2o_nano.safetensors")
+    spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
+    builder = Builder(checkpoint.build(), spec, None, tmp_path)
     sizes = []
-    for precision, graph in (("fp32", full), ("mixed fp16", halve(full, 3)), ("fp16", halve(full))):
+    for precision, graph in (
+        ("fp32", trace(checkpoint)),
+        ("mixed fp16", builder.build(["heads.0.cls_heads.0.conv"]).model),
+        ("fp16", builder.build().model),
+    ):
         report = build(graph, tmp_path)
         assert report.sidecar.precision == precision
-        assert report.sidecar.spec.name == name
+        assert report.sidecar.spec.name == "fcos_o2o_nano"
         assert str(report.inputs[0]) == "images uint8 [1, 256, 256, 3]"
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
-    # What the builder adds for the filter's conversions outweighs three halved weights.
-    assert sizes[0] > sizes[1] and sizes[2] < 1.01 * sizes[1]
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 def test_a_quantized_graph_is_called_int8(
-    graphs: dict[str, ModelProto],
-    copied: Callable[[ModelProto], ModelProto],
-    first: Callable[..., NodeProto],
-    tmp_path: Path,
+    nano: Checkpoint, trace: Trace, first: Callable[..., NodeProto], tmp_path: Path
 ) -> None:
     """One convolution with a symmetric scale before it is enough."""
-    model = copied(graphs["fcos_e2e_nano"])
-    graph, conv = model.graph, first(graphs["fcos_e2e_nano"], op_type="Conv")
+    model = trace(nano)
+    graph, conv = model.graph, first(model, op_type="Conv")
     at = list(graph.node).index(conv)
     steps = {"scale": np.float32(0.02), "zero": np.int8(0)}
     graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in steps.items())
@@ -178,13 +134,9 @@ def test_files_of_the_exporter(
         assert report.size == pytest.approx(38e6, rel=0.1)  # half of FP32's 74 MB
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_nms_baseline_ends_before_its_nms(
-    graphs: dict[str, ModelProto], tmp_path: Path, precision: str
-) -> None:
-    graph = graphs["fcos_rt_nano"]
-    report = build(graph if precision == "fp32" else halve(graph), tmp_path, batch=(1, 2, 2))
-    assert report.sidecar.precision == precision
+def test_the_nms_baseline_ends_before_its_nms(baseline: ModelProto, tmp_path: Path) -> None:
+    report = build(baseline, tmp_path, batch=(1, 2, 2))
+    assert report.sidecar.precision == "fp32"
     assert report.sidecar.nms_on_host
     assert report.sidecar.spec.nms is not None
     cells = 1000 + 16 * 16 + 8 * 8  # of 32 × 32 the best thousand
@@ -196,10 +148,10 @@ def test_the_nms_baseline_ends_before_its_nms(
 
 
 def test_nms_that_is_not_cut_off_does_not_build(
-    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto], tmp_path: Path
+    baseline: ModelProto, copied: Callable[[ModelProto], ModelProto], tmp_path: Path
 ) -> None:
     """A description that hides the NMS: the builder's own words in one line."""
-    model = copied(graphs["fcos_rt_nano"])
+    model = copied(baseline)
     spec = json.loads(model.metadata_props[0].value) | {"head": "o2o", "nms": None}
     model.metadata_props[0].value = json.dumps(spec)
     with pytest.raises(ModelError) as error:
@@ -214,9 +166,9 @@ def test_nms_that_is_not_cut_off_does_not_build(
 
 
 def test_the_cut_graph_gives_the_candidates_of_the_whole(
-    graphs: dict[str, ModelProto], copied: Callable[[ModelProto], ModelProto]
+    baseline: ModelProto, copied: Callable[[ModelProto], ModelProto]
 ) -> None:
-    whole, part = (copied(graphs["fcos_rt_nano"]) for _ in range(2))
+    whole, part = (copied(baseline) for _ in range(2))
     for name, kind in zip(CANDIDATES, (1, 1, 7), strict=True):
         whole.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     cut_nms(part)

@@ -21,12 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from nmsfree import ModelSpec, RawDetections
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
-from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform
+from nmsfree.backends.tensorrt.sidecar import Sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.spec import METADATA_KEY
 from nmsfree.testing.cuda import FakeCuda
-from nmsfree.testing.tensorrt import FakeTensorRt, fake_vendor, write_fake_engine
+from nmsfree.testing.tensorrt import FakeTensorRt, fake_sidecar, fake_vendor, write_fake_engine
 
 CELL = 8
 
@@ -163,26 +163,9 @@ def noise() -> Callable[..., NDArray[np.uint8]]:
 def make_sidecar(make_spec: Any) -> Callable[..., Sidecar]:
     """Return a function giving an engine's description, fields replaced as asked."""
 
-    def make(**fields: Any) -> Sidecar:
-        values: dict[str, Any] = {
-            "engine_sha256": "e" * 64,
-            "onnx": "model.onnx",
-            "onnx_sha256": "0" * 64,
-            "spec": make_spec(),
-            "builder": "tensorrt-rtx",
-            "builder_version": "1.7.1.116",
-            "targets": (86, 89),
-            "platform": this_platform(),
-            "precision": "fp32",
-            "tf32": False,
-            "batch": (1, 1, 1),
-            "nms_on_host": False,
-            "build_seconds": 1.25,
-            "created": "2026-11-25T12:00:00+00:00",
-        }
-        return Sidecar(**(values | fields))
-
-    return make
+    return lambda spec=None, **fields: fake_sidecar(
+        spec or make_spec(), **({"targets": (86, 89)} | fields)
+    )
 
 
 class EngineRig:

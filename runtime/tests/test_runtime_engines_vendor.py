@@ -132,7 +132,7 @@ class FakeEngine:
     ("cache", "loaded"), [(b"fits", True), (b"stale", False), (b"", False), (None, False)]
 )
 def test_contexts_of_rtx_share_a_cache(rtx: VendorApi, cache: bytes | None, loaded: bool) -> None:
-    made = rtx.create_runtime_config(FakeEngine(), cuda_graph=True, cache=cache)
+    made = rtx.create_runtime_config(FakeEngine(), cache)
     assert made.cache_loaded is loaded
     assert made.config.kept is made.cache
     assert made.config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -140,15 +140,13 @@ def test_contexts_of_rtx_share_a_cache(rtx: VendorApi, cache: bytes | None, load
     assert kernels == trt.DynamicShapesKernelSpecializationStrategy.EAGER
     assert rtx.create_context(FakeEngine(), made) == ("context", made.config)
     assert rtx.cache_bytes(made) == b"compiled"
-    off = rtx.create_runtime_config(FakeEngine(), cuda_graph=False)
-    assert off.config.cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
 
 
 def test_a_cache_that_is_not_taken_is_done_without(
     rtx: VendorApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(FakeRuntimeConfig, "takes_caches", False)
-    made = rtx.create_runtime_config(FakeEngine(), cuda_graph=True, cache=b"fits")
+    made = rtx.create_runtime_config(FakeEngine(), b"fits")
     assert (made.cache, made.cache_loaded) == (None, False)
     assert rtx.cache_bytes(made) is None
     assert caplog.messages == [f"{rtx} takes no cache: kernels are compiled again at each start"]
@@ -162,7 +160,7 @@ def full(version: str) -> VendorApi:
 def test_full_tensorrt_has_none_of_that() -> None:
     vendor = full("11.4.0")
     assert vendor.buildable() == ()
-    assert vendor.create_runtime_config(FakeEngine(), cuda_graph=True) == RuntimeConfig()
+    assert vendor.create_runtime_config(FakeEngine()) == RuntimeConfig()
     assert vendor.create_context(FakeEngine(), RuntimeConfig()) == ("context", "none given")
     assert vendor.cache_bytes(RuntimeConfig()) is None
     assert vendor.engine_problem(object(), b"") is None
@@ -182,25 +180,15 @@ def test_an_unknown_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "tensorrt-rtx",
-            "a TensorRT-RTX engine needs a package that is not installed: "
-            'pip install "nmsfree[tensorrt-rtx]"',
-        ),
-        (
-            "tensorrt",
-            "a TensorRT engine needs a package that is not installed: "
-            'pip install "nmsfree[tensorrt]"',
-        ),
-    ],
+    ("name", "called"), [("tensorrt-rtx", "TensorRT-RTX"), ("tensorrt", "TensorRT")]
 )
 def test_not_installed(
-    fresh: None, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+    fresh: None, monkeypatch: pytest.MonkeyPatch, name: str, called: str
 ) -> None:
     monkeypatch.setattr(vendor_module, "find_spec", lambda name: None)
-    assert refused(lambda: load_vendor(name), MissingExtraError) == message
+    assert refused(lambda: load_vendor(name), MissingExtraError) == (
+        f'a {called} engine needs a package that is not installed: pip install "nmsfree[{name}]"'
+    )
 
 
 def test_installed_but_broken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

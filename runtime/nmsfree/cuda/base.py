@@ -15,7 +15,7 @@ LEGACY_DEFAULT_STREAM = 1  # CUDA's own number for "the default stream", where 0
 
 @dataclass(frozen=True)
 class Stream:
-    """A queue of work on the GPU; `native` is here and below the implementation's own object."""
+    """A queue of work on the GPU; `native` is the implementation's own object."""
 
     handle: int  # what CUDA calls it; TensorRT and the array protocols take this number
     native: Any = field(repr=False)
@@ -33,18 +33,8 @@ class DeviceMemory:
     native: Any = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Event:
-    """A point in a stream whose time is known."""
-
-    native: Any = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A recorded sequence of work, launched as one."""
-
-    native: Any = field(repr=False)
+Event = Any  # the implementation's: a point in a stream whose time is known
+Graph = Any  # the implementation's: a recorded sequence of work, launched as one
 
 
 class Cuda(Protocol):

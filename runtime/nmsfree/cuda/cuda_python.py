@@ -143,16 +143,16 @@ class CudaPython:
 
     def create_event(self) -> Event:
         flags = self._driver.CUevent_flags.CU_EVENT_DEFAULT
-        return Event(self._call(self._driver.cuEventCreate, int(flags)))
+        return self._call(self._driver.cuEventCreate, int(flags))
 
     def record(self, event: Event, stream: Stream) -> None:
-        self._call(self._driver.cuEventRecord, event.native, stream.native)
+        self._call(self._driver.cuEventRecord, event, stream.native)
 
     def elapsed_ms(self, start: Event, end: Event) -> float:
-        return float(self._call(self._driver.cuEventElapsedTime, start.native, end.native))
+        return float(self._call(self._driver.cuEventElapsedTime, start, end))
 
     def destroy_event(self, event: Event) -> None:
-        self._call(self._driver.cuEventDestroy, event.native)
+        self._call(self._driver.cuEventDestroy, event)
 
     def begin_capture(self, stream: Stream) -> None:
         # Thread-local: what other threads do meanwhile, allocations included, is none of its.
@@ -162,15 +162,15 @@ class CudaPython:
     def end_capture(self, stream: Stream) -> Graph:
         recorded = self._call(self._driver.cuStreamEndCapture, stream.native)
         try:
-            return Graph(self._call(self._driver.cuGraphInstantiate, recorded, 0))
+            return self._call(self._driver.cuGraphInstantiate, recorded, 0)
         finally:
             self._call(self._driver.cuGraphDestroy, recorded)
 
     def launch(self, graph: Graph, stream: Stream) -> None:
-        self._call(self._driver.cuGraphLaunch, graph.native, stream.native)
+        self._call(self._driver.cuGraphLaunch, graph, stream.native)
 
     def destroy_graph(self, graph: Graph) -> None:
-        self._call(self._driver.cuGraphExecDestroy, graph.native)
+        self._call(self._driver.cuGraphExecDestroy, graph)
 
     def close(self) -> None:
         if self._context is not None:

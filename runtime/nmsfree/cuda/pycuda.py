@@ -144,15 +144,15 @@ class PyCuda:
 
     def create_event(self) -> Event:
         with self._translated("cuEventCreate"):
-            return Event(self._driver.Event())
+            return self._driver.Event()
 
     def record(self, event: Event, stream: Stream) -> None:
         with self._translated("cuEventRecord"):
-            event.native.record(stream.native)
+            event.record(stream.native)
 
     def elapsed_ms(self, start: Event, end: Event) -> float:
         with self._translated("cuEventElapsedTime"):
-            return float(end.native.time_since(start.native))
+            return float(end.time_since(start))
 
     def begin_capture(self, *_: object) -> NoReturn:
         raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")

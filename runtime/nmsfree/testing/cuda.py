@@ -219,18 +219,18 @@ class FakeCuda:
 
     def create_event(self) -> Event:
         self._count("events", 1)
-        return Event({})
+        return {}
 
     def record(self, event: Event, stream: Stream) -> None:
         def stamp() -> None:
             self._clock += 1.0
-            event.native["time"] = self._clock
+            event["time"] = self._clock
 
-        event.native.pop("time", None)
+        event.pop("time", None)
         self.enqueue(stream.handle, stamp, "events")
 
     def elapsed_ms(self, start: Event, end: Event) -> float:
-        return float(end.native["time"] - start.native["time"])
+        return float(end["time"] - start["time"])
 
     def destroy_event(self, event: Event) -> None:
         self._count("events", -1)
@@ -246,11 +246,11 @@ class FakeCuda:
         with self._lock:
             work, self._queues[stream.handle] = self._queues[stream.handle], []
             self.alive["graphs"] += 1
-        return Graph(work)
+        return work
 
     def launch(self, graph: Graph, stream: Stream) -> None:
         def replay() -> None:
-            for work in graph.native:
+            for work in graph:
                 work()
 
         self.enqueue(stream.handle, replay, "graph launches")

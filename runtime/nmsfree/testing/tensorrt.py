@@ -236,22 +236,28 @@ def write_fake_engine(
     tensors = {name: (kind, [n, *shape]) for name, (kind, shape) in shapes.items()}
     plan = json.dumps({"tensors": tensors, "batch": batch}).encode()
     path.write_bytes(plan)
+    own = {"batch": batch, "builder": builder, "nms_on_host": candidates is not None}
+    own |= {"engine_sha256": hashlib.sha256(plan).hexdigest()}
+    sidecar = fake_sidecar(spec, **(own | {"onnx": path.with_suffix(".onnx").name} | fields))
+    write_sidecar(path, sidecar)
+    return sidecar
+
+
+def fake_sidecar(spec: ModelSpec, **fields: Any) -> Sidecar:
+    """A description of an engine, `fields` replaced as asked."""
     values: dict[str, Any] = {
-        "engine_sha256": hashlib.sha256(plan).hexdigest(),
-        "onnx": path.with_suffix(".onnx").name,
+        "engine_sha256": "e" * 64,
+        "onnx": "model.onnx",
         "onnx_sha256": "0" * 64,
-        "spec": spec,
-        "builder": builder,
-        "builder_version": VERSIONS[builder],
+        "builder": "tensorrt-rtx",
+        "builder_version": VERSIONS[fields.get("builder", "tensorrt-rtx")],
         "targets": (89,),
         "platform": this_platform(),
         "precision": "fp32",
         "tf32": False,
-        "batch": batch,
-        "nms_on_host": candidates is not None,
+        "batch": (1, 1, 1),
+        "nms_on_host": False,
         "build_seconds": 1.0,
         "created": "2026-01-01T00:00:00+00:00",
     }
-    sidecar = Sidecar(**(values | fields))
-    write_sidecar(path, sidecar)
-    return sidecar
+    return Sidecar(spec=spec, **(values | fields))

@@ -211,9 +211,7 @@ class LoadedEngine:
     def _configure(self) -> None:
         """Prepare execution contexts, with the kernels that were cached."""
         with self.failures("cannot prepare execution contexts"):
-            self._config = self.vendor.create_runtime_config(
-                self._engine, cuda_graph=True, cache=self._cache
-            )
+            self._config = self.vendor.create_runtime_config(self._engine, self._cache)
         self.cache_loaded = self._config.cache_loaded
         if self._cache and self._config.cache is not None and not self.cache_loaded:
             _logger.info(

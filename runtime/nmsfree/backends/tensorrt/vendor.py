@@ -143,14 +143,10 @@ class VendorApi:
         named = [kind.name for kind in kinds if int(diagnostics) & int(kind)]
         return ", ".join(named).lower().replace("_", " ") or reason(messages)
 
-    def create_runtime_config(
-        self, engine: Any, *, cuda_graph: bool, cache: bytes | None = None
-    ) -> RuntimeConfig:
-        """Prepare execution contexts of an engine.
+    def create_runtime_config(self, engine: Any, cache: bytes | None = None) -> RuntimeConfig:
+        """Prepare execution contexts of an engine, with a CUDA graph of the library's.
 
-        Args:
-            cuda_graph: let the library capture and replay a CUDA graph, where it can.
-            cache: what `cache_bytes` gave once; one that does not fit any more is not used.
+        `cache` is what `cache_bytes` gave once; one that does not fit any more is not used.
         """
         if self.name != "tensorrt-rtx":
             return RuntimeConfig()
@@ -160,10 +156,7 @@ class VendorApi:
         if not config.set_runtime_cache(kernels):
             _logger.warning("%s takes no cache: kernels are compiled again at each start", self)
             kernels, loaded = None, False
-        strategy = self.module.CudaGraphStrategy
-        config.cuda_graph_strategy = (
-            strategy.WHOLE_GRAPH_CAPTURE if cuda_graph else strategy.DISABLED
-        )
+        config.cuda_graph_strategy = self.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # By itself it would run a generic kernel at first and change to another in the background,
         # so that one image has two answers: a batch size that is new is compiled for at once.
         kinds = self.module.DynamicShapesKernelSpecializationStrategy
