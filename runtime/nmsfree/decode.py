@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,16 +164,23 @@ def decode_format(
     where: object,
     error: type[NmsfreeError],
     advice: str,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> T:
-    """Decode JSON whose "format_version" is of our major version, as `decode_json`."""
-    found = decode_json(data, _Format, where, error, advice).format_version
-    major = ours.partition(".")[0]
-    if found.partition(".")[0] != major:
-        raise error(
-            f"{shown(where)}: has format {shown(found, 40)}, this version reads {major}.x: "
-            f"update nmsfree, or {advice}"
-        )
-    return decode_json(data, type, where, error, advice)
+    """Decode JSON whose "format_version" is of our major version, as `decode_json`.
+
+    Args:
+        upgrade: makes fields of an older format those of ours.
+    """
+    fields = upgrade(decode_json(data, dict[str, Any], where, error, advice))
+    with _readable("JSON", where, error, advice):
+        found = msgspec.convert(fields, _Format).format_version
+        major = ours.partition(".")[0]
+        if found.partition(".")[0] == major:
+            return msgspec.convert(fields, type)
+    raise error(
+        f"{shown(where)}: has format {shown(found, 40)}, this version reads {major}.x: "
+        f"update nmsfree, or {advice}"
+    )
 
 
 def decode_yaml(

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from nmsfree.decode import Byte, Positive, Share, Side, decode_format, decode_json
+from nmsfree.decode import Byte, Positive, Share, Side, decode_format
 from nmsfree.errors import ModelError
 
 TARGET_PRECISION = 0.9
@@ -184,14 +184,13 @@ class ModelSpec:
             ModelError: not JSON, a newer major version, or a field missing, of another type or
                 out of its bounds.
         """
-        fields = decode_json(text, dict[str, Any], where, ModelError, AGAIN)
-        if str(fields.get("format_version")).startswith("1."):
-            text = json.dumps(_from_format_1(fields))
-        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN)
+        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN, _from_format_1)
 
 
 def _from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """All files were letterboxed to the top left then."""
+    """All files were letterboxed to the top left then; newer formats stay as they are."""
+    if not str(fields.get("format_version")).startswith("1."):
+        return fields
     resize = {"interpolation": fields.get("interpolation", "linear")}
     return fields | {"resize": resize, "format_version": FORMAT_VERSION}
 
