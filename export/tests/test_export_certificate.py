@@ -173,16 +173,10 @@ FLOAT = helper.make_tensor_type_proto(TensorProto.FLOAT, [64, 64])
 CASES: dict[str, tuple[Spoil, str]] = {
     # Operators.
     "Constant": (adds("Constant", value=WEIGHTS), "may not contain Constant 'it'"),
-    "floats": (adds("Constant", value_floats=[0.5] * 99), "may not contain Constant 'it'"),
     "NMS": (adds("NonMaxSuppression", "a b"), "may not contain NonMaxSuppression 'it'"),
     "rows by data": (adds("NonZero", "detection_scores"), "may not contain NonZero 'it'"),
     "random": (adds("RandomUniformLike", "images"), "may not contain RandomUniformLike"),
-    "window by data": (adds("HannWindow", "a"), "may not contain HannWindow"),
-    "crop by data": (adds("CenterCropPad", "images a"), "may not contain CenterCropPad"),
-    "sequence": (adds("SequenceConstruct", "images"), "may not contain SequenceConstruct"),
-    "optional": (adds("Optional", "images"), "may not contain Optional"),
     "branch": (adds("If", "a", then_branch=BODY, else_branch=BODY), "may not contain If 'it'"),
-    "text": (adds("StringNormalizer", "a"), "may not contain StringNormalizer"),
     "rounding": (adds("QuantizeLinear", "a b"), "may not contain QuantizeLinear"),
     "plugin": (adds("Relu", "a", domain="trt.plugins"), "Relu 'it' has a domain"),
     "dead node": (adds("Relu", "detection_scores", 9999), "no output needs Relu 'it'"),

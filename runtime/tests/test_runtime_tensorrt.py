@@ -78,15 +78,11 @@ def test_a_detector_runs_on_it(make_rig: Any, noise: Noise) -> None:
     assert rig.cuda.live() == {}
 
 
-@pytest.mark.parametrize("layout", ["reversed colours", "every second row"])
-def test_images_that_are_not_contiguous_are_copied_rightly(
-    make_rig: Any, noise: Noise, layout: str
-) -> None:
+def test_images_that_are_not_contiguous_are_copied_rightly(make_rig: Any, noise: Noise) -> None:
     rig = make_rig()
     images = np.stack([noise(0, 128), noise(1, 128)])[:, ::2]
-    if layout == "reversed colours":
-        images = np.ascontiguousarray(images)[..., ::-1]
-    assert_equal(rig.open().run(images), rig(np.ascontiguousarray(images)))
+    for turned in (images, np.ascontiguousarray(images)[..., ::-1]):
+        assert_equal(rig.open().run(turned), rig(np.ascontiguousarray(turned)))
 
 
 def test_results_are_copies(make_rig: Any, noise: Noise) -> None:
@@ -132,15 +128,10 @@ def test_graphs_are_recorded_where_shapes_are_fixed(
     assert rig.cuda.live() == {}
 
 
-def test_the_library_is_asked_for_its_graph(make_rig: Any) -> None:
-    backend = make_rig().open()
-    strategy = backend._engine._config.config.cuda_graph_strategy
-    assert strategy.name == "WHOLE_GRAPH_CAPTURE"
-
-
 def test_the_description_says_what_runs(make_rig: Any) -> None:
-    rig = make_rig(precision="fp16", tf32=True)
-    assert rig.open().description == (
+    backend = make_rig(precision="fp16", tf32=True).open()
+    assert backend._engine._config.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    assert backend.description == (
         "tensorrt-rtx 1.7.1.116 on Fake GPU (SM 8.9), fp16, TF32 on, fake CUDA, CUDA graph"
     )
 
@@ -349,17 +340,6 @@ def test_a_failure_of_the_vendor_is_one_line_and_leaves_nothing(
         backend.close()
     assert rig.cuda.live() == {}
     assert rig.module.alive == 0
-
-
-def test_a_context_that_failed_is_not_used_again(make_rig: Any, noise: Noise) -> None:
-    rig = make_rig("tensorrt", batch=(1, 2, 4))
-    backend = rig.open()
-    backend.run(noise(0)[None])
-    rig.module.fail.add("execute_async_v3")
-    refused(lambda: backend.run(noise(1)[None]), EngineError)
-    assert rig.cuda.live() == {}
-    rig.module.fail.clear()
-    assert_equal(backend.run(noise(2)[None]), rig(noise(2)[None]))
 
 
 def test_an_exception_of_the_bindings_is_one_line(

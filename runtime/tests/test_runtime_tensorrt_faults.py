@@ -12,7 +12,6 @@ import runtime_helpers as helpers
 from runtime_helpers import Noise, assert_equal
 
 from nmsfree import EngineError
-from nmsfree.backends.tensorrt.context import record
 from nmsfree.backends.tensorrt.engine import GraphUse
 from nmsfree.cuda.base import free_all
 from nmsfree.testing.cuda import FakeCuda
@@ -277,18 +276,6 @@ def fail_while_recording(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rig.cuda, "begin_capture", begin_capture)
     monkeypatch.setattr(rig.cuda, "end_capture", end_capture)
-
-
-def test_a_recording_that_fails_is_ended() -> None:
-    cuda = FakeCuda()
-
-    def work(stream: Any) -> None:
-        raise EngineError("not in a graph")
-
-    with cuda.active(), pytest.raises(EngineError, match="not in a graph"):
-        record(cuda, work)
-    assert cuda.live() == {}
-    assert cuda._capturing == set()
 
 
 def test_one_context_without_counts_for_all(caplog: pytest.LogCaptureFixture) -> None:
