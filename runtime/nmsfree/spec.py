@@ -82,7 +82,7 @@ FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize
 
 AGAIN = "export the model again"
 
-Head = Literal["o2o", "o2m"]
+Head = Literal["o2o", "o2m", "queries"]
 Target = Literal["cpu", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
 

@@ -40,6 +40,10 @@ COMMANDS = {
         "nmsfree-export",
         "Checkpoint → NMS-free ONNX, certified and compared with PyTorch.",
     ),
+    "adopt": (
+        "nmsfree-export",
+        "Another project's NMS-free ONNX file → one for every command here, compared with it.",
+    ),
     "build": (
         "nmsfree-export",
         "ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.",

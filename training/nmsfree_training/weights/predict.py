@@ -143,6 +143,7 @@ class TorchBackend:
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
         """Run the network on uint8 [N, H, W, 3] BGR and return the head's `Prediction`."""
+        assert self.spec.head != "queries"
         head: HeadName = self.spec.head
         inputs = normalize(torch.from_numpy(images).to(self._device))
         predictions: dict[str, Prediction] = self._network(inputs, heads=(head,))

@@ -151,6 +151,7 @@ class CompiledBackend(EagerBackend):
 
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
+        assert self.spec.head != "queries"
         head: HeadName = self.spec.head
         inputs = normalize(torch.from_numpy(images).to(self._device))
         self._mark()

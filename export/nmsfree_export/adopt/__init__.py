@@ -1,0 +1,1 @@
+"""Adopting detectors of other projects: recognised, rewritten into the contract, compared."""

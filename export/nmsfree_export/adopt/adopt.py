@@ -1,0 +1,380 @@
+"""Another project's ONNX file → one of the contract, written only if it says the same.
+
+The adoption certificate: no NMS and no shape that depends on data in the file; and on the same
+pictures the same rows from the original, read in NumPy as its project documents it, and from the
+adopted file through `Detector`. A wrong option fools both alike: what tells that is AP on labelled
+pictures (`nmsfree eval`).
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends.onnxruntime.session import make_session
+from nmsfree.decode import read_bytes
+from nmsfree.detector import Detector
+from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.spec import ModelSpec, Resize
+from nmsfree_export.adopt import detr, libreyolo, reference, ultralytics
+from nmsfree_export.adopt.foreign import ADOPT_DEFAULTS, AdoptOptions, File, Foreign
+from nmsfree_export.adopt.rewrite import opset_of, rewrite
+from nmsfree_export.verify.parity import Pictures, load_images
+
+FAMILIES = (ultralytics.recognize, libreyolo.recognize, detr.recognize)
+OLDEST_OPSET, NEWEST_OPSET = 16, 20
+MOST_BYTES = 2 << 30
+# Nodes whose outputs are as many as the data decide, and those that hide a graph.
+FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
+LEAST_ROWS = 100
+FAR = 0.05  # of the picture's longer side: what is farther is another object
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """How the rows of the original and of the adopted file compare.
+
+    Attributes:
+        rows: compared, of all pictures.
+        spread: different scores among them.
+        unmatched: rows of either without a partner, those at the end of the list left out.
+        score_difference: largest of matched rows; below a score of 0.01 a hundredth of it counts
+            as 1e-4.
+        box_difference: largest of matched rows, in input pixels.
+    """
+
+    images: int
+    rows: int
+    spread: int
+    unmatched: int
+    score_difference: float
+    box_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows of {self.images} pictures, {self.unmatched} without a partner,"
+            f" scores within {self.score_difference:.1e}, boxes within"
+            f" {self.box_difference:.3f} px"
+        )
+
+
+@dataclass(frozen=True)
+class AdoptReport:
+    """What was written, what was concluded, and how it compares."""
+
+    path: Path
+    sha256: str
+    size: int
+    spec: ModelSpec
+    foreign: Foreign
+    adoption: Adoption
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": str(self.path),
+            "sha256": self.sha256,
+            "bytes": self.size,
+            "family": self.foreign.family,
+            "concluded": dict(self.foreign.concluded),
+            "resize": asdict(self.spec.resize),
+            "classes": len(self.spec.class_names),
+            "top_k": self.spec.top_k,
+            "provenance": dict(self.spec.provenance),
+            "adoption": asdict(self.adoption),
+        }
+
+
+def adopt_onnx(
+    path: Path,
+    out: Path,
+    options: AdoptOptions = ADOPT_DEFAULTS,
+    images: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> AdoptReport:
+    """Recognise, rewrite and compare a file; it appears under its name only if all passed.
+
+    Args:
+        images: folder of pictures to compare on; None takes bundled ones.
+
+    Raises:
+        InputError: the file is not recognised, or an option is missing or does not fit.
+        ModelError: it is no ONNX file.
+        GateError: the adopted file does not say what the original says; nothing is written.
+    """
+    data = read_bytes(path, MOST_BYTES, ModelError)
+    model = load_model(path, data)
+    original = Original(data)
+    foreign = original.complete(recognize(File.of(path, model), options))
+    for what, found in foreign.concluded:
+        progress(f"{what}: {found}")
+    digest = hashlib.sha256(data).hexdigest()
+    spec = make_adopted_spec(path, model, foreign, options, digest)
+    adopted = rewrite(model, foreign, spec)
+    check_structure(adopted)
+    pictures = [*load_images(images)] if images else bundled_pictures()
+    content: bytes = adopted.SerializeToString()
+    with temporary_folder() as folder:
+        part = folder / "adopted.part"
+        part.write_bytes(content)
+        adoption = compare(original, part, foreign, pictures, progress)
+    half = original.dtype(foreign) == np.float16
+    enforce(adoption, score=0.01 if half else 1e-4, box=0.5 if half else 0.05)
+    write_atomic(out, content)
+    return AdoptReport(
+        out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption
+    )
+
+
+def load_model(path: Path, data: bytes) -> ModelProto:
+    """Read an ONNX file of standard operators.
+
+    Raises:
+        ModelError: it is none, or of an opset that is not adopted.
+    """
+    try:
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path}: is no ONNX file that can be read ({_line(error)})") from None
+    domains = {e.domain for e in model.opset_import} - {"", "ai.onnx"}
+    used = {node.domain for node in model.graph.node} & domains
+    if used:
+        raise ModelError(
+            f"{path}: has operators of {', '.join(sorted(used))}, expected standard ones"
+        )
+    if not OLDEST_OPSET <= opset_of(model) <= NEWEST_OPSET:
+        raise ModelError(
+            f"{path}: opset {opset_of(model)}, expected {OLDEST_OPSET} to {NEWEST_OPSET}: export it"
+            " again with opset 17 or 18"
+        )
+    return model
+
+
+def recognize(file: File, options: AdoptOptions) -> Foreign:
+    """Conclude what a file takes and gives; options that are told win.
+
+    Raises:
+        InputError: no family knows it.
+    """
+    for recognize_family in FAMILIES:
+        found = recognize_family(file, options)
+        if found is not None:
+            break
+    else:
+        outputs = ", ".join(f"{name} {list(sizes)}" for name, sizes in file.outputs.items())
+        raise InputError(
+            f"{file.path}: outputs {outputs} are of no known NMS-free detector: see"
+            " docs/adopting.md for those that are"
+        )
+    told = {
+        name: value
+        for name in ("resize", "normalize", "boxes", "order")
+        if (value := getattr(options, name)) is not None
+    }
+    concluded = {**dict(found.concluded), **{k: f"{v}, as told" for k, v in told.items()}}
+    same = told.get("resize", found.resize.kind) == found.resize.kind
+    return replace(
+        found,
+        concluded=tuple(concluded.items()),
+        resize=found.resize if same else Resize(told["resize"]),
+        normalize=told.get("normalize", found.normalize),
+        output=replace(found.output, boxes=told.get("boxes", found.output.boxes)),
+        bgr=told.get("order") == "bgr",
+    )
+
+
+def make_adopted_spec(
+    path: Path, model: ModelProto, foreign: Foreign, options: AdoptOptions, digest: str
+) -> ModelSpec:
+    """Describe the adopted file.
+
+    Raises:
+        InputError: more rows are wanted than there are.
+    """
+    top_k = options.top_k or foreign.rows
+    most = foreign.rows if foreign.output.kind != "dense" else None
+    if foreign.queries is not None and most is None:
+        most = foreign.queries * len(foreign.columns)
+    if most is not None and top_k > most:
+        raise InputError(f"--top-k is {top_k}, but the file has {most} rows at most")
+    batch = next(v for v in model.graph.input if v.name == foreign.images)
+    height, width = foreign.size
+    floor = options.score_floor
+    return ModelSpec(
+        name=path.stem,
+        head=foreign.head,
+        height=height,
+        width=width,
+        batch=batch.type.tensor_type.shape.dim[0].dim_value or None,
+        class_names=foreign.class_names,
+        category_ids=foreign.category_ids,
+        top_k=top_k,
+        score_floor=floor,
+        threshold=max(floor, foreign.threshold if options.threshold is None else options.threshold),
+        resize=foreign.resize,
+        provenance={
+            "adopted": foreign.family,
+            "source": path.name,
+            "source sha256": digest,
+            **foreign.provenance,
+        },
+    )
+
+
+def check_structure(model: ModelProto) -> None:
+    """Nothing in the graph decides a shape by the data.
+
+    Raises:
+        GateError: something does, or the graph is against ONNX's rules.
+    """
+    found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN)
+    if found:
+        raise GateError(f"certificate: the file holds {', '.join(found)}: it is not NMS-free")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GateError(f"certificate: against the rules of ONNX: {_line(error)}") from None
+
+
+def bundled_pictures() -> Pictures:
+    """Scenes of digits, and clouds of the spectrum that photographs have, in several shapes."""
+    shapes = ((480, 640), (720, 405), (256, 256), (333, 1000))
+    return [
+        *load_images(None)[:2],
+        *((f"clouds {h} × {w}", clouds(h, w, seed)) for seed, (h, w) in enumerate(shapes)),
+    ]
+
+
+def clouds(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Return noise whose power falls with the third power of frequency, BGR uint8 [h, w, 3].
+
+    A detector that was trained on photographs answers it with spread scores, as it does not answer
+    white noise or plain squares.
+    """
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1 / max(height, width)
+
+    def plane() -> NDArray[np.float64]:
+        waves = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.5
+        found = np.fft.irfft2(waves, (height, width))
+        return np.asarray((found - found.mean()) / found.std(), np.float64)
+
+    grey = plane()
+    colored = np.stack([grey + 0.3 * plane() for _ in range(3)], axis=-1)
+    return np.clip(128 + 55 * colored, 0, 255).astype(np.uint8)
+
+
+class Original:
+    """The file as it came, in ONNX Runtime."""
+
+    def __init__(self, data: bytes) -> None:
+        self.session = make_session(data)
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def dtype(self, foreign: Foreign) -> Any:
+        """Of the pictures that it takes."""
+        return np.float16 if "float16" in self.inputs[foreign.images].type else np.float32
+
+    def answer(self, foreign: Foreign, picture: NDArray[np.uint8], rows: int) -> reference.Rows:
+        """See `reference.answer`."""
+        batch = self.inputs[foreign.images].shape[0]
+        fixed = batch if isinstance(batch, int) else 1
+        return reference.answer(self._run, foreign, picture, self.dtype(foreign), rows, fixed)
+
+    def complete(self, foreign: Foreign) -> Foreign:
+        """Count the queries of a file that does not say how many it has."""
+        if foreign.output.kind != "dense" or foreign.queries is not None:
+            return foreign
+        black = np.zeros((64, 64, 3), np.uint8)
+        everything = self.answer(foreign, black, sys.maxsize)
+        queries = len(everything.scores) // len(foreign.columns)
+        rows = min(foreign.rows, len(everything.scores))
+        return replace(foreign, queries=queries, rows=rows)
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+
+
+def compare(
+    original: Original,
+    adopted: Path,
+    foreign: Foreign,
+    pictures: Pictures,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Adoption:
+    """Run the original with its reference, and the adopted file through `Detector`."""
+    rows = unmatched = 0
+    score = box = 0.0
+    seen: set[float] = set()
+    with closing(OnnxRuntimeBackend(adopted)) as backend:
+        detector = Detector(backend)
+        for number, (name, picture) in enumerate(pictures):
+            progress(f"comparing: {name} ({number + 1} of {len(pictures)})")
+            want = original.answer(foreign, picture, backend.spec.top_k)
+            inputs, (geometry,) = detector.preprocess([picture])
+            raw = backend.run(inputs)
+            have = reference.Rows(
+                geometry.to_source(raw.detection_boxes[0]).astype(np.float64),
+                raw.detection_scores[0].astype(np.float64),
+                raw.detection_classes[0].astype(np.int64),
+            )
+            pairs = match(want, have, max(picture.shape[:2]))
+            ours, theirs = pairs.T
+            last = max(want.scores.min(initial=1), have.scores.min(initial=1))
+            for side, matched in ((want, ours), (have, theirs)):
+                alone = np.delete(side.scores, matched)
+                unmatched += int((alone > last * 1.01 + 1e-6).sum())
+            a, b = want.scores[ours], have.scores[theirs]
+            score = max(score, float((np.abs(a - b) / np.clip(100 * a, 1e-6, 1)).max(initial=0)))
+            scale = max(geometry.scale_x, geometry.scale_y)
+            apart = np.abs(want.boxes[ours] - have.boxes[theirs]).max(initial=0) * scale
+            box, rows = max(box, float(apart)), rows + len(pairs)
+            seen.update(np.round(a, 6).tolist())
+    return Adoption(len(pictures), rows, len(seen), unmatched, score, box)
+
+
+def match(a: reference.Rows, b: reference.Rows, side: int) -> NDArray[np.intp]:
+    """Pairs of rows of one class [n, 2], closest first by box and score together."""
+    distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1) / side
+    distance = np.maximum(distance, np.abs(a.scores[:, None] - b.scores[None]))
+    distance[a.classes[:, None] != b.classes[None]] = np.inf
+    pairs, left, right = [], np.ones(len(a.scores), bool), np.ones(len(b.scores), bool)
+    for flat in np.argsort(distance, axis=None, kind="stable"):
+        i, j = divmod(int(flat), len(b.scores))
+        if distance[i, j] > FAR:
+            break
+        if left[i] and right[j]:
+            pairs.append((i, j))
+            left[i] = right[j] = False
+    return np.array(pairs, np.intp).reshape(-1, 2)
+
+
+def enforce(found: Adoption, score: float, box: float) -> None:
+    """Raise GateError unless the files say the same."""
+    if found.unmatched or found.score_difference > score or found.box_difference > box:
+        raise GateError(
+            f"adoption: the file does not say what the original says: {found}; expected"
+            f" {score:.0e} and {box} px"
+        )
+    if found.rows < LEAST_ROWS or found.spread < LEAST_ROWS // 2:
+        raise GateError(
+            f"adoption: {found.rows} rows with {found.spread} different scores are too few to"
+            f" judge, expected {LEAST_ROWS}: give pictures it was made for with --images"
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,128 @@
+"""What a file's own library would answer, in NumPy: written apart from the rewriting of graphs.
+
+Pictures are resized, scaled and fed, and the outputs read, as the project documents it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.errors import MissingExtraError
+from nmsfree_export.adopt.foreign import Foreign
+
+Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]  # inputs → outputs by name
+
+
+class Rows(NamedTuple):
+    """Detections of one picture: boxes xyxy in its pixels [n, 4], scores and classes [n]."""
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    classes: NDArray[np.int64]
+
+
+def answer(
+    run: Run, foreign: Foreign, image: NDArray[np.uint8], dtype: Any, rows: int, batch: int = 1
+) -> Rows:
+    """Return the best rows of a file for one picture.
+
+    Args:
+        run: the original file.
+        image: BGR uint8 [h, w, 3].
+        dtype: of the file's input.
+        batch: images that the file takes at once; all are this one.
+    """
+    pixels, scale, offset = _resized(foreign, image)
+    values = pixels.astype(np.float64)
+    if not foreign.bgr:
+        values = values[..., ::-1]
+    if foreign.normalize != "none":
+        values = values / 255
+    if foreign.normalize == "imagenet":
+        values = (values - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    planes = np.stack([values.transpose(2, 0, 1)] * batch).astype(dtype)
+    feed = {foreign.images: planes}
+    height, width = foreign.size
+    if foreign.output.kind == "sorted":
+        feed["orig_target_sizes"] = np.array([[width, height]] * batch, np.int64)
+    outputs = run(feed)
+    found = [outputs[name][0].astype(np.float64) for name in foreign.output.names]
+    boxes, scores, columns = _READERS[foreign.output.kind](found, foreign)
+    if "cxcywh" in foreign.output.boxes:
+        centre, size = boxes[:, :2], boxes[:, 2:]
+        boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    if "share" in foreign.output.boxes:
+        boxes = boxes * [width, height, width, height]
+    number = {column: i for i, column in enumerate(foreign.columns)}
+    kept = np.array([column in number for column in columns.tolist()], bool)
+    boxes, scores, columns = boxes[kept], scores[kept], columns[kept]
+    order = np.argsort(-scores, kind="stable")[:rows]
+    boxes = np.clip(boxes[order], 0, [width, height, width, height])
+    source = (boxes - np.tile(offset, 2)) / np.tile(scale, 2)
+    limit = [image.shape[1], image.shape[0]] * 2
+    classes = np.array([number[c] for c in columns[order].tolist()], np.int64)
+    return Rows(np.clip(source, 0, limit), scores[order], classes)
+
+
+def _resized(
+    foreign: Foreign, image: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    """The picture in the file's size, and its scale and offset, each (x, y)."""
+    (height, width), (h, w) = foreign.size, image.shape[:2]
+    resize, none = foreign.resize, np.zeros(2)
+    if resize.kind == "stretch":
+        return (
+            _shrunk(image, width, height, resize.antialias),
+            np.array([width / w, height / h]),
+            none,
+        )
+    ratio = min(height / h, width / w)
+    new_w, new_h = round(w * ratio), round(h * ratio)
+    small = _shrunk(image, new_w, new_h, resize.antialias)
+    left = top = 0
+    if resize.place == "center":
+        left = round((width - new_w) / 2 - 0.1)
+        top = round((height - new_h) / 2 - 0.1)
+    sides = top, height - new_h - top, left, width - new_w - left
+    padded = cv2.copyMakeBorder(small, *sides, cv2.BORDER_CONSTANT, value=resize.pad)
+    return padded, np.array([new_w / w, new_h / h]), np.array([left, top], float)
+
+
+def _shrunk(image: NDArray[np.uint8], width: int, height: int, antialias: bool) -> Any:
+    if not antialias:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtraError("an antialiased resize", "nmsfree[pillow]") from None
+    rgb = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))[..., ::-1]
+
+
+Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # boxes, scores, columns
+
+
+def _read_rows(found: list[NDArray[Any]], foreign: Foreign) -> Found:
+    return found[0][:, :4], found[0][:, 4], found[0][:, 5].astype(np.int64)
+
+
+def _read_sorted(found: list[NDArray[Any]], foreign: Foreign) -> Found:
+    return found[1], found[2], found[0].astype(np.int64)
+
+
+def _read_dense(found: list[NDArray[Any]], foreign: Foreign) -> Found:
+    if len(found) == 1:
+        joined = found[0].T if foreign.output.columns_first else found[0]
+        boxes, scores = joined[:, :4], joined[:, 4:]
+    else:
+        boxes, scores = found
+    if foreign.output.logits:
+        scores = 1 / (1 + np.exp(-scores))
+    query, column = np.divmod(np.arange(scores.size), scores.shape[1])
+    return boxes[query], scores.ravel(), column
+
+
+_READERS = {"rows": _read_rows, "dense": _read_dense, "sorted": _read_sorted}

@@ -1,0 +1,98 @@
+"""YOLO26, YOLOv10 and RT-DETR as Ultralytics' package and THU-MIG's YOLOv10 export them.
+
+From their published interface alone: the metadata entries and the outputs of the files. Nothing
+here comes from their code. The files are AGPL, and stay so.
+"""
+
+import ast
+
+from nmsfree.errors import InputError
+from nmsfree.spec import Resize
+from nmsfree.text import shown
+from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of
+
+GREY = (114, 114, 114)
+THRESHOLD = 0.25  # what their own prediction shows
+_NMS_FREE = (
+    "export the NMS-free head: `YOLO(…).export(format='onnx', nms=False)` of a YOLO26 or YOLOv10"
+)
+
+
+def recognize(file: File, options: AdoptOptions) -> Foreign | None:
+    """Describe a file of this family; None for another's.
+
+    Raises:
+        InputError: it is one, but needs NMS, is of another task, or its metadata are damaged.
+    """
+    entries = file.metadata
+    if entries.get("author") != "Ultralytics" and "Ultralytics" not in entries.get("license", ""):
+        return None
+    if entries.get("task", "detect") != "detect":
+        raise InputError(
+            f"{file.path}: made for the task {shown(entries['task'])}, expected detect"
+        )
+    image, output = next(iter(file.inputs)), next(iter(file.outputs))
+    sizes = file.outputs[output]
+    names = _names(file)
+    height, width = file.input_size(options, _image_size(file))
+    deformable = file.has("GridSample")  # of a DETR's attention; a YOLO has none
+    concluded = [("project", f"Ultralytics, by the entry author; {entries.get('description', '')}")]
+    if sizes[2:] == (6,):
+        if file.has("NonMaxSuppression"):
+            raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}")
+        detr = entries.get("head") == "RTDETRDecoder" or deformable
+        found = Output("rows", (output,), "cxcywh-share" if detr else "xyxy")
+        concluded.append(("output", f"{list(sizes)}: rows of box, score and class"))
+        rows, count = sizes[1], len(names)
+    elif deformable and len(sizes) == 3 and sizes[2] == 4 + len(names):
+        detr, rows, count = True, sizes[1], len(names)
+        found = Output("dense", (output,), "cxcywh-share")
+        concluded.append(("output", f"{list(sizes)}: boxes and {count} scores of every query"))
+    else:
+        raise InputError(
+            f"{file.path}: output {list(sizes)} is not NMS-free, it has a box for every cell:"
+            f" {_NMS_FREE}"
+        )
+    resize = Resize("stretch") if detr else Resize(place="center", pad=GREY)
+    concluded.append(
+        ("resize", "stretch, as an RT-DETR's" if detr else "letterbox in the centre, grey 114")
+    )
+    return Foreign(
+        family="Ultralytics RT-DETR" if detr else "Ultralytics YOLO, one-to-one head",
+        concluded=tuple(concluded),
+        images=image,
+        size=(height, width),
+        resize=resize,
+        normalize="unit",
+        output=found,
+        **classes_of(file, options, count, names),
+        rows=rows if isinstance(rows, int) else 300,
+        queries=rows if isinstance(rows, int) else None,
+        threshold=THRESHOLD,
+        head="queries" if detr else "o2o",
+        provenance={
+            key: shown(entries[key], 400)
+            for key in ("description", "author", "version", "license")
+            if key in entries
+        },
+    )
+
+
+def _names(file: File) -> tuple[str, ...]:
+    """Class names: the text of a Python dictionary from numbers to names."""
+    text = file.metadata.get("names", "")
+    try:
+        names = ast.literal_eval(text)
+        return tuple(str(names[i]) for i in range(len(names)))
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+        raise InputError(
+            f"{file.path}: names is {shown(text, 60)!r}, expected {{0: 'person', …}}: give --names"
+        ) from None
+
+
+def _image_size(file: File) -> tuple[int, int] | None:
+    try:
+        height, width = ast.literal_eval(file.metadata["imgsz"])
+        return int(height), int(width)
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+        return None

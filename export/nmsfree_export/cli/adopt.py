@@ -1,0 +1,96 @@
+"""`nmsfree adopt`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from nmsfree.cli.options import command
+from nmsfree.errors import InputError
+from nmsfree.options import Option
+from nmsfree.text import shown
+from nmsfree_export.adopt.foreign import AdoptOptions
+from nmsfree_export.options import JsonOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nmsfree_export.adopt.adopt import AdoptReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptCommand:
+    """What is adopted, and where it goes."""
+
+    file: Annotated[Path, Option("An ONNX file of another project.", argument=True)]
+    out: Annotated[Path | None, Option("Default: runs/adopt/NAME.onnx.", flags=("-o", "--out"))] = (
+        None
+    )
+    options: AdoptOptions
+    images: Annotated[
+        Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
+    ] = None
+    json_out: JsonOption = None
+
+
+def run_adopt(asked: AdoptCommand) -> None:
+    """Another project's NMS-free detector → a file for every engine and command here.
+
+    Recognised are YOLO26 and YOLOv10 of Ultralytics, RT-DETR, D-FINE, DEIM, RF-DETR and their like.
+    The file appears only if it answers like the original on the same pictures; otherwise the exit
+    status is 1, and no file is left.
+
+    Examples:
+
+    nmsfree adopt yolo26n.onnx -o model.onnx
+
+    nmsfree adopt dfine.onnx --names coco --classes person,car
+
+    nmsfree adopt rfdetr.onnx --names names.txt --background last
+    """
+    from rich.console import Console
+
+    from nmsfree.datasets.image_files import images_below
+    from nmsfree.files import check_outputs, write_json
+    from nmsfree_export.adopt.adopt import adopt_onnx
+
+    out = asked.out or Path("runs/adopt") / f"{asked.file.stem}.onnx"
+    if out.suffix != ".onnx":
+        raise InputError(f"output is {out}, expected a name that ends in .onnx")
+    inputs = [asked.file, *(images_below(asked.images) if asked.images else [])]
+    check_outputs([out, asked.json_out], inputs)
+    console = Console(stderr=True)
+    with console.status("adopting") as status:
+        report = adopt_onnx(
+            asked.file,
+            out,
+            asked.options,
+            asked.images,
+            lambda step: status.update(f"{shown(step)} …"),
+        )
+    _show(report, console)
+    write_json(asked.json_out, report.to_json())
+
+
+def _show(report: "AdoptReport", console: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    spec = report.spec
+    table = Table(title=f"Adopted: {report.foreign.family}", show_header=False)
+    for what, found in report.foreign.concluded:
+        table.add_row("", what, Text(shown(found)))
+    table.add_row("✓", "NMS-free", "no NMS, loop or branch in the graph")
+    table.add_row("✓", "same detections as the original", Text(str(report.adoption)))
+    console.print(table)
+    licence = spec.provenance.get("license", "not said by the file: see its project")
+    for line in (
+        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows, {spec.height} ×"
+        f" {spec.width}, batch {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, sha256"
+        f" {report.sha256[:12]}",
+        f"licence of the weights: {shown(licence)}",
+        f"threshold {spec.threshold:g}, the project's usual one; `nmsfree eval` measures yours",
+    ):
+        console.print(line, highlight=False, markup=False)
+
+
+adopt = command(run_adopt, AdoptCommand)

@@ -1,0 +1,187 @@
+"""Small files like those of other projects: their inputs, outputs and metadata, weights by chance.
+
+The network is the same in all: two convolutions, a box and scores for each of 64 cells.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+SIZE, CELLS, CLASSES = 64, 64, 5
+NAMES = tuple(f"thing {i}" for i in range(CLASSES))
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+ULTRALYTICS = {
+    "author": "Ultralytics",
+    "description": "a YOLO",
+    "license": "AGPL-3.0",
+    "task": "detect",
+    "imgsz": f"[{SIZE}, {SIZE}]",
+    "names": str(dict(enumerate(NAMES))),
+}
+LIBREYOLO = {
+    "libreyolo_version": "1.6.0",
+    "model_family": "dfine",
+    "names": '{"0": "thing 0", "1": "thing 1", "2": "thing 2", "3": "thing 3", "4": "thing 4"}',
+}
+
+
+class Graph:
+    """Nodes and weights of a file, and its outside."""
+
+    def __init__(self, columns: int = CLASSES, batch: Any = 1, image: str = "images") -> None:
+        self.batch, self.columns = batch, columns
+        self.nodes: list[NodeProto] = []
+        self.weights: dict[str, Any] = {}
+        self.inputs = {image: (FLOAT, (batch, 3, SIZE, SIZE))}
+        self.outputs: dict[str, tuple[int, tuple[Any, ...]]] = {}
+        rng = np.random.default_rng(0)
+        first = self.add("Conv", image, self.of(rng.normal(0, 0.3, (16, 3, 4, 4))), strides=[4, 4])
+        second = self.of(rng.normal(0, 0.5, (4 + columns, 16, 2, 2)))
+        bias = self.of(np.append([0, 0, -1, -1], rng.normal(0, 1, columns)))
+        grid = self.add("Conv", self.add("Tanh", first), second, bias, strides=[2, 2])
+        shape = self.of([0, 4 + columns, CELLS], np.int64)
+        flat = self.add("Transpose", self.add("Reshape", grid, shape), perm=[0, 2, 1])
+        self.boxes = self.add("Sigmoid", self.part(flat, 0, 4))  # [N, Q, 4] cxcywh, 0 … 1
+        self.logits = self.part(flat, 4, 4 + columns)  # [N, Q, C]
+
+    def add(self, op: str, *inputs: str, out: tuple[str, ...] = (), **attributes: Any) -> str:
+        outputs = out or (f"v{len(self.nodes)}",)
+        self.nodes.append(helper.make_node(op, inputs, outputs, **attributes))
+        return outputs[0]
+
+    def of(self, value: Any, kind: Any = np.float32) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights[name] = np.asarray(value, kind)
+        return name
+
+    def part(self, value: str, start: int, end: int) -> str:
+        ends = [self.of([n], np.int64) for n in (start, end, 2)]
+        return self.add("Slice", value, *ends)
+
+    def corners(self, scale: Any = SIZE) -> str:
+        """The boxes as corners, in pixels or what `scale` says."""
+        centre, size = self.part(self.boxes, 0, 2), self.part(self.boxes, 2, 4)
+        half = self.add("Mul", size, self.of(0.5))
+        low, high = self.add("Sub", centre, half), self.add("Add", centre, half)
+        corners = self.add("Concat", low, high, axis=2)
+        return self.add("Mul", corners, scale if isinstance(scale, str) else self.of(scale))
+
+    def best(self, boxes: str, k: int) -> tuple[str, str, str]:
+        """Boxes [N, k, 4], scores [N, k] and classes [N, k] int64 of the best pairs."""
+        scores = self.add("Sigmoid", self.logits)
+        flat = self.add("Reshape", scores, self.of([0, -1], np.int64))
+        self.add("TopK", flat, self.of([k], np.int64), out=("best", "places"))
+        columns = self.of(self.columns, np.int64)
+        query, label = self.add("Div", "places", columns), self.add("Mod", "places", columns)
+        wide = self.add("Unsqueeze", query, self.of([2], np.int64))
+        index = self.add("Concat", wide, wide, wide, wide, axis=2)
+        return self.add("GatherElements", boxes, index, axis=1), "best", label
+
+    def rows(self, boxes: str, k: int = 50, name: str = "output0") -> None:
+        """One output [N, k, 6]."""
+        box, score, label = self.best(boxes, k)
+        axis = self.of([2], np.int64)
+        columns = [score, self.add("Cast", label, to=FLOAT)]
+        parts = [self.add("Unsqueeze", column, axis) for column in columns]
+        self.output(name, self.add("Concat", box, *parts, axis=2), (k, 6))
+
+    def output(self, name: str, value: str, sizes: tuple[Any, ...], kind: int = FLOAT) -> None:
+        self.add("Identity", value, out=(name,))
+        self.outputs[name] = kind, (self.batch, *sizes)
+
+    def model(self, metadata: dict[str, str] | None = None, opset: int = 17) -> ModelProto:
+        info = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            self.nodes,
+            "foreign",
+            [info(name, *port) for name, port in self.inputs.items()],
+            [info(name, *port) for name, port in self.outputs.items()],
+            [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
+        )
+        made = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        )
+        helper.set_model_props(made, metadata or {})
+        onnx.checker.check_model(made)
+        return made
+
+
+def yolo_rows(**metadata: str) -> ModelProto:
+    """A: YOLO26; also F, YOLOv10, with fewer entries."""
+    graph = Graph()
+    graph.rows(graph.corners())
+    return graph.model(ULTRALYTICS | {"head": "Detect"} | metadata, opset=18)
+
+
+def rtdetr_rows() -> ModelProto:
+    """D: of the same shape, but boxes in 0 … 1 and pictures stretched."""
+    graph = Graph(batch="batch")
+    graph.rows(graph.boxes)
+    return graph.model(ULTRALYTICS | {"head": "RTDETRDecoder"})
+
+
+def rtdetr_dense() -> ModelProto:
+    """E: boxes and scores of every query; it has a GridSample, by which it is known."""
+    graph = Graph()
+    grid = graph.of(np.zeros((1, 1, 1, 2)))
+    sampled = graph.add("GridSample", next(iter(graph.inputs)), grid)
+    nothing = graph.add("Mul", graph.add("ReduceMax", sampled, keepdims=0), graph.of(0))
+    scores = graph.add("Add", graph.add("Sigmoid", graph.logits), nothing)
+    joined = graph.add("Concat", graph.boxes, scores, axis=2)
+    graph.output("output0", joined, (CELLS, 4 + CLASSES))
+    return graph.model(ULTRALYTICS)
+
+
+def sorted_triple(batch: Any = "N") -> ModelProto:
+    """G: RT-DETR, D-FINE and DEIM, boxes times (width, height) of `orig_target_sizes`."""
+    graph = Graph(batch=batch)
+    graph.inputs["orig_target_sizes"] = TensorProto.INT64, (batch, 2)
+    size = graph.add("Cast", "orig_target_sizes", to=FLOAT)
+    twice = graph.add("Concat", size, size, axis=1)
+    scale = graph.add("Unsqueeze", twice, graph.of([1], np.int64))
+    box, score, label = graph.best(graph.corners(scale), 50)
+    graph.output("labels", label, (50,), TensorProto.INT64)
+    graph.output("boxes", box, (50, 4))
+    graph.output("scores", score, (50,))
+    return graph.model(opset=16)
+
+
+def logits(
+    boxes: str = "dets", labels: str = "labels", columns: int = CLASSES + 1, **metadata: str
+) -> ModelProto:
+    """J: RF-DETR, boxes and raw logits; K with other names and metadata."""
+    graph = Graph(columns, batch="batch")
+    graph.output(boxes, graph.boxes, (CELLS, 4))
+    graph.output(labels, graph.logits, (CELLS, columns))
+    return graph.model(metadata)
+
+
+def any_logits() -> ModelProto:
+    """P: a dump of somebody's, without a background column."""
+    return logits("pred_boxes", "logits", CLASSES)
+
+
+def libreyolo_logits(**metadata: str) -> ModelProto:
+    """K: logits first, and how many queries there are is not said."""
+    graph = Graph(batch="batch")
+    graph.output("pred_logits", graph.logits, ("queries", CLASSES))
+    graph.output("pred_boxes", graph.boxes, ("queries", 4))
+    return graph.model(LIBREYOLO | metadata)
+
+
+def libreyolo_yolo9() -> ModelProto:
+    """L: [N, 4 + C, A], boxes in pixels, nothing chosen yet."""
+    graph = Graph()
+    scores = graph.add("Sigmoid", graph.logits)
+    joined = graph.add("Concat", graph.corners(), scores, axis=2)
+    turned = graph.add("Transpose", joined, perm=[0, 2, 1])
+    graph.output("output", turned, (4 + CLASSES, CELLS))
+    return graph.model(LIBREYOLO | {"model_family": "yolo9_e2e"}, opset=17)
+
+
+def save(model: ModelProto, path: Path) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path

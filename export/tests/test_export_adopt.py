@@ -1,0 +1,248 @@
+"""Files like those of other projects, adopted: recognised, the same rows, and refused when not."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import export_foreign as foreign
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from nmsfree import Detector, GateError, InputError, ModelError
+from nmsfree.cli.options import command
+from nmsfree_export.adopt import adopt as adopting
+from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, adopt_onnx, bundled_pictures
+from nmsfree_export.cli.adopt import AdoptCommand, run_adopt
+
+NAMES = ",".join(foreign.NAMES)
+LAST = AdoptOptions(names=NAMES, background="last")
+# Each with the options that must be told, and what is concluded: family, resize, boxes, kind.
+FAMILIES: dict[str, tuple[Callable[[], ModelProto], AdoptOptions, str]] = {
+    "A": (foreign.yolo_rows, AdoptOptions(), "Ultralytics YOLO letterbox center unit"),
+    "D": (foreign.rtdetr_rows, AdoptOptions(), "Ultralytics RT-DETR stretch unit"),
+    "E": (foreign.rtdetr_dense, AdoptOptions(), "Ultralytics RT-DETR stretch unit"),
+    "G": (foreign.sorted_triple, AdoptOptions(names=NAMES), "D-FINE stretch antialias unit"),
+    "J": (foreign.logits, LAST, "RF-DETR stretch imagenet"),
+    "K": (foreign.libreyolo_logits, AdoptOptions(), "LibreYOLO dfine stretch antialias unit"),
+    "P": (foreign.any_logits, AdoptOptions(names=NAMES), "transformer stretch antialias unit"),
+    "L": (foreign.libreyolo_yolo9, AdoptOptions(), "LibreYOLO yolo9_e2e letterbox top-left unit"),
+}
+
+
+def adopt(
+    model: ModelProto, folder: Path, options: AdoptOptions = ADOPT_DEFAULTS
+) -> adopting.AdoptReport:
+    path = foreign.save(model, folder / "theirs.onnx")
+    return adopt_onnx(path, folder / "ours.onnx", options)
+
+
+@pytest.mark.parametrize("letter", FAMILIES)
+def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -> None:
+    make, options, concluded = FAMILIES[letter]
+    report = adopt(make(), tmp_path, options)
+    found, resize = report.foreign, report.spec.resize
+    said = [found.family, resize.kind, found.normalize, *["antialias"] * resize.antialias]
+    said += [resize.place] * (resize.kind == "letterbox")
+    assert all(word in " ".join(said) for word in concluded.split()), said
+    assert report.adoption.unmatched == 0 and report.adoption.rows >= 200
+    assert report.adoption.score_difference < 1e-5
+    assert report.spec.class_names == foreign.NAMES
+    with Detector(report.path) as detector:
+        rows = detector(bundled_pictures()[2][1], threshold=0.05)
+    assert len(rows) > 20 and rows.confidence[0] > rows.confidence[-1]
+    batch = onnx.load(report.path).graph.input[0].type.tensor_type.shape.dim[0]
+    assert (batch.dim_param == "batch") == (letter in "DGJKP") == (report.spec.batch is None)
+
+
+def test_metadata_reach_the_provenance(tmp_path: Path) -> None:
+    said = adopt(foreign.yolo_rows(), tmp_path).spec.provenance
+    assert (said["license"], said["source"]) == ("AGPL-3.0", "theirs.onnx")
+    assert len(said["source sha256"]) == 64
+
+
+def test_classes_are_chosen_and_renamed(tmp_path: Path) -> None:
+    wanted = AdoptOptions(classes="thing 3,thing 1", rename=("thing 1=car",), score_floor=0)
+    for make in (foreign.yolo_rows, foreign.libreyolo_logits, foreign.sorted_triple):
+        names = NAMES if make is foreign.sorted_triple else None
+        report = adopt(make(), tmp_path, replace(wanted, names=names))
+        assert report.spec.class_names == ("thing 3", "car")
+        assert report.spec.category_ids == (3, 1)
+        assert report.adoption.unmatched == 0
+
+
+def test_more_queries_than_rows(tmp_path: Path) -> None:
+    report = adopt(foreign.libreyolo_logits(), tmp_path, AdoptOptions(top_k=20))
+    assert report.spec.top_k == 20 and report.adoption.unmatched == 0
+    everything = adopt(foreign.libreyolo_logits(), tmp_path, AdoptOptions(top_k=64 * 5))
+    assert everything.adoption.rows > 1500
+
+
+def test_sparse_coco_columns_take_no_rows(tmp_path: Path) -> None:
+    report = adopt(foreign.logits(columns=91), tmp_path)
+    assert len(report.spec.class_names) == 80
+    assert (report.spec.category_ids[0], report.spec.category_ids[-1]) == (1, 90)
+    assert report.adoption.unmatched == 0
+
+
+def test_half_precision_keeps_the_division_out_of_the_weights(tmp_path: Path) -> None:
+    model = foreign.yolo_rows()
+    half = model.graph.input[0].type.tensor_type
+    half.elem_type = foreign.HALF
+    cast = helper.make_node("Cast", ["images"], ["float images"], to=foreign.FLOAT)
+    model.graph.node[0].input[0] = "float images"
+    model.graph.node.insert(0, cast)
+    report = adopt(model, tmp_path)
+    assert report.adoption.score_difference < 0.01
+    operators = [node.op_type for node in onnx.load(report.path).graph.node[:5]]
+    assert operators == ["Cast", "Transpose", "Mul", "Gather", "Cast"]
+
+
+def test_the_first_convolution_takes_colour_order_and_scale(tmp_path: Path) -> None:
+    report = adopt(foreign.yolo_rows(), tmp_path)
+    operators = [node.op_type for node in onnx.load(report.path).graph.node[:4]]
+    assert operators == ["Cast", "Transpose", "Identity", "Conv"]
+
+
+def test_options_that_are_told_win(tmp_path: Path) -> None:
+    told = AdoptOptions(resize="letterbox", normalize="imagenet", order="bgr")
+    report = adopt(foreign.libreyolo_logits(), tmp_path, told)
+    assert (report.spec.resize.kind, report.foreign.normalize) == ("letterbox", "imagenet")
+    assert report.foreign.bgr
+    assert ("resize", "letterbox, as told") in report.foreign.concluded
+
+
+def with_node(op: str) -> ModelProto:
+    model = foreign.yolo_rows()
+    scores = helper.make_node(op, ["nms boxes", "nms scores"], ["selected"])
+    model.graph.node.insert(0, scores)
+    for name, sizes in (("nms boxes", (1, 1, 4)), ("nms scores", (1, 1, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(sizes, np.float32), name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: with_node("NonMaxSuppression"), AdoptOptions(), "holds NonMaxSuppression"),
+        (lambda: foreign.yolo_rows(task="segment"), AdoptOptions(), "expected detect"),
+        (lambda: foreign.yolo_rows(names="__import__('os')"), AdoptOptions(), "give --names"),
+        (lambda: foreign.sorted_triple(), AdoptOptions(), "carries no class names"),
+        (lambda: foreign.logits(), AdoptOptions(names=NAMES), "give --background last"),
+        (lambda: foreign.logits(), AdoptOptions(names="a,b"), "give --background last"),
+        (lambda: foreign.logits("a", "b"), AdoptOptions(), "of no known NMS-free detector"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(top_k=51), "has 50 rows at most"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(size=(32, 32)), "--size says 32 × 32"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(classes="cat"), "no class 'cat'"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(names="a,b"), "has 5 classes, found 2 names"),
+    ],
+)
+def test_refusals(
+    make: Callable[[], ModelProto], options: AdoptOptions, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((InputError, ModelError), match=message):
+        adopt(make(), tmp_path, options)
+    assert not (tmp_path / "ours.onnx").exists()
+
+
+def test_a_box_for_every_cell_is_not_nms_free(tmp_path: Path) -> None:
+    graph = foreign.Graph()
+    scores = graph.add("Sigmoid", graph.logits)
+    joined = graph.add("Concat", graph.boxes, scores, axis=2)
+    turned = graph.add("Transpose", joined, perm=[0, 2, 1])
+    graph.output("output0", turned, (4 + foreign.CLASSES, foreign.CELLS))
+    with pytest.raises(InputError, match=r"not NMS-free.*nms=False"):
+        adopt(graph.model(foreign.ULTRALYTICS), tmp_path)
+
+
+def test_what_is_no_onnx_file(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.onnx"
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(ModelError, match="is no ONNX file that can be read"):
+        adopt_onnx(path, tmp_path / "ours.onnx")
+    old = foreign.libreyolo_yolo9()
+    old.opset_import[0].version = 11
+    with pytest.raises(ModelError, match="opset 11, expected 16 to 20"):
+        adopting.load_model(path, old.SerializeToString())
+
+
+def _constant(model: ModelProto, value: Any, change: Callable[[Any], Any]) -> None:
+    """Change a constant that the rewriting added."""
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("out/"):
+            found = numpy_helper.to_array(tensor)
+            if np.array_equal(found, value):
+                tensor.CopyFrom(numpy_helper.from_array(change(found), tensor.name))
+                return
+    raise AssertionError(f"no constant {value}")
+
+
+def boxes_off(model: ModelProto) -> None:
+    _constant(model, [64] * 4, lambda limit: limit + np.float32([1, 0, 1, 0]))
+
+
+def classes_shifted(model: ModelProto) -> None:
+    _constant(model, range(5), lambda columns: np.roll(columns, 1))
+
+
+def background_kept(model: ModelProto) -> None:
+    _constant(model, range(5), lambda columns: columns + 1)
+
+
+def channels_swapped(model: ModelProto) -> None:
+    first = next(n for n in model.graph.node if n.op_type == "Conv").input[1]
+    tensor = next(t for t in model.graph.initializer if t.name == first)
+    weight = np.ascontiguousarray(numpy_helper.to_array(tensor)[:, ::-1])
+    tensor.CopyFrom(numpy_helper.from_array(weight, first))
+
+
+def rows_permuted(model: ModelProto) -> None:
+    """Scores in another order than their boxes."""
+    node = next(n for n in model.graph.node if n.output[0] == "detection_scores")
+    for name, value in {"start": -1, "end": -(2**62), "axis": 1, "step": -1}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    node.op_type = "Slice"
+    node.input.extend(["start", "end", "axis", "step"])
+
+
+@pytest.mark.parametrize(
+    "damage", [boxes_off, classes_shifted, background_kept, channels_swapped, rows_permuted]
+)
+def test_a_faulty_rewriting_is_refused(
+    damage: Callable[[ModelProto], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = adopting.rewrite
+
+    def faulty(*arguments: Any) -> ModelProto:
+        model = right(*arguments)
+        damage(model)
+        return model
+
+    monkeypatch.setattr(adopting, "rewrite", faulty)
+    with pytest.raises(GateError, match="does not say what the original says"):
+        adopt(foreign.logits(), tmp_path, LAST)
+    assert not (tmp_path / "ours.onnx").exists()
+
+
+def test_too_little_to_compare_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match="are too few to judge, expected 100"):
+        adopt(foreign.yolo_rows(), tmp_path, AdoptOptions(top_k=5))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    import typer
+
+    path = foreign.save(foreign.yolo_rows(), tmp_path / "theirs.onnx")
+    app = typer.Typer()
+    app.command()(command(run_adopt, AdoptCommand))
+    out = tmp_path / "ours.onnx"
+    done = CliRunner().invoke(app, [str(path), "-o", str(out), "--json", "-"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["adoption"]["unmatched"] == 0 and report["classes"] == 5
+    assert "licence of the weights: AGPL-3.0" in done.stderr
+    assert out.is_file()
