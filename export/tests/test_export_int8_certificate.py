@@ -110,7 +110,7 @@ def test_what_it_says(cpu: Built, tensorrt: Built) -> None:
     assert lines["activations for tensorrt"] == "30 in int8, zero points all 0"
     graph = lines["the FP32 graph with rounding added, weights within half a step"]
     assert graph == "138 nodes as they were, 98 of rounding, 38 tensors in integers"
-    assert any(check.startswith("before quantisation, weights are") for check in lines)
+    assert any(check.startswith("before quantization, weights are") for check in lines)
 
 
 def test_quantizing_leaves_the_original_and_is_repeatable(

@@ -67,7 +67,7 @@ def certify_int8(
     in_float = {c.name for c in convs if c.node in spared or c.name in float_layers}
     lines += [check_precision(model, "int8", in_float), *about_float(float_layers)]
     check, weights = before.lines[-1]
-    lines.append((f"before quantisation, {check}", weights))
+    lines.append((f"before quantization, {check}", weights))
     return Certificate(tuple(lines), before.weight_bytes)
 
 

@@ -10,51 +10,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.cuda.base import DeviceMemory, Event, Graph, Stream, cuda_error, stream_handle
 
-Class = TypeVar("Class", bound=type)
-
-
-def may_fail(*methods: str) -> Callable[[Class], Class]:
-    """Let methods of a class raise a failed CUDA call's EngineError, while its `fail` names them.
-
-    They fail before they do anything: what they would have freed stays alive.
-    """
-
-    def prepare(kind: Class) -> Class:
-        for name in methods:
-            setattr(kind, name, _faulty(getattr(kind, name)))
-        return kind
-
-    return prepare
-
-
-def _faulty(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def attempt(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if method.__name__ in self.fail:
-            raise cuda_error(method.__name__, "", "as asked")
-        return method(self, *args, **kwargs)
-
-    return attempt
-
-
 Work = Callable[[], None]
 FIRST_ADDRESS = 0x7F00_0000_0000
 ALIGNMENT = 512  # bytes, CUDA's
 
 
-@may_fail(
-    *("active", "create_stream", "synchronize", "wait_for", "destroy_stream", "allocate", "free"),
-    *("allocate_pinned", "free_pinned", "copy_in", "copy_out", "create_event", "record"),
-    *("elapsed_ms", "destroy_event", "begin_capture", "end_capture", "launch", "destroy_graph"),
-)
+CALLS = "active create_stream synchronize wait_for destroy_stream allocate free allocate_pinned"
+CALLS += " free_pinned copy_in copy_out create_event record elapsed_ms destroy_event begin_capture"
+CALLS += " end_capture launch destroy_graph"
+
+
 class FakeCuda:
     """`base.Cuda` on numpy arrays; `can_capture=False` behaves as pycuda, which has no graphs."""
 
@@ -62,7 +35,7 @@ class FakeCuda:
         self.name, self.index, self.can_capture = "fake CUDA", index, can_capture
         self.alive: Counter[str] = Counter()  # streams, events, graphs, allocations that exist
         self.done: Counter[str] = Counter()  # operations, by their kind
-        self.fail: set[str] = set()  # names of methods that fail from now on
+        self.fail: set[str] = set()  # those of `CALLS` that fail from now on
         self.elsewhere: dict[int, int] = {}  # addresses that are on another GPU, and on which
         self.closed = False
         self._sm = sm
@@ -74,6 +47,14 @@ class FakeCuda:
         self._pinned: dict[int, NDArray[np.uint8]] = {}
         self._next = FIRST_ADDRESS
         self._clock = 0.0  # ms
+        for name in CALLS.split():
+            setattr(self, name, partial(self._attempt, getattr(self, name)))
+
+    def _attempt(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """A call that shall fail does so first: what it would free stays alive."""
+        if call.__name__ in self.fail:
+            raise cuda_error(call.__name__, "", "as asked")
+        return call(*arguments, **keywords)
 
     def live(self) -> dict[str, int]:
         """What is alive now, without the kinds of which there is nothing."""
