@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -69,8 +68,9 @@ def color_of(class_id: int) -> Bgr:
 @lru_cache(maxsize=1)
 def _palette() -> list[Bgr]:
     """Colours that differ as much as possible, measured in CIE Lab."""
-    colors = [_bgr(*hsv) for hsv in (*_FIRST_HSV, *_GRID_HSV)]
-    lab = cv2.cvtColor(np.array([colors], dtype=np.float32) / 255, cv2.COLOR_BGR2Lab)[0]
+    rgb = np.array([colorsys.hsv_to_rgb(*hsv) for hsv in (*_FIRST_HSV, *_GRID_HSV)])
+    colors = (rgb[:, ::-1] * 255).round().astype(int)
+    lab = cv2.cvtColor(colors[None].astype(np.float32) / 255, cv2.COLOR_BGR2Lab)[0]
     lab[:, 0] /= 2  # lightness alone does not tell two lines apart, hue does
     chosen = list(range(len(_FIRST_HSV)))
     nearest = np.linalg.norm(lab[:, None] - lab[None, chosen], axis=2).min(axis=1)
@@ -78,12 +78,7 @@ def _palette() -> list[Bgr]:
     while len(chosen) < PALETTE_SIZE:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-    return [colors[i] for i in chosen]
-
-
-def _bgr(hue: float, saturation: float, value: float) -> Bgr:
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(blue * 255), round(green * 255), round(red * 255)
+    return [(b, g, r) for b, g, r in colors[chosen].tolist()]
 
 
 def zoom_for(height: int, width: int) -> int:
@@ -153,10 +148,7 @@ def resized(image: Image, height: int, width: int) -> Image:
 def draw_marks(picture: Image, marks: Sequence[Mark], style: Style) -> None:
     """Draw boxes, then their names, each where it covers the least.
 
-    Args:
-        picture: drawn on.
-        marks: the most important first: it lies on top, and its name takes its place first.
-        style: line width and text size.
+    The first mark is the most important: it lies on top, and its name takes its place first.
     """
     height, width = picture.shape[:2]
     rects = [pixels_of(mark.xyxy, height, width) for mark in marks]
@@ -191,15 +183,13 @@ def _draw_box(picture: Image, mark: Mark, rect: Rect, style: Style) -> None:
             cv2.rectangle(picture, (x1, y1), (x2, y2), color, wide, cv2.LINE_AA)
             continue
         dash = 4 * line + 4
-        for a, b in pairwise([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)]):
-            length = max(abs(b[0] - a[0]), abs(b[1] - a[1]), 1)
+        corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])
+        for a, way in zip(corners, np.diff(corners, axis=0), strict=False):
+            length = max(int(np.abs(way).max()), 1)
             for at in range(0, length, 2 * dash):
-                start, end = (_between(a, b, min(t, length) / length) for t in (at, at + dash))
+                ends = (a + way * min(t, length) / length for t in (at, at + dash))
+                start, end = (point.round().astype(int).tolist() for point in ends)
                 cv2.line(picture, start, end, color, wide)
-
-
-def _between(a: tuple[int, int], b: tuple[int, int], part: float) -> tuple[int, int]:
-    return round(a[0] + part * (b[0] - a[0])), round(a[1] + part * (b[1] - a[1]))
 
 
 def _places(
@@ -305,11 +295,7 @@ class Tile:
 
 
 def make_sheet(tiles: Sequence[Tile], columns: int, title: str = "") -> Image:
-    """Arrange tiles row by row, below a title if there is one.
-
-    Returns:
-        BGR uint8 picture, as wide as its fullest row.
-    """
+    """Arrange tiles row by row, below a title if there is one: BGR, as wide as its fullest row."""
     columns = min(columns, len(tiles))
     rows, head = -(-len(tiles) // columns), 24 if title else 0
     step_x, step_y = WIDTH + MARGIN, HEIGHT + CAPTION + MARGIN

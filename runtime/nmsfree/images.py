@@ -70,8 +70,7 @@ def read_reduced(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read an image file as `read_image` does, a JPEG at 1/reduction of its size, rounded up.
 
-    Returns:
-        The picture, and the (height, width) of its file.
+    Returns the picture, and the (height, width) of its file.
     """
     data = read_bytes(path, LARGEST)
     if not data:
@@ -172,9 +171,8 @@ def _is_cut_png(data: bytes) -> bool:
 def _shows_its_end(image: NDArray[np.uint8], block: int) -> bool:
     """Whether every corner looks decoded; which of them comes last, Exif decides.
 
-    Args:
-        block: side in pixels of what a JPEG codes at once. The last ones are cut off by the edges;
-            colours of the one before run into their first pixels.
+    `block` is the side in pixels of what a JPEG codes at once. The last ones are cut off by the
+    edges; colours of the one before run into their first pixels.
     """
     height, width = (max((side - 1) % block, 1) for side in image.shape[:2])
     return not any(
@@ -188,10 +186,10 @@ def _shows_its_end(image: NDArray[np.uint8], block: int) -> bool:
 def _why_not(header: Header | None) -> str:
     if header is None:
         return "not an image that can be decoded (corrupt, or no format that is known)"
-    sort = f"{header.kind} of {header.width} × {header.height} pixels"
+    sort = f"a {header.kind} of {header.width} × {header.height} pixels"
     if " of " in header.kind:
-        return f"a {sort}, which OpenCV does not read: convert it to 8 bits a sample"
-    return f"a {sort} that cannot be decoded (damaged or of a rare kind): get or convert it again"
+        return f"{sort}, which OpenCV does not read: convert it to 8 bits a sample"
+    return f"{sort} that cannot be decoded (damaged or of a rare kind): get or convert it again"
 
 
 def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
@@ -265,32 +263,34 @@ def _upright(pixels: NDArray[np.uint8], image: Any) -> NDArray[np.uint8]:
 
 def _check_array(image: NDArray[Any]) -> None:
     shape = " × ".join(map(str, image.shape)) or "a scalar"
-    problem = ""
     if image.dtype != np.uint8:
-        problem = f"has dtype {image.dtype}, expected uint8 with values 0 … 255: scale and convert "
-        problem += "it with .astype(numpy.uint8)"
-    elif image.ndim == 2:
-        problem = f"is grey ({shape}), expected [h, w, 3]: convert it with "
-        problem += "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
+        problem = (
+            f"has dtype {image.dtype}, expected uint8 with values 0 … 255: scale and convert it "
+            "with .astype(numpy.uint8)"
+        )
+    elif image.ndim in (2, 3) and image.shape[2:] in ((), (4,)):
+        is_grey = image.ndim == 2
+        what, how = ("is grey", "GRAY2BGR") if is_grey else ("has four channels", "BGRA2BGR")
+        problem = (
+            f"{what} ({shape}), expected BGR [h, w, 3]: convert it with "
+            f"cv2.cvtColor(image, cv2.COLOR_{how})"
+        )
     elif image.ndim != 3:
         problem = f"has shape {shape}, expected [h, w, 3]: use Detector.batch for several images"
-    elif image.shape[2] == 4:
-        problem = f"has four channels ({shape}), expected BGR [h, w, 3]: convert it with "
-        problem += "cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)"
     elif image.shape[2] != 3:
         hint = ": it looks like [3, h, w], transpose it" if image.shape[0] == 3 else ""
         problem = f"has shape {shape}, expected [h, w, 3]{hint}"
     elif image.size == 0:
         problem = f"is empty ({shape})"
-    if problem:
-        raise InputError(f"image {problem}")
+    else:
+        return
+    raise InputError(f"image {problem}")
 
 
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write a BGR uint8 [h, w, 3] picture in the format of the suffix; the disk is not waited for.
 
-    Raises:
-        InputError: it cannot be encoded or written.
+    InputError if it cannot be encoded or written.
     """
     try:
         encoded, data = cv2.imencode(path.suffix, picture)

@@ -42,32 +42,19 @@ class Entry(NamedTuple):
 
 
 def import_figure() -> "type[Figure]":
-    """Return matplotlib's Figure, which draws without a screen.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    figure: type[Figure] = import_extra(
-        "matplotlib.figure", "drawing curves", "nmsfree[eval]"
-    ).Figure
+    """Return matplotlib's Figure, which draws without a screen, or raise MissingExtraError."""
+    module = import_extra("matplotlib.figure", "drawing curves", "nmsfree[eval]")
+    figure: type[Figure] = module.Figure
     return figure
 
 
 def new_figure(width: float, height: float, dpi: int = 120) -> "Figure":
-    """Return a figure of so many inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Return a figure of so many inches; MissingExtraError without matplotlib."""
     return import_figure()(figsize=(width, height), dpi=dpi, layout="constrained")
 
 
 def write_figure(path: Path, figure: "Figure") -> None:
-    """Write a figure as PNG, its texts shown as in `to_png`.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write a figure as PNG, its texts shown as in `to_png`; InputError if it cannot be written."""
     write_atomic(path, to_png(figure))
 
 
@@ -106,7 +93,7 @@ def to_png(figure: "Figure") -> bytes:
     return content.getvalue()
 
 
-def _fonts_for(text: "Text") -> tuple[list[str], set[str]]:
+def _fonts_for(text: "Text") -> tuple[list[str], frozenset[str]]:
     """Return the font families that a text needs beside its own, and the characters none has."""
     from matplotlib.font_manager import findfont, fontManager
 
@@ -117,7 +104,7 @@ def _fonts_for(text: "Text") -> tuple[list[str], set[str]]:
         if rest != lacking:
             families.append(font.name)
             lacking = rest
-    return families, set(lacking)
+    return families, lacking
 
 
 @lru_cache(maxsize=4096)
@@ -165,13 +152,6 @@ def legend(axes: "Axes", entries: Sequence[Entry], title: str) -> None:
         for e in entries
     ]
     axes.legend(
-        handles,
-        [e.text for e in entries],
-        title=title,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        frameon=False,
-        fontsize=9,
-        title_fontsize=9,
-        alignment="left",
-    )
+        handles, [e.text for e in entries], title=title, loc="upper left",
+        bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, title_fontsize=9, alignment="left",
+    )  # fmt: skip

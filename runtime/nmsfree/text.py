@@ -55,11 +55,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one slash; a d
 
 
 def as_path(path: object, what: str, expected: str = "a path") -> Path:
-    """Check what the caller gave as a path.
-
-    Args:
-        what: the argument, as a message names it.
-        expected: what it may be, in words.
+    """Check what the caller gave as a path; `what` names the argument, `expected` what it may be.
 
     Raises:
         InputError: it is not a text or an `os.PathLike`, or it is a URL.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,16 @@ def test_unreadable_files_are_named_and_the_rest_is_done(
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     (photos / "empty.png").touch()
     (place / "broken.mp4").write_text("no video")
-    status, out, err = detect("photos", "absent.jpg", "broken.mp4", "--save-dir", "out")
+    status, out, err = detect("photos", "absent.jpg", "broken.mp4", "99", "--save-dir", "out")
     assert status == 1
     assert "3 images" in out
     named = [line.split(": ")[1] for line in err.splitlines() if line.startswith("error: ")]
-    assert sorted(named) == sorted(
-        ["absent.jpg", str(Path("photos/broken.jpg")), str(Path("photos/empty.png")), "broken.mp4"]
-    )
+    broken = ["absent.jpg", "broken.mp4", "camera 99", "photos/broken.jpg", "photos/empty.png"]
+    assert sorted(named) == broken
     pictures = ["photos/a.png", "photos/b.jpg", "photos/sub/a.png"]
     assert written(place / "out") == ["detections.jsonl", *pictures]
+    assert detect("photos/[ab].png", "--save-dir", "new")[0] == 0, "a pattern the shell left alone"
+    assert written(place / "new") == ["a.png", "detections.jsonl"]
 
 
 def test_names_cannot_steer_the_terminal(
@@ -167,23 +169,20 @@ def test_nothing_is_saved_when_not_wanted(detect: Detect, photos: Path, place: P
 
 
 def test_options_reach_the_detector(detect: Detect, photos: Path) -> None:
-    everything = lines(detect("photos", "--no-save", "--json", "-", "--threshold", "0.5")[1])
+    def found(*options: str) -> list[dict[str, Any]]:
+        return lines(detect("photos", "--no-save", "--json", "-", *options)[1])
+
+    everything = found("--threshold", "0.5")
     middle = str(np.median([row["score"] for row in everything]))
-    strict = lines(detect("photos", "--no-save", "--json", "-", "--threshold", middle)[1])
+    strict = found("--threshold", middle)
     assert strict == [row for row in everything if row["score"] > float(middle)]
     assert 0 < len(strict) < len(everything)
-    some = ("photos", "--no-save", "--json", "-", "--threshold", "0.5", "--classes")
     chosen = [row for row in everything if row["class"] in ("red", "blue")]
-    assert lines(detect(*some, "red, blue")[1]) == lines(detect(*some, "2,blue")[1]) == chosen
+    for classes in ("red, blue", "2,blue"):
+        assert found("--threshold", "0.5", "--classes", classes) == chosen
     assert 0 < len(chosen) < len(everything)
-    one = lines(detect("photos", "--no-save", "--json", "-", "--max-detections", "1")[1])
-    assert len(one) == 3
-    assert len({row["image"] for row in one}) == 3
-
-
-def test_a_pattern_the_shell_left_alone(detect: Detect, photos: Path, place: Path) -> None:
-    assert detect("photos/*.png", "--save-dir", "out")[0] == 0
-    assert written(place / "out") == ["a.png", "detections.jsonl"]
+    one = found("--max-detections", "1")
+    assert len(one) == len({row["image"] for row in one}) == 3
 
 
 def test_a_video(detect: Detect, clip: Path, place: Path) -> None:
@@ -265,16 +264,13 @@ def test_a_wrong_model_is_one_line(detect: Detect, photos: Path, place: Path, mo
     assert err.count("\n") == 1
 
 
-def test_an_absent_camera_is_a_failed_input(detect: Detect) -> None:
-    status, _, err = detect("99", "--no-save")
-    assert status == 1
-    assert "camera 99" in err
-
-
-def interrupted_run(place: Path, error: type[BaseException]) -> str:
-    """Look at a video and fail at its fifth frame; return what the totals say."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])  # of SIGTERM
+def test_a_run_that_ends_early_keeps_what_is_done(
+    photos: Path, clip: Path, place: Path, error: type[BaseException]
+) -> None:
+    """It fails at the fifth frame of a video."""
     sources, _ = expand(["photos/a.png", "clip.avi", "photos/b.jpg"])
-    with Detector("tiny.onnx") as detector:
+    with Detector("tiny.onnx") as detector, Output(picture_names(sources), place / "out") as output:
         calls = iter(range(100))
 
         def look(images: list[NDArray[np.uint8]]) -> Any:
@@ -282,28 +278,14 @@ def interrupted_run(place: Path, error: type[BaseException]) -> str:
                 raise error
             return detector.batch(images)
 
-        with Output(picture_names(sources), place / "out") as output:
-            run = Run(look, output, batch=1, max_frames=None)
+        run = Run(look, output, batch=1, max_frames=None)
+        with nullcontext() if error is KeyboardInterrupt else pytest.raises(error):
             run.over(sources)
-            return str(run)
-
-
-def test_ctrl_c_finishes_what_is_there(photos: Path, clip: Path, place: Path) -> None:
-    assert "interrupted after 6 images" in interrupted_run(place, KeyboardInterrupt)
+    assert run.interrupted == (error is KeyboardInterrupt)
+    assert str(run).removeprefix("interrupted after ").startswith("6 images")
     assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl", "photos/a.png"]
     with Video(Source("video", str(place / "out/clip.avi.mp4"))) as video:
         assert len(list(video)) == 5
-    found = lines((place / "out/detections.jsonl").read_text("utf-8"))
-    assert {row.get("frame") for row in found} == {None, 0, 1, 2, 3, 4}
-
-
-@pytest.mark.parametrize("error", [MemoryError, SystemExit])  # SIGTERM gives the latter
-def test_a_run_that_ends_early_keeps_what_is_done(
-    photos: Path, clip: Path, place: Path, error: type[BaseException]
-) -> None:
-    with pytest.raises(error):
-        interrupted_run(place, error)
-    assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl", "photos/a.png"]
     found = lines((place / "out/detections.jsonl").read_text("utf-8"))
     assert {row.get("frame") for row in found} == {None, 0, 1, 2, 3, 4}
 
@@ -397,26 +379,18 @@ def test_a_video_that_the_disk_does_not_take_is_not_kept(place: Path, noise: Noi
     assert written(place) == ["tiny.onnx"]
 
 
-def test_a_video_ends_where_its_frames_change_their_size(place: Path, noise: Noise) -> None:
+def test_a_video_of_odd_size_ends_where_its_frames_change_it(place: Path, noise: Noise) -> None:
     """OpenCV would drop such a frame without a word."""
-    video = VideoFile(place / "a.mp4", 10, 64, 96)
-    video.write(noise(0))
-    with pytest.raises(InputError, match="ends after 1 frames of 64 × 96"):
-        video.write(noise(1, 96, 64))
-    video.finish()
-    assert written(place) == ["a.mp4", "tiny.onnx"]
-
-
-def test_a_video_of_odd_size_can_be_written(place: Path, noise: Noise) -> None:
     video = VideoFile(place / "odd.mp4", 10, 63, 97)
     video.write(noise(0, 63, 97))
     assert not (place / "odd.mp4").exists()
+    with pytest.raises(InputError, match="ends after 1 frames of 63 × 97"):
+        video.write(noise(1, 97, 63))
     video.finish()
     assert written(place) == ["odd.mp4", "tiny.onnx"]
     with Video(Source("video", "odd.mp4")) as read:
-        frame = next(iter(read))
-    assert 62 <= frame.shape[0] <= 64
-    assert 96 <= frame.shape[1] <= 98
+        (frame,) = read
+    assert 62 <= frame.shape[0] <= 64 and 96 <= frame.shape[1] <= 98
 
 
 def test_pictures_that_cannot_be_encoded_are_said(place: Path, noise: Noise) -> None:

@@ -20,9 +20,8 @@ MIXED = curve((0.9, True), (0.8, True), (0.5, False), (0.4, True), (0.2, False),
 def test_precision_and_recall_by_hand() -> None:
     assert MIXED.precision.tolist() == pytest.approx([1, 1, 2 / 3, 3 / 4, 3 / 5])
     assert MIXED.recall.tolist() == pytest.approx([1 / 4, 2 / 4, 2 / 4, 3 / 4, 3 / 4])
-
-
-def test_order_of_the_detections_does_not_matter() -> None:
+    # Best precision at or beyond recall 0 … 0.5 is 1 (51 of 101 points), up to 0.75 it is 3/4.
+    assert MIXED.precision_at_recalls().sum() == pytest.approx(51 + 25 * 0.75)
     order = [3, 0, 4, 2, 1]
     hit = np.array([True, True, False, True, False])
     other = Curve.of(MIXED.score[order], hit[order], 4, 0.05)
@@ -33,13 +32,9 @@ def test_best_f1_by_hand() -> None:
     # F1 = 2·hits / (kept + objects): 2/5, 4/6, 4/7, 6/8, 6/9. The cut is between 0.4 and 0.2.
     best = MIXED.best_f1()
     assert best == Point(pytest.approx(0.3), pytest.approx(3 / 4), pytest.approx(3 / 4))
-    assert best is not None
-    assert best.f1 == pytest.approx(0.75)
-
-
-def test_best_f1_of_all_detections_lies_above_the_floor() -> None:
-    best = curve((0.9, True), objects=1, floor=0.1).best_f1()
-    assert best == Point(pytest.approx(0.5), 1, 1)
+    assert best is not None and best.f1 == pytest.approx(0.75)
+    # Of all detections it lies above the floor.
+    assert curve((0.9, True), objects=1, floor=0.1).best_f1() == Point(pytest.approx(0.5), 1, 1)
 
 
 def test_equal_scores_are_kept_or_dropped_together() -> None:
@@ -93,11 +88,6 @@ def test_recommended_points_are_what_their_thresholds_give(seed: int) -> None:
     lower = every[every < precise.threshold]
     assert (random.at(lower)[0] < 0.8).all()
     assert precise.precision >= 0.8
-
-
-def test_average_precision_by_hand() -> None:
-    # Best precision at or beyond recall 0 … 0.5 is 1 (51 of 101 points), up to 0.75 it is 3/4.
-    assert MIXED.precision_at_recalls().sum() == pytest.approx(51 + 25 * 0.75)
 
 
 def recommended(*curves: Curve) -> Thresholds:
@@ -154,9 +144,5 @@ def test_edges_of_the_bins_belong_to_the_lower_one() -> None:
     for i in range(1, BINS + 1):
         calibration = calibrate(np.array([i / BINS]), np.array([True]))
         assert [b.count for b in calibration.bins].index(1) == i - 1
-
-
-def test_nothing_detected_has_no_calibration() -> None:
-    calibration = calibrate(np.zeros(0), np.zeros(0, np.bool_))
-    assert calibration.error is None
-    assert {b.count for b in calibration.bins} == {0}
+    nothing = calibrate(np.zeros(0), np.zeros(0, np.bool_))
+    assert nothing.error is None and {b.count for b in nothing.bins} == {0}

@@ -82,11 +82,8 @@ def test_duplicates_by_hand() -> None:
     assert duplicates(detections).tolist() == [False, True, True, False, False, False]
     assert duplicates(detections, iou=0.99).tolist() == [False] * 6
     assert duplicates(detections.select([])).tolist() == []
-
-
-def test_only_the_worse_one_of_a_pair_is_a_duplicate() -> None:
     same = found(*[(A, score, 0, 0) for score in (0.9, 0.5, 0.5, 0.1)])
-    assert duplicates(same).tolist() == [False, True, True, True]
+    assert duplicates(same).tolist() == [False, True, True, True], "only the worse one of a pair"
 
 
 def test_what_is_suppressed_does_not_suppress() -> None:
@@ -128,23 +125,21 @@ def test_pairs_do_not_depend_on_how_many_are_compared_at_once(
             assert np.array_equal(j, m)
 
 
-def test_an_object_is_hit_once_and_by_the_best() -> None:
-    truth = table((A, 1, 0, 0))
-    detections = found((shifted(A, 20), 0.9, 0, 0), (A, 0.8, 0, 0))
-    assert match(detections, truth).truth.tolist() == [0, -1], "scores decide, not overlap"
-
-
-def test_a_detection_takes_the_free_object_it_overlaps_most() -> None:
-    truth = table((A, 1, 0, 0), (shifted(A, 10), 1, 0, 0))
-    detections = found((shifted(A, 9), 0.9, 0, 0), (shifted(A, 9), 0.8, 0, 0), (A, 0.7, 0, 0))
-    assert match(detections, truth).truth.tolist() == [1, 0, -1]
-
-
-def test_of_two_objects_in_one_place_the_later_is_taken_first() -> None:
-    """As in the official evaluation; it matters where the same box is annotated twice."""
-    truth = table((A, 1, 0, 0), (A, 1, 0, 0))
-    detections = found(*[(A, score, 0, 0) for score in (0.9, 0.8, 0.7)])
-    assert match(detections, truth).truth.tolist() == [1, 0, -1]
+@pytest.mark.parametrize(
+    ("objects", "detections", "expected"),
+    [
+        ([0], [20, 0], [0, -1]),  # an object is hit once; scores decide, not overlap
+        ([0, 10], [9, 9, 0], [1, 0, -1]),  # the free object that is overlapped most
+        # Of two objects in one place the later is taken first, as in the official evaluation; it
+        # matters where the same box is annotated twice.
+        ([0, 0], [0, 0, 0], [1, 0, -1]),
+    ],
+)
+def test_matches_by_hand(objects: list[int], detections: list[int], expected: list[int]) -> None:
+    """By how many pixels boxes are shifted, the best first, and which object each hits."""
+    truth = table(*[(shifted(A, pixels), 1, 0, 0) for pixels in objects])
+    rows = [(shifted(A, pixels), 0.9 - i / 10, 0, 0) for i, pixels in enumerate(detections)]
+    assert match(found(*rows), truth).truth.tolist() == expected
 
 
 def test_iou_of_exactly_one_half_hits() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from runtime_helpers import Make, result
 
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
@@ -62,26 +63,19 @@ def random_results(dataset: DetectionDataset, seed: int) -> list[Result]:
     rng = np.random.default_rng(seed)
     results: list[Result] = []
     for sample in dataset.samples:
-        corners = sample.boxes.astype(float)
-        boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
-        near = np.repeat(boxes, 4, axis=0)
+        near = np.repeat(sample.xywh, 4, axis=0)
         near = near + rng.normal(0, 0.12, near.shape) * near[:, [2, 3, 2, 3]]
         near[:, 2:] = np.maximum(near[:, 2:], 1)
         nowhere = np.hstack([rng.uniform(0, 300, (5, 2)), rng.uniform(5, 200, (5, 2))])
         for box in [*near, *nowhere]:
-            ids = {
-                "image_id": sample.image_id,
-                "category_id": int(rng.choice(dataset.category_ids)),
-            }
+            category = int(rng.choice(dataset.category_ids))
             score = float(rng.integers(50, 1000) / 1000)
-            results.append(ids | {"bbox": box.tolist(), "score": score})
-        for index, box in enumerate(boxes):  # and one of the right class for most
-            if rng.random() < 0.8:
-                category = dataset.category_ids[sample.labels[index]]
+            results.append(result(box.tolist(), score, category, sample.image_id))
+        for box, label in zip(sample.xywh, sample.labels, strict=True):
+            if rng.random() < 0.8:  # and one of the right class for most
                 close = box + rng.normal(0, 0.06, 4) * np.tile(box[2:], 2)
-                ids = {"image_id": sample.image_id, "category_id": category}
-                score = float(rng.uniform(0.2, 1))
-                results.append(ids | {"bbox": close.tolist(), "score": score})
+                score, category = float(rng.uniform(0.2, 1)), dataset.category_ids[label]
+                results.append(result(close.tolist(), score, category, sample.image_id))
     return results
 
 
@@ -122,34 +116,25 @@ def test_metrics_equal_pycocotools(scene: DetectionDataset, seed: int) -> None:
         assert ours[name] == expected, name
 
 
-def dense(folder: Path, objects: int, seed: int = 0) -> tuple[DetectionDataset, list[Result]]:
+def dense(make_dataset: Make, objects: int, seed: int = 0) -> tuple[DetectionDataset, list[Result]]:
     """An image with many objects of a class, and detections of them, some wrong or moved."""
     rng = np.random.default_rng(seed)
     boxes = [[16 * x, 16 * y, 12, 12] for x in range(20) for y in range(20)][:objects]
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "val").mkdir()
-    annotations = [
-        {"id": n, "image_id": 4, "category_id": 9, "bbox": box, "area": 144, "iscrowd": 0}
-        for n, box in enumerate(boxes, start=1)
-    ]
-    content = {
-        "images": [{"id": 4, "file_name": "a.png", "width": 320, "height": 320}],
-        "categories": [{"id": 9, "name": "a"}],
-        "annotations": annotations,
-    }
-    (folder / "annotations/instances_val.json").write_text(json.dumps(content))
+    more = {"area": 144, "iscrowd": 0}
+    annotations = [{"id": n, "bbox": box, **more} for n, box in enumerate(boxes, start=1)]
     results: list[Result] = []
     for box in [*boxes, *([[300, 300, 9, 9]] * 30)]:
         moved, score = np.array(box) + rng.normal(0, 0.4, 4), float(rng.uniform(0.1, 0.9))
-        ids = {"image_id": 4, "category_id": 9}
-        results.append(ids | {"bbox": moved.tolist(), "score": score})
-    return load_coco(folder, "val"), results
+        results.append(result(moved.tolist(), score, 9))
+    return make_dataset(*annotations, classes={"a": 9}), results
 
 
 @pytest.mark.parametrize("objects", [20, 90, 100])
-def test_up_to_100_objects_of_a_class_ap_is_the_official_one(tmp_path: Path, objects: int) -> None:
+def test_up_to_100_objects_of_a_class_ap_is_the_official_one(
+    make_dataset: Make, objects: int
+) -> None:
     """Also where more than 100 detections of the class compete."""
-    dataset, results = dense(tmp_path, objects)
+    dataset, results = dense(make_dataset, objects)
     ours = coco_metrics(dataset, results)
     assert ours.max_detections == 100
     theirs = official(dataset, results).stats
@@ -159,9 +144,9 @@ def test_up_to_100_objects_of_a_class_ap_is_the_official_one(tmp_path: Path, obj
 
 @pytest.mark.parametrize("objects", [101, 150])
 def test_beyond_100_objects_of_a_class_ap_takes_all_detections(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, objects: int
+    make_dataset: Make, caplog: pytest.LogCaptureFixture, objects: int
 ) -> None:
-    dataset, results = dense(tmp_path, objects)
+    dataset, results = dense(make_dataset, objects)
     ours = coco_metrics(dataset, results)
     assert f"holds {objects} objects of one class, more than COCO's 100 detections" in caplog.text
     assert ours.max_detections == len(results)

@@ -2,9 +2,10 @@
 
 import io
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from runtime_helpers import Noise, refusing
 
 from nmsfree import InputError, read_image
 from nmsfree.images import Reduction, as_bgr, read_reduced
 
-Noise = Callable[..., NDArray[np.uint8]]
+refused = refusing(InputError)
 FORMATS = [".jpg", ".png", ".bmp", ".webp", ".tiff"]
 
 
@@ -26,14 +28,6 @@ def photo() -> NDArray[np.uint8]:
     """Smooth colours, RGB [72, 104, 3]."""
     coarse = np.random.default_rng(7).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (104, 72), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as info:
-        action()
-    message = str(info.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
@@ -47,9 +41,9 @@ def test_files_without_loss_give_their_pixels(tmp_path: Path, noise: Noise, suff
 def test_rgb_array_and_pillow_image_give_the_pixels_of_the_bgr_array(noise: Noise) -> None:
     bgr = noise(2)
     rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-    np.testing.assert_array_equal(as_bgr(bgr), bgr)
-    np.testing.assert_array_equal(as_bgr(rgb, "rgb"), bgr)
-    np.testing.assert_array_equal(as_bgr(Image.fromarray(rgb), "rgb"), bgr)
+    for given in (as_bgr(bgr), as_bgr(rgb, "rgb"), as_bgr(Image.fromarray(rgb), "rgb")):
+        np.testing.assert_array_equal(given, bgr)
+    assert "expected 'bgr' or 'rgb'" in refused(lambda: as_bgr(bgr, "hsv"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
@@ -72,33 +66,29 @@ def test_files_of_other_depths_become_bgr(tmp_path: Path, noise: Noise, mode: st
 
 
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("thing", "words"),
     [
         (np.zeros((4, 5, 3), np.float32), "float32"),
         (np.zeros((4, 5, 3), np.int64), "int64"),
-        (np.zeros((4, 5), np.uint8), "grey"),
+        (np.zeros((4, 5), np.uint8), r"is grey \(4 × 5\), .*GRAY2BGR"),
         (np.zeros((4, 5, 1), np.uint8), "4 × 5 × 1"),
-        (np.zeros((4, 5, 4), np.uint8), "four channels"),
+        (np.zeros((4, 5, 4), np.uint8), r"has four channels \(4 × 5 × 4\), .*BGRA2BGR"),
         (np.zeros((3, 40, 50), np.uint8), "transpose"),
         (np.zeros((2, 4, 5, 3), np.uint8), "batch"),
         (np.zeros((7,), np.uint8), "shape 7"),
         (np.array(3, np.uint8), "scalar"),
         (np.zeros((0, 5, 3), np.uint8), "empty"),
         (np.zeros((5, 0, 3), np.uint8), "empty"),
+        (None, "NoneType"),
+        (3, "int"),
+        ([[1, 2], [3, 4]], "list"),
+        (b"bytes", "bytes"),
+        (io.BytesIO(), "BytesIO"),
+        (Image.new("RGB", (5, 4)), "color='rgb'"),
     ],
 )
-def test_wrong_arrays_are_named(array: NDArray[np.generic], words: str) -> None:
-    assert words in refused(lambda: as_bgr(array))
-
-
-@pytest.mark.parametrize("thing", [None, 3, [[1, 2], [3, 4]], b"bytes", io.BytesIO()])
-def test_other_things_are_named(thing: object) -> None:
-    assert type(thing).__name__ in refused(lambda: as_bgr(thing))
-
-
-def test_pillow_needs_the_colour_said(noise: Noise) -> None:
-    assert "color='rgb'" in refused(lambda: as_bgr(Image.fromarray(noise(0))))
-    assert "expected 'bgr' or 'rgb'" in refused(lambda: as_bgr(noise(0), "hsv"))  # type: ignore[arg-type]
+def test_what_is_no_picture_is_named(thing: object, words: str) -> None:
+    assert re.search(words, refused(lambda: as_bgr(thing)))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -108,6 +98,9 @@ def test_cut_files_are_refused(tmp_path: Path, noise: Noise, suffix: str, share:
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
     assert str(path) in refused(lambda: read_image(path))
+    if (suffix, share) == (".png", 0.5):
+        with Image.open(path) as image:
+            assert "cannot be read" in refused(lambda: as_bgr(image, "rgb"))
 
 
 def test_a_cut_jpeg_is_not_mistaken_for_its_thumbnail(tmp_path: Path, noise: Noise) -> None:
@@ -145,14 +138,6 @@ def test_a_small_jpeg_that_claims_many_pixels_is_refused(tmp_path: Path) -> None
     data[at : at + 4] = (16_000).to_bytes(2, "big") * 2
     (tmp_path / "bomb.jpg").write_bytes(data[:800])
     assert "hold no JPEG of 16000 × 16000" in refused(lambda: read_image(tmp_path / "bomb.jpg"))
-
-
-def test_a_cut_file_opened_by_pillow_is_refused(tmp_path: Path, noise: Noise) -> None:
-    data = cv2.imencode(".png", noise(5, 300, 400))[1].tobytes()
-    path = tmp_path / "cut.png"
-    path.write_bytes(data[: len(data) // 2])
-    with Image.open(path) as image:
-        refused(lambda: as_bgr(image, "rgb"))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xd9"])
@@ -286,23 +271,19 @@ CODINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("reduction", [1, 2, 8])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("end", [b"", b"\xff\xd9", bytes(5000)])
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_jpeg_that_lacks_a_part_is_refused_however_it_ends(
-    tmp_path: Path,
-    photo: NDArray[np.uint8],
-    coding: str,
-    end: bytes,
-    share: float,
-    reduction: Reduction,
+    tmp_path: Path, photo: NDArray[np.uint8], coding: str, end: bytes
 ) -> None:
     mode, options = CODINGS[coding]
     data = saved(Image.fromarray(photo).convert(mode), "JPEG", quality=95, **options)
     path = tmp_path / "a.jpg"
-    path.write_bytes(data[: int(len(data) * share)] + end)
-    assert "is cut" in refused(lambda: read_reduced(path, reduction))
+    reductions: tuple[Reduction, ...] = (1, 2, 8)
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(data[: int(len(data) * share)] + end)
+        for reduction in reductions:
+            assert "is cut" in refused(partial(read_reduced, path, reduction)), (share, reduction)
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, -1), (-1, 0), (-1, -1)])

@@ -155,12 +155,9 @@ class Frame(NamedTuple):
 
 @dataclass
 class Run:
-    """One pass over sources, and what it has done.
+    """One pass over sources, and what it has done."""
 
-    Attributes:
-        look: finds the objects of up to `batch` images, BGR uint8 [h, w, 3].
-    """
-
+    # finds the objects of up to `batch` images, BGR uint8 [h, w, 3]
     look: Callable[[list[NDArray[np.uint8]]], list[Detections]]
     output: Output  # takes what was found
     batch: int  # how many images to give to `look` at once

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, MissingExtraError
-from nmsfree.evaluation.analysis import Analysis, analyse, folder_name
+from nmsfree.evaluation.analysis import analyse, folder_name
 from nmsfree.evaluation.evaluate import Result, predict
 from nmsfree.evaluation.plots import write_plots
 from nmsfree.evaluation.report import markdown, print_report
@@ -108,7 +108,17 @@ def _eval(request: Request) -> None:
         target_precision=request.target_precision,
         capped=request.protocol == "deployed",
     )
-    report = _report(request, dataset, analysis, time.perf_counter() - start)
+    report = {
+        "file": str(request.file),
+        "sha256": sha256(request.file),
+        "model": spec.name,
+        "head": spec.head,
+        "data": str(dataset.annotation_file),
+        "split": dataset.name,
+        "protocol": request.protocol,
+        "seconds": round(time.perf_counter() - start, 3),
+        **analysis.to_json(),
+    }
     what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
     counts = f"{analysis.images} images, {analysis.objects} objects"
     title = f"{request.file.name} on {analysis.split}{what}: {counts}"
@@ -156,22 +166,6 @@ def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[R
             progress=advance,
         )
         return outcome
-
-
-def _report(
-    request: Request, dataset: DetectionDataset, analysis: Analysis, seconds: float
-) -> dict[str, Any]:
-    return {
-        "file": str(request.file),
-        "sha256": sha256(request.file),
-        "model": analysis.spec.name,
-        "head": analysis.spec.head,
-        "data": str(dataset.annotation_file),
-        "split": dataset.name,
-        "protocol": request.protocol,
-        "seconds": round(seconds, 3),
-        **analysis.to_json(),
-    }
 
 
 def run_name(request: Request, data: str) -> str:

@@ -48,11 +48,8 @@ def find_images(folder: Path, passed: Iterable[str] = ()) -> list[Path]:
     """Return the image files of a folder tree, sorted; one warning says what was left out and why.
 
     Links to folders are followed, each folder once. Left out are hidden files and folders, files
-    with another suffix, pipes and devices, and folders that cannot be read.
-
-    Args:
-        folder: where to begin; nothing is found if it is missing.
-        passed: suffixes of files that are expected among images and not worth a word.
+    with another suffix (not worth a word if it is in `passed`), pipes and devices, and folders
+    that cannot be read. A folder that is missing holds nothing.
     """
     found: list[Path] = []
     left_out: dict[str, list[str]] = defaultdict(list)
@@ -127,10 +124,8 @@ def expand(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
     """Turn what the user wrote into sources, in that order and each once.
 
     A folder gives the images below it, see `find_images`; a pattern (`*`, `?`, `[…]`, `**`) is
-    expanded here if the shell did not; a whole number that is no file is a camera.
-
-    Returns:
-        The sources, and one line for every argument that leads to none.
+    expanded here if the shell did not; a whole number that is no file is a camera. Beside the
+    sources a line is returned for every argument that leads to none.
     """
     sources: dict[str, Source] = {}
     problems: list[str] = []
@@ -145,7 +140,7 @@ def expand(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 
 def _find(argument: str) -> list[Source]:
-    path = Path(argument)
+    path, known = Path(argument), IMAGE_SUFFIXES + VIDEO_SUFFIXES
     if path.is_dir():
         return [Source("image", str(file), path) for file in find_images(path)]
     if path.exists():
@@ -156,7 +151,6 @@ def _find(argument: str) -> list[Source]:
         return []
     matched = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 (absolute too)
     files = [path for path in matched if not path.is_dir()]  # `a/**` names every folder, too
-    known = IMAGE_SUFFIXES + VIDEO_SUFFIXES
     others = [str(path) for path in files if path.suffix.lower() not in known]
     _warn_of(argument, {"of other kinds": others} if others else {})
     return [_file(path) for path in files if path.suffix.lower() in known]
@@ -184,13 +178,6 @@ def _file(path: Path) -> Source:
 class Video:
     """Frames of a video file or camera; iterate over it inside `with`.
 
-    Args:
-        source: a video or camera; a camera is opened here and nowhere else.
-
-    Attributes:
-        fps: frames per second, for the file that is written.
-        frame_count: frames to expect; None for a camera or a file that does not say.
-
     Raises:
         InputError: it cannot be opened, or holds no frame that can be decoded.
     """
@@ -214,6 +201,7 @@ class Video:
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(fps) if 0 < fps <= 1000 else FALLBACK_FPS
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # None for a camera or a file that does not say how many to expect
         self.frame_count = count if count > 0 and not camera else None
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
@@ -233,12 +221,8 @@ class Video:
                 f"{self._name}: ends after {done} of {self.frame_count} frames (truncated?)"
             )
 
-    def close(self) -> None:
-        """Free the decoder or camera."""
-        self._capture.release()
-
     def __enter__(self) -> "Video":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._capture.release()

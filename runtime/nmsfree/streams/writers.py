@@ -46,15 +46,14 @@ def lines_of(source: Source, frame: int | None, detections: Detections) -> Itera
 def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
     """Give every source a relative path of its own, which mirrors the folders they lie in."""
     roots = {_absolute(source.root) for source in sources if source.root is not None}
-    try:
-        base = os.path.commonpath(roots) if roots else ""
-    except ValueError:  # several drives
-        base = ""
+    base = ""
+    with suppress(ValueError):  # several drives, or cameras alone
+        base = os.path.commonpath(roots)
     names: dict[Source, Path] = {}
     taken: set[str] = set()
     for source in sources:
-        wanted = _picture_name(source, base)
-        name, number = wanted, 1
+        wanted = name = _picture_name(source, base)
+        number = 1
         while str(name).lower() in taken:  # a.avi and a.avi.mp4, or a file system without case
             number += 1
             name = wanted.with_stem(f"{wanted.stem}-{number}")
@@ -149,16 +148,14 @@ class VideoFile:
 class Output:
     """Takes results in the order of the sources and writes lines, pictures and videos.
 
-    Leaving the `with` block finishes every file, whatever ended it: what is done is kept.
+    Leaving the `with` block finishes every file, whatever ended it: what is done is kept. What
+    cannot be written becomes a line of `problems`; the rest goes on.
 
     Args:
         names: path of every source's picture or video below `folder`, see `picture_names`.
         folder: where to write; None writes nothing there.
         json_target: one more place for the lines: a path, "-" for stdout, or None.
         model: the file that detects; no output may replace it.
-
-    Attributes:
-        problems: a line for each output that could not be written; the others go on.
 
     Raises:
         InputError: a picture would replace its source, or no file can be written there.
