@@ -13,7 +13,8 @@ from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.datasets.formats.folder import find_layout, load_dataset
 from nmsfree.errors import DataError
 from nmsfree.evaluation.analysis import folder_name
-from nmsfree.evaluation.evaluate import Result, coco_metrics
+from nmsfree.evaluation.evaluate import coco_metrics
+from nmsfree.evaluation.scores import Result
 
 DROPPED = object()
 NAN, INF = float("nan"), float("inf")

@@ -15,7 +15,8 @@ from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.detector import Detector
 from nmsfree.errors import DataError
-from nmsfree.evaluation.evaluate import Metrics, coco_metrics, evaluate, predict
+from nmsfree.evaluation.evaluate import coco_metrics, evaluate, predict
+from nmsfree.evaluation.scores import Metrics
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 

@@ -13,7 +13,8 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene, write_digits
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import DataError, InputError
-from nmsfree.evaluation.evaluate import Result, coco_metrics
+from nmsfree.evaluation.evaluate import coco_metrics
+from nmsfree.evaluation.scores import Result
 from nmsfree.images import write_picture
 
 SIDE, SCENES = 256, 6

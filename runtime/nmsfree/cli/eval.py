@@ -18,10 +18,10 @@ from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, MissingExtraError
 from nmsfree.evaluation.analysis import analyse, folder_name
-from nmsfree.evaluation.evaluate import Result, predict
+from nmsfree.evaluation.evaluate import predict
 from nmsfree.evaluation.plots import write_plots
 from nmsfree.evaluation.report import markdown, print_report
-from nmsfree.evaluation.scores import import_coco
+from nmsfree.evaluation.scores import Result, import_coco
 from nmsfree.files import check_outputs, problems_in, write_atomic, write_json
 from nmsfree.machine import sha256
 from nmsfree.options import Option

@@ -120,11 +120,7 @@ Report = Callable[[Fault], None]  # what a reader does with a fault; returning m
 
 
 def refuse(fault: Fault) -> None:
-    """Stop at a fault: what loading a dataset for training or evaluation does.
-
-    Raises:
-        DataError: always.
-    """
+    """Stop at a fault, by a DataError: what loading a dataset for training or evaluation does."""
     found = shown(f"{fault.source}: {fault.detail}", 800)
     raise DataError(
         f"{found}: fix it, or see `nmsfree data check DIR`, whose --fix writes a set without it"

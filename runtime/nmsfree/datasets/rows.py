@@ -98,11 +98,7 @@ def inside(folder: Path, name: str, root: Path | None = None) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Refuse what no file can be called, so that asking the system for it raises nothing.
-
-    Raises:
-        ValueError: a NUL, half of a surrogate pair, or longer than file systems allow.
-    """
+    """Refuse, by a ValueError, what no file can be called: asking the system for it would raise."""
     parts = name.split("/") if len(name) <= LONGEST_PATH else [name]
     if "\0" in name or any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
         raise ValueError(f"file name {shown(name)!r} is none that a file can have")

@@ -44,9 +44,7 @@ def read_boxes(
 ) -> Boxes:
     """Return COCO results, or annotations, of the wanted images in the order given.
 
-    Args:
-        image_ids: images that count; rows of others are left out.
-        labels: class id of every category id; DataError where a row names another.
+    `labels` is the class id of every category id; DataError where a row names another.
     """
     number = {image_id: i for i, image_id in enumerate(image_ids)}
     wanted = [row for row in rows if row["image_id"] in number]

@@ -172,10 +172,8 @@ def recommend(
 ) -> tuple[Thresholds, Point]:
     """Return the thresholds, and what the overall one of the best F1 gives.
 
-    Args:
-        curves: of each class, by class id; `overall`: of all together.
-        fallback: the threshold of a model that hits nothing at all.
-        target_precision, measured_on: see `Thresholds`.
+    `curves` are of each class, by class id, `overall` of all together; a model that hits nothing
+    at all gets the threshold `fallback`.
     """
     best = overall.best_f1() or Point(fallback, 0.0, 0.0)
     precise, *by_class = (c.lowest_with_precision(target_precision) for c in (overall, *curves))

@@ -11,18 +11,6 @@ from nmsfree.errors import DataError
 from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, import_coco
 from nmsfree.images import read_image
 
-__all__ = [
-    "Metrics",
-    "Progress",
-    "Result",
-    "category_ids_of",
-    "check_size",
-    "coco_metrics",
-    "coco_results",
-    "evaluate",
-    "predict",
-]
-
 CHUNK = 16  # images held in memory at a time
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -48,9 +36,7 @@ def predict(
 ) -> list[Result]:
     """Return everything above the model's score floor as COCO results.
 
-    Args:
-        detector: a model whose class names are those of the dataset, in any order.
-        progress: called as (done, total) while it runs.
+    The class names are those of the dataset, in any order; `progress` gets (done, total).
     """
     category_ids = category_ids_of(detector.spec.class_names, dataset)
     results: list[Result] = []
@@ -109,10 +95,8 @@ def coco_results(
 ) -> list[Result]:
     """Return the detections of one image as COCO results.
 
-    Args:
-        image_id, categories [n]: the dataset's own, which may be larger than any array holds.
-        xyxy: float32 [n, 4], in source pixels.
-        confidence: float32 [n].
+    Ids and categories [n] are the dataset's own, which may be larger than any array holds; boxes
+    are float32 [n, 4] in source pixels, confidences float32 [n].
     """
     boxes = xyxy.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]

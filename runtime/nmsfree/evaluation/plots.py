@@ -212,12 +212,7 @@ DRAWINGS = {
 
 
 def write_plots(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write the pictures as PNG into a folder, made if missing; return their paths.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        InputError: a file cannot be written.
-    """
+    """Write the pictures as PNG into a folder, made if missing; return their paths."""
     for name, draw in DRAWINGS.items():
         figure = new_figure(9, 5.4)
         draw(analysis, figure)

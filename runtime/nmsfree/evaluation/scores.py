@@ -106,9 +106,7 @@ class CocoScorer:
     def score(self, results: Iterable[Result]) -> Scores:
         """Compare results, in any order, with the annotations.
 
-        Raises:
-            DataError: a result names an image or a class that the annotations do not have, or is
-                not finite.
+        DataError if one names an image or class that those do not have, or is not finite.
         """
         evaluation = self._evaluate(results)
         # precision: [IoU, recall, class, area, detections]; all areas come first, all counted last.
@@ -206,11 +204,7 @@ class CocoScorer:
 
 
 def import_coco() -> tuple[Any, Any]:
-    """Return the classes COCO and COCOeval_faster.
-
-    Raises:
-        MissingExtraError: faster-coco-eval is not installed.
-    """
+    """Return the classes COCO and COCOeval_faster; MissingExtraError without faster-coco-eval."""
     package = import_extra("faster_coco_eval", "computing AP", "nmsfree[eval]")
     return package.COCO, package.COCOeval_faster
 

@@ -178,8 +178,7 @@ def _file(path: Path) -> Source:
 class Video:
     """Frames of a video file or camera; iterate over it inside `with`.
 
-    Raises:
-        InputError: it cannot be opened, or holds no frame that can be decoded.
+    InputError if it cannot be opened, or holds no frame that can be decoded.
     """
 
     def __init__(self, source: Source) -> None:
@@ -207,8 +206,7 @@ class Video:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Yield BGR uint8 [h, w, 3] frames, rotated as the file says.
 
-        Raises:
-            InputError: after the last frame, if there was none or clearly fewer than announced.
+        InputError after the last one, if there was none or clearly fewer than announced.
         """
         done = 0
         while (frame := self._capture.read()[1]) is not None:

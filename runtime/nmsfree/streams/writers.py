@@ -92,8 +92,7 @@ def new_run_folder(parent: Path) -> Path:
 class VideoFile:
     """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished.
 
-    Raises:
-        InputError: it cannot be written, or not be read back when it is finished.
+    InputError if it cannot be written, or not be read back when it is finished.
     """
 
     def __init__(self, path: Path, fps: float, height: int, width: int) -> None:
@@ -111,8 +110,7 @@ class VideoFile:
     def write(self, picture: NDArray[np.uint8]) -> None:
         """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
 
-        Raises:
-            InputError: it has another size, of which OpenCV would say nothing.
+        InputError if it has another size, of which OpenCV would say nothing.
         """
         if picture.shape[:2] != self._size:
             (height, width), (h, w) = self._size, picture.shape[:2]

@@ -12,9 +12,9 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
 from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree.evaluation.analysis import Analysis, analyse
-from nmsfree.evaluation.evaluate import Result, predict
+from nmsfree.evaluation.evaluate import predict
 from nmsfree.evaluation.plots import write_plots
-from nmsfree.evaluation.scores import CocoScorer
+from nmsfree.evaluation.scores import CocoScorer, Result
 from nmsfree.images import read_image
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.model.detector import Fcos, place

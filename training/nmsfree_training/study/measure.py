@@ -13,9 +13,9 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.evaluation.analysis import Analysis, analyse
 from nmsfree.evaluation.boxes import best_first, read_boxes, to_results
-from nmsfree.evaluation.evaluate import CHUNK, Result, category_ids_of, check_size, coco_results
+from nmsfree.evaluation.evaluate import CHUNK, category_ids_of, check_size, coco_results
 from nmsfree.evaluation.matching import NMS_IOU, survivors
-from nmsfree.evaluation.scores import CocoScorer
+from nmsfree.evaluation.scores import CocoScorer, Result
 from nmsfree.images import read_image
 from nmsfree.nms import suppress
 from nmsfree.preprocess import Geometry, resize_into

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from nmsfree.datasets.dataset import DetectionDataset
-from nmsfree.evaluation.evaluate import Progress, Result, category_ids_of, check_size, coco_results
+from nmsfree.evaluation.evaluate import Progress, category_ids_of, check_size, coco_results
+from nmsfree.evaluation.scores import Result
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 from nmsfree_training.config import HeadName

@@ -66,8 +66,7 @@ NO_LABELS = frozenset(("classes.txt",))  # labelling programs leave it among the
 def split_faults(rows: SplitRows, stats: SplitStats) -> Iterator[Fault]:
     """Yield what is wrong with ids, files and classes of a split.
 
-    Loading numbers objects anew and does not mind an id that is there more than once; readers that
-    keep objects by their id, as pycocotools does, silently keep the last one.
+    Loading does not mind an id that is there twice; pycocotools silently keeps the last object.
     """
     ids = Counter(str(row.number) for row in rows.objects if "id" in fields_of(row.entry))
     for own, times in ids.items():
@@ -123,12 +122,9 @@ def _labels_alone(file: Path) -> Iterator[Fault]:
 def check_dataset(
     directory: Path, splits: Sequence[str] = (), progress: Progress | None = None
 ) -> Check:
-    """Check a dataset; every image is read.
+    """Check a dataset, a folder or a data.yaml, and all its splits unless some are named.
 
-    Args:
-        directory: folder of the dataset, or its data.yaml.
-        splits: names of the splits to check; all if empty.
-        progress: called as (done, total) while the images are read.
+    Every image is read; `progress` is called as (done, total) meanwhile.
 
     Raises:
         DataError: no dataset is there, or a split that was named, or all of them, is unreadable.

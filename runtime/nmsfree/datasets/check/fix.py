@@ -37,11 +37,7 @@ from nmsfree.files import is_part, write_atomic
 def content_of(
     check: Check, split: SplitCheck, images: list[ImageRow], ids: dict[str, int], folder: Path
 ) -> dict[str, Any]:
-    """Return the COCO content of a split with the images that stay; paths count from `folder`.
-
-    Raises:
-        DataError: no single folder holds all images.
-    """
+    """Return the COCO content of a split with the images that stay; paths count from `folder`."""
     rows = split.rows
     source = read_fields(rows.file) if rows.format == "COCO" else {}
     categories = entries(source, "categories", rows.file) if source else []
@@ -155,9 +151,7 @@ def needs_fixing(check: Check) -> bool:
 def write_fixed(check: Check, folder: Path) -> Fixed:
     """Write the cleaned dataset; an earlier one of the same dataset is replaced.
 
-    Raises:
-        DataError: the folder holds anything else.
-        InputError: it cannot be written.
+    DataError if the folder holds anything else; InputError if it cannot be written.
     """
     _refuse_others(check, folder)
     kept, unfixed = _kept_images(check)

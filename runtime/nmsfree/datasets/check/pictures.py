@@ -33,11 +33,7 @@ def sheet_paths(check: Check, folder: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def write_sheets(check: Check, folder: Path) -> list[Path]:
-    """Write a picture for every split, and one of the problems if there is anything to show.
-
-    Raises:
-        InputError: a file cannot be written.
-    """
+    """Write a picture for every split, and one of the problems if there is anything to show."""
     written: list[Path] = []
     problems, labelled = sheet_paths(check, folder)
     for name, split in check.splits.items():
@@ -147,12 +143,7 @@ BANDS = (("small", 0, 32), ("medium", 32, 96), ("large", 96, np.inf))
 
 
 def write_charts(check: Check, path: Path) -> None:
-    """Write the page as PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        InputError: it cannot be written.
-    """
+    """Write the page as PNG; needs matplotlib."""
     splits = check.splits
     counts = [by_name(split.rows, split.stats.by_class) for split in splits.values()]
     names = _order(counts)

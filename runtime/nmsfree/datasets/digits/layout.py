@@ -150,9 +150,8 @@ def clear_of(alpha: NDArray[np.float32]) -> NDArray[np.float32]:
 def lay_out(rng: np.random.Generator, pools: Pools, pairs: int, singles: int) -> list[Group]:
     """Place digits so that only the digits of a pair overlap much; large groups come first.
 
-    Args:
-        pools: source indices to draw from, per class.
-        pairs: number of same-class pairs with an IoU within `PAIR_IOU`; `singles`: of others.
+    `pools` are the source indices to draw from, per class; `pairs` counts same-class pairs with an
+    IoU within `PAIR_IOU`, `singles` the other digits.
     """
     shrink = 1.0
     while True:

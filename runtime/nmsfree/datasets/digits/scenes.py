@@ -56,12 +56,9 @@ class Scene:
 
 
 def make_scene(split: str, index: int, seed: int = 0) -> Scene:
-    """Make one scene; it depends on nothing but the arguments.
+    """Make a scene, the `index`-th of its split; it depends on nothing but the arguments.
 
-    Args:
-        split: `train`, `val` or `overlap`; `train` shares no handwritten digit with the others.
-        index: number of the scene in its split, from 0.
-        seed: another seed gives another set.
+    `train` shares no handwritten digit with the other splits.
     """
     if split not in SPLITS:
         raise DataError(f"no digits split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -206,11 +203,7 @@ def _coco(
 
 
 def write_preview(path: Path, seed: int = 0) -> None:
-    """Write the first four scenes of every split, a row each; the suffix chooses the format.
-
-    Raises:
-        InputError: the suffix is no picture format.
-    """
+    """Write the first four scenes of every split, a row each; the suffix chooses the format."""
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise InputError(f"{path}: not a picture format that can be written, expected .png or .jpg")
     tiles = [_tile(split, index, seed) for split in SPLITS for index in range(4)]

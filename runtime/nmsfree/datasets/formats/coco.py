@@ -101,8 +101,7 @@ def coco_splits(directory: Path) -> list[str]:
 def read_coco(directory: Path, split: str, report: Report) -> SplitRows:
     """Read one split as it stands; what cannot be used is reported and left out.
 
-    Raises:
-        DataError: a file or folder is missing, the file is not COCO, or its classes are unclear.
+    DataError if a file or folder is missing, the file is not COCO, or its classes are unclear.
     """
     file = _find(directory, split)
     fields = read_fields(file)
@@ -129,11 +128,7 @@ def own_info(fields: dict[str, Raw]) -> OwnInfo:
 
 
 def read_fields(path: Path) -> dict[str, Raw]:
-    """Read a JSON object; what its fields hold is not decoded yet.
-
-    Raises:
-        DataError: it is something else, or larger than 2 GiB.
-    """
+    """Read a JSON object, of at most 2 GiB; what its fields hold is not decoded yet."""
     data = read_bytes(path, LARGEST, DataError)
     try:
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # PowerShell writes UTF-16

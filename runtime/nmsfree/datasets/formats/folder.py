@@ -31,10 +31,9 @@ class Layout:
     config: Path | None = None  # the data.yaml of YOLO, None for the others
 
     def splits(self) -> list[str]:
-        """Return the names of all splits: those that train first, then those that validate.
+        """The names of all splits: those that train first, then those that validate.
 
-        Raises:
-            DataError: a data.yaml that cannot be used, or no split.
+        DataError if there is none, or the data.yaml cannot be used.
         """
         if self.config is not None:
             found = [*read_config(self.config).splits]
@@ -57,9 +56,7 @@ class Layout:
     def read(self, split: str, report: Report) -> SplitRows:
         """Read one split; faults are reported.
 
-        Raises:
-            DataError: there is no such split, its files are no such dataset, or its name is a path:
-                what is written about a split is named after it.
+        DataError if it cannot be read, or its name is a path: what is written is named after it.
         """
         if split != Path(split).name:
             raise DataError(f"the name of split {shown(split)!r} is a path: give it a plain name")
@@ -73,9 +70,7 @@ class Layout:
 def find_layout(path: FilePath) -> Layout:
     """Find out the format of a dataset by its folder, or the data.yaml of a YOLO dataset.
 
-    Raises:
-        DataError: no format fits, or more than one.
-        InputError: it is no path.
+    DataError if no format fits, or more than one; InputError if it is no path.
     """
     path = as_path(path, "the dataset", "a folder or a data.yaml")
     if path.suffix.lower() in YAML_SUFFIXES and path.is_file():

@@ -185,8 +185,7 @@ def _name(line: str, listed: Path) -> str:
 def read_voc(directory: Path, split: str, report: Report) -> SplitRows:
     """Read one split as it stands; what cannot be used is reported and left out.
 
-    Raises:
-        DataError: a folder or list is missing or empty, or no class is named anywhere.
+    DataError if a folder or list is missing or empty, or no class is named anywhere.
     """
     file = _lists(directory) / f"{split}.txt"
     if not os.path.exists(file):  # noqa: PTH110 (a split may have any name)

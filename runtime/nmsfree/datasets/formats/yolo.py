@@ -75,12 +75,7 @@ def _is_marked(file: Path) -> bool:
 
 
 def read_config(file: Path) -> YoloConfig:
-    """Read a data.yaml.
-
-    Raises:
-        DataError: it is not YAML, or names no classes or splits.
-        MissingExtraError: PyYAML is not installed.
-    """
+    """Read a data.yaml; DataError if it is not YAML, or names no classes or splits."""
     data = read_bytes(file, MAX_YAML, DataError)
     content = decode_yaml(data, dict[str, Any], file, DataError, EXPECTED)
     categories = _categories(content, file)
@@ -242,12 +237,8 @@ def read_labels(
 
 
 def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[int, Xywh, str]:
-    """Return class index and box (left, top, width, height in pixels) of a row.
-
-    The text behind them names what is no fraction of the image's size; it is empty if all are.
-
-    Raises:
-        ValueError: it is no such row; the message continues "line 3 …".
+    """Return class index and box (left, top, width, height in pixels) of a row, and in words what of
+    it is no fraction of the image's size; ValueError continues "line 3 …" if it is no such row.
     """
     count = len(columns)
     is_box = count == BOX or (keypoints and count > BOX)
@@ -291,7 +282,6 @@ def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
 
     Raises:
         DataError: the file, the images or all the labels are missing, or classes have no names.
-        MissingExtraError: PyYAML is not installed.
     """
     config = read_config(file)
     paths = yolo_images(config, split)
