@@ -237,8 +237,10 @@ def read_labels(
 
 
 def parse_row(columns: list[str], size: Size, keypoints: bool = False) -> tuple[int, Xywh, str]:
-    """Return class index and box (left, top, width, height in pixels) of a row, and in words what of
-    it is no fraction of the image's size; ValueError continues "line 3 …" if it is no such row.
+    """Return class index and box (left, top, width, height in pixels) of a row.
+
+    The text behind them names what is no fraction of the image's size; a ValueError continues
+    "line 3 …" where it is no such row.
     """
     count = len(columns)
     is_box = count == BOX or (keypoints and count > BOX)
