@@ -148,10 +148,10 @@ def _show_versions(wanted: bool) -> None:
     from importlib import metadata
 
     for name in dict.fromkeys(distribution for distribution, _ in COMMANDS.values()):
-        try:
-            typer.echo(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            typer.echo(f"{name} –")
+        version = "–"
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+        typer.echo(f"{name} {version}")
     raise typer.Exit
 
 

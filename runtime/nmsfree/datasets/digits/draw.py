@@ -14,7 +14,6 @@ MIN_CONTRAST = 45.0  # of luma, 0 … 255, between a digit and what is behind it
 NOISE_TILE = 2 * SIDE
 
 Image = NDArray[np.uint8]
-Lines = list[NDArray[np.float64]]  # of a figure: each [n, 2], xy in about −1 … 1
 
 
 def paint(rng: np.random.Generator, groups: list[Group]) -> Image:
@@ -46,43 +45,33 @@ def _clouds(
 
 
 def _draw_distractor(rng: np.random.Generator, canvas: Image) -> None:
-    """Draw one stroke figure that is no digit: wave, zigzag, cross, polygon or bracket."""
-    points = _DISTRACTORS[rng.integers(len(_DISTRACTORS))](rng)
+    """Draw one stroke figure that is no digit."""
+    figure = _figure(rng, int(rng.integers(5)))
     radius, angle = rng.uniform(9, 45), rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centre = rng.uniform(0, SIDE, 2)
-    lines = [np.round((line @ turn.T * radius + centre) * 16).astype(np.int32) for line in points]
+    lines = [np.round((line @ turn.T * radius + centre) * 16).astype(np.int32) for line in figure]
     colour = rng.uniform(0, 255, 3).tolist()
     thickness = int(rng.integers(1, 2 + int(radius / 9)))
     cv2.polylines(canvas, lines, False, colour, thickness, cv2.LINE_AA, shift=4)
 
 
-def _wave(rng: np.random.Generator) -> Lines:
-    t = np.linspace(-1, 1, 40)
-    return [np.stack([t * 1.6, 0.3 * np.sin(t * rng.uniform(7, 12))], axis=1)]
-
-
-def _zigzag(rng: np.random.Generator) -> Lines:
-    n = int(rng.integers(5, 9))
-    return [np.stack([np.linspace(-1.4, 1.4, n), 0.35 * (-1.0) ** np.arange(n)], axis=1)]
-
-
-def _cross(rng: np.random.Generator) -> Lines:
-    arm = rng.uniform(0.6, 1.0)
-    return [np.array([[-1.0, 0], [1, 0]]), np.array([[0, -arm], [0, arm]])]
-
-
-def _polygon(rng: np.random.Generator) -> Lines:
-    angles = np.linspace(0, 2 * math.pi, int(rng.integers(3, 5)) + 1)
-    return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
-
-
-def _bracket(rng: np.random.Generator) -> Lines:
-    depth = rng.uniform(0.6, 1.2)
+def _figure(rng: np.random.Generator, kind: int) -> list[NDArray[np.float64]]:
+    """Lines [n, 2], xy in about −1 … 1."""
+    if kind == 0:  # a wave
+        t = np.linspace(-1, 1, 40)
+        return [np.stack([t * 1.6, 0.3 * np.sin(t * rng.uniform(7, 12))], axis=1)]
+    if kind == 1:  # a zigzag
+        n = int(rng.integers(5, 9))
+        return [np.stack([np.linspace(-1.4, 1.4, n), 0.35 * (-1.0) ** np.arange(n)], axis=1)]
+    if kind == 2:  # a cross
+        arm = rng.uniform(0.6, 1.0)
+        return [np.array([[-1.0, 0], [1, 0]]), np.array([[0, -arm], [0, arm]])]
+    if kind == 3:  # a triangle or square
+        angles = np.linspace(0, 2 * math.pi, int(rng.integers(3, 5)) + 1)
+        return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
+    depth = rng.uniform(0.6, 1.2)  # a bracket
     return [np.array([[depth, -1], [0, -1], [0, 1], [depth, 1]])]
-
-
-_DISTRACTORS = (_wave, _zigzag, _cross, _polygon, _bracket)
 
 
 def draw_group(rng: np.random.Generator, canvas: Image, group: Group) -> None:
