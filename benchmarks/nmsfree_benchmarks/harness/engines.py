@@ -118,9 +118,7 @@ def the_gpu(index: int = 0, device: str = "") -> Gpu:
 def build_here(file: Path, index: int = 0) -> Path:
     """Build an engine for a GPU of this machine beside the file, unless it is there already.
 
-    Raises:
-        EngineError: there is no such GPU.
-        NmsfreeError: the builder is missing, or does not build for this GPU.
+    EngineError: there is no such GPU. NmsfreeError: the builder is missing, or not for this GPU.
     """
     from nmsfree_export.tensorrt.build import BuildOptions, build_engine
 
@@ -137,17 +135,13 @@ def build_here(file: Path, index: int = 0) -> Path:
 
 
 def use_device(text: str) -> str:
-    """Make sure that a device works, before anything is made for it.
+    """Make sure that a device works, before minutes of exports are made for it.
 
-    A library that is missing or a driver that is too old is told before minutes of exports: the
-    runtime's own tiny model, or an engine of it, is opened.
-
-    Returns:
-        Its name, the same for "cuda" and "cuda:0".
+    The runtime's own tiny model, or an engine of it, is opened. Returns the device's name, the same
+    for "cuda" and "cuda:0".
 
     Raises:
-        InputError: it is none of those that the questions are asked on, or a GPU that no engine can
-            be built for.
+        InputError: none of the questions is asked there, or no engine can be built for the GPU.
         EngineError: it is not there, or does not start.
         MissingExtraError: what runs files there is not installed.
     """

@@ -43,11 +43,8 @@ def export_all(
 ) -> dict[str, str]:
     """Export what is not there yet, and tell every subject its file.
 
-    Args:
-        calibration: folder with a split `train`, for INT8 files.
-
-    Returns:
-        By `Subject.file_name`, why a file could not be made.
+    `calibration` is a folder with a split `train`, for INT8. Returns by `Subject.file_name` why a
+    file could not be made.
     """
     missing: dict[Path, Subject] = {}
     for subject in subjects:
@@ -120,8 +117,7 @@ def exporter() -> Iterator[Exporter]:
 def export_here(checkpoint: Path, model: str, out: Path, how: ExportOptions) -> None:
     """Write the ONNX file of a checkpoint's deployed head.
 
-    Raises:
-        GateError: the file differs from its checkpoint.
-        InputError, DataError: an option, or the pictures of a calibration, cannot be used.
+    GateError: it differs from its checkpoint. InputError, DataError: an option, or the pictures of
+    a calibration, cannot be used.
     """
     export_onnx(load_checkpoint(checkpoint, model), out, how)

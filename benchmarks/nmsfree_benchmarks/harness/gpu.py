@@ -136,16 +136,10 @@ def joules_per_image(
     counter: Callable[[], float | None] = gpu_joules,
     seconds: float = SECONDS,
 ) -> float | None:
-    """Run a call again and again, by itself, and divide what the counter says by the pictures.
+    """Run a call by itself for so many seconds, and divide what the counter says by the pictures.
 
-    The whole board counts, idle power and other programs included.
-
-    Args:
-        call: takes BGR uint8 [h, w, 3] and returns when its result is there.
-        seconds: at least.
-
-    Returns:
-        Joules, or None where nothing counts them.
+    The whole board counts, idle power and other programs included. The call takes BGR uint8
+    [h, w, 3] and returns when its result is there. None where nothing counts joules.
     """
     before = counter()
     if before is None:

@@ -37,14 +37,10 @@ class MemoryMeter:
     def measure(
         self, model: Path, device: str, threads: int, precision: str | None = None
     ) -> dict[str, float]:
-        """The figures of one file in one engine.
+        """The figures of one file in one engine (EngineError: it does not run there).
 
-        Returns:
-            "peak_rss_mb": the whole process; "engine_rss_mb": more than without a model. On an
-            NVIDIA GPU that tells it also "peak_device_mb": more than before, of its own memory.
-
-        Raises:
-            EngineError: the file does not run there.
+        "peak_rss_mb": the whole process; "engine_rss_mb": more than without a model. On an NVIDIA
+        GPU that tells it also "peak_device_mb": more than before, of its own memory.
         """
         from nmsfree.backends.options import parse_device
         from nmsfree_benchmarks.harness.gpu import gpu_state
@@ -71,12 +67,8 @@ class MemoryMeter:
 def peak_of(target: str, *arguments: object, look: Callable[[], None] = lambda: None) -> float:
     """Call "module:function" in a process of its own; returns the most memory that held, in MB.
 
-    Args:
-        arguments: as JSON takes them.
-        look: called again and again while the process runs.
-
-    Raises:
-        EngineError: the function failed, or took longer than `LONGEST`.
+    Arguments are as JSON takes them; `look` is called again and again meanwhile. EngineError: the
+    function failed, or took longer than `LONGEST`.
     """
     command = [sys.executable, "-m", CHILD, target, json.dumps(arguments)]
     with subprocess.Popen(

@@ -84,12 +84,8 @@ class Crowd(NamedTuple):
 def make_crowd(objects: int, index: int = 0, tiles: int = TILES, seed: int = 0) -> Crowd:
     """Make one scene with so many digits; it depends on nothing but the arguments.
 
-    Args:
-        index: of the scene among those with as many objects.
-        tiles: to a side of the picture, 256 pixels each; they hold equally many, give or take one.
-
-    Raises:
-        InputError: there is no room for so many.
+    `index` is its number among those with as many objects; to a side are so many `tiles` of 256
+    pixels, which hold equally many, give or take one. InputError: there is no room for so many.
     """
     most = MOST_IN_TILE * tiles**2
     if not 0 <= objects <= most:

@@ -198,13 +198,8 @@ def bounded(value: float, drawn: Values, rounds: int) -> Interval:
 def bootstrap(statistic: Callable[[Rows], Values], calls: int, burst: int = 1) -> Interval:
     """A statistic of all timed calls, and between which values it lies with 95 %.
 
-    Args:
-        statistic: takes numbers of calls, int64 [draws, calls]; gives one value of each draw, NaN
-            where its calls do not suffice.
-        burst: calls of a turn, which are drawn together.
-
-    Raises:
-        ValueError: nothing was timed.
+    It takes numbers of calls, int64 [draws, calls], and gives one value of each draw, NaN where its
+    calls do not suffice. Calls of a turn (`burst`) are drawn together. ValueError: no calls.
     """
     rows = np.arange(calls)
     drawn, rounds = _draw(rows, burst, np.random.default_rng(0))
@@ -229,15 +224,8 @@ def _medians(values: Values) -> Values:
 def paired_ratio(times: Times, reference: Times, burst: int = 1) -> Interval:
     """How many times as long a call takes as the one beside it: the median over all pairs.
 
-    What slows the machine for a while slows both calls of a pair.
-
-    Args:
-        times, reference: [timed calls, parts] ns, as `take_turns` gives them: a row is the same
-            image of the same round.
-        burst: timed calls of a turn.
-
-    Raises:
-        ValueError: nothing was timed, or the times differ in number.
+    What slows the machine for a while slows both calls of a pair. Row i of both times [timed calls,
+    parts], in ns, is the same image of the same round. ValueError: no calls, or differently many.
     """
     if len(times) != len(reference):
         raise ValueError(f"paired times differ: {len(times)} and {len(reference)} calls")
@@ -339,9 +327,7 @@ def _line(x: Values, y: Values) -> Values:
 def tail(values: Values, burst: int, chosen: NDArray[np.bool_] | None = None) -> Interval | None:
     """p99 by p50 with its 95 % interval; None where there are too few calls for it.
 
-    Args:
-        values: milliseconds of all calls; those of a turn, `burst` of them, lie together.
-        chosen: which calls count; all of them if not given.
+    Milliseconds of all calls, a turn's together; those count that are chosen.
     """
     counted = values if chosen is None else np.where(chosen, values, np.nan)
     if np.count_nonzero(~np.isnan(counted)) < CALLS_FOR[99]:

@@ -115,12 +115,7 @@ class Plan:
     fixed: bool = False  # no fewer calls where `min_rounds` of them take longer than `seconds`
 
     def fitted(self, calls: float, turns: int) -> "Plan":
-        """The plan for this machine.
-
-        Args:
-            calls: seconds that one call of each takes, all together.
-            turns: of a round.
-        """
+        """The plan for this machine, where one call of each takes so many seconds all together."""
         lead_in, burst = self.lead_in, self.burst
         while not self.fixed and lead_in + burst > 1:
             if self.min_rounds * ((lead_in + burst) * calls + turns * self.pause) <= self.seconds:

@@ -75,9 +75,7 @@ def variants(
 ) -> list[Subject]:
     """Every precision in every engine at the deployed size, and FP32 in ONNX Runtime in all sizes.
 
-    Args:
-        engines: keys of `ENGINES` that work here.
-        scales: factors of the deployed size.
+    Engines are keys of `ENGINES` that work here, scales factors of the deployed size.
     """
     from nmsfree_export.options import PRECISIONS
 
@@ -262,13 +260,7 @@ def what(record: Record) -> str:
 
 
 def advise(name: str, speed: Interval, gap: Interval) -> str:
-    """Say whether a change is worth it.
-
-    Args:
-        name: of the change.
-        speed: how many times the speed it gives.
-        gap: the AP it gives.
-    """
+    """Whether a change is worth it, by how many times the speed and how much AP it gives."""
     figures = f"{speed.value:.2f} × the speed, {points(gap.value)} AP"
     if speed.low > WORTH and gap.low >= -TOLERATED:
         return f"{name}: {figures}: take it"

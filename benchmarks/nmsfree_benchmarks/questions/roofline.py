@@ -140,16 +140,10 @@ def find_subjects(options: Options, run: Run) -> list[Subject]:
 def layer_times(
     path: Path, threads: int, images: NDArray[np.uint8], layers: "Sequence[Layer]"
 ) -> dict[str, float]:
-    """Run a file under ONNX Runtime's profiler, on the processor.
+    """Run a file on images uint8 [N, H, W, 3] under ONNX Runtime's profiler, on the processor.
 
-    The profiler costs a little itself, so the sum is above the time of a run without it.
-
-    Args:
-        images: uint8 [N, H, W, 3].
-
-    Returns:
-        Layer name → milliseconds, median of `RUNS`. A layer that the engine joined to another, or
-        calls by a name that is not in the graph, is missing.
+    Layer name → milliseconds, median of `RUNS`; their sum is above the time of a run without the
+    profiler. A layer that the engine joined to another, or calls otherwise, is missing.
     """
     with tempfile.TemporaryDirectory() as folder:
         session = make_session(path, threads=threads, profile=Path(folder) / "profile")

@@ -90,10 +90,7 @@ def run_window(
 ) -> Window:
     """Let threads call `detector.batch` until the time is over; a call that has begun is finished.
 
-    Args:
-        images: BGR uint8 [h, w, 3]; every stream begins with another one.
-        batch: images of a call.
-        streams: threads.
+    Every stream begins with another image, BGR uint8 [h, w, 3].
     """
     began: dict[str, int] = {}
 

@@ -306,15 +306,9 @@ def measure_training(
 ) -> TrainingSpeed:
     """Time forward, losses, backward and update of steps on batches loaded before.
 
-    At least two steps are timed, after one with each batch that is not. On a CPU the batch is cut
-    to about a million pixels, on a GPU to what goes through at once (`accumulate`).
-
-    Args:
-        device, threads: None = the processor, and PyTorch's present threads.
-
-    Raises:
-        DataError: there are no images, or they cannot be used.
-        InputError: the precision is unknown.
+    At least two steps are timed, after one with each batch that is not. On a CPU (the default) the
+    batch is cut to about a million pixels, on a GPU to what goes through at once (`accumulate`).
+    DataError: there are no images, or they cannot be used. InputError: the precision is unknown.
     """
     import torch
 

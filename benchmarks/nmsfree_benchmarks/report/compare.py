@@ -121,15 +121,10 @@ class Comparison:
 def compare_runs(
     before: Results, after: Results, *, by_ratios: bool = False, only: str = ""
 ) -> Comparison:
-    """Compare two runs record by record.
+    """Compare two runs record by record, those that have a text in their name.
 
-    Args:
-        by_ratios: compare the ratios within each run instead of its times. They carry over
-            between machines, times do not; so the devices may then differ.
-        only: text that the names of what is compared contain.
-
-    Raises:
-        InputError: the runs differ in a setting, or have nothing in common.
+    By ratios: those within each run. They carry over between machines, times do not; so devices
+    may then differ. InputError: the runs differ in a setting, or have nothing in common.
     """
     refuse_different(before, after, same_device=not by_ratios)
     found = _ratio_changes(before, after) if by_ratios else _changes(before, after)

@@ -125,13 +125,9 @@ def open_file(path: Path) -> Found:
 
 
 def newest_of_each_kind(folder: Path) -> tuple[list[Found], dict[str, str]]:
-    """Read the newest result file of each kind in a folder, in the order of kinds.
+    """Read the newest result file of each kind in a folder; why others cannot be read, by name.
 
-    Returns:
-        The files; and by name those that cannot be read, and why.
-
-    Raises:
-        InputError: the folder holds no result file of this format.
+    InputError: the folder holds no result file of this format.
     """
     newest: dict[str, Found] = {}
     skipped: dict[str, str] = {}

@@ -29,18 +29,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the page.
-
-    Attributes:
-        svg: drawn from the results; or else `data`, a PNG as data URI, and `file`, where it is.
-        legend: (class of the style sheet, what it stands for).
-    """
+    """One picture of the page, drawn from the results, or a PNG."""
 
     caption: str
     svg: Markup | None = None
-    data: str = ""
-    file: Path | None = None
-    legend: tuple[tuple[str, str], ...] = ()
+    data: str = ""  # a PNG as data URI
+    file: Path | None = None  # where that is
+    legend: tuple[tuple[str, str], ...] = ()  # (class of the style sheet, what it stands for)
 
 
 def bars_picture(records: Sequence[Record], size: tuple[int, int] | None = None) -> Picture:

@@ -41,17 +41,11 @@ PRECISIONS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of an ONNX graph.
+    """A tensor of an ONNX graph."""
 
-    Attributes:
-        shape: a dimension that depends on the data (what NMS leaves) counts as 0; () is a scalar.
-        kind: a `TensorProto.DataType`.
-        weight: an initialiser, so it is read but never written.
-    """
-
-    shape: tuple[int, ...]
-    kind: int
-    weight: bool = False
+    shape: tuple[int, ...]  # a dimension that depends on the data (what NMS leaves) counts as 0
+    kind: int  # a `TensorProto.DataType`
+    weight: bool = False  # an initialiser, so it is read but never written
 
     @property
     def count(self) -> int:
@@ -71,9 +65,7 @@ class Value:
 class Values:
     """All values of a graph by name; views are followed to what they look at.
 
-    Args:
-        model: stays as it is.
-        batch: takes the place of a batch size that the file leaves open.
+    A batch size that the file leaves open becomes `batch`.
     """
 
     def __init__(self, model: ModelProto, batch: int = 1) -> None:
@@ -135,24 +127,16 @@ def _value(info: ValueInfoProto) -> Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """Nodes that an engine runs as one, and what they cost at least.
+    """Nodes that an engine runs as one, and what they cost at least."""
 
-    Attributes:
-        name: of its first node; kind: operator of that node.
-        precision: of the factors that are multiplied; "" where nothing is.
-        macs: multiply-adds of convolutions and matrix products.
-        weight_bytes, read_bytes, written_bytes: initialisers, and values from and for other layers.
-        names: nodes and values by which an engine may call it in a profile.
-    """
-
-    name: str
-    kind: str
-    precision: str
-    macs: int
+    name: str  # of its first node
+    kind: str  # operator of that node
+    precision: str  # of the factors that are multiplied; "" where nothing is
+    macs: int  # multiply-adds of convolutions and matrix products
     weight_bytes: int
-    read_bytes: int
+    read_bytes: int  # values from other layers
     written_bytes: int
-    names: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()  # by which an engine may call it in a profile
 
     @property
     def flop(self) -> int:
@@ -175,11 +159,7 @@ Group = list[NodeProto]  # nodes that become one layer
 def count_layers(model: ModelProto, batch: int = 1) -> tuple[Layer, ...]:
     """Count every layer of a graph that computes or moves something, in the graph's order.
 
-    Args:
-        batch: takes the place of a batch size that the file leaves open.
-
-    Raises:
-        ModelError: the shape of a convolution is not known.
+    A batch size that the file leaves open becomes `batch`. ModelError: a shape is not known.
     """
     values = Values(model, batch)
     made: dict[str, Group] = {}  # value → the group whose last node gives it

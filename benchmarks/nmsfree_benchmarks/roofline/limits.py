@@ -29,10 +29,7 @@ WHOLE = 1 << 62  # bytes: one bandwidth for copies of any size
 
 @dataclass(frozen=True)
 class Limit:
-    """Attributes:
-    layers: of the graph, one after another.
-    peaks: of the device.
-    """
+    """What the layers of a graph take at least with the peaks of a device."""
 
     layers: tuple[Layer, ...]
     peaks: Peaks
@@ -97,14 +94,7 @@ def reached(share: float | None) -> float | None:
 
 
 def limit_of(graph: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:
-    """How fast an ONNX graph could be at most with these peaks.
-
-    Args:
-        batch: images of a call, where the file leaves that open.
-
-    Raises:
-        ModelError: the file cannot be read, or a convolution's shape is not known.
-    """
+    """How fast an ONNX graph could be at most with these peaks, see `count_layers`."""
     model = load_model(graph) if isinstance(graph, Path) else graph
     return Limit(count_layers(model, batch), peaks)
 
@@ -119,11 +109,9 @@ def share_figures(share: float | None) -> dict[str, Any]:
 def limit_figures(
     state: State, times: Times, limit: Limit, profiled: Mapping[str, float], burst: int = 1
 ) -> dict[str, Any]:
-    """What a roofline run says of a model.
+    """What a roofline run says of a model, by [timed calls, 1] ns of its bare call.
 
-    Args:
-        times: [timed calls, 1] ns of the bare call.
-        profiled: layer name → milliseconds; may lack any.
+    `profiled` is layer name → milliseconds; it may lack any.
     """
     p50 = summarize(times).p50
     took, share = median_ms(times, burst), limit.share(p50)  # the limit is a constant here
@@ -181,25 +169,17 @@ def _beyond(limit: Limit, profiled: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Datasheet:
-    """A device as its maker states it, and a speed that others measured on it.
-
-    Attributes:
-        cores, boost_ghz: FP32 units, and the clock they boost to.
-        memory_gb_per_s: bandwidth of its memory, 10⁹ bytes.
-        source: where the figures are from.
-        models, size: what was measured, and (height, width) of the input in pixels.
-        fps, how: images in a second, and in which state.
-    """
+    """A device as its maker states it, and a speed that others measured on it."""
 
     name: str
-    cores: int
+    cores: int  # FP32 units
     boost_ghz: float
-    memory_gb_per_s: float
-    source: str
-    models: tuple[str, ...]
-    size: tuple[int, int]
-    fps: float
-    how: str
+    memory_gb_per_s: float  # 10⁹ bytes
+    source: str  # of the figures
+    models: tuple[str, ...]  # what was measured
+    size: tuple[int, int]  # (height, width) of the input in pixels
+    fps: float  # images in a second
+    how: str  # and in which state
 
     @property
     def flops(self) -> float:

@@ -39,12 +39,10 @@ GPU_PRODUCTS = (  # precision, type of the factors, whether TF32 is allowed
 
 @dataclass(frozen=True)
 class Peaks:
-    """Attributes:
-    flops: precision → FLOP/s of the largest matrix product.
-    copies: (bytes read and written, bytes/s), ascending: small copies stay in a cache.
-    """
+    """The best that a device was seen to do."""
 
-    flops: Mapping[str, float]
+    flops: Mapping[str, float]  # precision → FLOP/s of the largest matrix product
+    # (bytes read and written, bytes/s), ascending: small copies stay in a cache.
     copies: tuple[tuple[int, float], ...]
 
     def flops_of(self, precision: str) -> float:
@@ -69,22 +67,14 @@ class Peaks:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A call that shows a peak.
+    """A call that shows a peak."""
 
-    Attributes:
-        name: of its record.
-        call: takes any picture and ignores it.
-        work: FLOP of a matrix product, or bytes that a copy reads and writes.
-        precision: of a matrix product; "" is a copy.
-        repeats: so often within a call.
-    """
-
-    name: str
-    call: Call
-    work: int
-    precision: str = ""
+    name: str  # of its record
+    call: Call  # takes any picture and ignores it
+    work: int  # FLOP of a matrix product, or bytes that a copy reads and writes
+    precision: str = ""  # of a matrix product; "" is a copy
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    repeats: int = 1
+    repeats: int = 1  # within a call
 
     def rate(self, times: Times) -> float:
         """FLOP/s or bytes/s of the fastest call."""
@@ -172,10 +162,7 @@ def product_session(
 ) -> Any:
     """Open a session that multiplies "a" with `b`, which the engine may pack as it packs weights.
 
-    Args:
-        operator: "MatMul" of float32, or "MatMulInteger" of uint8 by int8.
-        a: of the shape and type that will be fed.
-        spinning: whether its threads wait for the next run without sleeping.
+    "MatMul" is of float32, "MatMulInteger" of uint8 by int8; `a` is like what will be fed.
     """
     result = TensorProto.FLOAT if operator == "MatMul" else TensorProto.INT32
     info = helper.make_tensor_value_info

@@ -116,11 +116,7 @@ def measure_step(
     A round is one step as the trainer takes it, on a processor in float32: the network's forward,
     the criterion's forward and its backward to the predictions, the network's backward from
     there. Both are timed inside the same step, so what else the machine does falls on both. The
-    optimizer is left out.
-
-    Args:
-        threads: processor threads; None leaves them as they are.
-        criterion: what is measured; None is the sum of all heads' losses.
+    optimizer is left out. The criterion is the sum of all heads' losses, if none is given.
     """
     criterion = criterion or total_loss
     with use_threads(threads) as used:

@@ -119,12 +119,7 @@ def closing_frees(opened: Callable[[], Backend], used: Used, times: int = OPENED
 
 
 def _settles(work: Callable[[], None], used: Used, what: str) -> str:
-    """Say by how much memory grew.
-
-    Raises:
-        GateError: by more than `LEAK`, each time.
-        CannotTry: memory cannot be read.
-    """
+    """By how much memory grew (GateError: over `LEAK` each time; CannotTry: it is not told)."""
     for _ in range(TRIES):
         before = used()
         if before is None:
@@ -168,13 +163,8 @@ def scenes(backend: Backend, count: int) -> list[Image]:
 def run_marked_tests(root: Path, record: Path, folders: Sequence[str] = TESTS) -> str:
     """Let pytest run the tests that need a GPU, and say how many passed.
 
-    Args:
-        root: of the project.
-        record: JUnit XML that pytest writes.
-
-    Raises:
-        GateError: a test failed, or they do not end.
-        CannotTry: every one was skipped, or there is none.
+    `record` is the JUnit XML that it writes. GateError: a test failed, or they do not end.
+    CannotTry: every one was skipped, or there is none.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "gpu"]
     command += [f"--junit-xml={record}", *(f for f in folders if (root / f).exists())]

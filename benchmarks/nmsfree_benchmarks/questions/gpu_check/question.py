@@ -103,9 +103,7 @@ def choose(only: Sequence[str]) -> list[Claim]:
 def prepare(weights: Path, folder: Path) -> None:
     """Export the detectors that claims are tried on: NMS-free in FP32 and FP16, and with NMS.
 
-    Raises:
-        InputError: the bundled weights are not in the folder.
-        GateError: an export differs from its checkpoint.
+    InputError: weights are missing. GateError: an export differs from its checkpoint.
     """
     from nmsfree_export.export import ExportOptions, export_onnx
     from nmsfree_training.weights.checkpoint import load_checkpoint

@@ -217,12 +217,8 @@ def nms_cases(
 ) -> Iterator[Case]:
     """Every implementation at a point, the reference first, which the others are held against.
 
-    Args:
-        found: candidates of the scenes with so many objects.
-        count: prepared inputs of a call, which take turns.
-
-    Raises:
-        GateError: one keeps other boxes, so its time would say nothing.
+    `found` are candidates of the scenes with so many objects; `count` prepared inputs take turns.
+    GateError: one keeps other boxes, so its time would say nothing.
     """
     inputs = [found.of(images_of(slot, point.batch, len(found.scores))) for slot in range(count)]
     reference: list[Kept] = []

@@ -25,9 +25,7 @@ AtFloors = Callable[[Sequence[float]], list[Subject]]
 def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, Subject]:
     """The exported o2m detector at any floors, and the NMS-free one, for square pictures.
 
-    Raises:
-        InputError: the weights are not there.
-        GateError: an exported file differs from its checkpoint.
+    InputError: weights are missing. GateError: a file differs from its checkpoint.
     """
     found = [open_weights(_file(options.weights, name), "digits") for name in (WITH_NMS, NMS_FREE)]
     with_nms, free = (crowd_subject(weights, options, (side, side)) for weights in found)

@@ -91,12 +91,9 @@ def facts(results: Results) -> dict[str, Any]:
 
 
 def nms_cost(whole: Record, without: Record | None, burst: int, part: int = 1) -> list[Interval]:
-    """What NMS costs in a call: milliseconds, and its share of the call.
+    """What NMS costs in a part of a call: milliseconds, and its share of the call.
 
-    Args:
-        whole, without: the same call with NMS and without, of the same rounds; None is a part that
-            is NMS and nothing else.
-        part: of the calls that is compared: the network, the whole graph.
+    `without` is the same call without NMS, of the same rounds; None: the part is NMS and no more.
     """
     own = whole.times[:, part] / 1e6
     other = np.zeros_like(own) if without is None else without.times[:, part] / 1e6
