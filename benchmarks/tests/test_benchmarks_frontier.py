@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from nmsfree.errors import InputError
-from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness.engines import ENGINES, Engine
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results, State
@@ -229,10 +226,3 @@ def test_a_run_leaves_its_files(
     assert full.parts == ("preprocess", "engine", "to_source")
     assert full.subject is not None and full.subject.ap_images == 4
     assert full.figures["peak_rss_mb"] > full.figures["engine_rss_mb"] > 0
-
-
-def test_an_unknown_model_is_told(options: list[str]) -> None:
-    arguments = ["frontier", *options, "--model=fcos_none"]
-    with pytest.raises(InputError) as error:
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert str(error.value) == "model is 'fcos_none', the folder of weights has: fcos_e2e_nano"

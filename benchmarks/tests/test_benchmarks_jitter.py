@@ -6,10 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from nmsfree.errors import InputError
-from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.records import Results
 from nmsfree_benchmarks.harness.run import ask, write
@@ -214,13 +211,3 @@ def test_results_without_probes_are_judged_by_all_calls(results: Results) -> Non
     assert said[0].endswith("aim 1.10: missed.")
     assert not any("The machine itself" in line for line in said)
     assert tables(bare)[0].rows[0][6] == "–"
-
-
-def test_missing_weights_are_named(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["jitter", f"--weights={tmp_path}", f"--work={tmp_path}"])
-    assert isinstance(result.exception, InputError)
-    assert str(result.exception) == (
-        f"{tmp_path}/fcos_rt_nano.safetensors: no such file, expected trained weights: give their "
-        "folder with --weights, or train them with "
-        "`nmsfree train --data data/digits --model fcos_rt_nano`"
-    )

@@ -321,16 +321,6 @@ def test_an_unknown_implementation_is_named() -> None:
     )
 
 
-def test_missing_weights_are_named(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["nms", f"--weights={tmp_path}", f"--work={tmp_path}"])
-    assert isinstance(result.exception, InputError)
-    assert str(result.exception) == (
-        f"{tmp_path}/fcos_rt_nano.safetensors: no such file, expected trained weights: give their "
-        "folder with --weights, or train them with "
-        "`nmsfree train --data data/digits --model fcos_rt_nano`"
-    )
-
-
 def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "find_spec", lambda name: None)
     names, skipped = choose(None)

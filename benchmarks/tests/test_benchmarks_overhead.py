@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from typer.testing import CliRunner
 
 from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
-from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results, State
 from nmsfree_benchmarks.harness.timer import Stopwatch
@@ -171,14 +168,3 @@ def test_a_run_leaves_its_files(
     assert [r.of for r in read.ratios] == [f"fcos_e2e_nano {source}" for source in sources]
     assert len(read.facts["targets"]) == 2
     assert not list((tiny / "work").glob("pictures-*"))
-
-
-def test_missing_weights_are_told(options: list[str], tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()
-    arguments = ["overhead", *options, f"--weights={tmp_path / 'none'}"]
-    with pytest.raises(InputError) as error:
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert str(error.value) == (
-        "nothing to measure: fcos_e2e_nano.safetensors is not in the folder of weights: train it "
-        "with `nmsfree train --data data/digits --model fcos_e2e_nano`"
-    )

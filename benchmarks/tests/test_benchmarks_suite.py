@@ -305,6 +305,40 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert len(skipped) == 3
 
 
+TRAIN = "`nmsfree train --data data/digits --model"
+NO_FILE = (
+    "/fcos_rt_nano.safetensors: no such file, expected trained weights: give their folder with "
+    f"--weights, or train them with {TRAIN} fcos_rt_nano`"
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("jitter", NO_FILE),
+        ("nms", NO_FILE),
+        (
+            "overhead",
+            "nothing to measure: fcos_e2e_nano.safetensors is not in the folder of weights: train "
+            f"it with {TRAIN} fcos_e2e_nano`",
+        ),
+    ],
+)
+def test_missing_weights_are_told_by_a_question(
+    question: str, said: str, ask: Ask, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        ask(question, f"--weights={tmp_path}", f"--work={tmp_path}")
+    assert str(error.value).removeprefix(str(tmp_path)) == said
+
+
+@pytest.mark.parametrize("question", ["throughput", "frontier"])
+def test_an_unknown_model_is_told(question: str, ask: Ask, options: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        ask(question, *options, "--model=fcos_none")
+    assert str(error.value) == "model is 'fcos_none', the folder of weights has: fcos_e2e_nano"
+
+
 @pytest.mark.parametrize("option", ["--device=tpu", "--size=huge"])
 def test_wrong_options_are_told(option: str) -> None:
     with pytest.raises(InputError, match=option.split("=")[1]):

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from typer.testing import CliRunner
 
 from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.records import Record, Results, State
 from nmsfree_benchmarks.questions.throughput import (
@@ -211,10 +208,3 @@ def test_a_run_leaves_its_files(
         assert record.state.batch == record.parameters["batch"]
     assert list(read.skipped) == ["fcos_rt_nano"]
     assert "## fcos_e2e_nano, 1 engine thread" in said
-
-
-def test_an_unknown_model_is_told(options: list[str]) -> None:
-    arguments = ["throughput", *options, "--model=fcos_none"]
-    with pytest.raises(InputError) as error:
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert str(error.value) == "model is 'fcos_none', the folder of weights has: fcos_e2e_nano"
