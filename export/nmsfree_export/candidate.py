@@ -43,10 +43,7 @@ from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.predict import TorchBackend
 
 FLOAT_LAYERS = "kept_in_float"  # entry of a file's provenance
-ADVICE = {
-    "fp16": "keep fp32",
-    "int8": "calibrate with more pictures, or keep fp16 or fp32",
-}
+ADVICE = {"fp16": "keep fp32", "int8": "calibrate with more pictures, or keep fp16 or fp32"}
 
 
 @dataclass(frozen=True)

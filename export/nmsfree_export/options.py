@@ -49,8 +49,7 @@ class ExportOptions:
 
     head: Annotated[str | None, Option("o2o (NMS-free) or o2m (the NMS baseline).")] = None
     input_size: Annotated[
-        tuple[int, int] | None,
-        Option("Input size in pixels.", flags=("--size",), metavar="H W"),
+        tuple[int, int] | None, Option("Input size in pixels.", flags=("--size",), metavar="H W")
     ] = None
     batch: int | None = 1  # fixed, or None for any
     top_k: Annotated[int, Option("Rows of the output.", min=1, max=1_000_000)] = 100
@@ -92,8 +91,7 @@ class ExportOptions:
         float | None, Option("INT8: share of rows that may have no partner, 0.1 if not given.")
     ] = None
     check_data: Annotated[
-        Path | None,
-        Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR"),
+        Path | None, Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR")
     ] = None
     check_split: Annotated[str | None, Option("Split to compare on; val if not given.")] = None
     max_ap_drop: Annotated[
@@ -176,8 +174,7 @@ class VerifyOptions:
     a: Annotated[Path, Option("A checkpoint, an ONNX file or an engine.", argument=True)]
     b: Annotated[Path, Option("Another one of the same detector, or the same file.", argument=True)]
     device: Annotated[
-        str | None,
-        Option("Where both run: cpu, cuda, tensorrt-rtx or openvino.", metavar="NAME"),
+        str | None, Option("Where both run: cpu, cuda, tensorrt-rtx or openvino.", metavar="NAME")
     ] = None
     device_a: Annotated[str | None, Option("Where A runs.", metavar="NAME")] = None
     device_b: Annotated[str | None, Option("Where B runs.", metavar="NAME")] = None

@@ -250,10 +250,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "unknown field": (unknown_field(lambda model: model), "has the unknown field 1000"),
     "unknown in a tensor": (unknown_field(biggest), "has the unknown field 1000"),
     "unknown in a shape": (unknown_field(first_size), "Dimension has the unknown field 1000"),
-    "long name": (
-        merges({"name": LONG}, lambda m: of(m, "Conv")),
-        "has a name of 700 letters",
-    ),
+    "long name": (merges({"name": LONG}, lambda m: of(m, "Conv")), "has a name of 700 letters"),
     "long dimension": (merges({"dim_param": LONG}, first_size), "has a dim_param of 700 letters"),
     # Types.
     "sequence type": (types(helper.make_sequence_type_proto(FLOAT)), "has a sequence_type"),

@@ -55,10 +55,7 @@ NEEDS = (
             {"check_data": DATA},
             "checking AP is for fp16 and int8, but precision is fp32: measure with `nmsfree eval`",
         ),
-        (
-            {"check_split": "val"},
-            "checking AP needs a labelled dataset: give --check-data DIR",
-        ),
+        ({"check_split": "val"}, "checking AP needs a labelled dataset: give --check-data DIR"),
         (
             {"auto_mixed": True},
             "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where all"

@@ -12,14 +12,7 @@ import onnxruntime as ort
 import pytest
 from runtime_helpers import refused
 
-from nmsfree import (
-    CallableBackend,
-    Detector,
-    InputError,
-    MissingExtraError,
-    ModelError,
-    backends,
-)
+from nmsfree import CallableBackend, Detector, InputError, MissingExtraError, ModelError, backends
 from nmsfree import machine as gpus
 from nmsfree.backends import OnnxRuntimeBackend, Options, open_backend
 from nmsfree.backends.options import Device, parse_device

@@ -70,9 +70,7 @@ def test_every_engine_can_be_tried() -> None:
     assert len(ENGINES) == len(PROBES)
 
 
-def test_a_vendor_that_crashes_does_not_take_doctor_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_vendor_that_crashes_does_not_take_doctor_down(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = [sys.executable, "-c", "import os; os.abort()"]
     monkeypatch.setattr(doctor_probe, "module_command", lambda *_: crash)
     outcome = look("onnxruntime-cpu")

@@ -179,10 +179,7 @@ SPOILERS: list[tuple[Any, str]] = [
     ),
     ({"targets": (86, 120)}, "SM 8.6 and 12.0; found SM 8.9"),
     ({"platform": "Linux riscv64"}, f"Linux riscv64; found {this_platform()}"),
-    (
-        retrain,
-        f"model.onnx {digest(ONNX)[:12]}; found model.onnx {digest(b'retrained')[:12]}",
-    ),
+    (retrain, f"model.onnx {digest(ONNX)[:12]}; found model.onnx {digest(b'retrained')[:12]}"),
     (
         {"builder_version": "1.6.0.1", "targets": (75,)},
         "tensorrt-rtx 1.6.0.1, SM 7.5; found tensorrt-rtx 1.7.1.116, SM 8.9",

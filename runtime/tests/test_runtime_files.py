@@ -127,9 +127,7 @@ def test_a_stream_that_leads_to_a_file_is_not_written_from_its_start(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed there")
-def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(
-    tmp_path: Path,
-) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(tmp_path: Path) -> None:
     (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"left")
     busy = PartFile(tmp_path / "busy")
     write_atomic(tmp_path / "a", b"")

@@ -16,15 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from runtime_helpers import Noise, assert_equal, refused
 
-from nmsfree import (
-    Detector,
-    EngineError,
-    InputError,
-    ModelError,
-    ModelSpec,
-    NmsSpec,
-    RawDetections,
-)
+from nmsfree import Detector, EngineError, InputError, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.context import Timings
 from nmsfree.testing.cuda import FakeCuda
 

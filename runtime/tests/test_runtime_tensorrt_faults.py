@@ -152,11 +152,7 @@ def said(backend: Any) -> str:
 @pytest.mark.parametrize("batch", [FIXED, (1, 2, 4)])
 @pytest.mark.parametrize(
     ("asked", "said_by"),
-    [
-        ("is_stream_capturable", ""),
-        ("", "execute_async_v3"),
-        ("", "create_execution_context"),
-    ],
+    [("is_stream_capturable", ""), ("", "execute_async_v3"), ("", "create_execution_context")],
 )
 def test_a_library_that_does_without_a_graph_is_noticed(
     make_rig: Any, noise: Noise, caplog: pytest.LogCaptureFixture, asked: str, said_by: str,

@@ -36,8 +36,7 @@ class Options:
     """
 
     threads: Annotated[
-        int | None,
-        Option("Processor threads; the engine's choice if not given.", min=1, max=1024),
+        int | None, Option("Processor threads; the engine's choice if not given.", min=1, max=1024)
     ] = None
     allow_cpu: Annotated[
         bool, Option("Run on the processor where the GPU cannot, and warn.", ("--allow-cpu",))
@@ -46,8 +45,7 @@ class Options:
         bool, Option("Let the GPU round FP32 to TF32: faster, less exact.", ("--tf32",))
     ] = False
     precision: Annotated[
-        str | None,
-        Option("OpenVINO's arithmetic.", ("--engine-precision",), metavar="f32|bf16"),
+        str | None, Option("OpenVINO's arithmetic.", ("--engine-precision",), metavar="f32|bf16")
     ] = None
     rebuild: Annotated[
         bool,

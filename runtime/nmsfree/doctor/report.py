@@ -136,10 +136,7 @@ def _first_version(packages: Iterable[str]) -> str | None:
 
 
 # Module → how to put it right where several distributions bring it.
-EXCLUSIVE = {
-    "onnxruntime": "nmsfree[cpu] or nmsfree[cuda]",
-    "cv2": "opencv-python-headless",
-}
+EXCLUSIVE = {"onnxruntime": "nmsfree[cpu] or nmsfree[cuda]", "cv2": "opencv-python-headless"}
 
 
 def find_conflicts(modules: Mapping[str, Iterable[str]]) -> list[str]:
