@@ -1,6 +1,6 @@
 """What `nmsfree build` does with options, files that do not fit, interrupts, and rebuilds.
 
-On a tiny model of the contract's shape, made by hand: every build takes a fraction of a second.
+On the doctor's tiny model: every build takes a fraction of a second.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,10 +27,11 @@ from nmsfree.backends.tensorrt import sidecar as sidecar_module
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, sidecar_path, write_sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi, is_installed, load_vendor
+from nmsfree.doctor.model import CELLS, FILE, SIDE, SPEC
 from nmsfree.files import write_atomic
 from nmsfree.machine import Gpu, Gpus, find_gpus
 from nmsfree.spec import METADATA_KEY
-from nmsfree_export.graph.contract import describe, outputs_of, set_outputs
+from nmsfree_export.graph.contract import describe
 from nmsfree_export.options import BuildOptions
 from nmsfree_export.tensorrt import build as engine_module
 from nmsfree_export.tensorrt.build import BuildReport, build_engine, rebuild_engine
@@ -40,48 +41,24 @@ from nmsfree_export.tensorrt.progress import Bars, Lines, Phases, make_monitor, 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
 VERSION: str = trt.__version__
-HEIGHT, WIDTH, CELL, ROWS = 32, 64, 8, 5
 EXTERNAL = TensorProto.EXTERNAL
 
 
 def tiny(batch: int | None = 1) -> ModelProto:
-    """A 1 × 1 convolution and a pool: every cell is a box, its brightest channel the class."""
-    node, info = helper.make_node, helper.make_tensor_value_info
-    y, x = np.mgrid[0:HEIGHT:CELL, 0:WIDTH:CELL].reshape(2, -1)
-    values = {
-        "cells": np.stack([x, y, x + CELL, y + CELL], axis=1).astype(np.float32),
-        "kernel": np.eye(3, dtype=np.float32)[..., None, None] / 255,
-        "flat": np.array([0, 3, -1], np.int64),
-        "floor": np.float32(0.5),
-        "k": np.array([ROWS], np.int64),
-        "one": np.array([1], np.int64),
-    }
-    nodes = [
-        node("Cast", ["images"], ["float"], "cast", to=TensorProto.FLOAT),
-        node("Transpose", ["float"], ["nchw"], "transpose", perm=[0, 3, 1, 2]),
-        node("Conv", ["nchw", "kernel"], ["scaled"], "conv"),
-        node("AveragePool", ["scaled"], ["grid"], kernel_shape=[CELL] * 2, strides=[CELL] * 2),
-        node("Reshape", ["grid", "flat"], ["means"]),
-        node("ReduceMax", ["means", "one"], ["best"], keepdims=0),
-        node("ArgMax", ["means"], ["channel"], axis=1, keepdims=0),
-        node("TopK", ["best", "k"], ["detection_scores", "order"], axis=1),
-        node("Gather", ["cells", "order"], ["detection_boxes"], axis=0),
-        node("GatherElements", ["channel", "order"], ["class64"], axis=1),
-        node("Cast", ["class64"], ["detection_classes"], to=TensorProto.INT32),
-        node("Greater", ["detection_scores", "floor"], ["above"]),
-        node("Cast", ["above"], ["ones"], to=TensorProto.INT32),
-        node("ReduceSum", ["ones", "one"], ["num_detections"], keepdims=1),
-    ]
-    n = batch or "N"
-    images = info("images", TensorProto.UINT8, [n, HEIGHT, WIDTH, 3])
-    weights = [numpy_helper.from_array(np.asarray(v), name) for name, v in values.items()]
-    graph = helper.make_graph(nodes, "tiny", [images], [], weights)
-    opset = helper.make_opsetid("", 20)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
-    names = ("blue", "green", "red")
-    spec = ModelSpec("tiny", "o2o", HEIGHT, WIDTH, batch, names, (1, 2, 4), top_k=ROWS)
-    describe(model, spec)
-    set_outputs(model, outputs_of(spec, n))
+    """The doctor's model, also for batches of any size: a convolution, a pool, the best cells."""
+    model = onnx.load_from_string(FILE.read_bytes())
+    graph = model.graph
+    for kind in ("Cast", "Conv"):
+        next(node for node in graph.node if node.op_type == kind).name = kind.lower()
+    flat = next(tensor for tensor in graph.initializer if tensor.name == "flat")
+    flat.raw_data = np.array([batch or 0, 3, CELLS * CELLS]).tobytes()
+    sizes = [value.type.tensor_type.shape.dim[0] for value in [*graph.input, *graph.output]]
+    for size in sizes:
+        if batch is None:
+            size.dim_param = "N"
+        else:
+            size.dim_value = batch
+    describe(model, replace(SPEC, name="tiny", batch=batch))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -126,8 +103,8 @@ def test_options_are_as_asked_and_recorded(tmp_path: Path) -> None:
     assert sidecar.targets == (75, 89, 120)
     report = build(tiny(batch=None), tmp_path, batch=(1, 4, 8))
     assert report.sidecar.batch == (1, 4, 8)
-    assert report.inputs[0].shape == (-1, HEIGHT, WIDTH, 3)
-    assert str(report.outputs[1]) == "detection_boxes float32 [N, 5, 4]"
+    assert report.inputs[0].shape == (-1, SIDE, SIDE, 3)
+    assert str(report.outputs[1]) == "detection_boxes float32 [N, 4, 4]"
 
 
 @pytest.mark.parametrize(
@@ -189,9 +166,9 @@ def described(**fields: Any) -> Callable[[ModelProto], None]:
         ),
         (
             described(height=96),
-            "found images uint8 [1, 32, 64, 3]; num_detections int32 [1, 1]; detection_boxes "
-            "float32 [1, 5, 4]; detection_scores float32 [1, 5]; detection_classes int32 [1, 5]; "
-            "its description says images uint8 [1, 96, 64, 3]: export the model again",
+            "found images uint8 [1, 32, 32, 3]; num_detections int32 [1, 1]; detection_boxes "
+            "float32 [1, 4, 4]; detection_scores float32 [1, 4]; detection_classes int32 [1, 4]; "
+            "its description says images uint8 [1, 96, 32, 3]: export the model again",
         ),
         (
             described(made_for="cpu"),
@@ -284,8 +261,8 @@ def test_rebuilt_as_it_was(tmp_path: Path) -> None:
 
 def test_a_retrained_model_is_rebuilt(tmp_path: Path) -> None:
     engine, retrained = build(tiny(), tmp_path).engine, tiny()
-    kernel = next(t for t in retrained.graph.initializer if t.name == "kernel")
-    kernel.raw_data = bytes(len(kernel.raw_data))
+    scale = next(t for t in retrained.graph.initializer if t.name == "scale")
+    scale.raw_data = bytes(len(scale.raw_data))
     source = save(retrained, tmp_path)
     _, sidecar = load_plan(engine, vendor=load_vendor("tensorrt-rtx"), sm=89)
     assert sidecar.onnx_sha256 == digest(source)
@@ -326,8 +303,8 @@ def test_without_a_gpu_the_layers_are_the_networks(tmp_path: Path) -> None:
     assert table.source == "network"
     assert table.note.startswith("the engine's own layers show on a GPU it was built for (")
     kinds = {layer.name: (layer.kind, layer.precision, layer.shape) for layer in table.layers}
-    assert kinds["cast"] == ("cast", "float32", (1, HEIGHT, WIDTH, 3))
-    assert kinds["conv"] == ("convolution", "float32", (1, 3, HEIGHT, WIDTH))
+    assert kinds["cast"] == ("cast", "float32", (1, SIDE, SIDE, 3))
+    assert kinds["conv"] == ("convolution", "float32", (1, 3, CELLS, CELLS))
 
 
 def test_layers_of_an_engine() -> None:
@@ -417,11 +394,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert report["sidecar"] == json.loads(sidecar_path(out).read_text("utf-8"))
     assert report["sidecar"]["targets"] == [86, 89]
-    images = {"name": "images", "dtype": "uint8", "shape": [-1, HEIGHT, WIDTH, 3]}
+    images = {"name": "images", "dtype": "uint8", "shape": [-1, SIDE, SIDE, 3]}
     assert report["inputs"] == [images]
     assert report["layers"]["layers"][0]["kind"] == "cast"
     said = done.stderr
-    assert f"{out}: tiny, o2o head, {HEIGHT} × {WIDTH}, batch 1 to 4, best 2, " in said
+    assert f"{out}: tiny, o2o head, {SIDE} × {SIDE}, batch 1 to 4, best 2, " in said
     assert f"built by tensorrt-rtx {VERSION} for SM 8.6 and 8.9 in " in said
     assert "fp32, TF32 off" in said
     assert "keep model.onnx beside it, so that it can be built again where it must be" in said
