@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import typer
 from rich.console import Console
 
 from nmsfree.datasets.formats.coco import DetectionDataset
@@ -21,7 +22,7 @@ from nmsfree.machine import computes_bf16
 from nmsfree.options import check_bounds
 from nmsfree.text import shown
 from nmsfree_training.cli.train import TrainOptions, apply
-from nmsfree_training.config import HeadName, ModelConfig, Preset, preset
+from nmsfree_training.config import HeadName, Preset, preset
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.distributed import World, join_world
 from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
@@ -45,7 +46,9 @@ def _reporting(run: RunConfig, world: World) -> Iterator[Callback]:
     Raises:
         CheckpointError: a run to resume cannot be read.
     """
-    done = world.on_main(lambda: _steps_done(run))
+    done = world.on_main(
+        lambda: int(load_state(run.out)[0].position["iteration"]) if run.resume else 0
+    )
     if not world.main:
         yield Callback()
         return
@@ -59,10 +62,6 @@ def _reporting(run: RunConfig, world: World) -> Iterator[Callback]:
     finally:
         root.handlers = before
         callback.close()
-
-
-def _steps_done(run: RunConfig) -> int:
-    return int(load_state(run.out)[0].position["iteration"]) if run.resume else 0
 
 
 class _ToCallback(logging.Handler):
@@ -88,6 +87,7 @@ class Prepared:
 
     train_set: DetectionDataset
     val_set: DetectionDataset | None
+    run: RunConfig
     preset: Preset
     network: Fcos
     heads: tuple[HeadName, ...]  # those that are trained
@@ -100,37 +100,30 @@ def run_training(options: TrainOptions) -> int:
         torch.set_num_threads(options.threads)
     torch_device(options.run.device)  # say first that there is no GPU
     with join_world(options.run.device) as world:
-        prepared = _prepare(options, world)
+        made = _prepare(options, world)
         if options.preview is not None:
-            world.on_main(lambda: _write_preview(options, prepared))
+            world.on_main(lambda: _write_preview(options, made))
             return 0
         with stop_on_signals() as stop:  # from here on there are steps to stop at
-            run = _run_config(options, prepared.preset, world, stop)
-            return _train(options, prepared, world, run, stop)
-
-
-def _train(
-    options: TrainOptions, prepared: Prepared, world: World, run: RunConfig, stop: StopRequest
-) -> int:
-    preset = prepared.preset
-    with _reporting(run, world) as callback:
-        trainer = Trainer(
-            preset,
-            prepared.train_set,
-            prepared.val_set,
-            run,
-            network=prepared.network,
-            heads=prepared.heads,
-            callback=callback,
-            world=world,
-        )
-        try:
-            title = f"{preset.model.name} on {options.data.name} {options.split}"
-            with _owned(run, world):
-                _announce(callback, trainer, prepared.origin)
-                return _fit(trainer, callback, stop, title)
-        finally:
-            trainer.close()
+            run = replace(made.run, stop=lambda: bool(stop))
+            with _reporting(run, world) as callback:
+                trainer = Trainer(
+                    made.preset,
+                    made.train_set,
+                    made.val_set,
+                    run,
+                    network=made.network,
+                    heads=made.heads,
+                    callback=callback,
+                    world=world,
+                )
+                try:
+                    with _owned(run, world):
+                        _announce(callback, trainer, made.origin)
+                        title = f"{made.preset.model.name} on {options.data.name} {options.split}"
+                        return _fit(trainer, callback, stop, title)
+                finally:
+                    trainer.close()
 
 
 def _prepare(options: TrainOptions, world: World) -> Prepared:
@@ -140,10 +133,14 @@ def _prepare(options: TrainOptions, world: World) -> Prepared:
         _check(options)
         train_set = load_dataset(options.data, options.split)
         val_set = load_dataset(options.data, options.val) if options.val else None
-        prepared = Prepared(train_set, val_set, *_start(options, train_set))
-        datasets = [train_set, *([val_set] if val_set else [])]
-        _check_inputs_stay(options, prepared.preset, datasets)
-        check_batch(train_set, prepared.preset, world.size)
+        chosen, network, heads, origin = _start(options, train_set)
+        run = _run_config(options, chosen, world)
+        names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
+        outputs = [options.preview] if options.preview else [run.out / name for name in names]
+        inputs = [*train_set.files(), *(val_set.files() if val_set else ())]
+        check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *inputs])
+        check_batch(train_set, chosen, world.size)
+        prepared = Prepared(train_set, val_set, run, chosen, network, heads, origin)
     except NmsfreeError as caught:
         error = caught
     world.check(error)
@@ -156,8 +153,7 @@ def _write_preview(options: TrainOptions, prepared: Prepared) -> None:
 
     assert options.preview is not None
     write_preview(prepared.train_set, prepared.preset, options.run.seed, options.preview)
-    line = f"preview: {shown(options.preview)}"
-    Console(stderr=True).print(line, soft_wrap=True, markup=False)
+    typer.echo(f"preview: {shown(options.preview)}", err=True)
 
 
 def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) -> int:
@@ -168,7 +164,11 @@ def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) ->
     except Interrupted as interrupted:
         if trainer.world.main:
             draw_curves(folder, title)
-        callback.log(f"{interrupted}; {_how_to_resume(trainer.world)}")
+        words = [*sys.argv[1:], *["--resume"] * ("--resume" not in sys.argv)]
+        again = f"go on with: {shlex.join(['nmsfree', *words])}"
+        if trainer.world.size > 1:
+            again = "to go on, start it as before and add --resume"
+        callback.log(f"{interrupted}; {again}")
         return stop.exit_status
     except torch.OutOfMemoryError as error:
         if trainer.world.size > 1:
@@ -227,7 +227,12 @@ def _start(
     model = DEFAULT_MODEL if options.model is None else options.model
     chosen = apply(options.recipe, preset(model, len(names)))
     network = fresh_network(chosen, options.run.seed)
-    message = f"weights: random{_frozen_for_good(chosen.model)}"
+    message = "weights: random"
+    if chosen.model.frozen_stages or chosen.model.frozen_norm:
+        message += (
+            f", but {model} is made for a pretrained backbone: its norms and first parts are frozen"
+            " and stay as they are; give --imagenet FILE (torchvision's ResNet) or --init FILE"
+        )
     if options.imagenet is not None:
         load_imagenet(network, options.imagenet)
         message = f"backbone from {options.imagenet}"
@@ -242,48 +247,21 @@ def _start(
     return chosen, network, chosen.model.heads, message
 
 
-def _frozen_for_good(model: ModelConfig) -> str:
-    """What of a random network is never trained, as a warning; "" where all of it is."""
-    if not model.frozen_stages and not model.frozen_norm:
-        return ""
-    return (
-        f", but {model.name} is made for a pretrained backbone: its norms and first parts are"
-        " frozen and stay as they are; give --imagenet FILE (torchvision's ResNet) or --init FILE"
-    )
-
-
-def _run_config(
-    options: TrainOptions, preset: Preset, world: World, stop: StopRequest
-) -> RunConfig:
+def _run_config(options: TrainOptions, preset: Preset, world: World) -> RunConfig:
     origin = options.retrofit or options.init or options.imagenet
-    threads = torch.get_num_threads()
+    name = Path(preset.model.name).name  # of a checkpoint: may be anything
+    folder = Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
     return replace(
         options.run,
-        out=_run_folder(options, preset),
+        out=options.out or folder,
         provenance={
             "command": shlex.join(["nmsfree", *sys.argv[1:]]),
             "seed": str(options.run.seed),
             "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {threads} threads, {world.device}",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {world.device}",
             **({"origin": str(origin)} if origin else {}),
         },
-        stop=lambda: bool(stop),
     )
-
-
-def _run_folder(options: TrainOptions, preset: Preset) -> Path:
-    name = Path(preset.model.name).name  # of a checkpoint: may be anything
-    return options.out or Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
-
-
-def _check_inputs_stay(
-    options: TrainOptions, preset: Preset, datasets: list[DetectionDataset]
-) -> None:
-    names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
-    folder = _run_folder(options, preset)
-    outputs = [options.preview] if options.preview else [folder / name for name in names]
-    files = (file for dataset in datasets for file in dataset.files())
-    check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *files])
 
 
 @contextmanager
@@ -293,43 +271,38 @@ def _owned(run: RunConfig, world: World) -> Iterator[None]:
 
         def own() -> None:
             stack.enter_context(locked(run.out / RUN_LOCK, patience=0))
-            _check_folder(run)
+            if run.resume:
+                return
+            if any((run.out / name).exists() for name in (LAST, PREVIOUS)):
+                raise InputError(
+                    f"{run.out} holds a finished or interrupted run: go on with --resume, or "
+                    "choose --out"
+                )
+            if (run.out / "last.safetensors").exists():
+                raise InputError(
+                    f"{run.out} holds the checkpoints of a run, and no state to go on from: "
+                    "choose --out"
+                )
 
         world.on_main(own)
         yield
 
 
-def _check_folder(run: RunConfig) -> None:
-    if run.resume:
-        return
-    if any((run.out / name).exists() for name in (LAST, PREVIOUS)):
-        raise InputError(
-            f"{run.out} holds a finished or interrupted run: go on with --resume, or choose --out"
-        )
-    if (run.out / "last.safetensors").exists():
-        raise InputError(
-            f"{run.out} holds the checkpoints of a run, and no state to go on from: choose --out"
-        )
-
-
 def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
     preset, run, objects = trainer.preset, trainer.run, trainer.objects
-    device = trainer.world.device
-    recipe, images = preset.train, objects.images
-    batch = min(recipe.batch_size, images)
-    size = trainer.world.size
-    processes = f" × {size} processes" if size > 1 else ""
+    world, classes = trainer.world, len(trainer.train_set.class_names)
+    recipe, images, batch = preset.train, objects.images, trainer.batch_size
+    processes = f" × {world.size} processes" if world.size > 1 else ""
     callback.log(
-        f"{preset.model.name}: {images} images, {len(trainer.train_set.class_names)} "
-        f"classes, {recipe.epochs} epochs of batch {batch} on {device.type}"
-        f"{processes}, {run.precision}, seed {run.seed} → {run.out}"
+        f"{preset.model.name}: {images} images, {classes} classes, {recipe.epochs} epochs of batch "
+        f"{batch} on {world.device.type}{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
     callback.log(str(objects))
     if objects.absent:
         names = ", ".join(objects.absent[:5]) + (", …" if len(objects.absent) > 5 else "")
         callback.log(
-            f"warning: {len(objects.absent)} of {len(trainer.train_set.class_names)} classes have "
-            f"no object to train on, and will not be found: {shown(names)}"
+            f"warning: {len(objects.absent)} of {classes} classes have no object to train on, and "
+            f"will not be found: {shown(names)}"
         )
     if batch < recipe.batch_size:
         callback.log(
@@ -342,22 +315,16 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
         )
     if not run.resume:
         callback.log(origin)
-    if run.precision == "bf16" and not _computes_bf16(device):
-        what, faster = ("GPU", "fp16") if device.type == "cuda" else ("processor", "fp32")
+    if run.precision != "bf16":
+        return
+    if world.device.type == "cuda":  # autocast itself is content with an emulation
+        has_bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        what, faster = "GPU", "fp16"
+    else:
+        has_bf16 = computes_bf16() is not False
+        what, faster = "processor", "fp32"
+    if not has_bf16:
         callback.log(
             f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
             f"--precision {faster}"
         )
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":  # autocast itself is content with an emulation
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return computes_bf16() is not False
-
-
-def _how_to_resume(world: World) -> str:
-    if world.size > 1:
-        return "to go on, start it as before and add --resume"
-    words = ["nmsfree", *sys.argv[1:]]
-    return f"go on with: {shlex.join(words if '--resume' in words else [*words, '--resume'])}"

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,6 @@ class CheckpointManager:
     scaler: torch.amp.GradScaler
     ema: Ema | None
     world: World
-
-    def start(self) -> None:
-        """Make the folder; an earlier run's record of losses is dropped."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / METRICS).unlink(missing_ok=True)
 
     def checkpoint(
         self, state: Mapping[str, Tensor], provenance: dict[str, str] | None = None
@@ -161,15 +156,14 @@ class CheckpointManager:
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
         others = _compare_data(self.folder, state.recipe[DATA], self.recipe[DATA])
-        changed = self._compare(state.recipe)
-        moved = self._compare_machine(state.recipe)
+        changes = list(self._compare(state.recipe))
         if warning is not None:
             # The next save would put it in the place of the one that is good.
             quarantine_damaged(self.folder)
-        return state, [text for text in (warning, others, changed, moved) if text]
+        return state, [text for text in (warning, others, *changes) if text]
 
-    def _compare(self, before: dict[str, Any]) -> str | None:
-        """Refuse another recipe; a change of epochs is told."""
+    def _compare(self, before: dict[str, Any]) -> Iterator[str]:
+        """Refuse another recipe; a change of epochs or of the machine is told."""
         longer = before.get(EPOCHS) != self.recipe[EPOCHS]
         for name, value in self.recipe.items():
             free = name == DATA or name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
@@ -178,25 +172,21 @@ class CheckpointManager:
                     f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
                     f"{value}: give the options it was started with, or choose another --out"
                 )
-        if not longer:
-            return None
-        return (
-            f"the run was started for {before.get(EPOCHS)} epochs, now it is "
-            f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
-        )
-
-    def _compare_machine(self, before: dict[str, Any]) -> str | None:
-        changed = [
+        if longer:
+            yield (
+                f"the run was started for {before.get(EPOCHS)} epochs, now it is "
+                f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
+            )
+        moved = [
             f"{name.removeprefix(MACHINE)} = {before[name]} is now {value}"
             for name, value in self.recipe.items()
             if name.startswith(MACHINE) and before.get(name, value) != value
         ]
-        if not changed:
-            return None
-        return (
-            f"warning: the run was started elsewhere: {', '.join(changed)}; it goes on, but its "
-            "weights will not be bit for bit those of a run that was not interrupted"
-        )
+        if moved:
+            yield (
+                f"warning: the run was started elsewhere: {', '.join(moved)}; it goes on, but its "
+                "weights will not be bit for bit those of a run that was not interrupted"
+            )
 
 
 def describe_recipe(
@@ -207,6 +197,10 @@ def describe_recipe(
     world: World,
 ) -> dict[str, Any]:
     """Everything that decides what a run computes, as JSON values by name."""
+    objects = hashlib.sha256()  # with the images' names and order, not the folder they lie in
+    for sample in train_set.samples:
+        objects.update(os.fsencode(sample.path.name))
+        objects.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
     settings = {
         **{f"model.{k}": v for k, v in dataclasses.asdict(preset.model).items()},
         **{f"train.{k}": v for k, v in dataclasses.asdict(preset.train).items()},
@@ -217,7 +211,7 @@ def describe_recipe(
         "classes": train_set.class_names,
         "category_ids": train_set.category_ids,
         "images": len(train_set),
-        "annotations": _digest(train_set),
+        "annotations": objects.hexdigest()[:16],
         DATA: describe_data(train_set) if world.main else {},
         f"{MACHINE}device": world.device.type,
         f"{MACHINE}threads": torch.get_num_threads() if world.device.type == "cpu" else None,
@@ -226,15 +220,6 @@ def describe_recipe(
     }
     recipe: dict[str, Any] = json.loads(json.dumps(settings))
     return recipe
-
-
-def _digest(dataset: DetectionDataset) -> str:
-    """Changes with the images' names, order and objects; not with the folder they lie in."""
-    digest = hashlib.sha256()
-    for sample in dataset.samples:
-        digest.update(os.fsencode(sample.path.name))
-        digest.update(sample.boxes.tobytes() + sample.labels.tobytes() + sample.iscrowd.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def describe_data(dataset: DetectionDataset) -> dict[str, str]:
@@ -266,6 +251,14 @@ def _picture(path: Path, whole: bool) -> str:
 def _compare_data(folder: Path, before: dict[str, str], now: dict[str, str]) -> str | None:
     """Refuse other images or objects by their names; other pictures are told."""
     old, names = before["names"].split("\0"), now["names"].split("\0")
+
+    def changed(column: str) -> list[str]:
+        """Images whose checksums differ; one that could not be read has none."""
+        places = range(0, len(now[column]), 8)
+        sums = ([of[column][i : i + 8] for i in places] for of in (before, now))
+        rows = zip(names, *sums, strict=True)
+        return [name for name, a, b in rows if a != b and MISSING not in (a, b)]
+
     advice = "bring back those it was started with, or choose another --out"
     if old != names:
         gone, new = set(old) - set(names), set(names) - set(old)
@@ -274,28 +267,15 @@ def _compare_data(folder: Path, before: dict[str, str], now: dict[str, str]) -> 
         raise CheckpointError(
             f"{folder}: its images are not those it was started with: {found}: {advice}"
         )
-    changed = _changed(names, before["objects"], now["objects"])
-    if changed:
+    if other := changed("objects"):
         raise CheckpointError(
             f"{folder}: the annotations are not those it was started with, the objects of "
-            f"{_named(changed)} differ: {advice}"
+            f"{_named(other)} differ: {advice}"
         )
-    changed = _changed(names, before["pictures"], now["pictures"])
-    if changed:
-        return (
-            f"warning: other pictures than the run was started with: {_named(changed)}; it goes on"
-        )
+    if other := changed("pictures"):
+        found = f"other pictures than the run was started with: {_named(other)}"
+        return f"warning: {found}; it goes on"
     return None
-
-
-def _changed(names: list[str], before: str, now: str) -> list[str]:
-    """Return the images whose checksums differ; one that could not be read has none."""
-    pairs = [(before[i : i + 8], now[i : i + 8]) for i in range(0, len(now), 8)]
-    return [
-        name
-        for name, pair in zip(names, pairs, strict=True)
-        if pair[0] != pair[1] and MISSING not in pair
-    ]
 
 
 def _named(names: list[str]) -> str:

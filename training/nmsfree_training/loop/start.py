@@ -18,8 +18,13 @@ from nmsfree_training.config import PRESETS, HeadName, ModelConfig, Preset, pres
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.examples import largest_size
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
-from nmsfree_training.weights.torch_file import check_values, read_safetensors, read_torch_file
+from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.torch_file import (
+    check_values,
+    is_state_dict,
+    read_safetensors,
+    read_torch_file,
+)
 
 
 @dataclass(frozen=True)
@@ -142,17 +147,21 @@ def fine_tune(network: Fcos, path: Path, class_names: tuple[str, ...]) -> Loaded
         CheckpointError: unreadable, or another backbone, FPN or head size.
     """
     source = load_checkpoint(path)
-    state, new_rows = dict(network.state_dict()), set[str]()
+    state, found = dict(network.state_dict()), set[str]()  # classes of the same name
     taken, fresh = 0, []
-    same_classes = source.class_names == class_names
     for key, value in state.items():
         old = source.state.get(_source_key(key, source.model))
         if old is None:
             fresh.append(key)
-        elif ".cls_pred." in key and not same_classes:
-            state[key], rows = _matching_rows(value, old, source.class_names, class_names)
-            new_rows |= rows
-            if len(rows) < len(class_names):
+        elif ".cls_pred." in key and source.class_names != class_names:
+            common = set(source.class_names) & set(class_names)
+            if value.shape[1:] != old.shape[1:]:
+                common.clear()
+            state[key] = value.clone()
+            for name in common:
+                state[key][class_names.index(name)] = old[source.class_names.index(name)]
+            found |= common
+            if len(common) < len(class_names):
                 fresh.append(key)
         elif old.shape == value.shape:
             state[key] = old
@@ -166,7 +175,7 @@ def fine_tune(network: Fcos, path: Path, class_names: tuple[str, ...]) -> Loaded
     if not any(key.startswith("backbone.") and key in source.state for key in state):
         raise CheckpointError(f"{path}: holds nothing that {network.config.name} could use")
     network.load_state_dict(state)
-    return Loaded(taken, len(state), tuple(sorted(new_rows)), tuple(fresh))
+    return Loaded(taken, len(state), tuple(sorted(found)), tuple(fresh))
 
 
 def _source_key(key: str, source: ModelConfig) -> str:
@@ -176,17 +185,6 @@ def _source_key(key: str, source: ModelConfig) -> str:
         if head not in source.heads:
             return f"heads.{source.heads[0]}.{rest}"
     return key
-
-
-def _matching_rows(
-    value: Tensor, old: Tensor, old_names: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[Tensor, set[str]]:
-    if value.shape[1:] != old.shape[1:]:
-        return value, set()
-    value, common = value.clone(), set(old_names) & set(names)
-    for name in common:
-        value[names.index(name)] = old[old_names.index(name)]
-    return value, common
 
 
 def load_imagenet(network: Fcos, path: Path) -> None:
@@ -220,9 +218,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[1]
     state = read_torch_file(path)
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
+    if not is_state_dict(state):
         raise CheckpointError(
             f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
             "state dict with torchvision's names"
@@ -265,7 +261,17 @@ def retrofit(
         CheckpointError: no o2m head, or other classes than the dataset's.
     """
     checkpoint = load_checkpoint(path)
-    _check_retrofit(path, checkpoint, class_names)
+    if "o2m" not in checkpoint.model.heads:
+        raise CheckpointError(
+            f"{path}: {checkpoint.model.name} has no one-to-many head: it needs no NMS already"
+        )
+    if checkpoint.class_names != class_names:
+        raise CheckpointError(
+            f"{path}: trained for {len(checkpoint.class_names)} classes "
+            f"({', '.join(checkpoint.class_names[:3])}, …), the dataset has {len(class_names)} "
+            f"({', '.join(class_names[:3])}, …): retrofit on the data it was trained on, or "
+            "fine-tune with --init"
+        )
     config = _two_headed(checkpoint.model, frozen_stages)
     network = Fcos(config)
     state = {
@@ -282,7 +288,8 @@ def retrofit(
 
 def _two_headed(model: ModelConfig, frozen_stages: int | None) -> ModelConfig:
     """The same network with both heads, and the filters of the preset of that name, if any."""
-    name = _two_headed_name(model.name)
+    # fcos_rt_nano → fcos_e2e_nano, fcos_rt_r18_3x → fcos_e2e_r18, as the presets are called.
+    name = model.name.replace("_rt_", "_e2e_").removesuffix("_3x")
     like = preset(name).model if name in PRESETS else ModelConfig(name, 1, ("o2o",))
     return replace(
         model,
@@ -308,22 +315,3 @@ def _recipe(config: ModelConfig, input_size: tuple[int, int], unfreeze: bool) ->
     if unfreeze:
         recipe = replace(recipe, o2o_gradient=1.0)
     return Preset(config, recipe, input_size)
-
-
-def _check_retrofit(path: Path, checkpoint: Checkpoint, class_names: tuple[str, ...]) -> None:
-    if "o2m" not in checkpoint.model.heads:
-        raise CheckpointError(
-            f"{path}: {checkpoint.model.name} has no one-to-many head: it needs no NMS already"
-        )
-    if checkpoint.class_names != class_names:
-        raise CheckpointError(
-            f"{path}: trained for {len(checkpoint.class_names)} classes "
-            f"({', '.join(checkpoint.class_names[:3])}, …), the dataset has {len(class_names)} "
-            f"({', '.join(class_names[:3])}, …): retrofit on the data it was trained on, or "
-            "fine-tune with --init"
-        )
-
-
-def _two_headed_name(name: str) -> str:
-    """fcos_rt_nano → fcos_e2e_nano, fcos_rt_r18_3x → fcos_e2e_r18, as the presets are called."""
-    return name.replace("_rt_", "_e2e_").removesuffix("_3x")

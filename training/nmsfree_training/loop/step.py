@@ -5,7 +5,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,7 @@ class Stepper:
         self._model: nn.Module = network
         if world.size > 1:
             sync_batch_norms(network)
-            self._model = _distributed(network, find_unused_parameters=False)
+        self._wrap()
         delay = DELAY if self.device.type == "cuda" else 0
         self._reader = LossReader(delay, world, skips=self.scaler.is_enabled())
 
@@ -91,13 +91,18 @@ class Stepper:
         total: Tensor | None = None
         names: list[str] = []
         for number, part in enumerate(parts, start=1):
-            with self._sync(last=number == len(parts)):
+            with ExitStack() as stack:
+                if number < len(parts) and isinstance(self._model, DistributedDataParallel):
+                    stack.enter_context(self._model.no_sync())  # gradients travel with the last
                 values = self._backward(part, len(parts))
             total = values if total is None else total + values
             names += part.names
         assert total is not None
         self.scaler.unscale_(self.optimizer)
-        norm = self._clip()
+        if self.config.clip_norm is None:
+            norm = nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        else:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         # Averaged, so that all processes know the same and stop together.
         total = self.world.mean(total)
         known = self._reader.push(iteration, self.loss_names(), total, norm, names)
@@ -107,14 +112,23 @@ class Stepper:
 
     def choose_heads(self, heads: tuple[HeadName, ...]) -> None:
         """Train these of the heads from now on; all processes do so together."""
-        if heads == self.heads:
+        if heads != self.heads:
+            self.heads = heads
+            self._wrap()
+
+    def _wrap(self) -> None:
+        """Let gradients travel between the processes; buffers are equal: norms see all images."""
+        if self.world.size == 1:
             return
-        self.heads = heads
-        if self.world.size > 1:
-            self.close()
-            # A head that waits has no gradients that the exchange could wait for.
-            waits = heads != self._all_heads
-            self._model = _distributed(self.network, find_unused_parameters=waits)
+        self.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the argument is to be renamed
+            self._model = DistributedDataParallel(
+                self.network,
+                broadcast_buffers=False,
+                # A head that waits has no gradients that the exchange could wait for.
+                find_unused_parameters=self.heads != self._all_heads,
+            )
 
     def schedule(self, iteration: int, per_epoch: int) -> float:
         """Set the learning rates and the losses' weights of the next step; returns the rate.
@@ -157,32 +171,10 @@ class Stepper:
         shown = [v for loss in losses.values() for v in (loss.cls, loss.box)]
         return torch.stack([total, *(v / count for v in shown)]).detach()
 
-    def _clip(self) -> Tensor:
-        if self.config.clip_norm is None:
-            return nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
-        return nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
-
     def close(self) -> None:
         """Free what belongs to the exchange between processes, while that still exists."""
         self._model = self.network
         gc.collect()  # the wrapper is part of a cycle
-
-    def _sync(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients travel between processes once per step, with its last part."""
-        if last or not isinstance(self._model, DistributedDataParallel):
-            return nullcontext()
-        return self._model.no_sync()
-
-
-def _distributed(network: Fcos, find_unused_parameters: bool) -> DistributedDataParallel:
-    """Buffers are equal everywhere already: the norms see the global batch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the argument is to be renamed
-        return DistributedDataParallel(
-            network,
-            broadcast_buffers=False,
-            find_unused_parameters=find_unused_parameters,
-        )
 
 
 class LossReader:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 
@@ -14,7 +13,7 @@ from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.data.batch import Batch, pad_batch
 from nmsfree_training.data.loader import epoch_loader, steps_per_epoch
-from nmsfree_training.loop.checkpoints import CheckpointManager, describe_recipe
+from nmsfree_training.loop.checkpoints import METRICS, CheckpointManager, describe_recipe
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
 from nmsfree_training.loop.start import check_data
@@ -56,10 +55,8 @@ class Trainer:
     ) -> None:
         self.objects = check_data(preset, train_set, val_set)
         self.preset, self.run, self.train_set = preset, run, train_set
-        self.callback, self.world = (
-            callback or Callback(),
-            world or World(device=torch_device(run.device)),
-        )
+        self.callback = callback or Callback()
+        self.world = world or World(device=torch_device(run.device))
         self.network = place(network or fresh_network(preset, run.seed), self.world.device)
         assert self.network.config == preset.model, "checkpoints would not fit their description"
         self.world.share(self.network)
@@ -105,7 +102,8 @@ class Trainer:
         if self.run.resume:
             self._resume()
         elif self.world.main:
-            self.checkpoints.start()
+            self.run.out.mkdir(parents=True, exist_ok=True)
+            (self.run.out / METRICS).unlink(missing_ok=True)  # of an earlier run
         metrics: dict[str, float] = {}
         while self.position.epoch < self.preset.train.epochs:
             self._train_epoch()
@@ -130,11 +128,15 @@ class Trainer:
             world=self.world.size,
             device=self.world.device,
         )
-        self.step.choose_heads(self._present_heads())
+        self.step.choose_heads(("o2m",) if self._waits_for_o2o() else self.heads)
         batches = iter(loader)
         started = time.monotonic()
         while position.step < steps:
-            parts, error = _next_parts(batches, recipe.accumulate)
+            parts, error = list[Batch](), None
+            try:
+                parts = list(islice(batches, recipe.accumulate))
+            except Exception as caught:  # noqa: BLE001, raised again once what is done is saved
+                error = caught
             waited = time.monotonic()
             parts = self._agree(parts, error)
             rate = self.step.schedule(position.iteration, steps)
@@ -142,13 +144,31 @@ class Trainer:
             known = self.step(parts, position.iteration)
             if self.ema is not None:
                 self.ema.update(self.network, position.iteration)
-            self._note_failures(parts)
+            for path, reason in (failure for part in parts for failure in part.failed):
+                if path not in position.failed:
+                    position.failed[path] = reason
+                    self.callback.log(f"left out: {path}: {reason}")
             position.step += 1
             now = time.monotonic()
-            position.seconds += now - started
-            position.wait += waited - started
-            self._report(known, steps, rate, waited - started, now - started)
-            started = now
+            wait, seconds, started = waited - started, now - started, now
+            position.seconds += seconds
+            position.wait += wait
+            self._add(known)
+            self.callback.on_step(
+                StepEvent(
+                    epoch=position.epoch,
+                    epochs=recipe.epochs,
+                    step=position.step,
+                    steps=steps,
+                    iteration=position.iteration,
+                    losses=known[-1].values if known else {},
+                    learning_rate=rate,
+                    images=self.batch_size,
+                    wait=wait,
+                    seconds=seconds,
+                    grad_norm=known[-1].grad_norm if known else None,
+                )
+            )
         self._add(self.step.flush())  # waits for the steps that a GPU has not done yet
         position.seconds += time.monotonic() - started
 
@@ -179,13 +199,11 @@ class Trainer:
             error.args = (f"{error}; saved at {self.position}: go on with --resume",)
         self.world.check(error)
 
-    def _present_heads(self) -> tuple[HeadName, ...]:
-        """Those that are trained in this epoch: the o2o head may start late."""
-        return ("o2m",) if self._waits_for_o2o(self.position.epoch) else self.heads
-
-    def _waits_for_o2o(self, epoch: int) -> bool:
+    def _waits_for_o2o(self) -> bool:
+        """Whether the o2o head starts in a later epoch."""
         recipe = self.preset.train
-        return len(self.heads) == 2 and epoch < round(recipe.o2o_start * recipe.epochs)
+        first = round(recipe.o2o_start * recipe.epochs)
+        return len(self.heads) == 2 and self.position.epoch < first
 
     def _add(self, known: list[StepLosses]) -> None:
         for losses in known:
@@ -193,33 +211,6 @@ class Trainer:
                 self.position.skipped += 1
             for name, value in losses.values.items():
                 self.position.sums[name] = self.position.sums.get(name, 0.0) + value
-
-    def _report(
-        self, known: list[StepLosses], steps: int, rate: float, wait: float, seconds: float
-    ) -> None:
-        self._add(known)
-        epochs, images = self.preset.train.epochs, self.batch_size
-        position, last = self.position, known[-1] if known else None
-        event = StepEvent(
-            epoch=position.epoch,
-            epochs=epochs,
-            step=position.step,
-            steps=steps,
-            iteration=position.iteration,
-            losses=last.values if last else {},
-            learning_rate=rate,
-            images=images,
-            wait=wait,
-            seconds=seconds,
-            grad_norm=last.grad_norm if last else None,
-        )
-        self.callback.on_step(event)
-
-    def _note_failures(self, parts: list[Batch]) -> None:
-        for path, reason in (failure for part in parts for failure in part.failed):
-            if path not in self.position.failed:
-                self.position.failed[path] = reason
-                self.callback.log(f"left out: {path}: {reason}")
 
     # The end of an epoch
 
@@ -234,13 +225,12 @@ class Trainer:
                 "a lower --learning-rate, or with --precision bf16"
             )
         record = self._record()
-        if self._waits_for_o2o(position.epoch):
+        if self._waits_for_o2o():
             self.network.copy_head()
             if self.ema is not None:
                 copy_head(self.ema.state)
         self._save()  # first what took long to get, and before any checkpoint can be seen
-        due = self.validator is not None and self._is_due()
-        metrics, pictures = self._evaluate() if due else ({}, ())
+        metrics, pictures = self._evaluate()
         record |= metrics
         # Until an AP is measured, the latest weights are the best known.
         best = metrics.get("AP", -1.0) > position.best or (position.best < 0 and not metrics)
@@ -274,25 +264,21 @@ class Trainer:
             **({"left_out": len(position.failed)} if position.failed else {}),
         }
 
-    def _is_due(self) -> bool:
-        every, epoch = self.run.evaluate_every, self.position.epoch + 1
-        return epoch == self.preset.train.epochs or (every > 0 and epoch % every == 0)
-
-    def _evaluate(
-        self,
-    ) -> tuple[dict[str, float], tuple[tuple[str, NDArray[np.uint8]], ...]]:
-        assert self.validator is not None
+    def _evaluate(self) -> tuple[dict[str, float], tuple[tuple[str, NDArray[np.uint8]], ...]]:
+        """Metrics and pictures, as far as they are due."""
+        epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
+        every = self.run.evaluate_every
+        due = epoch == epochs or (every > 0 and epoch % every == 0)
+        if self.validator is None or not due:
+            return {}, ()
         network = self.deployable()
         network.eval()
         metrics = self.validator.metrics(network)
-        return metrics, self.validator.pictures(network) if self._is_pictured() else ()
-
-    def _is_pictured(self) -> bool:
-        """Some 40 times in a run: a picture takes a third of a megabyte."""
-        epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
-        return not self.run.no_tensorboard and (
-            epoch == epochs or epoch % max(1, epochs // 40) == 0
-        )
+        # Some 40 times in a run: a picture takes a third of a megabyte.
+        pictured = epoch == epochs or epoch % max(1, epochs // 40) == 0
+        if self.run.no_tensorboard or not pictured:
+            return metrics, ()
+        return metrics, self.validator.pictures(network)
 
     def deployable(self) -> Fcos:
         """The network that is evaluated and written: with the averaged weights, if there are."""
@@ -340,11 +326,3 @@ class Trainer:
     def close(self) -> None:
         """Free what must go before the processes part."""
         self.step.close()
-
-
-def _next_parts(batches: Iterator[Batch], count: int) -> tuple[list[Batch], Exception | None]:
-    """The parts of the next step; or none, and why."""
-    try:
-        return list(islice(batches, count)), None
-    except Exception as error:  # noqa: BLE001, raised again once what is done is saved
-        return [], error

@@ -25,7 +25,12 @@ from nmsfree.text import FilePath, as_path, shown
 from nmsfree_training.config import MAX_CLASSES, ModelConfig, preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.published import from_published_keys, has_two_heads, looks_published
-from nmsfree_training.weights.torch_file import check_values, read_safetensors, read_torch_file
+from nmsfree_training.weights.torch_file import (
+    check_values,
+    is_state_dict,
+    read_safetensors,
+    read_torch_file,
+)
 
 HEADER_KEY = "nmsfree"
 AGAIN = "train or copy the checkpoint again"
@@ -170,9 +175,7 @@ def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict")
     state = content.get("model", content)
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    ):
+    if not is_state_dict(state):
         raise CheckpointError(
             f"{path}: no 'model' entry with tensors, found {shown(list(content)[:6])}"
         )

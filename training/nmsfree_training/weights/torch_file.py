@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,6 +75,13 @@ def read_torch_file(path: Path, allowed: Sequence[Any] = ()) -> Any:
             f"{shown(path)}: {describe_bytes(path)}, expected a whole PyTorch checkpoint: "
             "get the file again"
         ) from None
+
+
+def is_state_dict(content: Any) -> TypeGuard[dict[str, Tensor]]:
+    """Whether what was read is tensors by name."""
+    return isinstance(content, dict) and all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    )
 
 
 def _name_of(entry: Any) -> str:
