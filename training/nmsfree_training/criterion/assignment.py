@@ -151,13 +151,11 @@ def assign(
     targets: Targets,
     matching: Matching,
 ) -> Assignment:
-    """Assign cells to objects.
+    """Assign cells to objects, by the cost and number of cells of `matching`.
 
     Args:
-        logits: float32 [N, M, C].
-        boxes: float32 [N, M, 4], decoded, xyxy in input pixels.
+        logits, boxes: float32 [N, M, C], and [N, M, 4] decoded, xyxy in input pixels.
         points, strides: float32 [M, 2] and [M].
-        matching: the cost, and how many cells an object gets.
     """
     cells = _Cells(logits, boxes, points, strides)
     blocks = _blocks(targets, len(points))

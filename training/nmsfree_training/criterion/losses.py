@@ -34,13 +34,10 @@ class Losses:
 
 
 def quality_focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:
-    """Per cell, summed over classes, float [N, M]; beta 2.
+    """Per cell, summed over classes, float [N, M] of logits [N, M, C]; beta 2.
 
-    Args:
-        logits: float [N, M, C].
-        assignment: the target is its metric at the assigned class and 0 elsewhere.
-
-    The modulating factor |target − p|² carries gradient too.
+    The target is the assignment's metric at the assigned class and 0 elsewhere. The modulating
+    factor |target − p|² carries gradient too.
     """
     labels, metrics = assignment.labels, assignment.metrics
     loss: Tensor = _QualityFocalLoss.apply(logits, labels, metrics)  # type: ignore[no-untyped-call]
@@ -96,15 +93,13 @@ def head_losses(
     matching: Matching | None = None,
     reduce: Reduce | None = None,
 ) -> Losses:
-    """Assign and compute the losses of one head.
+    """Assign and compute the losses of one head, in float32.
 
     Args:
-        prediction: of the head; cast to float32 here.
         padding: bool [N, H, W], True where a pixel is padding; cells there (nearest) are left
             out of the class loss, and of nothing else.
-        matching: how cells are assigned; None = as published.
-        reduce: averages the sum of metrics (a scalar without gradient) over the processes;
-            None = there is one process.
+        matching: None = as published.
+        reduce: averages the sum of metrics (a scalar without gradient) over the processes.
     """
     logits, boxes = prediction.logits.float(), prediction.boxes.float()
     matching = matching or PUBLISHED[head]

@@ -171,11 +171,8 @@ def mosaic(tiles: Sequence[Example], size: tuple[int, int], rng: np.random.Gener
 
     Each is resized to fit the whole canvas, times a random factor of at most 1 with which it still
     covers its quarter where that is possible without going below `SMALLEST`; then it is cut to the
-    quarter at a random place. What stays empty has the mean colour.
-
-    Args:
-        tiles: upper left, upper right, lower left, lower right.
-        size: (height, width) of the canvas in pixels.
+    quarter at a random place. What stays empty has the mean colour. `size` is (height, width); the
+    tiles are upper left, upper right, lower left, lower right.
     """
     height, width = size
     y = min(max(1, round(height * rng.uniform(*CENTRE))), height - 1)

@@ -23,11 +23,9 @@ MARGIN = 2
 def read_example(sample: Sample, needed: tuple[int, int]) -> Example:
     """Read one image and the objects to train on: clipped to the image, and no crowds.
 
-    JPEGs much larger than needed are decoded at a fraction of their size, which saves half to two
-    thirds of the time; boxes are in pixels of what is returned.
-
-    Args:
-        needed: the largest (height, width) that the recipe resizes the image to.
+    JPEGs much larger than `needed`, the largest (height, width) that the recipe resizes to, are
+    decoded at a fraction of their size, which saves half to two thirds of the time; boxes are in
+    pixels of what is returned.
 
     Raises:
         InputError: the file cannot be read, or its size differs from the annotation.

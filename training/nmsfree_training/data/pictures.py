@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detections import Detections
@@ -123,21 +122,17 @@ def views(batch: Batch) -> list[View]:
         padding = torch.zeros_like(batch.images[:, 0], dtype=torch.bool)
     targets = batch.targets
     real = (targets.boxes[..., 2:] > targets.boxes[..., :2]).all(dim=-1)  # rows that pad are zero
+    mean, std = torch.tensor(MEAN_RGB)[:, None, None], torch.tensor(STD_RGB)[:, None, None]
+    rgb = ((batch.images * std + mean) * 255).round().clamp(0, 255).byte()
+    pictures = np.ascontiguousarray(rgb.flip(1).permute(0, 2, 3, 1).numpy())
     return [
         View(
-            _to_bgr(image),
+            picture,
             padding[i].numpy(),
             *(t[i][real[i]].numpy() for t in (targets.boxes, targets.labels, targets.valid)),
         )
-        for i, image in enumerate(batch.images)
+        for i, picture in enumerate(pictures)
     ]
-
-
-def _to_bgr(image: Tensor) -> Image:
-    """float32 [3, h, w] RGB, normalised → uint8 [h, w, 3] BGR."""
-    mean, std = torch.tensor(MEAN_RGB)[:, None, None], torch.tensor(STD_RGB)[:, None, None]
-    rgb = ((image * std + mean) * 255).round().clamp(0, 255).byte()
-    return np.ascontiguousarray(rgb.flip(0).permute(1, 2, 0).numpy())
 
 
 def _tile(view: View, name: str, class_names: tuple[str, ...]) -> Tile:
@@ -207,7 +202,7 @@ def draw_predictions(
     truth_labels: NDArray[np.int64],
     names: tuple[str, ...],
 ) -> Image:
-    """Return two panels: left the objects there are, right what was found.
+    """Return two panels: left the objects there are, right what was found, uint8 [H, W, 3] BGR.
 
     On the right a prediction has the colour of its class, and is red with a word where it is a
     second one on an object ("again") or on no object of its class ("wrong"); an object that was
@@ -217,11 +212,8 @@ def draw_predictions(
         image: uint8 [h, w, 3], BGR. Small images are enlarged, those above 1280 pixels reduced.
         detections: what to show, best first; leave out what is too unsure to matter.
         truth_boxes: float32 [n, 4], xyxy in pixels of `image`.
-        truth_labels: int64 [n], 0 … number of classes − 1, indices of `names`.
+        truth_labels: int64 [n], indices of `names`.
         names: class names of the dataset; those of the detections may have another order.
-
-    Returns:
-        uint8 [H, W, 3], BGR, a new picture.
 
     Raises:
         InputError: `image` is not such an array, or a detected class is not in `names`.
@@ -239,25 +231,18 @@ def draw_predictions(
         _mark(box, names[label], WHITE, True)
         for box, label in zip(truth * scale, truth_labels.tolist(), strict=True)
     ]
-    rows = zip(
-        detections.xyxy * scale, labels.tolist(), detections.confidence, verdicts, strict=True
-    )
-    found = [
-        _mark(
-            box,
-            f"{names[label]} {score:.2f}{AFTER[verdict]}",
-            color_of(label) if verdict == "right" else ALARM,
-        )
-        for box, label, score, verdict in rows
-    ]
+    found = [_mark(box, "missed", WHITE, True) for box in truth[missed] * scale]
+    columns = detections.xyxy * scale, labels.tolist(), detections.confidence, verdicts
+    for box, label, score, verdict in zip(*columns, strict=True):
+        color = color_of(label) if verdict == "right" else ALARM
+        found.append(_mark(box, f"{names[label]} {score:.2f}{AFTER[verdict]}", color))
     counts = {"missed": int(missed.sum())}
     counts |= {word: verdicts.count(word) for word in ("duplicate", "wrong")}
     words = [(f"{word}: {count}", ALARM if count else PALE) for word, count in counts.items()]
-    lost = [_mark(box, "missed", WHITE, True) for box in truth[missed] * scale]
     style = Style.for_size(*panel.shape[:2])
     left, right = panel.copy(), panel.copy()
     draw_marks(left, there, style)
-    draw_marks(right, [*lost, *found], style)
+    draw_marks(right, found, style)
     left = _below_strip(left, [(f"truth: {len(truth)}", WHITE)])
     right = _below_strip(right, [(f"found: {verdicts.count('right')}", WHITE), *words])
     between = np.full((left.shape[0], MARGIN, 3), BACK, dtype=np.uint8)

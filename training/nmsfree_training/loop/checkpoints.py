@@ -76,10 +76,8 @@ class CheckpointManager:
     ) -> None:
         """Write the checkpoints that an epoch leaves, and its line in `metrics.jsonl`.
 
-        Args:
-            record: the line; "epoch" counts from 1.
-            metrics: of the evaluation, if there was one.
-            keep_every: epochs between checkpoints that stay; 0 = none.
+        `metrics` are of its evaluation, if there was one; `keep_every` are the epochs between
+        checkpoints that stay, 0 = none.
         """
         epoch = int(record["epoch"])
         names = ["last"] + ["best"] * best

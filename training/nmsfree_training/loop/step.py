@@ -43,12 +43,10 @@ class StepLosses:
 
 
 class Stepper:
-    """Makes optimizer steps.
+    """Makes optimizer steps on a network that is on its device.
 
-    Args:
-        network: on its device; its norms are synchronised where there are several processes.
-        heads: those whose losses are trained; see `choose_heads`.
-        precision: "fp32"; "bf16" or "fp16" for the network, the losses stay in float32.
+    Its norms are synchronised where there are several processes. `precision` "bf16" or "fp16" is
+    that of the network, the losses stay in float32. For `heads` see `choose_heads`.
     """
 
     def __init__(
@@ -131,12 +129,7 @@ class Stepper:
             )
 
     def schedule(self, iteration: int, per_epoch: int) -> float:
-        """Set the learning rates and the losses' weights of the next step; returns the rate.
-
-        Args:
-            iteration: optimizer steps done.
-            per_epoch: steps of an epoch.
-        """
+        """Set the rates and loss weights of the step after `iteration`; returns the rate."""
         factor = rate_factor(self.config, iteration, per_epoch)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
@@ -180,11 +173,8 @@ class Stepper:
 class LossReader:
     """Reads losses `delay` steps late, so that nothing waits for a GPU in the middle of a step.
 
-    (With fp16 something does: the scaler asks in every step whether to skip it.)
-
-    Args:
-        skips: steps whose gradients are not finite are skipped by the loss scaler; otherwise
-            they are an error.
+    (With fp16 something does: the scaler asks in every step whether to skip it.) Steps whose
+    gradients are not finite are an error, unless the scaler `skips` them.
     """
 
     def __init__(self, delay: int, world: World, skips: bool) -> None:
@@ -279,9 +269,8 @@ def rate_factor(config: TrainConfig, iteration: int, per_epoch: int) -> float:
 class Ema:
     """Averaged weights and buffers of a network.
 
-    Args:
-        decay: share of the average that a step keeps once warmed up; the first steps keep
-            (1 + n) / (10 + n), so that the initial weights are forgotten soon.
+    A step keeps `decay` of the average once warmed up; the first steps keep (1 + n) / (10 + n), so
+    that the initial weights are forgotten soon.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

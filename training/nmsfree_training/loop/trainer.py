@@ -32,13 +32,9 @@ class Trainer:
     """Trains one preset on one dataset.
 
     Args:
-        preset: network and recipe.
         train_set, val_set: datasets with the same classes; without `val_set` no AP is computed.
-        run: where and how.
         network: with the weights to start from; None = random ones by the seed.
         heads: those that are trained; None = all of the network's.
-        callback: told after every step and epoch.
-        world: the processes that train together.
     """
 
     def __init__(

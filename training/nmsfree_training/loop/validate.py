@@ -29,7 +29,6 @@ class Validator:
 
     Args:
         describe: the model that is trained; its weights do not matter.
-        dataset: with at least one object.
         progress: called as (images done, images in all) of this process's share.
 
     Raises:

@@ -86,16 +86,11 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequenti
 
 
 class ResNet(nn.Module):
-    """Feature extractor without the classifier.
+    """Feature extractor without the classifier; its `channels` are those of C3, C4 and C5.
 
     Args:
-        depth: 18, 34 or 50.
         width: channels of the stem and of layer1 (64 in the standard network).
-        frozen_norm: fixed batch norm.
         frozen_stages: leading parts without gradient (1 = stem, 2 = stem and layer1, …).
-
-    Attributes:
-        channels: of C3, C4 and C5.
     """
 
     def __init__(self, depth: int, width: int, frozen_norm: bool, frozen_stages: int) -> None:

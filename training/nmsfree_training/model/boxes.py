@@ -9,12 +9,8 @@ def anchor_points(
 ) -> tuple[Tensor, Tensor]:
     """Centres of all cells and their strides, levels concatenated, rows first.
 
-    Args:
-        shapes: (h, w) of every level.
-        strides: pixels per cell of every level.
-
-    Returns:
-        points float32 [M, 2] as (x, y) in pixels; strides float32 [M].
+    `shapes` are (h, w) of every level. Returns points float32 [M, 2] as (x, y) in pixels, and
+    strides float32 [M].
     """
     points, cell_strides = [], []
     for (h, w), stride in zip(shapes, strides, strict=True):

@@ -63,15 +63,9 @@ class Fcos(nn.Module):
         heads: tuple[HeadName, ...] | None = None,
         o2o_gradient: float = 1.0,
     ) -> dict[str, Prediction]:
-        """Run the network.
+        """Run these heads, all by default, on float [N, 3, H, W], RGB as of `norms.normalize`.
 
-        Args:
-            images: float [N, 3, H, W], RGB, normalised (see `norms.normalize`).
-            heads: which heads to run; all by default.
-            o2o_gradient: share of the o2o head's gradient that reaches FPN and backbone.
-
-        Returns:
-            One `Prediction` per head.
+        `o2o_gradient` is the share of the o2o head's gradient that reaches FPN and backbone.
         """
         features = self.features(images)
         return {

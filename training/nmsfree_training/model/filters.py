@@ -194,11 +194,8 @@ class DuplicateFilter(nn.Module):
     def _rates(self, own: Tensor, others: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """How much cells [N, 6, 1, L] are lowered by others [N, 6, n, L], and these by them.
 
-        Args:
-            shift: from the points of the cells to those of the others, [4, n, 1].
-
-        Returns:
-            float32 [N, 1, n, L] twice, 0–1.
+        `shift` [4, n, 1] leads from the points of the cells to those of the others. Returns float32
+        [N, 1, n, L] twice, 0–1.
         """
         corners, area, score = own.split_with_sizes([4, 1, 1], dim=1)
         other_corners, other_area, other_score = others.split_with_sizes([4, 1, 1], dim=1)
@@ -231,13 +228,7 @@ def _shift(offsets: Tensor) -> Tensor:
 def _stepped(rates: Tensor, steps: list[int], most: int, size: int) -> list[Tensor]:
     """Rates of cells so many steps further, at the places of those; 0 comes from outside.
 
-    Args:
-        rates: [N, 1, n, L], for n steps.
-        most: the largest step.
-        size: L or more.
-
-    Returns:
-        n × [N, 1, 1, size].
+    [N, 1, n, L] for n steps of at most `most` → n × [N, 1, 1, size]; size is L or more.
     """
     padded = F.pad(rates, (most, most + size - rates.shape[3])).chunk(len(steps), dim=2)
     return [one[..., most - s : most - s + size] for one, s in zip(padded, steps, strict=True)]

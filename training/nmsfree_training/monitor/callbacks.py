@@ -71,7 +71,7 @@ class Callbacks(Callback):
     """Calls several, in their order; all are closed, the last first, even if one cannot be."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
-        self._callbacks = tuple(callbacks)
+        self._callbacks = callbacks
 
     def on_step(self, event: StepEvent) -> None:
         for callback in self._callbacks:

@@ -121,11 +121,13 @@ class Status:
 
     def loss_fields(self) -> list[Field]:
         """The total, then its parts; the deployed head matters more."""
-        fields = []
-        for name, value in self._pace.losses.items():
-            keep = 100 if name == "loss" else 90 if name.startswith("o2o") else 80
-            fields.append((keep, f"{name.replace('_', ' ')} {loss_text(value)}"))
-        return fields
+        return [
+            (
+                100 if name == "loss" else 90 if name.startswith("o2o") else 80,
+                f"{name.replace('_', ' ')} {loss_text(value)}",
+            )
+            for name, value in self._pace.losses.items()
+        ]
 
     def machine_fields(self, last: StepEvent) -> list[Field]:
         """Learning rate, images a second, waiting, memory, gradient."""
@@ -242,12 +244,9 @@ class EpochTable:
         self._lines = 0  # since the header
 
     def lines(self, event: EpochEvent, epochs: int, width: int | None) -> list[str]:
-        """Return the lines to print for an epoch: mostly one, two with the header.
+        """Return the lines for an epoch of so many: mostly one, two with the header.
 
-        Args:
-            event: the epoch.
-            epochs: of the whole run.
-            width: characters of the screen; None: unlimited.
+        `width` is that of the screen in characters; None: unlimited.
         """
         record = event.record
         first = max(len("epoch"), 2 * len(str(epochs)) + 1)

@@ -68,12 +68,7 @@ LOG_RATIO = 20.0  # a loss that falls by more gets a logarithmic axis
 
 
 def write_curves(metrics_jsonl: Path, out: Path, title: str = "") -> None:
-    """Draw losses, AP (×100), learning rate, and speed with waiting share over the epochs.
-
-    Args:
-        metrics_jsonl: one line for each epoch, as training writes it; a cut line is left out.
-        out: the PNG to write, replaced as a whole.
-        title: of the picture, for example the model's and the data's name.
+    """Draw losses, AP (×100), learning rate, and speed with waiting share over the epochs, as PNG.
 
     Raises:
         InputError: there is no finished epoch, or a file cannot be read or written.

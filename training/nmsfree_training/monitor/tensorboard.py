@@ -102,9 +102,7 @@ def _mean(values: list[float]) -> float:
 class EventFile:
     """One new event file in a folder, made if missing; earlier files stay.
 
-    Args:
-        folder: what `tensorboard --logdir` is pointed at.
-        purge_from: readers drop what earlier files say of this step and later ones; None: keep.
+    Readers drop what earlier files say of the step `purge_from` and later ones.
 
     Raises:
         InputError: the file cannot be written.

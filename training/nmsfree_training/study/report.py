@@ -124,10 +124,6 @@ POINTS = "offset points"
 def write_plot(results: Sequence[Result], out: Path) -> None:
     """Draw the AP (× 100) of every row, one panel for each split, as PNG.
 
-    Args:
-        results: of runs with the same number of epochs; at least one.
-        out: the file, replaced as a whole.
-
     Raises:
         MissingExtraError: matplotlib is not installed.
         InputError: the file cannot be written.

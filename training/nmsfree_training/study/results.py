@@ -98,11 +98,7 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def of_one_length(results: list[Result], epochs: int | None, folder: Path) -> list[Result]:
-    """Return the results of runs with so many epochs.
-
-    Args:
-        epochs: None takes those that there are, if they are all alike.
-        folder: where they were read, for the messages.
+    """Return the results of runs with so many epochs; None: of all, if they are alike.
 
     Raises:
         InputError: there are none, or of several lengths and none is chosen.

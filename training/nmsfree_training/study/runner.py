@@ -66,10 +66,7 @@ class StudyDisplay:
     """Shows a study while it runs; use it in `with`.
 
     Args:
-        console: where to, usually on stderr.
-        jobs: all runs that were asked for.
-        done: how many of them were finished before.
-        at_once: how many run at a time.
+        jobs: all runs that were asked for, `done` of them finished before.
         live: draw bars; None: if the console is a terminal.
     """
 

@@ -71,8 +71,8 @@ def write_scenes(
     """Draw the scenes where NMS costs most, one row each: labels, with NMS, without.
 
     Args:
-        with_nms: checkpoint or ONNX file of a detector that needs NMS.
-        without: one that needs none.
+        with_nms, without: checkpoint or ONNX file of a detector that needs NMS, and of one that
+            needs none.
         progress: told (images done, of all) of both detectors together.
 
     Raises:

@@ -21,15 +21,10 @@ from nmsfree_training.weights.checkpoint import load_checkpoint
 
 
 def gmac(network: Fcos, input_size: tuple[int, int], head: HeadName | None = None) -> float:
-    """Return the multiply-adds of all convolutions for one image, in 10⁹.
+    """Return the multiply-adds of all convolutions for one image of (height, width), in 10⁹.
 
-    Norms, activations, resizing and decoding are left out; batch norm folds into the
-    convolutions anyway.
-
-    Args:
-        network: is left as it is; nothing is computed, shapes alone run through a copy.
-        input_size: (height, width) in pixels.
-        head: the one that runs; None takes the deployed head.
+    Norms, activations, resizing and decoding are left out; batch norm folds into the convolutions
+    anyway. Nothing is computed, shapes alone run through a copy. `head` None is the deployed one.
     """
     shapes_only = copy.deepcopy(network).to("meta").eval()
     total = 0
@@ -68,12 +63,7 @@ def write_card(
     minutes: float,
     machine: str | None = None,
 ) -> Card:
-    """Write the card of a checkpoint and return it.
-
-    Args:
-        ap: AP (0–1) by split.
-        minutes: that the training took.
-        machine: where it ran; None takes what the checkpoint says.
+    """Write the card of a checkpoint and return it; `ap` is 0–1 by split.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or does not say how it was made.

@@ -142,11 +142,6 @@ def obtain(
 ) -> bool:
     """Make sure that a published file is there and is what it was at its first download.
 
-    Args:
-        folder: of the file, its `.part` and the recorded sums.
-        progress: called as (bytes done, bytes in all or None).
-        allow_http: see `fetch`.
-
     Returns:
         True if the file was downloaded now, False if it was there.
 

@@ -117,11 +117,9 @@ def make_spec(
 
 
 class TorchBackend:
-    """Runs one head of a network eagerly, with the published post-processing and settings.
+    """Runs one head of a network, on its device, eagerly with the published post-processing.
 
-    Args:
-        network: on the device where it is to run.
-        spec: what the head is deployed as; its floor, top-k and NMS are applied.
+    Floor, top-k and NMS are those of the spec.
     """
 
     def __init__(self, network: Fcos, spec: ModelSpec) -> None:

@@ -48,12 +48,6 @@ def predict_published(
     Short and long side of the resize are those of the checkpoint's input size: 512 and 736 for
     the published models.
 
-    Args:
-        path: `.safetensors` or `.pth`; its class names are those of the dataset, in any order.
-        device: "cpu" or "cuda".
-        threads: processor threads; None leaves PyTorch's choice.
-        progress: called as (images done, images in all).
-
     Returns:
         What the checkpoint is deployed as, and COCO results in source pixels.
 

@@ -137,13 +137,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def check_values(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are no weights: another kind of number, NaN, or infinite.
-
-    Args:
-        expected: the network's own, of the same keys and shapes.
+    """Refuse tensors that are no weights beside the network's own, of the same keys and shapes.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: one is another kind of number, NaN, or infinite.
     """
     for key, own in expected.items():
         value = state.get(key, own)
