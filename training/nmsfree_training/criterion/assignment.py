@@ -88,11 +88,7 @@ class Targets:
     valid: Tensor  # bool [N, G], False in the padding and for objects that are too small
 
     def to(self, device: torch.device) -> "Targets":
-        return Targets(
-            self.boxes.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.valid.to(device, non_blocking=True),
-        )
+        return Targets(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
 def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:

@@ -96,7 +96,8 @@ def unpack(packed: PackedBatch, device: torch.device = CPU) -> Batch:
     else:
         pixels = packed.pixels
         if device.type == "cuda":  # only from pinned memory the copy does not make the host wait
-            pixels, targets = pixels.pin_memory(), _pin(targets)
+            pixels = pixels.pin_memory()
+            targets = Targets(*(tensor.pin_memory() for tensor in vars(targets).values()))
         images = normalize(pixels.to(device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last)
     height, width = packed.pixels.shape[1:3]
@@ -108,10 +109,6 @@ def unpack(packed: PackedBatch, device: torch.device = CPU) -> Batch:
             image[:, h:] = 0
             image[:, :h, w:] = 0
     return Batch(images, padding, targets.to(device), packed.names, packed.failed)
-
-
-def _pin(targets: Targets) -> Targets:
-    return Targets(*(t.pin_memory() for t in (targets.boxes, targets.labels, targets.valid)))
 
 
 def collate(examples: Sequence[Example]) -> Batch:

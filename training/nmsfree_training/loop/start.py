@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import CheckpointError, DataError
@@ -195,10 +194,17 @@ def load_imagenet(network: Fcos, path: Path) -> None:
     Raises:
         CheckpointError: unreadable, or another network's keys or shapes.
     """
+    safe = path.suffix == ".safetensors"
+    content = read_safetensors(path)[1] if safe else read_torch_file(path)
+    if not is_state_dict(content):
+        raise CheckpointError(
+            f"{path}: holds {type(content).__name__} with other things than tensors, expected a "
+            "state dict with torchvision's names"
+        )
     own = network.backbone.state_dict()
     state = {
         key: value
-        for key, value in _read(path).items()
+        for key, value in content.items()
         if not key.startswith("fc.") and (key in own or not key.endswith("num_batches_tracked"))
     }
     wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
@@ -212,18 +218,6 @@ def load_imagenet(network: Fcos, path: Path) -> None:
         )
     check_values(path, state, own)
     network.backbone.load_state_dict(state, strict=False)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[1]
-    state = read_torch_file(path)
-    if not is_state_dict(state):
-        raise CheckpointError(
-            f"{path}: holds {type(state).__name__} with other things than tensors, expected a "
-            "state dict with torchvision's names"
-        )
-    return state
 
 
 # Retrofit: an NMS-based detector learns to do without, by training one new head.

@@ -246,8 +246,7 @@ class Trainer:
 
     def _record(self) -> dict[str, float]:
         position = self.position
-        names = self.step.loss_names()
-        steps = max(1, position.step)
+        names, steps = self.step.loss_names(), max(1, position.step)
         images = steps * self.batch_size
         return {
             "epoch": position.epoch + 1,

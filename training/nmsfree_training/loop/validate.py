@@ -42,11 +42,20 @@ class Validator:
         world: World,
         progress: Callable[[int, int], None],
     ) -> None:
-        _check(dataset)
+        if not any((~sample.iscrowd).any() for sample in dataset.samples):
+            raise DataError(
+                f"{dataset.annotation_file}: no objects to find in split {dataset.name!r}, AP is "
+                "undefined: choose another --val, or '' for none"
+            )
+        missing = [sample.path for sample in dataset.samples if not sample.path.is_file()]
+        if missing:
+            raise DataError(
+                f"{missing[0]}: no such file ({len(missing)} of {len(dataset)} images of split "
+                f"{dataset.name!r} are missing): `nmsfree data check` lists them"
+            )
         self._describe, self.dataset, self.world = describe, dataset, world
         self._progress = progress
-        share = dataset.samples[world.rank :: world.size]
-        self._share = replace(dataset, samples=share)
+        self._share = replace(dataset, samples=dataset.samples[world.rank :: world.size])
 
     @cached_property
     def _scorer(self) -> CocoScorer:
@@ -86,29 +95,11 @@ class Validator:
         for sample in self.dataset.samples[:PICTURES]:
             image = read_image(sample.path)
             objects = ~sample.iscrowd
-            picture = draw_predictions(
-                image,
-                detector(image),
-                sample.boxes[objects],
-                sample.labels[objects],
-                self.dataset.class_names,
-            )
+            truth = sample.boxes[objects], sample.labels[objects]
+            names = self.dataset.class_names
+            picture = draw_predictions(image, detector(image), *truth, names)
             drawn.append((sample.path.stem, picture))
         return tuple(drawn)
-
-
-def _check(dataset: DetectionDataset) -> None:
-    if not any((~sample.iscrowd).any() for sample in dataset.samples):
-        raise DataError(
-            f"{dataset.annotation_file}: no objects to find in split {dataset.name!r}, AP is "
-            "undefined: choose another --val, or '' for none"
-        )
-    missing = [sample.path for sample in dataset.samples if not sample.path.is_file()]
-    if missing:
-        raise DataError(
-            f"{missing[0]}: no such file ({len(missing)} of {len(dataset)} images of split "
-            f"{dataset.name!r} are missing): `nmsfree data check` lists them"
-        )
 
 
 def analyse_best(validator: Validator, folder: Path) -> Analysis | None:

@@ -47,11 +47,9 @@ def select_levels(
     sizes = [h * w for h, w in prediction.shapes]
     results = []
     for image_scores, image_boxes in zip(scores, prediction.boxes, strict=True):
-        parts = [
-            _select_level(s, b, config)
-            for s, b in zip(image_scores.split(sizes), image_boxes.split(sizes), strict=True)
-        ]
-        boxes, kept, labels = (torch.cat(list(p)) for p in zip(*parts, strict=True))
+        levels = zip(image_scores.split(sizes), image_boxes.split(sizes), strict=True)
+        parts = [_select_level(*level, config) for level in levels]
+        boxes, kept, labels = map(torch.cat, zip(*parts, strict=True))
         results.append((boxes, kept, labels))
     return results
 
