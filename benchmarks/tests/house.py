@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14200, "training": 9800, "export": 5600, "benchmarks": 10200}  # of code
+LINES = {"runtime": 14200, "training": 9150, "export": 5600, "benchmarks": 10200}  # of code
 TEST_LINES = {"runtime": 13000, "training": 8950, "export": 3850, "benchmarks": 6350}
 FILES = 235  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
