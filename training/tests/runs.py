@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from nmsfree_training.config import Preset, preset
 from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import load_state
 from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.model.detector import Fcos
 from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent
-from nmsfree_training.weights.checkpoint import load_checkpoint
+from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 BATCH = 4  # three steps an epoch
@@ -95,6 +97,16 @@ class Runs:
         assert_same_runs(self.folder / "whole", self.folder / "cut")
 
 
+def save_network(
+    network: Fcos, path: Path, names: Sequence[str] = "0123456789", **said: str
+) -> Path:
+    """Write a checkpoint whose classes have the ids 1, 2, … and whose provenance is `said`."""
+    ids = tuple(range(1, len(names) + 1))
+    state = network.state_dict()
+    save_checkpoint(Checkpoint(network.config, (256, 256), tuple(names), ids, state, said), path)
+    return path
+
+
 def weights(path: Path) -> State:
     return dict(load_checkpoint(path).state)
 
@@ -132,6 +144,6 @@ def wait_for_step(process: "subprocess.Popen[str]", out: Path, done: int) -> Non
         with suppress(CheckpointError):  # not there yet, or being replaced at this very moment
             if load_state(out)[0].position["iteration"] >= done:
                 return
-        time.sleep(0.02)
+        time.sleep(0.05)
     process.kill()
     raise AssertionError(f"no step {done}: {process.communicate()[1]}")

@@ -24,10 +24,10 @@ from nmsfree_training.model.filters import (
 )
 from nmsfree_training.weights.checkpoint import (
     HEADER_KEY,
-    Checkpoint,
     load_checkpoint,
-    save_checkpoint,
 )
+
+from .runs import save_network
 
 NEIGHBOURS = ("same", "finer", "coarser")
 KINDS = pytest.mark.parametrize("kind", ["logits", "features", "duplicates"])
@@ -51,12 +51,6 @@ def fill_filter(network: Fcos, value: float) -> None:
     with torch.no_grad():
         for weight in filter_weights(network).values():
             weight.fill_(value)
-
-
-def saved(network: Fcos, path: Path) -> Path:
-    state = network.state_dict()
-    save_checkpoint(Checkpoint(network.config, (64, 96), ("a", "b", "c"), (1, 2, 3), state), path)
-    return path
 
 
 def make_maps(size: tuple[int, int], channels: int = 3) -> Maps:
@@ -137,7 +131,7 @@ def test_copying_the_head_leaves_the_filter_alone(kind: str) -> None:
 def test_checkpoint_round_trip(kind: str, tmp_path: Path) -> None:
     network = nano(kind)
     fill_filter(network, 0.25)
-    loaded = load_checkpoint(saved(network, tmp_path / "a.safetensors"))
+    loaded = load_checkpoint(save_network(network, tmp_path / "a.safetensors", "abc"))
     assert loaded.model == network.config
     assert loaded.state.keys() == network.state_dict().keys()
     assert all((loaded.state[key] == 0.25).all() for key in filter_weights(network))
@@ -150,7 +144,7 @@ def test_checkpoint_round_trip(kind: str, tmp_path: Path) -> None:
 def test_older_checkpoints_load(tmp_path: Path) -> None:
     """Before there were filters, the header said whether the gradient of the o2o head stops."""
     network = nano("none")
-    path = saved(network, tmp_path / "old.safetensors")
+    path = save_network(network, tmp_path / "old.safetensors", "abc")
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -270,18 +264,6 @@ def test_every_cell_is_lowered_as_the_formula_says(size: tuple[int, int]) -> Non
     assert lowered > len(places) / 4 or len(places) < 10  # otherwise next to nothing was tested
 
 
-def filtered_row(scores: list[float], centres: list[float]) -> list[float]:
-    """One level of one row: a score and a box's centre, in strides, for each cell."""
-    shift = torch.tensor(centres) - torch.arange(len(centres))
-    zero, size = torch.zeros(len(centres)), torch.full((len(centres),), math.log(10.0))
-    deltas = torch.stack([shift, zero, size, size])[None, :, None]
-    own = DuplicateFilter(1, 0.8)
-    torch.nn.init.constant_(own.weights["same"], 4.0 / GAIN)
-    with torch.inference_mode():
-        (out,) = own([torch.tensor(scores).reshape(1, 1, 1, -1)], [deltas])
-    return out.flatten().tolist()
-
-
 @pytest.mark.parametrize(
     ("scores", "centres", "want"),
     [
@@ -298,7 +280,15 @@ def filtered_row(scores: list[float], centres: list[float]) -> list[float]:
 def test_duplicates_fall_and_neighbours_stay(
     scores: list[float], centres: list[float], want: list[float]
 ) -> None:
-    assert filtered_row(scores, centres) == pytest.approx(want, abs=0.01)
+    """One level of one row: a score and a box's centre, in strides, for each cell."""
+    shift = torch.tensor(centres) - torch.arange(len(centres))
+    zero, size = torch.zeros(len(centres)), torch.full((len(centres),), math.log(10.0))
+    deltas = torch.stack([shift, zero, size, size])[None, :, None]
+    own = DuplicateFilter(1, 0.8)
+    torch.nn.init.constant_(own.weights["same"], 4.0 / GAIN)
+    with torch.inference_mode():
+        (out,) = own([torch.tensor(scores).reshape(1, 1, 1, -1)], [deltas])
+    assert out.flatten().tolist() == pytest.approx(want, abs=0.01)
 
 
 def test_gradient_reaches_strengths_and_logits_but_no_comparison() -> None:
@@ -347,7 +337,8 @@ def test_the_deployed_agreement_counts_after_training(tmp_path: Path) -> None:
         with torch.no_grad():
             for training in (True, False):
                 logits[deployed, training] = network.train(training)(image)["o2o"].logits
-            again = load_checkpoint(saved(network, tmp_path / "a.safetensors")).build()(image)
+            path = save_network(network, tmp_path / "a.safetensors", "abc")
+            again = load_checkpoint(path).build()(image)
         assert torch.equal(again["o2o"].logits, logits[deployed, False])
     assert torch.equal(logits[0.2, True], logits[0.8, True])
     assert torch.equal(logits[0.0, False], logits[0.8, False])

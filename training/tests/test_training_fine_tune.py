@@ -15,7 +15,8 @@ from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.model.backbone import ResNet
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import freeze_statistics
-from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+
+from .runs import State, save_network, weights
 
 NAMES = ("ant", "bee", "cat")
 
@@ -25,14 +26,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.safetensors"
 
 
-def save(network: Fcos, path: Path, names: tuple[str, ...] = NAMES) -> dict[str, torch.Tensor]:
-    state, ids = network.state_dict(), tuple(range(1, len(names) + 1))
-    save_checkpoint(Checkpoint(network.config, (256, 256), names, ids, state), path)
-    return state
-
-
-def checkpoint(path: Path, name: str = "fcos_rt_nano") -> dict[str, torch.Tensor]:
-    return save(Fcos(preset(name, len(NAMES)).model), path)
+def checkpoint(path: Path, name: str = "fcos_rt_nano") -> State:
+    network = Fcos(preset(name, len(NAMES)).model)
+    return weights(save_network(network, path, NAMES))
 
 
 def test_same_classes_and_heads_load_whole(path: Path) -> None:
@@ -75,7 +71,7 @@ def test_a_missing_head_starts_as_a_copy(path: Path) -> None:
     assert loaded.fresh and all(".duplicate_filter." in key for key in loaded.fresh)
 
 
-def check_copied(network: Fcos, source: dict[str, torch.Tensor]) -> None:
+def check_copied(network: Fcos, source: State) -> None:
     """Both heads are the source's o2m head; filters, which it does not have, are at zero."""
     for key, value in network.state_dict().items():
         if "_filter." in key:
@@ -169,7 +165,7 @@ def test_retrofit_of_a_two_headed_checkpoint_starts_the_filter_anew(
     with torch.no_grad():
         for parameter in network.heads["o2o"].logit_filter.parameters():
             parameter.fill_(1.0)
-    save(network, path)
+    save_network(network, path, NAMES)
     again = retrofit(path, NAMES, unfreeze=False)
     assert again.preset.model.max_filter == "logits"
     assert not any(p.any() for p in again.network.heads["o2o"].logit_filter.parameters())
@@ -180,7 +176,7 @@ def test_retrofit_of_a_network_without_a_preset_has_no_filter(
 ) -> None:
     with_filter("logits")
     model = replace(preset("fcos_rt_nano", 3).model, name="own")
-    save(Fcos(model), path)
+    save_network(Fcos(model), path, NAMES)
     own = retrofit(path, NAMES, unfreeze=False)
     assert (own.preset.model.name, own.preset.model.max_filter) == ("own", "none")
 
@@ -207,7 +203,7 @@ def test_fine_tuning_goes_on_with_a_trained_filter(path: Path) -> None:
     with torch.no_grad():
         for parameter in source.heads["o2o"].logit_filter.parameters():
             parameter.fill_(0.5)
-    save(source, path)
+    save_network(source, path, NAMES)
     network = Fcos(model)
     assert fine_tune(network, path, NAMES).fresh == ()
     assert all((p == 0.5).all() for p in network.heads["o2o"].logit_filter.parameters())

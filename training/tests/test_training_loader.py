@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from nmsfree.datasets.formats.coco import DetectionDataset, Sample
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError
 from nmsfree.images import read_image
 from nmsfree_training.config import Preset, preset
@@ -52,10 +52,6 @@ def with_recipe(p: Preset, **recipe: Any) -> Preset:
 
 # Batches of 4 whose sizes vary, made of one or several images.
 VARIED = with_recipe(NANO, crop=None, short_sides=(96, 128, 160), long_side=200, **MIXED)
-
-
-def with_first(data: DetectionDataset, *first: Sample) -> DetectionDataset:
-    return replace(data, samples=(*first, *data.samples[len(first) :]))
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -171,26 +167,16 @@ def test_without_augmentation_the_network_sees_the_file(train_set: DetectionData
 # How an epoch is divided: steps, parts of a step, processes.
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_parts_concatenate_to_the_batch(train_set: DetectionDataset, accumulate: int) -> None:
-    whole = batches(train_set, VARIED)
-    parts = batches(train_set, with_recipe(VARIED, accumulate=accumulate))
-    assert len(parts) == accumulate * len(whole)
-    for step, batch in enumerate(whole):
-        own = parts[step * accumulate : (step + 1) * accumulate]
-        assert_equal(concatenate(own), concatenate([batch]))
-
-
-@pytest.mark.parametrize(("accumulate", "world"), [(1, 2), (1, 4), (2, 2)])
-def test_processes_together_load_what_one_loads(
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_parts_of_all_processes_are_the_batch(
     train_set: DetectionDataset, accumulate: int, world: int
 ) -> None:
-    recipe = with_recipe(VARIED, accumulate=accumulate)
-    one = batches(train_set, recipe)
+    whole, recipe = batches(train_set, VARIED), with_recipe(VARIED, accumulate=accumulate)
     ranks = [batches(train_set, recipe, rank=rank, world=world) for rank in range(world)]
-    assert [len(r) for r in ranks] == [len(one)] * world
-    for number, batch in enumerate(one):
-        shares = [rank[number] for rank in ranks]
+    assert {len(rank) for rank in ranks} == {accumulate * len(whole)}
+    for step, batch in enumerate(whole):
+        parts = range(step * accumulate, (step + 1) * accumulate)
+        shares = [rank[part] for part in parts for rank in ranks]
         assert {len(share.images) for share in shares} == {4 // accumulate // world}
         assert_equal(concatenate(shares), concatenate([batch]))
 
@@ -299,7 +285,7 @@ def broken(train_set: DetectionDataset, count: int, folder: Path) -> DetectionDa
             {"width": sample.width + 1},
         )
         bad.append(replace(sample, **faults[i % 3]))
-    return with_first(train_set, *bad)
+    return replace(train_set, samples=(*bad, *train_set.samples[count:]))
 
 
 @pytest.mark.parametrize("recipe", [{}, MIXED])

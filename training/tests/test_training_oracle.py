@@ -333,7 +333,7 @@ def test_half_precision_inputs_are_computed_in_float32(numbers: Arrays, head: He
     assert torch.equal(losses(numbers, low, head).total, losses(numbers, rounded, head).total)
 
 
-# Losses: the derivative, the normaliser, extremes; what they are is in test_training_oracle.py
+# The losses' derivative, normaliser and extremes
 
 
 SHAPES = [(8, 8), (4, 4), (2, 2)]  # levels of a 64 × 64 input

@@ -1,7 +1,8 @@
 """The published networks and their evaluation against their authors' numbers."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ from nmsfree.evaluation.evaluate import coco_metrics, predict
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos, Prediction
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
-from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
-from nmsfree_training.weights.predict import (
-    PostprocessConfig,
-    postprocess,
+from nmsfree_training.weights.published_eval import (
+    SETTINGS,
+    detect,
+    predict_published,
+    prepare,
 )
-from nmsfree_training.weights.published_eval import detect, predict_published, prepare
 
-from .runs import WEIGHTS
+from .runs import WEIGHTS, save_network
 
 MODELS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
 SIZES = ((128, 160), (224, 192))  # (height, width)
@@ -75,14 +76,6 @@ def assert_same_detections(
         free[nearest] = False
 
 
-def in_shares(
-    found: tuple[NDArray[np.float32], ...], size: tuple[int, int]
-) -> tuple[NDArray[np.float32], ...]:
-    """Boxes clipped to the image, in shares of its size."""
-    height, width = size
-    return np.clip(found[0] / np.array([width, height] * 2, np.float32), 0, 1), *found[1:]
-
-
 @CASES
 def test_logits_and_boxes(
     name: str, size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
@@ -112,13 +105,16 @@ def test_pyramid_statistics(
 
 @pytest.mark.parametrize("size", SIZES)
 def test_class_agnostic_nms(
-    size: tuple[int, int], random_network: Callable[[str], Fcos], reference: Reference
+    size: tuple[int, int],
+    random_network: Callable[[str], Fcos],
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     want = expected(reference, "fcos_rt_r18_3x", size)
-    settings = PostprocessConfig(per_level=1000, nms_iou=0.6, class_aware=False)
-    found = postprocess(run(random_network("fcos_rt_r18_3x"), size)["o2m"], settings)[0]
+    monkeypatch.setitem(SETTINGS, "o2m", replace(SETTINGS["o2m"], class_aware=False))
+    found = detect(random_network("fcos_rt_r18_3x"), make_image(*size))
     rows = (want["agnostic_boxes"], want["agnostic_scores"], want["agnostic_labels"])
-    assert_same_detections(in_shares(found, size), rows)
+    assert_same_detections(found, rows)
 
 
 # The published evaluation: its resize, its lists, and its AP beside the deployed protocol's
@@ -262,23 +258,19 @@ def test_the_command_tells_nothing_of_rows_that_are_not_there(
         assert ("rows of the output" in outcome.output) == deployed
 
 
-def untrained(tmp_path: Path, names: tuple[str, ...]) -> Path:
-    chosen = preset("fcos_o2o_nano", len(names))
-    state = Fcos(chosen.model).state_dict()
-    ids = tuple(range(len(names)))
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(Checkpoint(chosen.model, (256, 256), names, ids, state), path)
-    return path
+def untrained(tmp_path: Path, names: Sequence[str]) -> Path:
+    network = Fcos(preset("fcos_o2o_nano", len(names)).model)
+    return save_network(network, tmp_path / "model.safetensors", names)
 
 
 def test_other_classes_are_refused(small_digits: Path, tmp_path: Path) -> None:
     dataset = load_coco(small_digits, "val")
     with pytest.raises(DataError, match="classes differ: the model has 3"):
-        predict_published(untrained(tmp_path, ("0", "1", "2")), dataset)
+        predict_published(untrained(tmp_path, "012"), dataset)
     with pytest.raises(DataError, match="only in the model: x"):
-        predict_published(untrained(tmp_path, (*"012345678", "x")), dataset)
+        predict_published(untrained(tmp_path, "012345678x"), dataset)
     with pytest.raises(InputError, match="runs on: cpu, cuda"):
-        predict_published(untrained(tmp_path, tuple("0123456789")), dataset, device="tpu")
+        predict_published(untrained(tmp_path, "0123456789"), dataset, device="tpu")
     with pytest.raises(CheckpointError, match="no such file"):
         predict_published(tmp_path / "nothing.safetensors", dataset)
 

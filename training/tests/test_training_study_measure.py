@@ -25,10 +25,10 @@ from nmsfree_training.model.detector import Fcos
 from nmsfree_training.study import scenes
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.results import NMS_GRID, grid_key
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
-from .runs import WEIGHTS
+from .runs import WEIGHTS, save_network
 
 NMS, FREE = (WEIGHTS / f"fcos_{kind}_nano.safetensors" for kind in ("rt", "e2e"))
 
@@ -74,14 +74,10 @@ def test_the_grid_is_what_eval_says_at_every_threshold(
 
 
 def test_a_network_of_one_head_that_finds_nothing(digits: Path, tmp_path: Path) -> None:
-    chosen, dataset = preset("fcos_rt_nano", 10), load_coco(digits, "val")
     torch.manual_seed(0)
-    state = Fcos(chosen.model).state_dict()
-    classes = (dataset.class_names, dataset.category_ids)
-    save_checkpoint(
-        Checkpoint(chosen.model, chosen.input_size, *classes, state), tmp_path / "x.safetensors"
-    )
-    found = measure(tmp_path / "x.safetensors", digits, ("val",))["val"]
+    network = Fcos(preset("fcos_rt_nano", 10).model)
+    path = save_network(network, tmp_path / "x.safetensors")
+    found = measure(path, digits, ("val",))["val"]
     assert found.keys() == {"images", "objects", "o2m"}
     assert found["o2m"]["AP"] == 0.0 and set(found["o2m"]["nms"].values()) == {0.0}
 

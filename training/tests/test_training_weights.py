@@ -15,7 +15,7 @@ from nmsfree_training.cli.weights import app
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.card import gmac, minutes_of_run, write_card
-from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nmsfree_training.weights.checkpoint import load_checkpoint, save_checkpoint
 from nmsfree_training.weights.manifest import (
     SUMS,
     BundledWeight,
@@ -24,7 +24,7 @@ from nmsfree_training.weights.manifest import (
     statuses,
 )
 
-from .runs import WEIGHTS
+from .runs import WEIGHTS, save_network
 
 runner = CliRunner()
 PROVENANCE = {"command": "nmsfree train --data d", "seed": "7", "machine": "a test"}
@@ -53,12 +53,8 @@ def run(*arguments: object) -> Result:
     return runner.invoke(app, [str(a) for a in arguments])
 
 
-def save_small(path: Path, provenance: dict[str, str] = PROVENANCE) -> Path:
-    chosen = preset("fcos_o2o_nano", 10)
-    state = Fcos(chosen.model).state_dict()
-    names, ids = tuple("0123456789"), tuple(range(1, 11))
-    save_checkpoint(Checkpoint(chosen.model, (256, 256), names, ids, state, provenance), path)
-    return path
+def save_small(path: Path, **said: str) -> Path:
+    return save_network(Fcos(preset("fcos_o2o_nano", 10).model), path, **(said or PROVENANCE))
 
 
 def test_list_before_and_after_files_are_there(folder: Path) -> None:
@@ -82,7 +78,7 @@ def test_list_before_and_after_files_are_there(folder: Path) -> None:
     small, published = statuses(manifest)
     assert (small.sha, published.sha) == ("ok", "ok")
     assert small.ap == ap and small.size == (folder / "small.safetensors").stat().st_size
-    save_small(folder / "small.safetensors", PROVENANCE | {"seed": "8"})
+    save_small(folder / "small.safetensors", **PROVENANCE | {"seed": "8"})
     file.write_bytes(b"12345")
     assert [s.sha for s in statuses(manifest)] == ["differs", "differs"]
 
@@ -154,7 +150,7 @@ def test_card_holds_what_it_must(tmp_path: Path) -> None:
 
 
 def test_card_needs_a_checkpoint_that_says_how_it_was_made(tmp_path: Path) -> None:
-    path = save_small(tmp_path / "small.safetensors", {"seed": "1"})
+    path = save_small(tmp_path / "small.safetensors", seed="1")
     with pytest.raises(CheckpointError, match="does not say its command, machine"):
         write_card(path, tmp_path / "card.json", ap={}, minutes=1)
     save_file({"a": torch.zeros(1)}, path)
