@@ -66,7 +66,7 @@ test: setup  ## run the tests
 # just so; it waits now. 241 tests of engines and training have passed in one process since.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(or $(ARGS),runtime/tests)
 ifeq ($(ARGS),)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup training/tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder training/tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto export/tests benchmarks/tests
 endif
 

@@ -25,7 +25,6 @@ from nmsfree_training.model.norms import SyncedBatchNorm2d, sync_batch_norms
 
 from .runs import WEIGHTS, records, wait_for_step, weights
 
-pytestmark = pytest.mark.xdist_group("distributed")  # `pair` is made once
 RELATIVE = 2e-4  # sums of float32 in another order, grown over six steps
 
 

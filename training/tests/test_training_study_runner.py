@@ -34,7 +34,6 @@ from nmsfree_training.study.runner import (
     run_study,
 )
 
-pytestmark = pytest.mark.xdist_group("study")  # `went_on` is made once
 GOOD = Row("good", "a good row", "fcos_rt_nano", "", "Does it run?")
 BAD = Row("bad", "a bad row", "fcos_rt_nano", "--no-such-option", "Does it fail?")
 O2M = study_rows.ROWS[0]
