@@ -16,14 +16,16 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from nmsfree import ModelSpec, RawDetections
+from nmsfree.backends.contract import output_shapes
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.sidecar import Sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree.doctor.model import FILE
 from nmsfree.spec import METADATA_KEY
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import FakeTensorRt, fake_sidecar, fake_vendor, write_fake_engine
@@ -98,47 +100,28 @@ def make_onnx() -> Callable[..., Path]:
 
 
 def _model(spec: ModelSpec) -> onnx.ModelProto:
-    node = helper.make_node
-    batch, rows = spec.batch or "N", spec.top_k
-    constants = {
-        "cells": _cells(spec),
-        "flat": np.array([0, 3, -1], dtype=np.int64),
-        "white": np.float32(255),
+    """The doctor's model, for another size, batch and number of rows."""
+    model = onnx.load_from_string(FILE.read_bytes())
+    model.ClearField("metadata_props")
+    cells = _cells(spec)
+    values = {
+        "cells": cells,
+        "flat": np.array([spec.batch or 0, 3, len(cells)]),
         "floor": np.float32(spec.score_floor),
-        "k": np.array([spec.top_k], dtype=np.int64),
-        "channels": np.array([1], dtype=np.int64),
+        "k": np.array([spec.top_k]),
     }
-    nodes = [
-        node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
-        node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
-        node("AveragePool", ["nchw"], ["grid"], kernel_shape=[CELL] * 2, strides=[CELL] * 2),
-        node("Reshape", ["grid", "flat"], ["bytes"]),
-        node("Div", ["bytes", "white"], ["means"]),
-        node("ReduceMax", ["means", "channels"], ["best"], keepdims=0),
-        node("ArgMax", ["means"], ["channel"], axis=1, keepdims=0),
-        node("TopK", ["best", "k"], ["detection_scores", "order"], axis=1),
-        node("Gather", ["cells", "order"], ["detection_boxes"], axis=0),
-        node("GatherElements", ["channel", "order"], ["class64"], axis=1),
-        node("Cast", ["class64"], ["detection_classes"], to=TensorProto.INT32),
-        node("Greater", ["detection_scores", "floor"], ["above"]),
-        node("Cast", ["above"], ["ones"], to=TensorProto.INT32),
-        node("ReduceSum", ["ones", "channels"], ["num_detections"], keepdims=1),
+    graph = model.graph
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in values]:
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(values[tensor.name]), tensor.name))
+    shapes = [
+        (spec.height, spec.width, 3),
+        *(shape for _, shape in output_shapes(spec.top_k).values()),
     ]
-    info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [info("images", TensorProto.UINT8, [batch, spec.height, spec.width, 3])],
-        [
-            info("num_detections", TensorProto.INT32, [batch, 1]),
-            info("detection_boxes", TensorProto.FLOAT, [batch, rows, 4]),
-            info("detection_scores", TensorProto.FLOAT, [batch, rows]),
-            info("detection_classes", TensorProto.INT32, [batch, rows]),
-        ],
-        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
-    )
-    opset = helper.make_opsetid("", 20)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    for value, shape in zip([*graph.input, *graph.output], shapes, strict=True):
+        kind = value.type.tensor_type.elem_type
+        sizes = [spec.batch or "N", *shape]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, sizes))
+    return model
 
 
 @pytest.fixture
