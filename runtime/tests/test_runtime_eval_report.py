@@ -194,7 +194,7 @@ def test_markdown_holds_all_classes_and_pictures(analysis_of: Callable[..., Anal
 
 
 def test_pictures_are_written(analysis_of: Callable[..., Analysis], tmp_path: Path) -> None:
-    paths = write_plots(analysis_of(80, n0="costs $5 or \\frac{$"), tmp_path / "new")
+    paths = write_plots(analysis_of(30, n0="costs $5 or \\frac{$"), tmp_path / "new")
     assert [path.name for path in paths] == PICTURES
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(PICTURES)
     for path in paths:

@@ -71,46 +71,32 @@ def test_both_byte_orders_of_exif(tmp_path: Path, order: str, orientation: int) 
     assert header_size(path) == decoded(path) == ((61, 37) if orientation == 1 else (37, 61))
 
 
-def test_modes_and_alpha(tmp_path: Path) -> None:
-    for number, (kind, mode) in enumerate(
-        [("png", "RGBA"), ("png", "L"), ("png", "1"), ("webp", "RGBA"), ("jpeg", "L"), ("bmp", "L")]
-    ):
-        path = tmp_path / str(number)
-        path.write_bytes(encode(kind, mode=mode))
-        assert image_size(path) == decoded(path) == (61, 37)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("png", "RGBA"), ("png", "L"), ("png", "1"), ("webp", "RGBA"), ("jpeg", "L"), ("bmp", "L")],
+)
+def test_modes_and_alpha(tmp_path: Path, kind: str, mode: str) -> None:
+    (tmp_path / "x").write_bytes(encode(kind, mode=mode))
+    assert image_size(tmp_path / "x") == decoded(tmp_path / "x") == (61, 37)
 
 
-def test_bitmap_stored_from_the_top(tmp_path: Path) -> None:
-    data = bytearray(encode("bmp"))
-    struct.pack_into("<i", data, 22, -37)
-    path = tmp_path / "x"
-    path.write_bytes(data)
-    assert header_size(path) == decoded(path) == (61, 37)
-
-
-def test_fill_bytes_between_segments(tmp_path: Path) -> None:
-    data = encode("jpeg")
-    path = tmp_path / "x"
-    path.write_bytes(data[:2] + b"\xff\xff" + data[2:])
-    assert header_size(path) == decoded(path) == (61, 37)
+def test_bitmap_stored_from_the_top_and_fill_bytes_of_a_jpeg(tmp_path: Path) -> None:
+    bitmap, jpeg = bytearray(encode("bmp")), encode("jpeg")
+    struct.pack_into("<i", bitmap, 22, -37)
+    for data in (bitmap, jpeg[:2] + b"\xff\xff" + jpeg[2:]):
+        (tmp_path / "x").write_bytes(data)
+        assert header_size(tmp_path / "x") == decoded(tmp_path / "x") == (61, 37)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_cut_file_gives_its_size_or_nothing(tmp_path: Path, kind: str) -> None:
-    data = encode(kind)
-    path = tmp_path / "x"
+    """And a damaged header does no harm."""
+    data, path, rng = encode(kind), tmp_path / "x", np.random.default_rng(1)
     for length in range(min(len(data), 700)):
         path.write_bytes(data[:length])
         assert header_size(path) in (None, (61, 37)), length
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_headers_do_no_harm(tmp_path: Path, kind: str) -> None:
-    rng = np.random.default_rng(1)
-    data = np.frombuffer(encode(kind), dtype=np.uint8)
-    path = tmp_path / "x"
     for _ in range(200):
-        broken = data[:400].copy()
+        broken = np.frombuffer(data[:400], np.uint8).copy()
         broken[rng.integers(0, len(broken), 6)] = rng.integers(0, 256, 6)
         path.write_bytes(broken.tobytes())
         size = header_size(path)
