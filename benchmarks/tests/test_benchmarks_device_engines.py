@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks_sample import record_of
 from numpy.typing import NDArray
 
 from nmsfree.backends.tensorrt.context import Timings
@@ -16,6 +17,8 @@ from nmsfree.errors import EngineError
 from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, sha256
 from nmsfree_benchmarks.harness.engines import BF16_MISSING, ENGINES, build_here
 from nmsfree_benchmarks.harness.gpu import GpuState, GpuWatch
+from nmsfree_benchmarks.harness.machine import use_threads
+from nmsfree_benchmarks.harness.records import Record
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
 from nmsfree_benchmarks.harness.timer import Plan, Stopwatch, take_turns
@@ -198,6 +201,22 @@ def test_every_throttling_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None
     idle = GpuWatch(on=False)
     idle.look()
     assert idle.to_json() == {}
+
+
+def test_what_the_gpu_did_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though records are measured one by one, while the results are put together."""
+    hot = GpuState(throttled=("temperature",))
+    monkeypatch.setattr("nmsfree_benchmarks.harness.gpu.gpu_state", lambda _: hot)
+    with use_threads(None), ExitStack() as stack:
+        run = Run(Options(threads=1), lambda *_: None, stack)
+        run.gpu = GpuWatch(on=True)
+
+        def measure() -> Iterator[Record]:
+            run.gpu.look()
+            yield record_of("a", 1)
+
+        found = run.results("table", "nmsfree bench", measure())
+    assert found.environment["gpu_throttled"] == ["temperature"]
 
 
 def test_a_compiler_that_fails_is_left_out(

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree.errors import CheckpointError, EngineError, InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree.machine import find_gpus
 from nmsfree.preprocess import Geometry
@@ -25,7 +25,7 @@ from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import exports as exported_files
 from nmsfree_benchmarks.harness.engines import ENGINES
-from nmsfree_benchmarks.harness.exports import export_all, made_by
+from nmsfree_benchmarks.harness.exports import export_all, exporter, made_by
 from nmsfree_benchmarks.harness.graphs import open_session, raw_maps, split_at_raw_maps
 from nmsfree_benchmarks.harness.pictures import digits_val, full_hd
 from nmsfree_benchmarks.harness.statistics import CALLS_FOR, FEWEST_ROUNDS, STAGES
@@ -37,7 +37,7 @@ from nmsfree_benchmarks.questions.models.question import PLANS
 from nmsfree_benchmarks.questions.models.rows import postprocess_call
 from nmsfree_benchmarks.questions.models.words import CPU_ENGINES, OTHERS
 from nmsfree_benchmarks.questions.nms.question import FULL, LARGE_PLAN, QUICK
-from nmsfree_export.export import export_onnx
+from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import load_checkpoint
@@ -151,6 +151,11 @@ def test_a_changed_network_or_exporter_is_never_measured_by_an_old_file(
         assert export_all([subject], tmp_path / "work", None, lambda done, total: None) == {}
         paths.append(subject.file)
     assert paths[0] == paths[1] != paths[2] and made == paths[1:]
+
+
+def test_files_are_made_in_another_process_whose_errors_are_ours(tmp_path: Path) -> None:
+    with exporter() as export, pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        export(tmp_path / "none.safetensors", "fcos_e2e_nano", tmp_path / "a", ExportOptions())
 
 
 @pytest.mark.parametrize(

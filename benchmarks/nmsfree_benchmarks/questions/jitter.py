@@ -2,8 +2,8 @@
 
 The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
 same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
-On the processor a constant piece of work before and after every call tells which calls the
-machine left alone; p99 by the median is given of these, too.
+On the processor a constant piece of work before and after every call tells the undisturbed ones;
+p99 by the median is given of these, too.
 
 Example: nmsfree bench jitter
 
