@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 14050, "training": 9150, "export": 5600, "benchmarks": 10200}  # of code
-TEST_LINES = {"runtime": 12850, "training": 8900, "export": 3850, "benchmarks": 6350}
+TEST_LINES = {"runtime": 12850, "training": 8900, "export": 3850, "benchmarks": 6400}
 FILES = 235  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
