@@ -110,12 +110,10 @@ def analyse(
     Args:
         results: everything above the model's score floor, in any order; see `predict`.
         target_precision: precision that `Thresholds.at_precision` must reach.
-        capped: whether the results of an image are at most the `top_k` rows of the model's output;
-            the published protocol keeps all of them.
+        capped: results are at most `top_k` an image; the published protocol keeps all.
 
     Raises:
         DataError: no objects, other classes, or results of another dataset.
-        MissingExtraError: faster-coco-eval is not installed.
     """
     category_ids = category_ids_of(spec.class_names, dataset)
     image_ids = [sample.image_id for sample in dataset.samples]
