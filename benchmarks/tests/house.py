@@ -22,9 +22,9 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14050, "training": 9150, "export": 5600, "benchmarks": 10200}  # of code
-TEST_LINES = {"runtime": 12850, "training": 8900, "export": 3850, "benchmarks": 6400}
-FILES = 235  # of code, all distributions
+LINES = {"runtime": 14050, "training": 9150, "export": 5800, "benchmarks": 10200}  # of code
+TEST_LINES = {"runtime": 12850, "training": 8900, "export": 3950, "benchmarks": 6400}
+FILES = 236  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
 BEGIN, END = "<!-- picture: begin -->\n", "<!-- picture: end -->"

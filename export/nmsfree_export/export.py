@@ -158,14 +158,19 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
     cells = [(height // s) * (width // s) for s in STRIDES]
     if head == "o2m":  # candidates of NMS
         cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
+    most = sum(cells)
+    if options.nms.nms == "plain":
+        most = min(most, options.nms.spec(NmsSpec()).candidates or most)
     spec = make_spec(
         checkpoint,
         head,
         input_size=(height, width),
         batch=options.batch,
-        top_k=min(options.top_k, sum(cells)),
+        top_k=min(options.top_k, most),
         score_floor=options.score_floor,
     )
+    if options.nms.given and spec.nms is None:
+        raise InputError("--nms and its like are of the NMS baseline: give --head o2m, too")
     threshold = options.threshold
     if threshold is None:
         best = DEFAULT_THRESHOLD if thresholds is None else thresholds.best_f1
@@ -175,6 +180,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         threshold=threshold,
         thresholds=thresholds,
         resize=Resize(interpolation=options.interpolation),  # type: ignore[arg-type]  # checked
+        nms=spec.nms and options.nms.spec(spec.nms),
         precision=options.precision,
         made_for=options.target,  # type: ignore[arg-type]
     )

@@ -1,11 +1,12 @@
 """Options of `nmsfree export`, `verify` and `build`: what may be said, and what fits together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
+from nmsfree.spec import NmsSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -31,6 +32,54 @@ class Tolerance:
 
 
 STRICT = Tolerance()
+
+
+@dataclass(frozen=True)
+class NmsOptions:
+    """Non-maximum suppression in a file that needs it; None takes what the help says.
+
+    Raises:
+        InputError: options of plain operators for the operator, or an odd number of steps.
+    """
+
+    nms: Annotated[
+        Literal["operator", "plain"] | None,
+        Option("NMS by the operator, or by plain operators, which every engine builds."),
+    ] = None
+    nms_iou: Annotated[
+        float | None, Option("Boxes that overlap a better one by more are removed.", min=0, max=1)
+    ] = None
+    nms_steps: Annotated[
+        int | None,
+        Option("plain: exact for chains of so many overlaps, an even number; 20.", min=2, max=1000),
+    ] = None
+    nms_candidates: Annotated[
+        int | None, Option("plain: best candidates that enter; 1000.", min=1, max=10_000)
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.nms != "plain" and (self.nms_steps, self.nms_candidates) != (None, None):
+            raise InputError("--nms-steps and --nms-candidates are of --nms plain: give it, too")
+        if (self.nms_steps or 0) % 2:
+            raise InputError(f"nms steps is {self.nms_steps}, expected an even number")
+
+    @property
+    def given(self) -> bool:
+        return self != NO_NMS
+
+    def spec(self, usual: NmsSpec) -> NmsSpec:
+        """Describe the NMS that is asked for."""
+        plain = self.nms == "plain"
+        return replace(
+            usual,
+            iou=usual.iou if self.nms_iou is None else self.nms_iou,
+            steps=(self.nms_steps or 20) if plain else None,
+            candidates=(self.nms_candidates or 1000) if plain else None,
+        )
+
+
+NO_NMS = NmsOptions()
 
 _CHOICES = {
     "head": ("o2o", "o2m"),
@@ -73,6 +122,7 @@ class ExportOptions:
             was="rival_iou",
         ),
     ] = None
+    nms: NmsOptions = NO_NMS
     precision: Annotated[
         str, Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions.")
     ] = "fp32"

@@ -7,6 +7,8 @@ No deployed NMS-free model runs this. What NMS would still change on a whole dat
 by `nmsfree.evaluation.matching.survivors`, for all images at once; a test holds the two together.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,6 +57,22 @@ def suppress(
         kept.append(own[nms(boxes[own], scores[own], iou)])
     indices = np.concatenate(kept)
     return indices[np.argsort(-scores[indices], kind="stable")]
+
+
+def overlapping(
+    boxes: NDArray[np.float32], labels: NDArray[Any], iou: float, class_aware: bool = True
+) -> bool:
+    """Whether rows that an NMS left overlap by more than it allows: its steps may be too few.
+
+    Surely if no box was clipped at the picture's edge, which makes some overlap more.
+
+    Args:
+        boxes: float32 [n, 4] xyxy, best first.
+        labels: [n] or longer.
+    """
+    scores = np.linspace(1, 0, len(boxes), dtype=np.float32)
+    own = labels[: len(boxes)].astype(np.int64)
+    return len(suppress(boxes, scores, own, iou, class_aware)) < len(boxes)
 
 
 def _matrix_nms(

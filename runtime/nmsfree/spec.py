@@ -104,11 +104,18 @@ class Resize:
 
 @dataclass(frozen=True)
 class NmsSpec:
-    """Non-maximum suppression that a file of the o2m head carries in its graph."""
+    """Non-maximum suppression that a file carries in its graph.
+
+    With `steps` it is a fixed number of matrix products in plain operators, which every engine
+    builds: equal to the greedy loop wherever no chain of overlaps is longer than that. The number
+    is even, so that what such a chain leaves are boxes too many, which can be seen.
+    """
 
     iou: Share = 0.6  # boxes that overlap a better one by more than this are removed
     class_aware: bool = True  # within a class only
     candidates_per_level: Positive = 1000  # best (cell, class) pairs of a level that enter NMS
+    steps: Positive | None = None  # None: the operator NonMaxSuppression
+    candidates: Positive | None = None  # best of all levels that enter the steps
 
 
 @dataclass(frozen=True)

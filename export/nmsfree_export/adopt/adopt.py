@@ -7,7 +7,6 @@ pictures (`nmsfree eval`).
 """
 
 import hashlib
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +25,10 @@ from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.spec import ModelSpec, Resize
+from nmsfree.spec import ModelSpec, NmsSpec, Resize
 from nmsfree_export.adopt import detr, libreyolo, reference, ultralytics
 from nmsfree_export.adopt.foreign import ADOPT_DEFAULTS, AdoptOptions, File, Foreign
-from nmsfree_export.adopt.rewrite import opset_of, rewrite
+from nmsfree_export.adopt.rewrite import candidates_of, opset_of, rewrite
 from nmsfree_export.verify.parity import Pictures, load_images
 
 FAMILIES = (ultralytics.recognize, libreyolo.recognize, detr.recognize)
@@ -38,6 +37,9 @@ MOST_BYTES = 2 << 30
 # Nodes whose outputs are as many as the data decide, and those that hide a graph.
 FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
 LEAST_ROWS = 100
+SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
+HALF_SCORE, HALF_BOX = 0.01, 0.5
+TIES = 0.02  # of the rows after NMS: of two candidates with nearly one score either may win
 FAR = 0.05  # of the picture's longer side: what is farther is another object
 
 
@@ -121,7 +123,8 @@ def adopt_onnx(
     digest = hashlib.sha256(data).hexdigest()
     spec = make_adopted_spec(path, model, foreign, options, digest)
     adopted = rewrite(model, foreign, spec)
-    check_structure(adopted)
+    operator = spec.nms is not None and spec.nms.steps is None
+    check_structure(adopted, {"NonMaxSuppression"} if operator else set())
     pictures = [*load_images(images)] if images else bundled_pictures()
     content: bytes = adopted.SerializeToString()
     with temporary_folder() as folder:
@@ -129,7 +132,8 @@ def adopt_onnx(
         part.write_bytes(content)
         adoption = compare(original, part, foreign, pictures, progress)
     half = original.dtype(foreign) == np.float16
-    enforce(adoption, score=0.01 if half else 1e-4, box=0.5 if half else 0.05)
+    ties = 0 if spec.nms is None else TIES
+    enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
     write_atomic(out, content)
     return AdoptReport(
         out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption
@@ -184,8 +188,10 @@ def recognize(file: File, options: AdoptOptions) -> Foreign:
     }
     concluded = {**dict(found.concluded), **{k: f"{v}, as told" for k, v in told.items()}}
     same = told.get("resize", found.resize.kind) == found.resize.kind
+    nms = options.nms.spec(NmsSpec(iou=0.7)) if options.nms.given else None
     return replace(
         found,
+        nms=nms,
         concluded=tuple(concluded.items()),
         resize=found.resize if same else Resize(told["resize"]),
         normalize=told.get("normalize", found.normalize),
@@ -223,6 +229,7 @@ def make_adopted_spec(
         score_floor=floor,
         threshold=max(floor, foreign.threshold if options.threshold is None else options.threshold),
         resize=foreign.resize,
+        nms=foreign.nms,
         provenance={
             "adopted": foreign.family,
             "source": path.name,
@@ -232,13 +239,13 @@ def make_adopted_spec(
     )
 
 
-def check_structure(model: ModelProto) -> None:
+def check_structure(model: ModelProto, allowed: set[str]) -> None:
     """Nothing in the graph decides a shape by the data.
 
     Raises:
         GateError: something does, or the graph is against ONNX's rules.
     """
-    found = sorted({node.op_type for node in model.graph.node} & FORBIDDEN)
+    found = sorted({node.op_type for node in model.graph.node} & (FORBIDDEN - allowed))
     if found:
         raise GateError(f"certificate: the file holds {', '.join(found)}: it is not NMS-free")
     try:
@@ -288,18 +295,26 @@ class Original:
         """Of the pictures that it takes."""
         return np.float16 if "float16" in self.inputs[foreign.images].type else np.float32
 
-    def answer(self, foreign: Foreign, picture: NDArray[np.uint8], rows: int) -> reference.Rows:
-        """See `reference.answer`."""
+    def answer(
+        self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec | None = None
+    ) -> reference.Rows:
+        """See `reference.answer`; without a description all rows that there are."""
         batch = self.inputs[foreign.images].shape[0]
         fixed = batch if isinstance(batch, int) else 1
-        return reference.answer(self._run, foreign, picture, self.dtype(foreign), rows, fixed)
+        found = reference.answer(self._run, foreign, picture, self.dtype(foreign), fixed)
+        if spec is None:
+            return found
+        found = found.best(candidates_of(foreign, spec))
+        if spec.nms is not None:
+            found = found.without_duplicates(spec.nms.iou, float(np.float32(spec.score_floor)))
+        return found.best(spec.top_k).clipped(picture)
 
     def complete(self, foreign: Foreign) -> Foreign:
         """Count the queries of a file that does not say how many it has."""
         if foreign.output.kind != "dense" or foreign.queries is not None:
             return foreign
         black = np.zeros((64, 64, 3), np.uint8)
-        everything = self.answer(foreign, black, sys.maxsize)
+        everything = self.answer(foreign, black)
         queries = len(everything.scores) // len(foreign.columns)
         rows = min(foreign.rows, len(everything.scores))
         return replace(foreign, queries=queries, rows=rows)
@@ -323,15 +338,20 @@ def compare(
         detector = Detector(backend)
         for number, (name, picture) in enumerate(pictures):
             progress(f"comparing: {name} ({number + 1} of {len(pictures)})")
-            want = original.answer(foreign, picture, backend.spec.top_k)
+            want = original.answer(foreign, picture, backend.spec)
             inputs, (geometry,) = detector.preprocess([picture])
             raw = backend.run(inputs)
+            rows_here = None if backend.spec.nms is None else int(raw.num_detections[0, 0])
             have = reference.Rows(
-                geometry.to_source(raw.detection_boxes[0]).astype(np.float64),
-                raw.detection_scores[0].astype(np.float64),
-                raw.detection_classes[0].astype(np.int64),
+                geometry.to_source(raw.detection_boxes[0, :rows_here]).astype(np.float64),
+                raw.detection_scores[0, :rows_here].astype(np.float64),
+                raw.detection_classes[0, :rows_here].astype(np.int64),
             )
             pairs = match(want, have, max(picture.shape[:2]))
+            scale = max(geometry.scale_x, geometry.scale_y)
+            if backend.spec.nms is not None:
+                apart = np.abs(want.boxes[pairs[:, 0]] - have.boxes[pairs[:, 1]]).max(axis=1)
+                pairs = pairs[apart * scale <= BOX]
             ours, theirs = pairs.T
             last = max(want.scores.min(initial=1), have.scores.min(initial=1))
             for side, matched in ((want, ours), (have, theirs)):
@@ -339,7 +359,6 @@ def compare(
                 unmatched += int((alone > last * 1.01 + 1e-6).sum())
             a, b = want.scores[ours], have.scores[theirs]
             score = max(score, float((np.abs(a - b) / np.clip(100 * a, 1e-6, 1)).max(initial=0)))
-            scale = max(geometry.scale_x, geometry.scale_y)
             apart = np.abs(want.boxes[ours] - have.boxes[theirs]).max(initial=0) * scale
             box, rows = max(box, float(apart)), rows + len(pairs)
             seen.update(np.round(a, 6).tolist())
@@ -362,9 +381,13 @@ def match(a: reference.Rows, b: reference.Rows, side: int) -> NDArray[np.intp]:
     return np.array(pairs, np.intp).reshape(-1, 2)
 
 
-def enforce(found: Adoption, score: float, box: float) -> None:
+def enforce(found: Adoption, score: float, box: float, unmatched: float) -> None:
     """Raise GateError unless the files say the same."""
-    if found.unmatched or found.score_difference > score or found.box_difference > box:
+    if (
+        found.unmatched > unmatched * found.rows
+        or found.score_difference > score
+        or found.box_difference > box
+    ):
         raise GateError(
             f"adoption: the file does not say what the original says: {found}; expected"
             f" {score:.0e} and {box} px"

@@ -15,6 +15,7 @@ from nmsfree_export.adopt.foreign import (
     Foreign,
     Output,
     classes_of,
+    known,
     needed_names,
 )
 from nmsfree_export.adopt.libreyolo import ANTIALIASED, vision_transformer
@@ -120,7 +121,7 @@ def _described(
         output=output,
         **kept,
         rows=min(300, rows) if isinstance(rows, int) and rows else 300,
-        queries=rows if isinstance(rows, int) else None,
+        queries=known(rows),
         threshold=THRESHOLD,
         head="queries",
     )

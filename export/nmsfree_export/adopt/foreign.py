@@ -11,8 +11,9 @@ from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.decode import read_text
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
-from nmsfree.spec import Resize
+from nmsfree.spec import Head, NmsSpec, Resize
 from nmsfree.text import shown
+from nmsfree_export.options import NO_NMS, NmsOptions
 
 Normalization = Literal["none", "unit", "imagenet"]
 Background = Literal["none", "first", "last"]
@@ -56,6 +57,7 @@ class AdoptOptions:
         tuple[str, ...] | None,
         Option("Another name for a class, may be repeated.", metavar="OLD=NEW"),
     ] = None
+    nms: NmsOptions = NO_NMS
     score_floor: Annotated[float, Option("Lowest score that is counted.", min=0, max=1)] = 0.05
     threshold: Annotated[
         float | None, Option("Score that is shown unless asked otherwise.", min=0, max=1)
@@ -103,6 +105,7 @@ class Foreign:
         queries: boxes of a dense output; None where they are not known.
         rows: of the output, unless told.
         head: of the description, see `ModelSpec`.
+        nms: that the adopted file has; None where it needs none.
     """
 
     family: str
@@ -118,7 +121,8 @@ class Foreign:
     rows: int
     threshold: float
     queries: int | None = None
-    head: Literal["o2o", "queries"] = "o2o"
+    head: Head = "o2o"
+    nms: NmsSpec | None = None
     bgr: bool = False
     provenance: Mapping[str, str] = field(default_factory=dict)
 
@@ -172,6 +176,11 @@ class File:
                 f" {options.size[0]} × {options.size[1]}: leave it out"
             )
         return size  # type: ignore[return-value]
+
+
+def known(size: int | str) -> int | None:
+    """A size that the file says; None for an open one."""
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def sizes_of(value: ValueInfoProto) -> Sizes:

@@ -6,7 +6,7 @@ from nmsfree.decode import decode_json
 from nmsfree.errors import InputError
 from nmsfree.spec import Resize
 from nmsfree.text import shown
-from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of
+from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of, known
 
 # Where no other is told; all were trained with pictures that Pillow had stretched.
 ANTIALIASED = Resize("stretch", antialias=True)
@@ -65,7 +65,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         output=found,
         **classes_of(file, options, count, names),
         rows=min(300, rows) if isinstance(rows, int) else 300,
-        queries=rows if isinstance(rows, int) else None,
+        queries=known(rows),
         threshold=0.4 if head == "queries" else 0.25,
         head=head,  # type: ignore[arg-type]
         provenance={

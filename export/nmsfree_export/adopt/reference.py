@@ -23,11 +23,32 @@ class Rows(NamedTuple):
     scores: NDArray[np.float64]
     classes: NDArray[np.int64]
 
+    def best(self, count: int) -> "Rows":
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return Rows(self.boxes[order], self.scores[order], self.classes[order])
+
+    def without_duplicates(self, iou: float, floor: float) -> "Rows":
+        """What greedy NMS leaves of sorted rows above the floor, class by class."""
+        kept: list[int] = []
+        for i in np.flatnonzero(self.scores > floor):
+            others = [j for j in kept if self.classes[j] == self.classes[i]]
+            low = np.maximum(self.boxes[others, :2], self.boxes[i, :2])
+            high = np.minimum(self.boxes[others, 2:], self.boxes[i, 2:])
+            shared = np.prod(np.clip(high - low, 0, None), axis=1)
+            areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
+            if not (shared > iou * (areas[others] + areas[i] - shared)).any():
+                kept.append(int(i))
+        return Rows(self.boxes[kept], self.scores[kept], self.classes[kept])
+
+    def clipped(self, image: NDArray[np.uint8]) -> "Rows":
+        limit = [image.shape[1], image.shape[0]] * 2
+        return self._replace(boxes=np.clip(self.boxes, 0, limit))
+
 
 def answer(
-    run: Run, foreign: Foreign, image: NDArray[np.uint8], dtype: Any, rows: int, batch: int = 1
+    run: Run, foreign: Foreign, image: NDArray[np.uint8], dtype: Any, batch: int = 1
 ) -> Rows:
-    """Return the best rows of a file for one picture.
+    """Return all rows of a file for one picture, boxes not clipped.
 
     Args:
         run: the original file.
@@ -59,12 +80,8 @@ def answer(
     number = {column: i for i, column in enumerate(foreign.columns)}
     kept = np.array([column in number for column in columns.tolist()], bool)
     boxes, scores, columns = boxes[kept], scores[kept], columns[kept]
-    order = np.argsort(-scores, kind="stable")[:rows]
-    boxes = np.clip(boxes[order], 0, [width, height, width, height])
     source = (boxes - np.tile(offset, 2)) / np.tile(scale, 2)
-    limit = [image.shape[1], image.shape[0]] * 2
-    classes = np.array([number[c] for c in columns[order].tolist()], np.int64)
-    return Rows(np.clip(source, 0, limit), scores[order], classes)
+    return Rows(source, scores, np.array([number[c] for c in columns.tolist()], np.int64))
 
 
 def _resized(

@@ -4,14 +4,23 @@ Its own nodes stay as they are, under the prefix `net/`. Nodes before them (`in/
 uint8 BGR pixels; nodes behind them (`out/`) choose the exact best K of its scores.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper
+from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from nmsfree.spec import ModelSpec
 from nmsfree_export.adopt.foreign import Foreign
-from nmsfree_export.graph.contract import describe, images_of, outputs_of, set_outputs
+from nmsfree_export.graph.contract import (
+    CANDIDATES,
+    describe,
+    images_of,
+    outputs_of,
+    set_outputs,
+)
+from nmsfree_export.graph.nms import append_nms
+from nmsfree_export.graph.nodes import Nodes
 
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of values in 0 … 1
 FLOAT, HALF, INT32, INT64 = (
@@ -20,49 +29,6 @@ FLOAT, HALF, INT32, INT64 = (
     TensorProto.INT32,
     TensorProto.INT64,
 )
-
-
-class _Nodes:
-    """Nodes as they are written down: a call adds one and returns the name of its output."""
-
-    def __init__(self, prefix: str, opset: int) -> None:
-        self.prefix, self.opset = prefix, opset
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-
-    def __call__(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        output = name or f"{self.prefix}{op}_{len(self.nodes)}"
-        self._add(op, inputs, [output], attributes)
-        return output
-
-    def top(self, scores: str, k: int, name: str = "") -> tuple[str, str]:
-        """The best k [N, k] along the second axis of scores [N, M], and their places."""
-        places = f"{self.prefix}places_{len(self.nodes)}"
-        best = name or f"{self.prefix}best_{len(self.nodes)}"
-        self._add("TopK", [scores, self.of([k])], [best, places], {"axis": 1})
-        return best, places
-
-    def rows(self, values: str, places: str, columns: int) -> str:
-        """Rows [N, k, columns] of values [N, M, columns] at places [N, k]."""
-        wide = [self("Unsqueeze", places, self.of([2]))] * columns
-        index = wide[0] if columns == 1 else self("Concat", *wide, axis=2)
-        return self("GatherElements", values, index, axis=1)
-
-    def maximum(self, values: str) -> str:
-        """[N, M, C] → [N, M]; the axis became an input with opset 18."""
-        if self.opset < 18:
-            return self("ReduceMax", values, axes=[2], keepdims=0)
-        return self("ReduceMax", values, self.of([2]), keepdims=0)
-
-    def of(self, value: Any, kind: Any = np.int64) -> str:
-        """A constant."""
-        name = f"{self.prefix}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
-        return name
-
-    def _add(self, op: str, inputs: Any, outputs: list[str], attributes: dict[str, Any]) -> None:
-        name = f"{self.prefix}{op}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, outputs, name, **attributes))
 
 
 def opset_of(model: ModelProto) -> int:
@@ -78,7 +44,7 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     graph = adopted.graph
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
     opset = opset_of(model)
-    before, behind = _Nodes("in/", opset), _Nodes("out/", opset)
+    before, behind = Nodes("in/", opset), Nodes("out/", opset)
     _add_input(before, adopted, foreign, kinds)
     if foreign.output.kind == "sorted":
         _add_sizes(before, spec)
@@ -86,10 +52,14 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
         behind("Cast", name, to=FLOAT) if kinds[name] == HALF else name
         for name in (f"net/{output}" for output in foreign.output.names)
     ]
-    boxes, scores, classes = {"rows": _from_rows, "dense": _from_dense, "sorted": _from_sorted}[
-        foreign.output.kind
-    ](behind, found, foreign, spec)
-    _add_outputs(behind, boxes, scores, classes, spec)
+    read = {"rows": _from_rows, "dense": _from_dense, "sorted": _from_sorted}[foreign.output.kind]
+    count = candidates_of(foreign, spec)
+    boxes, scores, classes = read(behind, found, foreign, replace(spec, top_k=count))
+    if spec.nms is None:
+        _add_outputs(behind, boxes, scores, classes, spec)
+    else:
+        for name, value in zip(CANDIDATES, (boxes, scores, classes), strict=True):
+            behind("Identity", value, name=name)
     own = list(graph.node)
     del graph.node[:], graph.input[:], graph.value_info[:]
     graph.node.extend([*before.nodes, *own, *behind.nodes])
@@ -98,13 +68,28 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     for name, (kind, shape) in images_of(spec, n).items():
         element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         graph.input.append(helper.make_tensor_value_info(name, element, shape))
-    set_outputs(adopted, outputs_of(spec, n))
+    if spec.nms is None:
+        set_outputs(adopted, outputs_of(spec, n))
+    else:
+        candidates = zip(CANDIDATES, ("float32", "float32", "int64"), ((4,), (), ()), strict=True)
+        set_outputs(adopted, {name: (kind, (n, count, *size)) for name, kind, size in candidates})
+        append_nms(adopted, spec)
     adopted.producer_name = "nmsfree"
     describe(adopted, spec)
     return adopted
 
 
-def _add_input(add: _Nodes, adopted: ModelProto, foreign: Foreign, kinds: dict[str, int]) -> None:
+def candidates_of(foreign: Foreign, spec: ModelSpec) -> int:
+    """How many rows are chosen from the file's outputs: those of the result, or what enters NMS."""
+    if spec.nms is None:
+        return spec.top_k
+    most = foreign.rows
+    if foreign.output.kind == "dense" and foreign.queries is not None:
+        most = foreign.queries * len(foreign.columns)
+    return min(most, spec.nms.candidates or spec.nms.candidates_per_level)
+
+
+def _add_input(add: Nodes, adopted: ModelProto, foreign: Foreign, kinds: dict[str, int]) -> None:
     """uint8 BGR [N, H, W, 3] → what the network takes.
 
     Where the first thing it does is a convolution in float32, that takes the channels' order and
@@ -153,7 +138,7 @@ def _fold(adopted: ModelProto, image: str, scale: Any, flip: bool) -> bool:
     return bool(readers)
 
 
-def _add_sizes(add: _Nodes, spec: ModelSpec) -> None:
+def _add_sizes(add: Nodes, spec: ModelSpec) -> None:
     """Boxes shall come in pixels of the input: (width, height), see RT-DETR's own script."""
     size = add.of([[spec.width, spec.height]])
     if spec.batch is None:
@@ -165,7 +150,7 @@ def _add_sizes(add: _Nodes, spec: ModelSpec) -> None:
 
 
 def _from_rows(
-    add: _Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
+    add: Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     """[N, K, 6] → boxes, scores [N, K], classes int64 [N, K] by their number in the file."""
     parts = [
@@ -178,7 +163,7 @@ def _from_rows(
 
 
 def _from_sorted(
-    add: _Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
+    add: Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     labels, boxes, scores = outputs
     classes = add("Cast", labels, to=INT64)
@@ -186,7 +171,7 @@ def _from_sorted(
 
 
 def _chosen(
-    add: _Nodes, boxes: str, scores: str, classes: str, foreign: Foreign, spec: ModelSpec
+    add: Nodes, boxes: str, scores: str, classes: str, foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     """The best rows of the classes that are kept, their numbers those of the description."""
     numbers = np.full(max(foreign.columns) + 1, -1, np.int64)
@@ -202,7 +187,7 @@ def _chosen(
 
 
 def _from_dense(
-    add: _Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
+    add: Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     """Boxes [N, Q, 4] and scores [N, Q, C] → the best K of all queries × classes.
 
@@ -233,7 +218,7 @@ def _from_dense(
     return boxes, add("Sigmoid", best) if found.logits else best, label
 
 
-def _corners(add: _Nodes, boxes: str, foreign: Foreign, spec: ModelSpec) -> str:
+def _corners(add: Nodes, boxes: str, foreign: Foreign, spec: ModelSpec) -> str:
     """Boxes [N, K, 4] as corners in pixels of the input."""
     form, _, share = foreign.output.boxes.partition("-")
     if form == "cxcywh":
@@ -247,7 +232,7 @@ def _corners(add: _Nodes, boxes: str, foreign: Foreign, spec: ModelSpec) -> str:
     return boxes
 
 
-def _add_outputs(add: _Nodes, boxes: str, scores: str, classes: str, spec: ModelSpec) -> None:
+def _add_outputs(add: Nodes, boxes: str, scores: str, classes: str, spec: ModelSpec) -> None:
     """The four outputs of the contract."""
     limit = add.of([spec.width, spec.height] * 2, np.float32)
     above = add("Max", boxes, add.of(0, np.float32))

@@ -7,9 +7,9 @@ here comes from their code. The files are AGPL, and stay so.
 import ast
 
 from nmsfree.errors import InputError
-from nmsfree.spec import Resize
+from nmsfree.spec import Head, Resize
 from nmsfree.text import shown
-from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of
+from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of, known
 
 GREY = (114, 114, 114)
 THRESHOLD = 0.25  # what their own prediction shows
@@ -48,17 +48,22 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         detr, rows, count = True, sizes[1], len(names)
         found = Output("dense", (output,), "cxcywh-share")
         concluded.append(("output", f"{list(sizes)}: boxes and {count} scores of every query"))
+    elif sizes[1] == 4 + len(names) and options.nms.given:
+        detr, rows, count = False, 300, len(names)
+        found = Output("dense", (output,), "cxcywh", columns_first=True)
+        concluded.append(("output", f"{list(sizes)}: a box and {count} scores of every cell"))
     else:
         raise InputError(
             f"{file.path}: output {list(sizes)} is not NMS-free, it has a box for every cell:"
-            f" {_NMS_FREE}"
+            f" {_NMS_FREE}, or adopt it as an NMS baseline with --nms plain"
         )
+    head: Head = "queries" if detr else "o2m" if found.columns_first else "o2o"
     resize = Resize("stretch") if detr else Resize(place="center", pad=GREY)
     concluded.append(
         ("resize", "stretch, as an RT-DETR's" if detr else "letterbox in the centre, grey 114")
     )
     return Foreign(
-        family="Ultralytics RT-DETR" if detr else "Ultralytics YOLO, one-to-one head",
+        family=f"Ultralytics {'RT-DETR' if detr else f'YOLO, {head} head'}",
         concluded=tuple(concluded),
         images=image,
         size=(height, width),
@@ -67,9 +72,9 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         output=found,
         **classes_of(file, options, count, names),
         rows=rows if isinstance(rows, int) else 300,
-        queries=rows if isinstance(rows, int) else None,
+        queries=known(sizes[2] if found.columns_first else sizes[1]),
         threshold=THRESHOLD,
-        head="queries" if detr else "o2o",
+        head=head,
         provenance={
             key: shown(entries[key], 400)
             for key in ("description", "author", "version", "license")

@@ -79,7 +79,12 @@ def _show(report: "AdoptReport", console: "Console") -> None:
     table = Table(title=f"Adopted: {report.foreign.family}", show_header=False)
     for what, found in report.foreign.concluded:
         table.add_row("", what, Text(shown(found)))
-    table.add_row("✓", "NMS-free", "no NMS, loop or branch in the graph")
+    nms = spec.nms
+    if nms is None:
+        table.add_row("✓", "NMS-free", "no NMS, loop or branch in the graph")
+    else:
+        form = f"plain operators, {nms.steps} steps" if nms.steps else "the operator"
+        table.add_row("", "NMS baseline", f"{form}, IoU {nms.iou:g}")
     table.add_row("✓", "same detections as the original", Text(str(report.adoption)))
     console.print(table)
     licence = spec.provenance.get("license", "not said by the file: see its project")

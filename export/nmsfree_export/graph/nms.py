@@ -1,4 +1,10 @@
-"""The NMS baseline's last part: candidates → NonMaxSuppression → the outputs of the contract."""
+"""The NMS baseline's last part: candidates → NMS → the outputs of the contract.
+
+NMS is the operator or, for engines that lack it, plain operators. Greedy NMS is the fixed point of
+"a candidate stays if no better one that stays overlaps it". Asked of all at once, as a product with
+the matrix of overlaps, beginning with all that stay, the answer is right for chains of as many
+overlaps as there were products.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -6,9 +12,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_export.graph.contract import CANDIDATES as CANDIDATES
 from nmsfree_export.graph.contract import outputs_of, set_outputs
+from nmsfree_export.graph.nodes import Nodes
 
 
 def append_nms(model: ModelProto, spec: ModelSpec) -> None:
@@ -19,25 +26,79 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     """
     assert spec.nms is not None
     scores = next(o for o in model.graph.output if o.name == "candidate_scores")
-    k = min(spec.top_k, scores.type.tensor_type.shape.dim[1].dim_value)
+    most = scores.type.tensor_type.shape.dim[1].dim_value
+    plain = spec.nms.steps is not None
+    if plain:
+        most = min(most, spec.nms.candidates or most)
+    k = min(spec.top_k, most)
     constants = {
-        "nms_classes": np.arange(len(spec.class_names), dtype=np.int64)[None, :, None],
-        "nms_removed": np.float32(-1),
-        "nms_iou": np.array([spec.nms.iou], np.float32),
+        **({} if plain else _constants(spec, spec.nms)),
         "nms_floor": np.array([spec.score_floor], np.float32),
-        "nms_most": np.array([np.iinfo(np.int32).max], np.int64),
         "nms_axis1": np.array([1], np.int64),
         "nms_axis2": np.array([2], np.int64),
-        "nms_image_and_row": np.array([0, 2], np.int64),
         "nms_zero": np.float32(0),
-        "nms_one": np.float32(1),
         "nms_k": np.array([k], np.int64),
         "nms_limit": np.array([spec.width, spec.height] * 2, np.float32),
     }
     for name, value in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    model.graph.node.extend(_scores_by_class(spec.nms.class_aware) + _suppress() + _best_rows())
+    if plain:
+        add = _suppress_plainly(spec.nms, most)
+        model.graph.initializer.extend(add.constants)
+        model.graph.node.extend([*add.nodes, *_best_rows("nms_sorted")])
+    else:
+        by_class = _scores_by_class(spec.nms.class_aware)
+        model.graph.node.extend([*by_class, *_suppress(), *_best_rows("candidate")])
     set_outputs(model, outputs_of(replace(spec, top_k=k), spec.batch or "batch"))
+
+
+def _constants(spec: ModelSpec, nms: NmsSpec) -> dict[str, Any]:
+    """What the operator and the nodes around it need."""
+    return {
+        "nms_classes": np.arange(len(spec.class_names), dtype=np.int64)[None, :, None],
+        "nms_removed": np.float32(-1),
+        "nms_iou": np.array([nms.iou], np.float32),
+        "nms_most": np.array([np.iinfo(np.int32).max], np.int64),
+        "nms_image_and_row": np.array([0, 2], np.int64),
+        "nms_one": np.float32(1),
+    }
+
+
+def _suppress_plainly(nms: NmsSpec, count: int) -> Nodes:
+    """The best `count` candidates [N, M], sorted, and their scores, 0 for those that are removed.
+
+    All comparisons are those of `nmsfree.nms.greedy_nms`.
+    """
+    assert nms.steps is not None
+    add = Nodes("nms/", opset=18)
+    best, places = add.top("candidate_scores", count)
+    boxes = add.rows("candidate_boxes", places, 4, name="nms_sorted_boxes")
+    classes = add("GatherElements", "candidate_classes", places, name="nms_sorted_classes", axis=1)
+    columns = [
+        add("Slice", boxes, add.of([i]), add.of([i + 1]), add.of([2])) for i in range(4)
+    ]  # x1, y1, x2, y2: [N, M, 1]
+    x1, y1, x2, y2 = [(column, add("Transpose", column, perm=[0, 2, 1])) for column in columns]
+    zero = add.of(0, np.float32)
+    sides = [
+        add("Max", add("Sub", add("Min", *high), add("Max", *low)), zero)
+        for low, high in ((x1, x2), (y1, y2))
+    ]
+    shared = add("Mul", *sides)  # [N, M, M]
+    areas = [add("Mul", add("Sub", x2[i], x1[i]), add("Sub", y2[i], y1[i])) for i in (0, 1)]
+    union = add("Sub", add("Add", *areas), shared)
+    over = add("Greater", shared, add("Mul", union, add.of(nms.iou, np.float32)))
+    rank = np.arange(count)
+    removes = add("And", over, add("Less", add.of(rank[:, None]), add.of(rank[None])))
+    if nms.class_aware:
+        each = [add("Unsqueeze", classes, add.of([axis])) for axis in (2, 1)]
+        removes = add("And", removes, add("Equal", *each))
+    matrix = add("Cast", removes, to=TensorProto.FLOAT)
+    stays = add("Unsqueeze", add("Add", add("Mul", best, zero), add.of(1, np.float32)), add.of([1]))
+    for _ in range(nms.steps):
+        removed = add("MatMul", stays, matrix)  # [N, 1, M]: by how many
+        stays = add("Cast", add("Less", removed, add.of(0.5, np.float32)), to=TensorProto.FLOAT)
+    add("Mul", best, add("Squeeze", stays, add.of([1])), name="nms_kept_scores")
+    return add
 
 
 def _node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
@@ -70,18 +131,18 @@ def _suppress() -> list[NodeProto]:
     ]
 
 
-def _best_rows() -> list[NodeProto]:
+def _best_rows(source: str) -> list[NodeProto]:
     """The best k of what is left, as the contract's four outputs."""
     top = helper.make_node(
         "TopK", ["nms_kept_scores", "nms_k"], ["detection_scores", "nms_best"], name="nms/top"
     )
     return [
         top,
-        _node("GatherElements", "candidate_classes nms_best", "nms_best_classes", axis=1),
+        _node("GatherElements", f"{source}_classes nms_best", "nms_best_classes", axis=1),
         _node("Cast", "nms_best_classes", "detection_classes", to=TensorProto.INT32),
         _node("Unsqueeze", "nms_best nms_axis2", "nms_best_1"),
         _node("Concat", "nms_best_1 nms_best_1 nms_best_1 nms_best_1", "nms_best_4", axis=2),
-        _node("GatherElements", "candidate_boxes nms_best_4", "nms_best_boxes", axis=1),
+        _node("GatherElements", f"{source}_boxes nms_best_4", "nms_best_boxes", axis=1),
         _node("Max", "nms_best_boxes nms_zero", "nms_best_boxes_low"),
         _node("Min", "nms_best_boxes_low nms_limit", "detection_boxes"),
         _node("Greater", "detection_scores nms_floor", "nms_above"),

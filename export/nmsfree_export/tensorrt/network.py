@@ -88,7 +88,7 @@ def read_source(path: Path, *, builds_nms: bool) -> Source:
         raise ModelError(
             f"{path}: its weights lie in another file, expected one file: export the model again"
         )
-    cut = spec.nms is not None and not builds_nms
+    cut = spec.nms is not None and spec.nms.steps is None and not builds_nms
     if cut:
         cut_nms(model)
     graph = model.SerializeToString() if cut else content

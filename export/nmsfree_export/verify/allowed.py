@@ -103,6 +103,13 @@ NMS_OPERATORS = {
     "ScatterND": Operator(3),
     "Where": Operator(3),
 }
+PLAIN_NMS_OPERATORS = {
+    "And": Operator(2),
+    "Equal": Operator(2),
+    "Less": Operator(2),
+    "MatMul": Operator(2),
+    "Squeeze": Operator(1),
+}
 INT8_OPERATORS = {"QuantizeLinear": Operator(1), "DequantizeLinear": Operator(1, {"axis": INT})}
 _VALUE_FIELDS = {
     AttributeProto.INT: "i",
@@ -117,7 +124,9 @@ def refused(why: str) -> GateError:
 
 
 def operators_of(spec: ModelSpec) -> dict[str, Operator]:
-    nms = {} if spec.nms is None else NMS_OPERATORS
+    nms: dict[str, Operator] = {}
+    if spec.nms is not None:
+        nms = NMS_OPERATORS if spec.nms.steps is None else PLAIN_NMS_OPERATORS
     return OPERATORS | nms | (INT8_OPERATORS if spec.precision == "int8" else {})
 
 

@@ -103,6 +103,7 @@ def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[Line]:
     if spec.nms is None:
         used = {node.op_type for node in model.graph.node}
         lines.append(("no NMS, loop or branch", f"only {', '.join(sorted(used))}"))
+    if spec.nms is None or spec.nms.steps is not None:
         lines.append(_check_shapes(model, spec))
     return lines
 

@@ -1,0 +1,49 @@
+"""Writing nodes of a graph one below the other, as the calls of a program."""
+
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+
+class Nodes:
+    """Nodes as they are written down: a call adds one and returns the name of its output."""
+
+    def __init__(self, prefix: str, opset: int) -> None:
+        self.prefix, self.opset = prefix, opset
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def __call__(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        output = name or f"{self.prefix}{op}_{len(self.nodes)}"
+        self._add(op, inputs, [output], attributes)
+        return output
+
+    def top(self, scores: str, k: int, name: str = "") -> tuple[str, str]:
+        """The best k [N, k] along the second axis of scores [N, M], and their places."""
+        places = f"{self.prefix}places_{len(self.nodes)}"
+        best = name or f"{self.prefix}best_{len(self.nodes)}"
+        self._add("TopK", [scores, self.of([k])], [best, places], {"axis": 1})
+        return best, places
+
+    def rows(self, values: str, places: str, columns: int, name: str = "") -> str:
+        """Rows [N, k, columns] of values [N, M, columns] at places [N, k]."""
+        wide = [self("Unsqueeze", places, self.of([2]))] * columns
+        index = wide[0] if columns == 1 else self("Concat", *wide, axis=2)
+        return self("GatherElements", values, index, name=name, axis=1)
+
+    def maximum(self, values: str) -> str:
+        """[N, M, C] → [N, M]; the axis became an input with opset 18."""
+        if self.opset < 18:
+            return self("ReduceMax", values, axes=[2], keepdims=0)
+        return self("ReduceMax", values, self.of([2]), keepdims=0)
+
+    def of(self, value: Any, kind: Any = np.int64) -> str:
+        """A constant."""
+        name = f"{self.prefix}constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
+        return name
+
+    def _add(self, op: str, inputs: Any, outputs: list[str], attributes: dict[str, Any]) -> None:
+        name = f"{self.prefix}{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, outputs, name, **attributes))
