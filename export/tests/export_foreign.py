@@ -3,12 +3,16 @@
 The network is the same in all: two convolutions, a box and scores for each of 64 cells.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, compose, helper, numpy_helper
+
+from nmsfree_export.adopt.rewrite import MEAN_RGB, STD_RGB
 
 SIZE, CELLS, CLASSES = 64, 64, 5
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))
@@ -92,14 +96,19 @@ class Graph:
         self.add("Identity", value, out=(name,))
         self.outputs[name] = kind, (self.batch, *sizes)
 
-    def model(self, metadata: dict[str, str] | None = None, opset: int = 17) -> ModelProto:
+    def model(
+        self,
+        metadata: dict[str, str] | None = None,
+        opset: int = 17,
+        more: Sequence[TensorProto] = (),
+    ) -> ModelProto:
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
             self.nodes,
             "foreign",
             [info(name, *port) for name, port in self.inputs.items()],
             [info(name, *port) for name, port in self.outputs.items()],
-            [numpy_helper.from_array(value, name) for name, value in self.weights.items()],
+            [numpy_helper.from_array(v, name) for name, v in self.weights.items()] + list(more),
         )
         made = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
@@ -185,3 +194,64 @@ def libreyolo_yolo9() -> ModelProto:
 def save(model: ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def wrapped(ours: ModelProto, letter: str) -> ModelProto:
+    """One of this project's files, batch 1, as a file of another contract: A, D, G, J or K."""
+    net = compose.add_prefix(ours, "own/")
+    (size,) = {d.dim_value for d in net.graph.input[0].type.tensor_type.shape.dim[1:3]}
+    rows, columns = 100, 10
+    graph = Graph.__new__(Graph)
+    graph.batch, graph.nodes, graph.weights, graph.outputs = 1, [], {}, {}
+    graph.inputs = {"images": (FLOAT, (1, 3, size, size))}
+    pixels = "images"
+    if letter == "J":
+        planes = [np.array(v)[None, :, None, None] for v in (STD_RGB, MEAN_RGB)]
+        pixels = graph.add("Mul", pixels, graph.of(planes[0]))
+        pixels = graph.add("Add", pixels, graph.of(planes[1]))
+    pixels = graph.add("Round", graph.add("Mul", pixels, graph.of(255)))
+    pixels = graph.add("Gather", pixels, graph.of([2, 1, 0], np.int64), axis=1)
+    pixels = graph.add("Transpose", pixels, perm=[0, 2, 3, 1])
+    graph.add("Cast", pixels, out=("own/images",), to=TensorProto.UINT8)
+    graph.nodes.extend(net.graph.node)
+    boxes, scores, classes = (f"own/detection_{what}" for what in ("boxes", "scores", "classes"))
+    share = graph.add("Div", boxes, graph.of(size))
+    low, high = graph.part(share, 0, 2), graph.part(share, 2, 4)
+    centre = graph.add("Mul", graph.add("Add", low, high), graph.of(0.5))
+    centred = graph.add("Concat", centre, graph.add("Sub", high, low), axis=2)
+    if letter in "AD":
+        axis = graph.of([2], np.int64)
+        labels = graph.add("Cast", classes, to=FLOAT)
+        parts = [graph.add("Unsqueeze", column, axis) for column in (scores, labels)]
+        rows6 = graph.add("Concat", boxes if letter == "A" else centred, *parts, axis=2)
+        graph.output("output0", rows6, (rows, 6))
+        names = str({i: str(i) for i in range(columns)})
+        head = {"head": "RTDETRDecoder"} if letter == "D" else {}
+        entries = ULTRALYTICS | {"names": names, "imgsz": f"[{size}, {size}]"} | head
+    elif letter == "G":
+        graph.inputs["orig_target_sizes"] = TensorProto.INT64, (1, 2)
+        sizes = graph.add("Cast", "orig_target_sizes", to=FLOAT)
+        graph.output("labels", graph.add("Cast", classes, to=TensorProto.INT64), (rows,))
+        graph.outputs["labels"] = TensorProto.INT64, (1, rows)
+        graph.output(
+            "boxes", graph.add("Mul", share, graph.add("Concat", sizes, sizes, axis=1)), (rows, 4)
+        )
+        graph.output("scores", scores, (rows,))
+        entries = {}
+    else:
+        depth, off_on = graph.of(columns, np.int64), graph.of([0, 1])
+        own = graph.add("OneHot", graph.add("Cast", classes, to=TensorProto.INT64), depth, off_on)
+        wide = graph.add("Unsqueeze", scores, graph.of([2], np.int64))
+        share_of = graph.add(
+            "Clip", graph.add("Mul", wide, own), graph.of(1e-6), graph.of(1 - 1e-6)
+        )
+        odds = graph.add("Div", share_of, graph.add("Sub", graph.of(1), share_of))
+        logits = graph.add("Log", odds)
+        if letter == "J":
+            logits = graph.add("Concat", logits, graph.of(np.full((1, rows, 1), 9)), axis=2)
+        names = ("labels", "dets") if letter == "J" else ("pred_logits", "pred_boxes")
+        graph.output(names[0], logits, (rows, columns + (letter == "J")))
+        graph.output(names[1], centred, (rows, 4))
+        digits = json.dumps({str(i): str(i) for i in range(columns)})
+        entries = LIBREYOLO | {"names": digits} if letter == "K" else {}
+    return graph.model(entries, opset=net.opset_import[0].version, more=list(net.graph.initializer))

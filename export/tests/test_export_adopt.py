@@ -267,3 +267,23 @@ def test_with_nms_it_is_the_greedy_loop(
     assert report.spec.nms is not None and report.spec.nms.iou == 0.7
     operators = {node.op_type for node in onnx.load(report.path).graph.node}
     assert ("NonMaxSuppression" in operators) == (kind == "operator")
+
+
+@pytest.mark.parametrize("letter", "ADGJK")
+def test_our_own_detector_in_another_contract_finds_the_same(
+    letter: str, nano: Any, trace: Any, digits: Path, tmp_path: Path
+) -> None:
+    """Its pictures are as large as its input, so that every resize is the same."""
+    ours = trace(nano)
+    theirs = foreign.save(foreign.wrapped(ours, letter), tmp_path / "theirs.onnx")
+    told = {"G": AdoptOptions(names="0,1,2,3,4,5,6,7,8,9"), "J": AdoptOptions(background="last")}
+    options = replace(told.get(letter, ADOPT_DEFAULTS), score_floor=0.05)
+    if letter == "J":
+        options = replace(options, names="0,1,2,3,4,5,6,7,8,9")
+    report = adopt_onnx(theirs, tmp_path / "ours.onnx", options, digits / "val")
+    with Detector(foreign.save(ours, tmp_path / "own.onnx")) as own, Detector(report.path) as other:
+        for path in sorted((digits / "val").iterdir()):
+            a, b = (detector(path, threshold=0.3) for detector in (own, other))
+            np.testing.assert_allclose(a.xyxy, b.xyxy, atol=0.01)
+            np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-4)
+            assert a.class_name == b.class_name and len(a) > 0

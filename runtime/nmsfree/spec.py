@@ -191,11 +191,11 @@ class ModelSpec:
             ModelError: not JSON, a newer major version, or a field missing, of another type or
                 out of its bounds.
         """
-        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN, _from_format_1)
+        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN, from_format_1)
 
 
-def _from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """All files were letterboxed to the top left then; newer formats stay as they are."""
+def from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a description as format 2 has them: all were letterboxed to the top left then."""
     if not str(fields.get("format_version")).startswith("1."):
         return fields
     resize = {"interpolation": fields.get("interpolation", "linear")}

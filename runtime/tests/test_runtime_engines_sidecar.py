@@ -1,6 +1,7 @@
 """The JSON beside an engine: it survives the way there and back, and refuses what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ AGAIN = "build the engine again with `nmsfree build`"
 def sidecar(make_spec: Any, make_sidecar: Any) -> Sidecar:
     spec = make_spec(class_names=("bleu", "grün", "赤"))
     return make_sidecar(onnx="modèle.onnx", spec=spec, precision="mixed fp16", batch=(1, 4, 8))
+
+
+def test_a_model_described_in_format_1_is_letterboxed_as_it_was(sidecar: Sidecar) -> None:
+    values = json.loads(json.dumps(replace(sidecar, previous=sidecar).to_json()))
+    for holder in (values, values["previous"]):
+        del holder["spec"]["resize"]
+        holder["spec"] |= {"format_version": "1.2", "interpolation": "area"}
+    found = Sidecar.from_json(json.dumps(values))
+    assert found.previous is not None
+    assert found.spec.resize.interpolation == found.previous.spec.resize.interpolation == "area"
 
 
 def test_round_trip(sidecar: Sidecar, tmp_path: Path) -> None:

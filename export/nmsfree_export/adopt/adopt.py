@@ -7,8 +7,8 @@ pictures (`nmsfree eval`).
 """
 
 import hashlib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.backends.onnxruntime.session import make_session
+from nmsfree.backends.onnxruntime.session import make_session, vendor_errors
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError, ModelError
@@ -116,7 +116,7 @@ def adopt_onnx(
     """
     data = read_bytes(path, MOST_BYTES, ModelError)
     model = load_model(path, data)
-    original = Original(data)
+    original = Original(path, data)
     foreign = original.complete(recognize(File.of(path, model), options))
     for what, found in foreign.concluded:
         progress(f"{what}: {found}")
@@ -284,10 +284,16 @@ def clouds(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 class Original:
-    """The file as it came, in ONNX Runtime."""
+    """The file as it came, in ONNX Runtime.
 
-    def __init__(self, data: bytes) -> None:
-        self.session = make_session(data)
+    Raises:
+        ModelError: ONNX Runtime does not run it.
+    """
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        with self._told():
+            self.session = make_session(data)
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -320,7 +326,15 @@ class Original:
         return replace(foreign, queries=queries, rows=rows)
 
     def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+        with self._told():
+            return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except vendor_errors() as error:
+            raise ModelError(f"{self.path}: does not run as it is ({_line(error)})") from None
 
 
 def compare(

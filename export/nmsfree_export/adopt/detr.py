@@ -15,6 +15,7 @@ from nmsfree_export.adopt.foreign import (
     Foreign,
     Output,
     classes_of,
+    count_of,
     known,
     needed_names,
 )
@@ -39,7 +40,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     if logits is None or boxes is None or file.outputs[boxes][2:] != (4,):
         return None
     rf_detr = boxes == "dets"
-    width = int(file.outputs[logits][2])
+    width = count_of(file, logits, 2)
     concluded = [("output", f"{boxes} and raw {logits} of {width} columns")]
     if width == SPARSE_COCO and options.names in (None, "coco") and options.background is None:
         names, places = COCO_NAMES, COCO_CATEGORY_IDS

@@ -183,6 +183,21 @@ def known(size: int | str) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
+def count_of(file: File, output: str, axis: int) -> int:
+    """A size of an output that must be fixed.
+
+    Raises:
+        InputError: it is open, or the output has no such axis.
+    """
+    sizes = file.outputs[output]
+    found = known(sizes[axis]) if axis < len(sizes) else None
+    if found is None:
+        raise InputError(
+            f"{file.path}: output '{output}' is {list(sizes)}, expected a fixed size at {axis}"
+        )
+    return found
+
+
 def sizes_of(value: ValueInfoProto) -> Sizes:
     """The sizes of an input or output."""
     return tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim)

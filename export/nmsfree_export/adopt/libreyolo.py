@@ -4,9 +4,17 @@ import re
 
 from nmsfree.decode import decode_json
 from nmsfree.errors import InputError
-from nmsfree.spec import Resize
+from nmsfree.spec import Head, Resize
 from nmsfree.text import shown
-from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of, known
+from nmsfree_export.adopt.foreign import (
+    AdoptOptions,
+    File,
+    Foreign,
+    Output,
+    classes_of,
+    count_of,
+    known,
+)
 
 # Where no other is told; all were trained with pictures that Pillow had stretched.
 ANTIALIASED = Resize("stretch", antialias=True)
@@ -30,19 +38,22 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     usual = [int(entries[k]) for k in ("imgsz_h", "imgsz_w") if entries.get(k, "").isdecimal()]
     size = file.input_size(options, (usual[0], usual[1]) if len(usual) == 2 else None)
     outputs = tuple(file.outputs)
+    boxes = next((name for name in outputs if file.outputs[name][2:] == (4,)), None)
+    head: Head
     if len(outputs) == 1 and family == "yolo9_e2e":
-        sizes = file.outputs[outputs[0]]
         found = Output("dense", outputs, "xyxy", columns_first=True)
         resize = Resize(
             place="center" if "center" in entries.get("letterbox", "") else "top-left",
             pad=(114, 114, 114),
         )
-        count, head = int(sizes[1]) - 4, "o2o"
-    elif len(outputs) >= 2 and file.outputs[outputs[1]][2:] == (4,):
-        sizes = file.outputs[outputs[0]]
-        found = Output("dense", (outputs[1], outputs[0]), "cxcywh-share", logits=True)
+        count, head = count_of(file, outputs[0], 1) - 4, "o2o"
+        queries = known(file.outputs[outputs[0]][2])
+    elif len(outputs) >= 2 and boxes is not None:
+        logits = next(name for name in outputs if name != boxes)
+        found = Output("dense", (boxes, logits), "cxcywh-share", logits=True)
         resize = Resize("stretch") if family == "rfdetr" else ANTIALIASED
-        count, head = int(sizes[2]), "queries"
+        count, head = count_of(file, logits, 2), "queries"
+        queries = known(file.outputs[boxes][1])
     else:
         raise InputError(
             f"{file.path}: outputs {', '.join(outputs)} of {shown(family)} are not those of an"
@@ -50,7 +61,6 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         )
     patches = vision_transformer(file)
     mean = family in BY_MEAN or (family == "deimv2" and patches)
-    rows = file.outputs[outputs[0]][1 if head == "queries" else 2]
     return Foreign(
         family=f"LibreYOLO {family}",
         concluded=(
@@ -64,10 +74,10 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         normalize="imagenet" if mean else "unit",
         output=found,
         **classes_of(file, options, count, names),
-        rows=min(300, rows) if isinstance(rows, int) else 300,
-        queries=known(rows),
+        rows=min(300, queries or 300),
+        queries=queries,
         threshold=0.4 if head == "queries" else 0.25,
-        head=head,  # type: ignore[arg-type]
+        head=head,
         provenance={
             key: shown(entries[key], 400)
             for key in ("model_family", "size", "libreyolo_version", "license")

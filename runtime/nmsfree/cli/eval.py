@@ -18,7 +18,7 @@ from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, MissingExtraError
 from nmsfree.evaluation.analysis import analyse, folder_name
-from nmsfree.evaluation.evaluate import predict
+from nmsfree.evaluation.evaluate import count_overlapping, predict
 from nmsfree.evaluation.plots import write_plots
 from nmsfree.evaluation.report import markdown, print_report
 from nmsfree.evaluation.scores import Result, import_coco
@@ -108,6 +108,13 @@ def _eval(request: Request) -> None:
         target_precision=request.target_precision,
         capped=request.protocol == "deployed",
     )
+    longer = None
+    if spec.nms is not None and spec.nms.steps is not None:
+        longer = count_overlapping(results, spec.nms)
+        typer.echo(
+            f"NMS in {spec.nms.steps} steps: chains of overlaps may be longer in {longer} images",
+            err=True,
+        )
     report = {
         "file": str(request.file),
         "sha256": sha256(request.file),
@@ -116,6 +123,7 @@ def _eval(request: Request) -> None:
         "data": str(dataset.annotation_file),
         "split": dataset.name,
         "protocol": request.protocol,
+        "longer_chains": longer,
         "seconds": round(time.perf_counter() - start, 3),
         **analysis.to_json(),
     }

@@ -42,7 +42,7 @@ COMMANDS = {
     ),
     "adopt": (
         "nmsfree-export",
-        "Another project's NMS-free ONNX file → one for every command here, compared with it.",
+        "Another project's NMS-free detector → a file for every engine and command here.",
     ),
     "build": (
         "nmsfree-export",

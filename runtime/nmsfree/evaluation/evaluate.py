@@ -10,6 +10,8 @@ from nmsfree.detector import Detector
 from nmsfree.errors import DataError
 from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, import_coco
 from nmsfree.images import read_image
+from nmsfree.nms import overlapping
+from nmsfree.spec import NmsSpec
 
 CHUNK = 16  # images held in memory at a time
 
@@ -54,6 +56,21 @@ def predict(
         if progress is not None:
             progress(start + len(samples), len(dataset.samples))
     return results
+
+
+def count_overlapping(results: list[Result], nms: NmsSpec) -> int:
+    """Images whose rows overlap by more than the model's own NMS allows, see `overlapping`."""
+    images: dict[int, list[Result]] = {}
+    for result in results:
+        images.setdefault(result["image_id"], []).append(result)
+    found = 0
+    for rows in images.values():
+        rows.sort(key=lambda row: -row["score"])
+        boxes = np.array([row["bbox"] for row in rows], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([row["category_id"] for row in rows])
+        found += overlapping(boxes, labels, nms.iou, nms.class_aware)
+    return found
 
 
 def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:

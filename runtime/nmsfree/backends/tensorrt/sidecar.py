@@ -11,7 +11,7 @@ import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -19,7 +19,7 @@ from nmsfree.decode import FileName, Positive, Sha256, decode_format, read_bytes
 from nmsfree.errors import EngineError, ModelError, NmsfreeError
 from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import ModelSpec, from_format_1
 
 FORMAT_VERSION = "1.1"  # 1.1: `previous`
 AGAIN = "build the engine again with `nmsfree build`"
@@ -57,7 +57,15 @@ class Sidecar:
     @classmethod
     def from_json(cls, text: bytes | str, where: object = "engine description") -> "Sidecar":
         """Read a description, as `ModelSpec.from_json`."""
-        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN)
+        return decode_format(text, cls, FORMAT_VERSION, where, ModelError, AGAIN, _upgraded)
+
+
+def _upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """With the descriptions of models in today's format."""
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            fields[name] = from_format_1(value) if name == "spec" else _upgraded(value)
+    return fields
 
 
 def sidecar_path(engine: Path) -> Path:
