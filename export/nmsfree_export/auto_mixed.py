@@ -108,7 +108,7 @@ def _sources(name: str, layers: Sequence[Layer], spec: ModelSpec) -> list[str]:
     readers = [layer.name for layer in layers if feeds.intersection(layer.feeds)]
     if spec.precision == "fp16":
         return makers
-    return readers if spec.made_for == "tensorrt" else [*makers, *readers]
+    return readers if spec.int8_target == "tensorrt" else [*makers, *readers]
 
 
 def explain(failure: GateError, errors: Sequence[LayerError]) -> FragileError:

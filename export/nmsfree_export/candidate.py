@@ -80,9 +80,9 @@ class Builder:
         """Return the layers that a candidate may keep in float, as name → operator."""
         model, tensors = self._full
         layers = read_layers(model)
-        if self.spec.made_for is None:
+        if self.spec.int8_target is None:
             return {layer.name: layer.op for layer in layers if layer.op == "Conv"}
-        nodes = set(quantized_nodes(model, tensors, self.spec.made_for))
+        nodes = set(quantized_nodes(model, tensors, self.spec.int8_target))
         return {layer.name: layer.op for layer in layers if layer.node in nodes}
 
     def build(self, float_layers: Collection[str] = ()) -> Candidate:
@@ -99,11 +99,11 @@ class Builder:
             self.progress("checking the certificate")
             return Candidate(model, spec, certify(model, spec, tensors, OPSET, names), names)
         original, tensors = self._full
-        assert spec.made_for is not None
+        assert spec.int8_target is not None
         model = quantize(
             original,
             tensors,
-            spec.made_for,
+            spec.int8_target,
             self.calibration,
             self.counting("calibrating"),
             float_layers=names,
@@ -197,7 +197,7 @@ class Verifier:
     def _opened(self, model: ModelProto, spec: ModelSpec) -> closing[OnnxRuntimeBackend]:
         part = self._builder.folder / f"{spec.precision}.part"  # no model by its name
         # The same graph, which a processor may run whatever it was made for.
-        part.write_bytes(content_of(model, replace(spec, made_for=None)))
+        part.write_bytes(content_of(model, replace(spec, int8_target=None)))
         return closing(OnnxRuntimeBackend(part))
 
     def _parity(

@@ -55,7 +55,7 @@ class ExportReport:
             "sha256": self.sha256,
             "bytes": self.size,
             "precision": spec.precision,
-            "made_for": spec.made_for,
+            "int8_target": spec.int8_target,
             "threshold": spec.threshold,
             "thresholds": spec.thresholds and spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
@@ -182,7 +182,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         resize=Resize(interpolation=options.interpolation),  # type: ignore[arg-type]  # checked
         nms=spec.nms and options.nms.spec(spec.nms),
         precision=options.precision,
-        made_for=options.target,  # type: ignore[arg-type]
+        int8_target=options.target,  # type: ignore[arg-type]
     )
 
 

@@ -129,7 +129,7 @@ def test_files_of_the_exporter(
     assert tuple(t.name for t in report.outputs) == RawDetections._fields
     assert {t.dtype for t in report.outputs} == {"int32", "float32"}
     assert report.sidecar.precision == report.sidecar.spec.precision == precision
-    assert report.sidecar.spec.made_for == int8.get("target")
+    assert report.sidecar.spec.int8_target == int8.get("target")
     if (name, precision) == ("published", "fp16"):
         assert report.size == pytest.approx(38e6, rel=0.1)  # half of FP32's 74 MB
 

@@ -171,7 +171,7 @@ def described(**fields: Any) -> Callable[[ModelProto], None]:
             "its description says images uint8 [1, 96, 32, 3]: export the model again",
         ),
         (
-            described(made_for="cpu"),
+            described(int8_target="cpu"),
             "made for cpu, not for tensorrt-rtx: TensorRT-RTX has no asymmetric zero points;"
             " export with --precision int8 --for tensorrt",
         ),

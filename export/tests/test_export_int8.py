@@ -64,14 +64,14 @@ def test_the_file_says_what_it_is(trained: ExportReport) -> None:
     assert {e.domain: e.version for e in model.opset_import} == {"": 20}
     assert [e.key for e in model.metadata_props] == ["nmsfree"]
     spec = json.loads(model.metadata_props[0].value)
-    assert (spec["precision"], spec["made_for"]) == ("int8", trained.spec.made_for)
+    assert (spec["precision"], spec["int8_target"]) == ("int8", trained.spec.int8_target)
     assert spec["provenance"]["calibration"] == f"digits train, {TRAIN} images"
     assert conv_precisions(model) == {"int8": 38, "fp32": 6}
     lines = dict(trained.certificate.lines)
     assert lines["precision"] == "38 convolutions in int8, 6 in fp32"
     assert lines["standard operators only"].startswith("ai.onnx opset 20, ")
     report: Any = trained.to_json()
-    assert (report["precision"], report["made_for"]) == ("int8", trained.spec.made_for)
+    assert (report["precision"], report["int8_target"]) == ("int8", trained.spec.int8_target)
     assert report["parity"]["passed"] is True and report["parity"]["allowed"] == 0.1
     assert trained.accuracy is not None
     assert report["accuracy"]["ap"] == trained.accuracy.ap

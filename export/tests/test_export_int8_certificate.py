@@ -50,7 +50,7 @@ def build(checkpoint: Checkpoint, digits: Path, target: Target) -> Built:
     original, deployed = build_onnx(module, spec), deployed_tensors(module)
     model = quantize(original, deployed, target, load_calibration(digits, "train", 4, spec))
     return Built(
-        model, original, dataclasses.replace(spec, precision="int8", made_for=target), deployed
+        model, original, dataclasses.replace(spec, precision="int8", int8_target=target), deployed
     )
 
 

@@ -84,7 +84,7 @@ def test_pairs(
         side = report[key]
         assert side["engine"].startswith(engine)
         assert side["precision"] == {"checkpoint": "fp32"}.get(name, name)
-        assert side["made_for"] == ("cpu" if name == "int8" else None)
+        assert side["int8_target"] == ("cpu" if name == "int8" else None)
         assert f"{key}  {files[name]}: " in outcome.stderr and side["engine"] in outcome.stderr
     parity = report["parity"]
     assert parity["passed"] and parity["rows"] > 400

@@ -78,7 +78,7 @@ class Thresholds:
 
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize
+FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize, int8_target
 
 AGAIN = "export the model again"
 
@@ -135,8 +135,8 @@ class ModelSpec:
         resize: how a picture becomes the input.
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
-        made_for: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs on
-            any, see `check_int8_target`.
+        int8_target: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs
+            on any, see `check_int8_target`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
@@ -155,7 +155,7 @@ class ModelSpec:
     resize: Resize = Resize()
     nms: NmsSpec | None = None
     precision: str = "fp32"
-    made_for: Target | None = None
+    int8_target: Target | None = None
     thresholds: Thresholds | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: Annotated[str, Meta(pattern=r"^2(\.|$)")] = FORMAT_VERSION
@@ -199,7 +199,11 @@ def from_format_1(fields: dict[str, Any]) -> dict[str, Any]:
     if not str(fields.get("format_version")).startswith("1."):
         return fields
     resize = {"interpolation": fields.get("interpolation", "linear")}
-    return fields | {"resize": resize, "format_version": FORMAT_VERSION}
+    return fields | {
+        "resize": resize,
+        "int8_target": fields.get("made_for"),
+        "format_version": FORMAT_VERSION,
+    }
 
 
 # What runs a file → why a file made for the key does not fit it. What is not named here fits.
@@ -230,10 +234,10 @@ def check_int8_target(path: Path, spec: ModelSpec, device: str) -> None:
 
     `device` is its kind, or what builds an engine. The ModelError says what to export instead.
     """
-    reason = _REASONS.get(spec.made_for or "", {}).get(device)
+    reason = _REASONS.get(spec.int8_target or "", {}).get(device)
     if reason is not None:
         raise ModelError(
-            f"{path}: made for {spec.made_for}, not for {device}: {reason};"
+            f"{path}: made for {spec.int8_target}, not for {device}: {reason};"
             f" export with {_INSTEAD[device]}"
         )
 

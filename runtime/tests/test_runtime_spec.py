@@ -33,10 +33,10 @@ VARIANTS = [
     {"head": "o2m", "nms": NmsSpec(iou=0.45, class_aware=False, candidates_per_level=100)},
     {"class_names": ("Fußgänger", 'a "b"\n'), "category_ids": (0, 90)},
     {"thresholds": MEASURED, "threshold": 0.6},
-    {"precision": "int8", "made_for": "tensorrt"},
+    {"precision": "int8", "int8_target": "tensorrt"},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
-OPTIONAL = {"thresholds", "made_for"}
+OPTIONAL = {"thresholds", "int8_target"}
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
 
 
@@ -97,21 +97,21 @@ def test_a_file_of_format_1_is_letterboxed_as_it_was(version: str, later: dict[s
     }
     loaded = ModelSpec.from_json(json.dumps(old | later))
     assert loaded.resize == Resize(interpolation="area")
-    assert (loaded.category_ids, loaded.made_for) == ((1, 7), later.get("made_for"))
+    assert (loaded.category_ids, loaded.int8_target) == ((1, 7), later.get("made_for"))
     assert ModelSpec.from_json(loaded.to_json()) == loaded
 
 
-def test_the_engine_that_a_file_was_made_for(make_spec: MakeSpec) -> None:
+def test_the_engine_that_a_file_was_int8_target(make_spec: MakeSpec) -> None:
     schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
     for target in (None, *TARGETS):
-        text = changed(make_spec(), made_for=target)
+        text = changed(make_spec(), int8_target=target)
         jsonschema.validate(json.loads(text), schema)
-        assert ModelSpec.from_json(text).made_for == target
-    text = changed(make_spec(), made_for="npu")
+        assert ModelSpec.from_json(text).int8_target == target
+    text = changed(make_spec(), int8_target="npu")
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(text), schema)
     assert refused(text) == (
-        "model description: made_for: Invalid enum value 'npu': export the model again"
+        "model description: int8_target: Invalid enum value 'npu': export the model again"
     )
 
 
@@ -222,7 +222,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("target", "device"), REFUSED)
 def test_the_wrong_engine_is_refused(make_spec: MakeSpec, target: str, device: str) -> None:
-    spec = make_spec(precision="int8", made_for=target)
+    spec = make_spec(precision="int8", int8_target=target)
     said = helpers.refused(lambda: check_int8_target(FILE, spec, device), ModelError)
     assert said == REFUSED[target, device]
 
@@ -232,7 +232,7 @@ def test_the_wrong_engine_is_refused(make_spec: MakeSpec, target: str, device: s
     sorted({*product((None, "cpu", "tensorrt"), DEVICES)} - {*REFUSED}, key=str),
 )
 def test_every_other_pair_is_taken(make_spec: MakeSpec, target: str | None, device: str) -> None:
-    assert check_int8_target(FILE, make_spec(made_for=target), device) is None  # type: ignore[func-returns-value]
+    assert check_int8_target(FILE, make_spec(int8_target=target), device) is None  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "openvino"])
@@ -241,7 +241,7 @@ def test_detectors_refuse_before_anything_runs(
 ) -> None:
     if device == "openvino":
         pytest.importorskip("openvino")
-    path = make_onnx(tmp_path / "model.onnx", make_spec(made_for="tensorrt"))
+    path = make_onnx(tmp_path / "model.onnx", make_spec(int8_target="tensorrt"))
     said = helpers.refused(lambda: Detector(path, device=device), ModelError)
     assert said == f"{tmp_path}/{REFUSED['tensorrt', device]}"
 
@@ -249,9 +249,9 @@ def test_detectors_refuse_before_anything_runs(
 def test_a_file_for_processors_opens_there(
     tmp_path: Path, make_spec: MakeSpec, make_onnx: Callable[..., Path]
 ) -> None:
-    path = make_onnx(tmp_path / "model.onnx", make_spec(made_for="cpu"))
+    path = make_onnx(tmp_path / "model.onnx", make_spec(int8_target="cpu"))
     with Detector(path) as detector:
-        assert detector.spec.made_for == "cpu"
+        assert detector.spec.int8_target == "cpu"
 
 
 FOUR = Thresholds(

@@ -115,7 +115,7 @@ def _show(report: "ExportReport", console: "Console") -> None:
     for check, found in lines:
         table.add_row("✓", check, Text(shown(found)))
     console.print(table)
-    precision = spec.precision + (f" for {spec.made_for}" if spec.made_for else "")
+    precision = spec.precision + (f" for {spec.int8_target}" if spec.int8_target else "")
     iou = spec.provenance.get(DEDUP_IOU)
     about_iou = "" if iou is None else f", dedup IoU {iou}"
     for line in (

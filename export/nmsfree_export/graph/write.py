@@ -72,7 +72,7 @@ def build_onnx(module: nn.Module, spec: ModelSpec) -> ModelProto:
 
 def full_spec(spec: ModelSpec) -> ModelSpec:
     """Describe the FP32 version of a file."""
-    return replace(spec, precision="fp32", made_for=None)
+    return replace(spec, precision="fp32", int8_target=None)
 
 
 def full_version(network: Fcos, spec: ModelSpec) -> ModelProto:

@@ -44,13 +44,13 @@ class Side:
         return {
             "file": str(self.path),
             "precision": self.precision(backend.spec),
-            "made_for": backend.spec.made_for,
+            "int8_target": backend.spec.int8_target,
             "engine": backend.description,
         }
 
     def describe(self, backend: Backend) -> str:
         """Return the same in words."""
-        target = f" for {backend.spec.made_for}" if backend.spec.made_for else ""
+        target = f" for {backend.spec.int8_target}" if backend.spec.int8_target else ""
         return f"{self.path}: {self.precision(backend.spec)}{target}, {backend.description}"
 
     def open(self, like: ModelSpec | None = None) -> Backend:
@@ -70,7 +70,7 @@ class Side:
                 f"{self.path}: device is {self.device!r}, but a checkpoint runs in PyTorch, on cpu"
                 " or cuda: give the device of the other model alone, with --device-a or --device-b"
             )
-        whole = replace(like, precision="fp32", made_for=None)  # whatever the other computes in
+        whole = replace(like, precision="fp32", int8_target=None)  # whatever the other computes in
         return open_checkpoint(self.path, device=str(device), like=whole)
 
     def graph(self, spec: ModelSpec) -> ModelProto:

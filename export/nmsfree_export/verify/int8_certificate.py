@@ -60,7 +60,7 @@ def certify_int8(
     points = _check_zero_points(file, spec)
     _check_pairs(file)
     lines += [_check_same_graph(file, _File(original)), _check_last_in_float(file, last), points]
-    if spec.made_for == "cpu":
+    if spec.int8_target == "cpu":
         _check_processor(file)
     spared = {node.name for node in last}
     convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
@@ -195,7 +195,7 @@ def _check_last_in_float(file: _File, last: list[NodeProto]) -> Line:
 
 def _check_zero_points(file: _File, spec: ModelSpec) -> Line:
     """For TensorRT, signed with zero points 0; for processors, activations unsigned."""
-    expected = "int8" if spec.made_for == "tensorrt" else "uint8"
+    expected = "int8" if spec.int8_target == "tensorrt" else "uint8"
     rounded = 0
     for node in file.nodes:
         if node.op_type not in ROUNDING:
@@ -208,15 +208,15 @@ def _check_zero_points(file: _File, spec: ModelSpec) -> Line:
             if zero.dtype != expected:
                 raise refused(
                     f"QuantizeLinear '{node.name}' makes {zero.dtype}, expected"
-                    f" {expected} for {spec.made_for}"
+                    f" {expected} for {spec.int8_target}"
                 )
-        if spec.made_for == "tensorrt" and zero.any():
+        if spec.int8_target == "tensorrt" and zero.any():
             raise refused(
                 f"{node.op_type} '{node.name}' has a zero point that is not 0, which"
                 " TensorRT does not take"
             )
-    points = ", zero points all 0" if spec.made_for == "tensorrt" else ""
-    return f"activations for {spec.made_for}", f"{rounded} in {expected}{points}"
+    points = ", zero points all 0" if spec.int8_target == "tensorrt" else ""
+    return f"activations for {spec.int8_target}", f"{rounded} in {expected}{points}"
 
 
 def _check_processor(file: _File) -> None:
