@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError
-from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness import records as result_files
@@ -201,7 +200,7 @@ def test_a_run_measures_every_implementation_and_call(results: Results) -> None:
             assert kept < candidates if record.parameters["objects"] else kept <= candidates
     with_nms = next(r for r in results.records if r.parameters.get("what") == "with NMS")
     assert with_nms.subject is not None and with_nms.subject.size == (256, 256)
-    assert with_nms.subject.nms == asdict(NmsSpec())
+    assert with_nms.subject.nms == {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000}
     assert "efficientnms" in results.skipped
 
 

@@ -84,7 +84,8 @@ class State:
             "size": (spec.height, spec.width),
             "classes": len(spec.class_names),
             "batch": spec.batch or 1,
-            "nms": None if spec.nms is None else asdict(spec.nms),
+            "nms": spec.nms
+            and {name: value for name, value in asdict(spec.nms).items() if value is not None},
         }
         return cls(**(known | rest))
 
