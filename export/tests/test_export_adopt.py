@@ -166,6 +166,13 @@ def test_a_box_for_every_cell_is_not_nms_free(tmp_path: Path) -> None:
         adopt(yolo_cells(), tmp_path)
 
 
+def test_outputs_that_are_not_what_the_file_says(tmp_path: Path) -> None:
+    model = foreign.logits()
+    model.graph.node[-2].input[0] = model.graph.node[-1].input[0]
+    with pytest.raises(ModelError, match="which is no dense output"):
+        adopt(model, tmp_path, LAST)
+
+
 def test_what_is_no_onnx_file(tmp_path: Path) -> None:
     path = tmp_path / "theirs.onnx"
     path.write_bytes(b"\xff" * 100)

@@ -149,7 +149,7 @@ def load_model(path: Path, data: bytes) -> ModelProto:
     try:
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError) as error:
+    except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
         raise ModelError(f"{path}: is no ONNX file that can be read ({_line(error)})") from None
     domains = {e.domain for e in model.opset_import} - {"", "ai.onnx"}
     used = {node.domain for node in model.graph.node} & domains
@@ -294,18 +294,18 @@ class Original:
         self.path = path
         with self._told():
             self.session = make_session(data)
-        self.inputs = {value.name: value for value in self.session.get_inputs()}
-        self.outputs = [value.name for value in self.session.get_outputs()]
+            self.inputs = {v.name: (v.type, v.shape) for v in self.session.get_inputs()}
+            self.outputs = [value.name for value in self.session.get_outputs()]
 
     def dtype(self, foreign: Foreign) -> Any:
         """Of the pictures that it takes."""
-        return np.float16 if "float16" in self.inputs[foreign.images].type else np.float32
+        return np.float16 if "float16" in self.inputs[foreign.images][0] else np.float32
 
     def answer(
         self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec | None = None
     ) -> reference.Rows:
         """See `reference.answer`; without a description all rows that there are."""
-        batch = self.inputs[foreign.images].shape[0]
+        batch = self.inputs[foreign.images][1][0]
         fixed = batch if isinstance(batch, int) else 1
         found = reference.answer(self._run, foreign, picture, self.dtype(foreign), fixed)
         if spec is None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.errors import MissingExtraError
+from nmsfree.errors import MissingExtraError, ModelError
 from nmsfree_export.adopt.foreign import Foreign
 
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]  # inputs → outputs by name
@@ -71,6 +71,7 @@ def answer(
         feed["orig_target_sizes"] = np.array([[width, height]] * batch, np.int64)
     outputs = run(feed)
     found = [outputs[name][0].astype(np.float64) for name in foreign.output.names]
+    _check_shapes(found, foreign)
     boxes, scores, columns = _READERS[foreign.output.kind](found, foreign)
     if "cxcywh" in foreign.output.boxes:
         centre, size = boxes[:, :2], boxes[:, 2:]
@@ -117,6 +118,28 @@ def _shrunk(image: NDArray[np.uint8], width: int, height: int, antialias: bool) 
         raise MissingExtraError("an antialiased resize", "nmsfree[pillow]") from None
     rgb = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))[..., ::-1]
+
+
+def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:
+    """Refuse outputs that are not what the file says of them.
+
+    Raises:
+        ModelError: says what came out.
+    """
+    kind, shapes = foreign.output.kind, [value.shape for value in found]
+    count = shapes[0][:1]  # of rows, labels or boxes
+    if kind == "rows":
+        right = shapes == [(*count, 6)]
+    elif kind == "sorted":
+        right = shapes == [count, (*count, 4), count]
+    else:
+        columns = (4 if len(shapes) == 1 else 0) + max(foreign.columns)
+        wide = shapes[0][::-1] if foreign.output.columns_first else shapes[-1]
+        right = len(wide) == 2 and wide[1] > columns
+        right &= len(shapes) == 1 or shapes[0] == (wide[0], 4)
+    if not right:
+        names = ", ".join(foreign.output.names)
+        raise ModelError(f"outputs {names} have the shapes {shapes}, which is no {kind} output")
 
 
 Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # boxes, scores, columns
