@@ -1,9 +1,9 @@
 """Another project's ONNX file → one of the contract, written only if it says the same.
 
-The adoption certificate: no NMS and no shape that depends on data in the file; and on the same
-pictures the same rows from the original, read in NumPy as its project documents it, and from the
-adopted file through `Detector`. A wrong option fools both alike: what tells that is AP on labelled
-pictures (`nmsfree eval`).
+The adoption certificate: no NMS, and no operator whose output is as long as the data decide; and on
+the same pictures the same rows from the original, read in NumPy as its project documents it, and
+from the adopted file through `Detector`. A wrong option fools both alike: what tells that is AP on
+labelled pictures (`nmsfree eval`).
 """
 
 import hashlib
@@ -118,8 +118,6 @@ def adopt_onnx(
     model = load_model(path, data)
     original = Original(path, data)
     foreign = original.complete(recognize(File.of(path, model), options))
-    for what, found in foreign.concluded:
-        progress(f"{what}: {found}")
     digest = hashlib.sha256(data).hexdigest()
     spec = make_adopted_spec(path, model, foreign, options, digest)
     adopted = rewrite(model, foreign, spec)
@@ -240,10 +238,10 @@ def make_adopted_spec(
 
 
 def check_structure(model: ModelProto, allowed: set[str]) -> None:
-    """Nothing in the graph decides a shape by the data.
+    """No operator's output is as long as the data decide, and no graph is inside the graph.
 
     Raises:
-        GateError: something does, or the graph is against ONNX's rules.
+        GateError: one is, or the graph is against ONNX's rules.
     """
     found = sorted({node.op_type for node in model.graph.node} & (FORBIDDEN - allowed))
     if found:
@@ -367,10 +365,11 @@ def compare(
                 apart = np.abs(want.boxes[pairs[:, 0]] - have.boxes[pairs[:, 1]]).max(axis=1)
                 pairs = pairs[apart * scale <= BOX]
             ours, theirs = pairs.T
-            last = max(want.scores.min(initial=1), have.scores.min(initial=1))
-            for side, matched in ((want, ours), (have, theirs)):
+            for side, other, matched in ((want, have, ours), (have, want, theirs)):
+                full = len(other.scores) == backend.spec.top_k  # its list may have been cut
+                cut = float(other.scores[-1]) if full else backend.spec.score_floor
                 alone = np.delete(side.scores, matched)
-                unmatched += int((alone > last * 1.01 + 1e-6).sum())
+                unmatched += int((alone > cut + SCORE).sum())
             a, b = want.scores[ours], have.scores[theirs]
             score = max(score, float((np.abs(a - b) / np.clip(100 * a, 1e-6, 1)).max(initial=0)))
             apart = np.abs(want.boxes[ours] - have.boxes[theirs]).max(initial=0) * scale

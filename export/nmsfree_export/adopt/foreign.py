@@ -19,10 +19,6 @@ Normalization = Literal["none", "unit", "imagenet"]
 Background = Literal["none", "first", "last"]
 Sizes = tuple[int | str, ...]
 
-NO_FOREIGN = (
-    "say what it is: --resize, --normalize, --boxes and --names, see `nmsfree adopt --help`"
-)
-
 
 @dataclass(frozen=True)
 class AdoptOptions:

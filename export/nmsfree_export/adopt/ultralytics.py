@@ -9,7 +9,15 @@ import ast
 from nmsfree.errors import InputError
 from nmsfree.spec import Head, Resize
 from nmsfree.text import shown
-from nmsfree_export.adopt.foreign import AdoptOptions, File, Foreign, Output, classes_of, known
+from nmsfree_export.adopt.foreign import (
+    AdoptOptions,
+    File,
+    Foreign,
+    Output,
+    classes_of,
+    known,
+    read_names,
+)
 
 GREY = (114, 114, 114)
 THRESHOLD = 0.25  # what their own prediction shows
@@ -33,7 +41,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         )
     image, output = next(iter(file.inputs)), next(iter(file.outputs))
     sizes = file.outputs[output]
-    names = _names(file)
+    names = _names(file, options)
     height, width = file.input_size(options, _image_size(file))
     deformable = file.has("GridSample")  # of a DETR's attention; a YOLO has none
     concluded = [("project", f"Ultralytics, by the entry author; {entries.get('description', '')}")]
@@ -83,13 +91,15 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     )
 
 
-def _names(file: File) -> tuple[str, ...]:
-    """Class names: the text of a Python dictionary from numbers to names."""
+def _names(file: File, options: AdoptOptions) -> tuple[str, ...]:
+    """Class names: the text of a Python dictionary from numbers to names; else those told."""
     text = file.metadata.get("names", "")
     try:
         names = ast.literal_eval(text)
         return tuple(str(names[i]) for i in range(len(names)))
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+        if options.names is not None:
+            return read_names(options.names)
         raise InputError(
             f"{file.path}: names is {shown(text, 60)!r}, expected {{0: 'person', …}}: give --names"
         ) from None

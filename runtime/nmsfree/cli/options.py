@@ -62,7 +62,9 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                 annotation=Annotated[_as_list(hint), info],
             )
             if option.was:
-                old = typer.Option(_spelling(option.was), hidden=True)
+                old = typer.Option(
+                    _spelling(option.was), min=option.min, max=option.max, hidden=True
+                )
                 yield inspect.Parameter(
                     option.was,
                     inspect.Parameter.KEYWORD_ONLY,
