@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14050, "training": 9150, "export": 5850, "benchmarks": 10200}  # of code
-TEST_LINES = {"runtime": 12850, "training": 8900, "export": 4050, "benchmarks": 6400}
+LINES = {"runtime": 14100, "training": 9150, "export": 5850, "benchmarks": 10200}  # of code
+TEST_LINES = {"runtime": 12910, "training": 8900, "export": 4050, "benchmarks": 6400}
 FILES = 236  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -153,6 +153,8 @@ class Detector:
             raise InputError(
                 f"max_detections is {max_detections!r}, expected a whole number, 1 or more"
             )
+        wanted = thresholds if keep is None else thresholds[keep]
+        lowest = float(wanted.min(initial=np.inf))
         step = self.spec.batch or IMAGES_PER_RUN
         results: list[Detections] = []
         for start in range(0, len(images), step):
@@ -164,8 +166,17 @@ class Detector:
                 if keep is not None:
                     shown &= np.isin(class_ids, keep)
                 rows = np.flatnonzero(shown)[:max_detections]
-                found = geometry.to_source(boxes[rows])
-                results.append(Detections(found, scores[rows], class_ids[rows], self.names))
+                # Rows that did not fit score no more than the last one that did.
+                full = len(scores) == raw.detection_scores.shape[1] and scores[-1] > lowest
+                results.append(
+                    Detections(
+                        geometry.to_source(boxes[rows]),
+                        scores[rows],
+                        class_ids[rows],
+                        self.names,
+                        bool(full) and len(rows) != max_detections,
+                    )
+                )
         return results
 
     def preprocess(

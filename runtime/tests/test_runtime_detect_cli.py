@@ -102,6 +102,7 @@ def test_a_folder(detect: Detect, photos: Path, place: Path) -> None:
                     "class": class_name,
                     "class_id": class_id,
                     "score": pytest.approx(confidence, abs=1e-6),
+                    "truncated": True,  # noise fills all ten rows
                 }
                 for box, confidence, class_id, class_name in detector(name)
             ]
@@ -112,6 +113,21 @@ def test_a_folder(detect: Detect, photos: Path, place: Path) -> None:
         back = cv2.resize(picture, (180, 120), interpolation=cv2.INTER_AREA)
         same = np.abs(back.astype(int) - source).max(axis=2) < 12
         assert 0.3 < same.mean() < 0.99, "the photo, with something drawn on it"
+
+
+def test_pictures_that_fill_all_rows_are_told(detect: Detect, place: Path) -> None:
+    for name, value in (("black", 0), ("white", 255)):
+        cv2.imwrite(f"{name}.png", np.full((64, 96, 3), value, np.uint8))
+    red = np.zeros((64, 96, 3), np.uint8)
+    red[:8, :8, 2] = 255
+    cv2.imwrite("red.png", red)
+    _, out, err = detect("black.png", "white.png", "red.png", "--no-save", "--json", "-")
+    assert "warning: 1 of them filled all 10 rows of the model" in err
+    assert [(row["image"], row.get("truncated")) for row in lines(out)] == [
+        *[("white.png", True)] * 10,
+        ("red.png", None),
+    ]
+    assert "warning" not in detect("black.png", "red.png", "--no-save")[2]
 
 
 def test_unreadable_files_are_named_and_the_rest_is_done(
@@ -170,7 +186,8 @@ def test_nothing_is_saved_when_not_wanted(detect: Detect, photos: Path, place: P
 
 def test_options_reach_the_detector(detect: Detect, photos: Path) -> None:
     def found(*options: str) -> list[dict[str, Any]]:
-        return lines(detect("photos", "--no-save", "--json", "-", *options)[1])
+        rows = lines(detect("photos", "--no-save", "--json", "-", *options)[1])
+        return [row | {"truncated": None} for row in rows]  # of the options, not of the object
 
     everything = found("--threshold", "0.5")
     middle = str(np.median([row["score"] for row in everything]))

@@ -272,6 +272,38 @@ def test_max_detections_keeps_the_best(open_tiny: Any, noise: Noise) -> None:
     assert "1 or more" in refused(lambda: detector(noise(0), max_detections=0))
 
 
+def test_truncated_tells_where_objects_may_be_missing(open_tiny: Any, noise: Noise) -> None:
+    """Held against the same model with rows for all that it finds."""
+    detector, unlimited = (open_tiny(thresholds=MEASURED, top_k=k)[0] for k in (10, 96))
+    told = set()
+    for picture in [noise(0), noise(1), np.zeros((64, 96, 3), np.uint8)]:
+        last = float(np.sort(unlimited(picture, threshold=0.5).confidence)[::-1][9:10].sum())
+        for threshold in (0.5, 0.6, max(last, 0.5), 1.0, "per-class", "precision"):
+            for classes in (None, "green", []):
+                for most in (None, 1, 10):
+                    given = {"threshold": threshold, "classes": classes, "max_detections": most}
+                    found, everything = detector(picture, **given), unlimited(picture, **given)
+                    assert not everything.truncated
+                    assert found.truncated or len(found) == len(everything)
+                    assert found.select([]).truncated == found.truncated
+                    told.add((threshold, found.truncated))
+    assert told >= {(0.5, True), (0.5, False), ("per-class", True)}
+    assert (1.0, True) not in told
+
+
+def test_truncated_is_about_the_threshold_and_the_picture(open_tiny: Any, noise: Noise) -> None:
+    detector, _ = open_tiny()
+    picture, black = noise(0), np.zeros((64, 96, 3), np.uint8)
+    everything = detector(picture, threshold=0.5)
+    last = float(everything.confidence[-1])
+    assert len(everything) == 10
+    assert [d.truncated for d in detector.batch([black, picture, black])] == [False, True, False]
+    assert detector(picture, threshold=np.nextafter(np.float32(last), np.float32(0))).truncated
+    assert not detector(picture, threshold=last).truncated, "what is missing scores no more"
+    assert not detector(picture, max_detections=9).truncated, "the best nine are known"
+    assert not detector(picture, classes=[]).truncated
+
+
 def test_rows_beyond_num_detections_are_not_results(make_spec: Any, bright_cells: Any) -> None:
     """The files hold real candidates there; a backend decides by its count alone."""
     spec = make_spec()

@@ -104,9 +104,13 @@ def test_cap_hits_are_images_that_fill_every_row(make_dataset: Make) -> None:
         for i in range(count)
     ]
     assert [analyse(dataset, results, spec(top_k=k)).cap_hits for k in (2, 3, 4, 5)] == [3, 2, 1, 0]
+    found = analyse(dataset, [*results, result(A, 0.9)], spec(top_k=2))  # A alone is right
+    assert (found.cap_hits, found.truncated) == (3, 0)
+    good = [result(A, score) for score in (0.9, 0.95)]
+    assert [analyse(dataset, good, spec(top_k=k)).truncated for k in (1, 2, 3)] == [1, 0, 0]
     uncut = analyse(dataset, results, spec(top_k=2), capped=False)  # there are no rows to fill
     assert uncut.cap_hits is None
-    assert uncut.to_json()["cap_hits"] is None
+    assert uncut.to_json()["cap_hits"] is uncut.to_json()["truncated"] is None
     assert "Rows" not in dict(sentences(uncut))
 
 

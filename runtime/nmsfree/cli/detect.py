@@ -116,6 +116,13 @@ def _detect(request: Request) -> None:
             run.over(found)
     place = "nothing saved" if folder is None else f"saved in {shown(folder)}"
     typer.echo(f"{run}, {place}", err=request.json_file == "-")
+    if run.truncated:
+        rows = f"{detector.spec.top_k} row{'' if detector.spec.top_k == 1 else 's'}"
+        typer.echo(
+            f"warning: {run.truncated} of them filled all {rows} of the model, and may hold more"
+            " objects: export with a larger --top-k, or raise --threshold",
+            err=True,
+        )
     problems += [*run.problems, *output.problems]
     end_with(problems, INTERRUPTED if run.interrupted else 0)
 
@@ -164,6 +171,7 @@ class Run:
     max_frames: int | None  # stop each video or camera after this many; None goes on to its end
     images: int = 0
     objects: int = 0
+    truncated: int = 0  # images that may hold more
     seconds: float = 0.0  # in the detector; reading and drawing excluded
     problems: list[str] = field(default_factory=list)  # a line for each unreadable source
     interrupted: bool = False
@@ -213,3 +221,4 @@ class Run:
             self.output.add(frame.source, frame.number, frame.image, detections, frame.fps)
             self.images += 1
             self.objects += len(detections)
+            self.truncated += detections.truncated

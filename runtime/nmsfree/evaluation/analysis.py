@@ -65,6 +65,7 @@ class Analysis:
     wrong_duplicates_per_image: float
     duplicates_at_floor: float  # duplicates per image among all detections
     cap_hits: int | None  # images that fill all rows of the output; None if that is not cut
+    truncated: int | None  # those of them whose rows are all above `thresholds.best_f1`
     calibration: Calibration  # scores against precision at IoU 0.5, crowd regions left out
     per_class: tuple[ClassReport, ...]  # per_class, curves: by class id
     curves: tuple[Curve, ...]  # detections by score at IoU 0.5
@@ -83,6 +84,7 @@ class Analysis:
             "wrong_duplicates_per_image": self.wrong_duplicates_per_image,
             "duplicates_per_image_at_floor": self.duplicates_at_floor,
             "cap_hits": self.cap_hits,
+            "truncated": self.truncated,
             "calibration_error": self.calibration.error,
             "F1": self.best.f1,
             "F1_with_nms": self.best_f1_with_nms,
@@ -150,13 +152,19 @@ def analyse(
         duplicates_per_image=int((double & above).sum()) / len(dataset),
         wrong_duplicates_per_image=int(wrong.sum()) / len(dataset),
         duplicates_at_floor=int(double.sum()) / len(dataset),
-        cap_hits=int((np.bincount(found.image) >= spec.top_k).sum()) if capped else None,
+        cap_hits=_full(found, spec) if capped else None,
+        truncated=_full(found.select(above), spec) if capped else None,
         calibration=calibrate(found.score[counted], matches.hit[counted]),
         per_class=tuple(_class_report(*about, scores) for about in of_class),
         curves=curves,
         overall=overall,
         confusion=confusion_matrix(found.select(above), truth, len(labels)),
     )
+
+
+def _full(found: Boxes, spec: ModelSpec) -> int:
+    """Count the images with as many boxes as the output has rows."""
+    return int((np.bincount(found.image) >= spec.top_k).sum())
 
 
 def _class_report(

@@ -134,8 +134,11 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     if hits is not None:
         full = f"images that fill all {analysis.spec.top_k} rows of the output: {hits}"
-        hint = "; if objects lack there, export with a larger --top-k" if hits else ""
-        found.append(("Rows", f"{full} of {analysis.images}{hint}"))
+        hint = (
+            f", {analysis.truncated} at the threshold; if objects lack there, export with a larger"
+            " --top-k"
+        )
+        found.append(("Rows", f"{full} of {analysis.images}{hint if hits else ''}"))
     if analysis.metrics.max_detections > COUNTED[-1]:
         line = (
             f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "

@@ -34,13 +34,17 @@ LINES_NAME = "detections.jsonl"
 
 
 def lines_of(source: Source, frame: int | None, detections: Detections) -> Iterator[str]:
-    """Yield one JSON object for each detection: image, (frame,) box xyxy, class, id, score."""
+    """Yield one JSON object for each detection: image, (frame,) box xyxy, class, id, score.
+
+    Those of an image that may hold more have `"truncated": true`.
+    """
     head: dict[str, Any] = {"image": source.name}
     if frame is not None:
         head["frame"] = frame
     for box, confidence, class_id, class_name in detections:
         found = {"box": [round(v, 3) for v in box], "class": class_name, "class_id": class_id}
-        yield json.dumps(head | found | {"score": round(confidence, 6)})
+        found["score"] = round(confidence, 6)
+        yield json.dumps(head | found | ({"truncated": True} if detections.truncated else {}))
 
 
 def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
