@@ -22,9 +22,9 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14100, "training": 9150, "export": 5850, "benchmarks": 10200}  # of code
-TEST_LINES = {"runtime": 12910, "training": 8900, "export": 4050, "benchmarks": 6400}
-FILES = 236  # of code, all distributions
+LINES = {"runtime": 14400, "training": 9150, "export": 7000, "benchmarks": 10400}  # of code
+TEST_LINES = {"runtime": 13000, "training": 8900, "export": 4600, "benchmarks": 6600}
+FILES = 246  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
 BEGIN, END = "<!-- picture: begin -->\n", "<!-- picture: end -->"

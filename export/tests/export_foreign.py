@@ -181,6 +181,56 @@ def libreyolo_logits(**metadata: str) -> ModelProto:
     return graph.model(LIBREYOLO | metadata)
 
 
+def huggingface() -> ModelProto:
+    """M: what says more lies beside it, see `huggingface_files`."""
+    graph = Graph(batch="batch", image="pixel_values")
+    graph.inputs["pixel_mask"] = TensorProto.INT64, ("batch", SIZE, SIZE)
+    seen = graph.add("Cast", "pixel_mask", to=FLOAT)
+    whole = graph.add("ReduceMean", seen, axes=[1, 2], keepdims=0)
+    scale = graph.add("Reshape", whole, graph.of([-1, 1, 1], np.int64))
+    graph.output("logits", graph.add("Mul", graph.logits, scale), (CELLS, CLASSES))
+    graph.output("pred_boxes", graph.boxes, (CELLS, 4))
+    return graph.model()
+
+
+def huggingface_files(folder: Path, **told: Any) -> None:
+    config = {"model_type": "d_fine", "id2label": {str(i): name for i, name in enumerate(NAMES)}}
+    size = {"height": SIZE, "width": SIZE}
+    processor = {"do_normalize": False, "size": size, "resample": 2, "rescale_factor": 1 / 255}
+    for name, said in (("config", config), ("preprocessor_config", processor)):
+        merged = said | {key: value for key, value in told.items() if key in said}
+        (folder / f"{name}.json").write_text(json.dumps(merged))
+
+
+def lightlytrain(**metadata: str) -> ModelProto:
+    """N: LT-DETR, its normalisation in its metadata."""
+    normalize = json.dumps({"mean": MEAN_RGB, "std": STD_RGB})
+    classes = json.dumps({str(i): name for i, name in enumerate(NAMES)})
+    said = {"lightly_train_version": "0.15.0", "license_info": "AGPL-3.0", "classes": classes}
+    return logits("boxes", "logits", CLASSES, **said | {"image_normalize": normalize} | metadata)
+
+
+def paddle(batch: Any = 1) -> ModelProto:
+    """O: rows of class, score and box of all pictures, the boxes by im_shape ÷ scale_factor."""
+    graph = Graph(batch=batch, image="image")
+    for name in ("im_shape", "scale_factor"):
+        graph.inputs[name] = FLOAT, (batch, 2)
+    size = graph.add("Div", "im_shape", "scale_factor")  # height, width
+    turned = graph.add("Gather", size, graph.of([1, 0, 1, 0], np.int64), axis=1)
+    scale = graph.add("Unsqueeze", turned, graph.of([1], np.int64))
+    box, score, label = graph.best(graph.corners(scale), 50)
+    axis = graph.of([2], np.int64)
+    columns = [graph.add("Cast", label, to=FLOAT), score]
+    parts = [graph.add("Unsqueeze", column, axis) for column in columns]
+    rows = graph.add("Concat", *parts, box, axis=2)
+    graph.add("Reshape", rows, graph.of([-1, 6], np.int64), out=("reshape2_95.tmp_0",))
+    graph.outputs["reshape2_95.tmp_0"] = FLOAT, (50 if batch == 1 else "rows", 6)
+    graph.outputs["tile_3.tmp_0"] = TensorProto.INT32, (1,)
+    graph.weights["counted"] = np.array([50], np.int32)
+    graph.add("Identity", "counted", out=("tile_3.tmp_0",))
+    return graph.model(opset=16)
+
+
 def libreyolo_yolo9() -> ModelProto:
     """L: [N, 4 + C, A], boxes in pixels, nothing chosen yet."""
     graph = Graph()

@@ -31,6 +31,9 @@ FAMILIES: dict[str, tuple[Callable[[], ModelProto], AdoptOptions, str]] = {
     "J": (foreign.logits, LAST, "RF-DETR stretch imagenet"),
     "K": (foreign.libreyolo_logits, AdoptOptions(), "LibreYOLO dfine stretch antialias unit"),
     "P": (foreign.any_logits, AdoptOptions(names=NAMES), "transformer stretch antialias unit"),
+    "M": (foreign.huggingface, AdoptOptions(), "Face d_fine stretch antialias unit"),
+    "N": (foreign.lightlytrain, AdoptOptions(), "LightlyTrain stretch antialias imagenet"),
+    "O": (foreign.paddle, AdoptOptions(names=NAMES), "Paddle stretch cubic unit"),
     "L": (foreign.libreyolo_yolo9, AdoptOptions(), "LibreYOLO yolo9_e2e letterbox top-left unit"),
 }
 
@@ -45,9 +48,11 @@ def adopt(
 @pytest.mark.parametrize("letter", FAMILIES)
 def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -> None:
     make, options, concluded = FAMILIES[letter]
+    foreign.huggingface_files(tmp_path)
     report = adopt(make(), tmp_path, options)
     found, resize = report.foreign, report.spec.resize
-    said = [found.family, resize.kind, found.normalize, *["antialias"] * resize.antialias]
+    said = [found.family, resize.kind, resize.interpolation, found.normalize]
+    said += ["antialias"] * resize.antialias
     said += [resize.place] * (resize.kind == "letterbox")
     assert all(word in " ".join(said) for word in concluded.split()), said
     assert report.adoption.unmatched == 0 and report.adoption.rows >= 200
@@ -57,7 +62,7 @@ def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -
         rows = detector(bundled_pictures()[2][1], threshold=0.05)
     assert len(rows) > 20 and rows.confidence[0] > rows.confidence[-1]
     batch = onnx.load(report.path).graph.input[0].type.tensor_type.shape.dim[0]
-    assert (batch.dim_param == "batch") == (letter in "DGJKP") == (report.spec.batch is None)
+    assert (batch.dim_param == "batch") == (letter in "DGJKMNP") == (report.spec.batch is None)
 
 
 def test_metadata_reach_the_provenance(tmp_path: Path) -> None:
@@ -145,12 +150,18 @@ def with_node(op: str) -> ModelProto:
         (lambda: foreign.yolo_rows(names="__import__('os')"), AdoptOptions(), "give --names"),
         (lambda: foreign.sorted_triple(), AdoptOptions(), "carries no class names"),
         (lambda: foreign.logits(), AdoptOptions(names=NAMES), "give --background last"),
-        (lambda: foreign.logits(), AdoptOptions(names="a,b"), "give --background last"),
+        (lambda: foreign.logits(), AdoptOptions(names="a,b"), "has 6 classes, found 2 names"),
         (lambda: foreign.logits("a", "b"), AdoptOptions(), "of no known NMS-free detector"),
         (lambda: foreign.yolo_rows(), AdoptOptions(top_k=51), "has 50 rows at most"),
         (lambda: foreign.yolo_rows(), AdoptOptions(size=(32, 32)), "--size says 32 × 32"),
         (lambda: foreign.yolo_rows(), AdoptOptions(classes="cat"), "no class 'cat'"),
         (lambda: foreign.yolo_rows(), AdoptOptions(names="a,b"), "has 5 classes, found 2 names"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(background="last"), "gives class numbers"),
+        (
+            lambda: foreign.lightlytrain(image_normalize='{"mean": [0, 0, 0], "std": [2, 2, 2]}'),
+            AdoptOptions(),
+            "expected ImageNet's, or 0 and 1",
+        ),
     ],
 )
 def test_refusals(
@@ -159,6 +170,23 @@ def test_refusals(
     with pytest.raises((InputError, ModelError), match=message):
         adopt(make(), tmp_path, options)
     assert not (tmp_path / "ours.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"model_type": "detr"}, "detr has scores by softmax"),
+        ({"size": {"shortest_edge": 800}}, "give --size and --resize"),
+        ({"id2label": {"0": "a"}}, "has 5 classes, found 1 names"),
+        ({"id2label": "a"}, r"config\.json: .*id2label"),
+        (None, r"has no config\.json beside it: put it there"),
+    ],
+)
+def test_what_lies_beside_a_file(told: dict[str, Any] | None, message: str, tmp_path: Path) -> None:
+    if told is not None:
+        foreign.huggingface_files(tmp_path, **told)
+    with pytest.raises(InputError, match=message):
+        adopt(foreign.huggingface(), tmp_path)
 
 
 def test_a_box_for_every_cell_is_not_nms_free(tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from nmsfree.errors import MissingExtraError
 from nmsfree.spec import Resize
 
-_CV2_INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+_CV2_INTERPOLATION = {
+    "linear": cv2.INTER_LINEAR,
+    "area": cv2.INTER_AREA,
+    "cubic": cv2.INTER_CUBIC,
+}
 LETTERBOX = Resize()  # of this project's own networks
 # ImageNet mean, (0.406, 0.456, 0.485)·255 rounded: close to zero after normalisation, as the
 # zero padding of training is. Black would not be.

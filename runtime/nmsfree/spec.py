@@ -97,7 +97,7 @@ class Resize:
     kind: Literal["letterbox", "stretch"] = "letterbox"  # aspect kept and padded, or not kept
     place: Literal["top-left", "center"] = "top-left"  # of the picture in a letterbox
     pad: tuple[Byte, Byte, Byte] = (104, 116, 124)  # BGR, around the picture in a letterbox
-    interpolation: Literal["linear", "area"] = "linear"  # OpenCV's; area is about 10 × slower
+    interpolation: Literal["linear", "area", "cubic"] = "linear"  # OpenCV's; area is 10 × slower
     antialias: bool = False  # Pillow's bilinear filter instead; needs the extra `pillow`
     enlarge: bool = True  # a picture smaller than the input is made larger
 

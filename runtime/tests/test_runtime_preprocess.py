@@ -55,7 +55,7 @@ def test_boxes_never_leave_the_source(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("interpolation", ["linear", "area"])
+@pytest.mark.parametrize("interpolation", ["linear", "area", "cubic"])
 def test_picture_and_padding_fill_the_input(size: tuple[int, int], interpolation: str) -> None:
     """A uniform picture stays uniform, ends where the geometry says, and the rest is padding."""
     out, geometry = place(np.full((*size, 3), (10, 200, 30), np.uint8), interpolation)

@@ -25,13 +25,37 @@ from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.spec import ModelSpec, NmsSpec, Resize
-from nmsfree_export.adopt import detr, libreyolo, reference, ultralytics
-from nmsfree_export.adopt.foreign import ADOPT_DEFAULTS, AdoptOptions, File, Foreign
+from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree.text import shown
+from nmsfree_export.adopt import (
+    detr,
+    huggingface,
+    libreyolo,
+    lightlytrain,
+    paddle,
+    reference,
+    ultralytics,
+)
+from nmsfree_export.adopt.foreign import (
+    ADOPT_DEFAULTS,
+    OTHER_INPUTS,
+    RESIZES,
+    AdoptOptions,
+    File,
+    Foreign,
+)
 from nmsfree_export.adopt.rewrite import candidates_of, opset_of, rewrite
-from nmsfree_export.verify.parity import Pictures, load_images
+from nmsfree_export.verify.parity import Pictures, Rows, load_images, match
 
-FAMILIES = (ultralytics.recognize, libreyolo.recognize, detr.recognize)
+# The last one knows a file by its outputs alone.
+FAMILIES = (
+    ultralytics.recognize,
+    libreyolo.recognize,
+    lightlytrain.recognize,
+    huggingface.recognize,
+    paddle.recognize,
+    detr.recognize,
+)
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
 # Nodes whose outputs are as many as the data decide, and those that hide a graph.
@@ -39,8 +63,14 @@ FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If",
 LEAST_ROWS = 100
 SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
 HALF_SCORE, HALF_BOX = 0.01, 0.5
+DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
 TIES = 0.02  # of the rows after NMS: of two candidates with nearly one score either may win
-FAR = 0.05  # of the picture's longer side: what is farther is another object
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,7 @@ def adopt_onnx(
         part = folder / "adopted.part"
         part.write_bytes(content)
         adoption = compare(original, part, foreign, pictures, progress)
-    half = original.dtype(foreign) == np.float16
+    half = original.dtypes[foreign.images] == np.float16
     ties = 0 if spec.nms is None else TIES
     enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
     write_atomic(out, content)
@@ -169,15 +199,19 @@ def recognize(file: File, options: AdoptOptions) -> Foreign:
     Raises:
         InputError: no family knows it.
     """
-    for recognize_family in FAMILIES:
-        found = recognize_family(file, options)
-        if found is not None:
-            break
-    else:
+    answers = (family(file, options) for family in FAMILIES)
+    found = next((answer for answer in answers if answer is not None), None)
+    if found is None:
         outputs = ", ".join(f"{name} {list(sizes)}" for name, sizes in file.outputs.items())
         raise InputError(
             f"{file.path}: outputs {outputs} are of no known NMS-free detector: see"
             " docs/adopting.md for those that are"
+        )
+    extra = file.inputs.keys() - {found.images} - OTHER_INPUTS
+    if extra:
+        raise InputError(
+            f"{file.path}: takes {shown(', '.join(sorted(extra)))} beside pictures, expected at"
+            f" most {', '.join(sorted(OTHER_INPUTS))}"
         )
     told = {
         name: value
@@ -185,13 +219,12 @@ def recognize(file: File, options: AdoptOptions) -> Foreign:
         if (value := getattr(options, name)) is not None
     }
     concluded = {**dict(found.concluded), **{k: f"{v}, as told" for k, v in told.items()}}
-    same = told.get("resize", found.resize.kind) == found.resize.kind
     nms = options.nms.spec(NmsSpec(iou=0.7)) if options.nms.given else None
     return replace(
         found,
         nms=nms,
         concluded=tuple(concluded.items()),
-        resize=found.resize if same else Resize(told["resize"]),
+        resize=RESIZES[told["resize"]] if "resize" in told else found.resize,
         normalize=told.get("normalize", found.normalize),
         output=replace(found.output, boxes=told.get("boxes", found.output.boxes)),
         bgr=told.get("order") == "bgr",
@@ -292,20 +325,18 @@ class Original:
         self.path = path
         with self._told():
             self.session = make_session(data)
-            self.inputs = {v.name: (v.type, v.shape) for v in self.session.get_inputs()}
+            inputs = self.session.get_inputs()
+            self.sizes = {value.name: value.shape for value in inputs}
+            self.dtypes = {value.name: DTYPES[value.type] for value in inputs}
             self.outputs = [value.name for value in self.session.get_outputs()]
-
-    def dtype(self, foreign: Foreign) -> Any:
-        """Of the pictures that it takes."""
-        return np.float16 if "float16" in self.inputs[foreign.images][0] else np.float32
 
     def answer(
         self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec | None = None
     ) -> reference.Rows:
         """See `reference.answer`; without a description all rows that there are."""
-        batch = self.inputs[foreign.images][1][0]
+        batch = self.sizes[foreign.images][0]
         fixed = batch if isinstance(batch, int) else 1
-        found = reference.answer(self._run, foreign, picture, self.dtype(foreign), fixed)
+        found = reference.answer(self._run, foreign, picture, fixed)
         if spec is None:
             return found
         found = found.best(candidates_of(foreign, spec))
@@ -324,6 +355,7 @@ class Original:
         return replace(foreign, queries=queries, rows=rows)
 
     def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        feed = {name: feed[name].astype(self.dtypes[name]) for name in self.dtypes}
         with self._told():
             return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
 
@@ -359,39 +391,25 @@ def compare(
                 raw.detection_scores[0, :rows_here].astype(np.float64),
                 raw.detection_classes[0, :rows_here].astype(np.int64),
             )
-            pairs = match(want, have, max(picture.shape[:2]))
+            a, b = (Rows(*side, _cut(side, backend.spec)) for side in (want, have))
+            ours, theirs = match(a, b, max(picture.shape[:2]))
             scale = max(geometry.scale_x, geometry.scale_y)
+            apart = np.abs(a.boxes[ours] - b.boxes[theirs]).max(axis=1, initial=0) * scale
             if backend.spec.nms is not None:
-                apart = np.abs(want.boxes[pairs[:, 0]] - have.boxes[pairs[:, 1]]).max(axis=1)
-                pairs = pairs[apart * scale <= BOX]
-            ours, theirs = pairs.T
-            for side, other, matched in ((want, have, ours), (have, want, theirs)):
-                full = len(other.scores) == backend.spec.top_k  # its list may have been cut
-                cut = float(other.scores[-1]) if full else backend.spec.score_floor
-                alone = np.delete(side.scores, matched)
-                unmatched += int((alone > cut + SCORE).sum())
-            a, b = want.scores[ours], have.scores[theirs]
-            score = max(score, float((np.abs(a - b) / np.clip(100 * a, 1e-6, 1)).max(initial=0)))
-            apart = np.abs(want.boxes[ours] - have.boxes[theirs]).max(initial=0) * scale
-            box, rows = max(box, float(apart)), rows + len(pairs)
-            seen.update(np.round(a, 6).tolist())
-    return Adoption(len(pictures), rows, len(seen), unmatched, score, box)
+                near = apart <= BOX
+                ours, theirs, apart = ours[near], theirs[near], apart[near]
+            unmatched += a.alone(ours, b, SCORE) + b.alone(theirs, a, SCORE)
+            scores = a.scores[ours]
+            differ = np.abs(scores - b.scores[theirs]) / np.clip(100 * scores, 1e-6, 1)
+            score, box = max(score, differ.max(initial=0)), max(box, apart.max(initial=0))
+            rows += len(ours)
+            seen.update(np.round(scores, 6).tolist())
+    return Adoption(len(pictures), rows, len(seen), unmatched, float(score), float(box))
 
 
-def match(a: reference.Rows, b: reference.Rows, side: int) -> NDArray[np.intp]:
-    """Pairs of rows of one class [n, 2], closest first by box and score together."""
-    distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1) / side
-    distance = np.maximum(distance, np.abs(a.scores[:, None] - b.scores[None]))
-    distance[a.classes[:, None] != b.classes[None]] = np.inf
-    pairs, left, right = [], np.ones(len(a.scores), bool), np.ones(len(b.scores), bool)
-    for flat in np.argsort(distance, axis=None, kind="stable"):
-        i, j = divmod(int(flat), len(b.scores))
-        if distance[i, j] > FAR:
-            break
-        if left[i] and right[j]:
-            pairs.append((i, j))
-            left[i] = right[j] = False
-    return np.array(pairs, np.intp).reshape(-1, 2)
+def _cut(rows: reference.Rows, spec: ModelSpec) -> float:
+    """The score below which rows may be missing: that of the last one where the list is full."""
+    return float(rows.scores[-1]) if len(rows.scores) == spec.top_k else spec.score_floor
 
 
 def enforce(found: Adoption, score: float, box: float, unmatched: float) -> None:

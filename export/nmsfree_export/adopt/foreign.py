@@ -1,10 +1,13 @@
 """What another project's file takes and gives, as it was recognised or told."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
@@ -18,6 +21,19 @@ from nmsfree_export.options import NO_NMS, NmsOptions
 Normalization = Literal["none", "unit", "imagenet"]
 Background = Literal["none", "first", "last"]
 Sizes = tuple[int | str, ...]
+
+MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of values in 0 … 1
+GREY = (114, 114, 114)
+OTHER_INPUTS = {"orig_target_sizes", "im_shape", "scale_factor", "pixel_mask"}
+SPARSE_COCO = 91  # columns: COCO's own ids, eleven of which no category has
+# Each as `--resize` has it; all with OpenCV's linear interpolation but the antialiased one.
+RESIZES = {
+    "letterbox": Resize(place="center", pad=GREY),
+    "letterbox-top-left": Resize(pad=GREY),
+    "stretch": Resize("stretch"),
+    "stretch-cubic": Resize("stretch", interpolation="cubic"),
+    "stretch-antialiased": Resize("stretch", antialias=True),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,11 @@ class AdoptOptions:
         Option("Pixels as they are (none), ÷ 255 (unit), or by ImageNet's mean and deviation."),
     ] = None
     resize: Annotated[
-        Literal["letterbox", "stretch"] | None, Option("How pictures are fitted.")
+        Literal[
+            "letterbox", "letterbox-top-left", "stretch", "stretch-cubic", "stretch-antialiased"
+        ]
+        | None,
+        Option("How pictures are fitted; a letterbox is in the centre and grey."),
     ] = None
     boxes: Annotated[
         Literal["xyxy", "cxcywh", "xyxy-share", "cxcywh-share"] | None,
@@ -71,9 +91,9 @@ class Output:
     """Where detections are in a file's outputs.
 
     Attributes:
-        kind: "rows": one output [N, K, 6] of box, score, class. "dense": boxes [N, Q, 4] and a
-            score for every class [N, Q, C]. "sorted": labels, boxes, scores [N, K], best first,
-            boxes times an input `orig_target_sizes`.
+        kind: "rows": one output [N, K, 6] of box, score, class; "paddle": [N · K, 6] of class,
+            score, box. "dense": boxes [N, Q, 4] and a score for every class [N, Q, C]. "sorted":
+            labels, boxes, scores [N, K], best first, boxes times an input `orig_target_sizes`.
         names: of the outputs: (rows,), (boxes, scores) or both joined as (4 + C,), or (labels,
             boxes, scores).
         boxes: see `AdoptOptions.boxes`.
@@ -81,7 +101,7 @@ class Output:
         columns_first: of the joined dense output: [N, 4 + C, Q] instead of [N, Q, 4 + C].
     """
 
-    kind: Literal["rows", "dense", "sorted"]
+    kind: Literal["rows", "paddle", "dense", "sorted"]
     names: tuple[str, ...]
     boxes: str = "xyxy"
     logits: bool = False
@@ -154,14 +174,29 @@ class File:
         """Whether the graph has a node of one of these operators."""
         return any(node.op_type in operators for node in self.model.graph.node)
 
-    def input_size(self, options: AdoptOptions, usual: tuple[int, int] | None) -> tuple[int, int]:
+    @cached_property
+    def image(self) -> str:
+        """Name of the input that takes pictures, [N, 3, H, W].
+
+        Raises:
+            InputError: there is none.
+        """
+        for name, sizes in self.inputs.items():
+            if len(sizes) == 4 and known(sizes[1]) in (3, None):
+                return name
+        found = ", ".join(f"{name} {list(sizes)}" for name, sizes in self.inputs.items())
+        raise InputError(f"{self.path}: inputs {found or 'none'}, expected one of [N, 3, H, W]")
+
+    def input_size(
+        self, options: AdoptOptions, usual: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
         """Height and width of the input; of a dynamic one those that are told, or the usual.
 
         Raises:
             InputError: another size is told than the file has, or none is known.
         """
-        name, sizes = next(iter(self.inputs.items()))
-        fixed = tuple(s if isinstance(s, int) and s > 0 else None for s in sizes[2:4])
+        name = self.image
+        fixed = tuple(known(size) for size in self.inputs[name][2:4])
         wanted = options.size or usual
         if None in fixed and wanted is None:
             raise InputError(f"{self.path}: input '{name}' has no fixed size: give --size H W")
@@ -179,19 +214,44 @@ def known(size: int | str) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
+def axis_of(file: File, output: str, axis: int) -> int | str:
+    """A size of an output, a number or the name of an open one.
+
+    Raises:
+        InputError: the output has no such axis.
+    """
+    sizes = file.outputs[output]
+    if axis >= len(sizes):
+        raise InputError(
+            f"{file.path}: output '{output}' has the sizes {list(sizes)}, expected {axis + 1} or"
+            " more"
+        )
+    return sizes[axis]
+
+
 def count_of(file: File, output: str, axis: int) -> int:
     """A size of an output that must be fixed.
 
     Raises:
         InputError: it is open, or the output has no such axis.
     """
-    sizes = file.outputs[output]
-    found = known(sizes[axis]) if axis < len(sizes) else None
+    found = known(axis_of(file, output, axis))
     if found is None:
         raise InputError(
-            f"{file.path}: output '{output}' is {list(sizes)}, expected a fixed size at {axis}"
+            f"{file.path}: output '{output}' is {list(file.outputs[output])}, expected a fixed size"
+            f" at {axis}"
         )
     return found
+
+
+def vision_transformer(file: File) -> bool:
+    """Whether the picture is cut into patches: DINOv3 and its like want ImageNet's mean."""
+    weights = {tensor.name: tensor.dims for tensor in file.model.graph.initializer}
+    for node in file.model.graph.node:
+        if node.op_type == "Conv" and file.image in node.input:
+            side = weights.get(node.input[1], [])[2:]
+            return len(side) == 2 and min(side) >= 8
+    return False
 
 
 def sizes_of(value: ValueInfoProto) -> Sizes:
@@ -200,39 +260,93 @@ def sizes_of(value: ValueInfoProto) -> Sizes:
 
 
 def classes_of(
-    file: File, options: AdoptOptions, count: int, own: tuple[str, ...] | None
+    file: File,
+    options: AdoptOptions,
+    own: tuple[str, ...] | None = None,
+    width: int | None = None,
 ) -> dict[str, Any]:
     """Names, columns and dataset ids of the classes that are kept, as fields of `Foreign`.
 
     Args:
-        count: of the columns that are classes.
         own: names that the file carries.
+        width: columns of the class axis; None where the file gives numbers of classes.
 
     Raises:
-        InputError: names are missing, are not as many, or an option names none of them.
+        InputError: names are missing, are not as many, or an option names none of them; or the
+            place of the background must be told.
     """
     names = own if options.names is None else read_names(options.names)
+    if names is None and width == SPARSE_COCO and options.background is None:
+        names = COCO_NAMES
     if names is None:
+        columns = f" and has {width} columns" if width else ""
         raise InputError(
-            f"{file.path}: has {count} classes and carries no names: give --names FILE, or"
-            " --names coco if they are COCO's 80"
+            f"{file.path}: carries no class names{columns}: give --names FILE, or --names coco"
         )
-    if len(names) != count:
-        raise InputError(f"{file.path}: has {count} classes, found {len(names)} names")
-    ids = COCO_CATEGORY_IDS if names == COCO_NAMES else tuple(range(count))
-    columns = list(range(count))
+    if width is not None:
+        places = _places(file, width, names, options)
+    elif options.background is not None:
+        raise InputError("--background: this file gives class numbers, not a column for each class")
+    else:
+        places = tuple(range(len(names if own is None else own)))
+    if len(names) != len(places):
+        raise InputError(f"{file.path}: has {len(places)} classes, found {len(names)} names")
+    ids = COCO_CATEGORY_IDS if names == COCO_NAMES else tuple(range(len(names)))
+    numbers = list(range(len(names)))
     if options.classes is not None:
         wanted = [name.strip() for name in options.classes.split(",")]
         _check_known(wanted, names, "--classes")
-        columns = [names.index(name) for name in wanted]
+        numbers = [names.index(name) for name in wanted]
     pairs = [entry.partition("=")[::2] for entry in options.rename or ()]
     _check_known([old for old, _ in pairs], names, "--rename")
     renamed = dict(pairs)
     return {
-        "class_names": tuple(renamed.get(names[i], names[i]) for i in columns),
-        "columns": tuple(columns),
-        "category_ids": tuple(ids[i] for i in columns),
+        "class_names": tuple(renamed.get(names[i], names[i]) for i in numbers),
+        "columns": tuple(places[i] for i in numbers),
+        "category_ids": tuple(ids[i] for i in numbers),
     }
+
+
+def normalization_of(
+    mean: Sequence[float], deviation: Sequence[float], where: str
+) -> Normalization:
+    """How pixels are normalised after ÷ 255.
+
+    Raises:
+        InputError: by other numbers than ImageNet's.
+    """
+    usual: dict[Normalization, Any] = {
+        "imagenet": (MEAN_RGB, STD_RGB),
+        "unit": ((0, 0, 0), (1, 1, 1)),
+    }
+    for kind, numbers in usual.items():
+        same = np.shape(mean) == np.shape(deviation) == (3,)
+        if same and np.allclose((mean, deviation), numbers, atol=1e-3):
+            return kind
+    raise InputError(
+        f"{where}: mean {list(mean)} and deviation {list(deviation)}, expected ImageNet's, or 0"
+        " and 1"
+    )
+
+
+def _places(
+    file: File, width: int, names: tuple[str, ...], options: AdoptOptions
+) -> tuple[int, ...]:
+    """The columns that are classes."""
+    if width == SPARSE_COCO and names == COCO_NAMES and options.background is None:
+        return COCO_CATEGORY_IDS
+    if options.background is None and width == len(names) + 1:
+        raise InputError(
+            f"{file.path}: {width} columns for {len(names)} names, so one is the background: give"
+            " --background last (as RF-DETR 1.11 has it) or first"
+        )
+    hidden = {"first": 0, "last": width - 1}.get(options.background or "none")
+    return tuple(i for i in range(width) if i != hidden)
+
+
+def in_order(names: Mapping[str, str]) -> tuple[str, ...]:
+    """Class names by the numbers in their keys: "0", "1" … or "class_0" …"""
+    return tuple(names[k] for k in sorted(names, key=lambda k: int(re.sub("[^0-9]", "", k) or -1)))
 
 
 def _check_known(wanted: list[str], names: tuple[str, ...], option: str) -> None:
@@ -240,17 +354,6 @@ def _check_known(wanted: list[str], names: tuple[str, ...], option: str) -> None
         if name not in names:
             known = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise InputError(f"{option}: no class {shown(name)!r}, the file has: {known}")
-
-
-def needed_names(file: File, options: AdoptOptions) -> tuple[str, ...]:
-    """The class names of a file that carries none.
-
-    Raises:
-        InputError: they are not told.
-    """
-    if options.names is None:
-        raise InputError(f"{file.path}: carries no class names: give --names FILE, or --names coco")
-    return read_names(options.names)
 
 
 def read_names(given: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import MissingExtraError, ModelError
+from nmsfree.spec import Resize
 from nmsfree_export.adopt.foreign import Foreign
 
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]  # inputs → outputs by name
@@ -45,15 +46,12 @@ class Rows(NamedTuple):
         return self._replace(boxes=np.clip(self.boxes, 0, limit))
 
 
-def answer(
-    run: Run, foreign: Foreign, image: NDArray[np.uint8], dtype: Any, batch: int = 1
-) -> Rows:
+def answer(run: Run, foreign: Foreign, image: NDArray[np.uint8], batch: int = 1) -> Rows:
     """Return all rows of a file for one picture, boxes not clipped.
 
     Args:
-        run: the original file.
+        run: the original file; it takes of the inputs those that it has, in its own types.
         image: BGR uint8 [h, w, 3].
-        dtype: of the file's input.
         batch: images that the file takes at once; all are this one.
     """
     pixels, scale, offset = _resized(foreign, image)
@@ -64,13 +62,21 @@ def answer(
         values = values / 255
     if foreign.normalize == "imagenet":
         values = (values - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    planes = np.stack([values.transpose(2, 0, 1)] * batch).astype(dtype)
-    feed = {foreign.images: planes}
+    planes = np.stack([values.transpose(2, 0, 1)] * batch)
     height, width = foreign.size
-    if foreign.output.kind == "sorted":
-        feed["orig_target_sizes"] = np.array([[width, height]] * batch, np.int64)
-    outputs = run(feed)
-    found = [outputs[name][0].astype(np.float64) for name in foreign.output.names]
+    outputs = run(
+        {
+            foreign.images: planes,
+            "orig_target_sizes": np.array([[width, height]] * batch),
+            "im_shape": np.array([[height, width]] * batch),
+            "scale_factor": np.ones((batch, 2)),
+            "pixel_mask": np.ones((batch, height, width)),
+        }
+    )
+    found = [outputs[name].astype(np.float64) for name in foreign.output.names]
+    if foreign.output.kind == "paddle":
+        found[0] = found[0].reshape(batch, -1, found[0].shape[-1])
+    found = [value[0] for value in found]
     _check_shapes(found, foreign)
     boxes, scores, columns = _READERS[foreign.output.kind](found, foreign)
     if "cxcywh" in foreign.output.boxes:
@@ -92,14 +98,10 @@ def _resized(
     (height, width), (h, w) = foreign.size, image.shape[:2]
     resize, none = foreign.resize, np.zeros(2)
     if resize.kind == "stretch":
-        return (
-            _shrunk(image, width, height, resize.antialias),
-            np.array([width / w, height / h]),
-            none,
-        )
+        return _shrunk(image, width, height, resize), np.array([width / w, height / h]), none
     ratio = min(height / h, width / w)
     new_w, new_h = round(w * ratio), round(h * ratio)
-    small = _shrunk(image, new_w, new_h, resize.antialias)
+    small = _shrunk(image, new_w, new_h, resize)
     left = top = 0
     if resize.place == "center":
         left = round((width - new_w) / 2 - 0.1)
@@ -109,9 +111,10 @@ def _resized(
     return padded, np.array([new_w / w, new_h / h]), np.array([left, top], float)
 
 
-def _shrunk(image: NDArray[np.uint8], width: int, height: int, antialias: bool) -> Any:
-    if not antialias:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+def _shrunk(image: NDArray[np.uint8], width: int, height: int, resize: Resize) -> Any:
+    if not resize.antialias:
+        how = cv2.INTER_CUBIC if resize.interpolation == "cubic" else cv2.INTER_LINEAR
+        return cv2.resize(image, (width, height), interpolation=how)
     try:
         from PIL import Image
     except ImportError:
@@ -128,7 +131,7 @@ def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:
     """
     kind, shapes = foreign.output.kind, [value.shape for value in found]
     count = shapes[0][:1]  # of rows, labels or boxes
-    if kind == "rows":
+    if kind in ("rows", "paddle"):
         right = shapes == [(*count, 6)]
     elif kind == "sorted":
         right = shapes == [count, (*count, 4), count]
@@ -149,6 +152,10 @@ def _read_rows(found: list[NDArray[Any]], foreign: Foreign) -> Found:
     return found[0][:, :4], found[0][:, 4], found[0][:, 5].astype(np.int64)
 
 
+def _read_paddle(found: list[NDArray[Any]], foreign: Foreign) -> Found:
+    return found[0][:, 2:], found[0][:, 1], found[0][:, 0].astype(np.int64)
+
+
 def _read_sorted(found: list[NDArray[Any]], foreign: Foreign) -> Found:
     return found[1], found[2], found[0].astype(np.int64)
 
@@ -165,4 +172,9 @@ def _read_dense(found: list[NDArray[Any]], foreign: Foreign) -> Found:
     return boxes[query], scores.ravel(), column
 
 
-_READERS = {"rows": _read_rows, "dense": _read_dense, "sorted": _read_sorted}
+_READERS = {
+    "rows": _read_rows,
+    "paddle": _read_paddle,
+    "dense": _read_dense,
+    "sorted": _read_sorted,
+}

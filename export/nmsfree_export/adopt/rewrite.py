@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from nmsfree.spec import ModelSpec
-from nmsfree_export.adopt.foreign import Foreign
+from nmsfree_export.adopt.foreign import MEAN_RGB, STD_RGB, Foreign
 from nmsfree_export.graph.contract import (
     CANDIDATES,
     describe,
@@ -22,7 +22,6 @@ from nmsfree_export.graph.contract import (
 from nmsfree_export.graph.nms import append_nms
 from nmsfree_export.graph.nodes import Nodes
 
-MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of values in 0 … 1
 FLOAT, HALF, INT32, INT64 = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -46,13 +45,12 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     opset = opset_of(model)
     before, behind = Nodes("in/", opset), Nodes("out/", opset)
     _add_input(before, adopted, foreign, kinds)
-    if foreign.output.kind == "sorted":
-        _add_sizes(before, spec)
+    _add_other_inputs(before, model, foreign, spec)
     found = [
         behind("Cast", name, to=FLOAT) if kinds[name] == HALF else name
         for name in (f"net/{output}" for output in foreign.output.names)
     ]
-    read = {"rows": _from_rows, "dense": _from_dense, "sorted": _from_sorted}[foreign.output.kind]
+    read = {"dense": _from_dense, "sorted": _from_sorted}.get(foreign.output.kind, _from_rows)
     count = candidates_of(foreign, spec)
     boxes, scores, classes = read(behind, found, foreign, replace(spec, top_k=count))
     if spec.nms is None:
@@ -138,25 +136,42 @@ def _fold(adopted: ModelProto, image: str, scale: Any, flip: bool) -> bool:
     return bool(readers)
 
 
-def _add_sizes(add: Nodes, spec: ModelSpec) -> None:
-    """Boxes shall come in pixels of the input: (width, height), see RT-DETR's own script."""
-    size = add.of([[spec.width, spec.height]])
-    if spec.batch is None:
-        count = add("Shape", "images", start=0, end=1)
-        size = add("Expand", size, add("Concat", count, add.of([2]), axis=0))
-        add("Identity", size, name="net/orig_target_sizes")
-    else:
-        add("Expand", size, add.of([spec.batch, 2]), name="net/orig_target_sizes")
+def _add_other_inputs(add: Nodes, model: ModelProto, foreign: Foreign, spec: ModelSpec) -> None:
+    """Inputs beside the picture become constants: boxes shall come in pixels of the input.
+
+    RT-DETR's own script gives `orig_target_sizes` as (width, height); Paddle divides `im_shape`,
+    (height, width), by `scale_factor`; Hugging Face's `pixel_mask` is 1 where the picture is.
+    """
+    height, width = spec.height, spec.width
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in weights or value.name == foreign.images:
+            continue
+        sizes = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+        found: Any = {
+            "orig_target_sizes": (width, height),
+            "im_shape": (height, width),
+            "scale_factor": (1, 1),
+            "pixel_mask": np.ones([size or (height, width)[i] for i, size in enumerate(sizes)]),
+        }[value.name]
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        row = np.asarray(found, kind)[None]
+        if spec.batch is None:
+            count = add("Shape", "images", start=0, end=1)
+            shape = add("Concat", count, add.of(row.shape[1:]), axis=0)
+        else:
+            shape = add.of([spec.batch, *row.shape[1:]])
+        add("Expand", add.of(row, kind), shape, name=f"net/{value.name}")
 
 
 def _from_rows(
     add: Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     """[N, K, 6] → boxes, scores [N, K], classes int64 [N, K] by their number in the file."""
-    parts = [
-        add("Slice", outputs[0], add.of([a]), add.of([b]), add.of([2]))
-        for a, b in ((0, 4), (4, 5), (5, 6))
-    ]
+    rows, places = outputs[0], ((0, 4), (4, 5), (5, 6))
+    if foreign.output.kind == "paddle":
+        rows, places = add("Reshape", rows, add.of([-1, foreign.rows, 6])), ((2, 6), (1, 2), (0, 1))
+    parts = [add("Slice", rows, add.of([a]), add.of([b]), add.of([2])) for a, b in places]
     boxes = _corners(add, parts[0], foreign, spec)
     scores, classes = (add("Squeeze", part, add.of([2])) for part in parts[1:])
     return _chosen(add, boxes, scores, add("Cast", classes, to=INT64), foreign, spec)

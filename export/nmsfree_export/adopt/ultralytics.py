@@ -7,19 +7,20 @@ here comes from their code. The files are AGPL, and stay so.
 import ast
 
 from nmsfree.errors import InputError
-from nmsfree.spec import Head, Resize
+from nmsfree.spec import Head
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
+    RESIZES,
     AdoptOptions,
     File,
     Foreign,
     Output,
+    axis_of,
     classes_of,
     known,
     read_names,
 )
 
-GREY = (114, 114, 114)
 THRESHOLD = 0.25  # what their own prediction shows
 _NMS_FREE = (
     "export the NMS-free head: `YOLO(…).export(format='onnx', nms=False)` of a YOLO26 or YOLOv10"
@@ -39,48 +40,30 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         raise InputError(
             f"{file.path}: made for the task {shown(entries['task'])}, expected detect"
         )
-    image, output = next(iter(file.inputs)), next(iter(file.outputs))
-    sizes = file.outputs[output]
     names = _names(file, options)
-    height, width = file.input_size(options, _image_size(file))
-    deformable = file.has("GridSample")  # of a DETR's attention; a YOLO has none
-    concluded = [("project", f"Ultralytics, by the entry author; {entries.get('description', '')}")]
-    if sizes[2:] == (6,):
-        if file.has("NonMaxSuppression"):
-            raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}")
-        detr = entries.get("head") == "RTDETRDecoder" or deformable
-        found = Output("rows", (output,), "cxcywh-share" if detr else "xyxy")
-        concluded.append(("output", f"{list(sizes)}: rows of box, score and class"))
-        rows, count = sizes[1], len(names)
-    elif deformable and len(sizes) == 3 and sizes[2] == 4 + len(names):
-        detr, rows, count = True, sizes[1], len(names)
-        found = Output("dense", (output,), "cxcywh-share")
-        concluded.append(("output", f"{list(sizes)}: boxes and {count} scores of every query"))
-    elif sizes[1] == 4 + len(names) and options.nms.given:
-        detr, rows, count = False, 300, len(names)
-        found = Output("dense", (output,), "cxcywh", columns_first=True)
-        concluded.append(("output", f"{list(sizes)}: a box and {count} scores of every cell"))
-    else:
-        raise InputError(
-            f"{file.path}: output {list(sizes)} is not NMS-free, it has a box for every cell:"
-            f" {_NMS_FREE}, or adopt it as an NMS baseline with --nms plain"
-        )
+    found, detr, said = _output(file, options, len(names))
+    rows = axis_of(file, found.names[0], 2 if found.columns_first else 1)
     head: Head = "queries" if detr else "o2m" if found.columns_first else "o2o"
-    resize = Resize("stretch") if detr else Resize(place="center", pad=GREY)
-    concluded.append(
-        ("resize", "stretch, as an RT-DETR's" if detr else "letterbox in the centre, grey 114")
-    )
+    resize = "stretch" if detr else "letterbox"
+    dense = found.kind == "dense"
     return Foreign(
         family=f"Ultralytics {'RT-DETR' if detr else f'YOLO, {head} head'}",
-        concluded=tuple(concluded),
-        images=image,
-        size=(height, width),
-        resize=resize,
+        concluded=(
+            (
+                "project",
+                f"Ultralytics, by the entry author; {shown(entries.get('description', ''), 100)}",
+            ),
+            ("output", f"{list(file.outputs[found.names[0]])}: {said}"),
+            ("resize", "stretch, as an RT-DETR's" if detr else "letterbox in the centre, grey 114"),
+        ),
+        images=file.image,
+        size=file.input_size(options, _image_size(file)),
+        resize=RESIZES[resize],
         normalize="unit",
         output=found,
-        **classes_of(file, options, count, names),
-        rows=rows if isinstance(rows, int) else 300,
-        queries=known(sizes[2] if found.columns_first else sizes[1]),
+        **classes_of(file, options, names, len(names) if dense else None),
+        rows=min(300, known(rows) or 300),
+        queries=known(rows),
         threshold=THRESHOLD,
         head=head,
         provenance={
@@ -88,6 +71,29 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
             for key in ("description", "author", "version", "license")
             if key in entries
         },
+    )
+
+
+def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bool, str]:
+    """Where the detections are, whether of a DETR, and that in words."""
+    output = next(iter(file.outputs))
+    sizes = file.outputs[output]
+    deformable = file.has("GridSample")  # of a DETR's attention; a YOLO has none
+    if sizes[2:] == (6,):
+        if file.has("NonMaxSuppression"):
+            raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}")
+        detr = file.metadata.get("head") == "RTDETRDecoder" or deformable
+        found = Output("rows", (output,), "cxcywh-share" if detr else "xyxy")
+        return found, detr, "rows of box, score and class"
+    if deformable and sizes[2:] == (4 + classes,):
+        found = Output("dense", (output,), "cxcywh-share")
+        return found, True, f"boxes and {classes} scores of every query"
+    if len(sizes) == 3 and sizes[1] == 4 + classes and options.nms.given:
+        found = Output("dense", (output,), "cxcywh", columns_first=True)
+        return found, False, f"a box and {classes} scores of every cell"
+    raise InputError(
+        f"{file.path}: output {list(sizes)} is not NMS-free, it has a box for every cell:"
+        f" {_NMS_FREE}, or adopt it as an NMS baseline with --nms plain"
     )
 
 

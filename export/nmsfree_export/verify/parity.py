@@ -8,7 +8,7 @@ stay without a partner only where the list is cut: its score is within the toler
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,9 +178,10 @@ def compare(
             _check_contract(raw, backend, tolerance)
         for i, (name, _) in enumerate(chunk):
             ours, theirs = (_rows(raw, i, a.spec) for raw in raws)
-            found, other = _match(ours, theirs, a.spec)
-            alone = _alone(ours, found, theirs, tolerance) + _alone(theirs, other, ours, tolerance)
-            rows, unmatched = rows + len(found) + alone, unmatched + alone
+            found, other = match(ours, theirs, max(a.spec.height, a.spec.width))
+            lonely = ours.alone(found, theirs, tolerance.score)
+            lonely += theirs.alone(other, ours, tolerance.score)
+            rows, unmatched = rows + len(found) + lonely, unmatched + lonely
             apart = np.abs(ours.scores[found] - theirs.scores[other]).max(initial=0)
             score = max(score, float(apart))
             apart = np.abs(ours.boxes[found] - theirs.boxes[other]).max(initial=0)
@@ -235,33 +236,36 @@ def run_any_batch(backend: Backend, pixels: NDArray[np.uint8]) -> RawDetections:
     return RawDetections(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
-class _Rows(NamedTuple):
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int32]
+class Rows(NamedTuple):
+    """Of one picture, best first: boxes xyxy [n, 4], scores and classes [n]."""
+
+    boxes: NDArray[np.floating[Any]]
+    scores: NDArray[np.floating[Any]]
+    classes: NDArray[np.integer[Any]]
     cut: float  # rows near this score may be missing
 
+    def alone(self, matched: NDArray[np.intp], other: "Rows", score: float) -> int:
+        """Count the rows without a partner that the other list, had it one, would not have cut.
 
-def _rows(raw: RawDetections, i: int, spec: ModelSpec) -> _Rows:
+        `score`: by how much a score may differ.
+        """
+        return int((np.delete(self.scores, matched) > other.cut + score).sum())
+
+
+def _rows(raw: RawDetections, i: int, spec: ModelSpec) -> Rows:
     scores = raw.detection_scores[i]
     count = len(scores) if spec.nms is None else int(raw.num_detections[i, 0])
     cut = float(scores[-1]) if count == len(scores) else spec.score_floor
     boxes, classes = raw.detection_boxes[i], raw.detection_classes[i]
-    return _Rows(boxes[:count], scores[:count], classes[:count], cut)
+    return Rows(boxes[:count], scores[:count], classes[:count], cut)
 
 
-def _alone(rows: _Rows, matched: NDArray[np.intp], other: _Rows, tolerance: Tolerance) -> int:
-    """Count the rows without a partner that the other list, had it one, would not have cut off."""
-    return int((np.delete(rows.scores, matched) > other.cut + tolerance.score).sum())
-
-
-def _match(a: _Rows, b: _Rows, spec: ModelSpec) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def match(a: Rows, b: Rows, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows of `a` that have a partner, and their partners in `b`; closest pairs first.
 
-    Closeness counts score and box together, so that of two equal boxes (two classes' worth of one
-    cell, or twins) the one with the right score is taken.
+    Closeness counts score and box (in units of `side`) together, so that of two equal boxes (two
+    classes' worth of one cell, or twins) the one with the right score is taken.
     """
-    side = max(spec.height, spec.width)
     distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1) / side
     distance = np.maximum(distance, np.abs(a.scores[:, None] - b.scores[None]))
     distance[a.classes[:, None] != b.classes[None]] = np.inf

@@ -1,0 +1,111 @@
+"""Detection transformers as Hugging Face's optimum and transformers.js have them (`pixel_values`).
+
+The file itself says little: config.json and preprocessor_config.json, beside it or one folder up,
+have the classes and the preprocessing.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from nmsfree.decode import decode_json, read_bytes
+from nmsfree.errors import InputError
+from nmsfree.text import shown
+from nmsfree_export.adopt.foreign import (
+    MEAN_RGB,
+    RESIZES,
+    STD_RGB,
+    AdoptOptions,
+    File,
+    Foreign,
+    Output,
+    axis_of,
+    classes_of,
+    count_of,
+    in_order,
+    known,
+    normalization_of,
+)
+
+T = TypeVar("T")
+# These share one softmax over the classes and "no object"; others have a sigmoid for each class.
+BY_SOFTMAX = {"detr", "table-transformer", "yolos"}
+BILINEAR = 2  # of Pillow, which antialiases
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is read of config.json."""
+
+    id2label: dict[str, str]
+    model_type: str = "?"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What is read of preprocessor_config.json; the defaults are those of the library."""
+
+    size: dict[str, int] = field(default_factory=dict)
+    do_rescale: bool = True
+    do_normalize: bool = True
+    image_mean: tuple[float, ...] = MEAN_RGB
+    image_std: tuple[float, ...] = STD_RGB
+    resample: int = BILINEAR
+
+
+def recognize(file: File, options: AdoptOptions) -> Foreign | None:
+    """Describe a file of this family; None for another's.
+
+    Raises:
+        InputError: its two files are not there or damaged, or they say what is not adopted.
+    """
+    if not ({"logits", "pred_boxes"} <= file.outputs.keys() and "pixel_values" in file.inputs):
+        return None
+    config = _beside(file.path, "config.json", Config)
+    processor = _beside(file.path, "preprocessor_config.json", Processor)
+    if config.model_type in BY_SOFTMAX:
+        raise InputError(
+            f"{file.path}: {shown(config.model_type)} has scores by softmax, expected a sigmoid for"
+            " each class (RT-DETR, D-FINE, Deformable DETR …)"
+        )
+    stretched = processor.size.keys() == {"height", "width"} and processor.resample == BILINEAR
+    if options.resize is None and not stretched:
+        raise InputError(
+            f"{file.path}: preprocessor_config.json says size {shown(processor.size)} and resample"
+            f" {processor.resample}, expected height and width, and 2: give --size and --resize"
+        )
+    mean, deviation = processor.image_mean, processor.image_std
+    if not processor.do_normalize:
+        mean, deviation = (0, 0, 0), (1, 1, 1)
+    where = f"{file.path}: preprocessor_config.json"
+    normalize = normalization_of(mean, deviation, where) if processor.do_rescale else "none"
+    queries = known(axis_of(file, "pred_boxes", 1))
+    return Foreign(
+        family=f"Hugging Face {shown(config.model_type)}",
+        concluded=(
+            ("project", "Hugging Face, by pixel_values and config.json"),
+            ("normalize", f"{normalize}, as preprocessor_config.json says"),
+            ("resize", "stretch-antialiased, by its size and resample"),
+        ),
+        images="pixel_values",
+        size=file.input_size(
+            options, (processor.size["height"], processor.size["width"]) if stretched else None
+        ),
+        resize=RESIZES["stretch-antialiased"],
+        normalize=normalize,
+        output=Output("dense", ("pred_boxes", "logits"), "cxcywh-share", logits=True),
+        **classes_of(file, options, in_order(config.id2label), count_of(file, "logits", 2)),
+        rows=min(300, queries or 300),
+        queries=queries,
+        threshold=0.4,
+        head="queries",
+    )
+
+
+def _beside(path: Path, name: str, kind: type[T]) -> T:
+    """Read a JSON file that lies in the folder of a model, or in the one above it."""
+    places = [path.parent / name, path.parent.parent / name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(f"{path}: is of Hugging Face and has no {name} beside it: put it there")
+    return decode_json(read_bytes(found), kind, found, InputError)
