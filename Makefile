@@ -11,7 +11,7 @@ BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench gpu-check detect weights test fuzz lint clean
+.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights test fuzz lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ export: setup  ## WEIGHTS → certified NMS-free ONNX
 
 bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
+
+results: data  ## measure all of benchmarks/results again (under half an hour), and the tables in docs
+	$(BIN)/python benchmarks/tests/results.py measure $(ARGS); status=$$?; \
+	NMSFREE_WRITE_INVENTORY=1 $(BIN)/python -m pytest -q \
+		benchmarks/tests/test_benchmarks_inventory.py::test_committed_results && exit $$status
 
 gpu-check: $(if $(wildcard /dev/nvidiactl /dev/dxg),setup-cuda,setup)  ## try on this GPU what is claimed of GPUs, then measure on it
 	$(BIN)/nmsfree bench gpu-check $(ARGS); status=$$?; \

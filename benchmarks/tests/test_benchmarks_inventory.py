@@ -160,10 +160,9 @@ def read(path: Path) -> Any:
 
 
 def committed() -> dict[str, Any]:
-    """The newest committed result of each kind, and those of the study."""
-    results = [read(path) for path in sorted(RESULTS.glob("*.json"))]
-    newest = {f"results of bench {found['kind']}": found for found in results}
-    return newest | {"results of study": [read(path) for path in sorted(STUDY.glob("*_s0.json"))]}
+    """The committed result of each question, and those of the study."""
+    results = {f"results of bench {path.stem}": read(path) for path in RESULTS.glob("*.json")}
+    return results | {"results of study": [read(path) for path in sorted(STUDY.glob("*_s0.json"))]}
 
 
 def check(part: str, found: dict[str, Any]) -> None:

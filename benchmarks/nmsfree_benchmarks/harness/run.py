@@ -221,12 +221,13 @@ def markdown(question: Question, results: Results, picture: str) -> str:
     return "\n".join([*top, *tables, *notes, ""])
 
 
-def write(question: Question, results: Results, folder: Path) -> list[Path]:
+def write(question: Question, results: Results, folder: Path, stem: str = "") -> list[Path]:
     """Write JSON, picture and Markdown; returns them.
 
+    Their name is that of the question, with the time of the run, unless a stem is given.
     InputError: the folder cannot be written to.
     """
-    stem = "-".join(filter(None, (results.stamp, sub_command(question))))
+    stem = stem or "-".join(filter(None, (results.stamp, sub_command(question))))
     data, picture, text = (folder / f"{stem}.{kind}" for kind in ("json", "png", "md"))
     results.write(data)
     question.draw(results, picture)

@@ -21,7 +21,7 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
-from nmsfree_benchmarks.harness.machine import use_threads
+from nmsfree_benchmarks.harness.machine import describe, use_threads
 from nmsfree_training.config import Preset, preset
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def main(options: Options) -> None:
         )
     console.print(found.summary())
     about = {"model": options.model, "data": str(options.data), "split": options.split}
-    report = about | {"batch": chosen.train.batch_size} | found.to_json()
+    more = {"environment": describe(found.training.threads, options.device)}
+    report = about | {"batch": chosen.train.batch_size} | found.to_json() | more
     write_json(options.json_file, report)
 
 

@@ -41,6 +41,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    from nmsfree_benchmarks.harness.machine import describe
     from nmsfree_benchmarks.questions.criterion.step import measure_step  # brings PyTorch
 
     check_outputs([options.json_file])
@@ -58,4 +59,5 @@ def main(options: Options) -> None:
             )
         console.print(cost.summary())
         costs.append(cost.to_json())
-    write_json(options.json_file, {"criterion": costs})
+    environment = describe(costs[0]["threads"])
+    write_json(options.json_file, {"criterion": costs, "environment": environment})

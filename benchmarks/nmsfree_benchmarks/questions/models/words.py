@@ -295,7 +295,7 @@ def tables(results: Results) -> list[Table]:
     """One table for each input size; a terminal has no room for the last columns."""
     header = (
         *("model", "engine", "FPS", "p50", "p90", "p99", "stages", "limit", "AP", "AP50", "RAM"),
-        *("head", "precision", "weights", "file MB", "file"),
+        *("head", "precision", "post ms", "weights", "file MB", "file"),
     )
     made = []
     for ((height, width), classes), rows in by_size(results).items():
@@ -325,6 +325,7 @@ def _row(record: Record) -> tuple[str, ...]:
         number(record.figures.get("engine_rss_mb"), ".0f"),
         state.head_text,
         state.precision,
+        number(stage_ms(record)["postprocess"], digits),
         state.training,
         f"{state.file_bytes / 1e6:.1f}",
         state.sha256[:HASH_DIGITS],
