@@ -67,7 +67,7 @@ def record_of(name: str, milliseconds: float, **changes: Any) -> Record:
 
 
 def results_of(**changes: Any) -> Results:
-    """A quiet run of the kind "nms": one model twice, one of them twice as slow."""
+    """An undisturbed run of the kind "nms": one model twice, one of them twice as slow."""
     fast, slow = record_of("free", 5.0), record_of("nms", 10.0, times=times_of(10.0, seed=1))
     values: dict[str, Any] = {
         "kind": "nms",

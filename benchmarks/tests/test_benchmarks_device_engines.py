@@ -34,7 +34,7 @@ from nmsfree_benchmarks.questions.models.rows import (
     records_of,
     torch_rows,
 )
-from nmsfree_benchmarks.questions.models.words import NAMES, OTHERS
+from nmsfree_benchmarks.questions.models.summary import NAMES, OTHERS
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.model.detector import Prediction
 

@@ -79,9 +79,9 @@ def test_advice_is_read_from_the_figures() -> None:
 
 
 def test_a_busy_machine_leaves_the_advice_that_the_intervals_allow() -> None:
-    quiet, busy = (results_of(FULL, INT8, OPENVINO, load=load) for load in (0.0, 1.0))
-    assert list(conclusions(busy)) == list(conclusions(quiet))
-    assert facts(busy) == facts(quiet) and facts(quiet)["advice"] != {}
+    idle, busy = (results_of(FULL, INT8, OPENVINO, load=load) for load in (0.0, 1.0))
+    assert list(conclusions(busy)) == list(conclusions(idle))
+    assert facts(busy) == facts(idle) and facts(idle)["advice"] != {}
 
 
 def test_neighbours_on_the_frontier_that_cannot_be_told_apart_are_named() -> None:

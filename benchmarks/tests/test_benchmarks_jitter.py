@@ -73,8 +73,8 @@ def test_every_detector_sees_every_frame_of_both_orders(results: Results) -> Non
         assert record.subject is not None and record.subject.size == (256, 256)
         assert np.array(record.figures["probes_ns"]).shape == (len(record.times), 2)
         found = results.facts[record.name]
-        assert 0 <= found["quiet_calls"] <= len(record.times)
-        assert found["quiet_p99_by_p50"] is None  # a handful of calls has no 99th percentile
+        assert 0 <= found["undisturbed_calls"] <= len(record.times)
+        assert found["undisturbed_p99_by_p50"] is None  # a handful of calls has no 99th percentile
     assert results.records[0].figures["objects"] == PASSES * UP_AND_DOWN
     orders = [results.records[i].figures["objects"] for i in (0, 3)]
     assert orders[0] != orders[1] and len(results.ratios) == 4
@@ -95,7 +95,7 @@ def said_of(results: Results) -> list[str]:
 
 
 def steady(results: Results, per_object: float) -> Results:
-    """A run twice as long on a quiet machine: 10 ms, and with NMS so many more for every object."""
+    """A run twice as long on an idle machine: 10 ms, and with NMS so many more for every object."""
     records = []
     for record in results.records:
         figures = {**record.figures, "objects": 2 * record.figures["objects"]}
@@ -105,8 +105,8 @@ def steady(results: Results, per_object: float) -> Results:
         times = np.zeros((len(objects), record.times.shape[1]))
         times[:, 1] = 1e6 * (10 + extra)
         records.append(replace(record, times=times, figures=figures))
-    quiet = replace(results, records=tuple(records), other_load=0.0)
-    return replace(quiet, facts=facts(quiet))
+    idle = replace(results, records=tuple(records), other_load=0.0)
+    return replace(idle, facts=facts(idle))
 
 
 def test_facts_tell_content_from_none(results: Results) -> None:
@@ -134,7 +134,7 @@ def test_calls_beside_slow_work_are_disturbed() -> None:
     """Usual work takes 100: what is usual is that of everything that took turns."""
     a = np.array([[100, 100], [100, 106], [130, 100], [105, 104]])
     b = np.array([[200, 200], [100, 100]])
-    assert [quiet.tolist() for quiet in undisturbed([a, b])] == [
+    assert [chosen.tolist() for chosen in undisturbed([a, b])] == [
         [True, False, False, True],
         [False, True],
     ]
@@ -160,9 +160,9 @@ def test_the_machines_tail_is_told_from_the_detectors(results: Results) -> None:
     found = disturbed(results)
     read = found.facts[found.records[0].name]
     assert read["p99_by_p50"] == 1.5 and read["probe_p99_by_p50"] == pytest.approx(4 / 3, 1e-3)
-    assert (read["quiet_calls"], read["quiet_levels"]) == (180, 3)
-    assert read["quiet_p99_by_p50"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert read["quiet_probe_p99_by_p50"] == 1.0
+    assert (read["undisturbed_calls"], read["undisturbed_levels"]) == (180, 3)
+    assert read["undisturbed_p99_by_p50"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert read["undisturbed_probe_p99_by_p50"] == 1.0
     said = said_of(found)
     assert said[0] == (
         "NMS-free, undisturbed calls: p99 / p50 at most 1.00 (1.00 – 1.00); aim 1.10: reached."
@@ -184,7 +184,7 @@ def test_an_aim_inside_the_interval_of_a_tail_is_undecided(results: Results) -> 
         ((1.2, 1.3), "missed"),
     ):
         tails = {"value": bounds[0], "low": bounds[0], "high": bounds[1]}
-        changed = {name: {**f, "quiet_p99_by_p50": tails} for name, f in found.facts.items()}
+        changed = {name: {**f, "undisturbed_p99_by_p50": tails} for name, f in found.facts.items()}
         assert said_of(replace(found, facts=changed))[0].endswith(f"aim 1.10: {verdict}.")
 
 

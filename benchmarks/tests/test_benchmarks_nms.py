@@ -258,7 +258,7 @@ def test_tables_fit_a_hundred_columns(results: Results) -> None:
         assert "…" not in console.export_text()
 
 
-def quiet(results: Results, **milliseconds: float) -> Results:
+def undisturbed(results: Results, **milliseconds: float) -> Results:
     """The same run with steady times: of each record 1 ms, or what is said of its kind."""
     records = []
     for record in results.records:
@@ -269,12 +269,12 @@ def quiet(results: Results, **milliseconds: float) -> Results:
 
 
 def test_what_the_intervals_tell_is_said_on_a_busy_machine_too(results: Results) -> None:
-    steady = quiet(results, onnx=0.5)
+    steady = undisturbed(results, onnx=0.5)
     steady = replace(steady, ratios=tuple(QUESTION.ratios(steady)))
     said = " ".join(QUESTION.conclusions(steady))
     assert "Fastest NMS with 20 objects" in said
     assert "ONNX NonMaxSuppression, 0.50 ms." in said
-    assert ", not told apart from " in " ".join(QUESTION.conclusions(quiet(results)))
+    assert ", not told apart from " in " ".join(QUESTION.conclusions(undisturbed(results)))
     busy = replace(steady, other_load=1.5)
     assert " ".join(QUESTION.conclusions(busy)) == said
 

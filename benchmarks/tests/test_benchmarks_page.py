@@ -39,8 +39,8 @@ def make_page(found: list[Found], skipped: dict[str, str] | None = None) -> Page
     return report_page.make_page(found, find_question, skipped)
 
 
-def words_of(results: Results) -> tuple[list[str], list[Table]]:
-    return report_page.words_of(results, find_question(results.kind))
+def summary_of(results: Results) -> tuple[list[str], list[Table]]:
+    return report_page.summary_of(results, find_question(results.kind))
 
 
 OLD = Path(__file__).parent / "format_1.json"
@@ -185,33 +185,33 @@ def test_what_is_in_a_file_is_text_and_never_markup(tmp_path: Path) -> None:
 
 
 def test_a_noisy_run_says_so_at_the_top(tmp_path: Path) -> None:
-    quiet, noisy = table(), replace(roofline(), other_load=1.5)
-    page = make_page(open_files(write(tmp_path, quiet, noisy)))
+    idle, noisy = table(), replace(roofline(), other_load=1.5)
+    page = make_page(open_files(write(tmp_path, idle, noisy)))
     html = to_html(page)
     banner = html.index('role="alert"')
     assert banner < html.index("<section")
     assert "How far from the limit" in html[banner : banner + 400]
     assert "other work kept 1.5 cores busy" in html
     assert "**A busy machine:** How far" in to_markdown(page, tmp_path)
-    calm = to_html(make_page(open_files(write(tmp_path, quiet))))
+    calm = to_html(make_page(open_files(write(tmp_path, idle))))
     assert "busy machine" not in calm
 
 
 def test_the_table_answers_in_one_sentence() -> None:
-    said, sheets = words_of(table())
+    said, tables = summary_of(table())
     assert said[0].startswith("fcos_e2e_nano without NMS takes 3.99 ms, fcos_rt_nano with")
     assert "1.25 × (1.2" in said[0]
     assert said[0].endswith("AP 77.0 without, 79.0 with NMS.")
-    assert [table.title for table in sheets] == [
+    assert [table.title for table in tables] == [
         "256 × 256, 10 classes, batch 1, 40 timed calls; ms, MB; pre/net/post and limit in %"
     ]
-    assert words_of(replace(table(), other_load=2.0))[0] == said
+    assert summary_of(replace(table(), other_load=2.0))[0] == said
 
 
-def test_figures_that_today_are_missing_leave_the_generic_words() -> None:
-    said, sheets = words_of(results_of(kind="roofline"))
+def test_figures_that_today_are_missing_leave_the_generic_sentences() -> None:
+    said, tables = summary_of(results_of(kind="roofline"))
     assert said == said_of_ratios(results_of())
-    assert not sheets
+    assert not tables
     assert said[0].startswith("with NMS by without: nms takes 2.0")
 
 

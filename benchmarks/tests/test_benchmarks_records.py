@@ -221,6 +221,15 @@ def test_too_few_calls_leave_their_places_empty(tmp_path: Path) -> None:
     assert not results_file.read(old).ratios[0].interval.known
 
 
+def test_keys_of_older_files_have_their_names_of_today(tmp_path: Path) -> None:
+    content = content_of(results_of())
+    content["records"][0]["figures"] = {"paper": {"gflop": 113}}
+    content["facts"] = {"ramp nms": {"quiet_calls": 3, "p99_by_p50": 1.1}, "peak": 1.5}
+    read = results_file.read(write(tmp_path / "old.json", content | {"format_version": "2.2"}))
+    assert read.records[0].figures == {"datasheet": {"gflop": 113}}
+    assert read.facts["ramp nms"] == {"undisturbed_calls": 3, "p99_by_p50": 1.1}
+
+
 def test_a_cuda_graph_that_only_one_of_two_has_is_told() -> None:
     free, nms = subject_of(cuda_graph=True), subject_of("fcos_rt_nano", cuda_graph=False)
     assert free.graph_beside(free) == subject_of().graph_beside(subject_of()) == ""

@@ -19,7 +19,7 @@ from nmsfree_benchmarks.harness.run import lines, markdown, write
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.timer import Times
 from nmsfree_benchmarks.questions.models import question as QUESTION
-from nmsfree_benchmarks.questions.models.words import CPU_ENGINES, NAMES, detectors
+from nmsfree_benchmarks.questions.models.summary import CPU_ENGINES, NAMES, detectors
 
 MS = 1_000_000
 NMS = {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000}

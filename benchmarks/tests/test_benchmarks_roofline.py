@@ -213,15 +213,15 @@ def test_the_rtx_4060_by_its_datasheet() -> None:
     assert macs / 1e9 == pytest.approx(56.5, abs=0.05)
     limit = Limit((layer_of(macs, 1000),), PEAKS)
     subject = subject_of("fcos_e2e_r18_3x", size=(512, 736))
-    paper = figures_of(subject, times_of(300), limit)["paper"]
-    assert paper["computed_not_measured"] is True
-    assert paper["gflop"] == pytest.approx(113, abs=0.1)
-    assert paper["arithmetic_ms"] == pytest.approx(7.5, abs=0.05)
-    assert round(paper["fps_at_most"]) == 134
-    assert paper["published_share"] == pytest.approx(0.42, abs=0.005)
-    assert "NVIDIA" in paper["source"]
+    there = figures_of(subject, times_of(300), limit)["datasheet"]
+    assert there["computed_not_measured"] is True
+    assert there["gflop"] == pytest.approx(113, abs=0.1)
+    assert there["arithmetic_ms"] == pytest.approx(7.5, abs=0.05)
+    assert round(there["fps_at_most"]) == 134
+    assert there["published_share"] == pytest.approx(0.42, abs=0.005)
+    assert "NVIDIA" in there["source"]
     for other in (subject_of(), subject_of("fcos_e2e_r18_3x", size=(256, 256))):
-        assert figures_of(other, times_of(300), limit)["paper"] is None
+        assert figures_of(other, times_of(300), limit)["datasheet"] is None
 
 
 def test_the_share_has_the_interval_of_the_median() -> None:

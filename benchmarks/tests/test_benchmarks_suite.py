@@ -35,7 +35,7 @@ from nmsfree_benchmarks.harness.weights import open_weights, trained
 from nmsfree_benchmarks.questions import frontier, overhead, roofline, throughput
 from nmsfree_benchmarks.questions.models.question import PLANS
 from nmsfree_benchmarks.questions.models.rows import postprocess_call
-from nmsfree_benchmarks.questions.models.words import CPU_ENGINES, OTHERS
+from nmsfree_benchmarks.questions.models.summary import CPU_ENGINES, OTHERS
 from nmsfree_benchmarks.questions.nms.question import FULL, LARGE_PLAN, QUICK
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_training.model.detector import Fcos

@@ -42,7 +42,7 @@ from nmsfree_export.verify.parity import (
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.predict import TorchBackend
 
-FLOAT_LAYERS = "kept_in_float"  # entry of a file's provenance
+FLOAT_LAYERS = "float_layers"  # entry of a file's provenance
 ADVICE = {"fp16": "keep fp32", "int8": "calibrate with more pictures, or keep fp16 or fp32"}
 
 
@@ -53,7 +53,7 @@ class Candidate:
     model: ModelProto
     spec: ModelSpec  # of the file that it becomes
     certificate: Certificate
-    float_layers: tuple[str, ...] = ()  # that --auto-mixed kept in float
+    float_layers: tuple[str, ...] = ()  # that --auto-mixed left in float
 
 
 @dataclass

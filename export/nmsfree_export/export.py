@@ -45,7 +45,7 @@ class ExportReport:
     seed: int
     seeded: Parity  # on pictures of `seed`, which nobody chose
     accuracy: Accuracy | None  # None where no split was given
-    float_layers: tuple[str, ...] = ()  # that --auto-mixed kept in float
+    float_layers: tuple[str, ...] = ()  # that --auto-mixed left in float
     attempts: tuple[Attempt, ...] = ()  # what it tried before
 
     def to_json(self) -> dict[str, object]:
@@ -62,7 +62,7 @@ class ExportReport:
             "parity": self.parity.to_json(),
             "seeded_parity": {"seed": self.seed} | self.seeded.to_json(),
             "accuracy": self.accuracy and self.accuracy.to_json(),
-            "kept_in_float": list(self.float_layers),
+            "float_layers": list(self.float_layers),
             "attempts": [attempt.to_json() for attempt in self.attempts],
         }
 

@@ -1,4 +1,4 @@
-"""A fragile layer is found, named, and kept in float; nothing else is."""
+"""A fragile layer is found, named, and left in float; nothing else is."""
 
 import dataclasses
 import json
@@ -107,7 +107,7 @@ def test_fragile_layers_and_no_others_stay_in_float(
     assert shown["precision"] == (
         f"{counts[lower]} convolutions in {lower}, {counts['fp32']} in fp32"
     )
-    assert shown["kept in float by --auto-mixed"] == ", ".join(names)
+    assert shown["float layers of --auto-mixed"] == ", ".join(names)
     attempts = 2 if names == [FRAGILE, BEFORE] else 1
     assert [a.float_layers for a in report.attempts] == [(), (FRAGILE,)][:attempts]
     assert len(lines) == attempts
@@ -115,7 +115,7 @@ def test_fragile_layers_and_no_others_stay_in_float(
     if attempts == 2:
         assert f"; next in float: {BEFORE} (rounds what {FRAGILE} reads, " in lines[1]
     written: Any = report.to_json()
-    assert written["kept_in_float"] == names
+    assert written["float_layers"] == names
     assert [a.keys() for a in written["attempts"]] == [{"kept", "failure"}] * attempts
 
 
@@ -230,7 +230,7 @@ def test_float_among_halves_with_filters(
     assert abs(scores(candidate.model) - scores(builder.full)).max() < 0.01
     assert conv_precisions(candidate.model)["fp32"] == 7, "three levels share the last"
     checks = [check for check, _ in candidate.certificate.lines]
-    assert checks[-3:-1] == ["precision", "kept in float by --auto-mixed"]
+    assert checks[-3:-1] == ["precision", "float layers of --auto-mixed"]
 
 
 def test_the_certificate_knows_which_layers_are_in_float(checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for pycuda, which cannot be installed without CUDA."""
+"""A fake of pycuda, which cannot be installed without CUDA."""
 
 import ctypes
 import sys
@@ -16,7 +16,7 @@ from nmsfree.cuda import pycuda
 
 
 class PycudaDriver(ModuleType):
-    """A stand-in for `pycuda.driver` on the host's memory, written from its documentation.
+    """A fake of `pycuda.driver` on the host's memory, written from its documentation.
 
     It does at once what it is asked to, and writes into `log` what is done to contexts and streams.
     """

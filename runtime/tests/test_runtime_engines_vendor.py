@@ -1,4 +1,4 @@
-"""The two vendor modules: what is done differently, on the real one and on small stand-ins."""
+"""The two vendor modules: what is done differently, on the real one and on small fakes."""
 
 import logging
 import sys

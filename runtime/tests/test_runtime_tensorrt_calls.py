@@ -2,7 +2,7 @@
 
 The fake has what the backend calls and nothing more, so that what runs on it runs on these names.
 Builders, parsers and loggers are the real ones in other tests; cuda-python runs whole on a driver
-made here (`test_runtime_cuda_stub.py`), and pycuda on a stand-in (`pycuda_driver.py`).
+made here (`test_runtime_cuda_stub.py`), and pycuda on a fake (`pycuda_driver.py`).
 """
 
 import enum

@@ -238,7 +238,7 @@ def test_a_picture_of_the_validation_set_can_be_mended(digits: Path, tmp_path: P
     bad.write_bytes(b"not a picture")
     options = ("--data", data, "--out", tmp_path / "run", "--workers", 0, "--epochs", 1)
     message = complaint(NmsfreeError, *options)
-    assert bad.name in message and "the epoch is saved: mend it, and go on with --resume" in message
+    assert bad.name in message and "the epoch is saved: fix it, and go on with --resume" in message
     bad.write_bytes(content)
     assert run(*options, "--resume").exit_code == 0
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1

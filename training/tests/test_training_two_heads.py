@@ -85,7 +85,7 @@ def is_a_copy(state: State) -> bool:
     return all(torch.equal(state[k], state[k.replace(".o2m.", ".o2o.")]) for k in keys)
 
 
-class Keeper(Listener):
+class Recorder(Listener):
     """Keeps the latest and the deployed weights of every epoch."""
 
     def __init__(self, runs: Runs) -> None:
@@ -99,18 +99,18 @@ class Keeper(Listener):
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_late_o2o_head_is_a_copy_until_it_starts(ema: float | None, runs: Runs) -> None:
-    keeper, chosen = Keeper(runs), tiny(o2o_start=2 / 3, ema=ema, epochs=3)
+    recorder, chosen = Recorder(runs), tiny(o2o_start=2 / 3, ema=ema, epochs=3)
     chosen = replace(chosen, model=replace(chosen.model, max_filter="logits"))
-    trainer = runs.train(chosen=chosen, callback=keeper)
-    for kept in (keeper.states, keeper.weights):
+    trainer = runs.train(chosen=chosen, callback=recorder)
+    for kept in (recorder.states, recorder.weights):
         assert [is_a_copy(state) for state in kept] == [True, True, False]
         key = "heads.o2m.cls_pred.weight"
         assert not torch.equal(kept[0][key], kept[1][key])  # a copy of what is trained meanwhile
         filters = [[v for k, v in state.items() if "_filter." in k] for state in kept]
         assert not any(v.any() for v in filters[0] + filters[1])
         assert any(v.any() for v in filters[2])
-    assert list(keeper.steps[0].losses) == ["loss", "o2m_cls", "o2m_box"]
-    assert list(keeper.steps[-1].losses)[-2:] == ["o2o_cls", "o2o_box"]
+    assert list(recorder.steps[0].losses) == ["loss", "o2m_cls", "o2m_box"]
+    assert list(recorder.steps[-1].losses)[-2:] == ["o2o_cls", "o2o_box"]
     assert ["o2o_cls" in line for line in records(trainer.run.out)] == [False, False, True]
 
 

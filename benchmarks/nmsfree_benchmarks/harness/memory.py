@@ -29,7 +29,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class MemoryMeter:
-    """Measures files; what an engine takes without a model is measured once and kept."""
+    """Measures files; what an engine takes without a model is measured once and cached."""
 
     def __init__(self) -> None:
         self._without: dict[tuple[str, bool], float] = {}

@@ -33,7 +33,7 @@ from nmsfree_benchmarks.harness.statistics import (
 from nmsfree_benchmarks.harness.timer import Times
 
 K = TypeVar("K")
-FORMAT_VERSION = "2.2"
+FORMAT_VERSION = "2.3"
 AGAIN = "measure again with `nmsfree bench`"
 EAGER_BY, FP32_BY = "eager by", "FP32 in ONNX Runtime"  # how meanings of speeds begin
 BUSY = 0.3  # cores kept busy by other work from which times are those of a shared machine
@@ -398,7 +398,18 @@ def read(path: Path, data: bytes | None = None) -> Results:
                 f"{path}: records/{index}/raw_ns: {sorted(lengths)} times, expected "
                 f"{record['timed_calls']} (timed_calls, at least 1) of each part"
             )
+    _rename_keys(content)
     return Results.from_json(content)
+
+
+def _rename_keys(content: dict[str, Any]) -> None:
+    """Give figures and facts of format 2.2 and older their names of today."""
+    for record in content["records"]:
+        if "paper" in record["figures"]:
+            record["figures"]["datasheet"] = record["figures"].pop("paper")
+    for found in filter(lambda value: isinstance(value, dict), content["facts"].values()):
+        for key in [key for key in found if key.startswith("quiet_")]:
+            found[f"undisturbed_{key.removeprefix('quiet_')}"] = found.pop(key)
 
 
 @cache

@@ -92,12 +92,12 @@ def between_probes(call: Call, work: Call) -> Call:
 
 
 def slots(count: int) -> list[Image]:
-    """Stand-ins for pictures: tiny arrays that say which prepared input to take."""
+    """Placeholders for pictures: tiny arrays that say which prepared input to take."""
     return [np.full((1, 1, 3), number, dtype=np.uint8) for number in range(count)]
 
 
 def slot_of(image: Image) -> int:
-    """Which prepared input a stand-in means."""
+    """Which prepared input a placeholder means."""
     return int(image[0, 0, 0])
 
 

@@ -218,8 +218,8 @@ def ratios(results: Results) -> Iterator[Ratio]:
 def facts(results: Results) -> dict[str, Any]:
     found = {record.name: _facts(record, results.settings) for record in results.records}
     for own in by_order(results).values():
-        for name, quiet in _undisturbed_facts(own, results.settings["burst"]).items():
-            found[name] |= quiet
+        for name, more in _undisturbed_facts(own, results.settings["burst"]).items():
+            found[name] |= more
     return found
 
 
@@ -241,8 +241,8 @@ def _facts(record: Record, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _undisturbed_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str, Any]]:
     """What the probes say of the records of one order; nothing where there are none.
 
-    "probe_p99_by_p50" is the machine's own tail, of constant work; what begins with "quiet" is of
-    the undisturbed calls; None of too few.
+    "probe_p99_by_p50" is the machine's own tail, of constant work; what begins with "undisturbed"
+    is of those calls; None of too few.
     """
     probes = [np.array(r.figures["probes_ns"]) for r in own if "probes_ns" in r.figures]
     if len(probes) < len(own):
@@ -251,15 +251,15 @@ def _undisturbed_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str,
     turns = [work.reshape(-1, 2 * burst) for work in probes]
     machine = tail(np.concatenate(turns, axis=1).ravel() / 1e6, 2 * burst * len(own))
     found = {}
-    for record, work, quiet in zip(own, probes, undisturbed(probes), strict=True):
-        calls = tail(milliseconds(record.times), burst, quiet)
-        beside = tail(work.ravel() / 1e6, 2 * burst, np.repeat(quiet, 2))
+    for record, work, chosen in zip(own, probes, undisturbed(probes), strict=True):
+        calls = tail(milliseconds(record.times), burst, chosen)
+        beside = tail(work.ravel() / 1e6, 2 * burst, np.repeat(chosen, 2))
         found[record.name] = {
             "probe_p99_by_p50": machine and round(machine.value, 4),
-            "quiet_calls": int(quiet.sum()),
-            "quiet_levels": len(set(np.array(record.figures["objects"])[quiet].tolist())),
-            "quiet_p99_by_p50": calls and calls.to_json(),
-            "quiet_probe_p99_by_p50": beside and round(beside.value, 4),
+            "undisturbed_calls": int(chosen.sum()),
+            "undisturbed_levels": len(set(np.array(record.figures["objects"])[chosen].tolist())),
+            "undisturbed_p99_by_p50": calls and calls.to_json(),
+            "undisturbed_probe_p99_by_p50": beside and round(beside.value, 4),
         }
     return found
 
@@ -289,8 +289,8 @@ def _row(found: Mapping[str, Any], record: Record) -> tuple[str, ...]:
 
 
 def _tail(found: Mapping[str, Any]) -> str:
-    quiet = found.get("quiet_p99_by_p50")
-    return number(None if quiet is None else quiet["value"], ".2f")
+    of_calls = found.get("undisturbed_p99_by_p50")
+    return number(None if of_calls is None else of_calls["value"], ".2f")
 
 
 def conclusions(results: Results) -> Iterator[str]:
@@ -308,11 +308,11 @@ def _scatter(order: str, own: Sequence[Record], found: Mapping[str, Any]) -> Ite
         for r in own
     ]
     yield f"p99 / p50, {order}: {', '.join(said)}."
-    if all("quiet_calls" in found[r.name] for r in own):
+    if all("undisturbed_calls" in found[r.name] for r in own):
         machine = number(found[own[0].name]["probe_p99_by_p50"], ".2f")
         said = [
-            f"{label(r)} {_tail(f)} in {f['quiet_calls']} of {len(r.times)} calls (the product "
-            f"{number(f['quiet_probe_p99_by_p50'], '.2f')})"
+            f"{label(r)} {_tail(f)} in {f['undisturbed_calls']} of {len(r.times)} calls (the "
+            f"product {number(f['undisturbed_probe_p99_by_p50'], '.2f')})"
             for r, f in ((r, found[r.name]) for r in own)
         ]
         yield (
@@ -326,15 +326,17 @@ def _aim(results: Results) -> str:
     free = [r for r in results.records if label(r) == "NMS-free"]
     found = [results.facts[r.name] for r in free]
     which = "undisturbed calls"
-    if all("quiet_calls" in f for f in found):
+    if all("undisturbed_calls" in f for f in found):
         levels = len(set(free[0].figures["objects"]))
-        if any(f["quiet_p99_by_p50"] is None or f["quiet_levels"] < levels for f in found):
+        if any(
+            f["undisturbed_p99_by_p50"] is None or f["undisturbed_levels"] < levels for f in found
+        ):
             return (
                 f"Whether p99 / p50 of the NMS-free detector is at most {AIM_RATIO:.2f} is open: "
                 f"fewer than {ENOUGH} calls of an order were undisturbed, or none of some number "
                 "of objects; run it for longer, or on a machine that does nothing else."
             )
-        tails = [Interval.from_json(f["quiet_p99_by_p50"]) for f in found]
+        tails = [Interval.from_json(f["undisturbed_p99_by_p50"]) for f in found]
     else:
         burst, which = results.settings["burst"], "all calls"
         of_all = [tail(milliseconds(record.times), burst) for record in free]
@@ -415,7 +417,7 @@ def _panel(panel: "plots.Axes", records: list[Record], results: Results) -> None
         panel.plot(range(frames), middle, "o-", color=colour, linewidth=1.5, markersize=3.5)
         found = results.facts[record.name]
         more = f"worst/p50 {found['worst_by_p50']:.2f}"
-        if found.get("quiet_p99_by_p50") is not None:
+        if found.get("undisturbed_p99_by_p50") is not None:
             more = f"undisturbed {_tail(found)}"
         text = f"{label(record)}\np99/p50 {number(found['p99_by_p50'], '.2f')}, {more}"
         ends.append((float(frames - 1), float(middle[-1]), text, colour))

@@ -209,10 +209,12 @@ def tables(results: Results) -> list[Table]:
         _layer_row(record, layer) for record in found for layer in record.figures["layers"][:LAYERS]
     )
     columns = ("model", "layer", "kind", "GMAC", "MB", "FLOP/byte", "limit ms", "ms", "GFLOP/s")
-    papers = tuple(
-        _paper_row(r.state.model, r.figures["paper"]) for r in found if r.figures["paper"]
+    computed = tuple(
+        _datasheet_row(r.state.model, r.figures["datasheet"])
+        for r in found
+        if r.figures["datasheet"]
     )
-    paper = ("model", "device", "GFLOP", "peak TFLOP/s", "ms", "FPS at most", "published", "of it")
+    there = ("model", "device", "GFLOP", "peak TFLOP/s", "ms", "FPS at most", "published", "of it")
     title = "Models: limit and bare session.run, median"
     made = [
         Table("Peaks, fastest call", ("what", "GFLOP/s", "GB/s"), peaks),
@@ -220,8 +222,8 @@ def tables(results: Results) -> list[Table]:
         Table("Heaviest layers, as the profiler times them", columns, layers, words=3),
         Table(
             "By the datasheet: computed from the counted multiply-adds, not measured",
-            paper,
-            papers,
+            there,
+            computed,
             2,
         ),
     ]
@@ -264,16 +266,16 @@ def _layer_row(record: Record, layer: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _paper_row(model: str, paper: Mapping[str, Any]) -> tuple[str, ...]:
+def _datasheet_row(model: str, there: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         model,
-        paper["device"],
-        f"{paper['gflop']:.0f}",
-        f"{paper['peak_tflop_per_s']:.1f}",
-        f"{paper['arithmetic_ms']:.1f}",
-        f"{paper['fps_at_most']:.0f}",
-        f"{paper['published_fps']:.0f} FPS",
-        f"{100 * paper['published_share']:.0f} %",
+        there["device"],
+        f"{there['gflop']:.0f}",
+        f"{there['peak_tflop_per_s']:.1f}",
+        f"{there['arithmetic_ms']:.1f}",
+        f"{there['fps_at_most']:.0f}",
+        f"{there['published_fps']:.0f} FPS",
+        f"{100 * there['published_share']:.0f} %",
     )
 
 
@@ -300,16 +302,16 @@ def notes(results: Results) -> Iterator[str]:
         "Peaks are timed in the same rounds. Empty where an engine was faster: it keeps values in "
         "caches between layers, or multiplies less (Winograd)."
     )
-    papers = [r.figures["paper"] for r in models(results) if r.figures["paper"] is not None]
-    for paper in papers[:1]:
+    by_datasheet = [r.figures["datasheet"] for r in models(results)]
+    for there in list(filter(None, by_datasheet))[:1]:
         yield (
-            f"Computed, not measured: {paper['gflop']:.0f} GFLOP at "
-            f"{paper['peak_tflop_per_s']:.1f} TFLOP/s ({paper['device']}, FP32) take "
-            f"{paper['arithmetic_ms']:.1f} ms, so {paper['fps_at_most']:.0f} FPS at most; the "
-            f"published {paper['published_fps']:.0f} FPS ({paper['published_how']}) are "
-            f"{100 * paper['published_share']:.0f} % of it. With its memory "
-            f"({paper['memory_gb_per_s']:.0f} GB/s) the limit is {paper['limit_ms']:.1f} ms. "
-            f"Figures of the device: {paper['source']}."
+            f"Computed, not measured: {there['gflop']:.0f} GFLOP at "
+            f"{there['peak_tflop_per_s']:.1f} TFLOP/s ({there['device']}, FP32) take "
+            f"{there['arithmetic_ms']:.1f} ms, so {there['fps_at_most']:.0f} FPS at most; the "
+            f"published {there['published_fps']:.0f} FPS ({there['published_how']}) are "
+            f"{100 * there['published_share']:.0f} % of it. With its memory "
+            f"({there['memory_gb_per_s']:.0f} GB/s) the limit is {there['limit_ms']:.1f} ms. "
+            f"Figures of the device: {there['source']}."
         )
 
 

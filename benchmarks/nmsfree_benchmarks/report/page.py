@@ -176,7 +176,7 @@ def make_page(
     return Page(title, made_of, tuple(sections), skipped or {}, GLOSSARY)
 
 
-def words_of(results: Results, question: Question | None) -> tuple[list[str], list[Table]]:
+def summary_of(results: Results, question: Question | None) -> tuple[list[str], list[Table]]:
     """Conclusions and tables of a run: of its kind's own, or what every kind has."""
     if question is not None:
         try:
@@ -190,7 +190,7 @@ def words_of(results: Results, question: Question | None) -> tuple[list[str], li
 def _section(found: Found, question: Question | None, dated: bool) -> Section:
     """One run; `dated` where the page has another of its kind."""
     results = found.results
-    said, tables = words_of(results, question)
+    said, tables = summary_of(results, question)
     answer = said[0] if said else f"{len(results.records)} rows were measured."
     rows = rows_table(results)
     details = [make(results) for make in (ratios_table, facts_table, settings_table)]

@@ -128,7 +128,7 @@ def limit_figures(
         **share_figures(share),
         "share_low": round(limit.ms / took.high, 4) if known else None,
         "share_high": round(limit.ms / took.low, 4) if known else None,
-        "paper": _paper(limit, state),
+        "datasheet": _by_datasheet(limit, state),
         "beyond_limit_ms": _beyond(limit, profiled),
         "layers": _heaviest(limit, profiled),
     }
@@ -205,7 +205,7 @@ RTX_4060 = Datasheet(
 )
 
 
-def _paper(limit: Limit, state: State, sheet: Datasheet = RTX_4060) -> dict[str, Any] | None:
+def _by_datasheet(limit: Limit, state: State, sheet: Datasheet = RTX_4060) -> dict[str, Any] | None:
     """What the same graph allows on the device of a published speed; None = not that model."""
     same = state.model in sheet.models and state.size == sheet.size
     if not same or state.precision != "fp32" or state.batch != 1:

@@ -83,8 +83,8 @@ def certify(
 
 
 def about_float(names: Collection[str]) -> list[Line]:
-    """The line that names what --auto-mixed kept in float, if there is anything."""
-    return [("kept in float by --auto-mixed", ", ".join(names))] if names else []
+    """The line that names what --auto-mixed left in float, if there is anything."""
+    return [("float layers of --auto-mixed", ", ".join(names))] if names else []
 
 
 def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[Line]:

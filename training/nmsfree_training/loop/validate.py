@@ -74,7 +74,7 @@ class Validator:
         try:
             own = predict(self.detector(network), self._share, self._progress)
         except (DataError, InputError) as caught:  # a picture
-            error = DataError(f"{caught}; the epoch is saved: mend it, and go on with --resume")
+            error = DataError(f"{caught}; the epoch is saved: fix it, and go on with --resume")
         except NmsfreeError as caught:
             error = caught
         self.world.check(error)

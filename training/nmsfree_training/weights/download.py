@@ -48,7 +48,7 @@ def fetch(
     except HTTPError as error:
         raise CheckpointError(
             f"{shown(url)}: the server answered {error.code} ({shown(error.reason)}): try later, "
-            "or mend the address in the manifest"
+            "or fix the address in the manifest"
         ) from None
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that is none
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
@@ -102,7 +102,7 @@ def _transfer(url: str, part: Path, progress: Progress, size: int | None, allow_
         if kind == "text/html":
             raise CheckpointError(
                 f"{url}: the server sent a web page ({kind}), expected a weight file: log in to "
-                "the network if it asks for that, or mend the address in the manifest"
+                "the network if it asks for that, or fix the address in the manifest"
             )
         start, total = _extent(response, have)
         if total is not None:
@@ -129,7 +129,7 @@ def _transfer(url: str, part: Path, progress: Progress, size: int | None, allow_
 def _check_size(url: str, found: int, expected: int | None) -> None:
     if expected is not None and found != expected:
         raise CheckpointError(
-            f"{shown(url)}: the file has {found:,} bytes there, {expected:,} in the manifest: mend "
+            f"{shown(url)}: the file has {found:,} bytes there, {expected:,} in the manifest: fix "
             "the manifest, or its address"
         )
     if found > MAX_BYTES:

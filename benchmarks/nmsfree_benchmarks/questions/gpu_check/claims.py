@@ -375,7 +375,7 @@ CLAIMS = (  # in the order in which they are tried
     ),
     Claim("memory", "memory does not grow", _on_engine(lambda b: memory_is_flat(b, _used))),
     Claim("closing", "closing an engine frees its memory", _closing),
-    Claim("kernel-cache", "compiled kernels are kept beside the engine", _kernel_cache),
+    Claim("kernel-cache", "compiled kernels are cached beside the engine", _kernel_cache),
     Claim("eager", "PyTorch on the GPU finds what the processor finds (TF32 off)", _eager),
     Claim("tests", "the tests that need a GPU pass", _marked_tests),
 )

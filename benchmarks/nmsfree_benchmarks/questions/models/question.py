@@ -31,7 +31,7 @@ from nmsfree_benchmarks.questions.models.rows import (
     time_with_peaks,
     weigh,
 )
-from nmsfree_benchmarks.questions.models.words import (
+from nmsfree_benchmarks.questions.models.summary import (
     BASELINE,
     CPU_ENGINES,
     NAMES,

@@ -18,7 +18,7 @@ from nmsfree_benchmarks.harness.statistics import STAGES, shares
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Rounds, Stopwatch, timed
 from nmsfree_benchmarks.harness.weights import Weights
-from nmsfree_benchmarks.questions.models.words import COMPILED, EAGER, OTHERS, in_precision
+from nmsfree_benchmarks.questions.models.summary import COMPILED, EAGER, OTHERS, in_precision
 from nmsfree_export.options import Precision
 
 LOAD_PICTURES = 4
