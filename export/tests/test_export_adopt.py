@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import export_foreign as foreign
 import numpy as np
 import onnx
@@ -15,6 +16,9 @@ from typer.testing import CliRunner
 
 from nmsfree import Detector, GateError, InputError, ModelError
 from nmsfree.cli.options import command
+from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree_export.adopt import adopt as adopting
 from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, adopt_onnx, bundled_pictures
 from nmsfree_export.cli.adopt import AdoptCommand, run_adopt
@@ -322,3 +326,48 @@ def test_our_own_detector_in_another_contract_finds_the_same(
             np.testing.assert_allclose(a.xyxy, b.xyxy, atol=0.01)
             np.testing.assert_allclose(a.confidence, b.confidence, atol=1e-4)
             assert a.class_name == b.class_name and len(a) > 0
+
+
+@pytest.fixture(scope="session")
+def stretched(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """40 scenes of digits in another aspect: only a resize that stretches makes them good."""
+    folder = tmp_path_factory.mktemp("stretched")
+    write_digits(folder, train=1, val=40, overlap=0)
+    file = folder / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        path = folder / "val" / image["file_name"]
+        scene = cv2.imread(str(path))
+        assert scene is not None
+        cv2.imwrite(str(path), cv2.resize(scene, (512, 192), interpolation=cv2.INTER_CUBIC))
+        image |= {"width": 512, "height": 192}
+    for row in content["annotations"]:
+        row["bbox"] = [a * b for a, b in zip(row["bbox"], (2, 0.75, 2, 0.75), strict=True)]
+    file.write_text(json.dumps(content))
+    return load_dataset(folder, "val")
+
+
+def test_the_preprocessing_is_found(
+    nano: Any, trace: Any, stretched: DetectionDataset, tmp_path: Path
+) -> None:
+    """An RF-DETR's contract, of which neither names, background nor resize are told."""
+    path = foreign.save(foreign.wrapped(trace(nano), "J"), tmp_path / "theirs.onnx")
+    options = AdoptOptions(order="rgb", boxes="cxcywh-share")
+    report = adopt_onnx(path, tmp_path / "ours.onnx", options, None, stretched)
+    best = report.trials[0].options
+    assert (best.background, best.normalize, best.resize) == ("last", "imagenet", "stretch")
+    assert report.spec.class_names == stretched.class_names
+    assert report.trials[0].as_good and 0.6 < report.trials[0].ap <= 1
+    letterboxed = [t for t in report.trials if t.options.resize == "letterbox"]
+    assert not any(trial.as_good for trial in letterboxed)
+    json.dumps(report.to_json())
+
+
+def test_no_preprocessing_helps_where_the_names_are_in_another_order(
+    nano: Any, trace: Any, stretched: DetectionDataset, tmp_path: Path
+) -> None:
+    path = foreign.save(foreign.wrapped(trace(nano), "J"), tmp_path / "theirs.onnx")
+    told = replace(LAST, names="1,2,3,4,5,6,7,8,9,0", boxes="cxcywh-share", order="rgb")
+    told = replace(told, resize="stretch", normalize="imagenet")
+    with pytest.raises(GateError, match="class names are in another order"):
+        adopt_onnx(path, tmp_path / "ours.onnx", told, None, stretched)

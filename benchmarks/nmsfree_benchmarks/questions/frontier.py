@@ -12,7 +12,7 @@ A first look: nmsfree bench frontier --quick
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,6 @@ QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=3)
 QUICK_MODELS = ("fcos_e2e_nano",)
 SCALES = (0.75, 1.0, 1.25, 1.5)  # of the deployed side: 192, 256, 320 and 384 of 256 pixels
 STEP = 32  # pixels, of an input's sides
-FOLDS = 10
-STUDENT_95 = 2.262  # 97.5 % quantile of Student's t, FOLDS - 1 degrees of freedom
 WORTH = 1.10  # times the speed from which another file or engine is worth the change
 TOLERATED = 0.005  # AP, 0-1, whose loss does not speak against one
 SPEED = f"{FP32_BY} at the deployed size by it"  # of a ratio: how many times the speed
@@ -173,41 +171,26 @@ def weighed(subject: Subject, meter: MemoryMeter, judged: DetectionDataset) -> S
 
 
 def accuracy(detector: Detector, judged: DetectionDataset) -> tuple[dict[str, Any], list[float]]:
-    """COCO AP, 0-1, on a dataset; and AP with each tenth of its images left out.
+    """COCO AP, 0-1, on a dataset; and AP with each tenth of its images left out, see `jackknife`.
 
-    How much the difference of two APs changes by that says how much it depends on the images
-    (delete-a-group jackknife; Shao and Tu, The Jackknife and Bootstrap, 1995, section 2.3). Both
-    are measured on the same images, so what makes an image hard for both cancels. None for fewer
-    than 4 images in a tenth. DataError: classes differ, or a picture is not what the annotations
-    say.
+    DataError: classes differ, or a picture is not what the annotations say.
     """
     from nmsfree.evaluation.evaluate import coco_metrics, predict
+    from nmsfree.evaluation.jackknife import FoldScorer
 
     found = predict(detector, judged)
     metrics = coco_metrics(judged, found)
     ap = {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5), "ap_images": len(judged)}
-    if len(judged) < 4 * FOLDS:
-        return ap, []
-    fold_of = {sample.image_id: i % FOLDS for i, sample in enumerate(judged.samples)}
-    tenths = []
-    for fold in range(FOLDS):
-        left = tuple(s for s in judged.samples if fold_of[s.image_id] != fold)
-        own = [r for r in found if fold_of[r["image_id"]] != fold]
-        tenths.append(round(coco_metrics(replace(judged, samples=left), own).ap, 5))
-    return ap, tenths
+    return ap, [round(tenth, 5) for tenth in FoldScorer(judged).ap(found)[1]]
 
 
 def gap_interval(
     of: float, to: float, of_without: Sequence[float], to_without: Sequence[float]
 ) -> Interval:
     """An AP minus another, 0-1, from both and those without tenths; no bounds without those."""
-    value = of - to
-    if not of_without or len(of_without) != len(to_without):
-        return Interval(value)
-    parts = np.subtract(of_without, to_without)
-    n = len(parts)
-    error = float(np.sqrt((n - 1) / n * ((parts - parts.mean()) ** 2).sum()))
-    return Interval(value, value - STUDENT_95 * error, value + STUDENT_95 * error)
+    from nmsfree.evaluation.jackknife import gap_bounds
+
+    return Interval(of - to, *(gap_bounds(of, to, of_without, to_without) or ()))
 
 
 def ap_of(record: Record) -> float:

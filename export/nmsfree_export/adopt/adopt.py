@@ -7,9 +7,9 @@ labelled pictures (`nmsfree eval`).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +20,27 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.backends.onnxruntime.session import make_session, vendor_errors
+from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
-from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.errors import GateError, ModelError
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree.text import shown
+from nmsfree.spec import ModelSpec
 from nmsfree_export.adopt import (
-    detr,
-    huggingface,
-    libreyolo,
-    lightlytrain,
-    paddle,
     reference,
-    ultralytics,
 )
+from nmsfree_export.adopt.find import Trial, find_preprocessing
 from nmsfree_export.adopt.foreign import (
     ADOPT_DEFAULTS,
-    OTHER_INPUTS,
-    RESIZES,
     AdoptOptions,
     File,
     Foreign,
 )
-from nmsfree_export.adopt.rewrite import candidates_of, opset_of, rewrite
+from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
+from nmsfree_export.adopt.reference import Original, first_line
+from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.verify.parity import Pictures, Rows, load_images, match
 
-# The last one knows a file by its outputs alone.
-FAMILIES = (
-    ultralytics.recognize,
-    libreyolo.recognize,
-    lightlytrain.recognize,
-    huggingface.recognize,
-    paddle.recognize,
-    detr.recognize,
-)
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
 # Nodes whose outputs are as many as the data decide, and those that hide a graph.
@@ -63,13 +48,6 @@ FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If",
 LEAST_ROWS = 100
 SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
 HALF_SCORE, HALF_BOX = 0.01, 0.5
-DTYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(bool)": np.bool_,
-}
 TIES = 0.02  # of the rows after NMS: of two candidates with nearly one score either may win
 
 
@@ -111,6 +89,7 @@ class AdoptReport:
     spec: ModelSpec
     foreign: Foreign
     adoption: Adoption
+    trials: Sequence[Trial]  # best first; empty where no labelled pictures were given
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -124,6 +103,7 @@ class AdoptReport:
             "top_k": self.spec.top_k,
             "provenance": dict(self.spec.provenance),
             "adoption": asdict(self.adoption),
+            "preprocessing": [trial.to_json() for trial in self.trials],
         }
 
 
@@ -132,12 +112,15 @@ def adopt_onnx(
     out: Path,
     options: AdoptOptions = ADOPT_DEFAULTS,
     images: Path | None = None,
+    labelled: DetectionDataset | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> AdoptReport:
     """Recognise, rewrite and compare a file; it appears under its name only if all passed.
 
     Args:
         images: folder of pictures to compare on; None takes bundled ones.
+        labelled: how the file is fed and read is found on these, see `find_preprocessing`; its
+            class names are taken for those of a file that carries none.
 
     Raises:
         InputError: the file is not recognised, or an option is missing or does not fit.
@@ -147,9 +130,13 @@ def adopt_onnx(
     data = read_bytes(path, MOST_BYTES, ModelError)
     model = load_model(path, data)
     original = Original(path, data)
-    foreign = original.complete(recognize(File.of(path, model), options))
-    digest = hashlib.sha256(data).hexdigest()
-    spec = make_adopted_spec(path, model, foreign, options, digest)
+    file = File.of(path, model, labelled.class_names if labelled else None)
+    trials: list[Trial] = []
+    if labelled:
+        trials = find_preprocessing(file, original, options, labelled, progress)
+        options = trials[0].options
+    foreign = original.complete(recognize(file, options, "by AP" if labelled else "as told"))
+    spec = make_adopted_spec(file, foreign, options, hashlib.sha256(data).hexdigest())
     adopted = rewrite(model, foreign, spec)
     operator = spec.nms is not None and spec.nms.steps is None
     check_structure(adopted, {"NonMaxSuppression"} if operator else set())
@@ -164,7 +151,7 @@ def adopt_onnx(
     enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
     write_atomic(out, content)
     return AdoptReport(
-        out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption
+        out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption, trials
     )
 
 
@@ -178,7 +165,9 @@ def load_model(path: Path, data: bytes) -> ModelProto:
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
     except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
-        raise ModelError(f"{path}: is no ONNX file that can be read ({_line(error)})") from None
+        raise ModelError(
+            f"{path}: is no ONNX file that can be read ({first_line(error)})"
+        ) from None
     domains = {e.domain for e in model.opset_import} - {"", "ai.onnx"}
     used = {node.domain for node in model.graph.node} & domains
     if used:
@@ -193,83 +182,6 @@ def load_model(path: Path, data: bytes) -> ModelProto:
     return model
 
 
-def recognize(file: File, options: AdoptOptions) -> Foreign:
-    """Conclude what a file takes and gives; options that are told win.
-
-    Raises:
-        InputError: no family knows it.
-    """
-    answers = (family(file, options) for family in FAMILIES)
-    found = next((answer for answer in answers if answer is not None), None)
-    if found is None:
-        outputs = ", ".join(f"{name} {list(sizes)}" for name, sizes in file.outputs.items())
-        raise InputError(
-            f"{file.path}: outputs {outputs} are of no known NMS-free detector: see"
-            " docs/adopting.md for those that are"
-        )
-    extra = file.inputs.keys() - {found.images} - OTHER_INPUTS
-    if extra:
-        raise InputError(
-            f"{file.path}: takes {shown(', '.join(sorted(extra)))} beside pictures, expected at"
-            f" most {', '.join(sorted(OTHER_INPUTS))}"
-        )
-    told = {
-        name: value
-        for name in ("resize", "normalize", "boxes", "order")
-        if (value := getattr(options, name)) is not None
-    }
-    concluded = {**dict(found.concluded), **{k: f"{v}, as told" for k, v in told.items()}}
-    nms = options.nms.spec(NmsSpec(iou=0.7)) if options.nms.given else None
-    return replace(
-        found,
-        nms=nms,
-        concluded=tuple(concluded.items()),
-        resize=RESIZES[told["resize"]] if "resize" in told else found.resize,
-        normalize=told.get("normalize", found.normalize),
-        output=replace(found.output, boxes=told.get("boxes", found.output.boxes)),
-        bgr=told.get("order") == "bgr",
-    )
-
-
-def make_adopted_spec(
-    path: Path, model: ModelProto, foreign: Foreign, options: AdoptOptions, digest: str
-) -> ModelSpec:
-    """Describe the adopted file.
-
-    Raises:
-        InputError: more rows are wanted than there are.
-    """
-    top_k = options.top_k or foreign.rows
-    most = foreign.rows if foreign.output.kind != "dense" else None
-    if foreign.queries is not None and most is None:
-        most = foreign.queries * len(foreign.columns)
-    if most is not None and top_k > most:
-        raise InputError(f"--top-k is {top_k}, but the file has {most} rows at most")
-    batch = next(v for v in model.graph.input if v.name == foreign.images)
-    height, width = foreign.size
-    floor = options.score_floor
-    return ModelSpec(
-        name=path.stem,
-        head=foreign.head,
-        height=height,
-        width=width,
-        batch=batch.type.tensor_type.shape.dim[0].dim_value or None,
-        class_names=foreign.class_names,
-        category_ids=foreign.category_ids,
-        top_k=top_k,
-        score_floor=floor,
-        threshold=max(floor, foreign.threshold if options.threshold is None else options.threshold),
-        resize=foreign.resize,
-        nms=foreign.nms,
-        provenance={
-            "adopted": foreign.family,
-            "source": path.name,
-            "source sha256": digest,
-            **foreign.provenance,
-        },
-    )
-
-
 def check_structure(model: ModelProto, allowed: set[str]) -> None:
     """No operator's output is as long as the data decide, and no graph is inside the graph.
 
@@ -282,7 +194,7 @@ def check_structure(model: ModelProto, allowed: set[str]) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateError(f"certificate: against the rules of ONNX: {_line(error)}") from None
+        raise GateError(f"certificate: against the rules of ONNX: {first_line(error)}") from None
 
 
 def bundled_pictures() -> Pictures:
@@ -312,59 +224,6 @@ def clouds(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     grey = plane()
     colored = np.stack([grey + 0.3 * plane() for _ in range(3)], axis=-1)
     return np.clip(128 + 55 * colored, 0, 255).astype(np.uint8)
-
-
-class Original:
-    """The file as it came, in ONNX Runtime.
-
-    Raises:
-        ModelError: ONNX Runtime does not run it.
-    """
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path = path
-        with self._told():
-            self.session = make_session(data)
-            inputs = self.session.get_inputs()
-            self.sizes = {value.name: value.shape for value in inputs}
-            self.dtypes = {value.name: DTYPES[value.type] for value in inputs}
-            self.outputs = [value.name for value in self.session.get_outputs()]
-
-    def answer(
-        self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec | None = None
-    ) -> reference.Rows:
-        """See `reference.answer`; without a description all rows that there are."""
-        batch = self.sizes[foreign.images][0]
-        fixed = batch if isinstance(batch, int) else 1
-        found = reference.answer(self._run, foreign, picture, fixed)
-        if spec is None:
-            return found
-        found = found.best(candidates_of(foreign, spec))
-        if spec.nms is not None:
-            found = found.without_duplicates(spec.nms.iou, float(np.float32(spec.score_floor)))
-        return found.best(spec.top_k).clipped(picture)
-
-    def complete(self, foreign: Foreign) -> Foreign:
-        """Count the queries of a file that does not say how many it has."""
-        if foreign.output.kind != "dense" or foreign.queries is not None:
-            return foreign
-        black = np.zeros((64, 64, 3), np.uint8)
-        everything = self.answer(foreign, black)
-        queries = len(everything.scores) // len(foreign.columns)
-        rows = min(foreign.rows, len(everything.scores))
-        return replace(foreign, queries=queries, rows=rows)
-
-    def _run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        feed = {name: feed[name].astype(self.dtypes[name]) for name in self.dtypes}
-        with self._told():
-            return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except vendor_errors() as error:
-            raise ModelError(f"{self.path}: does not run as it is ({_line(error)})") from None
 
 
 def compare(
@@ -428,7 +287,3 @@ def enforce(found: Adoption, score: float, box: float, unmatched: float) -> None
             f"adoption: {found.rows} rows with {found.spread} different scores are too few to"
             f" judge, expected {LEAST_ROWS}: give pictures it was made for with --images"
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

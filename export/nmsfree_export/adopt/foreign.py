@@ -14,12 +14,13 @@ from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
 from nmsfree.decode import read_text
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
-from nmsfree.spec import Head, NmsSpec, Resize
+from nmsfree.spec import Head, ModelSpec, NmsSpec, Resize
 from nmsfree.text import shown
 from nmsfree_export.options import NO_NMS, NmsOptions
 
 Normalization = Literal["none", "unit", "imagenet"]
 Background = Literal["none", "first", "last"]
+Boxes = Literal["xyxy", "cxcywh", "xyxy-share", "cxcywh-share"]
 Sizes = tuple[int | str, ...]
 
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of values in 0 … 1
@@ -58,7 +59,7 @@ class AdoptOptions:
         Option("How pictures are fitted; a letterbox is in the centre and grey."),
     ] = None
     boxes: Annotated[
-        Literal["xyxy", "cxcywh", "xyxy-share", "cxcywh-share"] | None,
+        Boxes | None,
         Option("Corners or centre and size, in input pixels or (share) 0 … 1 of the input."),
     ] = None
     background: Annotated[
@@ -103,7 +104,7 @@ class Output:
 
     kind: Literal["rows", "paddle", "dense", "sorted"]
     names: tuple[str, ...]
-    boxes: str = "xyxy"
+    boxes: Boxes = "xyxy"
     logits: bool = False
     columns_first: bool = False
 
@@ -143,6 +144,16 @@ class Foreign:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
+def candidates_of(foreign: Foreign, spec: ModelSpec) -> int:
+    """How many rows are chosen from the file's outputs: those of the result, or what enters NMS."""
+    if spec.nms is None:
+        return spec.top_k
+    most = foreign.rows
+    if foreign.output.kind == "dense" and foreign.queries is not None:
+        most = foreign.queries * len(foreign.columns)
+    return min(most, spec.nms.candidates or spec.nms.candidates_per_level)
+
+
 @dataclass(frozen=True)
 class File:
     """An ONNX file's outside: what recognition looks at.
@@ -150,6 +161,7 @@ class File:
     Attributes:
         inputs, outputs: sizes by name; a dimension of no fixed size is its name.
         metadata: the file's own entries.
+        usual_names: of classes, where neither the file nor an option says them.
     """
 
     path: Path
@@ -157,9 +169,10 @@ class File:
     inputs: Mapping[str, Sizes]
     outputs: Mapping[str, Sizes]
     metadata: Mapping[str, str]
+    usual_names: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, path: Path, model: ModelProto) -> "File":
+    def of(cls, path: Path, model: ModelProto, names: tuple[str, ...] | None = None) -> "File":
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
         return cls(
@@ -168,6 +181,7 @@ class File:
             {value.name: sizes_of(value) for value in inputs},
             {value.name: sizes_of(value) for value in model.graph.output},
             {entry.key: entry.value for entry in model.metadata_props},
+            names,
         )
 
     def has(self, *operators: str) -> bool:
@@ -275,7 +289,7 @@ def classes_of(
         InputError: names are missing, are not as many, or an option names none of them; or the
             place of the background must be told.
     """
-    names = own if options.names is None else read_names(options.names)
+    names = own or file.usual_names if options.names is None else read_names(options.names)
     if names is None and width == SPARSE_COCO and options.background is None:
         names = COCO_NAMES
     if names is None:

@@ -3,17 +3,28 @@
 Pictures are resized, scaled and fed, and the outputs read, as the project documents it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.backends.onnxruntime.session import make_session, vendor_errors
 from nmsfree.errors import MissingExtraError, ModelError
-from nmsfree.spec import Resize
-from nmsfree_export.adopt.foreign import Foreign
+from nmsfree.spec import ModelSpec, Resize
+from nmsfree_export.adopt.foreign import Foreign, candidates_of
 
+DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
 Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]  # inputs → outputs by name
 
 
@@ -44,6 +55,65 @@ class Rows(NamedTuple):
     def clipped(self, image: NDArray[np.uint8]) -> "Rows":
         limit = [image.shape[1], image.shape[0]] * 2
         return self._replace(boxes=np.clip(self.boxes, 0, limit))
+
+
+class Original:
+    """The file as it came, in ONNX Runtime.
+
+    Raises:
+        ModelError: ONNX Runtime does not run it.
+    """
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self._queries: int | None = None
+        with self._told():
+            self.session = make_session(data)
+            inputs = self.session.get_inputs()
+            self.sizes = {value.name: value.shape for value in inputs}
+            self.dtypes = {value.name: DTYPES[value.type] for value in inputs}
+            self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def answer(
+        self,
+        foreign: Foreign,
+        picture: NDArray[np.uint8],
+        spec: ModelSpec | None = None,
+        run: Run | None = None,
+    ) -> Rows:
+        """See `answer`; without a description all rows that there are. `run` replaces the file."""
+        batch = self.sizes[foreign.images][0]
+        fixed = batch if isinstance(batch, int) else 1
+        found = answer(run or self.run, foreign, picture, fixed)
+        if spec is None:
+            return found
+        found = found.best(candidates_of(foreign, spec))
+        if spec.nms is not None:
+            found = found.without_duplicates(spec.nms.iou, float(np.float32(spec.score_floor)))
+        return found.best(spec.top_k).clipped(picture)
+
+    def complete(self, foreign: Foreign) -> Foreign:
+        """Count the queries of a file that does not say how many it has."""
+        if foreign.output.kind != "dense" or foreign.queries is not None:
+            return foreign
+        count = len(foreign.columns)
+        if self._queries is None:
+            black = np.zeros((64, 64, 3), np.uint8)
+            self._queries = len(self.answer(foreign, black).scores) // count
+        rows = min(foreign.rows, self._queries * count)
+        return replace(foreign, queries=self._queries, rows=rows)
+
+    def run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        feed = {name: feed[name].astype(self.dtypes[name]) for name in self.dtypes}
+        with self._told():
+            return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except vendor_errors() as error:
+            raise ModelError(f"{self.path}: does not run as it is ({first_line(error)})") from None
 
 
 def answer(run: Run, foreign: Foreign, image: NDArray[np.uint8], batch: int = 1) -> Rows:
@@ -143,6 +213,11 @@ def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:
     if not right:
         names = ", ".join(foreign.output.names)
         raise ModelError(f"outputs {names} have the shapes {shapes}, which is no {kind} output")
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # boxes, scores, columns

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, compose, helper, numpy_helper
 
 from nmsfree.spec import ModelSpec
-from nmsfree_export.adopt.foreign import MEAN_RGB, STD_RGB, Foreign
+from nmsfree_export.adopt.foreign import MEAN_RGB, STD_RGB, Foreign, candidates_of
 from nmsfree_export.graph.contract import (
     CANDIDATES,
     describe,
@@ -75,16 +75,6 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     adopted.producer_name = "nmsfree"
     describe(adopted, spec)
     return adopted
-
-
-def candidates_of(foreign: Foreign, spec: ModelSpec) -> int:
-    """How many rows are chosen from the file's outputs: those of the result, or what enters NMS."""
-    if spec.nms is None:
-        return spec.top_k
-    most = foreign.rows
-    if foreign.output.kind == "dense" and foreign.queries is not None:
-        most = foreign.queries * len(foreign.columns)
-    return min(most, spec.nms.candidates or spec.nms.candidates_per_level)
 
 
 def _add_input(add: Nodes, adopted: ModelProto, foreign: Foreign, kinds: dict[str, int]) -> None:

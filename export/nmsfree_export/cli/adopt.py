@@ -12,9 +12,12 @@ from nmsfree_export.adopt.foreign import AdoptOptions
 from nmsfree_export.options import JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from nmsfree_export.adopt.adopt import AdoptReport
+    from nmsfree_export.adopt.find import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,15 @@ class AdoptCommand:
     images: Annotated[
         Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
     ] = None
+    find: Annotated[
+        Path | None,
+        Option(
+            "Labelled pictures: try every preprocessing and take the one with the best AP.",
+            flags=("--find-preprocessing",),
+            metavar="DATA",
+        ),
+    ] = None
+    split: Annotated[str, Option("Of the labelled pictures.")] = "val"
     json_out: JsonOption = None
 
 
@@ -46,9 +58,12 @@ def run_adopt(asked: AdoptCommand) -> None:
     nmsfree adopt dfine.onnx --names coco --classes person,car
 
     nmsfree adopt rfdetr.onnx --names names.txt --background last
+
+    nmsfree adopt unknown.onnx --find-preprocessing data/mine
     """
     from rich.console import Console
 
+    from nmsfree.datasets.formats.folder import load_dataset
     from nmsfree.datasets.image_files import images_below
     from nmsfree.files import check_outputs, write_json
     from nmsfree_export.adopt.adopt import adopt_onnx
@@ -58,6 +73,7 @@ def run_adopt(asked: AdoptCommand) -> None:
         raise InputError(f"output is {out}, expected a name that ends in .onnx")
     inputs = [asked.file, *(images_below(asked.images) if asked.images else [])]
     check_outputs([out, asked.json_out], inputs)
+    labelled = load_dataset(asked.find, asked.split) if asked.find else None
     console = Console(stderr=True)
     with console.status("adopting") as status:
         report = adopt_onnx(
@@ -65,6 +81,7 @@ def run_adopt(asked: AdoptCommand) -> None:
             out,
             asked.options,
             asked.images,
+            labelled,
             lambda step: status.update(f"{shown(step)} …"),
         )
     _show(report, console)
@@ -76,6 +93,8 @@ def _show(report: "AdoptReport", console: "Console") -> None:
     from rich.text import Text
 
     spec = report.spec
+    if report.trials:
+        _show_trials(report.trials, console)
     table = Table(title=f"Adopted: {report.foreign.family}", show_header=False)
     for what, found in report.foreign.concluded:
         table.add_row("", what, Text(shown(found)))
@@ -96,6 +115,33 @@ def _show(report: "AdoptReport", console: "Console") -> None:
         f"threshold {spec.threshold:g}, the project's usual one; `nmsfree eval` measures yours",
     ):
         console.print(line, highlight=False, markup=False)
+
+
+def _show_trials(trials: "Sequence[Trial]", console: "Console") -> None:
+    from rich.table import Table
+
+    from nmsfree_export.adopt.find import FOUND
+
+    asked = [name for name in FOUND if len({getattr(t.options, name) for t in trials}) > 1]
+    table = Table(title=f"Preprocessing, by AP on {trials[0].images} labelled pictures")
+    for column in (*asked, "AP", "behind the best"):
+        table.add_column(column, justify="left" if column in asked else "right")
+    for trial in trials:
+        behind = "–"
+        if trial.behind is not None:
+            low, high = (100 * bound for bound in trial.behind)
+            behind = "as good" if trial.as_good else f"{low:.1f} … {high:.1f}"
+        words = [str(getattr(trial.options, name) or "–") for name in asked]
+        table.add_row(*words, f"{100 * trial.ap:.1f}", behind)
+    console.print(table)
+    chosen = trials[0].options
+    told = [f"--{name} {value}" for name in FOUND if (value := getattr(chosen, name))]
+    console.print(f"taken: {' '.join(told)}", highlight=False, markup=False)
+    equal = sum(trial.as_good for trial in trials)
+    if trials[0].behind is None:
+        console.print("too few pictures to say how sure that is: 40 or more tell it")
+    elif equal > 1:
+        console.print(f"{equal} are as good on these pictures: the family's usual one is taken")
 
 
 adopt = command(run_adopt, AdoptCommand)
