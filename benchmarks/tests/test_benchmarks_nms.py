@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError
+from nmsfree.nms import greedy_nms
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness import records as result_files
@@ -33,6 +34,7 @@ from nmsfree_benchmarks.questions.nms.calls import (
     choose,
     find_candidates,
     images_of,
+    matrix_nms,
     nms_cases,
     points,
 )
@@ -42,7 +44,7 @@ from nmsfree_benchmarks.questions.nms.question import FULL, QUICK, Options, Rang
 from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
-HERE = ["numpy", "host", "onnx", "opencv"]  # what needs no further package
+HERE = ["numpy", "matrix", "onnx", "opencv"]  # what needs no further package
 PLAN = Plan(seconds=0, min_rounds=2, pause=0)
 TINY = Range((0, 20), (0.05, 0.001), (0.6,), (1, 2), scenes=2, alone=PLAN, call=PLAN)
 SETTINGS = [(0.05, 0.6), (0.001, 0.6), (0.3, 0.45), (0.05, 0.8)]  # floor, IoU
@@ -135,6 +137,21 @@ def test_an_implementation_that_keeps_other_boxes_is_refused(
         "opencv objects 20, floor 0.05, IoU 0.6, batch 1: keeps other boxes than numpy, "
     )
     assert text.endswith("expected 99.5%: times of different results cannot be compared")
+
+
+@pytest.mark.parametrize("iou", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("count", [0, 1, 2, 700])
+def test_the_matrix_keeps_what_the_loop_keeps(count: int, iou: float) -> None:
+    """Crowded boxes with ties, in the same order: bit for bit the same arithmetic."""
+    random = np.random.default_rng(count)
+    corner = random.integers(0, 40, (count, 2))
+    boxes = np.concatenate([corner, corner + random.uniform(0, 60, (count, 2))], axis=1)
+    boxes[count // 2 :: 7] = boxes[: len(boxes[count // 2 :: 7])]
+    drawn = boxes.astype(np.float32), random.uniform(0, 1, count).round(2).astype(np.float32)
+    expected, found = (nms(*drawn, iou) for nms in (greedy_nms, matrix_nms))
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype == np.int64
+    assert count < 700 or iou != 0.6 or 0 < len(found) < count
 
 
 def test_agreement_is_a_share_of_all_rows() -> None:
@@ -316,7 +333,7 @@ def test_an_unknown_implementation_is_named() -> None:
     result = CliRunner().invoke(app, ["nms", "--implementation", "magic"])
     assert isinstance(result.exception, InputError)
     assert str(result.exception) == (
-        "implementation is 'magic', expected one of: numpy, host, onnx, opencv, torchvision, "
+        "implementation is 'magic', expected one of: numpy, matrix, onnx, opencv, torchvision, "
         "efficientnms"
     )
 

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-import onnx
 import pytest
 from benchmarks_sample import results_of
-from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend, RawDetections
+from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend
 from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
 from nmsfree.backends.options import Options as EngineOptions
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
@@ -30,7 +27,6 @@ from nmsfree_benchmarks.cli import app, find_question
 from nmsfree_benchmarks.harness import engines
 from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.engines import Engine, engine_of, ran_in, use_device
-from nmsfree_benchmarks.harness.graphs import open_session, without_nms
 from nmsfree_benchmarks.harness.plots import titled
 from nmsfree_benchmarks.harness.records import Results
 from nmsfree_benchmarks.harness.run import ask as ask_question
@@ -41,7 +37,6 @@ from nmsfree_benchmarks.questions.jitter import Options as JitterOptions
 from nmsfree_benchmarks.questions.nms import question as QUESTION
 from nmsfree_benchmarks.questions.nms.question import Options, Range
 from nmsfree_benchmarks.report.compare import compare_runs as compare
-from nmsfree_export.graph.nms import CANDIDATES
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 QUESTIONS = ("jitter", "nms", "overhead", "throughput")
@@ -180,7 +175,7 @@ def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
     what = [r.parameters["what"] for r in openvino.records]
     assert sorted(what) == sorted(["NMS-free", "NMS-free, filter taken out"] * 2 + ["with NMS"] * 4)
     assert list(openvino.skipped) == ["NMS alone", "the graph without its NMS, and its NMS alone"]
-    assert "OpenVINO runs whole files; NMS is in its graph" in openvino.skipped.values()
+    assert "OpenVINO runs whole files" in openvino.skipped.values()
     for record in openvino.records:
         assert len(record.times) == PLAN.min_rounds and record.subject is not None
         assert record.subject.batch == 1 and record.subject.size == (256, 256)
@@ -192,7 +187,7 @@ def test_nms_on_openvino_is_whole_calls(openvino: Results) -> None:
 def test_nothing_is_said_of_what_was_not_measured(openvino: Results) -> None:
     assert not [fact for fact in openvino.facts if "nms_share" in fact or "agree" in fact]
     said = " ".join(lines(QUESTION, openvino)[:-2])
-    for absent in ("implementations", "tail", "timed by itself", "on the host", "ONNX Runtime"):
+    for absent in ("implementations", "tail", "timed by itself", "ONNX Runtime"):
         assert absent not in said
     assert "is not told apart here" in said
     (calls,) = QUESTION.tables(openvino)
@@ -223,22 +218,11 @@ def test_jitter_on_openvino(work: Path) -> None:
 
 
 def fake_engine(engine_: Engine, file: Path, threads: int) -> Backend:
-    """Open a file as a native engine over the fakes: the network up to NMS in ONNX Runtime."""
-    whole = OnnxRuntimeBackend(file, threads=threads)
-    spec = whole.spec
-    whole.close()
-    names = list(RawDetections._fields) if spec.nms is None else list(CANDIDATES)
-    graph = onnx.load(file) if spec.nms is None else without_nms(file)
-    session, cuda = open_session(graph, threads), FakeCuda()
-
-    def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        found = dict(zip(names, session.run(names, {"images": images}), strict=True))
-        return {n: v.astype(np.int32) if "classes" in n else v for n, v in found.items()}
-
-    count = None if spec.nms is None else run(np.zeros((1, 256, 256, 3), np.uint8))[names[1]].size
+    """Open a file as a native engine over the fakes, which computes in ONNX Runtime."""
+    whole, cuda = OnnxRuntimeBackend(file, threads=threads), FakeCuda()
     engine, digest = file.with_suffix(".engine"), sha256(file)
-    write_fake_engine(engine, spec, batch=(1, 1, 1), candidates=count, onnx_sha256=digest)
-    vendor = fake_vendor(cuda, run)
+    write_fake_engine(engine, whole.spec, batch=(1, 1, 1), onnx_sha256=digest)
+    vendor = fake_vendor(cuda, lambda images: whole.run(images)._asdict())
     return TensorRtBackend(
         engine, engine_.device, EngineOptions(rebuild=False), cuda=cuda, vendor=vendor
     )
@@ -251,38 +235,27 @@ def native(work: Path) -> Results:
         return nms_on("tensorrt-rtx", work)
 
 
-def test_nms_behind_a_native_engine_is_a_part_of_the_call(native: Results) -> None:
+def test_a_native_engine_has_nms_in_plain_operators(native: Results) -> None:
     for record in native.records:
-        assert record.subject is not None and record.subject.engine == "tensorrt_rtx"
-        assert (record.subject.tf32, record.subject.transfers) == (False, "in and out")
-        with_nms = record.parameters["what"] == "with NMS"
-        assert ("nms" in record.parts) is ("nms_ms" in record.figures) is with_nms
-        assert (record.times >= 0).all()
+        subject = record.subject
+        assert subject is not None and subject.engine == "tensorrt_rtx"
+        assert (subject.tf32, subject.transfers) == (False, "in and out")
+        steps = None if subject.nms is None else subject.nms["steps"]
+        assert steps == (20 if record.parameters["what"] == "with NMS" else None)
     record = native.record("call with NMS, objects 20, floor 0.001")
-    assert record.parts == ("preprocess", "network", "nms", "postprocess")
-    median = float(np.median(record.times[:, 2])) / 1e6
-    assert median > 0 and record.figures["nms_ms"] == pytest.approx(median, abs=1e-4)
-    assert native.facts["host_nms_ms_20_0.001"]["value"] == pytest.approx(median, abs=1e-4)
-    share = native.facts["host_nms_share_of_call_20_0.001"]["value"]
-    assert share == pytest.approx(median / record.summary.p50, abs=1e-4)
-    # The same boxes as in the graph.
+    assert record.parts == ("preprocess", "network", "postprocess")
     assert record.figures["found"] > 13
 
 
 def test_a_native_engine_is_put_into_words_and_pictures(
     native: Results, openvino: Results, tmp_path: Path
 ) -> None:
-    said = lines(QUESTION, native)
-    assert said[0].startswith("At 20 objects and floor 0.001 NMS, on the host (NumPy, ")
-    assert any(
-        "NMS on host: behind the engine, by the runtime's own clock" in line for line in said
-    )
-    assert any(line.startswith("Run in ") and "NMS on the host" in line for line in said)
+    assert any(line.startswith("Run in tensorrt-rtx ") for line in lines(QUESTION, native))
     assert native.skipped["the graph without its NMS, and its NMS alone"] == (
-        "TensorRT-RTX runs whole files; NMS is behind its engine, on the host"
+        "TensorRT-RTX runs whole files"
     )
     (calls,) = QUESTION.tables(native)
-    assert calls.header[5:7] == ("NMS on host", "NMS, % of call")
+    assert calls.header[4:6] == ("with NMS", "NMS-free")
     assert {len(row) for row in calls.rows} == {len(calls.header)}
     for results in (native, openvino):
         folder = tmp_path / results.environment["device"]

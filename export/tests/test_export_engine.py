@@ -1,39 +1,30 @@
 """Engines are built for real, with no GPU: the published network and the bundled detectors."""
 
 import hashlib
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from nmsfree import ModelError, RawDetections
-from nmsfree.backends.onnxruntime.session import make_session
+from nmsfree import EngineError, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
 from nmsfree_export.candidate import Builder
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.graph.contract import CANDIDATES
+from nmsfree_export.graph.contract import describe
 from nmsfree_export.graph.write import content_of
-from nmsfree_export.options import BuildOptions
+from nmsfree_export.options import BuildOptions, NmsOptions
 from nmsfree_export.quantize import load_calibration
 from nmsfree_export.tensorrt.build import BuildReport, build_engine
-from nmsfree_export.tensorrt.network import cut_nms
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
 
 VERSION: str = trt.__version__
 Trace = Callable[..., ModelProto]
-
-
-@pytest.fixture(scope="module")
-def baseline(weights: Path, trace: Trace) -> ModelProto:
-    """The bundled NMS baseline, which takes batches of any size."""
-    return trace(load_checkpoint(weights / "fcos_rt_nano.safetensors"), batch=None)
 
 
 def build(model: ModelProto, folder: Path, **options: Any) -> BuildReport:
@@ -59,7 +50,7 @@ def test_the_published_network_builds_without_a_gpu(
     assert sidecar.engine_sha256 == digest(engine)
     assert (sidecar.builder, sidecar.builder_version) == ("tensorrt-rtx", VERSION)
     assert (sidecar.targets, sidecar.platform) == ((89,), this_platform())
-    assert (sidecar.tf32, sidecar.batch, sidecar.nms_on_host) == (False, (1, 1, 1), False)
+    assert (sidecar.tf32, sidecar.batch) == (False, (1, 1, 1))
     assert (sidecar.spec.height, sidecar.spec.width) == (512, 736)
     assert sidecar.spec.class_names[0] == "person"
     assert [str(tensor) for tensor in report.inputs] == ["images uint8 [1, 512, 736, 3]"]
@@ -134,28 +125,52 @@ def test_files_of_the_exporter(
         assert report.size == pytest.approx(38e6, rel=0.1)  # half of FP32's 74 MB
 
 
-def test_the_nms_baseline_ends_before_its_nms(baseline: ModelProto, tmp_path: Path) -> None:
-    report = build(baseline, tmp_path, batch=(1, 2, 2))
-    assert report.sidecar.precision == "fp32"
-    assert report.sidecar.nms_on_host
-    assert report.sidecar.spec.nms is not None
-    cells = 1000 + 16 * 16 + 8 * 8  # of 32 × 32 the best thousand
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_nms_baseline_of_plain_operators_builds_whole(
+    weights: Path, tmp_path: Path, precision: str
+) -> None:
+    checkpoint = load_checkpoint(weights / "fcos_rt_nano.safetensors")
+    options = ExportOptions(batch=None, precision=precision, nms=NmsOptions(nms="plain"))
+    made = Builder(
+        checkpoint.build(), make_export_spec(checkpoint, options), None, tmp_path
+    ).build()
+    model = ModelProto.FromString(content_of(made.model, made.spec))
+    report = build(model, tmp_path, batch=(1, 2, 2))
+    assert report.sidecar.targets == (89,) and report.sidecar.spec.precision == precision
+    nms = report.sidecar.spec.nms
+    assert nms is not None and (nms.steps, nms.candidates) == (20, 1000)
     assert [str(tensor) for tensor in report.outputs] == [
-        f"candidate_boxes float32 [N, {cells}, 4]",
-        f"candidate_scores float32 [N, {cells}]",
-        f"candidate_classes int32 [N, {cells}]",
+        "num_detections int32 [N, 1]",
+        "detection_boxes float32 [N, 100, 4]",
+        "detection_scores float32 [N, 100]",
+        "detection_classes int32 [N, 100]",
     ]
 
 
-def test_nms_that_is_not_cut_off_does_not_build(
-    baseline: ModelProto, copied: Callable[[ModelProto], ModelProto], tmp_path: Path
-) -> None:
-    """A description that hides the NMS: the builder's own words in one line."""
-    model = copied(baseline)
-    spec = json.loads(model.metadata_props[0].value) | {"head": "o2o", "nms": None}
-    model.metadata_props[0].value = json.dumps(spec)
+@pytest.fixture
+def operator(weights: Path, trace: Trace) -> ModelProto:
+    """The NMS baseline with the operator."""
+    return trace(load_checkpoint(weights / "fcos_rt_nano.safetensors"), batch=None)
+
+
+def test_nms_by_the_operator_is_refused(operator: ModelProto, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as error:
+        build(operator, tmp_path, batch=(1, 1, 1))
+    source = tmp_path / "model.onnx"
+    assert str(error.value) == (
+        f"{source}: NMS is the operator NonMaxSuppression, which tensorrt-rtx does not build: make"
+        " it of plain operators, with `nmsfree export CHECKPOINT --head o2m --nms plain -o"
+        f" {source}`, then `nmsfree build {source}`"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_nms_that_no_description_tells_does_not_build(operator: ModelProto, tmp_path: Path) -> None:
+    """The builder's own words in one line."""
+    spec = ModelSpec.from_json(operator.metadata_props[0].value)
+    describe(operator, replace(spec, nms=NmsSpec(steps=2)))
     with pytest.raises(ModelError) as error:
-        build(model, tmp_path, batch=(1, 1, 1))
+        build(operator, tmp_path, batch=(1, 1, 1))
     message = str(error.value)
     assert message.startswith(f"{tmp_path}/model.onnx: tensorrt-rtx {VERSION} cannot build it (")
     assert message.endswith("): export the model again, or run the ONNX file itself")
@@ -163,22 +178,3 @@ def test_nms_that_is_not_cut_off_does_not_build(
     assert "has no runners that implement it" in message
     assert "/_src" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_the_cut_graph_gives_the_candidates_of_the_whole(
-    baseline: ModelProto, copied: Callable[[ModelProto], ModelProto]
-) -> None:
-    whole, part = (copied(baseline) for _ in range(2))
-    for name, kind in zip(CANDIDATES, (1, 1, 7), strict=True):
-        whole.graph.output.append(helper.make_tensor_value_info(name, kind, None))
-    cut_nms(part)
-    onnx.checker.check_model(part)
-    assert not any(tensor.name.startswith("nms_") for tensor in part.graph.initializer)
-    image = np.random.default_rng(3).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    expected, found = (
-        make_session(model.SerializeToString()).run(CANDIDATES, {"images": image})
-        for model in (whole, part)
-    )
-    for want, value in zip(expected, found, strict=True):
-        np.testing.assert_array_equal(value, want)
-    assert [value.dtype for value in found] == [np.float32, np.float32, np.int32]

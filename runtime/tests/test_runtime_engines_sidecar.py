@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from runtime_helpers import refused
 
-from nmsfree import ModelError
+from nmsfree import EngineError, ModelError, NmsSpec
 from nmsfree.backends.tensorrt.sidecar import (
     Sidecar,
     read_sidecar,
@@ -34,6 +34,28 @@ def test_a_model_described_in_format_1_is_letterboxed_as_it_was(sidecar: Sidecar
     found = Sidecar.from_json(json.dumps(values))
     assert found.previous is not None
     assert found.spec.resize.interpolation == found.previous.spec.resize.interpolation == "area"
+
+
+@pytest.mark.parametrize("provenance", [{}, {"adopted": "YOLO"}])
+def test_an_engine_whose_nms_ran_behind_it_is_refused(
+    sidecar: Sidecar, tmp_path: Path, provenance: dict[str, str]
+) -> None:
+    """And says how to make one that has it inside; full TensorRT has the operator."""
+    engine, onnx = tmp_path / "model.engine", tmp_path / "model.onnx"
+    spec = replace(sidecar.spec, head="o2m", nms=NmsSpec(), provenance=provenance)
+    write_sidecar(engine, replace(sidecar, spec=spec))
+    make = "adopt ORIGINAL" if provenance else "export CHECKPOINT --head o2m"
+    assert refused(lambda: read_sidecar(engine), EngineError) == (
+        f"{engine}: NMS is the operator NonMaxSuppression, which tensorrt-rtx does not build: make"
+        f" it of plain operators, with `nmsfree {make} --nms plain -o {onnx}`, then `nmsfree build"
+        f" {onnx}`"
+    )
+    for good in (
+        replace(sidecar, spec=replace(spec, nms=NmsSpec(steps=20))),
+        replace(sidecar, spec=spec, builder="tensorrt"),
+    ):
+        write_sidecar(engine, good)
+        assert read_sidecar(engine) == good
 
 
 def test_round_trip(sidecar: Sidecar, tmp_path: Path) -> None:

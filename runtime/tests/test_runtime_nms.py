@@ -1,60 +1,40 @@
-"""Both ways to suppress keep the same boxes in the same order, bit for bit the same arithmetic."""
+"""Greedy NMS of one image, and whether what an NMS left still overlaps."""
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from nmsfree import nms
-from nmsfree.nms import greedy_nms, suppress
+from nmsfree.nms import overlapping, suppress
 
-Drawn = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
-
-
-def draw(count: int, seed: int, classes: int = 5) -> Drawn:
-    """Crowded boxes in few places, with ties: scores of two digits, some boxes twice."""
-    random = np.random.default_rng(seed)
-    corner = random.integers(0, 40, (count, 2)).astype(np.float32)
-    boxes = np.concatenate([corner, corner + random.uniform(0, 60, (count, 2))], axis=1)
-    boxes[count // 2 :: 7] = boxes[: len(boxes[count // 2 :: 7])]
-    scores = random.uniform(0, 1, count).round(2)
-    return boxes.astype(np.float32), scores.astype(np.float32), random.integers(0, classes, count)
+# The second overlaps the first by 3/5 and the third by 1/3; the fourth has no area.
+BOXES = np.array([[0, 0, 8, 8], [2, 0, 10, 8], [6, 0, 14, 8], [5, 5, 5, 9]], np.float32)
+SCORES = np.array([0.9, 0.8, 0.7, 0.95], np.float32)
+ONE, OTHERS = np.zeros(4, np.int64), np.array([0, 1, 0, 0])
 
 
-@pytest.mark.parametrize("class_aware", [True, False])
-@pytest.mark.parametrize("iou", [0.0, 0.3, 0.6, 0.9, 1.0])
-@pytest.mark.parametrize("count", [0, 1, 2, 50, 700])
-def test_the_matrix_keeps_what_the_loop_keeps(count: int, iou: float, class_aware: bool) -> None:
-    boxes, scores, labels = draw(count, seed=count)
-    expected = suppress(boxes, scores, labels, iou, class_aware)
-    found = suppress(boxes, scores, labels, iou, class_aware, at_once=True)
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == expected.dtype == np.int64
-    if count == 700 and iou == 0.6:
-        assert 0 < len(found) < count
+@pytest.mark.parametrize(
+    ("iou", "labels", "class_aware", "kept"),
+    [
+        (0.59, ONE, True, [3, 0, 2]),
+        (0.61, ONE, True, [3, 0, 1, 2]),
+        (0.3, ONE, True, [3, 0, 2]),  # what is removed removes nothing
+        (0.59, OTHERS, True, [3, 0, 1, 2]),
+        (0.59, OTHERS, False, [3, 0, 2]),
+    ],
+)
+def test_what_stays_is_best_first(
+    iou: float, labels: np.ndarray, class_aware: bool, kept: list[int]
+) -> None:
+    found = suppress(BOXES, SCORES, labels, iou, class_aware)
+    assert found.tolist() == kept and found.dtype == np.int64
 
 
-def test_boxes_without_an_area_stay() -> None:
-    boxes = np.array([[5, 5, 5, 9], [5, 5, 5, 9], [0, 0, 10, 10]], np.float32)
-    scores = np.array([0.5, 0.9, 0.7], np.float32)
-    labels = np.zeros(3, np.int64)
-    assert suppress(boxes, scores, labels, 0.6, at_once=True).tolist() == [1, 2, 0]
-    assert suppress(boxes, scores, labels, 0.6).tolist() == [1, 2, 0]
+def test_nothing_stays_of_nothing() -> None:
+    """And of no class."""
+    assert suppress(BOXES[:0], SCORES[:0], ONE[:0], 0.6).shape == (0,)
 
 
-def test_many_boxes_of_a_class_go_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A matrix of their overlaps would take much memory and no less time."""
-    sizes: list[int] = []
-
-    def counted(
-        boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float
-    ) -> NDArray[np.int64]:
-        sizes.append(len(boxes))
-        return greedy_nms(boxes, scores, iou)
-
-    monkeypatch.setattr(nms, "AT_ONCE", 20)
-    monkeypatch.setattr(nms, "greedy_nms", counted)
-    boxes, scores, labels = draw(45, seed=1, classes=2)
-    labels[:] = np.arange(45) < 15
-    found = suppress(boxes, scores, labels, 0.6, at_once=True)
-    assert sizes == [30]
-    np.testing.assert_array_equal(found, suppress(boxes, scores, labels, 0.6))
+def test_rows_that_overlap_are_seen() -> None:
+    assert overlapping(BOXES, ONE, 0.59)
+    assert not overlapping(BOXES, ONE, 0.61)
+    assert not overlapping(BOXES, OTHERS, 0.59) and overlapping(BOXES, OTHERS, 0.59, False)
+    assert not overlapping(BOXES[:1], ONE, 0.59)  # labels may be of more rows

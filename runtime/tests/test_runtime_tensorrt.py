@@ -93,6 +93,7 @@ def test_results_are_copies(make_rig: Any, noise: Noise) -> None:
         ("tensorrt", (1, 1, 1), False, None, 0),  # pycuda has no graphs
         ("tensorrt", (1, 2, 4), True, None, 0),  # shapes are not fixed
         ("tensorrt", (1, 1, 1), True, NmsSpec(), 0),  # shapes within depend on the data
+        ("tensorrt", (1, 1, 1), True, NmsSpec(steps=20), 3),
         ("tensorrt-rtx", (1, 1, 1), True, None, 0),  # the library replays its own
     ],
 )
@@ -245,7 +246,7 @@ def test_stages_are_timed_for_each_thread(make_rig: Any, noise: Noise) -> None:
     backend = make_rig().open()
     assert backend.timings() is None
     backend.run(np.stack([noise(i) for i in range(5)]))
-    assert backend.timings() == Timings(h2d=2.0, network=2.0, d2h=2.0, nms=0.0)
+    assert backend.timings() == Timings(h2d=2.0, network=2.0, d2h=2.0)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(backend.timings).result() is None
 

@@ -1,5 +1,6 @@
 """Post-processing: NMS against plain loops, exactness of the selection, the backend's rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_suppress_by_class_is_nms_of_every_class_alone() -> None:
     assert (np.diff(scores[kept]) <= 0).all()
     agnostic = suppress(boxes, scores, labels, 0.5, class_aware=False)
     assert len(agnostic) < len(kept)
+
+
+def test_only_the_best_of_all_levels_enter_nms() -> None:
+    every = PostprocessConfig(300, nms_iou=0.1)
+    boxes, scores, labels = postprocess(make_prediction(), replace(every, nms_iou=None))[0]
+    best = np.argsort(-scores, kind="stable")[:40]
+    kept = best[suppress(boxes[best], scores[best], labels[best], 0.1)]
+    found = postprocess(make_prediction(), replace(every, most=40))[0]
+    for value, all_values in zip(found, (boxes, scores, labels), strict=True):
+        np.testing.assert_array_equal(value, all_values[kept])
+    assert len(kept) < 40 < len(scores)
 
 
 def test_nothing_above_the_floor() -> None:

@@ -1,7 +1,7 @@
 """The engines that exported files are measured in, each opened as an application opens it.
 
-For TensorRT-RTX an engine is built of the exported file, for the GPU of this machine; NMS then
-comes behind it, on the host.
+For TensorRT-RTX an engine is built of the exported file, for the GPU of this machine; a file that
+needs NMS is then exported with NMS in plain operators.
 """
 
 import os

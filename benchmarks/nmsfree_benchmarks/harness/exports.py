@@ -75,6 +75,7 @@ def _how(subject: Subject, calibration: Path | None) -> ExportOptions:
         batch=subject.batch,
         precision=subject.precision,
         target=subject.target,
+        nms=subject.nms,
         **int8,  # type: ignore[arg-type]
         **subject.output,
     )

@@ -1,7 +1,7 @@
 """The subject of a benchmark: a model in an engine, from the command line to its record."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, timed
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.harness.weights import Weights
-    from nmsfree_export.options import Precision
+    from nmsfree_export.options import NmsOptions, Precision
 
 HASH_DIGITS = 12
 STAGES_CACHED = 400
@@ -30,7 +30,7 @@ STAGES_CACHED = 400
 class TimedBackend:
     """A backend that marks a stopwatch before and after each run.
 
-    What a native engine says of its own stages (copies, network, NMS on the host) is kept, too.
+    What a native engine says of its own stages (copies, network) is kept, too.
     """
 
     def __init__(self, backend: Backend, watch: Stopwatch) -> None:
@@ -98,6 +98,15 @@ class Subject:
         return self.engine.target if self.precision == "int8" else None
 
     @property
+    def nms(self) -> "NmsOptions":
+        """How its file does NMS, if it needs any: what is built has no operator for it."""
+        from nmsfree_export.options import NO_NMS, NmsOptions
+
+        assert self.weights is not None
+        plain = self.engine.builds and self.weights.checkpoint.model.heads == ("o2m",)
+        return NmsOptions(nms="plain") if plain else NO_NMS
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the input in pixels."""
         assert self.weights is not None
@@ -108,7 +117,8 @@ class Subject:
         """Of subjects that share a file the same: "fcos_e2e_nano-int8-cpu-256x256-batch1"."""
         height, width = self.input_size
         kind = self.precision if self.target is None else f"{self.precision}-{self.target}"
-        return f"{self.model}-{kind}-{height}x{width}-batch{self.batch or 'N'}"
+        nms = f"-{self.nms.nms}" if self.nms.given else ""
+        return f"{self.model}-{kind}{nms}-{height}x{width}-batch{self.batch or 'N'}"
 
     @property
     def floor(self) -> float:
@@ -171,22 +181,3 @@ class Subject:
             **self.ap,
         }
         return State.of(self.detector.spec, **(own | known))
-
-
-def split_host_nms(subject: Subject) -> tuple[Call, tuple[str, ...]]:
-    """The subject's call and the names of its parts; NMS on the host is a part of its own.
-
-    Engines that have NMS inside, or none, keep the three parts that they have.
-    """
-    call: Callable[[Image], Sequence[int]] = subject.call()
-    if "NMS on the host" not in subject.backend.description:
-        return call, ("preprocess", "network", "postprocess")
-    timings = subject.backend.timings  # type: ignore[attr-defined]  # of this thread's last run
-
-    def split(image: Image) -> Laps:
-        laps = call(image)
-        preprocess, run, postprocess = laps
-        nms = round(1e6 * timings().nms)
-        return Laps((preprocess, run - nms, nms, postprocess), laps.processor)  # type: ignore[attr-defined]
-
-    return split, ("preprocess", "network", "nms", "postprocess")

@@ -83,8 +83,6 @@ def _show(report: "BuildReport", onnx: Path, console: "Console") -> None:
         f"in {sidecar.build_seconds:.1f} s; {sidecar.precision}, TF32 "
         + ("allowed" if sidecar.tf32 else "off"),
     ]
-    if sidecar.nms_on_host:
-        lines.append("the engine ends before NMS, which the runtime does on the processor")
     if report.engine.parent.resolve() != onnx.parent.resolve():
         lines.append(f"keep {onnx.name} beside it, so that it can be built again where it must be")
     for line in lines:

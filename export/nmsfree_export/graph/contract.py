@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from nmsfree.backends.contract import candidate_shapes, output_shapes
+from nmsfree.backends.contract import output_shapes
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
-CANDIDATES = tuple(candidate_shapes(0))
+CANDIDATES = ("candidate_boxes", "candidate_scores", "candidate_classes")  # what enters NMS
 Ports = dict[str, tuple[str, tuple[Any, ...]]]  # name → type as numpy spells it, sizes
 
 
@@ -22,11 +22,6 @@ def images_of(spec: ModelSpec, n: Any) -> Ports:
 def outputs_of(spec: ModelSpec, n: Any) -> Ports:
     """The outputs of a file, for `n` images."""
     return {name: (kind, (n, *size)) for name, (kind, size) in output_shapes(spec.top_k).items()}
-
-
-def candidates_of(count: Any, n: Any) -> Ports:
-    """The outputs of the NMS baseline before its NMS, as TensorRT gives them."""
-    return {name: (kind, (n, *size)) for name, (kind, size) in candidate_shapes(count).items()}
 
 
 def set_outputs(model: ModelProto, ports: Ports) -> None:

@@ -6,7 +6,9 @@ the matrix of overlaps, beginning with all that stay, the answer is right for ch
 overlaps as there were products.
 """
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_export.graph.contract import CANDIDATES as CANDIDATES
 from nmsfree_export.graph.contract import outputs_of, set_outputs
 from nmsfree_export.graph.nodes import Nodes
+
+# The matrix of overlaps is made in parts, of so many rows at least: a processor's cache holds them.
+MOST_PARTS, ROWS = 8, 128
 
 
 def append_nms(model: ModelProto, spec: ModelSpec) -> None:
@@ -32,8 +37,9 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
         most = min(most, spec.nms.candidates or most)
     k = min(spec.top_k, most)
     constants = {
-        **({} if plain else _constants(spec, spec.nms)),
+        **({} if plain else _constants(spec)),
         "nms_floor": np.array([spec.score_floor], np.float32),
+        "nms_iou": np.array([spec.nms.iou], np.float32),
         "nms_axis1": np.array([1], np.int64),
         "nms_axis2": np.array([2], np.int64),
         "nms_zero": np.float32(0),
@@ -52,12 +58,11 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     set_outputs(model, outputs_of(replace(spec, top_k=k), spec.batch or "batch"))
 
 
-def _constants(spec: ModelSpec, nms: NmsSpec) -> dict[str, Any]:
+def _constants(spec: ModelSpec) -> dict[str, Any]:
     """What the operator and the nodes around it need."""
     return {
         "nms_classes": np.arange(len(spec.class_names), dtype=np.int64)[None, :, None],
         "nms_removed": np.float32(-1),
-        "nms_iou": np.array([nms.iou], np.float32),
         "nms_most": np.array([np.iinfo(np.int32).max], np.int64),
         "nms_image_and_row": np.array([0, 2], np.int64),
         "nms_one": np.float32(1),
@@ -65,40 +70,66 @@ def _constants(spec: ModelSpec, nms: NmsSpec) -> dict[str, Any]:
 
 
 def _suppress_plainly(nms: NmsSpec, count: int) -> Nodes:
-    """The best `count` candidates [N, M], sorted, and their scores, 0 for those that are removed.
-
-    All comparisons are those of `nmsfree.nms.greedy_nms`.
-    """
+    """The best `count` candidates [N, M], sorted, and their scores, 0 for those removed."""
     assert nms.steps is not None
     add = Nodes("nms/", opset=18)
     best, places = add.top("candidate_scores", count)
     boxes = add.rows("candidate_boxes", places, 4, name="nms_sorted_boxes")
     classes = add("GatherElements", "candidate_classes", places, name="nms_sorted_classes", axis=1)
-    columns = [
-        add("Slice", boxes, add.of([i]), add.of([i + 1]), add.of([2])) for i in range(4)
-    ]  # x1, y1, x2, y2: [N, M, 1]
-    x1, y1, x2, y2 = [(column, add("Transpose", column, perm=[0, 2, 1])) for column in columns]
     zero = add.of(0, np.float32)
-    sides = [
-        add("Max", add("Sub", add("Min", *high), add("Max", *low)), zero)
-        for low, high in ((x1, x2), (y1, y2))
-    ]
-    shared = add("Mul", *sides)  # [N, M, M]
-    areas = [add("Mul", add("Sub", x2[i], x1[i]), add("Sub", y2[i], y1[i])) for i in (0, 1)]
-    union = add("Sub", add("Add", *areas), shared)
-    over = add("Greater", shared, add("Mul", union, add.of(nms.iou, np.float32)))
-    rank = np.arange(count)
-    removes = add("And", over, add("Less", add.of(rank[:, None]), add.of(rank[None])))
-    if nms.class_aware:
-        each = [add("Unsqueeze", classes, add.of([axis])) for axis in (2, 1)]
-        removes = add("And", removes, add("Equal", *each))
-    matrix = add("Cast", removes, to=TensorProto.FLOAT)
+    matrix = _removal_matrix(add, boxes, classes if nms.class_aware else None, count)
     stays = add("Unsqueeze", add("Add", add("Mul", best, zero), add.of(1, np.float32)), add.of([1]))
     for _ in range(nms.steps):
         removed = add("MatMul", stays, matrix)  # [N, 1, M]: by how many
         stays = add("Cast", add("Less", removed, add.of(0.5, np.float32)), to=TensorProto.FLOAT)
     add("Mul", best, add("Squeeze", stays, add.of([1])), name="nms_kept_scores")
     return add
+
+
+def _removal_matrix(add: Nodes, boxes: str, classes: str | None, count: int) -> str:
+    """Whether a candidate (row) removes another (column) if it stays: 0 or 1, float32 [N, M, M].
+
+    Every part is made without the columns of candidates that are better than all its rows.
+    """
+    columns = [_slice(add, boxes, 2, i, i + 1) for i in range(4)]  # x1, y1, x2, y2: [N, M, 1]
+    x1, y1, x2, y2 = columns
+    area = add("Mul", add("Sub", x2, x1), add("Sub", y2, y1))
+    columns += [area, add.of(np.arange(count)[None, :, None])]
+    if classes is not None:  # Equal of int64 is slow
+        small = add("Cast", classes, to=TensorProto.INT32)
+        columns.append(add("Unsqueeze", small, add.of([2])))
+    across = [add("Transpose", column, perm=[0, 2, 1]) for column in columns]
+    number = min(MOST_PARTS, math.ceil(count / ROWS))
+    edges = [count * part // number for part in range(number + 1)]
+    parts = []
+    for first, last in pairwise(edges):
+        pairs = [
+            (_slice(add, column, 1, first, last), _slice(add, row, 2, first, count))
+            for column, row in zip(columns, across, strict=True)
+        ]
+        part = add("Cast", _removes(add, pairs), to=TensorProto.FLOAT)
+        parts.append(add("Pad", part, add.of([0, 0, first, 0, 0, 0])))
+    return add("Concat", *parts, axis=1)
+
+
+def _slice(add: Nodes, value: str, axis: int, first: int, last: int) -> str:
+    return add("Slice", value, add.of([first]), add.of([last]), add.of([axis]))
+
+
+def _removes(add: Nodes, pairs: list[tuple[str, str]]) -> str:
+    """Of each row and column, by the arithmetic of `nmsfree.nms.greedy_nms`.
+
+    The overlap may be negative, which exceeds nothing either.
+    """
+    x1, y1, x2, y2, area, rank, *classes = pairs
+    width, height = (
+        add("Sub", add("Min", *high), add("Max", *low)) for low, high in ((x1, x2), (y1, y2))
+    )
+    shared = add("Mul", add("Max", width, add.of(0, np.float32)), height)
+    union = add("Sub", add("Add", *area), shared)
+    over = add("Greater", shared, add("Mul", union, "nms_iou"))
+    removes = add("And", over, add("Less", *rank))
+    return add("And", removes, add("Equal", *classes[0])) if classes else removes
 
 
 def _node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:

@@ -9,7 +9,7 @@ from pathlib import Path
 from nmsfree.backends.tensorrt.log import reason
 from nmsfree.backends.tensorrt.sidecar import Sidecar, lock_path, this_platform, write_engine
 from nmsfree.backends.tensorrt.targets import resolve_targets
-from nmsfree.backends.tensorrt.vendor import VendorApi, load_vendor
+from nmsfree.backends.tensorrt.vendor import VendorApi, check_nms, load_vendor
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import locked
 from nmsfree.machine import find_gpus
@@ -93,7 +93,7 @@ def build_engine(
         InputError: an option that the builder or the file does not have.
         MissingExtraError: the builder is not installed.
         ModelError: the file is not ours, or the builder cannot build it.
-        EngineError: the builder needs a GPU and there is none.
+        EngineError: the builder needs a GPU and there is none, or it lacks the file's NMS.
     """
     if out.is_dir():
         raise InputError(f"{out}: is a folder, expected the name of a file to write")
@@ -125,8 +125,9 @@ def _build(
 ) -> tuple[bytes, BuildReport]:
     vendor = load_vendor(options.builder)
     targets = _targets(vendor, options, sm)
-    source = read_source(onnx, builds_nms=vendor.builds_nms)
+    source = read_source(onnx)
     spec = source.spec
+    check_nms(onnx, spec, vendor.name)
     check_int8_target(onnx, spec, vendor.name)
     batch = resolve_batch(onnx, spec, options.batch)
     builder = vendor.create_builder()
@@ -161,7 +162,6 @@ def _build(
         onnx=onnx.name,
         onnx_sha256=source.sha256,
         spec=spec,
-        nms_on_host=source.nms_on_host,
         builder=vendor.name,
         builder_version=vendor.version,
         targets=targets,

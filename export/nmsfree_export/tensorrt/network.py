@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, helper
+from onnx import TensorProto
 
 from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.backends.tensorrt.log import reason, shorten
@@ -17,47 +17,13 @@ from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import (
-    CANDIDATES,
-    candidates_of,
-    images_of,
-    made_of,
-    outputs_of,
-    read_description,
-    set_outputs,
-)
+from nmsfree_export.graph.contract import images_of, outputs_of, read_description
 
 # The vendor's names of types → ours, as numpy spells them.
 TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 # Layers with weights: their types are the arithmetic of the model.
 WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _LABELS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_CLASSES = CANDIDATES[2]
-
-
-def cut_nms(model: ModelProto) -> None:
-    """Take off what `append_nms` added, in place: the outputs are `CANDIDATES` again.
-
-    Classes become int32: TensorRT takes int64 outputs only into int64 buffers.
-    """
-    graph, wide = model.graph, f"{_CLASSES}_int64"
-    for node in graph.node:
-        node.input[:] = [wide if name == _CLASSES else name for name in node.input]
-        node.output[:] = [wide if name == _CLASSES else name for name in node.output]
-    for value in graph.value_info:
-        if value.name == _CLASSES:
-            value.name = wide
-    nodes, needed = made_of(graph.node, {*CANDIDATES[:2], wide})
-    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    types = [value for value in graph.value_info if value.name in needed]
-    fields = graph.node, graph.initializer, graph.value_info
-    for field, values in zip(fields, (nodes, weights, types), strict=True):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        del field[:]
-        field.extend(copies)
-    graph.node.append(helper.make_node("Cast", [wide], [_CLASSES], to=TensorProto.INT32))
-    batch = graph.input[0].type.tensor_type.shape.dim[0]
-    set_outputs(model, candidates_of("candidates", batch.dim_param or batch.dim_value))
 
 
 @dataclass(frozen=True)
@@ -67,12 +33,11 @@ class Source:
     path: Path
     sha256: str  # of the file
     spec: ModelSpec
-    graph: bytes  # what is parsed: the file's bytes, or those of its graph without NMS
-    nms_on_host: bool  # the NMS was cut off
+    content: bytes
 
 
-def read_source(path: Path, *, builds_nms: bool) -> Source:
-    """Read an ONNX file of this project; a builder without NonMaxSuppression has it cut off.
+def read_source(path: Path) -> Source:
+    """Read an ONNX file of this project.
 
     ModelError: missing, not ONNX, not written by this project, or its weights lie elsewhere.
     """
@@ -88,11 +53,7 @@ def read_source(path: Path, *, builds_nms: bool) -> Source:
         raise ModelError(
             f"{path}: its weights lie in another file, expected one file: export the model again"
         )
-    cut = spec.nms is not None and spec.nms.steps is None and not builds_nms
-    if cut:
-        cut_nms(model)
-    graph = model.SerializeToString() if cut else content
-    return Source(path, hashlib.sha256(content).hexdigest(), spec, graph, cut)
+    return Source(path, hashlib.sha256(content).hexdigest(), spec, content)
 
 
 @dataclass(frozen=True)
@@ -123,7 +84,7 @@ def parse(vendor: VendorApi, builder: Any, source: Source) -> Any:
     network = vendor.create_network(builder)
     parser = vendor.create_parser(network)
     with vendor.log.collect() as messages:
-        read = parser.parse(source.graph)
+        read = parser.parse(source.content)
     if not read:
         why = _node_error(parser.get_error(0)) if parser.num_errors else reason(messages)
         raise ModelError(
@@ -145,15 +106,12 @@ def check_interface(network: Any, source: Source) -> tuple[tuple[Tensor, ...], t
     tensors = [Tensor(t.name, type_name(t.dtype), tuple(t.shape)) for t in (*inputs, *outputs)]
     found = {tensor.name: tensor for tensor in tensors}
     spec, n = source.spec, source.spec.batch or -1
-    # No description holds the number of candidates.
-    expected = candidates_of(None, n) if source.nms_on_host else outputs_of(spec, n)
-    for name, (dtype, shape) in (images_of(spec, n) | expected).items():
-        sizes = found[name].shape if name in found else ()
-        wanted = tuple(f if w is None else w for w, f in zip(shape, sizes, strict=False))
-        if found.get(name) != Tensor(name, dtype, wanted) or len(sizes) != len(shape):
+    for name, port in (images_of(spec, n) | outputs_of(spec, n)).items():
+        expected = Tensor(name, *port)
+        if found.get(name) != expected:
             raise ModelError(
                 f"{source.path}: found {'; '.join(map(str, tensors))}; its description says "
-                f"{Tensor(name, dtype, tuple(s or -1 for s in shape))}: export the model again"
+                f"{expected}: export the model again"
             )
     return tuple(tensors[: len(inputs)]), tuple(tensors[len(inputs) :])
 

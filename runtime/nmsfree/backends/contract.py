@@ -47,15 +47,6 @@ def output_shapes(top_k: int) -> Shapes:
     }
 
 
-def candidate_shapes(count: int) -> Shapes:
-    """The same of an engine whose NMS runs on the host: what enters NMS."""
-    return {
-        "candidate_boxes": ("float32", (count, 4)),
-        "candidate_scores": ("float32", (count,)),
-        "candidate_classes": ("int32", (count,)),
-    }
-
-
 def read_spec(
     path: Path, metadata: str | None, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> ModelSpec:

@@ -107,7 +107,6 @@ def build(onnx: Path, vendor: VendorApi, sm: int) -> Path:
         precision="fp32",
         tf32=False,
         batch=(1, 1, 1),
-        nms_on_host=False,
         build_seconds=0.0,
         created="",
     )

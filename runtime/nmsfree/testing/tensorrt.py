@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.contract import candidate_shapes, output_shapes
+from nmsfree.backends.contract import output_shapes
 from nmsfree.backends.tensorrt.engine import INPUT
 from nmsfree.backends.tensorrt.sidecar import Sidecar, this_platform, write_sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
@@ -223,21 +223,16 @@ def write_fake_engine(
     *,
     batch: tuple[int, int, int],
     builder: str = "tensorrt-rtx",
-    candidates: int | None = None,
     **fields: Any,
 ) -> Sidecar:
-    """Write an engine for the fake, and its sidecar, of which `fields` replace what belongs there.
-
-    `candidates` is how many of them it ends in; None: it ends in detections.
-    """
+    """Write an engine for the fake, and its sidecar, of which `fields` replace what is usual."""
     n = batch[2] if batch[0] == batch[2] else -1
-    outputs = output_shapes(spec.top_k) if candidates is None else candidate_shapes(candidates)
-    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | outputs
+    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | output_shapes(spec.top_k)
     tensors = {name: (kind, [n, *shape]) for name, (kind, shape) in shapes.items()}
     plan = json.dumps({"tensors": tensors, "batch": batch}).encode()
     path.write_bytes(plan)
-    own = {"batch": batch, "builder": builder, "nms_on_host": candidates is not None}
-    own |= {"engine_sha256": hashlib.sha256(plan).hexdigest()}
+    digest = hashlib.sha256(plan).hexdigest()
+    own = {"batch": batch, "builder": builder, "engine_sha256": digest}
     sidecar = fake_sidecar(spec, **(own | {"onnx": path.with_suffix(".onnx").name} | fields))
     write_sidecar(path, sidecar)
     return sidecar
@@ -256,7 +251,6 @@ def fake_sidecar(spec: ModelSpec, **fields: Any) -> Sidecar:
         "precision": "fp32",
         "tf32": False,
         "batch": (1, 1, 1),
-        "nms_on_host": False,
         "build_seconds": 1.0,
         "created": "2026-01-01T00:00:00+00:00",
     }

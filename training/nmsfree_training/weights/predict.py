@@ -29,6 +29,7 @@ class PostprocessConfig:
     # As published, a level keeps no more pairs than it has cells; without the cap the best
     # `per_level` of each level contain the exact best of all levels.
     cap_at_cells: bool = True
+    most: int | None = None  # best of all levels that enter NMS; None: all
 
 
 EVALUATE_O2M = PostprocessConfig(per_level=1000, nms_iou=0.6)
@@ -79,6 +80,8 @@ def postprocess(prediction: Prediction, config: PostprocessConfig) -> list[Found
     for boxes, scores, labels in select_levels(prediction, config):
         b, s, c = boxes.numpy(force=True), scores.numpy(force=True), labels.numpy(force=True)
         if config.nms_iou is not None:
+            best = np.argsort(-s, kind="stable")[: config.most]
+            b, s, c = b[best], s[best], c[best]
             keep = suppress(b, s, c, config.nms_iou, config.class_aware)
             b, s, c = b[keep], s[keep], c[keep]
         results.append((b, s, c))
@@ -132,7 +135,11 @@ class TorchBackend:
             config = PostprocessConfig(self.spec.top_k, score_floor=-1.0, cap_at_cells=False)
         else:
             config = PostprocessConfig(
-                nms.candidates_per_level, self.spec.score_floor, nms.iou, nms.class_aware
+                nms.candidates_per_level,
+                self.spec.score_floor,
+                nms.iou,
+                nms.class_aware,
+                most=nms.candidates,
             )
         return self._pack(postprocess(self.predict(images), config), len(images))
 

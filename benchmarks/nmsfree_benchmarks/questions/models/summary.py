@@ -269,8 +269,8 @@ def _listed(results: Results, found: Sequence[Record]) -> Iterator[str]:
 
 
 def _device_stages(record: Record) -> Iterator[str]:
-    """Where the time of a native engine goes: copies and network by its GPU, NMS by the host."""
-    names = {"h2d_ms": "copy in", "network_ms": "network", "d2h_ms": "copy out", "nms_ms": "NMS"}
+    """Where the time of a native engine goes, by its GPU's clock."""
+    names = {"h2d_ms": "copy in", "network_ms": "network", "d2h_ms": "copy out"}
     parts = [f"{said} {record.figures[key]:.3f}" for key, said in names.items()
              if record.figures.get(key)]  # fmt: skip
     if parts:

@@ -11,8 +11,7 @@ before its NMS; that NMS tail alone, on the candidates of the same scenes; `Dete
 NMS-free head; and of that without the filter that does the work of NMS in it. With NMS minus
 without is what NMS costs in the call, with the filter minus without what the filter does. The tail
 alone says the same as the former without the network's noise, but with warmer caches. Cut graph and
-tail run in ONNX Runtime on the processor; on other devices there are the whole calls alone. A
-native engine has NMS behind it, on the host: the runtime's own clock then tells what it took.
+tail run in ONNX Runtime on the processor; on other devices there are the whole calls alone.
 """
 
 import time
@@ -29,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import GateError, InputError
-from nmsfree.nms import suppress
+from nmsfree.nms import Nms as OneClass
+from nmsfree.nms import greedy_nms, suppress
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.harness.graphs import (
     DETECTIONS,
@@ -42,7 +42,7 @@ from nmsfree_benchmarks.harness.graphs import (
 )
 from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
-from nmsfree_benchmarks.harness.subject import Subject, split_host_nms
+from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
 from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE, IOU
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
@@ -118,11 +118,31 @@ def opencv_nms(setting: Setting) -> Nms:
     return _by_image(run, setting)
 
 
-def numpy_nms(setting: Setting, *, at_once: bool) -> Nms:
+def numpy_nms(setting: Setting, nms: OneClass = greedy_nms) -> Nms:
+    """The loop of the published post-processing, or another NMS of the boxes of a class."""
+
     def run(boxes: Any, scores: Any, classes: Any) -> Any:
-        return suppress(boxes, scores, classes, setting.iou, at_once=at_once)
+        return suppress(boxes, scores, classes, setting.iou, nms=nms)
 
     return _by_image(run, setting)
+
+
+def matrix_nms(boxes: Any, scores: Any, iou: float) -> NDArray[np.int64]:
+    """As `greedy_nms` and its arithmetic, from a matrix of all overlaps of a class."""
+    order = np.argsort(-scores, kind="stable")
+    x1, y1, x2, y2 = boxes[order].T
+    areas = (x2 - x1) * (y2 - y1)
+    w = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
+    h = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
+    overlap = np.maximum(w, 0) * np.maximum(h, 0)
+    union = areas[:, None] + areas - overlap
+    leaves = overlap <= iou * np.maximum(union, 1e-12)  # [n, n]: whether a row leaves a column
+    alive, kept = np.ones(len(order), bool), list[int]()
+    for row, others in enumerate(leaves):
+        if alive[row]:
+            kept.append(row)
+            alive &= others
+    return order[kept]
 
 
 def torchvision_nms(setting: Setting) -> Nms:
@@ -136,10 +156,10 @@ def torchvision_nms(setting: Setting) -> Nms:
 
 
 # The first is what the others are held against: the published post-processing, a greedy loop over
-# the boxes of each class. "host" is what this runtime does behind a TensorRT-RTX engine.
+# the boxes of each class.
 MAKERS: dict[str, Callable[[Setting], Nms]] = {
-    REFERENCE: partial(numpy_nms, at_once=False),
-    "host": partial(numpy_nms, at_once=True),
+    REFERENCE: numpy_nms,
+    "matrix": partial(numpy_nms, nms=matrix_nms),
     "onnx": onnx_nms,
     "opencv": opencv_nms,
     "torchvision": torchvision_nms,
@@ -315,13 +335,13 @@ class Contest:
         images: Sequence[Image],
         load: Mapping[str, float],
     ) -> Case:
-        run, parts = split_host_nms(subject)
+        run = subject.call()
         threshold = max(FOUND_ABOVE, subject.floor)
         found = [len(subject.detector(image, threshold=threshold)) for image in images]
         figures = {"found": round(float(np.mean(found)), 1), **load}
         name, about = self._about(what, objects, subject.floor)
         call = lambda image: run(images[slot_of(image)])  # noqa: E731
-        return Case(name, call, about, figures, parts, subject.state(batch=1))
+        return Case(name, call, about, figures, STAGES, subject.state(batch=1))
 
 
 def _load(subject: Subject, found: Candidates) -> dict[str, float]:

@@ -44,7 +44,8 @@ def _alone_panel(panel: "plots.Axes", results: Results, axis: str) -> None:
     others = {name: value for name, value in base.items() if name != axis}
     records = results.where(measured="alone", **others)
     values = sorted({r.parameters[axis] for r in records}, reverse=axis == "floor")
-    colour = dict(zip(NAMES, (*plots.SERIES[1:], plots.SERIES[0]), strict=True))
+    series = *plots.SERIES[1:], plots.SERIES[0], plots.SERIES[-1]
+    colour = dict(zip(NAMES, series, strict=True))
     ends = []
     for name in NAMES:
         own = [r for r in records if r.parameters["implementation"] == name]
@@ -141,9 +142,7 @@ def _shares_panel(panel: "plots.Axes", results: Results) -> None:
     panel.set_xticks(range(len(objects)), [str(n) for n in objects])
     panel.set_xlabel("objects in the scene", fontsize=9)
     panel.set_ylabel("% of the call, 95 % interval")
-    on_host = any(name.startswith("host_nms_") for name in results.facts)
-    nms_marks = "● on the host" if on_host else "● with − without, ◇ alone"
-    title = f"NMS: {nms_marks}; ■ the filter in its place"
+    title = "NMS: ● with − without, ◇ alone; ■ the filter in its place"
     if not told_apart:
         title = "What the filter takes of the NMS-free call"
     panel.set_title(title, loc="left", fontsize=10)

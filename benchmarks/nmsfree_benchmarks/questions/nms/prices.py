@@ -3,15 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from nmsfree_benchmarks.harness.engines import ran_in
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results
 from nmsfree_benchmarks.harness.statistics import Interval, difference, milliseconds
 from nmsfree_benchmarks.harness.table import Table
 
 HEAD, UNFILTERED, REFERENCE = "NMS-free head", "NMS-free, filter taken out", "numpy"
-ON_HOST = "nms"  # the part of a call in which the runtime does NMS behind a native engine
 BY_REFERENCE = "NMS implementation by the NumPy loop"
 FREE_BY_NMS = "NMS-free call by the call with NMS"
 TAIL = "NMS tail alone by the call with NMS"
@@ -22,10 +19,11 @@ NAMES = {  # of the implementations: in sentences, in tables, in the picture
     "onnx": ("ONNX NonMaxSuppression", "ONNX", "ONNX operator"),
     "opencv": ("OpenCV NMSBoxesBatched", "OpenCV", "OpenCV"),
     "torchvision": ("torchvision batched_nms", "torchvision", "torchvision"),
-    "host": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),
+    "matrix": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),
     HEAD: (HEAD, "NMS-free", "NMS-free head, all of\nits post-processing"),
+    "host": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),  # its name in older results
 }
-IN_TABLES = ("numpy", "host", "onnx", "opencv", "torchvision")
+IN_TABLES = ("numpy", "host", "matrix", "onnx", "opencv", "torchvision")
 
 
 def neighbour(results: Results, record: Record, what: str, *, floor: bool = False) -> Any:
@@ -69,8 +67,7 @@ def facts(results: Results) -> dict[str, Any]:
 
     Keys end in objects and floor: `nms_share_of_call_500_0.001` is (graph with NMS − the same graph
     without) / the whole call, `nms_ms_…` its numerator; `nms_tail_share_of_call_…` is the NMS tail,
-    timed alone, by the whole call. Of a native engine, which has NMS behind it, `host_nms_ms_…` and
-    `host_nms_share_of_call_…` are what the runtime's NMS took in the calls themselves.
+    timed alone, by the whole call.
     `filter_ms_500` and `filter_share_of_call_500` are the NMS-free call less the same without its
     filter, and that by the call. Each has a 95 % interval.
     """
@@ -90,13 +87,12 @@ def facts(results: Results) -> dict[str, Any]:
     return found | ({"implementations_agree": min(compared)} if compared else {})
 
 
-def nms_cost(whole: Record, without: Record | None, burst: int, part: int = 1) -> list[Interval]:
-    """What NMS costs in a part of a call: milliseconds, and its share of the call.
+def nms_cost(whole: Record, without: Record, burst: int) -> list[Interval]:
+    """What NMS costs in the network's part of a call: milliseconds, and its share of the call.
 
-    `without` is the same call without NMS, of the same rounds; None: the part is NMS and no more.
+    `without` is the same call without NMS, of the same rounds.
     """
-    own = whole.times[:, part] / 1e6
-    other = np.zeros_like(own) if without is None else without.times[:, part] / 1e6
+    own, other = (record.times[:, 1] / 1e6 for record in (whole, without))
     return difference(own, other, milliseconds(whole.times), burst)
 
 
@@ -112,10 +108,6 @@ def _costs(results: Results, whole: Record) -> Iterator[tuple[str, Any]]:
     if tail is not None:
         yield f"nms_tail_share_of_call_{where}", tail.interval.to_json()
         yield f"nms_tail_ms_{where}", round(results.record(tail.of).summary.p50, 4)
-    if ON_HOST in whole.parts:
-        cost, share = nms_cost(whole, None, burst, whole.parts.index(ON_HOST))
-        yield f"host_nms_ms_{where}", cost.to_json()
-        yield f"host_nms_share_of_call_{where}", share.to_json()
 
 
 def key(record: Record) -> str:
@@ -132,12 +124,9 @@ def fact(results: Results, name: str) -> Interval | None:
 
 def price_of(results: Results, whole: Record) -> tuple[Interval, Interval] | None:
     """Milliseconds and share of the call that NMS takes in it; None where not told apart."""
-    for measured in ("host_nms", "nms"):
-        cost = fact(results, f"{measured}_ms_{key(whole)}")
-        share = fact(results, f"{measured}_share_of_call_{key(whole)}")
-        if cost is not None and share is not None:
-            return cost, share
-    return None
+    cost = fact(results, f"nms_ms_{key(whole)}")
+    share = fact(results, f"nms_share_of_call_{key(whole)}")
+    return None if cost is None or share is None else (cost, share)
 
 
 def percent(share: Interval) -> str:
@@ -186,16 +175,9 @@ def _headline(results: Results, most: int, floor: float) -> Iterator[str]:
     where = f"At {most} objects and floor {floor:g} NMS"
     for whole in results.where(what="with NMS", objects=most, floor=floor):
         tail = fact(results, f"nms_tail_share_of_call_{key(whole)}")
-        host = fact(results, f"host_nms_share_of_call_{key(whole)}")
         if tail is not None:
             ms = results.facts[f"nms_tail_ms_{key(whole)}"]
             yield f"{where}, timed by itself, takes {ms:.2f} ms, {percent(tail)} of the whole call."
-        if host is not None:
-            ms = results.facts[f"host_nms_ms_{key(whole)}"]["value"]
-            yield (
-                f"{where}, on the host ({NAMES['host'][0]}), takes {ms:.2f} ms, {percent(host)} of "
-                "the whole call."
-            )
 
 
 def _prices(results: Results, most: int) -> Iterator[str]:
@@ -209,7 +191,7 @@ def _prices(results: Results, most: int) -> Iterator[str]:
             height, width = whole.state.size
             weights = "random" if whole.state.training == "untrained" else "published"
             where = f"{whole.state.model} at {height} × {width} ({weights} weights)"
-        tail, more = fact(results, f"nms_tail_share_of_call_{key(whole)}"), ", on the host"
+        tail, more = fact(results, f"nms_tail_share_of_call_{key(whole)}"), ""
         if tail is not None:
             ms = results.facts[f"nms_tail_ms_{key(whole)}"]
             more = f"; the tail alone takes {ms:.2f} ms, {percent(tail)}"
@@ -249,13 +231,6 @@ def _slowest(results: Results) -> Iterator[str]:
         )
 
 
-def _price_column(results: Results) -> str:
-    """What a table of calls has of NMS itself; "" where it is not told apart."""
-    if results.where(what="NMS tail alone"):
-        return "tail"
-    return "NMS on host" if any(ON_HOST in r.parts for r in results.records) else ""
-
-
 def notes(results: Results) -> Iterator[str]:
     s, alone = results.settings, bool(results.where(measured="alone"))
     height, width = s["size"]
@@ -271,16 +246,15 @@ def notes(results: Results) -> Iterator[str]:
             "from raw maps to detections, so choosing and decoding are in it and not in the "
             "others; its floor is the lowest."
         )
-    prices = {
-        "tail": "Tail: the graph's NMS alone. NMS, % of call: (graph with − the same graph cut "
-        "before its NMS) / the call.",
-        "NMS on host": "NMS on host: behind the engine, by the runtime's own clock in these "
-        "calls; its share is of the whole call.",
-        "": "What NMS takes of a call with it in the graph is not told apart here.",
-    }
+    price = "What NMS takes of a call with it in the graph is not told apart here."
+    if results.where(what="NMS tail alone"):
+        price = (
+            "Tail: the graph's NMS alone. NMS, % of call: (graph with − the same graph cut before "
+            "its NMS) / the call."
+        )
     yield (
         f"Whole calls: Detector(image), one image after another, IoU {s['base']['iou']:g}. Cand.: "
-        f"candidates above the floor. {prices[_price_column(results)]}"
+        f"candidates above the floor. {price}"
     )
     yield "! The interquartile range is above 10 % of the median."
 
@@ -290,8 +264,8 @@ def tables(results: Results) -> list[Table]:
     made = [_alone_table(results)] if results.where(measured="alone") else []
     for measured, title in (("call", ""), ("large", " of the published architecture")):
         if results.where(measured=measured):
-            price = _price_column(results)
-            columns = (price, "NMS, % of call") if price else ()
+            tail = bool(results.where(what="NMS tail alone"))
+            columns = ("tail", "NMS, % of call") if tail else ()
             header = ("objects", "floor", "cand.", "kept", "with NMS", *columns, "NMS-free")
             rows = tuple(_call_rows(results, measured))
             title = f"NMS in whole calls{title}, median ms"
@@ -337,8 +311,7 @@ def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:
         cells: tuple[str, ...] = ()
         if price is not None:
             tail = neighbour(results, whole, "NMS tail alone", floor=True)
-            cost = f"{price[0].value:.3g}" if tail is None else ms(tail)
-            cells = (cost, percent(price[1]).replace(" %", "").replace(" – ", "–"))
+            cells = (ms(tail), percent(price[1]).replace(" %", "").replace(" – ", "–"))
         yield (
             "–" if whole.parameters["objects"] is None else str(whole.parameters["objects"]),
             f"{whole.parameters['floor']:g}",

@@ -3,8 +3,8 @@
 First the NMS alone, on the candidates that a trained detector finds in scenes of 0 to 500
 digits, one setting varied at a time; implementations that keep different boxes are refused.
 Then whole calls: Detector(image) with NMS beside the NMS-free one, and what NMS takes of it.
-On another device than the processor whole calls alone; behind a TensorRT-RTX engine NMS runs on
-the host, and is told apart.
+On another device than the processor whole calls alone; a TensorRT-RTX engine has NMS in plain
+operators.
 
 Example: nmsfree bench nms
 
@@ -55,7 +55,6 @@ from nmsfree_benchmarks.questions.nms.crowd import (
 from nmsfree_benchmarks.questions.nms.plot import draw
 from nmsfree_benchmarks.questions.nms.prices import (
     AXES,
-    ON_HOST,
     UNFILTERED,
     conclusions,
     facts,
@@ -147,11 +146,9 @@ class Options(RunOptions):
                 "leave --implementation or --device out"
             )
         engine = engine_of(self.device)
-        inside = "NMS is behind its engine, on the host" if engine.builds else "NMS is in its graph"
         return {
             "NMS alone": "its implementations run on the processor, measure them with --device cpu",
-            "the graph without its NMS, and its NMS alone": f"{engine.label} runs whole files; "
-            + inside,
+            "the graph without its NMS, and its NMS alone": f"{engine.label} runs whole files",
         }
 
 
@@ -203,11 +200,7 @@ def _rounds(
     images = slots(options.chosen.scenes)
     records, burst = run.records(cases, images, options.timed(plan), f"rounds: {what}")
     run.settings["burst"][what] = burst
-    for record in records:
-        if ON_HOST in record.parts:
-            host = {f"{ON_HOST}_ms": round(record.part_ms[ON_HOST], 4)}
-            record = replace(record, figures={**record.figures, **host})
-        yield record
+    yield from records
 
 
 def _alone(

@@ -1,7 +1,6 @@
 """TensorRT and TensorRT-RTX engines, run natively."""
 
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,9 +13,8 @@ import numpy as np
 from nmsfree.backends.base import RawDetections, never_free, watch
 from nmsfree.backends.contract import refusal
 from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
-from nmsfree.backends.tensorrt.context import ExecutionContext, Outputs, Timings
+from nmsfree.backends.tensorrt.context import ExecutionContext, Timings
 from nmsfree.backends.tensorrt.engine import LoadedEngine
-from nmsfree.backends.tensorrt.nms import suppress_candidates
 from nmsfree.backends.tensorrt.pool import ContextPool
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
 from nmsfree.backends.tensorrt.targets import sm_text
@@ -129,7 +127,6 @@ class TensorRtBackend:
             f"{sidecar.precision}, TF32 {'on' if sidecar.tf32 else 'off'}",
             engine.cuda.name,
             "CUDA graph" if engine.graph.used else "no CUDA graph",
-            *(["NMS on the host"] if sidecar.nms_on_host else []),
         )
         return ", ".join(parts)
 
@@ -158,10 +155,8 @@ class TensorRtBackend:
             if from_device:
                 images = context.take(images)
                 self._check(images)
-            outputs = [context.run(piece) for piece in self._pieces(images)]
-        # The outputs are copies, so other threads need not wait for the rest.
-        done = [self._finish_piece(*output) for output in outputs]
-        stages = zip(*((t.h2d, t.network, t.d2h, t.nms) for _, t in done), strict=True)
+            done = [context.run(piece) for piece in self._pieces(images)]
+        stages = zip(*((t.h2d, t.network, t.d2h) for _, t in done), strict=True)
         self._last.timings = Timings(*map(sum, stages))
         if len(done) == 1:
             return done[0][0]
@@ -208,14 +203,6 @@ class TensorRtBackend:
                 yield DeviceImages(address, (last - first, *images.shape[1:]), images.owner)
             else:
                 yield images[first:last]
-
-    def _finish_piece(self, outputs: Outputs, timings: Timings) -> tuple[RawDetections, Timings]:
-        """Outputs of the engine → the contract's, after NMS where the engine has none inside."""
-        if not self._engine.sidecar.nms_on_host:
-            return RawDetections(**outputs), timings
-        start = time.perf_counter()
-        raw = suppress_candidates(outputs, self.spec)
-        return raw, replace(timings, nms=(time.perf_counter() - start) * 1000)
 
     def after_fork(self) -> None:
         """In a forked child: CUDA stayed in the parent."""

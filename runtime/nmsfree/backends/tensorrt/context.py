@@ -3,7 +3,7 @@
 Everything is allocated when it is made; a run allocates the returned copies only.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.backends.base import RawDetections
 from nmsfree.backends.tensorrt.engine import INPUT, Binding, LoadedEngine, demand
 from nmsfree.backends.tensorrt.log import Message
 from nmsfree.cuda.arrays import DeviceImages, read_device_array
@@ -20,19 +21,17 @@ from nmsfree.errors import EngineError
 
 MARKS = 4  # events: the ends of the three stages of a run, and its start
 
-Outputs = Mapping[str, NDArray[Any]]
 FAILED = "cannot run the engine", "`nmsfree doctor` says what is missing"
 NOT_RECORDED = "cannot record the engine as a CUDA graph", "it runs without one"
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of one run on the GPU's clock, NMS on the host's."""
+    """Milliseconds of one run on the GPU's clock."""
 
     h2d: float  # images from host to device; 0 for images that were there
     network: float
     d2h: float  # outputs from device to host
-    nms: float = 0.0  # on the host; 0 where the engine has none, or has it inside
 
 
 class ExecutionContext:
@@ -128,7 +127,7 @@ class ExecutionContext:
         with self._cuda.active():
             return read_device_array(images, self._cuda, self._stream)
 
-    def run(self, images: NDArray[np.uint8] | DeviceImages) -> tuple[Outputs, Timings]:
+    def run(self, images: NDArray[np.uint8] | DeviceImages) -> tuple[RawDetections, Timings]:
         """Run uint8 [N, H, W, 3], N at most the engine's largest batch: copies of the outputs.
 
         EngineError: the GPU or the engine failed; this context may not be used again.
@@ -154,7 +153,7 @@ class ExecutionContext:
             timings = Timings(*(cuda.elapsed_ms(*stage) for stage in stages))
             self._ask_for_graph(messages)
             engine.cache_kernels_of(count)
-        return {name: view.copy() for name, view in views.items()}, timings
+        return RawDetections(**{name: view.copy() for name, view in views.items()}), timings
 
     def _load(self, images: NDArray[np.uint8] | DeviceImages) -> None:
         """Ask for images to be copied to the GPU; a NumPy array may be overwritten at once."""

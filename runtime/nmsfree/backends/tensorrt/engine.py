@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from nmsfree.backends.contract import candidate_shapes, output_shapes
+from nmsfree.backends.contract import output_shapes
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
-from nmsfree.backends.tensorrt.sidecar import AGAIN, Sidecar
-from nmsfree.backends.tensorrt.vendor import VendorApi
+from nmsfree.backends.tensorrt.sidecar import AGAIN
+from nmsfree.backends.tensorrt.vendor import VendorApi, has_nms_operator
 from nmsfree.cuda.base import Cuda
 from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import write_atomic
+from nmsfree.spec import ModelSpec
 
 _logger = logging.getLogger(__name__)
 INPUT = "images"
@@ -48,14 +49,9 @@ class Binding:
         return int(np.prod(self.shape[1:])) * self.dtype.itemsize * images
 
 
-def expected_bindings(sidecar: Sidecar, batch: int, found: dict[str, Binding]) -> list[Binding]:
+def expected_bindings(spec: ModelSpec, batch: int) -> list[Binding]:
     """What the description of an engine promises."""
-    spec = sidecar.spec
-    shapes = output_shapes(spec.top_k)
-    if sidecar.nms_on_host:
-        scores = found.get("candidate_scores")  # how many they are is the engine's own affair
-        shapes = candidate_shapes(scores.shape[-1] if scores else spec.top_k)
-    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | shapes
+    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | output_shapes(spec.top_k)
     return [Binding(name, np.dtype(kind), (batch, *s)) for name, (kind, s) in shapes.items()]
 
 
@@ -199,7 +195,7 @@ class LoadedEngine:
             found[name] = Binding(name, dtype, (self.largest, *shape[1:]))
             if self._engine.get_tensor_mode(name) == module.TensorIOMode.INPUT:
                 inputs.append(name)
-        expected = expected_bindings(self.sidecar, self.largest, found)
+        expected = expected_bindings(self.sidecar.spec, self.largest)
         if found != {binding.name: binding for binding in expected} or inputs != [INPUT]:
             raise ModelError(
                 f"{self.path}: the engine has {', '.join(map(str, found.values()))}, but its"
@@ -224,11 +220,10 @@ class LoadedEngine:
     def capturable(self) -> bool:
         """Whether we record a CUDA graph: of fixed shapes, where the library does not do so itself.
 
-        NMS within the engine has shapes that depend on the data, which no graph can have.
+        The operator NonMaxSuppression has shapes that depend on the data, which no graph can have.
         """
-        nms_inside = self.sidecar.spec.nms is not None and not self.sidecar.nms_on_host
         ours = self.cuda.can_capture and not self.vendor.captures_graphs
-        return ours and not self.dynamic and not nms_inside
+        return ours and not self.dynamic and not has_nms_operator(self.sidecar.spec)
 
     @property
     def warmup_runs(self) -> int:

@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from nmsfree.backends.tensorrt.vendor import check_nms
 from nmsfree.decode import FileName, Positive, Sha256, decode_format, read_bytes
 from nmsfree.errors import EngineError, ModelError, NmsfreeError
 from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
 from nmsfree.spec import ModelSpec, from_format_1
 
-FORMAT_VERSION = "1.1"  # 1.1: `previous`
+FORMAT_VERSION = "1.2"  # 1.1: `previous`; 1.2: without `nms_on_host`
 AGAIN = "build the engine again with `nmsfree build`"
 
 
@@ -40,7 +41,6 @@ class Sidecar:
     precision: str  # what the graph computes in: "fp32", "fp16", "mixed fp16", "int8", …
     tf32: bool  # whether float32 convolutions may be computed in TF32
     batch: tuple[Positive, Positive, Positive]  # smallest, best and largest of one run
-    nms_on_host: bool  # the engine ends in candidates, NMS comes after it
     build_seconds: float
     created: str  # ISO 8601, UTC
     format_version: str = FORMAT_VERSION
@@ -99,7 +99,8 @@ def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
 def read_sidecar(engine: Path, digest: str | None = None) -> Sidecar:
     """Read the description beside an engine; the older one in it where `digest` is that plan's.
 
-    EngineError: there is none. ModelError: it cannot be read.
+    EngineError: there is none, or NMS would have to run behind the engine. ModelError: it cannot
+    be read.
     """
     path = sidecar_path(engine)
     if not path.is_file():
@@ -109,7 +110,10 @@ def read_sidecar(engine: Path, digest: str | None = None) -> Sidecar:
         )
     found = Sidecar.from_json(read_bytes(path, error=ModelError), path)
     older = found.previous
-    return older if older is not None and older.engine_sha256 == digest else found
+    if older is not None and older.engine_sha256 == digest:
+        found = older
+    check_nms(engine, found.spec, found.builder)
+    return found
 
 
 def this_platform() -> str:

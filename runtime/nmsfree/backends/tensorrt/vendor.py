@@ -15,10 +15,12 @@ import logging
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from nmsfree.backends.tensorrt.log import VendorLog, make_logger, reason
 from nmsfree.errors import EngineError, InputError, MissingExtraError
+from nmsfree.spec import ModelSpec
 
 _logger = logging.getLogger(__name__)
 VendorName = Literal["tensorrt-rtx", "tensorrt"]
@@ -63,11 +65,6 @@ class VendorApi:
     @property
     def builds_without_gpu(self) -> bool:
         return self.name == "tensorrt-rtx"
-
-    @property
-    def builds_nms(self) -> bool:
-        """Whether NonMaxSuppression can be part of an engine."""
-        return self.name == "tensorrt"
 
     @property
     def captures_graphs(self) -> bool:
@@ -209,6 +206,26 @@ def load_vendor(name: str) -> VendorApi:
 
 def _major(version: str) -> int:
     return int(version.split(".")[0])
+
+
+def has_nms_operator(spec: ModelSpec) -> bool:
+    """Whether a model ends in the operator NonMaxSuppression."""
+    return spec.nms is not None and spec.nms.steps is None
+
+
+def check_nms(path: Path, spec: ModelSpec, builder: str) -> None:
+    """Refuse a file whose NMS the builder lacks, and an engine that was built without it.
+
+    EngineError: says how to make one that has it.
+    """
+    if builder == "tensorrt-rtx" and has_nms_operator(spec):
+        onnx, adopted = path.with_suffix(".onnx"), "adopted" in spec.provenance
+        make = "adopt ORIGINAL" if adopted else "export CHECKPOINT --head o2m"
+        raise EngineError(
+            f"{path}: NMS is the operator NonMaxSuppression, which {builder} does not build: make"
+            f" it of plain operators, with `nmsfree {make} --nms plain -o {onnx}`, then"
+            f" `nmsfree build {onnx}`"
+        )
 
 
 def same_platform(builder: str, built: str, found: str) -> bool:
