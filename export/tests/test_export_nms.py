@@ -14,25 +14,26 @@ from nmsfree_export.graph.contract import CANDIDATES
 from nmsfree_export.graph.nms import append_nms
 
 COUNT, CLASSES, SIDE = 60, 3, 200  # no box leaves the picture
+MANY = 290  # candidates whose matrix is made in parts of different size
 Scenes = dict[str, NDArray[Any]]
 
 
-def make_spec(**nms: Any) -> ModelSpec:
+def make_spec(top_k: int = COUNT, **nms: Any) -> ModelSpec:
     names, ids = tuple("abc"), (0, 1, 2)
-    return ModelSpec("plain", "o2m", SIDE, SIDE, None, names, ids, COUNT, 0.05, nms=NmsSpec(**nms))
+    return ModelSpec("plain", "o2m", SIDE, SIDE, None, names, ids, top_k, 0.05, nms=NmsSpec(**nms))
 
 
-def random_scenes(count: int, seed: int) -> Scenes:
+def random_scenes(count: int, seed: int, candidates: int = COUNT) -> Scenes:
     """Clusters from loose to dense, rounded scores so that some are equal, empty and full ones."""
     rng = np.random.default_rng(seed)
-    centres = rng.uniform(0.4 * SIDE, 0.6 * SIDE, (count, COUNT // 10, 2))
+    centres = rng.uniform(0.4 * SIDE, 0.6 * SIDE, (count, candidates // 10, 2))
     spread = rng.choice([0, 1, 3, 8], (count, 1, 1))
-    centres = np.repeat(centres, 10, axis=1) + spread * rng.normal(0, 1, (count, COUNT, 2))
-    sides = rng.uniform(4, 12, (count, COUNT, 2))
+    centres = np.repeat(centres, 10, axis=1) + spread * rng.normal(0, 1, (count, candidates, 2))
+    sides = rng.uniform(4, 12, (count, candidates, 2))
     boxes = np.concatenate([centres - sides, centres + sides], axis=2).astype(np.float32)
-    scores = np.round(rng.uniform(0, 1, (count, COUNT)) ** 2, 2).astype(np.float32)
+    scores = np.round(rng.uniform(0, 1, (count, candidates)) ** 2, 2).astype(np.float32)
     scores[::17] = 0.01  # nothing is above the floor
-    labels = rng.integers(0, CLASSES, (count, COUNT))
+    labels = rng.integers(0, CLASSES, (count, candidates))
     labels[::5] = 1
     return dict(zip(CANDIDATES, (boxes, scores, labels), strict=True))
 
@@ -75,14 +76,15 @@ def found(raw: RawDetections, i: int) -> list[tuple[float, int, list[float]]]:
 
 
 @pytest.mark.parametrize("class_aware", [True, False])
-@pytest.mark.parametrize("steps", [2, 20])
-def test_it_equals_the_greedy_loop(steps: int, class_aware: bool) -> None:
+@pytest.mark.parametrize(("steps", "candidates"), [(2, COUNT), (20, COUNT), (20, MANY)])
+def test_it_equals_the_greedy_loop(steps: int, candidates: int, class_aware: bool) -> None:
     """And where it does not, the rows that are too many say so, and no others do."""
-    spec = make_spec(iou=0.5, class_aware=class_aware, steps=steps)
-    scenes = random_scenes(400, seed=steps)
+    count = 400 if candidates == COUNT else 60
+    spec = make_spec(candidates, iou=0.5, class_aware=class_aware, steps=steps)
+    scenes = random_scenes(count, steps, candidates)
     raw = run(spec, scenes)
     longer = 0
-    for i in range(400):
+    for i in range(count):
         rows, want = found(raw, i), expected(scenes, i, spec)
         seen = overlapping(
             raw.detection_boxes[i, : len(rows)], raw.detection_classes[i], 0.5, class_aware
@@ -91,7 +93,7 @@ def test_it_equals_the_greedy_loop(steps: int, class_aware: bool) -> None:
         assert len(rows) >= len(want)
         longer += seen
     assert (longer > 0) == (steps == 2)
-    assert raw.num_detections.min() == 0 < raw.num_detections.max() < COUNT
+    assert raw.num_detections.min() == 0 < raw.num_detections.max() < candidates
 
 
 def test_only_the_best_candidates_enter() -> None:

@@ -15,7 +15,7 @@ from onnx import ModelProto
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.nms import greedy_nms
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_export import candidate as candidate_module
 from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
 from nmsfree_export.graph.contract import read_description
@@ -220,6 +220,27 @@ def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> Non
     gone = compare(base, _constant(spec, boxes + np.array([[0], [-18], [0]]), scores), images)
     assert gone.unmatched == 4  # per image: one row of each has lost its partner
     assert compare(base, _constant(spec, boxes + 0.1, scores), images, Tolerance(box=0.2)).passed
+
+
+@pytest.mark.parametrize(
+    ("nms", "longer"),
+    [
+        (NmsSpec(iou=0.4, steps=2), 2),
+        (NmsSpec(iou=0.6, steps=2), 0),
+        (NmsSpec(iou=0.4), None),  # the operator leaves no chain
+        (None, None),
+    ],
+)
+def test_images_with_longer_chains_are_counted(
+    checkpoint: Checkpoint, nms: NmsSpec | None, longer: int | None
+) -> None:
+    """The first two boxes overlap by half."""
+    spec = dataclasses.replace(make_spec(checkpoint, "o2m", top_k=3), nms=nms)
+    boxes = np.array([[0, 0, 9, 12], [0, 4, 9, 16], [20, 20, 40, 40]], float)
+    same = _constant(spec, boxes, np.array([0.9, 0.8, 0.7]))
+    parity = compare(same, same, load_images(None)[:2])
+    assert parity.passed and parity.to_json()["longer_chains"] == parity.longer_chains == longer
+    assert (f"longer than the steps in {longer}" in str(parity)) == (longer is not None)
 
 
 def only(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., RawDetections]:

@@ -15,10 +15,10 @@ from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.detector import Detector
 from nmsfree.errors import DataError
-from nmsfree.evaluation.evaluate import coco_metrics, evaluate, predict
+from nmsfree.evaluation.evaluate import coco_metrics, count_overlapping, evaluate, predict
 from nmsfree.evaluation.scores import Metrics
 from nmsfree.images import read_image
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import ModelSpec, NmsSpec
 
 
 def test_perfect_predictions(make_dataset: Make) -> None:
@@ -47,6 +47,22 @@ def test_duplicate_costs_precision(make_dataset: Make) -> None:
     assert metrics.ar100 == pytest.approx(1)
     free = coco_metrics(dataset, [result(A, 0.9), result(B, 0.8), result(A, 0.7)])
     assert free.ap == pytest.approx(1), "a duplicate below all hits"
+
+
+def test_images_whose_rows_overlap_are_counted() -> None:
+    """In any order; the shifted box overlaps A by 90 / 110."""
+    shifted = [20.0, 10.0, 100.0, 100.0]
+    results = [
+        *(result(A, 0.5, 7, 0), result(B, 0.9, 7, 0), result(shifted, 0.7, 7, 0)),
+        *(result(A, 0.9, 7, 1), result(shifted, 0.7, 40, 1)),  # of two classes
+        *(result(A, 0.9, 7, 2), result(shifted, 0.8, 7, 3)),  # in two images
+    ]
+    counts = {
+        nms: count_overlapping(results, nms)
+        for nms in (NmsSpec(0.8), NmsSpec(0.82), NmsSpec(0.8, class_aware=False))
+    }
+    assert list(counts.values()) == [1, 0, 2]
+    assert count_overlapping([], NmsSpec()) == 0
 
 
 def test_detections_in_a_crowd_region_do_not_count(make_dataset: Make) -> None:

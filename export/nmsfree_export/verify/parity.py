@@ -18,6 +18,7 @@ from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.detector import IMAGES_PER_RUN, Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.images import read_image
+from nmsfree.nms import overlapping
 from nmsfree.spec import ModelSpec, canary
 from nmsfree.streams.sources import IMAGE_SUFFIXES
 from nmsfree_export.graph.contract import outputs_of
@@ -70,6 +71,7 @@ class Parity:
     box_difference: float
     worst_image: str  # name of the image with the largest box difference
     tolerance: Tolerance
+    longer_chains: int | None = None  # images, see `overlapping`; None: no NMS of so many steps
 
     @property
     def passed(self) -> bool:
@@ -92,6 +94,8 @@ class Parity:
                 "--score-floor"
             )
         found = f"{self.images} images, {self.rows} rows, {self.unmatched} unmatched"
+        if self.longer_chains is not None:
+            found += f", chains of overlaps may be longer than the steps in {self.longer_chains}"
         if allowed.unmatched is not None:
             return (
                 f"{found} ({self.unmatched / self.rows:.1%}, allowed {100 * allowed.unmatched:.3g}"
@@ -166,7 +170,8 @@ def compare(
         if ours != theirs:
             raise ModelError(f"the models cannot be compared: {name} {ours} and {theirs}")
     detector = Detector(a)
-    rows = unmatched = 0
+    in_steps = [(i, s.nms) for i, s in enumerate((a.spec, b.spec)) if s.nms and s.nms.steps]
+    rows = unmatched = longer = 0
     score, box, worst = 0.0, 0.0, "–"
     step = min(s.batch or IMAGES_PER_RUN for s in (a.spec, b.spec))
     starts = [0, *range(1, len(images), step)]
@@ -177,18 +182,23 @@ def compare(
         for backend, raw in zip((a, b), raws, strict=True):
             _check_contract(raw, backend, tolerance)
         for i, (name, _) in enumerate(chunk):
-            ours, theirs = (_rows(raw, i, a.spec) for raw in raws)
+            both = ours, theirs = tuple(_rows(raw, i, a.spec) for raw in raws)
             found, other = match(ours, theirs, max(a.spec.height, a.spec.width))
             lonely = ours.alone(found, theirs, tolerance.score)
             lonely += theirs.alone(other, ours, tolerance.score)
             rows, unmatched = rows + len(found) + lonely, unmatched + lonely
+            longer += any(
+                overlapping(both[k].boxes, both[k].classes, nms.iou, nms.class_aware)
+                for k, nms in in_steps
+            )
             apart = np.abs(ours.scores[found] - theirs.scores[other]).max(initial=0)
             score = max(score, float(apart))
             apart = np.abs(ours.boxes[found] - theirs.boxes[other]).max(initial=0)
             if apart >= box:
                 box, worst = float(apart), name
         progress(end, len(images))
-    return Parity(len(images), rows, unmatched, score, box, worst, tolerance)
+    chains = longer if in_steps else None
+    return Parity(len(images), rows, unmatched, score, box, worst, tolerance, chains)
 
 
 def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) -> None:
