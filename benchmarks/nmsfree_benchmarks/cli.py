@@ -7,7 +7,7 @@ It is imported when it is called or its help is asked for; the list of commands 
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -15,6 +15,8 @@ import typer.main
 
 from nmsfree.cli.main import check_numbers
 from nmsfree.cli.options import command
+from nmsfree.errors import InputError
+from nmsfree.text import shown
 from nmsfree_benchmarks.questions.models import Options
 
 HERE = Path(__file__).parent
@@ -63,19 +65,45 @@ def _run(name: str, options: Any) -> None:
         answer(module, options)
 
 
-def _bench(context: typer.Context, **values: Any) -> None:
+def _bench(context: typer.Context, files: list[str], **values: Any) -> None:
     if context.invoked_subcommand is None:
-        _of_models(**values)
+        for file in files:
+            if not Path(file).exists():
+                raise InputError(
+                    f"{shown(file)} is neither a file nor a question, expected one of: "
+                    f"{', '.join(name for name in MODULES if name != MODELS)}"
+                )
+        _of_models(files=[Path(file) for file in files], **values)
 
 
 _of_models = command(lambda options: _run(MODELS, options), Options)
 _context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-_parameters = [_context, *inspect.signature(_of_models).parameters.values()]
+# The name of a question stands where a file may: it is no path yet.
+_parameters = [
+    p.replace(annotation=Annotated[list[str], p.annotation.__metadata__[0]])
+    if p.name == "files"
+    else p
+    for p in (_context, *inspect.signature(_of_models).parameters.values())
+]
 _bench.__annotations__ = {p.name: p.annotation for p in _parameters}
 _bench.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 
 
 class _Commands(typer.core.TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Tell files from the name of a question; options may follow files."""
+        given = list(args)
+        super().parse_args(ctx, args)
+        words = list(ctx.params.get("files") or ())
+        if words and words[0] in self.commands:
+            ctx._protected_args, ctx.args = words[:1], words[1:]  # as TyperGroup does
+            ctx.params["files"] = []
+        elif words:
+            ctx.allow_interspersed_args = True
+            ctx.params.clear()
+            super().parse_args(ctx, given)
+        return ctx.args  # type: ignore[no-any-return]
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, found, rest = super().resolve_command(ctx, args)
         # Completion asks for commands that are not there.

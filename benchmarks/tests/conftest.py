@@ -128,7 +128,7 @@ def left() -> Callable[[Path, dict[str, Any]], tuple[Results, str]]:
         results = read(data)  # raises where the schema does not hold
         assert results.to_json() == content
         picture = cv2.imread(str(png))
-        assert picture is not None and min(picture.shape[:2]) > 400 and picture.std() > 1
+        assert picture is not None and min(picture.shape[:2]) > 300 and picture.std() > 1
         said = text.read_text(encoding="utf-8")
         assert f"]({png.name})" in said
         assert str(folder.parent) not in said + data.read_text(encoding="utf-8")

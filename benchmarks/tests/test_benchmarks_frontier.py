@@ -137,10 +137,10 @@ def test_points_have_a_sign() -> None:
 
 
 def test_the_names_of_changes() -> None:
-    found = [what(pair[0]) for pair in (INT8, OPENVINO, BF16, SMALL)]
+    found = [what(pair[0], FULL[0]) for pair in (INT8, OPENVINO, BF16, SMALL)]
     names = ["INT8 in ONNX Runtime", "FP32 in OpenVINO", "bf16 in OpenVINO", "192 × 192 input"]
     assert found == names
-    assert what(make(1, 0.7, "openvino_bf16", "int8")[0]) == "INT8 in OpenVINO bf16"
+    assert what(make(1, 0.7, "openvino_bf16", "int8")[0], FULL[0]) == "INT8 in OpenVINO bf16"
 
 
 def test_sizes_are_in_steps_of_the_network() -> None:

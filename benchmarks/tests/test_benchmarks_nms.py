@@ -38,7 +38,6 @@ from nmsfree_benchmarks.questions.nms.calls import (
     nms_cases,
     points,
 )
-from nmsfree_benchmarks.questions.nms.crowd import IOU
 from nmsfree_benchmarks.questions.nms.prices import REFERENCE, nms_cost
 from nmsfree_benchmarks.questions.nms.question import FULL, QUICK, Options, Range
 from nmsfree_export.graph.nms import CANDIDATES
@@ -165,7 +164,7 @@ def test_the_tail_alone_gives_what_the_whole_file_gives(file: Path, found: Candi
     """Cut graph and tail, one after the other, are the file; both floors, and as one batch."""
     pixels = np.stack([make_crowd(20, index, tiles=1).image for index in range(2)])
     for floor in (0.05, 0.3):
-        backend = OnnxRuntimeBackend(with_floor(file, floor, IOU), threads=1)
+        backend = OnnxRuntimeBackend(with_floor(file, floor), threads=1)
         assert backend.spec.score_floor == floor
         whole = backend.run(pixels)
         model = nms_tail(backend.spec, found.scores.shape[1], floor, 0.6)

@@ -11,11 +11,12 @@ from benchmarks_sample import record_of, subject_of, times_of
 from onnx import ModelProto, TensorProto, helper
 
 from nmsfree.errors import EngineError, InputError, ModelError
+from nmsfree_benchmarks.harness.graphs import load_model
 from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.timer import Plan, Times, slots, take_turns
 from nmsfree_benchmarks.questions.roofline import layer_times, share_text
 from nmsfree_benchmarks.roofline import peaks
-from nmsfree_benchmarks.roofline.graph import Layer, count_layers, load_model
+from nmsfree_benchmarks.roofline.graph import Layer, count_layers
 from nmsfree_benchmarks.roofline.limits import RTX_4060, Limit, limit_figures, limit_of
 from nmsfree_benchmarks.roofline.peaks import Peaks, Probe, read_peaks
 from nmsfree_training.config import preset

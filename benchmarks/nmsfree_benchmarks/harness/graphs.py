@@ -12,11 +12,23 @@ from onnx.utils import Extractor
 from nmsfree.backends.onnxruntime.session import OUTPUTS, make_session
 from nmsfree.errors import ModelError
 from nmsfree.files import write_atomic
-from nmsfree.spec import METADATA_KEY, ModelSpec
+from nmsfree.spec import ModelSpec
+from nmsfree_export.graph.contract import describe, read_description
 from nmsfree_export.graph.nms import CANDIDATES, append_nms
 
 DETECTIONS = OUTPUTS
 SELECTED = "nms_selected"  # int64 [kept, 3] (image, class, row), of `append_nms`
+
+
+def load_model(path: Path) -> ModelProto:
+    """Read an ONNX file (ModelError: it is missing or no ONNX file)."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path)
+    except (OSError, DecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not ONNX"
+        raise ModelError(f"{path}: cannot be read ({reason}), expected an ONNX file") from None
 
 
 def open_session(model: ModelProto, threads: int, *, spinning: bool = True) -> Any:
@@ -49,34 +61,21 @@ def split_at_raw_maps(path: Path) -> tuple[ModelProto, ModelProto]:
     return parts.extract_model(["images"], maps), parts.extract_model(maps, DETECTIONS)
 
 
-def with_settings(model: ModelProto, floor: float, iou: float) -> ModelProto:
-    """An exported graph of the o2m head with another score floor and IoU threshold.
+def with_floor(file: Path, floor: float) -> Path:
+    """Write a file with NMS, and another score floor, beside it; returns it.
 
-    Both are constants of its last part, so nothing needs to be traced anew.
+    The floor is a constant of the graph's last part, so nothing needs to be traced anew.
     """
-    changed = ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
-        if tensor.name in ("nms_floor", "nms_iou"):
-            value = floor if tensor.name == "nms_floor" else iou
-            new = np.full_like(numpy_helper.to_array(tensor), value)
+    model = onnx.load(file)
+    for tensor in model.graph.initializer:
+        if tensor.name == "nms_floor":
+            new = np.full_like(numpy_helper.to_array(tensor), floor)
             tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-    entry = next(p for p in changed.metadata_props if p.key == METADATA_KEY)
-    spec = ModelSpec.from_json(entry.value)
-    assert spec.nms is not None
-    entry.value = replace(
-        spec,
-        score_floor=floor,
-        threshold=max(spec.threshold, floor),
-        nms=replace(spec.nms, iou=iou),
-    ).to_json()
-    return changed
-
-
-def with_floor(file: Path, floor: float, iou: float) -> Path:
-    """Write a file of the o2m head with another score floor beside it; returns it."""
+    spec = read_description(file.name, model)
+    threshold = max(spec.threshold, floor)
+    describe(model, replace(spec, score_floor=floor, threshold=threshold))
     changed = file.with_name(f"{file.stem}-floor{floor:g}.onnx")
-    write_atomic(changed, with_settings(onnx.load(file), floor, iou).SerializeToString())
+    write_atomic(changed, model.SerializeToString())
     return changed
 
 

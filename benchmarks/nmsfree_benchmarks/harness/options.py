@@ -14,6 +14,11 @@ CPU = "cpu"
 Models = Annotated[
     tuple[str, ...] | None, Option("Only this model; may be given again.", flags=("--model",))
 ]
+Files = Annotated[
+    tuple[Path, ...],
+    Option("Model files, ours or adopted, to measure in place of the bundled models.",
+           argument=True, metavar="FILE"),
+]  # fmt: skip
 OnDevice = Annotated[str, Option("Where the models run: cpu, openvino, cuda, tensorrt-rtx.")]
 Large = Annotated[bool, Option("The published 512 × 736 network as well.", flags=("--large",))]
 
@@ -46,6 +51,7 @@ class RunOptions:
         Option('Write the JSON here too; "-" is stdout.', flags=("--json",), metavar="FILE"),
     ] = None
     device: str = CPU
+    files: tuple[Path, ...] = ()
     tries_device: ClassVar[bool] = True  # before anything is made for it
 
     def check(self) -> None:
@@ -65,7 +71,8 @@ class RunOptions:
         return plan if self.seconds is None else replace(plan, seconds=self.seconds)
 
     def inputs(self) -> Iterator[Path]:
-        """Every file that is read: weights and pictures."""
+        """Every file that is read: models, weights and pictures."""
+        yield from self.files
         for folder in (self.weights, self.data):
             yield from folder.rglob("*")
 
@@ -81,6 +88,9 @@ class RunOptions:
         for field, _, option in options_of(type(self)):
             value = getattr(self, field.name)
             if option is None or value == usual[field.name] or field.name == "json_file":
+                continue
+            if option.argument:
+                words += [path.name for path in value]
                 continue
             flag = next(iter(option.flags), f"--{field.name.replace('_', '-')}")
             if isinstance(value, tuple):

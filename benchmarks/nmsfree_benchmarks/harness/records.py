@@ -35,7 +35,8 @@ from nmsfree_benchmarks.harness.timer import Times
 K = TypeVar("K")
 FORMAT_VERSION = "2.3"
 AGAIN = "measure again with `nmsfree bench`"
-EAGER_BY, FP32_BY = "eager by", "FP32 in ONNX Runtime"  # how meanings of speeds begin
+# How meanings of speeds begin.
+EAGER_BY, FP32_BY, FIRST_BY = "eager by", "FP32 in ONNX Runtime", "the first file by"
 BUSY = 0.3  # cores kept busy by other work from which times are those of a shared machine
 WIDE_DRIFT = 0.10  # of the median between the first and the last third of the rounds
 DOUBTFUL = 0.5  # share of records that distrust themselves from which the whole run does
@@ -52,7 +53,7 @@ class State:
     """The model that was timed, as results describe it."""
 
     model: str
-    head: str  # "o2m" (with NMS) or "o2o"
+    head: str  # "o2m", "o2o" or "queries"
     size: tuple[int, int]  # (height, width) in pixels
     classes: int
     training: str  # what the weights were trained on; "untrained" for random ones
@@ -91,7 +92,7 @@ class State:
 
     @property
     def head_text(self) -> str:
-        return "o2o, no NMS" if self.nms is None else "o2m + NMS"
+        return f"{self.head}, no NMS" if self.nms is None else f"{self.head} + NMS"
 
     @property
     def on_gpu(self) -> bool:
@@ -201,7 +202,7 @@ class Ratio:
     @property
     def is_speed(self) -> bool:
         """Whether it says how fast `to` is beside a reference: then more is better."""
-        return self.meaning.startswith((EAGER_BY, FP32_BY))
+        return self.meaning.startswith((EAGER_BY, FP32_BY, FIRST_BY))
 
     @classmethod
     def between(cls, of: Record, to: Record, meaning: str, burst: int = 1) -> "Ratio":

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import GateError, InputError, NmsfreeError
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.text import in_markdown, shown
@@ -65,6 +66,12 @@ class Run:
 
     def digits_val(self) -> DetectionDataset:
         return pictures.digits_val(self.options.data, self.options.work, self.step("digits val"))
+
+    def val(self) -> DetectionDataset:
+        """The split val of `data`, in any format; of the digits where it is not there."""
+        if not self.options.data.exists():
+            return self.digits_val()
+        return load_dataset(self.options.data, "val")
 
     def export(self, subjects: Sequence[Subject], what: str = "export") -> list[Subject]:
         """Export the files of subjects; returns those that have one, the others are skipped."""

@@ -1,20 +1,23 @@
 """The subject of a benchmark: a model in an engine, from the command line to its record."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, RawDetections
 from nmsfree.backends.onnxruntime.session import OUTPUTS, make_session
 from nmsfree.detector import Detector
+from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
 from nmsfree.spec import ModelSpec, Target
+from nmsfree.text import shown
 from nmsfree_benchmarks.harness.engines import DEPLOYED, Engine
 from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, timed
@@ -78,6 +81,7 @@ class Subject:
     batch: int | None = 1  # None: any
     output: Mapping[str, Any] = field(default_factory=dict)  # top_k, score_floor of the export
     file: Path = Path()  # set by the export; in PyTorch the checkpoint
+    name: str = ""  # of a file of the user's own, where it is not told by its description
     watch: Stopwatch = field(default_factory=Stopwatch)  # marked by the backend of `detector`
     backend: Backend = field(init=False)  # once it is open; without marks
     detector: Detector = field(init=False)
@@ -86,7 +90,9 @@ class Subject:
 
     @property
     def model(self) -> str:
-        return self.detector.spec.name if self.weights is None else self.weights.name
+        if self.weights is None:
+            return self.name or self.detector.spec.name
+        return self.weights.name
 
     @property
     def training(self) -> str:
@@ -109,8 +115,10 @@ class Subject:
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the input in pixels."""
+        if self.size is not None:
+            return self.size
         assert self.weights is not None
-        return self.size or self.weights.checkpoint.input_size
+        return self.weights.checkpoint.input_size
 
     @property
     def file_name(self) -> str:
@@ -172,6 +180,7 @@ class Subject:
         if ran != self.file:
             provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
         own: dict[str, Any] = {
+            "model": self.model,
             "training": self.training,
             "sha256": sha256(self.file),
             "file_bytes": self.file.stat().st_size,
@@ -181,3 +190,25 @@ class Subject:
             **self.ap,
         }
         return State.of(self.detector.spec, **(own | known))
+
+
+def subjects_of(files: Sequence[Path], engine: Engine, threads: int, work: Path) -> list[Subject]:
+    """A subject of every file of the user's own, called as the file is.
+
+    Their copies in `work` are measured, since engines and variants are written beside them.
+    InputError: two have one name. ModelError: one is no ONNX file, or does not describe itself.
+    """
+    from nmsfree_benchmarks.harness.graphs import load_model
+    from nmsfree_export.graph.contract import read_description
+
+    names, made = [file.stem for file in files], []
+    for file, name in zip(files, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"two files are called {shown(name)}: rename one, to tell their rows")
+        spec = read_description(shown(file), load_model(file))
+        copy = work / f"{name}-{sha256(file)[:HASH_DIGITS]}.onnx"
+        write_atomic(copy, file.read_bytes())
+        own = Subject(None, engine, threads, cast("Precision", spec.precision))
+        size = spec.height, spec.width
+        made.append(replace(own, size=size, batch=spec.batch, file=copy, name=name))
+    return made

@@ -7,6 +7,8 @@ Ends with advice for each model, as far as the intervals allow.
 
 Example: nmsfree bench frontier --model fcos_e2e_nano
 
+Your files, ours or adopted, beside the first: nmsfree bench frontier a.onnx b.onnx --data DIR
+
 A first look: nmsfree bench frontier --quick
 """
 
@@ -20,12 +22,13 @@ import numpy as np
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.errors import NmsfreeError
+from nmsfree.doctor.model import write_model
+from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, without_tf32
 from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.memory import MemoryMeter
-from nmsfree_benchmarks.harness.options import Models, RunOptions
+from nmsfree_benchmarks.harness.options import Files, Models, RunOptions
 from nmsfree_benchmarks.harness.records import (
     FP32_BY,
     Ratio,
@@ -36,7 +39,7 @@ from nmsfree_benchmarks.harness.records import (
 )
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
-from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Call, Plan
 from nmsfree_benchmarks.harness.weights import Weights, choose
@@ -60,9 +63,14 @@ LEAST_RANGE = 2.0  # AP points that the picture shows at least: a hundredth is n
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """A quick run has the NMS-free model alone, at its own size."""
+    """A quick run has the NMS-free model alone, at its own size; of files the first engine."""
 
+    files: Files = ()
     model: Models = None
+
+    def check(self) -> None:
+        if self.files and self.model:
+            raise InputError("--model chooses among the bundled models: leave it or the files out")
 
 
 def variants(
@@ -104,18 +112,8 @@ def name_of(subject: Subject) -> str:
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Export, weigh, evaluate and time everything."""
     without_tf32()
-    models = options.model or (QUICK_MODELS if options.quick else None)
-    found, missing = choose(options.weights, models)
-    run.skipped |= {} if models else missing
-    plain = [Subject(weights, ENGINES[DEPLOYED], options.cores) for weights in found]
-    ready = run.export(plain)
-    if not ready:
-        raise run.nothing()
-    engines = working_engines(ready[0].file, options.cores, run.skipped)
-    wanted = variants(found, engines, options.cores, (1.0,) if options.quick else SCALES)
-    wanted = [one for one in wanted if one.file_name not in run.skipped]
-    wanted = run.export(wanted, "export precisions and sizes")
-    dataset = run.digits_val()
+    wanted = files_in_engines(options, run) if options.files else exported(options, run)
+    dataset = run.val() if options.files else run.digits_val()
     judged = pictures.first(dataset, QUICK_AP_IMAGES if options.quick else None)
     meter, step = MemoryMeter(), run.step("memory and AP")
     subjects = []
@@ -137,15 +135,40 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
     rounds = run.time(calls, pictures.read_first(dataset, PICTURES), plan)
     run.settings["burst"] = rounds.burst
     for subject in subjects:
-        assert subject.weights is not None
-        deployed = subject.input_size == subject.weights.checkpoint.input_size
+        own = subject.weights
+        deployed = own is None or subject.input_size == own.checkpoint.input_size
         about = {"file": subject.precision, "deployed_size": deployed}
         for call, name in (("detector", name_of(subject)), ("bare", f"{name_of(subject)} bare")):
             parts = PARTS if call == "detector" else ("total",)
-            own = subject.figures if call == "detector" else {}
-            figures = {**own, **rounds.figures(name)}
+            measured = subject.figures if call == "detector" else {}
+            figures = {**measured, **rounds.figures(name)}
             parameters = about | {"call": call}
             yield Record(name, parameters, rounds[name], parts, figures, subject.state())
+
+
+def exported(options: Options, run: Run) -> list[Subject]:
+    """The bundled models in every precision, engine and size, exported."""
+    models = options.model or (QUICK_MODELS if options.quick else None)
+    found, missing = choose(options.weights, models)
+    run.skipped |= {} if models else missing
+    ready = run.export([Subject(weights, ENGINES[DEPLOYED], options.cores) for weights in found])
+    if not ready:
+        raise run.nothing()
+    engines = working_engines(ready[0].file, options.cores, run.skipped)
+    wanted = variants(found, engines, options.cores, (1.0,) if options.quick else SCALES)
+    wanted = [one for one in wanted if one.file_name not in run.skipped]
+    return run.export(wanted, "export precisions and sizes")
+
+
+def files_in_engines(options: Options, run: Run) -> list[Subject]:
+    """Files of the user's own in every engine that works here."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    run.settings["files"] = [file.stem for file in options.files]
+    engines = working_engines(write_model(options.work), options.cores, run.skipped)
+    engines = engines[: 1 if options.quick else None]
+    threads, work = options.cores, options.work
+    subjects = [subjects_of(options.files, ENGINES[key], threads, work) for key in engines]
+    return [own for of_file in zip(*subjects, strict=True) for own in of_file]
 
 
 def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[str]:
@@ -205,18 +228,19 @@ def gap_between(of: Record, to: Record) -> Interval:
     return gap_interval(ap_of(of), ap_of(to), *tenths)
 
 
-def is_reference(record: Record) -> bool:
-    """Whether a model's other records are held against this one."""
-    p = record.parameters
-    return p["file"] == "fp32" and record.state.engine == DEPLOYED and p["deployed_size"]
+def reference_of(results: Results, record: Record) -> Record | None:
+    """What a record is held against: its model's FP32 file as deployed, or the first file."""
+    files = results.settings.get("files")
+    like = {"call": "detector", "deployed_size": True} | ({} if files else {"file": "fp32"})
+    model = files[0] if files else record.state.model
+    found = [r for r in results.where(**like) if r.state.engine == DEPLOYED]
+    return next((r for r in found if r.state.model == model), None)
 
 
 def ratios(results: Results) -> Iterator[Ratio]:
     """Of every detector: its model's reference by it, and it by its engine alone."""
-    found = results.where(call="detector")
-    references = {r.state.model: r for r in found if is_reference(r)}
-    for record in found:
-        reference, burst = references.get(record.state.model), results.burst(record)
+    for record in results.where(call="detector"):
+        reference, burst = reference_of(results, record), results.burst(record)
         if reference is not None and reference is not record:
             yield Ratio.between(reference, record, SPEED, burst)
         yield Ratio.between(record, results.record(f"{record.name} bare"), BARE, burst)
@@ -232,8 +256,10 @@ def pareto(records: Sequence[Record]) -> list[Record]:
     return front
 
 
-def what(record: Record) -> str:
-    """Name a record by what tells it from its model's reference: "INT8 in OpenVINO"."""
+def what(record: Record, reference: Record) -> str:
+    """Name a record by what tells it from its reference: "INT8 in OpenVINO"."""
+    if record.state.model != reference.state.model:
+        return f"{record.state.model} in {ENGINES[record.state.engine].label}"
     engine, (height, width) = record.state.engine, record.state.size
     if not record.parameters["deployed_size"]:
         return f"{height} × {width} input"
@@ -278,8 +304,8 @@ def advice(results: Results) -> dict[str, list[str]]:
     """Model → what to do, one line for each alternative."""
     lines: dict[str, list[str]] = {}
     for record, reference, speed in compared(results):
-        line = advise(what(record), speed, gap_between(record, reference))
-        lines.setdefault(record.state.model, []).append(line)
+        line = advise(what(record, reference), speed, gap_between(record, reference))
+        lines.setdefault(reference.state.model, []).append(line)
     return lines
 
 
@@ -323,7 +349,7 @@ def tables(results: Results) -> list[Table]:
 
 def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
     state, summary = record.state, record.summary
-    speed, gap = ("1", "") if is_reference(record) else ("–", "–")
+    speed, gap = ("1", "") if reference_of(results, record) is record else ("–", "–")
     for other, reference, interval in compared(results):
         if other is record:
             gap = points(gap_between(record, reference).value)
@@ -344,11 +370,14 @@ def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
 
 
 def notes(results: Results) -> Iterator[str]:
+    reference = "FP32 in ONNX Runtime at the deployed size"
+    if "files" in results.settings:
+        reference = f"{results.settings['files'][0]} in ONNX Runtime"
     yield (
         "Latency is of Detector(image) with the picture in memory, bare of the engine's call "
-        "alone; × speed and ΔAP are beside FP32 in ONNX Runtime at the deployed size; AP is "
-        "of the very file in that very engine; RAM is the peak of a process of its own, minus "
-        "that of one which opens no model. * is on its model's frontier."
+        f"alone; × speed and ΔAP are beside {reference}; AP is of the very "
+        "file in that very engine; RAM is the peak of a process of its own, minus that of one "
+        "which opens no model. * is on its model's frontier."
     )
     yield from said_of_doubtful(results.where(call="detector"))
 
@@ -379,7 +408,8 @@ def draw(results: Results, path: Path) -> None:
     axes.text(right, y[-1], "frontier ", ha="right", va="bottom", fontsize=9, color=plots.FAINT)
     plots.bare_axes(axes)
     axes.set_xlabel("latency of Detector(image), median, ms")
-    axes.set_ylabel(f"AP on digits val, {records[0].state.ap_images} images")
+    data = "val" if "files" in results.settings else "digits val"
+    axes.set_ylabel(f"AP on {data}, {records[0].state.ap_images} images")
     plots.label_points(axes, [_label(r, colour[r.state.model]) for r in records])
     handles = [Line2D([], [], color=c, linewidth=4, label=model) for model, c in colour.items()]
     for key in dict.fromkeys(r.state.engine for r in records):

@@ -7,6 +7,8 @@ p99 by the median is given of these, too.
 
 Example: nmsfree bench jitter
 
+A network of yours, adopted with NMS and without: nmsfree bench jitter free.onnx nms.onnx
+
 A first look: nmsfree bench jitter --quick
 
 On a GPU: nmsfree bench jitter --device tensorrt-rtx
@@ -23,7 +25,7 @@ import numpy as np
 from nmsfree.options import Option
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.engines import on_gpu, ran_in
-from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import TILES, make_crowd
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Run
@@ -43,9 +45,7 @@ from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Plan, Times, between_probes
 from nmsfree_benchmarks.questions.nms.crowd import (
     FOUND_ABOVE,
-    IOU,
     LOWEST_FLOOR,
-    TOP_K,
     crowd_subjects,
 )
 
@@ -74,6 +74,7 @@ AIM_RATIO = 1.10  # p99 / p50 of the NMS-free detector, from empty to 500 object
 class Options(RunOptions):
     """Rounds follow from frames and passes, not from seconds; a tile has 256 pixels."""
 
+    files: Files = ()
     data: Path = Path("data/digits")
     seconds: float | None = None
     passes: Annotated[
@@ -141,9 +142,9 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         "frames": len(frames),
         "passes": options.chosen_passes,
         "size": [256 * options.tiles] * 2,
-        "input": [options.side] * 2,
-        "iou": IOU,
-        "top_k": TOP_K,
+        "input": list(nms_free.input_size),
+        "iou": next(s.detector.spec.nms.iou for s in subjects if s.detector.spec.nms),
+        "top_k": nms_free.detector.spec.top_k,
     }
     found = [_found(subject, frames) for subject in subjects]
     calls = {subject.file.name: subject.call() for subject in subjects}
@@ -192,7 +193,7 @@ def _record(
     if probed:
         figures["probes_ns"] = times[:, -2:].tolist()
         times = times[:, :-2]
-    name = f"{order} {spec.name}, floor {spec.score_floor:g}"
+    name = f"{order} {subject.model}, floor {spec.score_floor:g}"
     return Record(name, parameters, times, STAGES, figures, subject.state(batch=1))
 
 

@@ -9,7 +9,6 @@ and read once by each reader. Weights are read once by each layer that uses them
 import math
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -94,17 +93,6 @@ class Values:
     def __getitem__(self, name: str) -> Value:
         """The stored value; what nothing is known of counts as nothing."""
         return self._known.get(self.origin(name), Value((0,), TensorProto.FLOAT))
-
-
-def load_model(path: Path) -> ModelProto:
-    """Read an ONNX file (ModelError: it is missing or no ONNX file)."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(path)
-    except (OSError, DecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not ONNX"
-        raise ModelError(f"{path}: cannot be read ({reason}), expected an ONNX file") from None
 
 
 def _inferred(model: ModelProto, batch: int) -> ModelProto:

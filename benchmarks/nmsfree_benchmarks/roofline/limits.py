@@ -14,10 +14,11 @@ from typing import Any
 
 from onnx import ModelProto
 
+from nmsfree_benchmarks.harness.graphs import load_model
 from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.statistics import median_ms, summarize
 from nmsfree_benchmarks.harness.timer import Times
-from nmsfree_benchmarks.roofline.graph import Layer, count_layers, load_model
+from nmsfree_benchmarks.roofline.graph import Layer, count_layers
 from nmsfree_benchmarks.roofline.peaks import Peaks
 
 EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"

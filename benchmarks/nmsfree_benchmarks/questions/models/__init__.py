@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option
-from nmsfree_benchmarks.harness.options import CPU, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, RunOptions
 
 SIZES = ("nano", "large")
 DEVICES = (CPU, "cuda")
@@ -16,6 +16,7 @@ DEVICES = (CPU, "cuda")
 class Options(RunOptions):
     """A quick run has of the large models only the rows that the ratios need."""
 
+    files: Files = ()
     quick: Annotated[
         bool, Option("Two minutes on a processor: fewer rounds and rows.", flags=("--quick",))
     ] = False
@@ -43,5 +44,7 @@ class Options(RunOptions):
             from nmsfree_benchmarks.harness.engines import the_gpu
 
             the_gpu()  # without one, that is the reason to give
+        if self.files and self.size is not None:
+            raise InputError("--size chooses among the bundled models: leave it or the files out")
         if self.size not in (None, *SIZES):
             raise InputError(f"size is {self.size!r}, expected one of: {', '.join(SIZES)}")

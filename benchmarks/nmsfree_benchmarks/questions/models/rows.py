@@ -8,14 +8,14 @@ from typing import Any
 from nmsfree.backends.contract import one_line
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.errors import GateError, NmsfreeError
+from nmsfree.errors import DataError, GateError, ModelError, NmsfreeError
 from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, Engine
 from nmsfree_benchmarks.harness.memory import MemoryMeter
 from nmsfree_benchmarks.harness.options import CPU, RunOptions
 from nmsfree_benchmarks.harness.records import Record
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import STAGES, shares
-from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Rounds, Stopwatch, timed
 from nmsfree_benchmarks.harness.weights import Weights
 from nmsfree_benchmarks.questions.models.summary import COMPILED, EAGER, OTHERS, in_precision
@@ -28,11 +28,12 @@ LOAD_PICTURES = 4
 class Group:
     """Models of one size, whose rows take turns."""
 
-    size: str  # one of `SIZES`
+    size: str  # one of `SIZES`, or "files"
     weights: Sequence[Weights]
     images: list[Image]  # what the times are measured on
     judged: DetectionDataset | None  # images for AP; None where the weights mean nothing on them
     engines: Sequence[str]  # of `CPU_ENGINES`, to time where the device is the processor
+    files: Sequence[Path] = ()  # of the user's own, in place of weights
 
 
 @dataclass(eq=False)
@@ -82,7 +83,10 @@ def time_with_peaks(
         peaks = before.or_faster(gpu_peaks())
 
     def limit(graph: Path, precision: str) -> float | None:
-        return limit_of(graph, peaks).ms if precision in peaks.flops else None
+        try:
+            return limit_of(graph, peaks).ms if precision in peaks.flops else None
+        except ModelError:  # of a file of the user's, whose layers cannot be counted
+            return None
 
     return rounds, limit
 
@@ -99,6 +103,8 @@ def open_rows(group: Group, run: Run) -> list[Row]:
 
     GateError: an FP32 file, which all else is held against, could not be made.
     """
+    if group.files:
+        return file_rows(group.files, run)
     threads, device = run.options.cores, run.options.device
     plain = [Subject(weights, ENGINES[DEPLOYED], threads) for weights in group.weights]
     others = [
@@ -120,6 +126,19 @@ def open_rows(group: Group, run: Run) -> list[Row]:
             own = other.weights is subject.weights and other in made
             if own and run.open(other, other.engine.key):
                 rows.append(Row(other, other.file, bare=timed(other.backend.run, other.prepare)))
+    return rows
+
+
+def file_rows(files: Sequence[Path], run: Run) -> list[Row]:
+    """Files of the user's own in every engine of the device; quick, in the first alone."""
+    device = run.options.device
+    keys = dict.fromkeys([DEPLOYED] * (device == CPU) + [key for key, _ in OTHERS[device]])
+    engines = [ENGINES[key] for key in keys][: 1 if run.options.quick else None]
+    rows = []
+    for engine in engines:
+        for subject in subjects_of(files, engine, run.options.cores, run.options.work):
+            if run.open(subject, f"{subject.model} {engine.key}"):
+                rows.append(Row(subject, subject.file, bare=subject.bare()))
     return rows
 
 
@@ -203,6 +222,19 @@ def postprocess_call(subject: Subject, images: Sequence[Image]) -> Call:
         found = network.run(names, {"images": subject.prepare(image)})
         maps[id(image)] = dict(zip(names, found, strict=True))
     return timed(lambda own: rest.run(DETECTIONS, own), lambda image: maps[id(image)])
+
+
+def knows(row: Row, judged: DetectionDataset, run: Run) -> bool:
+    """Whether the classes of a row are those of the data; that they are not is told."""
+    from nmsfree.evaluation.evaluate import category_ids_of
+
+    try:
+        category_ids_of(row.subject.detector.spec.class_names, judged)
+    except DataError as error:
+        data = run.options.data
+        run.skipped[f"AP of {row.name}"] = str(error).replace(str(data), data.name)
+        return False
+    return True
 
 
 def judge(rows: Sequence[Row], judged: DetectionDataset, step: Callable[[int, int], None]) -> None:

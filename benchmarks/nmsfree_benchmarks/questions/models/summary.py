@@ -8,6 +8,7 @@ from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, REFERENCES, En
 from nmsfree_benchmarks.harness.options import CPU
 from nmsfree_benchmarks.harness.records import (
     EAGER_BY,
+    FIRST_BY,
     FP32_BY,
     Ratio,
     Record,
@@ -89,6 +90,11 @@ def named(results: Results, name: str) -> Record | None:
     return next((record for record in results.records if record.name == name), None)
 
 
+def first_file(results: Results) -> str:
+    """What files of the user's own stand beside; empty where there are none."""
+    return str(next(iter(results.settings.get("files", ())), ""))
+
+
 def ratios(results: Results) -> Iterator[Ratio]:
     """Eager and FP32 by each engine, Detector by bare call, and with NMS by without."""
     for rows in by_size(results).values():
@@ -97,6 +103,8 @@ def ratios(results: Results) -> Iterator[Ratio]:
             eager, plain = named(results, f"{model} {BASELINE}"), reference_of(rows, model)
             if engine not in EAGER and eager is not None:
                 yield Ratio.between(eager, row, f"{EAGER_BY} {label(engine)}", burst)
+            if plain is not None and plain.state.precision != "fp32":  # a file of the user's
+                plain = None
             if engine not in EAGER and plain is not None and plain is not row:
                 yield Ratio.between(plain, row, f"{FP32_BY} by {label(engine)}", burst)
             bare = named(results, f"{row.name} bare")
@@ -105,6 +113,11 @@ def ratios(results: Results) -> Iterator[Ratio]:
             for other in rows:
                 if other.state.engine == engine and other.state.nms and not row.state.nms:
                     yield Ratio.between(other, row, WITH_NMS, burst)
+    for row in detectors(results):
+        first = named(results, f"{first_file(results)} {row.state.engine}")
+        if first is not None and first is not row:
+            meaning = f"{FIRST_BY} another in {label(row.state.engine)}"
+            yield Ratio.between(first, row, meaning, results.burst(row))
 
 
 def facts(results: Results) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def facts(results: Results) -> dict[str, Any]:
                 found["onnxruntime_speedup"][model] = round(ratio(eager.times, row.times), 3)
             if bare is not None:
                 found["detector_overhead"][model] = round(ratio(row.times, bare.times), 3)
-            if state.engine == DEPLOYED:
+            if named(results, f"{row.name} in graph") is not None:
                 ms = stage_ms(row)["postprocess"]
                 found["onnxruntime_postprocess_ms"][model] = round(ms, 3)
             states = [r.state for r in rows if r.state.nms and r.state.engine == state.engine]
@@ -160,6 +173,9 @@ def conclusions(results: Results) -> Iterator[str]:
     # The first sentence is the headline of the page: the detector that is most right.
     for pair in sorted(pairs, key=lambda r: -(results.record(r.to).state.ap or 0)):
         yield _with_nms(results, pair)
+    for r in results.ratios:
+        if r.meaning.startswith(FIRST_BY):
+            yield _beside_first(results, r)
     eager = [
         r for r in results.ratios if r.meaning == f"{EAGER_BY} ONNX Runtime" and r.interval.decides
     ]
@@ -198,24 +214,38 @@ def _with_nms(results: Results, pair: Ratio) -> str:
     return text + "."
 
 
+def _beside_first(results: Results, pair: Ratio) -> str:
+    of, to = results.record(pair.of).state, results.record(pair.to).state
+    text = f"{to.model} has {pair.interval.text(unit=' ×')} the speed of {of.model} in "
+    side, how = results.told_apart(pair)
+    text += label(to.engine) + (how if side else ", not told apart from it")
+    if of.ap is not None and to.ap is not None:
+        text += f"; AP {100 * to.ap:.1f} and {100 * of.ap:.1f}"
+    return text + "."
+
+
 def notes(results: Results) -> Iterator[str]:
     """What the numbers mean, what they say of each other, and what weakens them."""
     yield (
         "One image after another, all rows of a size in turn; from the decoded image to boxes in "
         "its pixels, top-k and NMS included; clocks as the system sets them."
     )
-    yield (
-        "eager = PyTorch. Published timing settings: floor 0.3, top-k 100 a level, NMS 0.45; "
-        "published evaluation settings: floor 0.05, top-k 1000 (o2m) or 100 (o2o), NMS 0.6; both "
-        "sort all scores of a level. Two-stage: evaluation settings with this project's top-k."
-    )
-    yield (
-        "ONNX Runtime: post-processing + NMS is the part of the graph behind its last "
-        "convolutions, run by itself in the same rounds; the network is the rest of the graph's "
-        "median."
-    )
     found = detectors(results)
-    whole = [label(r.state.engine) for r in found if r.state.engine not in (*EAGER, DEPLOYED)]
+    split = [DEPLOYED] if results.where(call="in graph") else []
+    if any(r.state.engine in EAGER for r in found):
+        yield (
+            "eager = PyTorch. Published timing settings: floor 0.3, top-k 100 a level, NMS 0.45; "
+            "published evaluation settings: floor 0.05, top-k 1000 (o2m) or 100 (o2o), NMS 0.6; "
+            "both sort all scores of a level. Two-stage: evaluation settings with this project's "
+            "top-k."
+        )
+    if split:
+        yield (
+            "ONNX Runtime: post-processing + NMS is the part of the graph behind its last "
+            "convolutions, run by itself in the same rounds; the network is the rest of the "
+            "graph's median."
+        )
+    whole = [label(r.state.engine) for r in found if r.state.engine not in (*EAGER, *split)]
     if whole:
         names = ", ".join(dict.fromkeys(whole))
         yield f"{names}: timed as a whole, so that top-k and NMS are in the network's share."
@@ -237,7 +267,8 @@ def notes(results: Results) -> Iterator[str]:
             "stated above; AP would mean nothing."
         )
     for count in sorted({r.state.ap_images for r in found if r.state.ap is not None}):
-        yield f"AP on {count} images of digits val, of the very file and engine that is timed."
+        data = "val" if first_file(results) else "digits val"
+        yield f"AP on {count} images of {data}, of the very file and engine that is timed."
     yield from said_of_doubtful(found)
 
 

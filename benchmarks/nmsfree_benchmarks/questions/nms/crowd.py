@@ -10,7 +10,7 @@ from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.options import CPU, RunOptions
 from nmsfree_benchmarks.harness.run import Run
-from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.weights import Weights, open_weights
 
 WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
@@ -25,8 +25,11 @@ AtFloors = Callable[[Sequence[float]], list[Subject]]
 def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, Subject]:
     """The exported o2m detector at any floors, and the NMS-free one, for square pictures.
 
-    InputError: weights are missing. GateError: a file differs from its checkpoint.
+    Or two files of the user's own in their place, as they are. InputError: weights are missing, or
+    the files are no such pair. GateError: a file differs from its checkpoint.
     """
+    if options.files:
+        return own_pair(options)
     found = [open_weights(_file(options.weights, name), "digits") for name in (WITH_NMS, NMS_FREE)]
     with_nms, free = (crowd_subject(weights, options, (side, side)) for weights in found)
     run.export_whole([with_nms, free])
@@ -51,7 +54,24 @@ def at_floors(subject: Subject, floors: Sequence[float]) -> list[Subject]:
     """The same exported detector with NMS at each score floor."""
     from nmsfree_benchmarks.harness.graphs import with_floor
 
-    return [replace(subject, file=with_floor(subject.file, floor, IOU)) for floor in floors]
+    return [replace(subject, file=with_floor(subject.file, floor)) for floor in floors]
+
+
+def own_pair(options: RunOptions) -> tuple[AtFloors, Subject]:
+    """A file with NMS, at any floors, and one without."""
+    from nmsfree_benchmarks.harness.graphs import load_model
+    from nmsfree_export.graph.contract import read_description
+
+    engine, found = engine_of(options.device), dict[bool, Subject]()
+    for subject in subjects_of(options.files, engine, options.cores, options.work):
+        spec = read_description(subject.model, load_model(subject.file))
+        found[spec.nms is not None] = subject
+    if len(options.files) != 2 or len(found) != 2:
+        raise InputError(
+            f"{len(options.files)} files, expected one with NMS and one without: `nmsfree adopt "
+            "--nms plain` makes one with NMS of the same network"
+        )
+    return lambda floors: at_floors(found[True], floors), found[False]
 
 
 def without_filter(subject: Subject, work: Path) -> Subject | None:

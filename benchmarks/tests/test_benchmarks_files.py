@@ -1,0 +1,136 @@
+"""Files of the user's own, here two of another project: one network without NMS, and with it."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nmsfree.errors import InputError, ModelError
+from nmsfree_benchmarks.cli import app
+from nmsfree_benchmarks.harness.engines import ENGINES
+from nmsfree_benchmarks.harness.run import ask as ask_question
+from nmsfree_benchmarks.harness.subject import subjects_of
+from nmsfree_benchmarks.questions import jitter
+from nmsfree_export.adopt.adopt import AdoptOptions, adopt_onnx
+from nmsfree_export.options import NmsOptions
+
+Ask = Callable[..., dict[str, Any]]
+Left = Callable[[Path, dict[str, Any]], Any]
+FOREIGN = Path(__file__).parents[2] / "export/tests/export_foreign.py"
+NAMES = ["free", "with_nms"]
+
+
+@pytest.fixture(scope="session")
+def adopted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of free.onnx, with_nms.onnx, queries.onnx, and `data` of their classes."""
+    folder = tmp_path_factory.mktemp("adopted")
+    found = importlib.util.spec_from_file_location("export_foreign", FOREIGN)
+    assert found is not None and found.loader is not None
+    foreign = importlib.util.module_from_spec(found)
+    found.loader.exec_module(foreign)
+    theirs = foreign.save(foreign.yolo_rows(), folder / "theirs")
+    adopt_onnx(theirs, folder / "free.onnx")
+    adopt_onnx(foreign.save(foreign.rtdetr_rows(), folder / "other"), folder / "queries.onnx")
+    nms = AdoptOptions(nms=NmsOptions("plain", nms_iou=0.7))
+    adopt_onnx(theirs, folder / "with_nms.onnx", nms)
+    shutil.copytree(tiny / "data", folder / "data")
+    for path in (folder / "data/annotations").glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["categories"] = [{"id": i, "name": f"thing {i}"} for i in range(5)]
+        for box in content["annotations"]:
+            box["category_id"] %= 5
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def words(adopted: Path, tmp_path: Path) -> list[str]:
+    """The two files, and options that write to `tmp_path / "out"`."""
+    options = {"data": adopted / "data", "work": tmp_path / "work", "out": tmp_path / "out"}
+    said = [f"--{name}={path}" for name, path in options.items()]
+    files = [str(adopted / f"{name}.onnx") for name in NAMES]
+    return [*files, *said, "--quick", "--seconds=0", "--threads=1"]
+
+
+def test_the_table_has_files_beside_the_first(
+    ask: Ask, left: Left, words: list[str], tmp_path: Path
+) -> None:
+    results, text = left(tmp_path / "out", ask(*words))
+    assert results.command == (
+        "nmsfree bench --quick --threads 1 --seconds 0 free.onnx with_nms.onnx"
+    )
+    found = results.where(call="detector")
+    assert [(r.state.model, r.state.engine, r.state.size) for r in found] == [
+        (name, "onnxruntime", (64, 64)) for name in NAMES
+    ]
+    assert all(r.state.ap_images == 4 and r.state.ap is not None for r in found)
+    assert {r.meaning for r in results.ratios} == {
+        "Detector by bare call",
+        "with NMS by without",
+        "the first file by another in ONNX Runtime",
+    }
+    assert "with_nms has " in text and "the speed of free in ONNX Runtime" in text
+    assert "eager" not in text and "network's share" in text
+
+
+def test_classes_that_the_data_does_not_have_leave_no_ap(
+    ask: Ask, words: list[str], adopted: Path, tiny: Path
+) -> None:
+    content = ask(str(adopted / "queries.onnx"), f"--data={tiny / 'data'}", *words[3:])
+    assert list(content["skipped"]) == ["AP of queries onnxruntime"]
+    subject = content["records"][0]["subject"]
+    assert (subject["head"], subject["ap"]) == ("queries", None)
+
+
+def test_the_frontier_has_files_beside_the_first(
+    ask: Ask, left: Left, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = {"onnxruntime": ENGINES["onnxruntime"]}
+    monkeypatch.setattr("nmsfree_benchmarks.questions.frontier.ENGINES", engines)
+    results, text = left(tmp_path / "out", ask("frontier", *words))
+    assert [r.state.model for r in results.where(call="detector")] == NAMES
+    (line,) = results.facts["advice"]["free"]
+    assert line.startswith("with_nms in ONNX Runtime") and f"free: {line}" in text
+    assert "beside free in ONNX Runtime" in text
+
+
+def test_jitter_has_a_network_without_nms_beside_it_with(adopted: Path, tmp_path: Path) -> None:
+    files = tuple(adopted / f"{name}.onnx" for name in NAMES)
+    options = jitter.Options(
+        files=files, threads=1, work=tmp_path, levels=(0, 6), tiles=1, passes=1
+    )
+    before = sorted(adopted.iterdir())
+    results = ask_question(jitter, options)
+    assert sorted(adopted.iterdir()) == before
+    assert [(r.state.model, r.parameters["floor"]) for r in results.where(order="ramp")] == [
+        ("free", 0.05), ("with_nms", 0.05), ("with_nms", 0.001)
+    ]  # fmt: skip
+    assert results.settings["iou"] == 0.7 and results.settings["input"] == [64, 64]
+    with pytest.raises(InputError, match="1 files, expected one with NMS and one without"):
+        ask_question(jitter, replace(options, files=files[:1]))
+
+
+def test_what_is_no_file_of_the_contract_is_told(adopted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"theirs: no 'nmsfree' metadata"):
+        subjects_of([adopted / "theirs"], ENGINES["onnxruntime"], 1, tmp_path)
+    with pytest.raises(InputError, match="two files are called free"):
+        subjects_of([adopted / "free.onnx"] * 2, ENGINES["onnxruntime"], 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["jiter"], "jiter is neither a file nor a question, expected one of: compare"),
+        ([str(FOREIGN), "--size", "nano"], "--size chooses among the bundled models"),
+        (["frontier", str(FOREIGN), "--model", "fcos_e2e_nano"], "--model chooses among"),
+    ],
+)
+def test_wrong_usage(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CliRunner().invoke(app, words, catch_exceptions=False)
