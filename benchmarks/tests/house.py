@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14250, "training": 9150, "export": 7000, "benchmarks": 10380}  # of code
-TEST_LINES = {"runtime": 12850, "training": 8900, "export": 4600, "benchmarks": 6850}
+LINES = {"runtime": 14450, "training": 9150, "export": 7000, "benchmarks": 10380}  # of code
+TEST_LINES = {"runtime": 13200, "training": 8900, "export": 4600, "benchmarks": 6850}
 FILES = 246  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -48,6 +48,7 @@ RUNS = {
         ),
         "verify free.onnx int8.onnx --data data --max-unmatched 1 --max-ap-drop 100 --layers"
         " --json verify.json": ("verify.json",),
+        "doctor free.onnx --json doctor_model.json": ("doctor_model.json",),
         "build free.onnx -o free.engine --layers --json build.json": (
             "build.json",
             "free.engine.json",
@@ -77,7 +78,7 @@ RUNS = {
 }
 # Keys that are data, such as names of models, sizes and numbers, and what has only such keys.
 DATA = re.compile(r"fcos_|^[\d.]+$|^\d+x\d+$")
-OF_DATA = {"versions", "skipped", "splits", "images", "peaks", "beyond_limit_ms"}
+OF_DATA = {"tolerances", "versions", "skipped", "splits", "images", "peaks", "beyond_limit_ms"}
 NUMBERS = re.compile(r"(_\d+(\.\d+)?)+$")
 
 

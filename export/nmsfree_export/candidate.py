@@ -28,6 +28,7 @@ from nmsfree_export.graph.write import (
 from nmsfree_export.options import MAX_DROP, STRICT, ExportOptions, Tolerance
 from nmsfree_export.quantize import Calibration, quantize, quantized_nodes
 from nmsfree_export.verify.accuracy import Accuracy, Score, score
+from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import Certificate, Tensors, certify
 from nmsfree_export.verify.int8_certificate import certify_int8
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
@@ -175,6 +176,11 @@ class Verifier:
             if seeded.rows:  # an NMS baseline may find nothing there
                 seeded.enforce()
             return Verification(parity, self.seed, seeded, self._accuracy(backend))
+
+    def with_canary(self, candidate: Candidate) -> ModelSpec:
+        """Describe a candidate together with what it answers to the canary."""
+        with self._opened(candidate.model, candidate.spec) as backend:
+            return with_canary(candidate.spec, backend)
 
     def layers(self, candidate: Candidate) -> list[LayerError]:
         """Return the error of every layer beside FP32, those that add most first."""

@@ -57,6 +57,7 @@ class ExportReport:
             "precision": spec.precision,
             "int8_target": spec.int8_target,
             "threshold": spec.threshold,
+            "canary_rows": spec.canary and len(spec.canary.values()),
             "thresholds": spec.thresholds and spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
@@ -115,13 +116,14 @@ def export_onnx(
                 if spec.precision == "fp32":
                     raise
                 raise explain(failure, verifier.layers(candidate)) from None
-    content = content_of(candidate.model, candidate.spec)
+        spec = verifier.with_canary(candidate)
+    content = content_of(candidate.model, spec)
     write_atomic(out, content)
     return ExportReport(
         out,
         hashlib.sha256(content).hexdigest(),
         len(content),
-        candidate.spec,
+        spec,
         candidate.certificate,
         float_layers=candidate.float_layers,
         attempts=attempts,

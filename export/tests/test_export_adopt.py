@@ -64,6 +64,7 @@ def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -
     assert report.spec.class_names == foreign.NAMES
     with Detector(report.path) as detector:
         rows = detector(bundled_pictures()[2][1], threshold=0.05)
+        assert detector.self_check().ok
     assert len(rows) > 20 and rows.confidence[0] > rows.confidence[-1]
     batch = onnx.load(report.path).graph.input[0].type.tensor_type.shape.dim[0]
     assert (batch.dim_param == "batch") == (letter in "DGJKMNP") == (report.spec.batch is None)
@@ -290,6 +291,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["adoption"]["unmatched"] == 0 and report["classes"] == 5
+    assert report["canary_rows"] == report["top_k"]
     assert "licence of the weights: AGPL-3.0" in done.stderr
     assert out.is_file()
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from nmsfree import Detector
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import DataError, GateError, InputError
 from nmsfree.evaluation.scores import Metrics
@@ -17,6 +18,7 @@ from nmsfree.images import read_image
 from nmsfree.preprocess import resize_into
 from nmsfree_export.export import ExportOptions, ExportReport, export_onnx, make_export_spec
 from nmsfree_export.graph.layers import conv_precisions
+from nmsfree_export.graph.write import content_of
 from nmsfree_export.options import Tolerance
 from nmsfree_export.quantize import load_calibration
 from nmsfree_export.verify import accuracy as accuracy_module
@@ -57,6 +59,19 @@ def test_trained_weights_keep_their_detections_and_ap(trained: ExportReport) -> 
     assert found.ap_reference > 0.6
     assert 0 < abs(found.ap - found.ap_reference) < 0.02, "two files were measured"
     assert 0 < abs(found.threshold - found.threshold_reference) < 0.2
+
+
+def test_it_answers_its_canary(trained: ExportReport, tmp_path: Path) -> None:
+    """Also in OpenVINO, which rounds otherwise; the description alone says where a file may run."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(
+        content_of(onnx.load(trained.path), dataclasses.replace(trained.spec, int8_target=None))
+    )
+    for device, exact in (("cpu", True), ("openvino", False)):
+        with Detector(path, device=device) as detector:
+            found = detector.self_check()
+        assert found.ok and (found.missing == 0) == exact
+        assert found.tolerance.missing == 0.4
 
 
 def test_the_file_says_what_it_is(trained: ExportReport) -> None:

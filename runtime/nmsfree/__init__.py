@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "CallableBackend",
+    "Canary",
     "CheckpointError",
     "DataError",
     "Detection",
@@ -42,24 +43,28 @@ __all__ = [
     "NmsfreeError",
     "RawDetections",
     "Resize",
+    "SelfCheck",
     "Thresholds",
+    "Tolerance",
     "read_image",
 ]
 
 if TYPE_CHECKING:
     from nmsfree.backends import Backend, CallableBackend, RawDetections
+    from nmsfree.canary import SelfCheck
     from nmsfree.detections import Detection, Detections
     from nmsfree.detector import Detector
     from nmsfree.images import read_image
-    from nmsfree.spec import ModelSpec, NmsSpec, Resize, Thresholds
+    from nmsfree.spec import Canary, ModelSpec, NmsSpec, Resize, Thresholds, Tolerance
 else:
     # Imported when they are asked for: NumPy and OpenCV take a while that `--help` need not wait.
     _HOMES = {
         "backends": ("Backend", "CallableBackend", "RawDetections"),
+        "canary": ("SelfCheck",),
         "detections": ("Detection", "Detections"),
         "detector": ("Detector",),
         "images": ("read_image",),
-        "spec": ("ModelSpec", "NmsSpec", "Resize", "Thresholds"),
+        "spec": ("Canary", "ModelSpec", "NmsSpec", "Resize", "Thresholds", "Tolerance"),
     }
 
     def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.contract import rows_of
 from nmsfree.backends.options import Precision
+from nmsfree.canary import SelfCheck, check_canary
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
@@ -203,6 +204,19 @@ class Detector:
             for image, row in zip(images, inputs, strict=False)
         ]
         return inputs, geometries
+
+    def self_check(self) -> SelfCheck:
+        """Run the model's canary once: does this engine still answer as the file did at export?
+
+        It is a picture of the input's size that the file's description defines, with the rows that
+        the file gave; they are compared as sets, within what this kind of engine may differ by. The
+        picture fills a fixed batch, every image of which is compared; an open batch takes one.
+
+        Raises:
+            ModelError: the file has no canary (older ones have none), or a damaged one.
+            EngineError: the engine failed.
+        """
+        return check_canary(self.backend, "the model" if self._path is None else self._path)
 
     def _thresholds(self, threshold: Threshold | None) -> NDArray[np.float32]:
         """Return the threshold of every class, float32 [classes]."""

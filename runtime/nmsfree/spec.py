@@ -6,6 +6,7 @@ since a model fed with wrongly resized pictures would answer all the same.
 """
 
 import json
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from nmsfree.decode import Byte, Positive, Share, Side, decode_format
+from nmsfree.decode import Byte, Positive, Sha256, Share, Side, decode_format
 from nmsfree.errors import ModelError
 
 TARGET_PRECISION = 0.9
@@ -78,9 +79,10 @@ class Thresholds:
 
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize, int8_target
+FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize, int8_target, canary
 
 AGAIN = "export the model again"
+LEAST_ROWS = 10  # of a canary: fewer say too little
 
 Head = Literal["o2o", "o2m", "queries"]
 Target = Literal["cpu", "tensorrt"]
@@ -119,6 +121,48 @@ class NmsSpec:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What may differ from the rows of a canary."""
+
+    score: Annotated[float, Meta(gt=0)]  # of ln(score): about the relative difference of scores
+    box: Annotated[float, Meta(gt=0)]  # of a corner, in input pixels
+    missing: Share  # rows that may differ by more, of all
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What a file answered when it was written, to a picture that anybody can compute.
+
+    Attributes:
+        seed, sha256: of the picture, see `nmsfree.canary.canary_picture`; its bytes row by row.
+        rows: all rows, also those below the floor (of NMS: those that it left); base64 of float32,
+            little-endian [n, 6], x1, y1, x2, y2 in input pixels, score, class.
+        tolerances: by what computes: "cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx" in the
+            precision of the file, or "tf32" and "bf16" wherever an engine computes less exactly.
+    """
+
+    seed: Annotated[int, Meta(ge=0, lt=2**31)]
+    sha256: Sha256
+    rows: str
+    tolerances: Mapping[str, Tolerance]
+
+    def __post_init__(self) -> None:
+        values = self.values()
+        if not np.isfinite(values).all() or len(values) < LEAST_ROWS:
+            raise ModelError(
+                f"its canary has {len(values)} rows, expected {LEAST_ROWS} or more of finite"
+                " numbers"
+            )
+
+    def values(self) -> NDArray[np.float32]:
+        """The rows, float32 [n, 6]."""
+        try:
+            return np.frombuffer(b64decode(self.rows, validate=True), "<f4").reshape(-1, 6)
+        except ValueError:
+            raise ModelError("its canary's rows cannot be read") from None
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a model takes and gives.
 
@@ -138,6 +182,7 @@ class ModelSpec:
         int8_target: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs
             on any, see `check_int8_target`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
+        canary: what the file must answer to one picture; None in files that have none.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
     """
@@ -157,6 +202,7 @@ class ModelSpec:
     precision: str = "fp32"
     int8_target: Target | None = None
     thresholds: Thresholds | None = None
+    canary: Canary | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: Annotated[str, Meta(pattern=r"^2(\.|$)")] = FORMAT_VERSION
 
@@ -172,6 +218,9 @@ class ModelSpec:
                 f"thresholds of {measured} classes for {len(self.class_names)} class names: "
                 "measure them again with `nmsfree eval`"
             )
+        rows = self.canary and len(self.canary.values())
+        if rows and (rows > self.top_k or (self.nms is None and rows < self.top_k)):
+            raise ModelError(f"its canary has {rows} rows, the file {self.top_k}")
         if len(set(self.class_names)) != len(self.class_names):
             twice = next(n for n in self.class_names if self.class_names.count(n) > 1)
             raise ModelError(f"class name {twice!r} occurs twice: give every class its own name")
@@ -240,22 +289,3 @@ def check_int8_target(path: Path, spec: ModelSpec, device: str) -> None:
             f"{path}: made for {spec.int8_target}, not for {device}: {reason};"
             f" export with {_INSTEAD[device]}"
         )
-
-
-def canary(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return a BGR picture of coloured squares, uint8 [height, width, 3].
-
-    Unsigned 32-bit arithmetic, which wraps, and nothing else. Channel c of pixel (x, y) is
-    (3 · h(32) + h(8)) / 4, rounded down, where of the square of side s that the pixel is in
-
-        h(s) = the upper 8 bits of k · 2246822519, k = i xor (i / 2^15),
-        i = (seed + s + 3 · (x / s) + 12288 · (y / s) + c) · 2654435761.
-    """
-    y, x, c = (axis.astype(np.uint32) for axis in np.ogrid[:height, :width, :3])
-    picture = np.zeros((height, width, 3), np.uint32)
-    for side, weight in ((32, 3), (8, 1)):
-        number: NDArray[Any] = np.uint32(seed + side) + 3 * (x // side) + 12288 * (y // side) + c
-        number = number * np.uint32(2654435761)
-        number = (number ^ (number >> 15)) * np.uint32(2246822519)
-        picture += weight * (number >> 24)
-    return (picture // 4).astype(np.uint8)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from nmsfree.errors import MissingExtraError
 from nmsfree.preprocess import PAD_BGR, Geometry, fit, resize_into
-from nmsfree.spec import Resize, canary
+from nmsfree.spec import Resize
 
 INPUT = (64, 96)
 SIZES = [
@@ -168,17 +168,3 @@ def test_antialiasing_is_pillows_and_needs_it(monkeypatch: pytest.MonkeyPatch) -
 def test_padding_is_the_mean_of_training() -> None:
     rgb_mean = np.array([0.485, 0.456, 0.406])
     assert np.abs(np.array(PAD_BGR[::-1]) / 255 - rgb_mean).max() <= 0.5 / 255
-
-
-def test_the_canary_is_what_its_formula_says() -> None:
-    """In whole numbers of Python, cut to 32 bits."""
-    low = 2**32 - 1
-    for seed in (0, 7):
-        picture = canary(70, 100, seed)
-        for y, x, c in ((0, 0, 0), (69, 99, 2), (31, 32, 1), (8, 7, 0)):
-            parts = []
-            for side in (32, 8):
-                i = (seed + side + 3 * (x // side) + 3 * 4096 * (y // side) + c) * 2654435761 & low
-                parts.append((((i ^ (i >> 15)) * 2246822519) & low) >> 24)
-            assert picture[y, x, c] == (3 * parts[0] + parts[1]) // 4
-    assert len(np.unique(canary(256, 256))) > 200

@@ -14,7 +14,15 @@ import runtime_helpers as helpers
 
 from nmsfree import Detector, ModelError, ModelSpec, NmsSpec
 from nmsfree.decode import decode_json
-from nmsfree.spec import FORMAT_VERSION, TARGETS, Resize, Thresholds, check_int8_target
+from nmsfree.spec import (
+    FORMAT_VERSION,
+    TARGETS,
+    Canary,
+    Resize,
+    Thresholds,
+    Tolerance,
+    check_int8_target,
+)
 
 MakeSpec = Callable[..., ModelSpec]
 MEASURED = Thresholds(
@@ -26,6 +34,7 @@ MEASURED = Thresholds(
     recall_at_precision_per_class=(0.25, None, None),
     measured_on="digits val, 300 images, IoU 0.5",
 )
+CANARY = Canary(3, "0" * 64, "AAAAAAAAAAAAAAAA" * 20, {"cpu": Tolerance(0.001, 0.05, 0.0)})
 VARIANTS = [
     {},
     {"batch": 8, "resize": Resize(interpolation="area"), "precision": "fp16"},
@@ -34,9 +43,10 @@ VARIANTS = [
     {"class_names": ("Fußgänger", 'a "b"\n'), "category_ids": (0, 90)},
     {"thresholds": MEASURED, "threshold": 0.6},
     {"precision": "int8", "int8_target": "tensorrt"},
+    {"canary": CANARY},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
-OPTIONAL = {"thresholds", "int8_target"}
+OPTIONAL = {"thresholds", "int8_target", "canary"}
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
 
 

@@ -9,7 +9,7 @@ labelled pictures (`nmsfree eval`).
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends.rows import Rows, match
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
@@ -39,7 +40,9 @@ from nmsfree_export.adopt.foreign import (
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
 from nmsfree_export.adopt.reference import Original, first_line
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
-from nmsfree_export.verify.parity import Pictures, Rows, load_images, match
+from nmsfree_export.graph.contract import describe
+from nmsfree_export.verify.canary import with_canary
+from nmsfree_export.verify.parity import FAR, Pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
@@ -101,6 +104,7 @@ class AdoptReport:
             "resize": asdict(self.spec.resize),
             "classes": len(self.spec.class_names),
             "top_k": self.spec.top_k,
+            "canary_rows": self.spec.canary and len(self.spec.canary.values()),
             "provenance": dict(self.spec.provenance),
             "adoption": asdict(self.adoption),
             "preprocessing": [trial.to_json() for trial in self.trials],
@@ -137,18 +141,22 @@ def adopt_onnx(
         options = trials[0].options
     foreign = original.complete(recognize(file, options, "by AP" if labelled else "as told"))
     spec = make_adopted_spec(file, foreign, options, hashlib.sha256(data).hexdigest())
+    half = original.dtypes[foreign.images] == np.float16
+    spec = replace(spec, precision="fp16" if half else "fp32")
     adopted = rewrite(model, foreign, spec)
     operator = spec.nms is not None and spec.nms.steps is None
     check_structure(adopted, {"NonMaxSuppression"} if operator else set())
     pictures = [*load_images(images)] if images else bundled_pictures()
-    content: bytes = adopted.SerializeToString()
+    ties = 0 if spec.nms is None else TIES
     with temporary_folder() as folder:
         part = folder / "adopted.part"
-        part.write_bytes(content)
+        part.write_bytes(adopted.SerializeToString())
         adoption = compare(original, part, foreign, pictures, progress)
-    half = original.dtypes[foreign.images] == np.float16
-    ties = 0 if spec.nms is None else TIES
-    enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
+        enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
+        with closing(OnnxRuntimeBackend(part)) as backend:
+            spec = with_canary(spec, backend)
+    describe(adopted, spec)
+    content: bytes = adopted.SerializeToString()
     write_atomic(out, content)
     return AdoptReport(
         out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption, trials
@@ -251,7 +259,7 @@ def compare(
                 raw.detection_classes[0, :rows_here].astype(np.int64),
             )
             a, b = (Rows(*side, _cut(side, backend.spec)) for side in (want, have))
-            ours, theirs = match(a, b, max(picture.shape[:2]))
+            ours, theirs = match(a, b, FAR, FAR * max(picture.shape[:2]))
             scale = max(geometry.scale_x, geometry.scale_y)
             apart = np.abs(a.boxes[ours] - b.boxes[theirs]).max(axis=1, initial=0) * scale
             if backend.spec.nms is not None:

@@ -8,18 +8,19 @@ stay without a partner only where the list is cut: its score is within the toler
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import Backend, RawDetections
+from nmsfree.backends.rows import match, raw_rows
+from nmsfree.canary import canary_picture
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.detector import IMAGES_PER_RUN, Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.images import read_image
 from nmsfree.nms import overlapping
-from nmsfree.spec import ModelSpec, canary
+from nmsfree.spec import ModelSpec
 from nmsfree.streams.sources import IMAGE_SUFFIXES
 from nmsfree_export.graph.contract import outputs_of
 from nmsfree_export.options import STRICT, UNMATCHED, Tolerance
@@ -145,7 +146,7 @@ def seeded_images(seed: int, spec: ModelSpec) -> Pictures:
     return [
         (f"scene of seed {seed}", make_scene("val", 0, seed).image),
         (f"noise of seed {seed}", np.ascontiguousarray(noise)),
-        ("canary", canary(spec.height, spec.width)),
+        ("canary", canary_picture(spec.height, spec.width)),
     ]
 
 
@@ -182,8 +183,8 @@ def compare(
         for backend, raw in zip((a, b), raws, strict=True):
             _check_contract(raw, backend, tolerance)
         for i, (name, _) in enumerate(chunk):
-            both = ours, theirs = tuple(_rows(raw, i, a.spec) for raw in raws)
-            found, other = match(ours, theirs, max(a.spec.height, a.spec.width))
+            both = ours, theirs = tuple(raw_rows(raw, i, a.spec) for raw in raws)
+            found, other = match(ours, theirs, FAR, FAR * max(a.spec.height, a.spec.width))
             lonely = ours.alone(found, theirs, tolerance.score)
             lonely += theirs.alone(other, ours, tolerance.score)
             rows, unmatched = rows + len(found) + lonely, unmatched + lonely
@@ -244,48 +245,3 @@ def run_any_batch(backend: Backend, pixels: NDArray[np.uint8]) -> RawDetections:
         filled[: len(chunk)] = chunk
         parts.append([output[: len(chunk)] for output in backend.run(filled)])
     return RawDetections(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-
-
-class Rows(NamedTuple):
-    """Of one picture, best first: boxes xyxy [n, 4], scores and classes [n]."""
-
-    boxes: NDArray[np.floating[Any]]
-    scores: NDArray[np.floating[Any]]
-    classes: NDArray[np.integer[Any]]
-    cut: float  # rows near this score may be missing
-
-    def alone(self, matched: NDArray[np.intp], other: "Rows", score: float) -> int:
-        """Count the rows without a partner that the other list, had it one, would not have cut.
-
-        `score`: by how much a score may differ.
-        """
-        return int((np.delete(self.scores, matched) > other.cut + score).sum())
-
-
-def _rows(raw: RawDetections, i: int, spec: ModelSpec) -> Rows:
-    scores = raw.detection_scores[i]
-    count = len(scores) if spec.nms is None else int(raw.num_detections[i, 0])
-    cut = float(scores[-1]) if count == len(scores) else spec.score_floor
-    boxes, classes = raw.detection_boxes[i], raw.detection_classes[i]
-    return Rows(boxes[:count], scores[:count], classes[:count], cut)
-
-
-def match(a: Rows, b: Rows, side: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows of `a` that have a partner, and their partners in `b`; closest pairs first.
-
-    Closeness counts score and box (in units of `side`) together, so that of two equal boxes (two
-    classes' worth of one cell, or twins) the one with the right score is taken.
-    """
-    distance = np.abs(a.boxes[:, None] - b.boxes[None]).max(axis=-1) / side
-    distance = np.maximum(distance, np.abs(a.scores[:, None] - b.scores[None]))
-    distance[a.classes[:, None] != b.classes[None]] = np.inf
-    partner = np.full(len(a.scores), -1)
-    taken = np.zeros(len(b.scores), bool)
-    for flat in np.argsort(distance, axis=None, kind="stable"):
-        i, j = divmod(int(flat), len(b.scores))
-        if distance[i, j] > FAR:
-            break
-        if partner[i] < 0 and not taken[j]:
-            partner[i], taken[j] = j, True
-    found = np.flatnonzero(partner >= 0)
-    return found, partner[found]

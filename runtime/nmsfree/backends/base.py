@@ -29,7 +29,10 @@ class RawDetections(NamedTuple):
 
 
 class Backend(Protocol):
-    """Something that runs a model. `run` must be safe to call from several threads."""
+    """Something that runs a model. `run` must be safe to call from several threads.
+
+    It may have `arithmetic`: a name of `spec.Canary.tolerances`; "cpu" if it has none.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...

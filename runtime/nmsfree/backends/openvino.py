@@ -220,6 +220,7 @@ class OpenVinoBackend:
         model, self.spec = read_model(openvino, path)
         check_int8_target(path, self.spec, "openvino")
         compiled, self.description = compile_model(openvino, model, plugin, threads, precision)
+        self.arithmetic = "bf16" if precision == "bf16" else "openvino"
         self._errors = vendor_errors(openvino)
         names = [port.names for port in compiled.outputs]  # in an order of its own
         self._indices = [

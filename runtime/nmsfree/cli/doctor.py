@@ -1,6 +1,7 @@
-"""`nmsfree doctor`: which engines run on this machine, and what is missing."""
+"""`nmsfree doctor`: which engines run on this machine, what is missing, and a file's canary."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,17 +10,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nmsfree.backends import open_backend
+from nmsfree.backends.options import DEFAULTS, DEVICE, Options
 from nmsfree.cli.options import command, json_option
 from nmsfree.cli.progress import progress_bar
+from nmsfree.detector import Detector
 from nmsfree.doctor.report import ENGINES, Check, Report, examine
 from nmsfree.doctor.system import System
+from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_json
+from nmsfree.options import Option
+from nmsfree.text import shown
 
 
 @dataclass(frozen=True)
 class Request:
     """What `nmsfree doctor` is asked."""
 
+    model: Annotated[
+        Path | None,
+        Option("Check this .onnx or .engine instead.", argument=True, metavar="MODEL"),
+    ] = None
+    device: Annotated[str | None, DEVICE] = None
+    engine: Options = DEFAULTS
     json_file: Annotated[str | None, json_option('Write it as JSON; "-" is stdout.')] = None
 
 
@@ -28,9 +41,23 @@ def _doctor(request: Request) -> None:
 
     Runs a tiny model on every engine, each in a process of its own; installs nothing.
 
-    The exit status is 0 if at least one engine runs, else 1.
+    With MODEL, runs that file's canary instead: does this engine still answer it as the file did
+    when it was written?
+
+    The exit status is 0 if at least one engine runs, or if MODEL answers the same, else 1.
+
+    Examples:
+
+    nmsfree doctor
+
+    nmsfree doctor model.engine
     """
-    check_outputs([request.json_file])
+    check_outputs([request.json_file], [request.model] if request.model else [])
+    if request.model is not None:
+        _check_model(request.model, request)
+        return
+    if request.device is not None or request.engine != DEFAULTS:
+        raise InputError("--device and options of engines are for a MODEL: give one")
     with progress_bar() as bar:
         task = bar.add_task("trying engines", total=len(ENGINES))
         report = examine(lambda name: bar.advance(task))
@@ -38,6 +65,17 @@ def _doctor(request: Request) -> None:
         print_report(report)
     write_json(request.json_file, report.to_json())
     if not report.healthy:
+        raise typer.Exit(1)
+
+
+def _check_model(model: Path, request: Request) -> None:
+    """Run a file's canary, and print a line."""
+    with Detector(open_backend(model, request.device, request.engine)) as detector:
+        found = detector.self_check()
+    if request.json_file != "-":
+        typer.echo(shown(f"{model}: {found}", 500), err=not found.ok)
+    write_json(request.json_file, {"file": str(model)} | found.to_json())
+    if not found.ok:
         raise typer.Exit(1)
 
 

@@ -69,6 +69,8 @@ class OnnxRuntimeBackend:
         if self._opened.gpu:
             self._errors = gpu_errors()
         self.description = self._opened.description
+        on_gpu = "tf32" if options.tf32 else place.kind
+        self.arithmetic = on_gpu if self._opened.gpu else "cpu"
         self._opening = threading.Lock()
         self._forked = False
         watch(self)

@@ -99,6 +99,7 @@ class TensorRtBackend:
         self.spec = self._engine.sidecar.spec
         if not self._engine.dynamic:
             self.spec = replace(self.spec, batch=self._engine.largest)
+        self.arithmetic = "tf32" if self._engine.sidecar.tf32 else vendor.name
         self._last = threading.local()
         # In one stream, runs take turns: a graph that records would take in another thread's work.
         self._turn: AbstractContextManager[object] = threading.Lock() if adopted else nullcontext()
