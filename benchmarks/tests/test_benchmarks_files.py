@@ -16,7 +16,9 @@ from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness.engines import ENGINES
 from nmsfree_benchmarks.harness.run import ask as ask_question
 from nmsfree_benchmarks.harness.subject import subjects_of
+from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.questions import jitter
+from nmsfree_benchmarks.questions.nms import question as nms
 from nmsfree_export.adopt.adopt import AdoptOptions, adopt_onnx
 from nmsfree_export.options import NmsOptions
 
@@ -114,6 +116,24 @@ def test_jitter_has_a_network_without_nms_beside_it_with(adopted: Path, tmp_path
     assert results.settings["iou"] == 0.7 and results.settings["input"] == [64, 64]
     with pytest.raises(InputError, match="1 files, expected one with NMS and one without"):
         ask_question(jitter, replace(options, files=files[:1]))
+
+
+def test_the_price_of_nms_of_a_network_without_it_and_with_it(
+    adopted: Path, tmp_path: Path
+) -> None:
+    files = tuple(adopted / f"{name}.onnx" for name in NAMES)
+    plan = Plan(seconds=0, min_rounds=2)
+    few = nms.Range((0, 6), (0.05, 0.001), (0.7,), (1,), 1, plan, plan)
+    options = nms.Options(files=files, threads=1, work=tmp_path, range=few, tiles=1)
+    results = ask_question(nms, options)
+    wholes, free = (results.where(what=what) for what in ("with NMS", "NMS-free"))
+    assert [(r.state.model, r.parameters["floor"]) for r in wholes] == [
+        ("with_nms", floor) for _ in few.objects for floor in few.floors
+    ]
+    assert {r.state.model for r in free} == {"free"}
+    assert all(0 < r.figures["kept"] <= r.figures["candidates"] for r in wholes)
+    assert results.facts["nms_tail_ms_6_0.001"] > 0 and "NMS alone" in results.skipped
+    assert any("in the call, 6 objects" in line for line in nms.conclusions(results))
 
 
 def test_what_is_no_file_of_the_contract_is_told(adopted: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
-from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE, IOU
+from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
 
@@ -346,7 +346,9 @@ class Contest:
 
 def _load(subject: Subject, found: Candidates) -> dict[str, float]:
     """How many candidates an image has above the floor, and how many boxes NMS keeps."""
-    setting = Setting(subject.detector.spec, found.scores.shape[1], subject.floor, IOU, 1)
+    spec = subject.detector.spec
+    assert spec.nms is not None
+    setting = Setting(spec, found.scores.shape[1], subject.floor, spec.nms.iou, 1)
     kept = MAKERS[REFERENCE](setting)(found)
     return {
         "candidates": round(found.above(subject.floor), 1),
@@ -355,7 +357,9 @@ def _load(subject: Subject, found: Candidates) -> dict[str, float]:
 
 
 def _tail_call(subject: Subject, found: Candidates) -> Call:
-    tail = nms_tail(subject.detector.spec, found.scores.shape[1], subject.floor, IOU)
+    spec = subject.detector.spec
+    assert spec.nms is not None
+    tail = nms_tail(spec, found.scores.shape[1], subject.floor, spec.nms.iou)
     session = open_session(tail, subject.threads)
     inputs = [dict(zip(IN, found.of([i]), strict=True)) for i in range(len(found.scores))]
     return on_slots(lambda own: session.run(DETECTIONS, own), inputs)

@@ -82,10 +82,9 @@ def without_filter(subject: Subject, work: Path) -> Subject | None:
     from nmsfree_training.weights.checkpoint import save_checkpoint
 
     weights = subject.weights
-    assert weights is not None
-    checkpoint = weights.checkpoint
-    if not checkpoint.model.dedup_iou:
+    if weights is None or not weights.checkpoint.model.dedup_iou:
         return None
+    checkpoint = weights.checkpoint
     bare = work / f"{weights.name}-unfiltered-{sha256(weights.file)[:12]}.safetensors"
     if not bare.is_file():
         state = {k: v for k, v in checkpoint.state.items() if ".duplicate_filter." not in k}

@@ -8,6 +8,8 @@ operators.
 
 Example: nmsfree bench nms
 
+A network of yours, adopted with NMS and without: nmsfree bench nms free.onnx nms.onnx
+
 A first look: nmsfree bench nms --quick
 
 Only one implementation: nmsfree bench nms --implementation onnx --seconds 30
@@ -24,10 +26,9 @@ from typing import Annotated
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.errors import InputError
 from nmsfree.options import Option
-from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.graphs import open_session, without_nms
-from nmsfree_benchmarks.harness.options import CPU, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import TILES, full_hd, make_crowd
 from nmsfree_benchmarks.harness.records import Record
 from nmsfree_benchmarks.harness.run import Case, Run
@@ -46,7 +47,6 @@ from nmsfree_benchmarks.questions.nms.calls import (
 from nmsfree_benchmarks.questions.nms.crowd import (
     IOU,
     LOWEST_FLOOR,
-    TOP_K,
     at_floors,
     crowd_subject,
     crowd_subjects,
@@ -117,6 +117,7 @@ QUICK = Range(
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
+    files: Files = ()
     data: Path = Path("data/digits")
     implementation: Annotated[
         tuple[str, ...] | None,
@@ -138,6 +139,13 @@ class Options(RunOptions):
 
         InputError: implementations were asked for on a device that has none of them.
         """
+        if self.files and (self.large or self.implementation is not None):
+            raise InputError(
+                "--large and --implementation are of the bundled models: no files then"
+            )
+        if self.files:
+            alone = "its candidates are those of the bundled models, measure it without files"
+            return {"NMS alone": alone}
         if self.device == CPU:
             return {}
         if self.implementation is not None:
@@ -176,16 +184,18 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         ]
         step(done, len(chosen.objects))
     contest = Contest(with_nms(chosen.floors), others, options.device == CPU)
-    run.settings |= {
-        "burst": {},
-        "base": vars(chosen.points[0]),
-        "scenes": chosen.scenes,
-        "size": [256 * options.tiles] * 2,
-        "top_k": TOP_K,
-        "candidates_per_level": NmsSpec().candidates_per_level,
-    }
     for subject in (*contest.with_nms, *others.values()):
         subject.open(run.stack)
+    nms = contest.with_nms[0].detector.spec.nms
+    assert nms is not None
+    run.settings |= {
+        "burst": {},
+        "base": vars(chosen.points[0]) | {"iou": nms.iou},
+        "scenes": chosen.scenes,
+        "size": [256 * options.tiles] * 2,
+        "top_k": free.detector.spec.top_k,
+        "candidates_per_level": nms.candidates or nms.candidates_per_level,
+    }
     rounds = partial(_rounds, options, run)
     if names:
         yield from rounds("alone", _alone(contest, scenes, names, options), chosen.alone)
