@@ -64,7 +64,10 @@ def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -
     assert report.spec.class_names == foreign.NAMES
     with Detector(report.path) as detector:
         rows = detector(bundled_pictures()[2][1], threshold=0.05)
-        assert detector.self_check().ok
+    for device in ("cpu", "openvino"):
+        with Detector(report.path, device=device) as detector:
+            found = detector.self_check()
+        assert found.ok and found.missing == 0, str(found)
     assert len(rows) > 20 and rows.confidence[0] > rows.confidence[-1]
     batch = onnx.load(report.path).graph.input[0].type.tensor_type.shape.dim[0]
     assert (batch.dim_param == "batch") == (letter in "DGJKMNP") == (report.spec.batch is None)

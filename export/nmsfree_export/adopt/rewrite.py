@@ -158,12 +158,12 @@ def _from_rows(
     add: Nodes, outputs: list[str], foreign: Foreign, spec: ModelSpec
 ) -> tuple[str, str, str]:
     """[N, K, 6] → boxes, scores [N, K], classes int64 [N, K] by their number in the file."""
-    rows, places = outputs[0], ((0, 4), (4, 5), (5, 6))
+    rows, places = outputs[0], ([0, 1, 2, 3], 4, 5)
     if foreign.output.kind == "paddle":
-        rows, places = add("Reshape", rows, add.of([-1, foreign.rows, 6])), ((2, 6), (1, 2), (0, 1))
-    parts = [add("Slice", rows, add.of([a]), add.of([b]), add.of([2])) for a, b in places]
-    boxes = _corners(add, parts[0], foreign, spec)
-    scores, classes = (add("Squeeze", part, add.of([2])) for part in parts[1:])
+        rows, places = add("Reshape", rows, add.of([-1, foreign.rows, 6])), ([2, 3, 4, 5], 1, 0)
+    # No Slice: OpenVINO takes away one that GatherElements reads, and refuses what is left.
+    boxes, scores, classes = (add("Gather", rows, add.of(place), axis=2) for place in places)
+    boxes = _corners(add, boxes, foreign, spec)
     return _chosen(add, boxes, scores, add("Cast", classes, to=INT64), foreign, spec)
 
 
@@ -204,14 +204,11 @@ def _from_dense(
         joined = outputs[0]
         if found.columns_first:
             joined = add("Transpose", joined, perm=[0, 2, 1])
-        end = np.iinfo(np.int64).max
-        boxes, scores = (
-            add("Slice", joined, add.of([a]), add.of([b]), add.of([2]))
-            for a, b in ((0, 4), (4, end))
-        )
+        boxes = add("Gather", joined, add.of(range(4)), axis=2)  # no Slice: see `_from_rows`
+        scores = add("Gather", joined, add.of([4 + c for c in foreign.columns]), axis=2)
     else:
-        boxes, scores = outputs
-    scores = add("Gather", scores, add.of(foreign.columns), axis=2)
+        boxes = outputs[0]
+        scores = add("Gather", outputs[1], add.of(foreign.columns), axis=2)
     count, queries = len(foreign.columns), foreign.queries
     if queries is None or queries > spec.top_k:
         _, places = add.top(add.maximum(scores), spec.top_k)
