@@ -13,6 +13,7 @@ all but one temporary folder is read-only.
 """
 
 import argparse
+import base64
 import gc
 import importlib
 import json
@@ -229,6 +230,59 @@ def _damage_message(message: Any, rng: random.Random) -> None:
         return
 
 
+def adoptions(rng: random.Random, base: Path, here: Path) -> Arguments:
+    """A file of another project: bytes, a field of a message, or what it says of itself."""
+    import onnx
+
+    source = rng.choice(sorted((base / "theirs").iterdir()))
+    data, what = source.read_bytes(), rng.random()
+    if what < 0.25:
+        data = damage_bytes(data, rng)
+    else:
+        model = onnx.load_from_string(data)
+        if what < 0.55 and model.metadata_props:
+            for entry in rng.choices(model.metadata_props, k=rng.randint(1, 3)):
+                odd = rng.choice(JSON_VALUES + WORDS) if rng.random() < 0.5 else entry.value
+                entry.value = damage_text(odd or "x", rng).decode("utf-8", "replace")
+        else:
+            for _ in range(rng.randint(1, 3)):
+                _damage_message(model, rng)
+        data = model.SerializeToString()
+    (here / "theirs.onnx").write_bytes(data)
+    told = rng.choice(
+        ((), (), ("--names", "a,b,c,d,e"), ("--nms", "plain"), ("--top-k", "7"), ("--classes", "x"))
+    )
+    return ["adopt", "theirs.onnx", "-o", "ours.onnx", *told]
+
+
+def canaries(rng: random.Random, base: Path, here: Path) -> Arguments:
+    """A description with a damaged canary: its fields, or the numbers of its rows."""
+    import onnx
+
+    model = onnx.load(base / "canary.onnx")
+    entry = model.metadata_props[0]
+    content = json.loads(entry.value)
+    canary = content.pop("canary")
+    if rng.random() < 0.4:
+        finite = rng.random() < 0.7
+        rows = bytearray(base64.b64decode(canary["rows"]))
+        for _ in range(rng.randint(1, 20)):
+            odd = rng.choice(
+                (-1.0, 0.0, 0.5, 1e30, -3e38) if finite else (float("nan"), float("inf"))
+            )
+            struct.pack_into("<f", rows, 4 * rng.randrange(len(rows) // 4), odd)
+        canary["rows"] = base64.b64encode(rows).decode()
+        text = json.dumps({"canary": canary})
+    else:
+        text = damage_json({"canary": canary}, rng)
+    text = json.dumps(content)[:-1] + ", " + text.removeprefix("\ufeff")[1:]
+    entry.value = text.encode("utf-8", "replace").decode()
+    onnx.save(model, here / "m.onnx")
+    if rng.random() < 0.2:
+        return ["detect", str(base / "a.png"), "--model", "m.onnx", "--no-save"]
+    return ["doctor", "m.onnx", "--threads", "1", "--device", rng.choice(("cpu", "openvino"))]
+
+
 def checkpoints(rng: random.Random, base: Path, here: Path) -> Arguments:
     """A `.safetensors` file (bytes, header, description) or a published `.pth`."""
     if rng.random() < 0.2:
@@ -397,6 +451,7 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
         "export": [nano, "-o", "x.onnx", "--size", "1", "1"],
         "build": [model, "-o", "x.engine"],
         "verify": [model, model],
+        "adopt": [str(base / "theirs/yolo_rows.onnx"), "-o", "x.onnx"],
         "train": ["--data", data, "--val", "", "--epochs", "1", "--threads", "1", "--workers", "0"],
         "weights list": ["--manifest", str(base / "manifest.toml")],
         "weights card": [nano, "--data", data],
@@ -428,6 +483,8 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
 
 KINDS = {
     "models": Kind(30, models),
+    "adoptions": Kind(12, adoptions),
+    "canaries": Kind(6, canaries),
     "checkpoints": Kind(12, checkpoints),
     "annotations": Kind(20, annotations),
     "images": Kind(15, images),
@@ -473,6 +530,15 @@ def write_base(base: Path) -> None:
     shutil.copy(root / "docs/study/o2m_e16_s0.json", base / "study.json")
     shutil.copy(root / "benchmarks/baseline.json", base / "bench.json")
     shutil.copy(root / "weights/manifest.toml", base / "manifest.toml")
+    for folder in ("theirs", "adopt"):
+        (base / folder).mkdir()
+    sys.path.append(str(root / "export/tests"))
+    import export_foreign
+
+    for make in ("yolo_rows", "rtdetr_dense", "sorted_triple", "logits", "libreyolo_logits"):
+        export_foreign.save(getattr(export_foreign, make)(), base / f"theirs/{make}.onnx")
+    adopt = ["adopt", str(base / "theirs/yolo_rows.onnx"), "-o", str(base / "canary.onnx")]
+    wait(start("base/1", adopt, base / "adopt", SECONDS))
     arguments = ["eval", str(base / "m.onnx"), "--data", str(base / "coco"), "--no-plots"]
     wait(start("base/0", [*arguments, "--json", str(base / "eval.json")], base, SECONDS))
 
