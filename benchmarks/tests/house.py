@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 14450, "training": 9150, "export": 7000, "benchmarks": 10380}  # of code
-TEST_LINES = {"runtime": 13200, "training": 8900, "export": 4600, "benchmarks": 6850}
+TEST_LINES = {"runtime": 13200, "training": 8600, "export": 4600, "benchmarks": 7150}
 FILES = 246  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -33,11 +33,11 @@ MARKED = re.compile(r"(<!-- results: (\w+) ([^>]+?) -->\n).*?(<!-- end -->)", re
 # What measures each, and for how long it is timed: half an hour in all on two cores, exports
 # included, most of it for `table`.
 QUESTIONS = {
-    "table": "--seconds 60",
-    "nms": "nms --threads 1 --seconds 45",
+    "table": "--seconds 70",
+    "nms": "nms --threads 1 --seconds 30",
     "jitter": "jitter --threads 1 --passes 20",
     "frontier": "frontier --model fcos_e2e_nano --seconds 60",
-    "throughput": "throughput --seconds 90",
+    "throughput": "throughput --seconds 60",
     "overhead": "overhead --large --seconds 45",
     "roofline": "roofline --seconds 30",
     "training": "training --threads 1",

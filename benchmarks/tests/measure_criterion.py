@@ -1,15 +1,15 @@
 """The criterion's speed against plain loops. `nmsfree bench criterion` measures all the rest.
 
-Run by itself, not by pytest: python training/tests/measure_criterion.py [THREADS]. Takes some
+Run by itself, not by pytest: python benchmarks/tests/measure_criterion.py [THREADS]. Takes some
 minutes and 8 GB.
 """
 
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
-from loop_criterion import loop_losses
 from torch import Tensor
 
 from nmsfree_benchmarks.questions.criterion.step import (
@@ -22,6 +22,9 @@ from nmsfree_training.config import preset
 from nmsfree_training.criterion.assignment import Targets
 from nmsfree_training.criterion.losses import PUBLISHED, padded_cells
 from nmsfree_training.model.detector import Prediction
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training/tests"))
+from loop_criterion import loop_losses
 
 BATCH, SIZE, OBJECTS, CLASSES, ROUNDS = 16, (512, 736), 50, 80, 3
 
