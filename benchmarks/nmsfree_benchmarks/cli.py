@@ -90,6 +90,11 @@ _bench.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defin
 
 
 class _Commands(typer.core.TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        """In the usage of a question no file stands before its name."""
+        found = super().get_params(ctx)
+        return [p for p in found if ctx.command is self or p.name != "files"]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Tell files from the name of a question; options may follow files."""
         given = list(args)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import results
 from results import PAGES, QUESTIONS, RESULTS, ROOT, written
 
 from nmsfree_benchmarks.cli import MODULES
@@ -25,3 +26,13 @@ def test_every_question_has_one_result_and_every_link_leads_to_one() -> None:
     for page in PAGES:
         for link in re.findall(r"\(([^)\s]*benchmarks/results[^)\s]*)\)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_a_question_that_fails_is_named_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "QUESTIONS", {"table": "none.onnx", "nms": "nms none.onnx"})
+    before = (RESULTS / "table.json").read_bytes()
+    assert list(results.measure(["table", "nms"])) == ["table", "nms"]
+    assert (RESULTS / "table.json").read_bytes() == before
+    assert capfd.readouterr().err.count("error: ") == 2
