@@ -197,6 +197,17 @@ def test_what_lies_beside_a_file(told: dict[str, Any] | None, message: str, tmp_
         adopt(foreign.huggingface(), tmp_path)
 
 
+def test_a_batch_that_only_seems_dynamic_is_one(tmp_path: Path) -> None:
+    """As DETRs are, whose trace holds the number of pictures that it was made with."""
+    graph = foreign.Graph(batch="N")
+    baked = graph.of([1, foreign.CELLS, foreign.CLASSES], np.int64)
+    graph.output("pred_logits", graph.add("Reshape", graph.logits, baked), (64, 5))
+    graph.output("pred_boxes", graph.boxes, (64, 4))
+    report = adopt(graph.model(foreign.LIBREYOLO), tmp_path)
+    assert report.spec.batch == 1
+    assert dict(report.foreign.concluded)["batch"].startswith("1: said to be dynamic")
+
+
 def test_a_box_for_every_cell_is_not_nms_free(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not NMS-free.*nms=False.*--nms plain"):
         adopt(yolo_cells(), tmp_path)

@@ -7,7 +7,7 @@ labelled pictures (`nmsfree eval`).
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, ModelError
 from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.preprocess import Geometry
 from nmsfree.spec import ModelSpec
 from nmsfree_export.adopt import (
     reference,
@@ -48,6 +49,7 @@ OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
 # Nodes whose outputs are as many as the data decide, and those that hide a graph.
 FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
+TOGETHER = 4  # pictures in a run of a file of dynamic batch
 LEAST_ROWS = 100
 SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
 HALF_SCORE, HALF_BOX = 0.01, 0.5
@@ -241,28 +243,23 @@ def compare(
     pictures: Pictures,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Adoption:
-    """Run the original with its reference, and the adopted file through `Detector`."""
+    """Run the original with its reference, and the adopted file through `Detector`.
+
+    The first picture runs alone and the others together, so that both batch sizes are seen.
+    """
     rows = unmatched = 0
     score = box = 0.0
     seen: set[float] = set()
     with closing(OnnxRuntimeBackend(adopted)) as backend:
-        detector = Detector(backend)
-        for number, (name, picture) in enumerate(pictures):
-            progress(f"comparing: {name} ({number + 1} of {len(pictures)})")
-            want = original.answer(foreign, picture, backend.spec)
-            inputs, (geometry,) = detector.preprocess([picture])
-            raw = backend.run(inputs)
-            rows_here = None if backend.spec.nms is None else int(raw.num_detections[0, 0])
-            have = reference.Rows(
-                geometry.to_source(raw.detection_boxes[0, :rows_here]).astype(np.float64),
-                raw.detection_scores[0, :rows_here].astype(np.float64),
-                raw.detection_classes[0, :rows_here].astype(np.int64),
-            )
-            a, b = (Rows(*side, _cut(side, backend.spec)) for side in (want, have))
+        spec = backend.spec
+        for name, picture, geometry, have in _adopted_rows(backend, pictures):
+            progress(f"comparing: {name}")
+            want = original.answer(foreign, picture, spec)
+            a, b = (Rows(*side, _cut(side, spec)) for side in (want, have))
             ours, theirs = match(a, b, FAR, FAR * max(picture.shape[:2]))
             scale = max(geometry.scale_x, geometry.scale_y)
             apart = np.abs(a.boxes[ours] - b.boxes[theirs]).max(axis=1, initial=0) * scale
-            if backend.spec.nms is not None:
+            if spec.nms is not None:
                 near = apart <= BOX
                 ours, theirs, apart = ours[near], theirs[near], apart[near]
             unmatched += a.alone(ours, b, SCORE) + b.alone(theirs, a, SCORE)
@@ -272,6 +269,26 @@ def compare(
             rows += len(ours)
             seen.update(np.round(scores, 6).tolist())
     return Adoption(len(pictures), rows, len(seen), unmatched, float(score), float(box))
+
+
+def _adopted_rows(
+    backend: OnnxRuntimeBackend, pictures: Pictures
+) -> Iterator[tuple[str, NDArray[np.uint8], Geometry, reference.Rows]]:
+    """Name, picture, geometry, and all rows in the picture's pixels."""
+    detector = Detector(backend)
+    starts = [0, *range(1, len(pictures), backend.spec.batch or TOGETHER)]
+    for start, end in zip(starts, [*starts[1:], len(pictures)], strict=True):
+        chunk = pictures[start:end]
+        inputs, geometries = detector.preprocess([picture for _, picture in chunk])
+        raw = backend.run(inputs)
+        for i, ((name, picture), geometry) in enumerate(zip(chunk, geometries, strict=True)):
+            count = None if backend.spec.nms is None else int(raw.num_detections[i, 0])
+            found = reference.Rows(
+                geometry.to_source(raw.detection_boxes[i, :count]).astype(np.float64),
+                raw.detection_scores[i, :count].astype(np.float64),
+                raw.detection_classes[i, :count].astype(np.int64),
+            )
+            yield name, picture, geometry, found
 
 
 def _cut(rows: reference.Rows, spec: ModelSpec) -> float:

@@ -123,6 +123,7 @@ class Foreign:
         rows: of the output, unless told.
         head: of the description, see `ModelSpec`.
         nms: that the adopted file has; None where it needs none.
+        batch: pictures in a run; None where any number runs.
     """
 
     family: str
@@ -141,6 +142,7 @@ class Foreign:
     head: Head = "o2o"
     nms: NmsSpec | None = None
     bgr: bool = False
+    batch: int | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ from nmsfree_export.adopt import (
     paddle,
     ultralytics,
 )
-from nmsfree_export.adopt.foreign import OTHER_INPUTS, RESIZES, AdoptOptions, File, Foreign, known
+from nmsfree_export.adopt.foreign import OTHER_INPUTS, RESIZES, AdoptOptions, File, Foreign
 
 # The last one knows a file by its outputs alone.
 FAMILIES = (
@@ -87,7 +87,7 @@ def make_adopted_spec(
         head=foreign.head,
         height=height,
         width=width,
-        batch=known(file.inputs[foreign.images][0]),
+        batch=foreign.batch,
         class_names=foreign.class_names,
         category_ids=foreign.category_ids,
         top_k=top_k,

@@ -67,6 +67,7 @@ class Original:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = path
         self._queries: int | None = None
+        self._several: bool | None = None
         with self._told():
             self.session = make_session(data)
             inputs = self.session.get_inputs()
@@ -93,15 +94,30 @@ class Original:
         return found.best(spec.top_k).clipped(picture)
 
     def complete(self, foreign: Foreign) -> Foreign:
-        """Count the queries of a file that does not say how many it has."""
+        """Say what only running tells: its queries, and whether a batch of several really runs."""
+        black = np.zeros((64, 64, 3), np.uint8)
+        batch, said = self.sizes[foreign.images][0], foreign.concluded
+        if not isinstance(batch, int):
+            batch = None
+            if self._several is None:
+                self._several = self._runs(foreign, black, 2)
+            if not self._several:
+                batch, said = 1, (*said, ("batch", "1: said to be dynamic, but it refuses 2"))
+        foreign = replace(foreign, batch=batch, concluded=said)
         if foreign.output.kind != "dense" or foreign.queries is not None:
             return foreign
         count = len(foreign.columns)
         if self._queries is None:
-            black = np.zeros((64, 64, 3), np.uint8)
             self._queries = len(self.answer(foreign, black).scores) // count
         rows = min(foreign.rows, self._queries * count)
         return replace(foreign, queries=self._queries, rows=rows)
+
+    def _runs(self, foreign: Foreign, picture: NDArray[np.uint8], batch: int) -> bool:
+        try:
+            answer(self.run, foreign, picture, batch)
+        except ModelError:
+            return False
+        return True
 
     def run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         feed = {name: feed[name].astype(self.dtypes[name]) for name in self.dtypes}
