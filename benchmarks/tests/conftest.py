@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from export_traced import shared_folder, traced_once
 from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
@@ -31,8 +32,15 @@ SIDE = 64
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A folder that outlives the run: exported files are named after all that they are made of."""
-    cache = getattr(pytestconfig, "cache", None)
-    return cache.mkdir("bench-work") if cache is not None else tmp_path_factory.mktemp("work")
+    return shared_folder(pytestconfig, tmp_path_factory, "bench-work")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    with traced_once(shared_folder(pytestconfig, tmp_path_factory, "traced")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,14 @@
 """Small checkpoints with weights that find something, pictures, and what the tests here share."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import typer
+from export_traced import shared_folder, traced_once
 from onnx import ModelProto, NodeProto
 from torch import nn
 from typer.testing import CliRunner
@@ -32,40 +29,11 @@ TRAIN, VAL = 8, 12
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traced_once() -> Iterator[None]:
-    """Let PyTorch's exporter, which takes most of the time here, trace equal modules once.
-
-    `torch.onnx.export.__wrapped__` is the exporter itself.
-    """
-    export, graphs = torch.onnx.export, {}
-
-    @wraps(export)
-    def once(module: nn.Module, example: tuple[torch.Tensor], **options: Any) -> Any:
-        key = f"{fingerprint(module)} {example[0].shape} {options}"
-        if key not in graphs:
-            program: Any = export(module, example, **options)
-            graphs[key] = program.model_proto.SerializeToString()
-        return SimpleNamespace(model_proto=ModelProto.FromString(graphs[key]))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", once)
+def _traced_once(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    with traced_once(shared_folder(pytestconfig, tmp_path_factory, "traced")):
         yield
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Of all that a graph is made of: structure, values, and what is one object in two places."""
-    found = hashlib.sha256(repr(module).encode())
-    usual = vars(nn.Module()).keys()
-    for part in module.modules():
-        own = {name: value for name, value in vars(part).items() if name not in usual}
-        found.update(f"{type(part)} {sorted(own.items())}".encode())
-    seen: dict[int, int] = {}
-    for tensors in (module.named_parameters, module.named_buffers):
-        for name, tensor in tensors(remove_duplicate=False):
-            number = seen.setdefault(id(tensor), len(seen))
-            found.update(f"{name} {number} {tensor.dtype}".encode())
-            found.update(np.ascontiguousarray(tensor.numpy(force=True)).tobytes())
-    return found.hexdigest()
 
 
 @pytest.fixture(scope="session")

@@ -218,12 +218,26 @@ def test_where_the_nodes_are(tiny: Path) -> None:
     real = make_session(tiny, threads=1)  # tells of each node, the convolution among them
     assert "put the network on CPU" in refused(lambda: check_placement(real, CPU, "cpu"))
     both = [CUDA, CPU]
+    none = ", compute nodes left on the processor: 0"
     everything = fake_session(both, (CUDA, "Conv"), (CUDA, "TopK"))
-    assert check_placement(everything, CUDA, "cuda") == ""
-    most = fake_session(both, (CUDA, "Conv"), (CPU, "Shape"), (CUDA, "TopK"))
-    assert check_placement(most, CUDA, "cuda") == ", 1 of 3 nodes on the processor"
+    assert check_placement(everything, CUDA, "cuda") == none
+    shapes = fake_session(both, (CUDA, "Conv"), (CPU, "Shape"), (CPU, "Gather"), (CUDA, "TopK"))
+    assert check_placement(shapes, CUDA, "cuda") == none
     silent = SimpleNamespace(get_providers=lambda: both)  # an older ONNX Runtime does not tell
     assert check_placement(silent, CUDA, "cuda") == ""
+
+
+def test_nodes_that_are_left_are_named_or_refused() -> None:
+    left = [(CPU, "TopK"), (CPU, "Resize"), (CPU, "Resize"), (CPU, "Shape")]
+    session = fake_session([CUDA, CPU], (CUDA, "Conv"), *left)
+    found = "3 of 5 (2 Resize, 1 TopK)"
+    assert refused(lambda: check_placement(session, CUDA, "cuda")) == (
+        f"device is 'cuda', but ONNX Runtime has {found} nodes run on the processor: take another"
+        " release of it; see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+    )
+    assert check_placement(session, CUDA, "cuda", allow_cpu=True) == (
+        f", compute nodes left on the processor: {found}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def _torch_with_cuda() -> Any:
 def _cuda(name: str) -> Claim:
     return Claim(
         f"onnxruntime-cuda{SUFFIX[name]}",
-        f"ONNX Runtime CUDA finds what the processor finds: {name}"
+        f"ONNX Runtime CUDA finds what the processor finds and leaves it no computing: {name}"
         + ("" if name == FREE_FP16 else ", FP32 with TF32 off"),
         lambda folder: same_answers(_onnx(folder, name), _in_onnxruntime("cuda", folder, name)),
     )

@@ -98,7 +98,7 @@ def _on_cuda(
     }
     with _silent():
         session = make_session(path, threads=options.threads, provider=CUDA, settings=settings)
-    rest = check_placement(session, CUDA, str(device))
+    rest = check_placement(session, CUDA, str(device), options.allow_cpu)
     how = "CUDA graph" if graph else "no CUDA graph"
     text = _describe("CUDA", gpu, options.tf32, f", {how}{rest}")
     if not graph:
@@ -127,7 +127,7 @@ def _open_plugin(path: Path, spec: ModelSpec, device: Device, options: Options) 
             session = make_session(path, threads=options.threads, plugin=found)
     except gpu_errors() as error:
         raise _not_started(device, one_line(error)) from None
-    rest = check_placement(session, plugin.get_ep_name(), str(device))
+    rest = check_placement(session, plugin.get_ep_name(), str(device), options.allow_cpu)
     text = _describe("TensorRT-RTX", gpus[device.index], options.tf32, rest)
     return Opened(lambda images: session.run(OUTPUTS, {"images": images}), text, str(device))
 

@@ -18,6 +18,15 @@ from nmsfree.spec import METADATA_KEY, ModelSpec
 CPU = "CPUExecutionProvider"
 FATAL = 4  # log severity: errors are raised, and told in our own words
 OUTPUTS = list(RawDetections._fields)
+# What shapes are computed with, which belongs on the processor. Of the picture's values these
+# compute little.
+SHAPES = frozenset(
+    [
+        *("Shape", "Size", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Reshape", "Cast"),
+        *("Add", "Sub", "Mul", "Div", "Min", "Max", "ReduceProd", "Range", "Equal", "Where"),
+        *("ConstantOfShape", "Expand", "Identity"),
+    ]
+)
 # Images uint8 [N, H, W, 3] → the four outputs; raises vendor errors.
 Run = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
@@ -100,23 +109,28 @@ def open_file(path: Path, threads: int | None, optimize: bool = True) -> tuple[A
     return session, read_spec(path, text, inputs, outputs)
 
 
-def check_placement(session: Any, provider: str, device: str) -> str:
-    """Say what does not run where it should: "", or ", 3 of 200 nodes on the processor".
+def check_placement(session: Any, provider: str, device: str, allow_cpu: bool = False) -> str:
+    """Say how many nodes that compute do not run where they should, if this version tells.
 
-    EngineError: ONNX Runtime put the network on the processor.
+    EngineError: there are some, and `allow_cpu` is off; or the network itself is on the processor.
     """
     providers = session.get_providers()
     nodes: Counter[tuple[str, str]] = Counter()  # by provider and operator
-    if hasattr(session, "get_provider_graph_assignment_info"):  # else this version does not tell
+    if hasattr(session, "get_provider_graph_assignment_info"):
         for part in session.get_provider_graph_assignment_info():
             nodes.update((part.ep_name, node.op_type) for node in part.get_nodes())
     ours = sum(count for (owner, _), count in nodes.items() if owner == provider)
-    left = {kind: count for (owner, kind), count in nodes.items() if owner == CPU}
-    # Some operators are at home on the processor; convolutions are what the GPU is for.
-    network_left = any("Conv" in kind for kind in left)
-    if provider not in providers or (nodes and not ours) or network_left:
+    left = {kind: n for (owner, kind), n in nodes.items() if owner == CPU and kind not in SHAPES}
+    advice = "see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+    if provider not in providers or (nodes and not ours) or any("Conv" in kind for kind in left):
         raise EngineError(
-            f"device is {device!r}, but ONNX Runtime put the network on {providers[-1]}:"
-            " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+            f"device is {device!r}, but ONNX Runtime put the network on {providers[-1]}: {advice}"
         )
-    return f", {sum(left.values())} of {nodes.total()} nodes on the processor" if left else ""
+    which = ", ".join(f"{n} {kind}" for kind, n in sorted(left.items()))
+    found = f"{sum(left.values())} of {nodes.total()} ({which})" if left else "0"
+    if left and not allow_cpu:
+        raise EngineError(
+            f"device is {device!r}, but ONNX Runtime has {found} nodes run on the processor:"
+            f" take another release of it; {advice}"
+        )
+    return f", compute nodes left on the processor: {found}" if nodes else ""
