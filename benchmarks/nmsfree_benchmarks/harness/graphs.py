@@ -17,7 +17,13 @@ from nmsfree_export.graph.contract import describe, read_description
 from nmsfree_export.graph.nms import CANDIDATES, append_nms
 
 DETECTIONS = OUTPUTS
-SELECTED = "nms_selected"  # int64 [kept, 3] (image, class, row), of `append_nms`
+# Values inside of what `append_nms` adds. Of the operator: int64 [kept, 3] (image, class, row).
+SELECTED = {"nms_selected": (TensorProto.INT64, ("kept", 3))}
+# Of plain operators: scores float32 [N, M], 0 where a row was removed, and which rows these are.
+SORTED = {
+    "nms_kept_scores": (TensorProto.FLOAT, ("batch", "best")),
+    "nms_sorted_scores_places": (TensorProto.INT64, ("batch", "best")),
+}
 
 
 def load_model(path: Path) -> ModelProto:
@@ -112,10 +118,11 @@ def nms_tail(spec: ModelSpec, candidates: int, floor: float, iou: float) -> Mode
     return model
 
 
-def nms_operator(spec: ModelSpec, candidates: int, floor: float, iou: float) -> ModelProto:
-    """`nms_tail` up to what `NonMaxSuppression` selects: one output, `SELECTED`."""
+def nms_alone(spec: ModelSpec, candidates: int, floor: float, iou: float) -> ModelProto:
+    """`nms_tail` up to which rows stay: its outputs are `SELECTED`, or `SORTED` of plain NMS."""
+    assert spec.nms is not None
     model = nms_tail(spec, candidates, floor, iou)
     del model.graph.output[:]
-    selected = helper.make_tensor_value_info(SELECTED, TensorProto.INT64, ["kept", 3])
-    model.graph.output.append(selected)
+    for name, (kind, shape) in (SORTED if spec.nms.steps else SELECTED).items():
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     return model

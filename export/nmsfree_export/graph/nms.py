@@ -73,7 +73,7 @@ def _suppress_plainly(nms: NmsSpec, count: int) -> Nodes:
     """The best `count` candidates [N, M], sorted, and their scores, 0 for those removed."""
     assert nms.steps is not None
     add = Nodes("nms/", opset=18)
-    best, places = add.top("candidate_scores", count)
+    best, places = add.top("candidate_scores", count, name="nms_sorted_scores")
     boxes = add.rows("candidate_boxes", places, 4, name="nms_sorted_boxes")
     classes = add("GatherElements", "candidate_classes", places, name="nms_sorted_classes", axis=1)
     zero = add.of(0, np.float32)

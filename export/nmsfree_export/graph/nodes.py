@@ -21,8 +21,8 @@ class Nodes:
 
     def top(self, scores: str, k: int, name: str = "") -> tuple[str, str]:
         """The best k [N, k] along the second axis of scores [N, M], and their places."""
-        places = f"{self.prefix}places_{len(self.nodes)}"
         best = name or f"{self.prefix}best_{len(self.nodes)}"
+        places = f"{best}_places"
         self._add("TopK", [scores, self.of([k])], [best, places], {"axis": 1})
         return best, places
 

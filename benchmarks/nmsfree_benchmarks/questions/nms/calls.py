@@ -30,11 +30,10 @@ from numpy.typing import NDArray
 from nmsfree.errors import GateError, InputError
 from nmsfree.nms import Nms as OneClass
 from nmsfree.nms import greedy_nms, suppress
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_benchmarks.harness.graphs import (
     DETECTIONS,
-    SELECTED,
-    nms_operator,
+    nms_alone,
     nms_tail,
     open_session,
     split_at_raw_maps,
@@ -47,9 +46,11 @@ from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
 from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
+from nmsfree_export.options import NmsOptions
 
 AGREE = 0.995  # of the kept rows; an IoU within rounding of the threshold may fall either way
 IN = [f"in_{name}" for name in CANDIDATES]
+PLAIN_NMS = NmsOptions(nms="plain").spec(NmsSpec())
 Kept = list[NDArray[np.int64]]  # of each image the rows that stay, in any order
 
 
@@ -87,12 +88,25 @@ class Setting:
 
 def onnx_nms(setting: Setting) -> Nms:
     """`NonMaxSuppression` of ONNX Runtime, as in this project's exported files."""
-    model = nms_operator(setting.spec, setting.candidates, setting.floor, setting.iou)
+    model = nms_alone(setting.spec, setting.candidates, setting.floor, setting.iou)
     session = open_session(model, setting.threads)
 
     def run(found: Candidates) -> Kept:
-        (selected,) = session.run([SELECTED], dict(zip(IN, found, strict=True)))
+        (selected,) = session.run(None, dict(zip(IN, found, strict=True)))
         return [selected[selected[:, 0] == image, 2] for image in range(len(found.scores))]
+
+    return run
+
+
+def plain_nms(setting: Setting) -> Nms:
+    """Plain operators in ONNX Runtime, as `nmsfree export --nms plain` writes them."""
+    spec = replace(setting.spec, nms=PLAIN_NMS)
+    model = nms_alone(spec, setting.candidates, setting.floor, setting.iou)
+    session, floor = open_session(model, setting.threads), np.float32(setting.floor)
+
+    def run(found: Candidates) -> Kept:
+        scores, rows = session.run(None, dict(zip(IN, found, strict=True)))
+        return [own[left > floor] for own, left in zip(rows, scores, strict=True)]
 
     return run
 
@@ -161,6 +175,7 @@ MAKERS: dict[str, Callable[[Setting], Nms]] = {
     REFERENCE: numpy_nms,
     "matrix": partial(numpy_nms, nms=matrix_nms),
     "onnx": onnx_nms,
+    "plain": plain_nms,
     "opencv": opencv_nms,
     "torchvision": torchvision_nms,
 }
@@ -185,6 +200,17 @@ def choose(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     wanted = [name for name in NAMES if names is None or name in (*names, REFERENCE)]
     missing = {name: reason for name, reason in absent.items() if name in wanted}
     return [name for name in wanted if name not in missing], missing
+
+
+def expected_of(name: str, reference: Kept, found: Candidates) -> Kept:
+    """What an implementation keeps that does what the reference does.
+
+    Plain NMS takes the best candidates alone; worse ones remove none of these.
+    """
+    if name != "plain":
+        return reference
+    best = np.argsort(-found.scores, axis=1, kind="stable")[:, : PLAIN_NMS.candidates]
+    return [np.intersect1d(a, b) for a, b in zip(reference, best, strict=True)]
 
 
 def agreement(kept: Kept, reference: Kept) -> float:
@@ -246,7 +272,8 @@ def nms_cases(
         run = MAKERS[name](setting)
         kept = [run(own) for own in inputs]
         reference = reference or kept
-        same = min(agreement(a, b) for a, b in zip(kept, reference, strict=True))
+        expected = [expected_of(name, *both) for both in zip(reference, inputs, strict=True)]
+        same = min(agreement(a, b) for a, b in zip(kept, expected, strict=True))
         if same < AGREE:
             raise GateError(
                 f"{name} {point}: keeps other boxes than {REFERENCE}, {same:.1%} the same, "

@@ -44,7 +44,7 @@ def _alone_panel(panel: "plots.Axes", results: Results, axis: str) -> None:
     others = {name: value for name, value in base.items() if name != axis}
     records = results.where(measured="alone", **others)
     values = sorted({r.parameters[axis] for r in records}, reverse=axis == "floor")
-    series = *plots.SERIES[1:], plots.SERIES[0], plots.SERIES[-1]
+    series = *plots.SERIES[1:3], plots.INK, *plots.SERIES[3:], plots.SERIES[0], plots.SERIES[-1]
     colour = dict(zip(NAMES, series, strict=True))
     ends = []
     for name in NAMES:

@@ -17,13 +17,16 @@ AXES = {"objects": "objects", "floor": "score floor", "iou": "IoU threshold", "b
 NAMES = {  # of the implementations: in sentences, in tables, in the picture
     "numpy": ("NumPy, greedy loop", "loop", "NumPy loop"),
     "onnx": ("ONNX NonMaxSuppression", "ONNX", "ONNX operator"),
+    "plain": ("ONNX plain operators", "plain", "ONNX plain operators"),
     "opencv": ("OpenCV NMSBoxesBatched", "OpenCV", "OpenCV"),
     "torchvision": ("torchvision batched_nms", "torchvision", "torchvision"),
     "matrix": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),
     HEAD: (HEAD, "NMS-free", "NMS-free head, all of\nits post-processing"),
     "host": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),  # its name in older results
 }
-IN_TABLES = ("numpy", "host", "matrix", "onnx", "opencv", "torchvision")
+# A terminal has no room for the last ones.
+IN_TABLES = ("numpy", "onnx", "plain", "opencv", HEAD, "matrix", "host", "torchvision")
+NARROW = 12  # columns
 
 
 def neighbour(results: Results, record: Record, what: str, *, floor: bool = False) -> Any:
@@ -158,6 +161,7 @@ def conclusions(results: Results) -> Iterator[str]:
     yield from _prices(results, most)
     yield from ran_in(results)
     yield from _fastest(results, base)
+    yield from _plain(results, base)
     yield from _slowest(results)
     for ratio in results.ratios:
         free, whole = results.record(ratio.of), results.record(ratio.to)
@@ -219,6 +223,21 @@ def _fastest(results: Results, base: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def _plain(results: Results, base: dict[str, Any]) -> Iterator[str]:
+    """NMS in plain operators beside the operator, and how little it depends on the picture."""
+    ours = results.where(implementation="plain", **base)
+    theirs = results.where(implementation="onnx", **base)
+    for plain, operator in zip(ours, theirs, strict=False):
+        ratio = Ratio.between(plain, operator, "", results.burst(plain))
+        fixed = {name: base[name] for name in ("floor", "iou", "batch")}
+        medians = [r.summary.p50 for r in results.where(implementation="plain", **fixed)]
+        yield (
+            f"NMS in plain operators takes {plain.summary.p50:.2f} ms there, {ratio.interval} times"
+            f" the operator's; {min(medians):.2f} to {max(medians):.2f} ms over all numbers of"
+            " objects. It is for engines that lack the operator."
+        )
+
+
 def _slowest(results: Results) -> Iterator[str]:
     tails = results.where(measured="call", what="NMS tail alone")
     if tails:
@@ -245,6 +264,12 @@ def notes(results: Results) -> Iterator[str]:
             "NMS alone: from candidates in memory to the rows kept, the floor included. NMS-free: "
             "from raw maps to detections, so choosing and decoding are in it and not in the "
             "others; its floor is the lowest."
+        )
+    if results.where(implementation="plain"):
+        yield (
+            f"Plain: NMS in {s['plain']['steps']} steps of plain operators, of the best"
+            f" {s['plain']['candidates']} candidates, as `nmsfree export --nms plain` writes it;"
+            " the others take all that are above the floor."
         )
     price = "What NMS takes of a call with it in the graph is not told apart here."
     if results.where(what="NMS tail alone"):
@@ -285,24 +310,26 @@ def _alone_table(results: Results) -> Table:
     present = {r.parameters["implementation"] for r in results.where(measured="alone")}
     names = [name for name in IN_TABLES if name in present]
     columns = ("objects", "floor", "IoU", "batch", "cand.", "kept")
-    header = ("varied", *columns, *(NAMES[name][1] for name in names), "NMS-free")
+    header = ("varied", *columns, *(NAMES[name][1] for name in names))
     base, rows = results.settings["base"], []
     for record in results.where(implementation=REFERENCE):
         point = {axis: record.parameters[axis] for axis in AXES}
         varied = [name for name, value in point.items() if value != base[name]] or ["base"]
-        own = [results.where(implementation=name, **point)[0] for name in names]
         same = {axis: point[axis] for axis in ("objects", "batch")}
+        own = [
+            results.where(implementation=name, **(same if name == HEAD else point))[0]
+            for name in names
+        ]
         rows.append(
             (
                 " + ".join(varied).replace("iou", "IoU"),
                 *(f"{value:g}" for value in point.values()),
                 *(f"{record.figures[name]:.0f}" for name in ("candidates", "kept")),
                 *map(ms, own),
-                ms(results.where(implementation=HEAD, **same)[0]),
             )
         )
     title = "NMS alone, median ms of a call; loop and matrix: in NumPy"
-    return Table(title, header, tuple(rows))
+    return Table(title, header, tuple(rows), narrow=NARROW)
 
 
 def _call_rows(results: Results, measured: str) -> Iterator[tuple[str, ...]]:

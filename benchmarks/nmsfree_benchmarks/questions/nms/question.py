@@ -35,6 +35,7 @@ from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.timer import Image, Plan, slots
 from nmsfree_benchmarks.harness.weights import published
 from nmsfree_benchmarks.questions.nms.calls import (
+    PLAIN_NMS,
     Contest,
     HeadParts,
     Point,
@@ -121,7 +122,7 @@ class Options(RunOptions):
     data: Path = Path("data/digits")
     implementation: Annotated[
         tuple[str, ...] | None,
-        Option("Only this NMS, beside numpy: onnx, opencv, torchvision; repeatable."),
+        Option("Only this NMS, beside numpy: onnx, plain, opencv, torchvision; repeatable."),
     ] = None
     large: Annotated[
         bool, Option("Also the published architecture at 512 × 736.", flags=("--large",))
@@ -195,6 +196,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         "size": [256 * options.tiles] * 2,
         "top_k": free.detector.spec.top_k,
         "candidates_per_level": nms.candidates or nms.candidates_per_level,
+        "plain": {"steps": PLAIN_NMS.steps, "candidates": PLAIN_NMS.candidates},
     }
     rounds = partial(_rounds, options, run)
     if names:
