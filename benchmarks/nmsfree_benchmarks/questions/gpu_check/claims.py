@@ -21,6 +21,7 @@ from nmsfree.backends import Backend, OnnxRuntimeBackend, RawDetections, open_ba
 from nmsfree.backends.onnxruntime.gpu import CUDA
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.vendor import load_vendor
+from nmsfree.canary import check_canary
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError, MissingExtraError, NmsfreeError
@@ -60,6 +61,8 @@ class Claim:
 def same_answers(reference: Path, other: Backend) -> str:
     """Compare a backend with ONNX Runtime on the processor, on the bundled pictures; closes it.
 
+    Then with its file's canary, which says how far such an engine may be off.
+
     GateError: scores, boxes or the number of objects differ.
     """
     from nmsfree_export.verify.parity import compare, load_images, tolerance_for
@@ -67,9 +70,11 @@ def same_answers(reference: Path, other: Backend) -> str:
     with closing(other), closing(OnnxRuntimeBackend(reference)) as expected:
         allowed = tolerance_for(expected.spec, expected.spec.precision, other.spec.precision)
         parity = compare(expected, other, load_images(None), allowed)
-        description = other.description
+        canary = check_canary(other)
     parity.enforce()
-    return f"{description}: {parity}"
+    if not canary.ok:
+        raise GateError(f"canary: {canary}")
+    return f"{canary}; {parity}"
 
 
 def threads_agree(backend: Backend, threads: int = THREADS, pictures: int = PICTURES) -> str:
