@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14450, "training": 9150, "export": 7000, "benchmarks": 10450}  # of code
+LINES = {"runtime": 14450, "training": 9150, "export": 7000, "benchmarks": 10500}  # of code
 TEST_LINES = {"runtime": 13200, "training": 8600, "export": 4600, "benchmarks": 7150}
 FILES = 246  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file

@@ -62,6 +62,22 @@ def test_groups_strides_and_batches_are_counted() -> None:
     assert five.weight_bytes == one.weight_bytes
 
 
+def test_shapes_that_are_computed_of_constants_are_known() -> None:
+    pads = onnx.numpy_helper.from_array(np.array([[0, 0], [0, 0], [1, 1], [1, 1]]), "pairs")
+    nodes = [
+        helper.make_node("Transpose", ["pairs"], ["sides"], perm=[1, 0]),
+        helper.make_node("Reshape", ["sides", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["a"]),
+        conv("a", "w", "y"),
+    ]
+    flat = onnx.numpy_helper.from_array(np.array([8]), "flat")
+    model = model_of(nodes, [weights("w", 16, 4, 3, 3), pads, flat], batch="N")
+    with pytest.raises(ModelError, match="its shape is not known"):
+        count_layers(model)
+    limit = limit_of(model, PEAKS, batch=2)
+    assert limit.macs == 2 * 16 * 10 * 10 * 4 * 3 * 3
+
+
 def test_what_works_element_by_element_joins_its_convolution() -> None:
     nodes = [
         conv("x", "w", "a"),

@@ -7,12 +7,14 @@ and read once by each reader. Weights are read once by each layer that uses them
 """
 
 import math
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from nmsfree.backends.contract import one_line
 from nmsfree.errors import ModelError
 
 CONVOLUTIONS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}  # operator → index of the weights
@@ -106,6 +108,26 @@ def _inferred(model: ModelProto, batch: int) -> ModelProto:
         output.type.tensor_type.ClearField("shape")  # they name the open batch size
     del copy.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(copy, data_prop=True)
+
+
+def with_constants(model: ModelProto, batch: int = 1) -> ModelProto:
+    """The graph with what ONNX Runtime computes of constants, as shapes may depend on it.
+
+    ModelError: it does not read the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3  # it warns that others may not read the file
+    with tempfile.TemporaryDirectory(prefix="nmsfree-layers-") as folder:
+        options.optimized_model_filepath = f"{folder}/model.onnx"
+        data = _inferred(model, batch).SerializeToString()
+        try:
+            onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 (of many classes of its own)
+            raise ModelError(f"ONNX Runtime does not read the graph: {one_line(error)}") from None
+        return onnx.load(options.optimized_model_filepath)
 
 
 def _value(info: ValueInfoProto) -> Value:

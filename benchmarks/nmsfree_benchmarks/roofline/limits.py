@@ -14,11 +14,12 @@ from typing import Any
 
 from onnx import ModelProto
 
+from nmsfree.errors import ModelError
 from nmsfree_benchmarks.harness.graphs import load_model
 from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.statistics import median_ms, summarize
 from nmsfree_benchmarks.harness.timer import Times
-from nmsfree_benchmarks.roofline.graph import Layer, count_layers
+from nmsfree_benchmarks.roofline.graph import Layer, count_layers, with_constants
 from nmsfree_benchmarks.roofline.peaks import Peaks
 
 EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"
@@ -97,7 +98,10 @@ def reached(share: float | None) -> float | None:
 def limit_of(graph: Path | ModelProto, peaks: Peaks, batch: int = 1) -> Limit:
     """How fast an ONNX graph could be at most with these peaks, see `count_layers`."""
     model = load_model(graph) if isinstance(graph, Path) else graph
-    return Limit(count_layers(model, batch), peaks)
+    try:
+        return Limit(count_layers(model, batch), peaks)
+    except ModelError:  # other projects' files compute shapes
+        return Limit(count_layers(with_constants(model, batch), batch), peaks)
 
 
 def share_figures(share: float | None) -> dict[str, Any]:
