@@ -17,6 +17,7 @@ from nmsfree.errors import GateError
 from nmsfree.spec import ModelSpec
 from nmsfree_export.candidate import Builder, Candidate, FragileError, Verification, Verifier
 from nmsfree_export.graph.layers import Layer, read_layers
+from nmsfree_export.graph.values import PRODUCTS
 from nmsfree_export.verify.layer_errors import LayerError, percent
 
 FIRST = 4  # layers that may join after the first attempt; twice as many after every other
@@ -46,7 +47,7 @@ def search(
         FragileError: none passes, short of a file in FP32.
         GateError: the certificate refused, or FP32 does not pass either.
     """
-    movable, layers = builder.movable(), read_layers(builder.full)
+    movable, layers = builder.movable(), read_layers(builder.original.model)
     chosen: list[str] = []
     attempts: list[Attempt] = []
     while True:
@@ -62,11 +63,11 @@ def search(
         sources = {e.name: _sources(e.name, layers, candidate.spec) for e in errors}
         more = worst(errors, sources, movable.keys() - set(chosen), FIRST << len(attempts) - 1)
         chosen += more
-        if not more or all(name in chosen for name, op in movable.items() if op == "Conv"):
+        if not more or all(name in chosen for name, op in movable.items() if op in PRODUCTS):
             precision = candidate.spec.precision
             raise FragileError(
                 f"{failure}; --auto-mixed found no file in {precision} that passes: it would"
-                " leave no convolution in it; export with --precision fp32",
+                " leave no layer in it; keep fp32",
                 errors,
             )
         reasons = ", ".join(_reason(name, error) for name, error in more.items())

@@ -1,6 +1,7 @@
-"""What a network becomes: a graph with its certificate, and what it shows when it runs.
+"""What a float32 file becomes: a graph with its certificate, and what it shows when it runs.
 
-It must give the same detections as PyTorch, and keep the AP of FP32.
+It must give the same detections as its reference, and keep the AP of FP32. The reference of an
+export is the network in PyTorch; that of a conversion is the file.
 """
 
 import secrets
@@ -12,27 +13,24 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends import Backend, OnnxRuntimeBackend
 from nmsfree.datasets.dataset import DetectionDataset
-from nmsfree.errors import GateError
+from nmsfree.errors import GateError, InputError
 from nmsfree.spec import ModelSpec
+from nmsfree_export.graph.contract import content_of, full_spec
+from nmsfree_export.graph.half import to_half
 from nmsfree_export.graph.layers import read_layers
-from nmsfree_export.graph.write import (
-    OPSET,
-    build_onnx,
-    content_of,
-    deploy_module,
-    deployed_tensors,
-    full_spec,
-)
-from nmsfree_export.options import MAX_DROP, STRICT, ExportOptions, Tolerance
+from nmsfree_export.graph.values import PRODUCTS
+from nmsfree_export.options import MAX_DROP, STRICT, PrecisionOptions, Tolerance
 from nmsfree_export.quantize import Calibration, quantize, quantized_nodes
 from nmsfree_export.verify.accuracy import Accuracy, Score, score
+from nmsfree_export.verify.allowed import ADOPTED
 from nmsfree_export.verify.canary import with_canary
-from nmsfree_export.verify.certificate import Certificate, Tensors, certify
-from nmsfree_export.verify.int8_certificate import certify_int8
+from nmsfree_export.verify.certificate import Certificate
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
+from nmsfree_export.verify.lowered import certify_lowered
 from nmsfree_export.verify.parity import (
+    FAR,
     Parity,
     Pictures,
     compare,
@@ -40,11 +38,20 @@ from nmsfree_export.verify.parity import (
     seeded_tolerance,
     tolerance_for,
 )
-from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.predict import TorchBackend
 
 FLOAT_LAYERS = "float_layers"  # entry of a file's provenance
+LEAST_ROWS = 20  # of an adopted file, with scores that can be told from 0
 ADVICE = {"fp16": "keep fp32", "int8": "calibrate with more pictures, or keep fp16 or fp32"}
+
+
+@dataclass(frozen=True)
+class Original:
+    """A float32 file, and what all that is made of it is held against."""
+
+    model: ModelProto  # without a description
+    certificate: Certificate
+    reference: Backend
+    opset: int | None = None  # that was asked for
 
 
 @dataclass(frozen=True)
@@ -59,31 +66,20 @@ class Candidate:
 
 @dataclass
 class Builder:
-    """Makes candidates of one network in one precision, with more or fewer layers in float."""
+    """Makes candidates of one file in one precision, with more or fewer layers in float."""
 
-    network: Fcos  # it is left as it is
+    original: Original
     spec: ModelSpec  # of the file that is wanted
     calibration: Calibration | None  # for INT8
     folder: Path  # for temporary files, and for what is of use to the next candidate
     progress: Callable[[str], None] = lambda _: None
 
-    @cached_property
-    def _full(self) -> tuple[ModelProto, Tensors]:
-        """The graph in FP32, and the tensors that it is made of."""
-        return self._trace(full_spec(self.spec))
-
-    @property
-    def full(self) -> ModelProto:
-        """The FP32 version of every candidate."""
-        return self._full[0]
-
     def movable(self) -> dict[str, str]:
         """Return the layers that a candidate may keep in float, as name → operator."""
-        model, tensors = self._full
-        layers = read_layers(model)
+        layers = read_layers(self.original.model)
         if self.spec.int8_target is None:
-            return {layer.name: layer.op for layer in layers if layer.op == "Conv"}
-        nodes = set(quantized_nodes(model, tensors, self.spec.int8_target))
+            return {x.name: x.op for x in layers if x.op in PRODUCTS and not x.is_mean}
+        nodes = set(quantized_nodes(self.original.model, self.spec.int8_target))
         return {layer.name: layer.op for layer in layers if layer.node in nodes}
 
     def build(self, float_layers: Collection[str] = ()) -> Candidate:
@@ -91,39 +87,31 @@ class Builder:
 
         GateError: the certificate refused. InputError: a picture of the calibration is unreadable.
         """
-        names, spec = tuple(float_layers), self.spec
+        names, spec, original = tuple(float_layers), self.spec, self.original
         if names:
             spec = replace(spec, provenance={**spec.provenance, FLOAT_LAYERS: ", ".join(names)})
+        if spec.precision == "fp32":
+            return Candidate(original.model, spec, original.certificate)
         if self.calibration is None:
-            full = spec.precision == "fp32"
-            model, tensors = self._full if full else self._trace(spec, names)
-            self.progress("checking the certificate")
-            return Candidate(model, spec, certify(model, spec, tensors, OPSET, names), names)
-        original, tensors = self._full
-        assert spec.int8_target is not None
-        model = quantize(
-            original,
-            tensors,
-            spec.int8_target,
-            self.calibration,
-            self.counting("calibrating"),
-            float_layers=names,
-            cache=self.folder / "ranges.json",
-        )
+            model = to_half(original.model, names)
+        else:
+            assert spec.int8_target is not None
+            model = quantize(
+                original.model,
+                spec.int8_target,
+                self.calibration,
+                self.counting("calibrating"),
+                float_layers=names,
+                cache=self.folder / "ranges.json",
+            )
         self.progress("checking the certificate")
-        certificate = certify_int8(model, original, spec, tensors, OPSET, names)
+        before = original.certificate
+        certificate = certify_lowered(model, original.model, before, spec, original.opset, names)
         return Candidate(model, spec, certificate, names)
 
     def counting(self, what: str, each: str = "image ") -> Callable[[int, int], None]:
         """What tells `progress` how many are done."""
         return lambda done, total: self.progress(f"{what}: {each}{done} of {total}")
-
-    def _trace(
-        self, spec: ModelSpec, float_layers: Collection[str] = ()
-    ) -> tuple[ModelProto, Tensors]:
-        self.progress("tracing the deployed graph")
-        module = deploy_module(self.network, spec, float_layers)
-        return build_onnx(module, spec), deployed_tensors(module)
 
 
 class FragileError(GateError):
@@ -145,7 +133,7 @@ class Verification:
 
 
 class Verifier:
-    """Holds candidates of one builder against the network, and against their FP32 version.
+    """Holds candidates of one builder against the reference, and against their FP32 version.
 
     Parity is that of the named pictures, AP that of the split `measured`, if one is given.
     """
@@ -153,7 +141,7 @@ class Verifier:
     def __init__(
         self,
         builder: Builder,
-        options: ExportOptions,
+        options: PrecisionOptions,
         pictures: Pictures,
         measured: DetectionDataset | None,
     ) -> None:
@@ -162,7 +150,12 @@ class Verifier:
         self.seed = secrets.randbits(32) if options.seed is None else options.seed
 
     def verify(self, candidate: Candidate) -> Verification:
-        """Run the candidate; GateError: it differs too much, or loses too much AP."""
+        """Run the candidate.
+
+        Raises:
+            GateError: it differs too much, or loses too much AP.
+            InputError: the pictures mean too little to another project's network.
+        """
         options = self._options
         with self._opened(candidate.model, candidate.spec) as backend:
             spec = backend.spec
@@ -171,6 +164,11 @@ class Verifier:
                 usual = replace(options.tolerance, unmatched=usual.unmatched)
             parity = self._parity(backend, self._pictures, usual)
             parity.enforce()
+            if ADOPTED in spec.provenance and parity.confident < LEAST_ROWS:
+                raise InputError(
+                    f"parity: {parity.confident} rows with scores above {FAR}, expected"
+                    f" {LEAST_ROWS} to judge by: give pictures it was made for with --images"
+                )
             pictures = seeded_images(self.seed, spec)
             seeded = self._parity(backend, pictures, seeded_tolerance(spec))
             if seeded.rows:  # an NMS baseline may find nothing there
@@ -185,7 +183,7 @@ class Verifier:
     def layers(self, candidate: Candidate) -> list[LayerError]:
         """Return the error of every layer beside FP32, those that add most first."""
         return measure_layers(
-            self._builder.full,
+            self._builder.original.model,
             candidate.model,
             prepare(self._pictures, candidate.spec),
             self._builder.counting("comparing layers", each=""),
@@ -193,7 +191,7 @@ class Verifier:
 
     def check_full(self) -> None:
         """Make sure that precision is to blame: GateError where FP32 differs, too."""
-        with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
+        with self._opened(self._builder.original.model, full_spec(self._builder.spec)) as backend:
             parity = self._parity(backend, self._pictures, STRICT)
         if not parity.passed:
             raise GateError(
@@ -209,9 +207,8 @@ class Verifier:
     def _parity(
         self, backend: OnnxRuntimeBackend, pictures: Pictures, tolerance: Tolerance
     ) -> Parity:
-        network = TorchBackend(self._builder.network, replace(backend.spec, batch=None))
-        counting = self._builder.counting("comparing with PyTorch")
-        return compare(network, backend, pictures, tolerance, counting)
+        counting = self._builder.counting("comparing")
+        return compare(self._builder.original.reference, backend, pictures, tolerance, counting)
 
     def _accuracy(self, backend: OnnxRuntimeBackend) -> Accuracy | None:
         if self._measured is None:
@@ -227,5 +224,5 @@ class Verifier:
     @cached_property
     def _full_score(self) -> Score:
         assert self._measured is not None
-        with self._opened(self._builder.full, full_spec(self._builder.spec)) as backend:
+        with self._opened(self._builder.original.model, full_spec(self._builder.spec)) as backend:
             return score(backend, self._measured, self._builder.counting("measuring AP of FP32"))

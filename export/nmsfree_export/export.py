@@ -1,71 +1,26 @@
-"""Checkpoint → ONNX file that was verified: certificate, then parity, then its name."""
+"""Checkpoint → ONNX file that was verified: traced, then what `convert.py` does with any file."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.decode import decode_json, read_bytes
-from nmsfree.errors import GateError, InputError
-from nmsfree.evaluation.evaluate import category_ids_of
-from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, NmsSpec, Resize, Thresholds
 from nmsfree.text import shown
-from nmsfree_export.auto_mixed import Attempt, explain, search
-from nmsfree_export.candidate import Builder, Verifier
-from nmsfree_export.graph.write import content_of
+from nmsfree_export.candidate import Original
+from nmsfree_export.convert import Log, Report, load_inputs, write_verified
+from nmsfree_export.graph.contract import full_spec
+from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_export.options import EXPORT_DEFAULTS, ExportOptions
-from nmsfree_export.quantize import load_calibration
-from nmsfree_export.verify.accuracy import Accuracy
-from nmsfree_export.verify.certificate import Certificate
-from nmsfree_export.verify.parity import Parity, load_images
+from nmsfree_export.verify.certificate import certify
 from nmsfree_training.config import STRIDES, HeadName
 from nmsfree_training.weights.checkpoint import Checkpoint, with_dedup_iou
-from nmsfree_training.weights.predict import make_spec
+from nmsfree_training.weights.predict import TorchBackend, make_spec
 
-__all__ = ["ExportOptions", "ExportReport", "export_onnx", "make_export_spec"]
+__all__ = ["ExportOptions", "Report", "export_onnx", "make_export_spec"]
 
 DEFAULT_THRESHOLD = 0.3
-CALIBRATION_IMAGES = 128
 MAX_SIDE = 16384  # as a description may say, see `ModelSpec`
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how it was verified."""
-
-    path: Path
-    sha256: str
-    size: int  # bytes
-    spec: ModelSpec
-    certificate: Certificate
-    parity: Parity
-    seed: int
-    seeded: Parity  # on pictures of `seed`, which nobody chose
-    accuracy: Accuracy | None  # None where no split was given
-    float_layers: tuple[str, ...] = ()  # that --auto-mixed left in float
-    attempts: tuple[Attempt, ...] = ()  # what it tried before
-
-    def to_json(self) -> dict[str, object]:
-        spec = self.spec
-        return {
-            "file": str(self.path),
-            "sha256": self.sha256,
-            "bytes": self.size,
-            "precision": spec.precision,
-            "int8_target": spec.int8_target,
-            "threshold": spec.threshold,
-            "canary_rows": spec.canary and len(spec.canary.values()),
-            "thresholds": spec.thresholds and spec.thresholds.to_json(),
-            "certificate": self.certificate.to_json(),
-            "parity": self.parity.to_json(),
-            "seeded_parity": {"seed": self.seed} | self.seeded.to_json(),
-            "accuracy": self.accuracy and self.accuracy.to_json(),
-            "float_layers": list(self.float_layers),
-            "attempts": [attempt.to_json() for attempt in self.attempts],
-        }
 
 
 def export_onnx(
@@ -74,61 +29,34 @@ def export_onnx(
     options: ExportOptions = EXPORT_DEFAULTS,
     progress: Log = lambda _: None,
     log: Log = lambda _: None,
-) -> ExportReport:
+) -> Report:
     """Export, certify and compare; the file appears under its name only if all passed.
 
-    Args:
-        progress: told what is being done.
-        log: told of every attempt of `auto_mixed` that was refused.
-
     Raises:
-        GateError: the certificate, parity or the loss of AP refused; no file is left.
-        FragileError: the same of FP16 and INT8, with the errors of all layers.
+        GateError, FragileError: see `write_verified`.
         InputError: an option that does not fit the checkpoint.
         DataError: a dataset that cannot be used.
     """
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder, expected the name of a file to write")
     if options.dedup_iou is not None:
         checkpoint = with_dedup_iou(checkpoint, options.dedup_iou)
     spec = make_export_spec(checkpoint, options)
-    measured = calibration = None
-    if options.check_data is not None:
-        measured = load_dataset(options.check_data, options.check_split or "val")
-        category_ids_of(spec.class_names, measured)  # other classes are told before the work
-    if options.calibrate is not None:
-        split, count = options.calibrate_split or "train", options.calibration_images
-        count = count or CALIBRATION_IMAGES
-        calibration = load_calibration(options.calibrate, split, count, spec, measured)
-        spec = replace(spec, provenance={**spec.provenance, "calibration": calibration.description})
-    pictures = load_images(options.images)
-    attempts: tuple[Attempt, ...] = ()
-    with temporary_folder() as folder:
-        builder = Builder(checkpoint.build(), spec, calibration, folder, progress)
-        verifier = Verifier(builder, options, pictures, measured)
-        if options.auto_mixed:
-            candidate, found, attempts = search(builder, verifier, log)
-        else:
-            candidate = builder.build()
-            try:
-                found = verifier.verify(candidate)
-            except GateError as failure:
-                if spec.precision == "fp32":
-                    raise
-                raise explain(failure, verifier.layers(candidate)) from None
-        spec = verifier.with_canary(candidate)
-    content = content_of(candidate.model, spec)
-    write_atomic(out, content)
-    return ExportReport(
-        out,
-        hashlib.sha256(content).hexdigest(),
-        len(content),
-        spec,
-        candidate.certificate,
-        float_layers=candidate.float_layers,
-        attempts=attempts,
-        **vars(found),
-    )
+    inputs = load_inputs(options, spec, out)
+    progress("tracing the deployed graph")
+    original = trace(checkpoint, spec)
+    return write_verified(original, spec, options, inputs, out, progress, log)
+
+
+def trace(checkpoint: Checkpoint, spec: ModelSpec) -> Original:
+    """Return the certified FP32 graph of a checkpoint, whatever precision is described.
+
+    GateError: the certificate refused it.
+    """
+    network, full = checkpoint.build(), full_spec(spec)
+    module = deploy_module(network, full)
+    model = build_onnx(module, full)
+    certificate = certify(model, full, deployed_tensors(module), OPSET)
+    model.ClearField("metadata_props")
+    return Original(model, certificate, TorchBackend(network, replace(full, batch=None)), OPSET)
 
 
 def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpec:

@@ -11,6 +11,7 @@ from nmsfree.spec import NmsSpec
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 UNMATCHED = 0.1  # share of rows that may have no partner where something computes in eight bits
+HALF_UNMATCHED = 0.02  # the same of an adopted file in half precision
 MAX_DROP = 1.0  # AP points, of 100
 
 JsonOption = Annotated[
@@ -90,7 +91,102 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class PrecisionOptions:
+    """How a float32 file is lowered, and what it must still show; None takes what the help says.
+
+    InputError: options that do not fit each other, or would be ignored.
+    """
+
+    precision: Annotated[
+        str, Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions.")
+    ] = "fp32"
+    target: Annotated[
+        str | None,
+        Option("INT8 for cpu or tensorrt; no file is both.", flags=("--for",), metavar="ENGINE"),
+    ] = None
+    calibrate: Annotated[
+        Path | None, Option("INT8: dataset, or folder of pictures, that calibrates.", metavar="DIR")
+    ] = None
+    calibrate_split: Annotated[str | None, Option("Its training split; train if not given.")] = None
+    calibration_images: Annotated[
+        int | None, Option("At most this many, 128 if not given.", min=1, max=1_000_000)
+    ] = None
+    max_unmatched: Annotated[
+        float | None,
+        Option(
+            "FP16, INT8: share of rows that may have no partner; INT8 0.1, FP16 of adopted files"
+            " 0.02, of own ones none, and those that have one differ little."
+        ),
+    ] = None
+    check_data: Annotated[
+        Path | None, Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR")
+    ] = None
+    check_split: Annotated[str | None, Option("Split to compare on; val if not given.")] = None
+    max_ap_drop: Annotated[
+        float | None, Option("AP points that may be lost, 1.0 if not given.", min=0, max=100)
+    ] = None
+    auto_mixed: Annotated[
+        bool,
+        Option(
+            "FP16, INT8: keep the layers that add most error in float until the file passes.",
+            flags=("--auto-mixed",),
+        ),
+    ] = False
+    images: Annotated[
+        Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
+    ] = None
+    tolerance: Tolerance | None = None  # of parity; None takes that of the precision
+    seed: int | None = None  # of the pictures nobody chose; None takes a fresh one
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in allowed:
+                raise InputError(f"{name} is {value!r}, expected {' or '.join(allowed)}")
+        self._check_int8()
+        self._check_accuracy()
+
+    def _check_int8(self) -> None:
+        details = self.calibrate_split, self.calibration_images
+        needed = self.target, self.calibrate
+        asked = any(value is not None for value in (*needed, *details))
+        if (asked or self.precision == "int8") and None in needed:
+            raise InputError(
+                "int8 needs the engine it is for, as no one file serves both, and training"
+                " pictures: give --for cpu or --for tensorrt, and --calibrate DIR"
+            )
+        if asked and self.precision != "int8":
+            raise InputError(
+                f"calibration is for int8, but precision is {self.precision}: --precision int8"
+            )
+        if self.max_unmatched is not None and self.precision == "fp32":
+            raise InputError(
+                "a share of unmatched rows is for fp16 and int8, but precision is fp32"
+            )
+        if self.max_unmatched is not None and not 0 <= self.max_unmatched < 1:
+            raise InputError(f"share of unmatched rows is {self.max_unmatched}, expected 0 … 1")
+
+    def _check_accuracy(self) -> None:
+        details = self.check_split, self.max_ap_drop
+        if self.check_data is None and details != (None, None):
+            raise InputError("checking AP needs a labelled dataset: give --check-data DIR")
+        if self.precision != "fp32":
+            return
+        if self.check_data is not None:
+            raise InputError(
+                "checking AP is for fp16 and int8, but precision is fp32: measure with"
+                " `nmsfree eval`"
+            )
+        if self.auto_mixed:
+            raise InputError(
+                "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where"
+                " all are: leave --auto-mixed out"
+            )
+
+
+@dataclass(frozen=True)
+class ExportOptions(PrecisionOptions):
     """How a checkpoint is exported; None takes what the help says.
 
     InputError: options that do not fit each other, or would be ignored.
@@ -123,49 +219,9 @@ class ExportOptions:
         ),
     ] = None
     nms: NmsOptions = NO_NMS
-    precision: Annotated[
-        str, Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions.")
-    ] = "fp32"
-    target: Annotated[
-        str | None,
-        Option("INT8 for cpu or tensorrt; no file is both.", flags=("--for",), metavar="ENGINE"),
-    ] = None
-    calibrate: Annotated[
-        Path | None, Option("INT8: dataset whose pictures calibrate.", metavar="DIR")
-    ] = None
-    calibrate_split: Annotated[str | None, Option("Its training split; train if not given.")] = None
-    calibration_images: Annotated[
-        int | None, Option("At most this many, 128 if not given.", min=1, max=1_000_000)
-    ] = None
-    max_unmatched: Annotated[
-        float | None, Option("INT8: share of rows that may have no partner, 0.1 if not given.")
-    ] = None
-    check_data: Annotated[
-        Path | None, Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR")
-    ] = None
-    check_split: Annotated[str | None, Option("Split to compare on; val if not given.")] = None
-    max_ap_drop: Annotated[
-        float | None, Option("AP points that may be lost, 1.0 if not given.", min=0, max=100)
-    ] = None
-    auto_mixed: Annotated[
-        bool,
-        Option(
-            "FP16, INT8: keep the layers that add most error in float until the file passes.",
-            flags=("--auto-mixed",),
-        ),
-    ] = False
-    images: Annotated[
-        Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
-    ] = None
-    tolerance: Tolerance | None = None  # of parity; None takes that of the precision
-    seed: int | None = None  # of the pictures nobody chose; None takes a fresh one
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise InputError(f"{name} is {value!r}, expected {' or '.join(allowed)}")
+        super().__post_init__()
         if not 0 <= self.score_floor < 1:
             raise InputError(f"score floor is {self.score_floor}, expected 0 … 1")
         if self.threshold is not None and not self.score_floor <= self.threshold <= 1:
@@ -174,41 +230,6 @@ class ExportOptions:
             )
         if self.dedup_iou is not None and self.head == "o2m":
             raise InputError("dedup IoU is for the one-to-one head, but head is o2m: leave it out")
-        self._check_int8()
-        self._check_accuracy()
-
-    def _check_int8(self) -> None:
-        details = self.calibrate_split, self.calibration_images, self.max_unmatched
-        needed = self.target, self.calibrate
-        asked = any(value is not None for value in (*needed, *details))
-        if (asked or self.precision == "int8") and None in needed:
-            raise InputError(
-                "int8 needs the engine it is for, as no one file serves both, and training"
-                " pictures: give --for cpu or --for tensorrt, and --calibrate DIR"
-            )
-        if asked and self.precision != "int8":
-            raise InputError(
-                f"calibration is for int8, but precision is {self.precision}: --precision int8"
-            )
-        if self.max_unmatched is not None and not 0 <= self.max_unmatched < 1:
-            raise InputError(f"share of unmatched rows is {self.max_unmatched}, expected 0 … 1")
-
-    def _check_accuracy(self) -> None:
-        details = self.check_split, self.max_ap_drop
-        if self.check_data is None and details != (None, None):
-            raise InputError("checking AP needs a labelled dataset: give --check-data DIR")
-        if self.precision != "fp32":
-            return
-        if self.check_data is not None:
-            raise InputError(
-                "checking AP is for fp16 and int8, but precision is fp32: measure with"
-                " `nmsfree eval`"
-            )
-        if self.auto_mixed:
-            raise InputError(
-                "auto-mixed keeps layers of fp16 and int8 in float, but precision is fp32, where"
-                " all are: leave --auto-mixed out"
-            )
 
 
 EXPORT_DEFAULTS = ExportOptions()

@@ -1,13 +1,15 @@
 """FP32 graph → INT8 graph: QuantizeLinear and DequantizeLinear around what computes in integers.
 
 INT8 are the convolutions, but for the last ones: a step of an 8-bit logit or of an 8-bit logarithm
-of a box side would be seen in the result. Normalisation, GroupNorm, filters and everything after
-the network stay in float32. What is between the quantized convolutions is different by engine:
+of a box side would be seen in the result. Norms, matrix products (what a LayerNorm gives them has
+channels that take the range of all others), and everything after the network stay in float32. What
+is between the quantized convolutions is different by engine:
 
 - cpu: unsigned activations with a zero point, bias in int32, which the processor's kernels want.
-  They also want their results in integers, so these are quantized as well, and the backbone's
-  sums and its pooling with them: a float step in between costs more than it saves. Weights have 7
-  bits: with 8, processors without VNNI saturate (seen: rows without partner from 0.4 to 4 %).
+  They also want their results in integers, so these are quantized as well, and what adds, joins,
+  pools or bends nothing but such results: a float step in between costs more than it saves.
+  Weights have 7 bits: with 8, processors without VNNI saturate (seen: rows without partner from
+  0.4 to 4 %).
 - tensorrt: signed activations, zero points 0, bias in float. Only what goes into a convolution (or
   into the pooling) is quantized: the engine fuses what follows, and rounds once instead of twice.
 """
@@ -16,7 +18,7 @@ import copy
 import inspect
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +27,21 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
-from nmsfree.datasets.dataset import DetectionDataset, Sample
+from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.image_files import images_in
 from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import folder_name
 from nmsfree.files import temporary_folder
 from nmsfree.images import read_image
 from nmsfree.preprocess import resize_into
 from nmsfree.spec import ModelSpec, Target
+from nmsfree.text import shown
 from nmsfree_export.graph.contract import batch_of, made_of
 from nmsfree_export.graph.layers import read_layers
+from nmsfree_export.graph.values import find_places
 
 # val, val2017, valid, test-dev, minival …; trainval is for training.
 _MEASURES = re.compile(r"(mini)?(val|test|dev|eval)", re.IGNORECASE)
@@ -46,13 +51,13 @@ _MEASURES = re.compile(r"(mini)?(val|test|dev|eval)", re.IGNORECASE)
 class Calibration:
     """What an INT8 file is calibrated with."""
 
-    samples: tuple[Sample, ...]  # evenly spread over the split
+    paths: tuple[Path, ...]  # of pictures, evenly spread over the split
     spec: ModelSpec  # says how they are placed in the model's input
     description: str  # "digits train, 128 images"
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return one picture as the deployed model sees it, uint8 [1, H, W, 3], BGR."""
-        return placed(read_image(self.samples[index].path), self.spec)
+        return placed(read_image(self.paths[index]), self.spec)
 
 
 def placed(picture: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
@@ -63,11 +68,17 @@ def placed(picture: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def load_calibration(
-    data: Path, split: str, images: int, spec: ModelSpec, measured: DetectionDataset | None = None
+    data: Path,
+    split: str | None,
+    images: int,
+    spec: ModelSpec,
+    measured: DetectionDataset | None = None,
 ) -> Calibration:
     """Choose training pictures; annotations are not used.
 
     Args:
+        data: a dataset, or a folder of pictures.
+        split: None takes all of such a folder, or a dataset's "train".
         images: how many at most.
         measured: the split that the result will be measured on; none of it may be used here.
 
@@ -75,44 +86,46 @@ def load_calibration(
         InputError: the split is not for training, shares pictures with `measured`, or is empty.
         DataError: there is no such dataset or split.
     """
-    if _MEASURES.match(split):
+    if _MEASURES.match(split or ""):
         raise InputError(
             f"calibration split is {split!r}: pictures that a model is measured on would make its"
             " figures look better than they are: use a training split, --calibrate-split train"
         )
     if images < 1:
         raise InputError(f"calibration images are {images}, expected 1 or more")
-    dataset = load_dataset(data, split)
-    if not dataset.samples:
+    paths = sorted(images_in(data)) if split is None else []
+    name = data.resolve().name
+    if not paths:
+        split = split or "train"
+        dataset = load_dataset(data, split)
+        paths = [sample.path for sample in dataset.samples]
+        name = f"{folder_name(dataset)} {split}"
+    if not paths:
         raise InputError(f"{data}: split {split!r} has no images to calibrate with")
     if measured is not None:
-        own = {sample.path.resolve() for sample in dataset.samples}
+        own = {path.resolve() for path in paths}
         shared = [s.path.resolve() for s in measured.samples if s.path.resolve() in own]
         if shared:
             raise InputError(
-                f"{len(shared)} images of the calibration split {dataset.name!r} are also in the"
+                f"{len(shared)} images of the calibration split {split or name!r} are also in the"
                 f" split {measured.name!r} that the file is measured on, first {shared[0].name}:"
                 " the figures would look better than they are; use another split for one of them"
             )
-    count = min(images, len(dataset))
-    chosen = [dataset.samples[i * len(dataset) // count] for i in range(count)]
-    description = f"{folder_name(dataset)} {split}, {count} images"
-    return Calibration(tuple(chosen), spec, description)
+    count = min(images, len(paths))
+    chosen = [paths[i * len(paths) // count] for i in range(count)]
+    return Calibration(tuple(chosen), spec, f"{shown(name)}, {count} images")
 
 
-LAST = (".cls_pred.weight", ".reg_pred.weight")  # the last convolutions, in the deploy module
-TRUNK = ("network.backbone.", "network.fpn.")
+INTEGER_PRODUCTS = ("Conv",)
 OPERATORS: dict[Target, tuple[str, ...]] = {
-    "cpu": ("Conv", "Add", "MaxPool"),
+    "cpu": ("Conv", "Add", "MaxPool", "Sigmoid", "Mul", "Concat", "Split"),
     "tensorrt": ("Conv", "MaxPool"),
 }
-
-Tensors = Mapping[str, NDArray[np.floating]]
+PASSING = ("Clip", "LeakyRelu", "Relu", "Resize")  # between two of them, in float
 
 
 def quantize(
     model: ModelProto,
-    deployed: Tensors,
     target: Target,
     calibration: Calibration,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -123,8 +136,7 @@ def quantize(
     """Return an INT8 version of a float model, without metadata.
 
     Args:
-        model: from `build_onnx`, in float32; it is left as it is.
-        deployed: tensors of the deploy module by key.
+        model: in float32; it is left as it is.
         progress: told (pictures seen, pictures in all).
         float_layers: names of the layers that stay in float, see `quantized_nodes`.
         cache: file that ONNX Runtime keeps the ranges of the calibration in, for the next call.
@@ -132,7 +144,7 @@ def quantize(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     model = copy.deepcopy(model)
-    nodes = quantized_nodes(model, deployed, target, float_layers)
+    nodes = quantized_nodes(model, target, float_layers)
     _own_biases(model, set(nodes))
     signed = target == "tensorrt"
     # Versions of ONNX Runtime that know no cache calibrate every time.
@@ -179,41 +191,35 @@ def _tidy(model: ModelProto, producer: str) -> None:
     model.producer_name = producer
 
 
-def last_convs(model: ModelProto, deployed: Tensors) -> list[NodeProto]:
-    """Return the convolutions that make logits and box deltas."""
-    return _convs_of(model, deployed, LAST)
-
-
 def quantized_nodes(
-    model: ModelProto, deployed: Tensors, target: Target, float_layers: Collection[str] = ()
+    model: ModelProto, target: Target, float_layers: Collection[str] = ()
 ) -> list[str]:
     """Return the names of the nodes that compute in integers.
 
-    All convolutions but the last; sums and pooling up to the pyramid, where a GroupNorm's sum or
-    a filter's pooling cannot be among them. Left out are the layers named in `float_layers`, see
-    `layers.py`. What they read is still rounded where another one rounds it.
+    All convolutions but the last, and other operators that are fed by such nodes alone and feed
+    one, so that a GroupNorm's sum cannot be among them. Left out are the layers named in
+    `float_layers`, see `layers.py`. What they read is still rounded where another one rounds it.
     """
-    nodes = model.graph.node
-    spared = {layer.node for layer in read_layers(model) if layer.name in float_layers}
-    last = {node.name for node in last_convs(model, deployed)}
-    trunk = _convs_of(model, deployed, TRUNK)
-    before, _ = made_of(nodes, (name for node in trunk for name in node.input))
-    in_trunk = {node.name for node in before}
-    return [
-        node.name
-        for node in nodes
-        if node.op_type in OPERATORS[target]
-        and node.name not in spared
-        and (node.name not in last if node.op_type == "Conv" else node.name in in_trunk)
-    ]
-
-
-def _convs_of(model: ModelProto, deployed: Tensors, parts: tuple[str, ...]) -> list[NodeProto]:
-    """The convolutions of these parts of the network, by the bytes of their weights."""
-    wanted = {v.tobytes() for key, v in deployed.items() if any(part in key for part in parts)}
-    contents = {t.name: numpy_helper.to_array(t).tobytes() for t in model.graph.initializer}
-    convs = (node for node in model.graph.node if node.op_type == "Conv")
-    return [node for node in convs if contents[node.input[1]] in wanted]
+    nodes, places, spared = model.graph.node, find_places(model), set(float_layers)
+    names = {layer.node: layer.name for layer in read_layers(model)}
+    products = {
+        place
+        for place in places.weighted - places.last - places.means
+        if nodes[place].op_type in INTEGER_PRODUCTS
+    }
+    _, feeding = made_of(nodes, [name for place in products for name in nodes[place].input])
+    found: list[str] = []
+    integers: set[str] = set()  # values that such nodes give, also by way of others
+    for place, node in enumerate(nodes):
+        read = [name for name in node.input if name and name not in places.constants]
+        fed = integers.issuperset(read) and not feeding.isdisjoint(node.output)
+        scaled = len(read) < 2 and node.op_type in ("Add", "Mul")
+        own = place in products or (node.op_type in OPERATORS[target] and fed and not scaled)
+        if own or (fed and node.op_type in PASSING):
+            integers.update(node.output)
+        if own and names.get(node.name) not in spared:
+            found.append(node.name)
+    return found
 
 
 def _own_biases(model: ModelProto, names: set[str]) -> None:
@@ -245,7 +251,7 @@ class _Reader:
         self.done = 0
 
     def get_next(self) -> dict[str, Any] | None:
-        count = len(self.calibration.samples)
+        count = len(self.calibration.paths)
         if self.done == count:
             return None
         pixels = self.calibration.read(self.done)

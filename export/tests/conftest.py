@@ -14,8 +14,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree_export.cli.convert import convert
 from nmsfree_export.cli.export import export, verify
 from nmsfree_export.export import ExportOptions, make_export_spec
+from nmsfree_export.graph.contract import describe
+from nmsfree_export.graph.half import to_half
 from nmsfree_export.graph.write import build_onnx, deploy_module
 from nmsfree_training.config import ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
 from nmsfree_training.model.detector import Fcos
@@ -66,10 +69,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Any]:
-    """Return what runs `nmsfree export` or `verify` with words, and gives the outcome."""
+    """Return what runs `nmsfree export`, `convert` or `verify` with words."""
     app = typer.Typer()
     app.command("export")(export)
     app.command("verify")(verify)
+    app.command("convert")(convert)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -79,7 +83,11 @@ def trace() -> Callable[..., ModelProto]:
 
     def traced(checkpoint: Checkpoint, **options: Any) -> ModelProto:
         spec = make_export_spec(checkpoint, ExportOptions(**options))
-        return build_onnx(deploy_module(checkpoint.build(), spec), spec)
+        model = build_onnx(deploy_module(checkpoint.build(), spec), spec)
+        if spec.precision == "fp16":
+            model = to_half(model)
+            describe(model, spec)
+        return model
 
     return traced
 

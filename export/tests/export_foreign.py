@@ -4,7 +4,7 @@ The network is the same in all: two convolutions, a box and scores for each of 6
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,24 @@ LIBREYOLO = {
 class Graph:
     """Nodes and weights of a file, and its outside."""
 
-    def __init__(self, columns: int = CLASSES, batch: Any = 1, image: str = "images") -> None:
+    def __init__(
+        self,
+        columns: int = CLASSES,
+        batch: Any = 1,
+        image: str = "images",
+        neck: Callable[["Graph", str], str] = lambda graph, features: features,
+    ) -> None:
         self.batch, self.columns = batch, columns
         self.nodes: list[NodeProto] = []
         self.weights: dict[str, Any] = {}
         self.inputs = {image: (FLOAT, (batch, 3, SIZE, SIZE))}
         self.outputs: dict[str, tuple[int, tuple[Any, ...]]] = {}
-        rng = np.random.default_rng(0)
+        self.rng = rng = np.random.default_rng(0)
         first = self.add("Conv", image, self.of(rng.normal(0, 0.3, (16, 3, 4, 4))), strides=[4, 4])
         second = self.of(rng.normal(0, 0.5, (4 + columns, 16, 2, 2)))
         bias = self.of(np.append([0, 0, -1, -1], rng.normal(0, 1, columns)))
-        grid = self.add("Conv", self.add("Tanh", first), second, bias, strides=[2, 2])
+        self.features = neck(self, self.add("Tanh", first))  # [N, 16, 16, 16]
+        grid = self.add("Conv", self.features, second, bias, strides=[2, 2])
         shape = self.of([0, 4 + columns, CELLS], np.int64)
         flat = self.add("Transpose", self.add("Reshape", grid, shape), perm=[0, 2, 1])
         self.boxes = self.add("Sigmoid", self.part(flat, 0, 4))  # [N, Q, 4] cxcywh, 0 … 1
@@ -60,6 +67,19 @@ class Graph:
         name = f"w{len(self.weights)}"
         self.weights[name] = np.asarray(value, kind)
         return name
+
+    def linear(self, value: str, inside: int = 16, outside: int = 16, scale: float = 0.3) -> str:
+        weight = self.of(self.rng.normal(0, scale, (inside, outside)))
+        return self.add("Add", self.add("MatMul", value, weight), self.of(np.zeros(outside)))
+
+    def attention(self, tokens: str) -> str:
+        """Self-attention of one head between norms, tokens [N, T, 16]."""
+        ones, zeros = self.of(np.ones(16)), self.of(np.zeros(16))
+        query, key, value = (self.linear(tokens) for _ in range(3))
+        match = self.add("MatMul", query, self.add("Transpose", key, perm=[0, 2, 1]))
+        share = self.add("Softmax", self.add("Mul", match, self.of(0.25)), axis=-1)
+        mixed = self.linear(self.add("MatMul", share, value))
+        return self.add("LayerNormalization", self.add("Add", tokens, mixed), ones, zeros, axis=-1)
 
     def part(self, value: str, start: int, end: int) -> str:
         ends = [self.of([n], np.int64) for n in (start, end, 2)]
@@ -123,6 +143,57 @@ def yolo_rows(**metadata: str) -> ModelProto:
     graph = Graph()
     graph.rows(graph.corners())
     return graph.model(ULTRALYTICS | {"head": "Detect"} | metadata, opset=18)
+
+
+def yolo26() -> ModelProto:
+    """A with what the real one computes: SiLU, pooling, joined halves, attention."""
+
+    def neck(graph: Graph, features: str) -> str:
+        for _ in range(2):
+            weight = graph.of(graph.rng.normal(0, 0.2, (16, 16, 3, 3)))
+            conv = graph.add("Conv", features, weight, pads=[1] * 4)
+            features = graph.add("Mul", conv, graph.add("Sigmoid", conv))
+        left, right = f"{features}.left", f"{features}.right"
+        graph.add("Split", features, graph.of([8, 8], np.int64), out=(left, right), axis=1)
+        pooled = graph.add("MaxPool", right, kernel_shape=[5, 5], pads=[2] * 4)
+        joined = graph.add("Concat", left, pooled, axis=1)
+        flat = graph.add("Reshape", joined, graph.of([0, 16, 256], np.int64))
+        tokens = graph.attention(graph.add("Transpose", flat, perm=[0, 2, 1]))
+        back = graph.add("Transpose", tokens, perm=[0, 2, 1])
+        return graph.add("Reshape", back, graph.of([0, 16, 16, 16], np.int64))
+
+    graph = Graph(neck=neck)
+    graph.rows(graph.corners())
+    return graph.model(ULTRALYTICS | {"head": "Detect"}, opset=18)
+
+
+def dfine() -> ModelProto:
+    """K with what a real one computes: chosen queries, sampling, attention, refined boxes."""
+    graph = Graph()
+    axis, wide = graph.of([2], np.int64), graph.of([0, 30, 16], np.int64)
+    best = graph.add("ReduceMax", graph.logits, axes=[2], keepdims=0)
+    graph.add("TopK", best, graph.of([30], np.int64), out=("queries", "places"))
+    index = graph.add("Unsqueeze", "places", axis)
+    four = graph.add("Concat", index, index, index, index, axis=2)
+    boxes = graph.add("GatherElements", graph.boxes, four, axis=1)
+    grid = graph.add("Sub", graph.add("Mul", graph.part(boxes, 0, 2), graph.of(2)), graph.of(1))
+    points = graph.add("Unsqueeze", grid, axis)  # [N, 30, 1, 2]
+    sampled = graph.add("GridSample", graph.features, points, mode="bilinear")
+    rows = graph.add("Squeeze", sampled, graph.of([3], np.int64))
+    tokens = graph.add("Reshape", graph.add("Transpose", rows, perm=[0, 2, 1]), wide)
+    tokens = graph.attention(tokens)
+    offsets = graph.add("Reshape", graph.linear(tokens, 16, 20), graph.of([0, 30, 4, 5], np.int64))
+    shares = graph.add("Softmax", offsets, axis=-1)
+    moves = graph.add("MatMul", shares, graph.of([[-1], [-0.5], [0], [0.5], [1]]))
+    low, high = graph.of(1e-5), graph.of(1)
+    ahead, behind = (
+        graph.add("Clip", value, low, high) for value in (boxes, graph.add("Sub", high, boxes))
+    )
+    odds = graph.add("Log", graph.add("Div", ahead, behind))
+    moved = graph.add("Add", odds, graph.add("Squeeze", moves, graph.of([3], np.int64)))
+    graph.output("pred_logits", graph.linear(tokens, 16, CLASSES, 1.0), (30, CLASSES))
+    graph.output("pred_boxes", graph.add("Sigmoid", moved), (30, 4))
+    return graph.model(LIBREYOLO)
 
 
 def rtdetr_rows() -> ModelProto:

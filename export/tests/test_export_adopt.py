@@ -20,9 +20,10 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree_export.adopt import adopt as adopting
-from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, adopt_onnx, bundled_pictures
+from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, adopt_onnx
 from nmsfree_export.cli.adopt import AdoptCommand, run_adopt
 from nmsfree_export.options import NmsOptions
+from nmsfree_export.verify.parity import bundled_pictures
 
 NAMES = ",".join(foreign.NAMES)
 LAST = AdoptOptions(names=NAMES, background="last")

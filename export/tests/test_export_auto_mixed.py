@@ -18,9 +18,10 @@ from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.errors import GateError
 from nmsfree_export.auto_mixed import search, worst
 from nmsfree_export.candidate import FLOAT_LAYERS, Builder, FragileError
-from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
-from nmsfree_export.graph.layers import conv_precisions
-from nmsfree_export.graph.write import build_onnx, deploy_module
+from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec, trace
+from nmsfree_export.graph.contract import content_of
+from nmsfree_export.graph.half import to_half
+from nmsfree_export.graph.layers import count_precisions
 from nmsfree_export.verify.certificate import check_precision
 from nmsfree_export.verify.layer_errors import LayerError
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -102,7 +103,7 @@ def test_fragile_layers_and_no_others_stay_in_float(
     model = onnx.load(out)
     assert report.spec.to_json() == model.metadata_props[0].value
     assert json.loads(report.spec.to_json())["provenance"][FLOAT_LAYERS] == ", ".join(names)
-    assert conv_precisions(model) == counts
+    assert count_precisions(model) == counts
     shown = dict(report.certificate.lines)
     assert shown["precision"] == (
         f"{counts[lower]} convolutions in {lower}, {counts['fp32']} in fp32"
@@ -160,21 +161,21 @@ class Refusing:
 
 def test_it_gives_up_before_everything_is_float(checkpoint: Checkpoint, tmp_path: Path) -> None:
     spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
-    real = Builder(checkpoint.build(), spec, None, tmp_path)
+    real = Builder(trace(checkpoint, spec), spec, None, tmp_path)
     asked: list[int] = []
 
     def build(names: Sequence[str]) -> Any:
         asked.append(len(names))
         return SimpleNamespace(spec=spec)
 
-    builder: Any = SimpleNamespace(full=real.full, movable=real.movable, build=build)
+    builder: Any = SimpleNamespace(original=real.original, movable=real.movable, build=build)
     names, lines = list(real.movable()), []  # type: ignore[var-annotated]
     verifier: Any = Refusing(names)
     with pytest.raises(FragileError) as caught:
         search(builder, verifier, lines.append)
     assert str(caught.value) == (
         "accuracy: 77.1 → 60.0 AP; --auto-mixed found no file in fp16 that passes: it would leave "
-        "no convolution in it; export with --precision fp32"
+        "no layer in it; keep fp32"
     )
     assert len(names) == 40 and asked == [0, 4, 12, 28]
     assert lines[0] == (
@@ -218,24 +219,24 @@ def test_float_among_halves_with_filters(
     spec = make_export_spec(made, ExportOptions(precision="fp16"))
     names = ["backbone.conv1", "backbone.layer2.0.downsample", "fpn.input_projs.1"]
     names += ["heads.1.cls_heads.1.conv", "heads.2.cls_pred"]
-    builder = Builder(made.build(), spec, None, tmp_path)
+    builder = Builder(trace(made, spec), spec, None, tmp_path)
     candidate = builder.build(names)
     images = torch.randint(0, 256, (1, 96, 128, 3), dtype=torch.uint8).numpy()
 
     def scores(model: ModelProto) -> Any:
         path = tmp_path / "model.onnx"
-        path.write_bytes(model.SerializeToString())
+        path.write_bytes(content_of(model, spec))
         return OnnxRuntimeBackend(path).run(images).detection_scores
 
-    assert abs(scores(candidate.model) - scores(builder.full)).max() < 0.01
-    assert conv_precisions(candidate.model)["fp32"] == 7, "three levels share the last"
+    assert abs(scores(candidate.model) - scores(builder.original.model)).max() < 0.01
+    assert count_precisions(candidate.model)["fp32"] == 7, "three levels share the last"
     checks = [check for check, _ in candidate.certificate.lines]
     assert checks[-3:-1] == ["precision", "float layers of --auto-mixed"]
 
 
 def test_the_certificate_knows_which_layers_are_in_float(checkpoint: Checkpoint) -> None:
     spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
-    model = build_onnx(deploy_module(checkpoint.build(), spec, [BEFORE]), spec)
+    model = to_half(trace(checkpoint, spec).model, [BEFORE])
     check_precision(model, "fp16", [BEFORE])
     for names, words in (
         ([FRAGILE], f"convolutions in fp32 are {BEFORE}, expected {FRAGILE}"),

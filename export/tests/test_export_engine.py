@@ -14,8 +14,7 @@ from nmsfree import EngineError, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
 from nmsfree_export.candidate import Builder
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.graph.contract import describe
-from nmsfree_export.graph.write import content_of
+from nmsfree_export.graph.contract import content_of, describe
 from nmsfree_export.options import BuildOptions, NmsOptions
 from nmsfree_export.quantize import load_calibration
 from nmsfree_export.tensorrt.build import BuildReport, build_engine

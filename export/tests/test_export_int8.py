@@ -16,9 +16,10 @@ from nmsfree.errors import DataError, GateError, InputError
 from nmsfree.evaluation.scores import Metrics
 from nmsfree.images import read_image
 from nmsfree.preprocess import resize_into
-from nmsfree_export.export import ExportOptions, ExportReport, export_onnx, make_export_spec
-from nmsfree_export.graph.layers import conv_precisions
-from nmsfree_export.graph.write import content_of
+from nmsfree_export.convert import Report
+from nmsfree_export.export import ExportOptions, export_onnx, make_export_spec
+from nmsfree_export.graph.contract import content_of
+from nmsfree_export.graph.layers import count_precisions
 from nmsfree_export.options import Tolerance
 from nmsfree_export.quantize import load_calibration
 from nmsfree_export.verify import accuracy as accuracy_module
@@ -41,14 +42,14 @@ def trained(
     nano: Checkpoint,
     digits: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> ExportReport:
+) -> Report:
     """The trained nano detector in INT8."""
     out = tmp_path_factory.mktemp("int8") / "model.onnx"
     options = int8(request.param, digits, check_data=digits, max_ap_drop=2.0)
     return export_onnx(nano, out, options)
 
 
-def test_trained_weights_keep_their_detections_and_ap(trained: ExportReport) -> None:
+def test_trained_weights_keep_their_detections_and_ap(trained: Report) -> None:
     parity, found = trained.parity, trained.accuracy
     assert parity.tolerance.unmatched == 0.1
     assert parity.passed and parity.rows > 400
@@ -61,7 +62,7 @@ def test_trained_weights_keep_their_detections_and_ap(trained: ExportReport) -> 
     assert 0 < abs(found.threshold - found.threshold_reference) < 0.2
 
 
-def test_it_answers_its_canary(trained: ExportReport, tmp_path: Path) -> None:
+def test_it_answers_its_canary(trained: Report, tmp_path: Path) -> None:
     """Also in OpenVINO, which rounds otherwise; the description alone says where a file may run."""
     path = tmp_path / "model.onnx"
     path.write_bytes(
@@ -74,14 +75,14 @@ def test_it_answers_its_canary(trained: ExportReport, tmp_path: Path) -> None:
         assert found.tolerance.missing == 0.4
 
 
-def test_the_file_says_what_it_is(trained: ExportReport) -> None:
+def test_the_file_says_what_it_is(trained: Report) -> None:
     model = onnx.load(trained.path)
     assert {e.domain: e.version for e in model.opset_import} == {"": 18}
     assert [e.key for e in model.metadata_props] == ["nmsfree"]
     spec = json.loads(model.metadata_props[0].value)
     assert (spec["precision"], spec["int8_target"]) == ("int8", trained.spec.int8_target)
     assert spec["provenance"]["calibration"] == f"digits train, {TRAIN} images"
-    assert conv_precisions(model) == {"int8": 38, "fp32": 6}
+    assert count_precisions(model) == {"int8": 38, "fp32": 6}
     lines = dict(trained.certificate.lines)
     assert lines["precision"] == "38 convolutions in int8, 6 in fp32"
     assert lines["standard operators only"].startswith("ai.onnx opset 18, ")
@@ -101,7 +102,7 @@ def test_published_network(
     options = int8(target, digits, batch=2, calibration_images=2, max_unmatched=0.5)
     report = export_onnx(made, tmp_path / "model.onnx", options)
     assert report.spec.provenance["calibration"] == "digits train, 2 images"
-    assert conv_precisions(onnx.load(report.path)) == {"int8": 50, "fp32": 6}
+    assert count_precisions(onnx.load(report.path)) == {"int8": 50, "fp32": 6}
     assert report.size < 21e6, "a quarter of FP32's 72 MB, and the float parts"
 
 
@@ -175,11 +176,11 @@ def test_calibration_pictures_are_spread_and_letterboxed(
 ) -> None:
     spec = make_export_spec(checkpoint, ExportOptions())
     chosen = load_calibration(digits, "train", 4, spec)
-    names = [sample.path.name for sample in chosen.samples]
+    names = [path.name for path in chosen.paths]
     assert names == ["00000.png", "00002.png", "00004.png", "00006.png"]
     assert chosen.description == "digits train, 4 images"
     want = np.empty((spec.height, spec.width, 3), np.uint8)
-    resize_into(read_image(chosen.samples[1].path), want, spec.resize)
+    resize_into(read_image(chosen.paths[1]), want, spec.resize)
     assert np.array_equal(chosen.read(1)[0], want)
     with pytest.raises(InputError, match=r"^calibration images are 0, expected 1 or more$"):
         load_calibration(digits, "train", 0, spec)

@@ -112,14 +112,13 @@ def test_partners_do_not_depend_on_the_names_of_values() -> None:
 def test_partners_with_group_norm_and_a_batch_of_any_size(
     make_checkpoint: Make, trace: Trace
 ) -> None:
-    """The exporter numbers the sums of both precisions differently; levels share the heads."""
+    """Levels share the heads, and every sum has its own."""
     made = make_checkpoint(fcos_e2e_r18_3x(7).model, (64, 64))
     full, half = (trace(made, precision=p, batch=None) for p in ("fp32", "fp16"))
     a, b = read_layers(full), read_layers(half)
     pairs = pair_layers(a, b)
     assert len(pairs) == len(a) == len(b) > 80
     assert all(x.name == y.name and x.op == y.op for x, y in pairs)
-    assert {x.output for x, _ in pairs} != {y.output for _, y in pairs}
     assert {x.op for x, _ in pairs} == {"Conv", "Add", "MaxPool", "InstanceNormalization"}
     spec = make_export_spec(made, ExportOptions())
     errors = {e.name: e for e in measure_layers(full, half, prepare(load_images(None)[:1], spec))}

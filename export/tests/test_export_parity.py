@@ -17,7 +17,8 @@ from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.nms import greedy_nms
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_export import candidate as candidate_module
-from nmsfree_export.export import ExportOptions, ExportReport, export_onnx
+from nmsfree_export.convert import Report
+from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.graph.contract import read_description
 from nmsfree_export.graph.write import build_onnx
 from nmsfree_export.options import Tolerance
@@ -49,11 +50,11 @@ def test_published_checkpoint_exports_within_tolerance(
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Checkpoint, tmp_path_factory: Any) -> Callable[..., ExportReport]:
+def exported(checkpoint: Checkpoint, tmp_path_factory: Any) -> Callable[..., Report]:
     """Return what exports a head for a batch size, once."""
 
     @cache
-    def make(head: str, batch: int | None) -> ExportReport:
+    def make(head: str, batch: int | None) -> Report:
         out = tmp_path_factory.mktemp("exported") / "model.onnx"
         return export_onnx(checkpoint, out, ExportOptions(head=head, batch=batch))
 
@@ -67,7 +68,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uin
 @HEADS
 @pytest.mark.parametrize("batch", [1, 2, None])
 def test_exported_file_agrees_with_the_network(
-    exported: Callable[..., ExportReport], checkpoint: Checkpoint, head: str, batch: int | None
+    exported: Callable[..., Report], checkpoint: Checkpoint, head: str, batch: int | None
 ) -> None:
     report = exported(head, batch)
     assert report.parity.passed
@@ -87,7 +88,7 @@ def test_exported_file_agrees_with_the_network(
 
 @HEADS
 def test_batch_of_distinct_images_equals_singles(
-    exported: Callable[..., ExportReport], head: str
+    exported: Callable[..., Report], head: str
 ) -> None:
     backend = OnnxRuntimeBackend(exported(head, None).path)
     together = backend.run(IMAGES)
@@ -96,7 +97,7 @@ def test_batch_of_distinct_images_equals_singles(
             assert np.allclose(a[i], b[0], atol=1e-4)
 
 
-def test_nms_of_the_file_is_the_specified_one(exported: Callable[..., ExportReport]) -> None:
+def test_nms_of_the_file_is_the_specified_one(exported: Callable[..., Report]) -> None:
     """Same class, IoU above 0.6: none left."""
     raw = OnnxRuntimeBackend(exported("o2m", None).path).run(IMAGES[:1])
     count = int(raw.num_detections[0, 0])
@@ -161,7 +162,7 @@ def test_a_file_that_is_right_on_the_bundled_pictures_alone(
 
 
 def test_pictures_of_a_seed_can_be_had_again(
-    exported: Callable[..., ExportReport], checkpoint: Checkpoint, tmp_path: Path
+    exported: Callable[..., Report], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     first = exported("o2o", 1)
     again = export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=first.seed))

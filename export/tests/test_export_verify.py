@@ -16,7 +16,7 @@ from nmsfree.errors import GateError, InputError
 from nmsfree.evaluation.evaluate import evaluate
 from nmsfree_export.candidate import Builder
 from nmsfree_export.export import ExportOptions, make_export_spec
-from nmsfree_export.graph.write import content_of, full_spec
+from nmsfree_export.graph.contract import content_of, full_spec
 from nmsfree_export.options import Tolerance, VerifyOptions
 from nmsfree_export.quantize import load_calibration
 from nmsfree_export.verify.compare import Side, compare_layers, compare_models

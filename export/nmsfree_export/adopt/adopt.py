@@ -42,13 +42,12 @@ from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
 from nmsfree_export.adopt.reference import Original, first_line
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.graph.contract import describe
+from nmsfree_export.verify.allowed import FORBIDDEN
 from nmsfree_export.verify.canary import with_canary
-from nmsfree_export.verify.parity import FAR, Pictures, load_images
+from nmsfree_export.verify.parity import FAR, Pictures, bundled_pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
-# Nodes whose outputs are as many as the data decide, and those that hide a graph.
-FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
 TOGETHER = 4  # pictures in a run of a file of dynamic batch
 LEAST_ROWS = 100
 SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
@@ -205,35 +204,6 @@ def check_structure(model: ModelProto, allowed: set[str]) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GateError(f"certificate: against the rules of ONNX: {first_line(error)}") from None
-
-
-def bundled_pictures() -> Pictures:
-    """Scenes of digits, and clouds of the spectrum that photographs have, in several shapes."""
-    shapes = ((480, 640), (720, 405), (256, 256), (333, 1000))
-    return [
-        *load_images(None)[:2],
-        *((f"clouds {h} × {w}", clouds(h, w, seed)) for seed, (h, w) in enumerate(shapes)),
-    ]
-
-
-def clouds(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return noise whose power falls with the third power of frequency, BGR uint8 [h, w, 3].
-
-    A detector that was trained on photographs answers it with spread scores, as it does not answer
-    white noise or plain squares.
-    """
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequency[0, 0] = 1 / max(height, width)
-
-    def plane() -> NDArray[np.float64]:
-        waves = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**1.5
-        found = np.fft.irfft2(waves, (height, width))
-        return np.asarray((found - found.mean()) / found.std(), np.float64)
-
-    grey = plane()
-    colored = np.stack([grey + 0.3 * plane() for _ in range(3)], axis=-1)
-    return np.clip(128 + 55 * colored, 0, 255).astype(np.uint8)
 
 
 def compare(

@@ -14,6 +14,7 @@ from nmsfree_export.adopt import (
     ultralytics,
 )
 from nmsfree_export.adopt.foreign import OTHER_INPUTS, RESIZES, AdoptOptions, File, Foreign
+from nmsfree_export.verify.allowed import ADOPTED
 
 # The last one knows a file by its outputs alone.
 FAMILIES = (
@@ -96,7 +97,7 @@ def make_adopted_spec(
         resize=foreign.resize,
         nms=foreign.nms,
         provenance={
-            "adopted": foreign.family,
+            ADOPTED: foreign.family,
             "source": file.path.name,
             "source sha256": digest,
             **foreign.provenance,

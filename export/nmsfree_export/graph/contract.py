@@ -1,6 +1,7 @@
 """What every file has in common: its inputs and outputs, its description, and walks through it."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,28 @@ def describe(model: ModelProto, spec: ModelSpec) -> None:
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
 
 
+def full_spec(spec: ModelSpec) -> ModelSpec:
+    """Describe the FP32 version of a file."""
+    return replace(spec, precision="fp32", int8_target=None)
+
+
+def content_of(model: ModelProto, spec: ModelSpec) -> bytes:
+    """The bytes of a model with this description."""
+    described = ModelProto()
+    described.CopyFrom(model)
+    describe(described, spec)
+    content: bytes = described.SerializeToString()
+    return content
+
+
 def read_description(path: object, model: ModelProto) -> ModelSpec:
     """Return the description that a model carries; ModelError: there is none, or it is faulty."""
     texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
     if not texts:
         raise ModelError(
             f"{path}: no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: "
-            "export the checkpoint with `nmsfree export`"
+            "export the checkpoint with `nmsfree export`, or let `nmsfree adopt` make a model of"
+            " another project's file"
         )
     return ModelSpec.from_json(texts[0], f"{path}: model description")
 

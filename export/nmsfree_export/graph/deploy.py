@@ -2,16 +2,10 @@
 
 The trained network never asks whether it is being exported; this module is built around a copy.
 
-Half precision ("fp16") is for convolutions, whose products a GPU's tensor cores add in float32.
-Kept in float32: the pixels' normalisation (values up to 255 and their differences), GroupNorm (its
-variance sums thousands of squares, of which a half's 11 bits lose the small ones), the comparison
-of boxes in a duplicate filter, and all after the network: decoding, where exp turns a rounding of
-the logarithm into pixels, sigmoid and the choice of the best rows. INT8 is another graph, made from
-the one in float32: see `quantize.py`.
+Lower precisions are other graphs, made from this one in float32: see `half.py`, `quantize.py`.
 """
 
 import copy
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +100,6 @@ class DeployNetwork(nn.Module):
 
     def __init__(self, network: Fcos, head: str) -> None:
         super().__init__()
-        self.dtype = torch.float32  # that it computes in, see above; what comes out is float32
         self.backbone = fold_backbone(network.backbone)
         weight = self.backbone.conv1.weight.detach().flip(1).contiguous()
         self.backbone.conv1.weight = nn.Parameter(weight)
@@ -120,65 +113,14 @@ class DeployNetwork(nn.Module):
     def forward(self, images: Tensor) -> Maps:
         # Cast before the transpose: TensorRT-RTX refuses to transpose uint8.
         x = images.float().permute(0, 3, 1, 2)
-        features = self.fpn(self.backbone(((x - self.mean) * self.scale).to(self.dtype)))
+        features = self.fpn(self.backbone((x - self.mean) * self.scale))
         heads: list[Head] = [*self.heads]
         # Level by level as far as norms may differ; a max filter after that compares levels.
         towers = [head.towers([f]) for head, f in zip(heads, features, strict=True)]
         cls, reg = ([tower[i][0] for tower in towers] for i in (0, 1))
         levels = heads[0].predict(cls, reg)
         logits, deltas = (torch.cat([m[i].flatten(2) for m in levels], dim=2) for i in (0, 1))
-        return Maps(
-            logits.float(), deltas.float(), tuple(m[0].shape[2] * m[0].shape[3] for m in levels)
-        )
-
-
-class FloatNorm(nn.Module):
-    """A norm that computes in float32 between halves."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x.float())
-        return out.half()
-
-
-class MixedConv(nn.Conv2d):
-    """A convolution among others of another precision: takes either, gives its own."""
-
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> "MixedConv":
-        """Return a copy, with the same weights and their precision."""
-        mixed: MixedConv = copy.deepcopy(conv)  # type: ignore[assignment]
-        mixed.__class__ = cls
-        return mixed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
-def to_half(network: DeployNetwork, float_layers: Collection[str] = ()) -> None:
-    """Make the convolutions of a deployed network compute in half, in place; see above.
-
-    Those named in `float_layers`, as in `layers.py`, stay in float32. What they give stays so as
-    far as the next convolution in half: no rounding is left between two of them.
-    """
-    wanted = {id(network.get_submodule(name)) for name in float_layers}
-    for conv in network.modules():
-        if isinstance(conv, nn.Conv2d) and id(conv) not in wanted:
-            conv.half()
-    # One object for all the places that share it, so that its weights are stored once.
-    mixed: dict[int, MixedConv] = {}
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, FloatNorm(child))
-            elif isinstance(child, nn.Conv2d) and wanted:
-                if id(child) not in mixed:
-                    mixed[id(child)] = MixedConv.like(child)
-                setattr(module, name, mixed[id(child)])
-    network.dtype = network.backbone.conv1.weight.dtype
+        return Maps(logits, deltas, tuple(m[0].shape[2] * m[0].shape[3] for m in levels))
 
 
 def top_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

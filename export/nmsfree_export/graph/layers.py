@@ -1,9 +1,10 @@
 """The layers of a graph: what they are called, what feeds them, and which are the same in another.
 
-A layer is a convolution, a norm, a sum or a pooling that the picture reaches before the best rows
-are chosen; after that the values of two files belong to different cells. A convolution is called
-by its weights, "backbone.layer1.0.conv2", any other by the layer before it, "….conv2.add". So the
-levels that share weights share a name, and the layers of a name have one precision.
+A layer is a convolution, a matrix product, a norm, a sum or a pooling that the picture reaches
+before the best rows of the result are chosen; after that the values of two files belong to
+different cells. What has weights is called by them, "backbone.layer1.0.conv2", any other by the
+layer before it, "….conv2.add". So the levels that share weights share a name, and the layers of a
+name have one precision.
 
 Between two layers lie activations, shapes, and what makes a precision: Cast, QuantizeLinear and
 DequantizeLinear. All of that belongs to the layer that reads it.
@@ -21,9 +22,10 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree_export.graph.contract import batch_of, made_of
+from nmsfree_export.graph.values import PRODUCTS, find_places, weights_of
 
 SUFFIXES = {
-    "Conv": "",
+    **dict.fromkeys(PRODUCTS, ".product"),  # of two values, as in attention
     "Add": ".add",
     "MaxPool": ".maxpool",
     "InstanceNormalization": ".norm",
@@ -42,24 +44,9 @@ _NAMES: dict[int, str] = {
 }
 
 
-def conv_weights(model: ModelProto) -> dict[str, tuple[str, str]]:
-    """By the output of each convolution: its weights' name, and precision "fp32", "fp16" or "int8".
-
-    The name is that of the initialiser, which may be dequantized on the way.
-    """
-    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    found = {}
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            name = stored.get(node.input[1], node.input[1])
-            found[node.output[0]] = name, _NAMES.get(kinds.get(name, 0), "unknown")
-    return found
-
-
-def conv_precisions(model: ModelProto) -> Counter[str]:
-    """Count the convolutions of a graph by their precision."""
-    return Counter(precision for _, precision in conv_weights(model).values())
+def count_precisions(model: ModelProto) -> Counter[str]:
+    """Count the layers with weights by their precision."""
+    return Counter(layer.precision for layer in read_layers(model) if layer.precision)
 
 
 @dataclass(frozen=True)
@@ -70,41 +57,58 @@ class Layer:
     op: str  # operator of ONNX
     output: str  # its value in the graph
     feeds: tuple[str, ...]  # values of the layers it is computed from, in order; "images" first
-    precision: str  # of a convolution's weights, "fp32", "fp16" or "int8"; "" for others
-    weights: str  # name of a convolution's weights before quantization; "" for others
+    precision: str  # of its weights, "fp32", "fp16" or "int8"; "" where it has none
+    weights: str  # their name before quantization, or ""
     node: str  # name of the node
+    is_mean: bool = False  # of a distribution, see `values.py`
 
 
 def read_layers(model: ModelProto) -> list[Layer]:
     """Return the layers of a graph, each after those that feed it."""
-    convs = conv_weights(model)
+    places = find_places(model)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     origins: dict[str, tuple[str, ...]] = {v.name: (v.name,) for v in model.graph.input}
     chosen: set[str] = set()
     names: dict[str, str] = {}
     layers: list[Layer] = []
-    for node in model.graph.node:  # sorted topologically, by ONNX's rules
+    for place, node in enumerate(model.graph.node):  # sorted topologically, by ONNX's rules
         read = [] if node.op_type in SHAPES else node.input
         feeds = tuple(dict.fromkeys(feed for name in read for feed in origins.get(name, ())))
-        if node.op_type in CHOICES or chosen.intersection(node.input):
+        is_choice = node.op_type in CHOICES and place in places.tail  # not that of queries
+        if is_choice or chosen.intersection(node.input):
             chosen.update(node.output)
         elif node.op_type in SUFFIXES and feeds:
-            output = node.output[0]
-            weights, precision = convs.get(output, ("", ""))
-            weights = weights.removesuffix("_quantized")
-            name = weights.removesuffix(".weight").removeprefix("network.")
+            output, weights, precision = node.output[0], "", ""
+            if place in places.weighted:
+                weights = weights_of(node, places.constants)
+                weights = stored.get(weights, weights)
+                precision = _NAMES.get(kinds.get(weights, 0), "unknown")
+                weights = weights.removesuffix("_quantized").removesuffix(".half")
+            name = _layer_name(weights, node)
             name = name or names.get(feeds[0], feeds[0]) + SUFFIXES[node.op_type]
-            layers.append(Layer(name, node.op_type, output, feeds, precision, weights, node.name))
+            is_mean = place in places.means
+            layers.append(
+                Layer(name, node.op_type, output, feeds, precision, weights, node.name, is_mean)
+            )
             names[output] = name
             feeds = (output,)
         origins.update(dict.fromkeys(node.output, feeds))
     return layers
 
 
+def _layer_name(weights: str, node: NodeProto) -> str:
+    """What a layer with weights is called: by them, or by its node where they have but a number."""
+    if "onnx::" in weights or "/" in weights.removeprefix("net/"):
+        weights = node.name
+    return weights.removeprefix("net/").removesuffix(".weight").removeprefix("network.")
+
+
 def pair_layers(a: Iterable[Layer], b: Iterable[Layer]) -> list[tuple[Layer, Layer]]:
     """Return the layers that two graphs have in common, in the order of the first.
 
-    The same are convolutions with weights of the same name, or other layers of the same operator,
-    if they are fed by the same. The names of values say nothing: with a batch of any size the
+    The same are layers with weights of the same name, or others of the same operator, if they are
+    fed by the same. The names of values say nothing: with a batch of any size the
     exporter counts them differently for every precision. Nor does the order, which quantization
     changes: several layers of one kind on the same feeds, as in a duplicate filter, are left out.
     """
@@ -172,11 +176,15 @@ class Graph:
 
         return run, given
 
-    def as_given(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        """Round a value to the type it has in this graph, and repeat it to fill the batch."""
+    def as_given(self, name: str, value: NDArray[Any], batch: int) -> NDArray[Any]:
+        """Round a value to the type it has in this graph; of another batch, let it fill this one.
+
+        The batch of its own is the first axis, but for some values of other projects' networks.
+        """
         kind = helper.tensor_dtype_to_np_dtype(self.types[name])
         with np.errstate(over="ignore"):  # beyond a half's range is what shall be seen
-            return np.repeat(value[:1].astype(kind), self.batch, axis=0)
+            value = value.astype(kind)
+        return value if batch == self.batch else np.repeat(value[:1], self.batch, axis=0)
 
 
 def _rewired(node: NodeProto, given: Collection[str]) -> NodeProto:

@@ -2,8 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Collection
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -20,8 +18,8 @@ from torch import nn
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import CANDIDATES, describe
-from nmsfree_export.graph.deploy import CandidatesModule, NmsFreeModule, to_half
+from nmsfree_export.graph.contract import CANDIDATES, describe, full_spec
+from nmsfree_export.graph.deploy import CandidatesModule, NmsFreeModule
 from nmsfree_export.graph.nms import append_nms
 from nmsfree_training.model.detector import Fcos
 
@@ -36,12 +34,9 @@ RULES = (
 )
 
 
-def deploy_module(network: Fcos, spec: ModelSpec, float_layers: Collection[str] = ()) -> nn.Module:
-    """The module whose graph is exported for this head and precision; `float_layers`: `to_half`."""
-    module = (NmsFreeModule if spec.head == "o2o" else CandidatesModule)(network, spec)
-    if spec.precision == "fp16":
-        to_half(module.network, float_layers)
-    return module.eval()
+def deploy_module(network: Fcos, spec: ModelSpec) -> nn.Module:
+    """The module whose graph is exported for this head."""
+    return (NmsFreeModule if spec.head == "o2o" else CandidatesModule)(network, spec).eval()
 
 
 def deployed_tensors(module: nn.Module) -> dict[str, NDArray[np.floating]]:
@@ -112,20 +107,6 @@ def _fold(model: Model) -> None:
         kind()(model)
 
 
-def full_spec(spec: ModelSpec) -> ModelSpec:
-    """Describe the FP32 version of a file."""
-    return replace(spec, precision="fp32", int8_target=None)
-
-
 def full_version(network: Fcos, spec: ModelSpec) -> ModelProto:
-    """The FP32 version of a half-precision file."""
+    """The FP32 version of a lowered file."""
     return build_onnx(deploy_module(network, full_spec(spec)), full_spec(spec))
-
-
-def content_of(model: ModelProto, spec: ModelSpec) -> bytes:
-    """The bytes of a model with this description."""
-    described = ModelProto()
-    described.CopyFrom(model)
-    describe(described, spec)
-    content: bytes = described.SerializeToString()
-    return content

@@ -110,6 +110,9 @@ PLAIN_NMS_OPERATORS = {
     "MatMul": Operator(2),
     "Squeeze": Operator(1),
 }
+ADOPTED = "adopted"  # entry of the provenance of another project's file: its family
+# Nodes of adopted files whose outputs are as many as the data decide, or that hide a graph.
+FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
 INT8_OPERATORS = {"QuantizeLinear": Operator(1), "DequantizeLinear": Operator(1, {"axis": INT})}
 _VALUE_FIELDS = {
     AttributeProto.INT: "i",
@@ -151,6 +154,15 @@ def check_parts(model: ModelProto, spec: ModelSpec) -> None:
             f"metadata under {shown(', '.join(k for k, _ in entries))}, expected the"
             f" description under {METADATA_KEY} and nothing else"
         )
+
+
+def check_adopted_parts(model: ModelProto, spec: ModelSpec) -> None:
+    """Refuse what hides an NMS in another project's graph, or a size that the data decide."""
+    by_operator = spec.nms is not None and spec.nms.steps is None
+    allowed = {"NonMaxSuppression"} if by_operator else set()
+    found = sorted({node.op_type for node in model.graph.node} & (FORBIDDEN - allowed))
+    if found:
+        raise refused(f"the file holds {', '.join(found)}: it is not NMS-free")
 
 
 def _messages(message: Message) -> Iterator[Message]:

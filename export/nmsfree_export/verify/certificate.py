@@ -13,8 +13,15 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from nmsfree.backends.contract import one_line
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.contract import images_of, made_of, outputs_of, port_of
-from nmsfree_export.graph.layers import conv_precisions, read_layers
-from nmsfree_export.verify.allowed import FEW, check_parts, operators_of, refused
+from nmsfree_export.graph.layers import read_layers
+from nmsfree_export.verify.allowed import (
+    ADOPTED,
+    FEW,
+    check_adopted_parts,
+    check_parts,
+    operators_of,
+    refused,
+)
 
 # Numbers that a file may hold beside the weights: shapes, axes, thresholds.
 MOST_OTHERS = {"integers": 1024, "floats": 64}
@@ -35,40 +42,33 @@ class Certificate:
 
 
 def check_precision(model: ModelProto, precision: str, float_layers: Collection[str] = ()) -> Line:
-    """All convolutions compute in one precision, but exactly those that are named in float32."""
-    found = conv_precisions(model)
+    """All layers with weights are in one precision, but exactly those that are named in float32."""
+    layers = [layer for layer in read_layers(model) if layer.weights]
+    found = Counter(layer.precision for layer in layers)
+    what = "convolutions" if {layer.op for layer in layers} == {"Conv"} else "layers with weights"
     wanted = ", ".join(sorted(float_layers))
     expected = {precision, "fp32"} if float_layers else {precision}
     if not found.keys() <= expected or not found[precision]:
         raise refused(
-            f"convolutions in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
+            f"{what} in {', '.join(f'{k} ({n})' for k, n in found.items())}, "
             f"expected all in {precision}" + (f" but {wanted}" if float_layers else "")
         )
-    text = f"{found[precision]} convolutions in {precision}"
+    text = f"{found[precision]} {what} in {precision}"
     if not float_layers:
         return "precision", text
-    names = {layer.name for layer in read_layers(model) if layer.precision == "fp32"}
+    names = {layer.name for layer in layers if layer.precision == "fp32"}
     if names != set(float_layers):
-        raise refused(
-            f"convolutions in fp32 are {', '.join(sorted(names)) or 'none'}, expected {wanted}"
-        )
+        raise refused(f"{what} in fp32 are {', '.join(sorted(names)) or 'none'}, expected {wanted}")
     return "precision", f"{text}, {found['fp32']} in fp32"
 
 
-def certify(
-    model: ModelProto,
-    spec: ModelSpec,
-    deployed: Tensors,
-    opset: int,
-    float_layers: Collection[str] = (),
-) -> Certificate:
-    """Check a file against the contract, and, for the o2o head, that no NMS hides in it.
+def certify(model: ModelProto, spec: ModelSpec, deployed: Tensors, opset: int) -> Certificate:
+    """Check an FP32 file against the contract, and, for the o2o head, that no NMS hides in it.
 
     Args:
         deployed: every tensor of the deploy module by its key, batch norm folded, each once
             however many levels share it: what the file may hold, and all it must hold.
         opset: what was asked for.
-        float_layers: names of the convolutions that a file in half keeps in float.
 
     Raises:
         GateError: a check failed; says which node or tensor.
@@ -76,10 +76,20 @@ def certify(
     lines = check_graph(model, spec, opset)
     weights = _inventory(model, deployed)
     text = ", ".join(f"{part} {size:,} B" for part, size in weights.items())
-    lines.append(check_precision(model, spec.precision, float_layers))
-    lines += about_float(float_layers)
+    lines.append(check_precision(model, spec.precision))
     lines.append((f"weights are backbone, FPN and the {spec.head} head only", text))
     return Certificate(tuple(lines), weights)
+
+
+def certify_graph(model: ModelProto, spec: ModelSpec) -> Certificate:
+    """Check an FP32 file whose weights nobody knows against the contract.
+
+    GateError: a check failed; says which node or tensor.
+    """
+    lines = [*check_graph(model, spec), check_precision(model, spec.precision)]
+    sizes = [len(tensor.SerializeToString()) for tensor in model.graph.initializer]
+    lines.append(("weights are the given file's", f"{sum(sizes):,} B"))
+    return Certificate(tuple(lines), {"all": sum(sizes)})
 
 
 def about_float(names: Collection[str]) -> list[Line]:
@@ -87,23 +97,32 @@ def about_float(names: Collection[str]) -> list[Line]:
     return [("float layers of --auto-mixed", ", ".join(names))] if names else []
 
 
-def check_graph(model: ModelProto, spec: ModelSpec, opset: int) -> list[Line]:
-    """Check what a graph is made of, whatever its weights."""
-    check_parts(model, spec)
+def check_graph(model: ModelProto, spec: ModelSpec, opset: int | None = None) -> list[Line]:
+    """Check what a graph is made of, whatever its weights.
+
+    Args:
+        opset: what was asked for; None takes what the file has.
+    """
+    adopted = ADOPTED in spec.provenance
+    if adopted:
+        check_adopted_parts(model, spec)
+    else:
+        check_parts(model, spec)
     try:  # ONNX's own rules: names, order, numbers of inputs, types and shapes of all values
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise refused(f"against the rules of ONNX: {one_line(error)}") from None
     found = [(entry.domain or "ai.onnx", entry.version) for entry in model.opset_import]
-    if found != [("ai.onnx", opset)]:
-        raise refused(f"opsets {found}, expected ai.onnx {opset} and nothing else")
-    nodes = f"ai.onnx opset {opset}, {len(model.graph.node)} nodes"
+    wanted = found[0][1] if opset is None else opset
+    if found != [("ai.onnx", wanted)]:
+        raise refused(f"opsets {found}, expected ai.onnx {wanted} and nothing else")
+    nodes = f"ai.onnx opset {wanted}, {len(model.graph.node)} nodes"
     lines = [("standard operators only", nodes), _check_interface(model, spec)]
     _check_nothing_hidden(model)
     if spec.nms is None:
         used = {node.op_type for node in model.graph.node}
         lines.append(("no NMS, loop or branch", f"only {', '.join(sorted(used))}"))
-    if spec.nms is None or spec.nms.steps is not None:
+    if not adopted and (spec.nms is None or spec.nms.steps is not None):
         lines.append(_check_shapes(model, spec))
     return lines
 

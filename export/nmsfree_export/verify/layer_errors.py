@@ -84,11 +84,16 @@ def measure_layers(
         for image in images:
             values = exact({"images": np.repeat(image, first.batch, axis=0)})
             pixels = {"images": np.repeat(image, second.batch, axis=0)}
-            fed = {name + EXACT: second.as_given(name, values[cut[name]]) for name in given}
+            fed = {
+                name + EXACT: second.as_given(name, values[cut[name]], first.batch)
+                for name in given
+            }
             own, total = alone(pixels | fed), both(pixels)
             for ours, layer in chunk:
                 entry = sums.setdefault(ours.name, _Sums(layer.op, layer.precision))
-                entry.see(values[ours.output], own[layer.output], total[layer.output])
+                seen = values[ours.output], own[layer.output], total[layer.output]
+                same = first.batch == second.batch
+                entry.see(*(value if same else value[:1] for value in seen))
         done += len(chunk)
         progress(done, len(pairs))
     found = [s.error(name) for name, s in sums.items()]
@@ -123,9 +128,9 @@ class _Sums:
         self.square = self.added = self.total = self.largest = 0.0
 
     def see(self, exact: NDArray[Any], own: NDArray[Any], total: NDArray[Any]) -> None:
-        want = exact[:1].astype(np.float64)
+        want = exact.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            wrong = [np.abs(want - value[:1].astype(np.float64)) for value in (own, total)]
+            wrong = [np.abs(want - value.astype(np.float64)) for value in (own, total)]
         # NaN, which infinities turn into, is as wrong as they are.
         added, inherited = (np.nan_to_num(w, nan=np.inf, posinf=np.inf) for w in wrong)
         self.square += float(np.square(want).sum())

@@ -44,6 +44,10 @@ COMMANDS = {
         "nmsfree-export",
         "Another project's NMS-free detector → a file for every engine and command here.",
     ),
+    "convert": (
+        "nmsfree-export",
+        "Float32 ONNX of export or adopt → FP16 or INT8, certified and compared with it.",
+    ),
     "build": (
         "nmsfree-export",
         "ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.",

@@ -1,4 +1,4 @@
-"""The certificate of INT8 files notices every way in which one is not the FP32 graph, rounded."""
+"""The certificate of lowered files notices where one is not the FP32 graph with rounding added."""
 
 import dataclasses
 import re
@@ -16,8 +16,8 @@ from nmsfree_export.export import ExportOptions, make_export_spec
 from nmsfree_export.graph import write
 from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deployed_tensors
 from nmsfree_export.quantize import Calibration, load_calibration, quantize, quantized_nodes
-from nmsfree_export.verify.certificate import Certificate
-from nmsfree_export.verify.int8_certificate import certify_int8
+from nmsfree_export.verify.certificate import Certificate, certify
+from nmsfree_export.verify.lowered import certify_lowered
 from nmsfree_training.config import fcos_e2e_nano
 from nmsfree_training.weights.checkpoint import Checkpoint
 
@@ -31,7 +31,9 @@ class Built(NamedTuple):
     deployed: dict[str, np.ndarray]
 
     def certify(self, model: ModelProto) -> Certificate:
-        return certify_int8(model, self.original, self.spec, self.deployed, OPSET)
+        full = dataclasses.replace(self.spec, precision="fp32", int8_target=None)
+        before = certify(self.original, full, self.deployed, OPSET)
+        return certify_lowered(model, self.original, before, self.spec, OPSET)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def build(checkpoint: Checkpoint, digits: Path, target: Target) -> Built:
     spec = make_export_spec(checkpoint, ExportOptions())
     module = deploy_module(checkpoint.build(), spec)
     original, deployed = build_onnx(module, spec), deployed_tensors(module)
-    model = quantize(original, deployed, target, load_calibration(digits, "train", 4, spec))
+    original.ClearField("metadata_props")
+    model = quantize(original, target, load_calibration(digits, "train", 4, spec))
     return Built(
         model, original, dataclasses.replace(spec, precision="int8", int8_target=target), deployed
     )
@@ -136,15 +139,16 @@ def test_activations_lie_within_what_was_seen(cpu: Built) -> None:
 def test_group_norm_and_filters_stay_in_float(
     make_checkpoint: Make, digits: Path, name: str
 ) -> None:
-    """Sums and pooling after the pyramid belong to norms and filters."""
+    """Sums after the pyramid belong to norms and filters; pooling of integers rounds nothing."""
     changed = {"head_norm": "group"} if name == "head_norm" else {"max_filter": "features"}
     config = dataclasses.replace(fcos_e2e_nano(7).model, dedup_iou=0.8, **changed)  # type: ignore[arg-type]
     built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
     built.certify(built.model)
-    names = quantized_nodes(built.original, built.deployed, "cpu")
+    names = quantized_nodes(built.original, "cpu")
     kinds = [n.op_type for n in built.original.graph.node if n.name in names]
-    trunk = ("Add", 10), ("MaxPool", 1)
-    assert all(kinds.count(kind) == count for kind, count in trunk)
+    counts = {kind: kinds.count(kind) for kind in ("Add", "MaxPool", "Mul", "Concat")}
+    pools = 1 if name == "head_norm" else 6
+    assert counts == {"Add": 10, "MaxPool": pools, "Mul": 0, "Concat": 0}
     for kind in ("InstanceNormalization", "Tanh", "Div", "Exp", "Sigmoid"):
         for other in (n for n in built.model.graph.node if n.op_type == kind):
             assert maker_kinds(built.model, other) <= {"", *FLOAT_MAKERS}, kind
@@ -347,11 +351,9 @@ def test_pictures_come_one_by_one(checkpoint: Checkpoint, digits: Path) -> None:
     """A fixed batch is filled with copies; progress counts pictures."""
     spec = make_export_spec(checkpoint, ExportOptions(batch=2))
     module = deploy_module(checkpoint.build(), spec)
-    original, deployed = build_onnx(module, spec), deployed_tensors(module)
+    original = build_onnx(module, spec)
     seen: list[tuple[int, int]] = []
     calibration: Calibration = load_calibration(digits, "train", 2, spec)
-    model = quantize(
-        original, deployed, "cpu", calibration, lambda done, total: seen.append((done, total))
-    )
+    model = quantize(original, "cpu", calibration, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2

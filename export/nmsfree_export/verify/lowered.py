@@ -1,86 +1,94 @@
-"""The certificate of an INT8 file: it is the certified FP32 graph, with rounding added.
+"""The certificate of a lowered file: it is the certified FP32 graph, with rounding added.
 
-Nothing is trusted of what the quantizer did. The file is read node by node beside the graph it was
-made from: take QuantizeLinear and DequantizeLinear out, and the same graph must be left, with
-weights within half a step of the certified ones.
+Nothing is trusted of what lowered it. The file is read node by node beside the graph it was made
+from: take QuantizeLinear and DequantizeLinear out, or what casts to half and back, and the same
+graph must be left, with weights within half a step of the certified ones, or rounded to halves.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.layers import read_layers
-from nmsfree_export.quantize import last_convs
+from nmsfree_export.graph.values import find_places
+from nmsfree_export.quantize import INTEGER_PRODUCTS
 from nmsfree_export.verify.allowed import refused
 from nmsfree_export.verify.certificate import (
     Certificate,
     Line,
-    Tensors,
     about_float,
     array_of,
-    certify,
     check_graph,
     check_precision,
 )
 
 WEIGHT_LIMIT = 64  # 7 bits
 ROUNDING = ("QuantizeLinear", "DequantizeLinear")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 HALF_STEP = 0.5 * (1 + 1e-4)  # of a weight's scale; the excess is float32's rounding of the scale
 EPSILON = float(np.finfo(np.float32).eps)  # a bias may be many steps, each as wrong as the scale
 
 
-def certify_int8(
+def certify_lowered(
     model: ModelProto,
     original: ModelProto,
+    before: Certificate,
     spec: ModelSpec,
-    deployed: Tensors,
-    opset: int,
+    opset: int | None,
     float_layers: Collection[str] = (),
 ) -> Certificate:
-    """Check an INT8 model against the FP32 model it was made from, and that against the contract.
+    """Check a file in FP16 or INT8 against the FP32 graph it was made from.
 
     Args:
-        model: from `quantize`, of `original`; `spec` is its own.
-        deployed, opset, float_layers: see `certify` and `quantized_nodes`.
+        model: of `to_half` or `quantize`, of `original`; `spec` is its own.
+        before: certificate of `original`.
+        opset: see `check_graph`.
+        float_layers: names of the layers that --auto-mixed left in float.
 
     Raises:
         GateError: a check failed; says which node or tensor.
     """
-    full = ModelProto()
-    full.CopyFrom(original)
-    full.ClearField("metadata_props")  # describe a file that is not written
-    before = certify(full, replace(spec, precision="fp32"), deployed, opset)
     lines = check_graph(model, spec, opset)
-    file, last = _File(model), last_convs(original, deployed)
-    points = _check_zero_points(file, spec)
-    _check_pairs(file)
-    lines += [_check_same_graph(file, _File(original)), _check_last_in_float(file, last), points]
-    if spec.int8_target == "cpu":
-        _check_processor(file)
-    spared = {node.name for node in last}
-    convs = [layer for layer in read_layers(original) if layer.op == "Conv"]
-    in_float = {c.name for c in convs if c.node in spared or c.name in float_layers}
-    lines += [check_precision(model, "int8", in_float), *about_float(float_layers)]
-    check, weights = before.lines[-1]
-    lines.append((f"before quantization, {check}", weights))
+    file = _File(model, original)
+    layers = [layer for layer in read_layers(original) if layer.weights]
+    in_float = {layer.name for layer in layers if layer.is_mean or layer.name in float_layers}
+    if spec.precision == "int8":
+        places, nodes = find_places(original), original.graph.node
+        last = [nodes[place] for place in sorted(places.last)]
+        points = _check_zero_points(file, spec)
+        _check_pairs(file)
+        lines += [_check_same_graph(file), _check_last_in_float(file, last), points]
+        if spec.int8_target == "cpu":
+            _check_processor(file)
+        spared = {node.name for node in last}
+        in_float |= {x.name for x in layers if x.node in spared or x.op not in INTEGER_PRODUCTS}
+    else:
+        lines.append(_check_same_graph(file))
+    lines += [check_precision(model, spec.precision, in_float), *about_float(float_layers)]
+    word = "quantization" if spec.precision == "int8" else "rounding"
+    check, found = before.lines[-1]
+    lines.append((f"before {word}, {check}", found))
     return Certificate(tuple(lines), before.weight_bytes)
 
 
 class _File:
-    """A graph by its names."""
+    """A graph by its names; of a lowered one, what its original has and what is rounding."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, original: ModelProto | None = None) -> None:
+        self.original = None if original is None else _File(original)
         self.nodes = list(model.graph.node)
         self.makers = {name: node for node in self.nodes for name in node.output}  # by output
         self.tensors = {t.name: t for t in model.graph.initializer}
 
     def value(self, name: str) -> NDArray[Any]:
         return array_of(self.tensors[name])
+
+    def is_half(self, name: str) -> bool:
+        return name in self.tensors and self.tensors[name].data_type == TensorProto.FLOAT16
 
     def maker(self, name: str, kind: str) -> NodeProto | None:
         """The node that makes a value, if it is of this kind."""
@@ -89,9 +97,16 @@ class _File:
 
     def source(self, name: str) -> str:
         """Go back over rounding: the value before it, or the initialiser in integers."""
-        while (node := self.makers.get(name)) is not None and node.op_type in ROUNDING:
+        while (node := self.makers.get(name)) is not None and self.is_rounding(node):
             name = node.input[0]
         return name
+
+    def is_rounding(self, node: NodeProto) -> bool:
+        """Whether a node does nothing else, and is none of the original's."""
+        if self.original is None or node.output[0] in self.original.makers:
+            return False
+        kinds = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+        return node.op_type in ROUNDING or (node.op_type == "Cast" and kinds[0] in FLOATS)
 
 
 def _check_pairs(file: _File) -> None:
@@ -117,8 +132,10 @@ def _check_pairs(file: _File) -> None:
             )
 
 
-def _check_same_graph(file: _File, original: _File) -> Line:
-    own = {node.output[0]: node for node in file.nodes if node.op_type not in ROUNDING}
+def _check_same_graph(file: _File) -> Line:
+    own = {node.output[0]: node for node in file.nodes if not file.is_rounding(node)}
+    original = file.original
+    assert original is not None
     wanted = {node.output[0]: node for node in original.nodes}
     if len(own) != len(wanted):
         raise refused(
@@ -132,8 +149,10 @@ def _check_same_graph(file: _File, original: _File) -> Line:
         for ours, theirs in zip(node.input, want.input, strict=True):
             weights |= _check_input(file, original, ours, theirs, want)
     added = len(file.nodes) - len(own)
-    text = f"{len(own)} nodes as they were, {added} of rounding, {len(weights)} tensors in integers"
-    return "the FP32 graph with rounding added, weights within half a step", text
+    halves = any(file.is_half(name) for name in weights)
+    form, close = ("halves", "rounded to halves") if halves else ("integers", "within half a step")
+    text = f"{len(own)} nodes as they were, {added} of rounding, {len(weights)} tensors in {form}"
+    return f"the FP32 graph with rounding added, weights {close}", text
 
 
 def _plain(node: NodeProto) -> tuple[str, str, list[str], list[bytes]]:
@@ -149,6 +168,12 @@ def _check_input(file: _File, original: _File, own: str, theirs: str, node: Node
         if source != theirs:
             raise refused(f"{node.op_type} '{node.name}' takes '{source}', expected '{theirs}'")
         return set()
+    if file.is_half(own):
+        with np.errstate(over="ignore"):
+            want = original.value(theirs).astype(np.float16)
+        if file.value(own).tobytes() != want.tobytes():
+            raise refused(f"{node.op_type} '{node.name}' takes '{own}', which is not '{theirs}'")
+        return {own}
     if not _is_close(file, own, original.value(theirs)):
         raise refused(
             f"{node.op_type} '{node.name}' takes '{source}', which is not within half"
@@ -180,8 +205,7 @@ def _check_last_in_float(file: _File, last: list[NodeProto]) -> Line:
     after = {name for node in last for name in node.output}
     for conv in last:
         node = file.makers[conv.output[0]]
-        rounded = [name for name in node.input[1:] if name not in file.tensors]
-        if rounded or file.maker(node.input[0], "DequantizeLinear"):
+        if any(file.maker(name, "DequantizeLinear") for name in node.input):
             raise refused(f"the last convolution '{node.name}' is not in float")
     for node in file.nodes:  # sorted topologically, by ONNX's rules
         if after.intersection(node.input):
@@ -190,7 +214,8 @@ def _check_last_in_float(file: _File, last: list[NodeProto]) -> Line:
                     f"'{node.input[0]}' is rounded, though it comes after the last convolutions"
                 )
             after.update(node.output)
-    return "last convolutions and all after them in float", f"{len(last)} convolutions in fp32"
+    kind = "convolutions" if {node.op_type for node in last} == {"Conv"} else "products"
+    return f"last {kind} and all after them in float", f"{len(last)} {kind} in fp32"
 
 
 def _check_zero_points(file: _File, spec: ModelSpec) -> Line:
