@@ -90,7 +90,8 @@ def simplified(model: ModelProto) -> ModelProto:
         if not node.name or names.count(node.name) > 1:
             node.name = f"{node.op_type}.{place}"
     tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
-    types = [value for value in graph.value_info if value.name in needed]
+    made = {name for node in nodes for name in node.output}
+    types = [value for value in graph.value_info if value.name in needed | made]
     fields = graph.node, graph.initializer, graph.value_info
     for field, values in zip(fields, (nodes, tensors, types), strict=True):
         copies = [type(value).FromString(value.SerializeToString()) for value in values]
