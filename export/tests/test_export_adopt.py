@@ -11,7 +11,7 @@ import export_foreign as foreign
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from nmsfree import Detector, GateError, InputError, ModelError
@@ -105,12 +105,7 @@ def test_sparse_coco_columns_take_no_rows(tmp_path: Path) -> None:
 
 
 def test_half_precision_keeps_the_division_out_of_the_weights(tmp_path: Path) -> None:
-    model = foreign.yolo_rows()
-    half = model.graph.input[0].type.tensor_type
-    half.elem_type = foreign.HALF
-    cast = helper.make_node("Cast", ["images"], ["float images"], to=foreign.FLOAT)
-    model.graph.node[0].input[0] = "float images"
-    model.graph.node.insert(0, cast)
+    model = takes(foreign.HALF)
     report = adopt(model, tmp_path)
     assert report.adoption.score_difference < 0.01
     operators = [node.op_type for node in onnx.load(report.path).graph.node[:5]]
@@ -151,6 +146,22 @@ def with_node(op: str) -> ModelProto:
     return model
 
 
+def own_file() -> ModelProto:
+    model = foreign.yolo_rows()
+    helper.set_model_props(model, {"nmsfree": "{}"})
+    return model
+
+
+def takes(kind: int) -> ModelProto:
+    """A file whose pictures are of another type."""
+    model = foreign.yolo_rows()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    model.graph.node[0].input[0] = "float images"
+    cast = helper.make_node("Cast", ["images"], ["float images"], to=foreign.FLOAT)
+    model.graph.node.insert(0, cast)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
@@ -166,6 +177,16 @@ def with_node(op: str) -> ModelProto:
         (lambda: foreign.yolo_rows(), AdoptOptions(classes="cat"), "no class 'cat'"),
         (lambda: foreign.yolo_rows(), AdoptOptions(names="a,b"), "has 5 classes, found 2 names"),
         (lambda: foreign.yolo_rows(), AdoptOptions(background="last"), "gives class numbers"),
+        (lambda: foreign.yolo_rows(), AdoptOptions(rename=("thing 1",)), "expected OLD=NEW"),
+        (lambda: foreign.yolo_rows(names="'abcde'"), AdoptOptions(), "give --names"),
+        (lambda: foreign.sorted_triple(), AdoptOptions(names="a,b"), r"names are 2: give them all"),
+        (
+            lambda: foreign.libreyolo_logits(names='{"0": "a", "2": "b"}'),
+            AdoptOptions(),
+            "expected 0 to 1: give --names",
+        ),
+        (lambda: own_file(), AdoptOptions(), "is a file of nmsfree already"),
+        (lambda: takes(TensorProto.DOUBLE), AdoptOptions(), "expected float pictures"),
         (
             lambda: foreign.lightlytrain(image_normalize='{"mean": [0, 0, 0], "std": [2, 2, 2]}'),
             AdoptOptions(),
@@ -187,6 +208,7 @@ def test_refusals(
         ({"model_type": "detr"}, "detr has scores by softmax"),
         ({"size": {"shortest_edge": 800}}, "give --size and --resize"),
         ({"id2label": {"0": "a"}}, "has 5 classes, found 1 names"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.00784314"),
         ({"id2label": "a"}, r"config\.json: .*id2label"),
         (None, r"has no config\.json beside it: put it there"),
     ],
@@ -196,6 +218,36 @@ def test_what_lies_beside_a_file(told: dict[str, Any] | None, message: str, tmp_
         foreign.huggingface_files(tmp_path, **told)
     with pytest.raises(InputError, match=message):
         adopt(foreign.huggingface(), tmp_path)
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    for make in (foreign.yolo_rows, foreign.libreyolo_logits, foreign.sorted_triple):
+        model = make()
+        for tensor in model.graph.initializer:
+            if list(tensor.dims) == [4 + foreign.CLASSES]:  # the last bias
+                bias = numpy_helper.to_array(tensor).copy()
+                bias[-1] = np.nan
+                tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+        with pytest.raises(ModelError, match="answers values that are not finite"):
+            adopt(model, tmp_path, AdoptOptions(names=NAMES))
+
+
+def test_boxes_that_are_shares_and_not_pixels(tmp_path: Path) -> None:
+    graph = foreign.Graph()
+    graph.rows(graph.corners(scale=1))
+    with pytest.raises(GateError, match="give --boxes xyxy-share"):
+        adopt(graph.model(foreign.ULTRALYTICS), tmp_path)
+
+
+def test_markup_in_metadata_is_shown_as_it_is(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from nmsfree_export.cli.adopt import _show
+
+    report = adopt(foreign.libreyolo_logits(model_family="[/red]"), tmp_path)
+    console = Console(record=True, width=100)
+    _show(report, console)
+    assert "LibreYOLO [/red]" in console.export_text()
 
 
 def test_a_batch_that_only_seems_dynamic_is_one(tmp_path: Path) -> None:

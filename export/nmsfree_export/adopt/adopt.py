@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.rows import Rows, match
@@ -27,7 +27,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import GateError, ModelError
 from nmsfree.files import temporary_folder, write_atomic
 from nmsfree.preprocess import Geometry
-from nmsfree.spec import ModelSpec
+from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export.adopt import (
     reference,
 )
@@ -49,6 +49,7 @@ from nmsfree_export.verify.parity import FAR, Pictures, bundled_pictures, load_i
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
 MOST_BYTES = 2 << 30
 TOGETHER = 4  # pictures in a run of a file of dynamic batch
+SMALL = 2  # pixels: boxes of 0 … 1 that are taken for pixels
 LEAST_ROWS = 100
 SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
 HALF_SCORE, HALF_BOX = 0.01, 0.5
@@ -170,8 +171,15 @@ def load_model(path: Path, data: bytes) -> ModelProto:
     Raises:
         ModelError: it is none, or of an opset that is not adopted.
     """
+    if not data:
+        raise ModelError(f"{path}: is empty, expected an ONNX file")
     try:
         model = onnx.load_from_string(data)
+        weights = model.graph.initializer
+        if any(tensor.data_location == TensorProto.EXTERNAL for tensor in weights):
+            raise ModelError(f"{path}: has its weights in another file: save it as one file")
+        if any(entry.key == METADATA_KEY for entry in model.metadata_props):
+            raise ModelError(f"{path}: is a file of nmsfree already: use it as it is")
         onnx.checker.check_model(model)
     except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
         raise ModelError(
@@ -218,7 +226,7 @@ def compare(
     The first picture runs alone and the others together, so that both batch sizes are seen.
     """
     rows = unmatched = 0
-    score = box = 0.0
+    score = box = widest = 0.0
     seen: set[float] = set()
     with closing(OnnxRuntimeBackend(adopted)) as backend:
         spec = backend.spec
@@ -228,6 +236,8 @@ def compare(
             a, b = (Rows(*side, _cut(side, spec)) for side in (want, have))
             ours, theirs = match(a, b, FAR, FAR * max(picture.shape[:2]))
             scale = max(geometry.scale_x, geometry.scale_y)
+            sides = np.ptp(have.boxes.reshape(-1, 2, 2), axis=1) * scale
+            widest = max(widest, sides.max(initial=0))
             apart = np.abs(a.boxes[ours] - b.boxes[theirs]).max(axis=1, initial=0) * scale
             if spec.nms is not None:
                 near = apart <= BOX
@@ -238,6 +248,11 @@ def compare(
             score, box = max(score, differ.max(initial=0)), max(box, apart.max(initial=0))
             rows += len(ours)
             seen.update(np.round(scores, 6).tolist())
+    if rows and widest < SMALL:
+        raise GateError(
+            f"adoption: no box is wider than {widest:.1f} pixels: they may be shares of the input:"
+            " give --boxes xyxy-share or cxcywh-share"
+        )
     return Adoption(len(pictures), rows, len(seen), unmatched, float(score), float(box))
 
 
@@ -280,5 +295,6 @@ def enforce(found: Adoption, score: float, box: float, unmatched: float) -> None
     if found.rows < LEAST_ROWS or found.spread < LEAST_ROWS // 2:
         raise GateError(
             f"adoption: {found.rows} rows with {found.spread} different scores are too few to"
-            f" judge, expected {LEAST_ROWS}: give pictures it was made for with --images"
+            f" judge, expected {LEAST_ROWS}: give pictures it was made for with --images, or more"
+            " rows and classes with --top-k and --classes"
         )

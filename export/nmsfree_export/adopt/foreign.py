@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.decode import read_text
+from nmsfree.decode import read_text, whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 from nmsfree.spec import Head, ModelSpec, NmsSpec, Resize
@@ -45,7 +45,8 @@ class AdoptOptions:
         None
     )
     size: Annotated[
-        tuple[int, int] | None, Option("Input size of a file of dynamic size.", metavar="H W")
+        tuple[int, int] | None,
+        Option("Input size of a file of dynamic size.", metavar="H W", min=1, max=16384),
     ] = None
     normalize: Annotated[
         Normalization | None,
@@ -82,6 +83,11 @@ class AdoptOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.threshold is not None and self.threshold < self.score_floor:
+            raise InputError(
+                f"--threshold is {self.threshold:g}, expected --score-floor"
+                f" ({self.score_floor:g}) or more: lower that, too"
+            )
 
 
 ADOPT_DEFAULTS = AdoptOptions()
@@ -118,6 +124,7 @@ class Foreign:
         concluded: what was concluded, and from what.
         images: the input that takes pictures, [N, 3, H, W], RGB unless `bgr`.
         size: (height, width) in pixels.
+        classes: that the file has, kept or not.
         columns: places of the classes on the class axis of a dense output, or their numbers.
         queries: boxes of a dense output; None where they are not known.
         rows: of the output, unless told.
@@ -134,6 +141,7 @@ class Foreign:
     normalize: Normalization
     output: Output
     class_names: tuple[str, ...]
+    classes: int
     columns: tuple[int, ...]
     category_ids: tuple[int, ...]
     rows: int
@@ -154,6 +162,15 @@ def candidates_of(foreign: Foreign, spec: ModelSpec) -> int:
     if foreign.output.kind == "dense" and foreign.queries is not None:
         most = foreign.queries * len(foreign.columns)
     return min(most, spec.nms.candidates or spec.nms.candidates_per_level)
+
+
+def as_options(foreign: Foreign) -> str:
+    """How a file is fed and read, as the options that say it."""
+    resize = next((name for name, kind in RESIZES.items() if kind == foreign.resize), "?")
+    return (
+        f"--resize {resize} --normalize {foreign.normalize}"
+        f" --order {'bgr' if foreign.bgr else 'rgb'} --boxes {foreign.output.boxes}"
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +221,7 @@ class File:
         raise InputError(f"{self.path}: inputs {found or 'none'}, expected one of [N, 3, H, W]")
 
     def input_size(
-        self, options: AdoptOptions, usual: tuple[int, int] | None = None
+        self, options: AdoptOptions, usual: tuple[int | None, ...] = (None, None)
     ) -> tuple[int, int]:
         """Height and width of the input; of a dynamic one those that are told, or the usual.
 
@@ -214,9 +231,9 @@ class File:
         name = self.image
         fixed = tuple(known(size) for size in self.inputs[name][2:4])
         wanted = options.size or usual
-        if None in fixed and wanted is None:
+        if None in fixed and None in wanted:
             raise InputError(f"{self.path}: input '{name}' has no fixed size: give --size H W")
-        size = tuple(own or told for own, told in zip(fixed, wanted or fixed, strict=True))
+        size = tuple(own or told for own, told in zip(fixed, wanted, strict=True))
         if options.size and size != options.size:
             raise InputError(
                 f"{self.path}: input '{name}' is {size[0]} × {size[1]}, --size says"
@@ -313,10 +330,13 @@ def classes_of(
         wanted = [name.strip() for name in options.classes.split(",")]
         _check_known(wanted, names, "--classes")
         numbers = [names.index(name) for name in wanted]
+    if unclear := [entry for entry in options.rename or () if not entry.partition("=")[2]]:
+        raise InputError(f"--rename is {shown(unclear[0])!r}, expected OLD=NEW")
     pairs = [entry.partition("=")[::2] for entry in options.rename or ()]
     _check_known([old for old, _ in pairs], names, "--rename")
     renamed = dict(pairs)
     return {
+        "classes": len(names),
         "class_names": tuple(renamed.get(names[i], names[i]) for i in numbers),
         "columns": tuple(places[i] for i in numbers),
         "category_ids": tuple(ids[i] for i in numbers),
@@ -360,9 +380,19 @@ def _places(
     return tuple(i for i in range(width) if i != hidden)
 
 
-def in_order(names: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names by the numbers in their keys: "0", "1" … or "class_0" …"""
-    return tuple(names[k] for k in sorted(names, key=lambda k: int(re.sub("[^0-9]", "", k) or -1)))
+def in_order(names: Mapping[str, str], where: str) -> tuple[str, ...]:
+    """Class names by the numbers in their keys: "0", "1" … or "class_0" …
+
+    Raises:
+        InputError: the numbers are not 0, 1, 2 …
+    """
+    numbered = {whole_number(re.sub("[^0-9]", "", key)): name for key, name in names.items()}
+    if numbered.keys() != set(range(len(names))):
+        raise InputError(
+            f"{where}: keys {shown(', '.join(names), 60)}, expected 0 to {len(names) - 1}:"
+            " give --names"
+        )
+    return tuple(numbered[number] for number in range(len(names)))
 
 
 def _check_known(wanted: list[str], names: tuple[str, ...], option: str) -> None:

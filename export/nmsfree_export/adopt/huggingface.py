@@ -46,7 +46,10 @@ class Processor:
     """What is read of preprocessor_config.json; the defaults are those of the library."""
 
     size: dict[str, int] = field(default_factory=dict)
+    do_resize: bool = True
     do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    pad_size: dict[str, int] | None = None
     do_normalize: bool = True
     image_mean: tuple[float, ...] = MEAN_RGB
     image_std: tuple[float, ...] = STD_RGB
@@ -74,11 +77,18 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
             f"{file.path}: preprocessor_config.json says size {shown(processor.size)} and resample"
             f" {processor.resample}, expected height and width, and 2: give --size and --resize"
         )
+    scaled = processor.do_rescale and abs(255 * processor.rescale_factor - 1) < 1e-3
+    if not (scaled and processor.do_resize) or processor.pad_size is not None:
+        raise InputError(
+            f"{file.path}: preprocessor_config.json says do_resize {processor.do_resize},"
+            f" do_rescale {processor.do_rescale}, rescale_factor {processor.rescale_factor:g},"
+            f" pad_size {shown(processor.pad_size)}, expected a resize, 1/255 and no padding"
+        )
     mean, deviation = processor.image_mean, processor.image_std
     if not processor.do_normalize:
         mean, deviation = (0, 0, 0), (1, 1, 1)
     where = f"{file.path}: preprocessor_config.json"
-    normalize = normalization_of(mean, deviation, where) if processor.do_rescale else "none"
+    normalize = normalization_of(mean, deviation, where)
     queries = known(axis_of(file, "pred_boxes", 1))
     return Foreign(
         family=f"Hugging Face {shown(config.model_type)}",
@@ -88,13 +98,16 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
             ("resize", "stretch-antialiased, by its size and resample"),
         ),
         images="pixel_values",
-        size=file.input_size(
-            options, (processor.size["height"], processor.size["width"]) if stretched else None
-        ),
+        size=file.input_size(options, (processor.size.get("height"), processor.size.get("width"))),
         resize=RESIZES["stretch-antialiased"],
         normalize=normalize,
         output=Output("dense", ("pred_boxes", "logits"), "cxcywh-share", logits=True),
-        **classes_of(file, options, in_order(config.id2label), count_of(file, "logits", 2)),
+        **classes_of(
+            file,
+            options,
+            in_order(config.id2label, f"{file.path}: config.json, id2label"),
+            count_of(file, "logits", 2),
+        ),
         rows=min(300, queries or 300),
         queries=queries,
         threshold=0.4,

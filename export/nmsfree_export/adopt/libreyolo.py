@@ -1,6 +1,6 @@
 """Detectors that LibreYOLO exports: DETRs with raw logits, and the one-to-one YOLOv9."""
 
-from nmsfree.decode import decode_json
+from nmsfree.decode import decode_json, whole_number
 from nmsfree.errors import InputError
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
@@ -29,7 +29,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     entries = file.metadata
     if "libreyolo_version" not in entries:
         return None
-    family, task = entries.get("model_family", "?"), entries.get("task", "detect")
+    family, task = shown(entries.get("model_family", "?"), 60), entries.get("task", "detect")
     if task != "detect":
         raise InputError(f"{file.path}: made for the task {shown(task)}, expected detect")
     outputs = tuple(file.outputs)
@@ -46,20 +46,20 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         width, queries = count_of(file, logits, 2), axis_of(file, boxes, 1)
     else:
         raise InputError(
-            f"{file.path}: outputs {', '.join(outputs)} of {shown(family)} are not those of an"
+            f"{file.path}: outputs {', '.join(outputs)} of {family} are not those of an"
             " NMS-free detector (yolo9_e2e, or one with pred_logits and pred_boxes)"
         )
-    usual = [int(entries[k]) for k in ("imgsz_h", "imgsz_w") if entries.get(k, "").isdecimal()]
+    usual = tuple(whole_number(entries.get(key, "")) for key in ("imgsz_h", "imgsz_w"))
     mean = family in BY_MEAN or (family == "deimv2" and vision_transformer(file))
     return Foreign(
         family=f"LibreYOLO {family}",
         concluded=(
-            ("project", f"LibreYOLO, {shown(family)}, by the entry model_family"),
+            ("project", f"LibreYOLO, {family}, by the entry model_family"),
             ("normalize", "ImageNet's mean and deviation" if mean else "÷ 255"),
             ("resize", f"{resize}, by family"),
         ),
         images=file.image,
-        size=file.input_size(options, (usual[0], usual[1]) if len(usual) == 2 else None),
+        size=file.input_size(options, usual),
         resize=RESIZES[resize],
         normalize="imagenet" if mean else "unit",
         output=found,
@@ -81,4 +81,4 @@ def _names(file: File) -> tuple[str, ...] | None:
     if text is None:
         return None
     where = f"{file.path}: metadata entry names"
-    return in_order(decode_json(text, dict[str, str], where, InputError, "give --names"))
+    return in_order(decode_json(text, dict[str, str], where, InputError, "give --names"), where)

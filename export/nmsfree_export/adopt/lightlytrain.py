@@ -13,7 +13,6 @@ from nmsfree_export.adopt.foreign import (
     axis_of,
     classes_of,
     count_of,
-    in_order,
     known,
     normalization_of,
 )
@@ -52,7 +51,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         resize=RESIZES["stretch-antialiased"],
         normalize=normalize,
         output=Output("dense", ("boxes", "logits"), "cxcywh-share", logits=True),
-        **classes_of(file, options, in_order(names), count_of(file, "logits", 2)),
+        **classes_of(file, options, tuple(names.values()), count_of(file, "logits", 2)),
         rows=min(300, queries or 300),
         queries=queries,
         threshold=0.6,

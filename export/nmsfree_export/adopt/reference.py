@@ -72,6 +72,9 @@ class Original:
             self.session = make_session(data)
             inputs = self.session.get_inputs()
             self.sizes = {value.name: value.shape for value in inputs}
+            unknown = [f"'{v.name}' {v.type}" for v in inputs if v.type not in DTYPES]
+            if unknown:
+                raise ModelError(f"{path}: takes {', '.join(unknown)}, expected float pictures")
             self.dtypes = {value.name: DTYPES[value.type] for value in inputs}
             self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -86,6 +89,8 @@ class Original:
         batch = self.sizes[foreign.images][0]
         fixed = batch if isinstance(batch, int) else 1
         found = answer(run or self.run, foreign, picture, fixed)
+        if run is None and not (np.isfinite(found.scores).all() and np.isfinite(found.boxes).all()):
+            raise ModelError(f"{self.path}: answers values that are not finite: it is broken")
         if spec is None:
             return found
         found = found.best(candidates_of(foreign, spec))
@@ -165,6 +170,11 @@ def answer(run: Run, foreign: Foreign, image: NDArray[np.uint8], batch: int = 1)
     found = [value[0] for value in found]
     _check_shapes(found, foreign)
     boxes, scores, columns = _READERS[foreign.output.kind](found, foreign)
+    if foreign.output.kind != "dense" and not set(columns.tolist()) <= set(range(foreign.classes)):
+        raise ModelError(
+            f"the file answers the classes {columns.min()} … {columns.max()}, its names are"
+            f" {foreign.classes}: give them all with --names"
+        )
     if "cxcywh" in foreign.output.boxes:
         centre, size = boxes[:, :2], boxes[:, 2:]
         boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)

@@ -73,6 +73,7 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
         set_outputs(adopted, {name: (kind, (n, count, *size)) for name, kind, size in candidates})
         append_nms(adopted, spec)
     adopted.producer_name = "nmsfree"
+    adopted.ir_version = max(adopted.ir_version, 8)  # older ones list weights among the inputs
     describe(adopted, spec)
     return adopted
 
@@ -182,7 +183,7 @@ def _chosen(
     numbers = np.full(max(foreign.columns) + 1, -1, np.int64)
     numbers[list(foreign.columns)] = range(len(foreign.columns))
     if (numbers != range(len(numbers))).any():
-        known = add("Min", classes, add.of(len(numbers) - 1))
+        known = add("Clip", classes, add.of(0), add.of(len(numbers) - 1))
         number = add("Gather", add.of(numbers), known)
         kept = add("And", add("Equal", known, classes), add("GreaterOrEqual", number, add.of(0)))
         scores = add("Where", kept, scores, add.of(0, np.float32))

@@ -6,6 +6,7 @@ here comes from their code. The files are AGPL, and stay so.
 
 import ast
 
+from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree.spec import Head
 from nmsfree.text import shown
@@ -79,6 +80,8 @@ def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bo
     output = next(iter(file.outputs))
     sizes = file.outputs[output]
     deformable = file.has("GridSample")  # of a DETR's attention; a YOLO has none
+    if len(sizes) != 3:
+        raise InputError(f"{file.path}: output '{output}' has the sizes {list(sizes)}, expected 3")
     if sizes[2:] == (6,):
         if file.has("NonMaxSuppression"):
             raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}")
@@ -88,7 +91,7 @@ def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bo
     if deformable and sizes[2:] == (4 + classes,):
         found = Output("dense", (output,), "cxcywh-share")
         return found, True, f"boxes and {classes} scores of every query"
-    if len(sizes) == 3 and sizes[1] == 4 + classes and options.nms.given:
+    if sizes[1] == 4 + classes and options.nms.given:
         found = Output("dense", (output,), "cxcywh", columns_first=True)
         return found, False, f"a box and {classes} scores of every cell"
     raise InputError(
@@ -102,7 +105,10 @@ def _names(file: File, options: AdoptOptions) -> tuple[str, ...]:
     text = file.metadata.get("names", "")
     try:
         names = ast.literal_eval(text)
-        return tuple(str(names[i]) for i in range(len(names)))
+        found = tuple(names[i] for i in range(len(names)))
+        if isinstance(names, str) or not all(isinstance(name, str) for name in found):
+            raise TypeError("no names")
+        return found
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
         if options.names is not None:
             return read_names(options.names)
@@ -111,9 +117,9 @@ def _names(file: File, options: AdoptOptions) -> tuple[str, ...]:
         ) from None
 
 
-def _image_size(file: File) -> tuple[int, int] | None:
+def _image_size(file: File) -> tuple[int | None, ...]:
     try:
         height, width = ast.literal_eval(file.metadata["imgsz"])
-        return int(height), int(width)
+        return whole_number(str(height)), whole_number(str(width))
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
-        return None
+        return None, None

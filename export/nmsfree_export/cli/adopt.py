@@ -8,7 +8,7 @@ from nmsfree.cli.options import command
 from nmsfree.errors import InputError
 from nmsfree.options import Option
 from nmsfree.text import shown
-from nmsfree_export.adopt.foreign import AdoptOptions
+from nmsfree_export.adopt.foreign import AdoptOptions, as_options
 from nmsfree_export.options import JsonOption
 
 if TYPE_CHECKING:
@@ -95,9 +95,11 @@ def _show(report: "AdoptReport", console: "Console") -> None:
     spec = report.spec
     if report.trials:
         _show_trials(report.trials, console)
-    table = Table(title=f"Adopted: {report.foreign.family}", show_header=False)
+    title = Text(f"Adopted: {shown(report.foreign.family)}")
+    table = Table(title=title, show_header=False)
     for what, found in report.foreign.concluded:
         table.add_row("", what, Text(shown(found)))
+    table.add_row("", "fed and read", as_options(report.foreign))
     nms = spec.nms
     if nms is None:
         table.add_row("✓", "NMS-free", "no NMS, loop or branch in the graph")
@@ -106,13 +108,14 @@ def _show(report: "AdoptReport", console: "Console") -> None:
         table.add_row("", "NMS baseline", f"{form}, IoU {nms.iou:g}")
     table.add_row("✓", "same detections as the original", Text(str(report.adoption)))
     console.print(table)
+    usual = ", the project's usual one" if spec.threshold == report.foreign.threshold else ""
     licence = spec.provenance.get("license", "not said by the file: see its project")
     for line in (
         f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows, {spec.height} ×"
         f" {spec.width}, batch {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, sha256"
         f" {report.sha256[:12]}",
         f"licence of the weights: {shown(licence)}",
-        f"threshold {spec.threshold:g}, the project's usual one; `nmsfree eval` measures yours",
+        f"threshold {spec.threshold:g}{usual}; `nmsfree eval` measures yours",
     ):
         console.print(line, highlight=False, markup=False)
 
@@ -134,9 +137,6 @@ def _show_trials(trials: "Sequence[Trial]", console: "Console") -> None:
         words = [str(getattr(trial.options, name) or "–") for name in asked]
         table.add_row(*words, f"{100 * trial.ap:.1f}", behind)
     console.print(table)
-    chosen = trials[0].options
-    told = [f"--{name} {value}" for name in FOUND if (value := getattr(chosen, name))]
-    console.print(f"taken: {' '.join(told)}", highlight=False, markup=False)
     equal = sum(trial.as_good for trial in trials)
     if trials[0].behind is None:
         console.print("too few pictures to say how sure that is: 40 or more tell it")
