@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 14450, "training": 9150, "export": 7050, "benchmarks": 10500}  # of code
-TEST_LINES = {"runtime": 13200, "training": 8600, "export": 4800, "benchmarks": 7150}
+LINES = {"runtime": 14450, "training": 9150, "export": 7200, "benchmarks": 10500}  # of code
+TEST_LINES = {"runtime": 13200, "training": 8600, "export": 4900, "benchmarks": 7150}
 FILES = 248  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
