@@ -10,8 +10,15 @@ ARGS    ?=
 BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
+# What `make quick` runs of each folder: logic without networks.
+QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms text decode draw \
+	coco yolo voc eval_matching eval_curves images detector options devices engines_sidecar) \
+	$(patsubst %,training/tests/test_training_%.py,assign optim augment) \
+	$(patsubst %,export/tests/test_export_%.py,nms) \
+	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report page machine)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights test fuzz lint clean
+.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test fuzz lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +71,9 @@ detect: data export  ## draw detections of MODEL on SOURCE
 
 weights: setup  ## download the published COCO checkpoints
 	$(BIN)/nmsfree weights download $(ARGS)
+
+quick: setup  ## run fast tests of all four folders: half a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu' $(or $(ARGS),$(QUICK_TESTS))
 
 test: setup  ## run the tests
 # Three runs, as a worker that had run all tests was seen to die without a word in a training test.

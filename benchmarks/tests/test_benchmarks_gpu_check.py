@@ -91,6 +91,7 @@ def lower(raw: RawDetections) -> RawDetections:
     return raw._replace(detection_scores=raw.detection_scores * np.float32(0.999))
 
 
+@pytest.mark.slow
 def test_an_engine_that_agrees_passes_one_that_errs_fails(
     folder: Path, backend: OnnxRuntimeBackend
 ) -> None:
@@ -226,6 +227,7 @@ def test_the_plugin_is_tried_with_tf32_off(folder: Path, monkeypatch: pytest.Mon
     assert seen == [("tensorrt-rtx", "0")]
 
 
+@pytest.mark.slow
 @NO_GPU
 @pytest.mark.parametrize(("capability", "outcome"), [((9, 0), "skip"), ((8, 9), "fail")])
 def test_the_library_itself_is_asked_about_the_gpu(

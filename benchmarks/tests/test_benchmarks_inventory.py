@@ -200,6 +200,7 @@ def test_committed_results() -> None:
     check("reports", {name: sorted(keys(content)) for name, content in committed().items()})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="a GPU adds keys")
 @pytest.mark.parametrize("group", RUNS)
 def test_reports(

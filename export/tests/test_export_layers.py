@@ -109,6 +109,7 @@ def test_partners_do_not_depend_on_the_names_of_values() -> None:
     assert pairs == [("c0", "other_c0"), ("c1", "other_c1"), ("sum", "other_sum")]
 
 
+@pytest.mark.slow
 def test_partners_with_group_norm_and_a_batch_of_any_size(
     make_checkpoint: Make, trace: Trace
 ) -> None:
@@ -173,6 +174,7 @@ def test_overflow_is_infinite_and_no_fault_of_those_after_it() -> None:
     assert next(iter(errors)) == "part.1"
 
 
+@pytest.mark.slow
 def test_little_memory_gives_the_same_errors(
     checkpoint: Checkpoint, trace: Trace, full: ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +191,7 @@ def test_little_memory_gives_the_same_errors(
     assert all(1e-5 < e.added < 2e-3 for e in whole if e.op == "Conv"), "it is half, and healthy"
 
 
+@pytest.mark.slow
 def test_the_same_network_with_another_batch_has_no_error(
     checkpoint: Checkpoint, trace: Trace, full: ModelProto
 ) -> None:

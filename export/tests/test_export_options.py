@@ -212,6 +212,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_checkpoint_and_onnx_give_the_same_figures(both: Path) -> None:
     checkpoint, onnx = read(both / "checkpoint.json"), read(both / "onnx.json")
     assert 0.3 < checkpoint["AP"] < 0.99, "there is something to compare"
@@ -244,6 +245,7 @@ def filtered(make_checkpoint: Make) -> Checkpoint:
     return make_checkpoint(dataclasses.replace(fcos_e2e_nano(7).model, **filters), SIZE)
 
 
+@pytest.mark.slow
 def test_file_is_that_of_a_checkpoint_with_this_iou(filtered: Checkpoint, tmp_path: Path) -> None:
     out, same, other = (tmp_path / f"{name}.onnx" for name in ("out", "same", "other"))
     report = export_onnx(filtered, out, ExportOptions(dedup_iou=0.7))

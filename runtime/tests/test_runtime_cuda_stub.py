@@ -103,6 +103,7 @@ def run(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_call_runs_in_the_real_package(environment: dict[str, str]) -> None:
     tests = str(HERE / "test_runtime_cuda.py")
     markers = "markers=gpu: needs a GPU"

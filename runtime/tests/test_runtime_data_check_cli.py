@@ -121,6 +121,7 @@ def test_wrong_usage_and_help(digits: Path, tmp_path: Path) -> None:
     assert "Exit status: 0 no errors" in said
 
 
+@pytest.mark.slow
 def test_a_broken_set_fails_and_its_fixed_copy_passes(
     digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +324,7 @@ def test_chosen_pictures(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_many_classes_give_one_page(tmp_path: Path) -> None:
     root = yolo(tmp_path / "set")
     heights = []

@@ -306,6 +306,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+@pytest.mark.slow
 def test_the_command(run: Any, tmp_path: Path) -> None:
     engines = (BY_PROBE["onnxruntime-cpu"], ABSENT)
     status, out, err = run(engines=engines)

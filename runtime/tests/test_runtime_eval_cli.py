@@ -142,6 +142,7 @@ def test_json_alone_goes_to_stdout(digits: Path, constant_model: Path) -> None:
     assert len(thresholds.best_f1_per_class) == len(report["class_names"]) == 10
 
 
+@pytest.mark.slow
 def test_an_onnx_file_needs_no_torch(digits: Path, constant_model: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, str(constant_model), "--data", str(digits)]
     done = subprocess.run(
@@ -181,6 +182,7 @@ def test_what_is_not_installed_is_told_before_the_work(
     assert isinstance(refused(constant_model, digits, "--no-plots"), MissingExtraError)
 
 
+@pytest.mark.slow
 def test_no_run_writes_over_another(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def test_up_to_100_objects_of_a_class_ap_is_the_official_one(
     assert ours.ar100 == pytest.approx(theirs[8], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [101, 150])
 def test_beyond_100_objects_of_a_class_ap_takes_all_detections(
     make_dataset: Make, caplog: pytest.LogCaptureFixture, objects: int

@@ -196,6 +196,7 @@ def test_markdown_holds_all_classes_and_pictures(analysis_of: Callable[..., Anal
     assert all(f"![{name}]({name})" in page for name in PICTURES)
 
 
+@pytest.mark.slow
 def test_pictures_are_written(analysis_of: Callable[..., Analysis], tmp_path: Path) -> None:
     paths = write_plots(analysis_of(30, n0="costs $5 or \\frac{$"), tmp_path / "new")
     assert [path.name for path in paths] == PICTURES

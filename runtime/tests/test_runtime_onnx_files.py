@@ -310,6 +310,7 @@ def test_results_are_the_callers_own(either: Path, device: str, noise: Noise) ->
     assert first.detection_scores.tobytes() != second.detection_scores.tobytes()
 
 
+@pytest.mark.slow
 def test_a_server_thread_beside_torch(
     tmp_path: Path, make_spec: Any, make_onnx: Any, device: str
 ) -> None:
@@ -342,6 +343,7 @@ def test_closing_while_others_run(either: Path, device: str, noise: Noise) -> No
         assert list(said) == ["the detector is closed: open it again"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory is in use")
 def test_memory_stays_flat(tmp_path: Path, make_spec: Any, make_onnx: Any, device: str) -> None:
     """Over 5,000 runs, and over opening and closing, from several threads."""

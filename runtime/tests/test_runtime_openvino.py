@@ -170,6 +170,7 @@ def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
+@pytest.mark.slow
 def test_trained_detectors_agree_with_onnxruntime(nano: Path) -> None:
     """On the bundled scenes, alone and in a batch: every row has its partner, with NMS, too."""
     parity = pytest.importorskip("nmsfree_export.verify.parity")

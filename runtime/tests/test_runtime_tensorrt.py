@@ -129,6 +129,7 @@ def test_the_description_says_what_runs(make_rig: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated_after_the_first_run(make_rig: Any, noise: Noise) -> None:
     """5,000 runs: no stream, event, buffer, graph or context more than after the first."""
     for builder in ("tensorrt-rtx", "tensorrt"):
@@ -160,6 +161,7 @@ def test_opening_and_closing_leaves_nothing(make_rig: Any, noise: Noise) -> None
     assert not rig.cuda.closed  # it is the caller's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("builder", "stream"), [("tensorrt-rtx", None), ("tensorrt", 9)])
 def test_eight_threads_get_bit_identical_results(
     make_rig: Any, noise: Noise, builder: str, stream: Any

@@ -254,6 +254,7 @@ def test_capsules_of_numpy_are_read(array: NDArray[Any], contiguous: bool) -> No
     assert read_capsule(capsule) == expected  # looked into, not consumed
 
 
+@pytest.mark.slow
 def test_capsules_of_torch_are_read() -> None:
     torch = pytest.importorskip("torch")
     for tensor in (torch.arange(12, dtype=torch.uint8).reshape(3, 4), torch.zeros(2, 3).half()):

@@ -360,6 +360,7 @@ def test_loaders_that_cannot_be_started(train_set: DetectionDataset) -> None:
         batches(train_set, NANO, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_killed_loader_is_told_when_its_batch_is_asked_for(
     taken: int, train_set: DetectionDataset

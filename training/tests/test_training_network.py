@@ -31,6 +31,7 @@ def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_and_run(name: str) -> None:
     chosen = preset(name, 7)
@@ -55,6 +56,7 @@ def test_unknown_preset() -> None:
         preset("fcos")
 
 
+@pytest.mark.slow
 def test_batch_equals_each_image_alone() -> None:
     network = nano("o2m", "o2o").eval()
     images = torch.randn(3, 3, 64, 64)

@@ -78,6 +78,7 @@ TWO = [[0, 0, 100, 100], [20, 0, 120, 100]]
 HALF = [[100, 0, 200, 10]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "labels", "truth", "verdicts", "missed"),
     [

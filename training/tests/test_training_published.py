@@ -83,6 +83,7 @@ def refusal(path: Path, **arguments: Any) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_full_file_loads_as_it_is(
     name: str, random_network: Callable[[str], Fcos], tmp_path: Path

@@ -83,6 +83,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 # Drawing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "records",
     [
@@ -104,6 +105,7 @@ def test_any_run_is_drawn(tmp_path: Path, records: list[Record]) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["results.png"]
 
 
+@pytest.mark.slow
 def test_title_is_optional_and_shown(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "m.jsonl", [scored(e) for e in range(1, 4)])
     pictures = []

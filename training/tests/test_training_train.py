@@ -34,6 +34,7 @@ def finished(
     return runs.train("new/folder", val=val_set, provenance=said).run.out
 
 
+@pytest.mark.slow
 def test_a_run_writes_checkpoints_and_metrics(finished: Path) -> None:
     files = {"best.safetensors", "last.safetensors", "last.state.pt", "previous.state.pt"}
     assert {p.name for p in finished.iterdir()} == files | {"metrics.jsonl"}
@@ -60,6 +61,7 @@ def test_training_changes_every_weight(finished: Path) -> None:
     assert [k for k in start if torch.equal(start[k], end[k])] == []
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(finished: Path, runs: Runs) -> None:
     torch.rand(7)  # the state of the generator before does not matter
     runs.train("again")
@@ -105,6 +107,7 @@ def test_when_ap_is_measured(
     assert int(best["epoch"]) in measured
 
 
+@pytest.mark.slow
 def test_steps_whose_losses_come_later_are_told_all_the_same(runs: Runs) -> None:
     """As on a GPU, whose losses are read two steps later."""
     listeners = {0: Listener(), 2: Listener()}
@@ -141,6 +144,7 @@ def test_one_batch_can_be_learnt(name: str, runs: Runs) -> None:
     assert sum(loss.total.item() for loss in found.values()) < losses[0]
 
 
+@pytest.mark.slow
 def test_half_precision_trains(runs: Runs) -> None:
     trained = {p: runs.few.train(p, precision=p) for p in ("fp32", "bf16", "fp16")}
     for precision, trainer in trained.items():
@@ -183,6 +187,7 @@ def test_a_batch_in_parts_descends_alike(parts: int, runs: Runs) -> None:
     assert float(a.norm() / b.norm()) == pytest.approx(1, abs=1e-6 if parts == 1 else 0.3)
 
 
+@pytest.mark.slow
 def test_published_recipe_trains_at_small_size(runs: Runs) -> None:
     """SGD, multi-scale, frozen norms and stages: one step on two small pictures."""
     recipe = {"epochs": 1, "batch_size": 2, "warmup_iterations": 0}
@@ -208,6 +213,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(runs: Runs) -> None:
     assert caught.value.exit_status == 1
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(runs: Runs) -> None:
     """A finite loss with an infinite gradient: the step is refused, the state before is kept."""
     chosen = tiny(warmup_iterations=0, clip_norm=None)

@@ -26,6 +26,7 @@ def make_stepper(chosen: Preset, heads: tuple[HeadName, ...] | None = None) -> S
     return Stepper(network, optimizer, chosen.train, heads, "fp32", World())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0.0, 0.25, 1.0])
 def test_weight_of_the_o2m_losses_falls_linearly(end: float, runs: Runs) -> None:
     """The total that is shown is that which is trained: the weight can be read from it."""
@@ -97,6 +98,7 @@ class Recorder(Listener):
         self.weights.append(weights(self.runs.file()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_late_o2o_head_is_a_copy_until_it_starts(ema: float | None, runs: Runs) -> None:
     recorder, chosen = Recorder(runs), tiny(o2o_start=2 / 3, ema=ema, epochs=3)

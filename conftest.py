@@ -1,0 +1,19 @@
+"""Marks as slow the files whose tests all wait for exports, trainings or measurements."""
+
+import pytest
+
+SLOW = {
+    "benchmarks": "eager frontier fuzz jitter kills memory nms on_device overhead roofline suite"
+    " throughput training",
+    "export": "auto_mixed certificate deploy engine int8 lowered parity precision verify",
+    "runtime": "digits",
+    "training": "continue distributed published_eval resume study_runner train_cli",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        _, room, *rest = item.path.stem.split("_")
+        if "_".join(rest) in SLOW.get(room, "").split():
+            item.add_marker("slow")
