@@ -14,6 +14,7 @@ from nmsfree import EngineError, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
 from nmsfree_export.candidate import Builder
 from nmsfree_export.export import ExportOptions, make_export_spec
+from nmsfree_export.export import trace as trace_certified
 from nmsfree_export.graph.contract import content_of, describe
 from nmsfree_export.options import BuildOptions, NmsOptions
 from nmsfree_export.quantize import load_calibration
@@ -69,12 +70,14 @@ def test_a_bundled_detector_builds_in_every_precision(
     """The precision is that of the graph, and named after it."""
     checkpoint = load_checkpoint(weights / "fcos_o2o_nano.safetensors")
     spec = make_export_spec(checkpoint, ExportOptions(precision="fp16"))
-    builder = Builder(checkpoint.build(), spec, None, tmp_path)
+    builder = Builder(trace_certified(checkpoint, spec), spec, None, tmp_path)
+    mixed, half = builder.build(["heads.0.cls_heads.0.conv"]), builder.build()
+    described = [ModelProto.FromString(content_of(c.model, c.spec)) for c in (mixed, half)]
     sizes = []
     for precision, graph in (
         ("fp32", trace(checkpoint)),
-        ("mixed fp16", builder.build(["heads.0.cls_heads.0.conv"]).model),
-        ("fp16", builder.build().model),
+        ("mixed fp16", described[0]),
+        ("fp16", described[1]),
     ):
         report = build(graph, tmp_path)
         assert report.sidecar.precision == precision
@@ -111,7 +114,7 @@ def test_files_of_the_exporter(
     int8: Any = {"target": "tensorrt", "calibrate": digits} if precision == "int8" else {}
     spec = make_export_spec(checkpoint, ExportOptions(precision=precision, **int8))
     calibration = load_calibration(digits, "train", 2, spec) if int8 else None
-    made = Builder(checkpoint.build(), spec, calibration, tmp_path).build()
+    made = Builder(trace_certified(checkpoint, spec), spec, calibration, tmp_path).build()
     report = build(ModelProto.FromString(content_of(made.model, made.spec)), tmp_path)
     height, width = checkpoint.input_size
     assert report.sidecar.targets == (89,) and not report.sidecar.tf32
@@ -130,9 +133,8 @@ def test_the_nms_baseline_of_plain_operators_builds_whole(
 ) -> None:
     checkpoint = load_checkpoint(weights / "fcos_rt_nano.safetensors")
     options = ExportOptions(batch=None, precision=precision, nms=NmsOptions(nms="plain"))
-    made = Builder(
-        checkpoint.build(), make_export_spec(checkpoint, options), None, tmp_path
-    ).build()
+    spec = make_export_spec(checkpoint, options)
+    made = Builder(trace_certified(checkpoint, spec), spec, None, tmp_path).build()
     model = ModelProto.FromString(content_of(made.model, made.spec))
     report = build(model, tmp_path, batch=(1, 2, 2))
     assert report.sidecar.targets == (89,) and report.sidecar.spec.precision == precision

@@ -15,7 +15,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError
 from nmsfree.evaluation.evaluate import evaluate
 from nmsfree_export.candidate import Builder
-from nmsfree_export.export import ExportOptions, make_export_spec
+from nmsfree_export.export import ExportOptions, make_export_spec, trace
 from nmsfree_export.graph.contract import content_of, full_spec
 from nmsfree_export.options import Tolerance, VerifyOptions
 from nmsfree_export.quantize import load_calibration
@@ -39,10 +39,10 @@ def files(weights: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory)
     for name, options in (("int8", int8), ("fp16", ExportOptions(precision="fp16"))):
         spec = make_export_spec(checkpoint, options)
         calibration = load_calibration(digits, "train", 4, spec) if name == "int8" else None
-        builder = Builder(checkpoint.build(), spec, calibration, folder)
+        builder = Builder(trace(checkpoint, spec), spec, calibration, folder)
         made = {name: content_of(builder.build().model, spec)}
         if name == "int8":
-            made["fp32"] = content_of(builder.full, full_spec(spec))
+            made["fp32"] = content_of(builder.original.model, full_spec(spec))
         for kind, content in made.items():
             found[kind] = folder / f"{kind}.onnx"
             found[kind].write_bytes(content)
