@@ -11,11 +11,11 @@ BIN  := .venv/bin
 ONNX := runs/export/$(MODEL).onnx
 
 # What `make quick` runs of each folder: logic without networks.
-QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms text decode draw \
+QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms decode draw \
 	coco yolo voc eval_matching eval_curves images detector options devices engines_sidecar) \
-	$(patsubst %,training/tests/test_training_%.py,assign optim augment) \
+	$(patsubst %,training/tests/test_training_%.py,assign augment) \
 	$(patsubst %,export/tests/test_export_%.py,nms) \
-	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report page machine)
+	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report machine)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test fuzz lint clean
