@@ -124,7 +124,7 @@ class FragileError(GateError):
 
 @dataclass(frozen=True)
 class Verification:
-    """What a candidate has shown, see `ExportReport`."""
+    """What a candidate has shown, see `convert.Report`."""
 
     parity: Parity
     seed: int
