@@ -154,7 +154,8 @@ def described(**fields: Any) -> Callable[[ModelProto], None]:
         (
             lambda model: model.ClearField("metadata_props"),
             f"no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: export "
-            "the checkpoint with `nmsfree export`",
+            "the checkpoint with `nmsfree export`, or let `nmsfree adopt` make a model of another"
+            " project's file",
         ),
         (
             lambda model: setattr(model.metadata_props[0], "value", "[]"),

@@ -17,6 +17,7 @@ from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.nms import greedy_nms
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree_export import candidate as candidate_module
+from nmsfree_export import export as export_module
 from nmsfree_export.convert import Report
 from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.graph.contract import read_description
@@ -135,8 +136,8 @@ def test_failed_parity_leaves_no_file(
         module.load_state_dict(state)
         return model
 
-    monkeypatch.setattr(candidate_module, "build_onnx", shifted)
-    monkeypatch.setattr(candidate_module, "certify", lambda *_: None)
+    monkeypatch.setattr(export_module, "build_onnx", shifted)
+    monkeypatch.setattr(export_module, "certify", lambda *_: None)
     with pytest.raises(GateError, match=r"parity: .*box 1\.0e\+00 px"):
         export_onnx(checkpoint, out, ExportOptions())
     assert out.read_bytes() == b"older"
