@@ -1,6 +1,7 @@
 """Options of `nmsfree export`, `verify` and `build`: what may be said, and what fits together."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,9 @@ class Tolerance:
 STRICT = Tolerance()
 
 
+_NMS = partial(Option, panel="NMS baseline")
+
+
 @dataclass(frozen=True)
 class NmsOptions:
     """Non-maximum suppression in a file that needs it; None takes what the help says.
@@ -45,17 +49,21 @@ class NmsOptions:
 
     nms: Annotated[
         Literal["operator", "plain"] | None,
-        Option("NMS by the operator, or by plain operators, which every engine builds."),
+        _NMS("NMS by the operator, or by plain operators, which every engine builds."),
     ] = None
     nms_iou: Annotated[
-        float | None, Option("Boxes that overlap a better one by more are removed.", min=0, max=1)
+        float | None, _NMS("Boxes that overlap a better one by more are removed.", min=0, max=1)
     ] = None
     nms_steps: Annotated[
         int | None,
-        Option("plain: exact for chains of so many overlaps, an even number; 20.", min=2, max=1000),
+        _NMS(
+            "Of plain, even: exact while no chain of overlaps is longer; 20.",
+            min=2,
+            max=1000,
+        ),
     ] = None
     nms_candidates: Annotated[
-        int | None, Option("plain: best candidates that enter; 1000.", min=1, max=10_000)
+        int | None, _NMS("Of plain: best boxes that enter; 1000.", min=1, max=10_000)
     ] = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,48 +37,55 @@ RESIZES = {
 }
 
 
+_TOLD = partial(Option, panel="How the file is fed and read (what it does not say itself)")
+_KEPT = partial(Option, panel="What the adopted file gives")
+
+
 @dataclass(frozen=True)
 class AdoptOptions:
     """What is told of a file; None where it is recognised or has its usual value."""
 
-    names: Annotated[str | None, Option("Class names: a file with one a line, coco, or a,b,c.")] = (
+    names: Annotated[str | None, _TOLD("Class names: a file with one a line, coco, or a,b,c.")] = (
         None
     )
     size: Annotated[
         tuple[int, int] | None,
-        Option("Input size of a file of dynamic size.", metavar="H W", min=1, max=16384),
+        _TOLD("Input size of a file of dynamic size.", metavar="H W", min=1, max=16384),
     ] = None
     normalize: Annotated[
         Normalization | None,
-        Option("Pixels as they are (none), ÷ 255 (unit), or by ImageNet's mean and deviation."),
+        _TOLD("Pixels as they are (none), ÷ 255 (unit), or by ImageNet's mean and deviation."),
     ] = None
     resize: Annotated[
         Literal[
             "letterbox", "letterbox-top-left", "stretch", "stretch-cubic", "stretch-antialiased"
         ]
         | None,
-        Option("How pictures are fitted; a letterbox is in the centre and grey."),
+        _TOLD("How pictures are fitted; a letterbox is in the centre and grey."),
     ] = None
     boxes: Annotated[
         Boxes | None,
-        Option("Corners or centre and size, in input pixels or (share) 0 … 1 of the input."),
+        _TOLD("Corners or centre and size, in input pixels or (share) 0 … 1 of the input."),
     ] = None
     background: Annotated[
-        Background | None, Option("Where the class axis has a background column.")
+        Background | None, _TOLD("Where the class axis has a background column.")
     ] = None
     order: Annotated[
-        Literal["rgb", "bgr"] | None, Option("Channel order of the file's input, usually rgb.")
+        Literal["rgb", "bgr"] | None, _TOLD("Channel order of the file's input, usually rgb.")
     ] = None
-    top_k: Annotated[int | None, Option("Rows of the output.", min=1, max=1_000_000)] = None
-    classes: Annotated[str | None, Option("Keep these classes only: a,b,c.")] = None
+    top_k: Annotated[int | None, _KEPT("Rows of the output.", min=1, max=1_000_000)] = None
+    classes: Annotated[str | None, _KEPT("Keep these classes only: a,b,c.")] = None
     rename: Annotated[
         tuple[str, ...] | None,
-        Option("Another name for a class, may be repeated.", metavar="OLD=NEW"),
+        _KEPT("Another name for a class, may be repeated.", metavar="OLD=NEW"),
     ] = None
     nms: NmsOptions = NO_NMS
-    score_floor: Annotated[float, Option("Lowest score that is counted.", min=0, max=1)] = 0.05
+    score_floor: Annotated[
+        float,
+        _KEPT("Lowest score that is counted; --threshold is as high or higher.", min=0, max=1),
+    ] = 0.05
     threshold: Annotated[
-        float | None, Option("Score that is shown unless asked otherwise.", min=0, max=1)
+        float | None, _KEPT("Score that is shown unless asked otherwise.", min=0, max=1)
     ] = None
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class AdoptCommand:
             metavar="DATA",
         ),
     ] = None
-    split: Annotated[str, Option("Of the labelled pictures.")] = "val"
+    split: Annotated[str, Option("Which split of them.")] = "val"
     json_out: JsonOption = None
 
 
