@@ -383,7 +383,7 @@ def draw(results: Results, path: Path) -> None:
             axes.set_xticks(numbers, [str(n) for n in numbers], minor=False)
             axes.minorticks_off()
             axes.set_xlim(numbers[0] / 1.15, numbers[-1] * 1.5)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.dataLim.y1)  # room for the ring of the highest point
             plots.bare_axes(axes)
         column[1].set_xlabel(LABELS[axis], color=plots.INK)
     panels[0, 0].set_ylabel("images/s")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from nmsfree.backends import OnnxRuntimeBackend
+from nmsfree.backends.contract import one_line
 from nmsfree.backends.rows import Rows, match
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
@@ -39,11 +40,11 @@ from nmsfree_export.adopt.foreign import (
     Foreign,
 )
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
-from nmsfree_export.adopt.reference import Original, first_line
+from nmsfree_export.adopt.reference import Original
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.graph.contract import describe
-from nmsfree_export.verify.allowed import FORBIDDEN
 from nmsfree_export.verify.canary import with_canary
+from nmsfree_export.verify.certificate import check_graph
 from nmsfree_export.verify.parity import FAR, Pictures, bundled_pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 20
@@ -146,8 +147,7 @@ def adopt_onnx(
     half = original.dtypes[foreign.images] == np.float16
     spec = replace(spec, precision="fp16" if half else "fp32")
     adopted = rewrite(model, foreign, spec)
-    operator = spec.nms is not None and spec.nms.steps is None
-    check_structure(adopted, {"NonMaxSuppression"} if operator else set())
+    check_graph(adopted, spec)
     pictures = [*load_images(images)] if images else bundled_pictures()
     ties = 0 if spec.nms is None else TIES
     with temporary_folder() as folder:
@@ -182,9 +182,7 @@ def load_model(path: Path, data: bytes) -> ModelProto:
             raise ModelError(f"{path}: is a file of nmsfree already: use it as it is")
         onnx.checker.check_model(model)
     except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"{path}: is no ONNX file that can be read ({first_line(error)})"
-        ) from None
+        raise ModelError(f"{path}: is no ONNX file that can be read ({one_line(error)})") from None
     domains = {e.domain for e in model.opset_import} - {"", "ai.onnx"}
     used = {node.domain for node in model.graph.node} & domains
     if used:
@@ -197,21 +195,6 @@ def load_model(path: Path, data: bytes) -> ModelProto:
             " again with opset 17 or 18"
         )
     return model
-
-
-def check_structure(model: ModelProto, allowed: set[str]) -> None:
-    """No operator's output is as long as the data decide, and no graph is inside the graph.
-
-    Raises:
-        GateError: one is, or the graph is against ONNX's rules.
-    """
-    found = sorted({node.op_type for node in model.graph.node} & (FORBIDDEN - allowed))
-    if found:
-        raise GateError(f"certificate: the file holds {', '.join(found)}: it is not NMS-free")
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateError(f"certificate: against the rules of ONNX: {first_line(error)}") from None
 
 
 def compare(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.backends.contract import one_line
 from nmsfree.backends.onnxruntime.session import make_session, vendor_errors
 from nmsfree.errors import MissingExtraError, ModelError
 from nmsfree.spec import ModelSpec, Resize
@@ -134,7 +135,7 @@ class Original:
         try:
             yield
         except vendor_errors() as error:
-            raise ModelError(f"{self.path}: does not run as it is ({first_line(error)})") from None
+            raise ModelError(f"{self.path}: does not run as it is ({one_line(error)})") from None
 
 
 def answer(run: Run, foreign: Foreign, image: NDArray[np.uint8], batch: int = 1) -> Rows:
@@ -239,11 +240,6 @@ def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:
     if not right:
         names = ", ".join(foreign.output.names)
         raise ModelError(f"outputs {names} have the shapes {shapes}, which is no {kind} output")
-
-
-def first_line(error: Exception) -> str:
-    """What another library's error says, on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 Found = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # boxes, scores, columns

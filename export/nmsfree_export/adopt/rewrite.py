@@ -16,6 +16,7 @@ from nmsfree_export.graph.contract import (
     CANDIDATES,
     describe,
     images_of,
+    made_of,
     outputs_of,
     set_outputs,
 )
@@ -72,10 +73,23 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
         candidates = zip(CANDIDATES, ("float32", "float32", "int64"), ((4,), (), ()), strict=True)
         set_outputs(adopted, {name: (kind, (n, count, *size)) for name, kind, size in candidates})
         append_nms(adopted, spec)
+    _drop_unused(adopted)
     adopted.producer_name = "nmsfree"
     adopted.ir_version = max(adopted.ir_version, 8)  # older ones list weights among the inputs
     describe(adopted, spec)
     return adopted
+
+
+def _drop_unused(adopted: ModelProto) -> None:
+    """Leave out what only other outputs needed, as masks, and domains that no node uses."""
+    graph = adopted.graph
+    nodes, needed = made_of(graph.node, (value.name for value in graph.output))
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(weights)
+    for entry in [entry for entry in adopted.opset_import if entry.domain]:
+        adopted.opset_import.remove(entry)
 
 
 def _add_input(add: Nodes, adopted: ModelProto, foreign: Foreign, kinds: dict[str, int]) -> None:
