@@ -1,6 +1,7 @@
 """README, docs and reports say what the committed results say."""
 
 import re
+from pathlib import Path
 
 import pytest
 import results
@@ -20,12 +21,34 @@ def test_pages_and_reports_are_what_the_results_say(name: str) -> None:
     )
 
 
-def test_every_question_has_one_result_and_every_link_leads_to_one() -> None:
+def test_every_question_has_one_result() -> None:
     assert {path.stem for path in RESULTS.iterdir()} == set(QUESTIONS)
     assert set(QUESTIONS) == set(MODULES) - OTHERS | {"table"}
-    for page in PAGES:
-        for link in re.findall(r"\(([^)\s]*benchmarks/results[^)\s]*)\)", page.read_text("utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        if name.startswith("https:"):
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name in a page: its headings, as GitHub and MkDocs spell them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_readme_is_short_and_plain() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    prose = re.sub(r"```.*?```|^\|.*?$|\]\([^)]*\)", "", text, flags=re.DOTALL | re.MULTILINE)
+    sentences = re.split(r"(?<=[.!?:])\s|\n\n", prose)
+    assert max(len(sentence.split()) for sentence in sentences) < 30
 
 
 def test_a_question_that_fails_is_named_and_the_others_go_on(
