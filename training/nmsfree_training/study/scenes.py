@@ -142,7 +142,7 @@ def _show(
 
 
 def _choose(shown: tuple[_Shown, _Shown], truth: Boxes, images: int, count: int) -> list[int]:
-    """Images in which NMS costs most objects, less all other errors that would be in the picture."""
+    """Images in which NMS costs most objects, less the other errors in the picture."""
     with_nms, without = (s.lost(truth) for s in shown)
     gain = np.bincount(truth.image[with_nms & ~without], minlength=images)
     wrong = np.bincount(truth.image[without], minlength=images)
