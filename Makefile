@@ -18,7 +18,7 @@ QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms 
 	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report machine)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test fuzz lint clean
+.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test docs fuzz lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,10 +85,13 @@ ifeq ($(ARGS),)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto export/tests benchmarks/tests
 endif
 
+docs: setup  ## the documentation as pages in runs/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 fuzz: setup  ## give 10,000 malformed inputs to the commands (half an hour)
 	$(BIN)/python benchmarks/tests/fuzz.py $(ARGS)
 
-lint: setup  ## ruff, mypy, the order of imports, the size of files
+lint: setup docs  ## ruff, mypy, the order of imports, the size of files, the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

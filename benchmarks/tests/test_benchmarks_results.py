@@ -7,6 +7,7 @@ import pytest
 import results
 from results import PAGES, QUESTIONS, RESULTS, ROOT, written
 
+import nmsfree
 from nmsfree_benchmarks.cli import MODULES
 
 OTHERS = {"compare", "report", "gpu-check", "models"}  # what `nmsfree bench` asks is `table`
@@ -59,3 +60,10 @@ def test_a_question_that_fails_is_named_and_the_others_go_on(
     assert list(results.measure(["table", "nms"])) == ["table", "nms"]
     assert (RESULTS / "table.json").read_bytes() == before
     assert capfd.readouterr().err.count("error: ") == 2
+
+
+def test_reference_lists_all_that_is_public() -> None:
+    listed = re.findall(
+        r"^::: nmsfree\.(\w+)$", (ROOT / "docs/reference.md").read_text("utf-8"), re.M
+    )
+    assert sorted(listed) == sorted(nmsfree.__all__)

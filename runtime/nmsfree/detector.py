@@ -52,7 +52,7 @@ class Detector:
         MissingExtraError: what runs such a file is not installed.
         EngineError: the device cannot run it on this machine.
 
-    Example:
+    Examples:
         >>> with Detector("model.onnx") as detector:
         ...     for box, confidence, class_id, name in detector(image):  # BGR uint8 [h, w, 3]
         ...         print(name, confidence, box)
