@@ -447,7 +447,12 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
         "detect": [str(base / "a.png"), "--model", model],
         "eval": [model, "--data", data, "--no-plots"],
         "data check": [data, "--out", "check"],
-        "data digits": ["--out", "digits", "--train", "2", "--val", "1", "--overlap", "1"],
+        "data digits": [
+            "--out",
+            "digits",
+            *"--train 2 --val 1 --overlap 1".split(),
+            *"--test 1 --test-overlap 0".split(),
+        ],
         "export": [nano, "-o", "x.onnx", "--size", "1", "1"],
         "build": [model, "-o", "x.engine"],
         "verify": [model, model],

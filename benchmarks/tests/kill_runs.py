@@ -83,7 +83,8 @@ def commands(base: Path) -> list[Command]:
     lines = {
         "detect": f"detect {pictures} {pictures}/v.avi -m {model} --save-dir {out}/found "
         f"--json {out}/lines.jsonl",
-        "digits": f"data digits --out {out}/digits --train 4 --val 2 --overlap 1",
+        "digits": f"data digits --out {out}/digits --train 4 --val 2 --overlap 1 "
+        "--test 0 --test-overlap 0",
         "fix": f"data check {digits} --fix --out {out}/check --out-fixed {out}/clean",
         "eval": f"eval {model} --data {base}/cells --plots {out}/plots --json {out}/eval.json",
         "build": f"build {model} -o {out}/model.engine --json {out}/build.json",

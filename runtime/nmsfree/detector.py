@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, resize_into
 from nmsfree.text import FilePath, as_path
+from nmsfree.tiles import Tiling
 
 Threshold = float | Literal["per-class", "precision"]
 
@@ -148,14 +150,7 @@ class Detector:
             InputError: an image or an argument cannot be used, or `images` is a single image.
         """
         images = _listed(images)
-        thresholds = self._thresholds(threshold)
-        keep = self._class_ids(classes)
-        if max_detections is not None and not (_is_whole(max_detections) and max_detections > 0):
-            raise InputError(
-                f"max_detections is {max_detections!r}, expected a whole number, 1 or more"
-            )
-        wanted = thresholds if keep is None else thresholds[keep]
-        lowest = float(wanted.min(initial=np.inf))
+        wanted = self._wanted(threshold, classes, max_detections)
         step = self.spec.batch or IMAGES_PER_RUN
         results: list[Detections] = []
         for start in range(0, len(images), step):
@@ -163,12 +158,9 @@ class Detector:
             raw = self.backend.run(inputs)
             for index, geometry in enumerate(geometries):
                 boxes, scores, class_ids = rows_of(raw, index, self.spec)
-                shown = scores > thresholds[class_ids]
-                if keep is not None:
-                    shown &= np.isin(class_ids, keep)
-                rows = np.flatnonzero(shown)[:max_detections]
+                rows = wanted.rows(scores, class_ids)
                 # Rows that did not fit score no more than the last one that did.
-                full = len(scores) == raw.detection_scores.shape[1] and scores[-1] > lowest
+                full = len(scores) == raw.detection_scores.shape[1] and scores[-1] > wanted.lowest
                 results.append(
                     Detections(
                         geometry.to_source(boxes[rows]),
@@ -179,6 +171,46 @@ class Detector:
                     )
                 )
         return results
+
+    def tiled(
+        self,
+        image: Any,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        threshold: Threshold | None = None,
+        classes: Iterable[str | int] | None = None,
+        max_detections: int | None = None,
+        color: Color = "bgr",
+    ) -> Detections:
+        """Detect objects in one large picture by overlapping tiles, and once more as a whole.
+
+        No object is told twice, see `nmsfree.tiles`; other arguments as for a call.
+
+        Args:
+            tile: width of a tile in pixels of the picture; None takes the model's input, which
+                keeps the scale. Its height follows from the input's.
+            overlap: pixels that neighbours share; None takes a quarter of the width. Objects up to
+                this size are whole in one of them.
+
+        Raises:
+            InputError: as for a call, or tile and overlap do not fit.
+        """
+        wanted = self._wanted(threshold, classes, max_detections)
+        picture = as_bgr(image, color)
+        height, width = picture.shape[:2]
+        tiling = Tiling(self.spec.width if tile is None else tile, overlap)
+        tiles = tiling.lay(height, width, self.spec.height / self.spec.width)
+        if len(tiles.views) == 2:  # one tile, and the whole picture
+            return self(
+                picture, threshold=threshold, classes=classes, max_detections=max_detections
+            )
+        crops = [picture[y1:y2, x1:x2] for x1, y1, x2, y2 in tiles.views.tolist()]
+        parts = self.batch(crops, threshold=self.spec.score_floor)
+        joined = tiles.join(parts)
+        rows = wanted.rows(joined.confidence, joined.class_id)
+        full = any(p.truncated and p.confidence[-1] > wanted.lowest for p in parts[:-1])
+        return replace(joined.select(rows), truncated=full and len(rows) != max_detections)
 
     def preprocess(
         self, images: Sequence[Any], color: Color = "bgr"
@@ -217,6 +249,20 @@ class Detector:
             EngineError: the engine failed.
         """
         return check_canary(self.backend, "the model" if self._path is None else self._path)
+
+    def _wanted(
+        self,
+        threshold: Threshold | None,
+        classes: Iterable[str | int] | None,
+        max_detections: int | None,
+    ) -> "_Wanted":
+        thresholds, keep = self._thresholds(threshold), self._class_ids(classes)
+        if max_detections is not None and not (_is_whole(max_detections) and max_detections > 0):
+            raise InputError(
+                f"max_detections is {max_detections!r}, expected a whole number, 1 or more"
+            )
+        lowest = float((thresholds if keep is None else thresholds[keep]).min(initial=np.inf))
+        return _Wanted(thresholds, keep, max_detections, lowest)
 
     def _thresholds(self, threshold: Threshold | None) -> NDArray[np.float32]:
         """Return the threshold of every class, float32 [classes]."""
@@ -271,6 +317,22 @@ class Detector:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Wanted(NamedTuple):
+    """Which rows of an image a caller wants."""
+
+    thresholds: NDArray[np.float32]  # of every class
+    keep: NDArray[np.int32] | None  # classes; None keeps all
+    most: int | None
+    lowest: float  # threshold of the wanted classes
+
+    def rows(self, scores: NDArray[np.float32], class_ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Indices of rows that come best first."""
+        shown = scores > self.thresholds[class_ids]
+        if self.keep is not None:
+            shown &= np.isin(class_ids, self.keep)
+        return np.flatnonzero(shown)[: self.most]
 
 
 def _is_backend(model: object) -> TypeGuard[Backend]:

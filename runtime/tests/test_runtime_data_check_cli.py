@@ -18,6 +18,7 @@ from nmsfree.datasets.check.pictures import choose, choose_faults, write_charts
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.faults import Level
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.sizes import propose_size
 from nmsfree.errors import DataError
 from nmsfree.images import read_image
 
@@ -99,6 +100,43 @@ def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
         assert str(path) in outcome.stdout
         assert read_image(path).std() > 20
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), "every time"
+
+
+def test_small_objects_are_counted_in_the_input(digits: Path, tmp_path: Path) -> None:
+    """Scenes of 256 × 256 pixels, digits of 14 and more along the longer side."""
+    sides = []
+    for sample in load_dataset(digits, "train").samples:
+        sides += (sample.boxes[:, 2:] - sample.boxes[:, :2]).min(axis=1).tolist()
+    for size in ((256, 256), (128, 512), (512, 512)):
+        options = ("--size", *size, "--json", "-", "--out", tmp_path)
+        report = json.loads(run(digits, *options).stdout)
+        assert tuple(report["input_size"]) == size and report["proposed_size"] == [256, 256]
+        found = report["splits"]["train"]["box_sizes"]
+        for limit in (8, 16):
+            expected = (np.array(sides) * min(size) / 256 < limit).sum()
+            assert found[f"below_{limit}px_in_input"] == expected, (size, limit)
+    shown = run(digits, "--size", 128, 512, "--out", tmp_path).stdout
+    assert "below 16 px at 128 × 512" in shown and "(height × width): 256 × 256" in shown
+    assert "32 or more" in str(run(digits, "--size", 0, 256).exception)
+
+
+@pytest.mark.parametrize(
+    ("side", "picture", "expected"),
+    [
+        (40, (400, 400), (256, 256)),
+        (20, (400, 400), (320, 320)),  # 16 pixels
+        (20, (1200, 800), (640, 960)),
+        (4, (400, 400), (416, 416)),  # never 8 pixels, however large
+        (4, (4000, 3000), (960, 1280)),
+    ],
+)
+def test_the_proposed_input(side: int, picture: tuple[int, int], expected: tuple[int, int]) -> None:
+    objects, pictures = np.full((50, 2), [3 * side, side], float), np.full((50, 2), picture, float)
+    assert propose_size(objects, pictures) == expected
+    few = np.vstack([objects, [[4.0, 4.0]]])  # 2 % of the objects: too many to leave out
+    assert propose_size(few, np.full((51, 2), picture, float)) != (256, 256)
+    nothing = np.zeros((0, 2))
+    assert propose_size(nothing, nothing) == (256, 256)
 
 
 def test_json_alone_on_stdout_and_chosen_splits(digits: Path, tmp_path: Path) -> None:

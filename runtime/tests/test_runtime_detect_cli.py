@@ -79,6 +79,20 @@ def written(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+def test_large_pictures_in_tiles(detect: Detect, place: Path) -> None:
+    """A spot that is lost when the picture is reduced is seen in a tile at its own size."""
+    picture = np.zeros((640, 960, 3), np.uint8)
+    picture[80:88, 240:248] = (0, 0, 255)
+    cv2.imwrite("large.png", picture)
+    for options, expected in (((), []), (("--tile", "96", "--overlap", "32"), ["red"])):
+        status, out, _ = detect("large.png", "--json", "-", "--no-save", *options)
+        assert (status, [row["class"] for row in lines(out)]) == (0, expected)
+    assert lines(out)[0]["box"] == pytest.approx([240, 80, 248, 88], abs=4)
+    status, _, err = detect("large.png", "--overlap", "32")
+    assert (status, "expected a tile with it" in err) == (2, True)
+    assert not (place / "runs").exists()
+
+
 def test_a_folder(detect: Detect, photos: Path, place: Path) -> None:
     status, out, _ = detect("photos")
     folder = place / "runs/detect/1"

@@ -13,7 +13,13 @@ from typer.testing import CliRunner
 from nmsfree.cli.data import app
 from nmsfree.datasets.digits.draw import draw_group
 from nmsfree.datasets.digits.layout import draw_glyph, instances, lay_out, load_digits
-from nmsfree.datasets.digits.scenes import CLASS_NAMES, Scene, make_scene, write_digits
+from nmsfree.datasets.digits.scenes import (
+    CLASS_NAMES,
+    SPLITS,
+    Scene,
+    make_scene,
+    write_digits,
+)
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import DataError, InputError
 from nmsfree.images import read_image
@@ -45,10 +51,11 @@ def test_scene_depends_on_nothing_but_its_arguments() -> None:
     first, again = make_scene("val", 7), make_scene("val", 7)
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.boxes, again.boxes)
-    for other in (make_scene("val", 8), make_scene("val", 7, seed=1), make_scene("train", 7)):
+    others = (make_scene(split, 7) for split in SPLITS if split != "val")
+    for other in (make_scene("val", 8), make_scene("val", 7, seed=1), *others):
         assert not np.array_equal(first.image, other.image)
-    with pytest.raises(DataError, match="train, val, overlap"):
-        make_scene("test", 0)
+    with pytest.raises(DataError, match="train, val, overlap, test, test-overlap"):
+        make_scene("valid", 0)
 
 
 def test_recipe_is_unchanged() -> None:
@@ -95,7 +102,8 @@ def test_pairs_overlap_and_others_hardly_do(
     train_scenes: list[Scene], overlap_scenes: list[Scene]
 ) -> None:
     pairs = {}
-    for name, scenes in (("train", train_scenes), ("overlap", overlap_scenes)):
+    tests = [make_scene("test-overlap", index) for index in range(20)]
+    for name, scenes in (("train", train_scenes), ("overlap", overlap_scenes + tests)):
         every = [[each for each in overlaps(scene) if each[0] >= 0.3] for scene in scenes]
         assert all(same and 0.5 <= value <= 0.75 for found in every for value, same in found)
         pairs[name] = [*map(len, every)]
@@ -141,7 +149,7 @@ def test_lower_digit_of_a_pair_stays_visible() -> None:
 
 
 def test_set_on_disk_is_what_the_scenes_are(tmp_path: Path) -> None:
-    counts = {"train": 3, "val": 4, "overlap": 2}
+    counts = {"train": 3, "val": 4, "overlap": 2, "test": 1, "test-overlap": 2}
     write_digits(tmp_path / "set", **counts)
     for split, count in counts.items():
         dataset = load_coco(tmp_path / "set", split)
@@ -234,7 +242,8 @@ def command(*arguments: object) -> Any:
 
 def test_the_command_writes_a_set_once(tmp_path: Path) -> None:
     arguments = ("--out", tmp_path / "set", "--train", 0, "--val", 1, "--overlap", 2)
-    for said in ("wrote val, overlap", "complete already"):
+    arguments += ("--test", 2, "--test-overlap", 1)
+    for said in ("wrote val, overlap, test, test-overlap", "complete already"):
         outcome = command(*arguments)
         assert (outcome.exit_code, outcome.stdout) == (0, ""), outcome.output
         assert said in outcome.stderr
@@ -243,7 +252,11 @@ def test_the_command_writes_a_set_once(tmp_path: Path) -> None:
 def test_the_preview_shows_the_scenes(tmp_path: Path) -> None:
     assert command("--preview", tmp_path / "new/sheet.png").exit_code == 0
     picture = read_image(tmp_path / "new/sheet.png")
-    tiles = [part for row in np.array_split(picture, 3) for part in np.array_split(row, 4, axis=1)]
+    tiles = [
+        part
+        for row in np.array_split(picture, len(SPLITS))
+        for part in np.array_split(row, 4, axis=1)
+    ]
     assert all(tile.std() > 20 for tile in tiles)
     for name in ("sheet", "sheet.txt"):
         assert "expected .png or .jpg" in str(command("--preview", tmp_path / name).exception)

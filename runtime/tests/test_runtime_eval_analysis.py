@@ -61,6 +61,28 @@ def test_planted_duplicates_are_counted_and_nms_would_help(make_dataset: Make) -
     assert clean.duplicates_at_floor == 0
 
 
+@pytest.mark.parametrize(
+    ("box", "other", "expected"),
+    [
+        ([12.0, 10.0, 100.0, 100.0], 7, (1, 1, 0)),  # IoU 0.96
+        ([40.0, 10.0, 100.0, 100.0], 7, (0, 1, 0)),  # 0.54
+        ([20.0, 20.0, 60.0, 60.0], 7, (0, 0, 1)),  # 0.36, within
+        ([100.0, 20.0, 60.0, 40.0], 7, (0, 0, 0)),  # a sixth of it within
+        ([20.0, 20.0, 60.0, 60.0], 40, (0, 0, 0)),  # of another class
+    ],
+)
+def test_duplicates_and_nested_pairs(
+    make_dataset: Make, box: list[float], other: int, expected: tuple[int, ...]
+) -> None:
+    dataset = make_dataset({"bbox": A}, {"bbox": box, "category_id": other})
+    found = analyse(dataset, [result(A, 0.9), result(box, 0.8, other)], spec())
+    assert found.most_objects == 2
+    figures = found.duplicates_per_image, found.duplicates_above_half, found.nested_pairs
+    assert figures == expected
+    below = analyse(make_dataset({"bbox": A}), [result(A, 0.9), result(box, 0.06)], spec())
+    assert below.nested_pairs == below.duplicates_above_half == 0, "under the threshold"
+
+
 def test_true_objects_that_overlap_are_no_wrong_duplicates(make_dataset: Make) -> None:
     """Here NMS would take a right detection away."""
     near = [20.0, 10.0, 100.0, 100.0]  # IoU 90 / 110 = 0.82

@@ -110,6 +110,21 @@ def test_tables_and_sentences_are_printed(digits: Path, constant_model: Path) ->
     assert not Path("runs").exists()
 
 
+def test_tiles_are_measured_and_named(digits: Path, constant_model: Path) -> None:
+    """The only picture is as large as a tile of 256; smaller tiles get wrong answers."""
+    for tile, ap in ((256, 1.0), (128, 0.0)):
+        outcome = run(constant_model, digits, "--tile", str(tile), "--json", "report.json")
+        assert outcome.exit_code == 0, outcome.output
+        report = json.loads(Path("report.json").read_text(encoding="utf-8"))
+        assert report["AP"] == pytest.approx(ap, abs=0.2)
+        assert (report["tile"], report["overlap"], report["cap_hits"]) == (tile, None, None)
+        assert f"on val, tiles of {tile} pixels: 1 images" in outcome.stdout
+        folder = f"{constant_model.parent.name}-constant-onnx-digits-val-tile{tile}"
+        assert (Path("runs/eval") / folder / "summary.json").is_file()
+    error = refused(constant_model.with_suffix(".pth"), digits, "--protocol=published", "--tile=64")
+    assert isinstance(error, InputError) and "--tile cuts pictures" in str(error)
+
+
 def test_pictures_and_summary_land_in_a_folder_of_their_own(
     digits: Path, constant_model: Path
 ) -> None:

@@ -157,18 +157,23 @@ def test_sentences_say_the_figures(analysis_of: Callable[..., Analysis]) -> None
         analysis_of(4),
         duplicates_per_image=1.25,
         wrong_duplicates_per_image=0.75,
+        duplicates_above_half=2.5,
+        nested_pairs=0.5,
         duplicates_at_floor=9.5,
         cap_hits=2,
         truncated=1,
     )
     said = dict(sentences(analysis))
-    assert said["Duplicates"].startswith("1.25 per image at the threshold, 0.75 of them wrong")
-    assert "9.50 above the floor of 0.05" in said["Duplicates"]
+    line = said["Duplicates"]
+    assert line.startswith("1.25 per image at the threshold (IoU above 0.7), 0.75 of them wrong")
+    assert "2.50 with an IoU above 0.5, 0.50 pairs of a box in a much larger one" in line
+    assert "9.50 (IoU above 0.7) above the floor of 0.05" in line
     assert f"{analysis.best.threshold:.3f} gives the best F1" in said["Threshold"]
     assert f"{100 * (analysis.calibration.error or 0):.1f} points" in said["Calibration"]
-    assert (
-        "1000 rows of the output: 2 of 3, 1 at the threshold; if objects lack there" in said["Rows"]
-    )
+    assert "1000 rows of the output: 2 of 3, 1 at the threshold; no image" in said["Rows"]
+    assert "top-k" not in said["Rows"], "the rows are full of what is none"
+    crowded = dict(sentences(dataclasses.replace(analysis, most_objects=1000)))
+    assert "an image holds 1000 objects: export with a larger --top-k" in crowded["Rows"]
     none = dataclasses.replace(analysis.thresholds, at_precision=None, recall_at_precision=None)
     unreached = dict(sentences(dataclasses.replace(analysis, thresholds=none, cap_hits=0)))
     assert unreached["Threshold"].endswith("none reaches precision 90")

@@ -9,7 +9,7 @@ import typer
 from nmsfree.cli.data_check import check
 from nmsfree.cli.options import command
 from nmsfree.cli.progress import progress_bar
-from nmsfree.datasets.digits.scenes import write_digits, write_preview
+from nmsfree.datasets.digits.scenes import SPLITS, write_digits, write_preview
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs
 from nmsfree.options import Option
@@ -27,6 +27,12 @@ class Request:
     val: Annotated[int, Option("Images to validate on.", min=0, max=MOST)] = 300
     overlap: Annotated[
         int, Option("Images full of overlapping pairs of one class.", min=0, max=MOST, was="crowd")
+    ] = 150
+    test: Annotated[
+        int, Option("Images like those of val, on which nothing is chosen.", min=0, max=MOST)
+    ] = 300
+    test_overlap: Annotated[
+        int, Option("Images like those of overlap, the same.", min=0, max=MOST)
     ] = 150
     seed: Annotated[int, Option("Another seed gives another set.", min=0)] = 0
     preview: Annotated[Path | None, Option("Write a contact sheet with boxes to this picture.")] = (
@@ -50,7 +56,7 @@ def _digits(request: Request) -> None:
         typer.echo(f"preview: {shown(preview)}", err=True)
     if out is None:
         return
-    counts = {"train": request.train, "val": request.val, "overlap": request.overlap}
+    counts = {split: getattr(request, split.replace("-", "_")) for split in SPLITS}
     with progress_bar() as bar:
         tasks = {
             split: bar.add_task(split, total=count) for split, count in counts.items() if count

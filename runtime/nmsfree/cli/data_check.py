@@ -20,6 +20,8 @@ from nmsfree.datasets.check.report import Check, Finding, by_name
 from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import find_layout
 from nmsfree.datasets.rows import relative_name
+from nmsfree.datasets.sizes import STEP, HeightWidth, count_small
+from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, problems_in, write_json
 from nmsfree.images import quiet_opencv
 from nmsfree.options import Option
@@ -38,6 +40,13 @@ class Request:
     split: Annotated[
         tuple[str, ...] | None, Option("Split to check, may be repeated; all if not given.")
     ] = None
+    size: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "Input at which small objects are counted, the proposed one if not given.",
+            metavar="H W",
+        ),
+    ] = None
     out: Annotated[Path | None, Option("Folder for the pictures; runs/data-check/NAME.")] = None
     json_file: Annotated[str | None, json_option('Write everything as JSON; "-" is stdout.')] = None
     fix: Annotated[
@@ -46,6 +55,10 @@ class Request:
     out_fixed: Annotated[Path | None, Option("Folder for the cleaned annotations; DIR-clean.")] = (
         None
     )
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < STEP:
+            raise InputError(f"size is {self.size}, expected a height and width of {STEP} or more")
 
 
 def _check(request: Request) -> None:
@@ -75,8 +88,9 @@ def _check(request: Request) -> None:
         pictures += write_sheets(found, folder)
         write_charts(found, charts)
         pictures.append(charts)
+    size = request.size or found.propose_size()
     if json_file != "-":
-        print_check(found, pictures)
+        print_check(found, pictures, size)
     fixed = None
     if request.fix:
         with problems_in(problems):
@@ -86,7 +100,7 @@ def _check(request: Request) -> None:
             print_fixed(found, fixed)
     written = {"pictures": [str(path) for path in pictures], "fixed": fixed and fixed.to_json()}
     with problems_in(problems):
-        write_json(json_file, found.to_json() | written)
+        write_json(json_file, found.to_json(size) | written)
     left = bool(fixed.unfixed) if fixed else bool(found.count(Level.ERROR))
     end_with(problems, int(left))
 
@@ -141,18 +155,23 @@ EXAMPLES = 3  # of every finding; the JSON report has all
 COLOURS = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.INFO: "cyan"}
 
 
-def print_check(check: Check, pictures: list[Path]) -> None:
+def print_check(check: Check, pictures: list[Path], size: HeightWidth) -> None:
     """Print what each split holds, what was found, and where the pictures are."""
     console = Console()
-    console.print(_splits(check), class_table(check))
+    console.print(_splits(check, size), class_table(check))
     if findings := check.findings():
         console.print(_findings(check, findings))
+    proposed = "{} × {}".format(*check.propose_size())
+    console.print(
+        f"input that suits these objects (height × width): {proposed}; those with a side below 8 "
+        "pixels there are not trained on"
+    )
     console.print(_verdict(check))
     for path in pictures:
         console.print(Text(f"picture: {shown(path)}"), soft_wrap=True)
 
 
-def _splits(check: Check) -> Table:
+def _splits(check: Check, size: HeightWidth) -> Table:
     name = shown(check.layout.config or check.layout.root)
     table = Table(title=Text(f"{name}, {check.layout.format}"), title_justify="left")
     table.add_column("split")
@@ -160,6 +179,8 @@ def _splits(check: Check) -> Table:
         table.add_column(Text(shown(split)), justify="right")
     stats = [found.stats for found in check.splits.values()]
     areas = [each.by_area() for each in stats]
+    small = [count_small(*each.objects_and_pictures, size) for each in stats]
+    shape = f"{size[0]} × {size[1]}"
     rows = {
         "images": [each.images for each in stats],
         "  without objects": [each.images_without_objects for each in stats],
@@ -169,6 +190,8 @@ def _splits(check: Check) -> Table:
         "  medium": [area["medium"] for area in areas],
         "  large, area above 96²": [area["large"] for area in areas],
         "  with a side below 8 px": [each.below_8px for each in stats],
+        f"  below 8 px at {shape}": [lost for lost, _ in small],
+        f"  below 16 px at {shape}": [hard for _, hard in small],
         "crowd regions": [each.crowd for each in stats],
     }
     for title, numbers in rows.items():

@@ -27,9 +27,13 @@ from nmsfree.options import Option
 from nmsfree.streams.sources import Source, Video, expand
 from nmsfree.streams.writers import Output, new_run_folder, picture_names
 from nmsfree.text import shown
+from nmsfree.tiles import WHOLE, Tiling
 
 RUNS = Path("runs/detect")
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
+
+# Finds the objects of up to `Run.batch` images, BGR uint8 [h, w, 3].
+Look = Callable[[list[NDArray[np.uint8]]], list[Detections]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Request:
     max_detections: Annotated[
         int | None, Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
     ] = None
+    tiling: Tiling = WHOLE
     save_dir: Annotated[
         Path | None, Option("Where to write; a new runs/detect/N if not given.")
     ] = None
@@ -87,6 +92,8 @@ def _detect(request: Request) -> None:
     Ctrl-C ends a camera, or anything else, and keeps what is done.
 
     Example: nmsfree detect street.jpg holiday/ "clips/*.mp4" --model model.onnx
+
+    Large pictures: nmsfree detect aerial.tif --model model.onnx --tile 400
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video opens
     quiet_opencv()
@@ -94,12 +101,7 @@ def _detect(request: Request) -> None:
     if not found:
         raise InputError("no source found: " + "; ".join(problems))
     with Detector(open_backend(request.model, request.device, request.engine)) as detector:
-        look = partial(
-            detector.batch,
-            threshold=_threshold(request.threshold),
-            classes=_split_classes(request.classes, detector.names),
-            max_detections=request.max_detections,
-        )
+        look = _look(request, detector)
         look([])  # refuses wrong options before anything is written
         typer.echo(f"engine: {detector.backend.description}", err=True)
         names = picture_names(found)
@@ -128,6 +130,24 @@ def _detect(request: Request) -> None:
 
 
 detect = command(_detect, Request)
+
+
+def _look(request: Request, detector: Detector) -> Look:
+    threshold, tiling = _threshold(request.threshold), request.tiling
+    classes, most = _split_classes(request.classes, detector.names), request.max_detections
+    whole = partial(detector.batch, threshold=threshold, classes=classes, max_detections=most)
+    if tiling.tile is None:
+        return whole
+    whole([])  # checks the options
+    tiled = partial(
+        detector.tiled,
+        tile=tiling.tile,
+        overlap=tiling.overlap,
+        threshold=threshold,
+        classes=classes,
+        max_detections=most,
+    )
+    return lambda images: [tiled(image) for image in images]
 
 
 def _threshold(text: str | None) -> Threshold | None:
@@ -164,8 +184,7 @@ class Frame(NamedTuple):
 class Run:
     """One pass over sources, and what it has done."""
 
-    # finds the objects of up to `batch` images, BGR uint8 [h, w, 3]
-    look: Callable[[list[NDArray[np.uint8]]], list[Detections]]
+    look: Look
     output: Output  # takes what was found
     batch: int  # how many images to give to `look` at once
     max_frames: int | None  # stop each video or camera after this many; None goes on to its end

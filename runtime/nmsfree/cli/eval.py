@@ -28,6 +28,7 @@ from nmsfree.options import Option
 from nmsfree.plotting import import_figure
 from nmsfree.spec import TARGET_PRECISION, ModelSpec
 from nmsfree.text import shown
+from nmsfree.tiles import WHOLE, Tiling
 
 PROTOCOLS = ("deployed", "published")
 RUNS = Path("runs/eval")
@@ -48,6 +49,7 @@ class Request:
             "inputs of varying size; checkpoints only."
         ),
     ] = "deployed"
+    tiling: Tiling = WHOLE
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
     target_precision: Annotated[
@@ -79,6 +81,8 @@ class Request:
                 f"{self.file}: {one_size} has one input size, the published protocol feeds every "
                 "image at its own: give the checkpoint, or use --protocol deployed"
             )
+        if self.protocol == "published" and self.tiling.tile is not None:
+            raise InputError("--tile cuts pictures for the model's fixed input: leave it out")
         if self.plots is not None and self.no_plots:
             raise InputError("--plots and --no-plots exclude one another: give one of them")
 
@@ -106,7 +110,7 @@ def _eval(request: Request) -> None:
         results,
         spec,
         target_precision=request.target_precision,
-        capped=request.protocol == "deployed",
+        capped=request.protocol == "deployed" and request.tiling.tile is None,
     )
     longer = None
     if spec.nms is not None and spec.nms.steps is not None:
@@ -123,11 +127,14 @@ def _eval(request: Request) -> None:
         "data": str(dataset.annotation_file),
         "split": dataset.name,
         "protocol": request.protocol,
+        **vars(request.tiling),
         "longer_chains": longer,
         "seconds": round(time.perf_counter() - start, 3),
         **analysis.to_json(),
     }
     what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
+    if request.tiling.tile is not None:
+        what = f", tiles of {request.tiling.tile} pixels"
     counts = f"{analysis.images} images, {analysis.objects} objects"
     title = f"{request.file.name} on {analysis.split}{what}: {counts}"
     problems: list[str] = []
@@ -160,7 +167,7 @@ def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[R
         if request.protocol == "deployed":
             with Detector(open_backend(request.file, request.device, request.engine)) as detector:
                 typer.echo(f"engine: {detector.backend.description}", err=True)
-                return detector.spec, predict(detector, dataset, advance)
+                return detector.spec, predict(detector, dataset, advance, request.tiling)
         request.engine.check("the published protocol", "threads")
         found = entry_points(group="nmsfree.backends", name="published")
         if not found:
@@ -177,7 +184,7 @@ def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[R
 
 
 def run_name(request: Request, data: str) -> str:
-    """FOLDER-FILE-SUFFIX-DATA-SPLIT, and the protocol if it is not the deployed one.
+    """FOLDER-FILE-SUFFIX-DATA-SPLIT, and the protocol if it is not the deployed one, and tiles.
 
     The folder belongs to it because every training calls its file `best.safetensors`.
     """
@@ -185,4 +192,6 @@ def run_name(request: Request, data: str) -> str:
     parts = [file.resolve().parent.name, file.stem, file.suffix.lstrip("."), data, request.split]
     if request.protocol != "deployed":
         parts.append(request.protocol)
+    if request.tiling.tile is not None:
+        parts.append(f"tile{request.tiling.tile}")
     return "-".join(part for part in parts if part)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nmsfree.decode import check_file
 from nmsfree.errors import InputError
-from nmsfree.image_header import Header, read_header
 from nmsfree.images import LARGEST, read_image
+from nmsfree.images.header import Header, read_header
 from nmsfree.streams.sources import IMAGE_SUFFIXES, find_images
 
 # What stands among the images of datasets, and is read where it belongs to one.

@@ -19,7 +19,7 @@ from nmsfree.evaluation.curves import (
     recommend,
 )
 from nmsfree.evaluation.evaluate import category_ids_of
-from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, survivors
+from nmsfree.evaluation.matching import HIT_IOU, Matches, duplicates, match, nested, survivors
 from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, Scores
 from nmsfree.spec import TARGET_PRECISION, ModelSpec, Thresholds
 from nmsfree.text import shown
@@ -52,6 +52,7 @@ class Analysis:
     split: str
     images: int
     objects: int  # how many there are; crowd regions are left out
+    most_objects: int  # in one image
     metrics: Metrics
     ap_with_nms: float  # AP after class-aware NMS (IoU 0.6) on top of the model's output
     thresholds: Thresholds  # recommended ones
@@ -63,6 +64,8 @@ class Analysis:
     # wrong ones hit no object of their own, as true ones do.
     duplicates_per_image: float
     wrong_duplicates_per_image: float
+    duplicates_above_half: float  # per image above the threshold, by IoU > 0.5
+    nested_pairs: float  # per image above the threshold, see `matching.nested`
     duplicates_at_floor: float  # duplicates per image among all detections
     cap_hits: int | None  # images that fill all rows of the output; None if that is not cut
     truncated: int | None  # those of them whose rows are all above `thresholds.best_f1`
@@ -82,6 +85,8 @@ class Analysis:
             "AP_with_nms": self.ap_with_nms,
             "duplicates_per_image": self.duplicates_per_image,
             "wrong_duplicates_per_image": self.wrong_duplicates_per_image,
+            "duplicates_per_image_iou50": self.duplicates_above_half,
+            "nested_pairs_per_image": self.nested_pairs,
             "duplicates_per_image_at_floor": self.duplicates_at_floor,
             "cap_hits": self.cap_hits,
             "truncated": self.truncated,
@@ -92,6 +97,7 @@ class Analysis:
             "recall": self.best.recall,
             "images": self.images,
             "objects": self.objects,
+            "most_objects_in_an_image": self.most_objects,
             "class_names": list(self.spec.class_names),
             "thresholds": self.thresholds.to_json(),
             "per_class": [report.to_json() for report in self.per_class],
@@ -135,6 +141,7 @@ def analyse(
     if len(kept) < len(found):
         ap_with_nms = scorer.ap(to_results(kept, image_ids, category_ids))
     above, counted, double = found.score > best.threshold, ~matches.ignored, duplicates(found)
+    shown = found.select(above)
     wrong = double & above & counted & ~matches.hit
     of_class = zip(
         spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
@@ -144,6 +151,7 @@ def analyse(
         split=dataset.name,
         images=len(dataset),
         objects=overall.objects,
+        most_objects=int(np.bincount(truth.image[~truth.crowd]).max()),
         metrics=scores.metrics,
         ap_with_nms=ap_with_nms,
         thresholds=thresholds,
@@ -151,14 +159,16 @@ def analyse(
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
         duplicates_per_image=int((double & above).sum()) / len(dataset),
         wrong_duplicates_per_image=int(wrong.sum()) / len(dataset),
+        duplicates_above_half=int(duplicates(shown, HIT_IOU).sum()) / len(dataset),
+        nested_pairs=nested(shown) / len(dataset),
         duplicates_at_floor=int(double.sum()) / len(dataset),
         cap_hits=_full(found, spec) if capped else None,
-        truncated=_full(found.select(above), spec) if capped else None,
+        truncated=_full(shown, spec) if capped else None,
         calibration=calibrate(found.score[counted], matches.hit[counted]),
         per_class=tuple(_class_report(*about, scores) for about in of_class),
         curves=curves,
         overall=overall,
-        confusion=confusion_matrix(found.select(above), truth, len(labels)),
+        confusion=confusion_matrix(shown, truth, len(labels)),
     )
 
 

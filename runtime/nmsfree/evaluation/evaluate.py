@@ -12,6 +12,7 @@ from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, import_coco
 from nmsfree.images import read_image
 from nmsfree.nms import overlapping
 from nmsfree.spec import NmsSpec
+from nmsfree.tiles import WHOLE, Tiling
 
 CHUNK = 16  # images held in memory at a time
 
@@ -34,12 +35,16 @@ def evaluate(
 
 
 def predict(
-    detector: Detector, dataset: DetectionDataset, progress: Progress | None = None
+    detector: Detector,
+    dataset: DetectionDataset,
+    progress: Progress | None = None,
+    tiling: Tiling = WHOLE,
 ) -> list[Result]:
     """Return everything above the model's score floor as COCO results.
 
     The class names are those of the dataset, in any order; `progress` gets (done, total).
     """
+    floor = detector.spec.score_floor
     category_ids = category_ids_of(detector.spec.class_names, dataset)
     results: list[Result] = []
     for start in range(0, len(dataset.samples), CHUNK):
@@ -47,7 +52,10 @@ def predict(
         images = [read_image(sample.path) for sample in samples]
         for sample, image in zip(samples, images, strict=True):
             check_size(sample, *image.shape[:2])
-        found = detector.batch(images, threshold=detector.spec.score_floor)
+        if tiling.tile is None:
+            found = detector.batch(images, threshold=floor)
+        else:
+            found = [detector.tiled(image, **vars(tiling), threshold=floor) for image in images]
         for sample, detections in zip(samples, found, strict=True):
             categories = [category_ids[label] for label in detections.class_id.tolist()]
             results += coco_results(

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.evaluation.boxes import Boxes, Indices, pairs_between, pairs_within
+from nmsfree.evaluation.boxes import Boxes, Indices, iou_of, pairs_between, pairs_within
 
 HIT_IOU = 0.5  # overlap from which a detection counts as right
 DUPLICATE_IOU = 0.7  # overlap above which two detections of a class show the same object
+NESTED_SHARE = 0.8  # of the smaller box, from which it is nested in the other, below `HIT_IOU`
 NMS_IOU = 0.6  # of the published evaluation
 
 
@@ -61,6 +62,19 @@ def duplicates(found: Boxes, iou: float = DUPLICATE_IOU) -> NDArray[np.bool_]:
     flags = np.zeros(len(found), np.bool_)
     flags[pairs_within(found, iou)[1]] = True
     return flags
+
+
+def nested(found: Boxes) -> int:
+    """Count the pairs of an image and class in which a box lies in another that is much larger.
+
+    NMS takes them for two objects: intersection over the smaller area above `NESTED_SHARE`, IoU
+    below `HIT_IOU`. `found` is from `best_first`.
+    """
+    i, j = pairs_within(found, 0.0)
+    iou = iou_of(found.xywh[i], found.xywh[j], found.crowd[j])
+    area = found.xywh[:, 2:].prod(axis=1)
+    shared = iou / (1 + iou) * (area[i] + area[j])
+    return int(((iou < HIT_IOU) & (shared > NESTED_SHARE * np.minimum(area[i], area[j]))).sum())
 
 
 def survivors(found: Boxes, iou: float = NMS_IOU) -> NDArray[np.bool_]:

@@ -124,9 +124,11 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
         ("NMS", about_nms(analysis)),
         (
             "Duplicates",
-            f"{analysis.duplicates_per_image:.2f} per image at the threshold, "
+            f"{analysis.duplicates_per_image:.2f} per image at the threshold (IoU above 0.7), "
             f"{analysis.wrong_duplicates_per_image:.2f} of them wrong (the others are objects that "
-            f"overlap); {analysis.duplicates_at_floor:.2f} above the floor of "
+            f"overlap); {analysis.duplicates_above_half:.2f} with an IoU above 0.5, "
+            f"{analysis.nested_pairs:.2f} pairs of a box in a much larger one; "
+            f"{analysis.duplicates_at_floor:.2f} (IoU above 0.7) above the floor of "
             f"{analysis.spec.score_floor:g}",
         ),
         ("Threshold", about_threshold(analysis)),
@@ -134,11 +136,14 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     ]
     if hits is not None:
         full = f"images that fill all {analysis.spec.top_k} rows of the output: {hits}"
-        hint = (
-            f", {analysis.truncated} at the threshold; if objects lack there, export with a larger"
-            " --top-k"
-        )
-        found.append(("Rows", f"{full} of {analysis.images}{hint if hits else ''}"))
+        hint = f", {analysis.truncated} at the threshold" if hits else ""
+        if analysis.most_objects >= analysis.spec.top_k:
+            hint += (
+                f"; an image holds {analysis.most_objects} objects: export with a larger --top-k"
+            )
+        elif hits:
+            hint += f"; no image holds more than {analysis.most_objects} objects: rows do not lack"
+        found.append(("Rows", f"{full} of {analysis.images}{hint}"))
     if analysis.metrics.max_detections > COUNTED[-1]:
         line = (
             f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "

@@ -167,7 +167,7 @@ def _check_split(
 ) -> SplitCheck:
     sizes = {image.id: image.size or facts[image.path].size for image in rows.images}
     boxes = judge(rows, sizes)
-    stats = count(rows, boxes)
+    stats = count(rows, boxes, sizes)
     faults = [
         *reported,
         *split_faults(rows, stats),

@@ -14,7 +14,9 @@ from nmsfree.datasets.check.boxes import SMALL_SIDE, Boxes
 from nmsfree.datasets.check.images import ImageFact, Leak
 from nmsfree.datasets.faults import Fault, Kind, Level
 from nmsfree.datasets.formats.folder import Layout
+from nmsfree.datasets.image_files import Size
 from nmsfree.datasets.rows import SplitRows, relative_name
+from nmsfree.datasets.sizes import HeightWidth, Sizes, count_small, propose_size
 
 # COCO's classes of area: below 32², up to 96², above; its own evaluation may use mask areas.
 SMALL_AREA, LARGE_AREA = 32**2, 96**2
@@ -34,6 +36,8 @@ class SplitStats:
     images_by_class: dict[int, int]  # images that show it
     sides: NDArray[np.float64]  # [objects], √area in source pixels
     below_8px: int  # objects with a width or height below 8 pixels
+    # [known, 2], width and height of the objects in pictures of known size, and of those pictures
+    objects_and_pictures: tuple[Sizes, Sizes]
 
     def by_area(self) -> dict[str, int]:
         """Return the number of small, medium and large objects as COCO divides them."""
@@ -46,9 +50,10 @@ class SplitStats:
         counts: list[int] = np.histogram(self.sides, EDGES)[0].tolist()
         return counts
 
-    def to_json(self, rows: SplitRows) -> dict[str, Any]:
-        """Return everything, classes by name."""
+    def to_json(self, rows: SplitRows, size: HeightWidth) -> dict[str, Any]:
+        """Return everything, classes by name, and what is small in an input of this size."""
         bins = zip(pairwise(EDGES), self.bins(), strict=True)
+        lost, hard = count_small(*self.objects_and_pictures, size)
         return {
             "images": self.images,
             "images_without_objects": self.images_without_objects,
@@ -61,6 +66,8 @@ class SplitStats:
             "box_sizes": {
                 **self.by_area(),
                 "below_8px": self.below_8px,
+                "below_8px_in_input": lost,
+                "below_16px_in_input": hard,
                 "sqrt_area_bins": [
                     {"from": low, "to": high if np.isfinite(high) else None, "objects": count}
                     for (low, high), count in bins
@@ -69,14 +76,17 @@ class SplitStats:
         }
 
 
-def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
-    """Count the usable boxes of a split."""
+def count(rows: SplitRows, boxes: Boxes, sizes: Mapping[int, Size | None]) -> SplitStats:
+    """Count the usable boxes of a split; `sizes` are those of the images by id."""
     usable = boxes.good & ~boxes.crowd
     sides = boxes.clipped[usable, 2:] - boxes.clipped[usable, :2]
     objects = [rows.objects[index] for index in np.flatnonzero(usable).tolist()]
     by_class = Counter(row.category_id for row in objects)
     shown = Counter(c for _, c in {(row.image_id, row.category_id) for row in objects})
     filled = {row.image_id for row in objects}
+    pictures = np.array([sizes[row.image_id] or (np.nan, np.nan) for row in objects], np.float64)
+    pictures = pictures.reshape(-1, 2)
+    known = ~np.isnan(pictures[:, 0])
     return SplitStats(
         images=len(rows.images),
         images_without_objects=len(rows.images) - len(filled),
@@ -86,6 +96,7 @@ def count(rows: SplitRows, boxes: Boxes) -> SplitStats:
         images_by_class={category.id: shown[category.id] for category in rows.categories},
         sides=np.sqrt(sides.prod(axis=1)),
         below_8px=int((sides.min(axis=1, initial=np.inf) < SMALL_SIDE).sum()),
+        objects_and_pictures=(sides[known], pictures[known]),
     )
 
 
@@ -138,15 +149,26 @@ class Check:
         """Return the number of faults of a level."""
         return sum(len(f.faults) for f in self.findings() if f.kind.level is level)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything, ready for `json.dumps`; paths count from the dataset's folder."""
+    def propose_size(self) -> HeightWidth:
+        """Return the (height, width) of an input that suits the objects of all splits."""
+        every = [split.stats.objects_and_pictures for split in self.splits.values()]
+        objects, pictures = (np.concatenate(parts) for parts in zip(*every, strict=True))
+        return propose_size(objects, pictures)
+
+    def to_json(self, size: HeightWidth) -> dict[str, Any]:
+        """Return everything, ready for `json.dumps`; paths count from the dataset's folder.
+
+        `size` is the (height, width) of the input at which small objects are counted.
+        """
         return {
             "dataset": str(self.layout.config or self.layout.root),
             "format": self.layout.format,
             "errors": self.count(Level.ERROR),
             "warnings": self.count(Level.WARNING),
+            "input_size": size,
+            "proposed_size": self.propose_size(),
             "splits": {
-                name: {"file": str(split.rows.file), **split.stats.to_json(split.rows)}
+                name: {"file": str(split.rows.file), **split.stats.to_json(split.rows, size)}
                 for name, split in self.splits.items()
             },
             "findings": [finding.to_json(self.layout.root) for finding in self.findings()],

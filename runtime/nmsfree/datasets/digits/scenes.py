@@ -4,6 +4,9 @@ Scenes are composed from real handwritten digits of the UCI Optical Recognition 
 Digits set by E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, CC BY 4.0,
 DOI 10.24432/C50P49). The `overlap` split is full of what non-maximum suppression cannot win: two
 digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
+
+`train` is trained on; on `val` weights and thresholds are chosen, and recipes on `val` and
+`overlap`. On `test` and `test-overlap`, which are like those two in other scenes, nothing is.
 """
 
 import json
@@ -11,7 +14,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.digits.draw import paint
 from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
+from nmsfree.datasets.formats.coco import instances_of
 from nmsfree.decode import decode_json, read_bytes
 from nmsfree.draw import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import DataError, InputError
@@ -28,7 +31,8 @@ from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": 0, "val": 1, "overlap": 2}  # name → its number in the random seed
+# Name → its number in the random seed.
+SPLITS = {"train": 0, "val": 1, "overlap": 2, "test": 3, "test-overlap": 4}
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 RECIPE = 1  # raised whenever the same seed would give other scenes
 PAIR_SHARE = 0.3  # of the train and val images hold one pair of the same class
@@ -58,12 +62,12 @@ class Scene:
 def make_scene(split: str, index: int, seed: int = 0) -> Scene:
     """Make a scene, the `index`-th of its split; it depends on nothing but the arguments.
 
-    `train` shares no handwritten digit with the other splits.
+    `train` shares no handwritten digit with the other splits, which share theirs.
     """
     if split not in SPLITS:
         raise DataError(f"no digits split {split!r}: choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS[split], index))
-    if split == "overlap":
+    if split.endswith("overlap"):
         pairs = int(rng.integers(2, 4))
         singles = int(rng.integers(0, 11 - 2 * pairs))
     else:
@@ -77,12 +81,7 @@ def make_scene(split: str, index: int, seed: int = 0) -> Scene:
 
 
 def write_digits(
-    out: Path,
-    train: int = 2000,
-    val: int = 300,
-    overlap: int = 150,
-    seed: int = 0,
-    progress: Progress | None = None,
+    out: Path, *, seed: int = 0, progress: Progress | None = None, **counts: int
 ) -> list[str]:
     """Write a digits set: DIR/SPLIT/NNNNN.png and DIR/annotations/instances_SPLIT.json.
 
@@ -90,8 +89,9 @@ def write_digits(
     length is (re)written. Nothing of a split is ever half written under its final name.
 
     Args:
-        train, val, overlap: number of images of each split; 0 leaves the split out.
         progress: called as (split, done, total) after every image of a split being written.
+        counts: number of images of each of `SPLITS`, of "test-overlap" as test_overlap; a split
+            without images is left out.
 
     Returns:
         The splits that had to be written; none when the set was complete.
@@ -101,7 +101,7 @@ def write_digits(
     """
     finished = _read_record(out, seed)
     written = []
-    for split, count in {"train": train, "val": val, "overlap": overlap}.items():
+    for split, count in ((name.replace("_", "-"), count) for name, count in counts.items()):
         if count == 0 or (finished.get(split) == count and _is_complete(out, split, count)):
             continue
         finished.pop(split, None)
@@ -155,51 +155,23 @@ def _file_name(index: int) -> str:
 
 
 def _write_split(out: Path, split: str, count: int, seed: int, progress: Progress | None) -> None:
-    objects: list[tuple[int, list[float], int]] = []  # image id, box xyxy, label
+    objects: list[tuple[int, list[float], int, int]] = []
     for index in range(count):
         scene = make_scene(split, index, seed)
         write_picture(out / split / _file_name(index), scene.image)
         rows = zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True)
-        objects += [(index + 1, box, label) for box, label in rows]
+        objects += [(index + 1, box, label, 0) for box, label in rows]
         if progress is not None:
             progress(split, index + 1, count)
-    content = json.dumps(_coco(split, seed, count, objects))
-    write_atomic(_annotation_path(out, split), content.encode())
-
-
-def _coco(
-    split: str, seed: int, images: int, objects: list[tuple[int, list[float], int]]
-) -> dict[str, Any]:
-    """Return COCO instances; image ids count from 1, category ids are digit + 1."""
-    return {
-        "info": {
-            "description": f"nmsfree digits, {split}, recipe {RECIPE}, seed {seed}",
-            "contributor": "handwritten digits: E. Alpaydin and C. Kaynak, "
-            "UCI Machine Learning Repository, https://doi.org/10.24432/C50P49",
-        },
-        "licenses": [
-            {"id": 1, "name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
-        ],
-        "categories": [
-            {"id": digit + 1, "name": name, "supercategory": "digit"}
-            for digit, name in enumerate(CLASS_NAMES)
-        ],
-        "images": [
-            {"id": i + 1, "file_name": _file_name(i), "width": SIDE, "height": SIDE, "license": 1}
-            for i in range(images)
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image,
-                "category_id": label + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-            }
-            for number, (image, (x1, y1, x2, y2), label) in enumerate(objects, start=1)
-        ],
+    info = {
+        "description": f"nmsfree digits, {split}, recipe {RECIPE}, seed {seed}",
+        "contributor": "handwritten digits: E. Alpaydin and C. Kaynak, "
+        "UCI Machine Learning Repository, https://doi.org/10.24432/C50P49",
     }
+    licence = {"name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
+    images = [(_file_name(index), SIDE, SIDE) for index in range(count)]
+    content = instances_of(info, licence, CLASS_NAMES, "digit", images, objects)
+    write_atomic(_annotation_path(out, split), json.dumps(content).encode())
 
 
 def write_preview(path: Path, seed: int = 0) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
-from nmsfree.image_header import Header, avif_is_turned, orientation_of, read_header
+from nmsfree.images.header import Header, avif_is_turned, orientation_of, read_header
 from nmsfree.text import FilePath, as_path, shown
 
 Color = Literal["bgr", "rgb"]
