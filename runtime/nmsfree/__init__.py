@@ -34,6 +34,7 @@ __all__ = [
     "Detections",
     "Detector",
     "EngineError",
+    "Frame",
     "GateError",
     "InputError",
     "MissingExtraError",
@@ -46,7 +47,9 @@ __all__ = [
     "SelfCheck",
     "Thresholds",
     "Tolerance",
+    "draw",
     "read_image",
+    "stream",
 ]
 
 if TYPE_CHECKING:
@@ -54,8 +57,11 @@ if TYPE_CHECKING:
     from nmsfree.canary import SelfCheck
     from nmsfree.detections import Detection, Detections
     from nmsfree.detector import Detector
+    from nmsfree.drawing import draw
     from nmsfree.images import read_image
     from nmsfree.spec import Canary, ModelSpec, NmsSpec, Resize, Thresholds, Tolerance
+    from nmsfree.streams.pipeline import stream
+    from nmsfree.streams.sources import Frame
 else:
     # Imported when they are asked for: NumPy and OpenCV take a while that `--help` need not wait.
     _HOMES = {
@@ -64,7 +70,10 @@ else:
         "detections": ("Detection", "Detections"),
         "detector": ("Detector",),
         "images": ("read_image",),
+        "drawing": ("draw",),
         "spec": ("Canary", "ModelSpec", "NmsSpec", "Resize", "Thresholds", "Tolerance"),
+        "streams.pipeline": ("stream",),
+        "streams.sources": ("Frame",),
     }
 
     def __getattr__(name: str) -> Any:

@@ -113,7 +113,8 @@ class Detector:
         """Detect objects in one image.
 
         Args:
-            image: BGR uint8 [h, w, 3]; a path; with color="rgb" an RGB array or a Pillow image.
+            image: BGR uint8 [h, w, 3]; a path, or an image file's bytes, or one open for reading;
+                with color="rgb" an RGB array or a Pillow image.
             threshold: keep scores above this; None takes the model's own. "per-class" takes the
                 best-F1 threshold of every class, "precision" the lowest that reached the target
                 precision, both from files with thresholds that `nmsfree eval` measured. A class
@@ -210,7 +211,7 @@ class Detector:
         joined = tiles.join(parts)
         rows = wanted.rows(joined.confidence, joined.class_id)
         full = any(p.truncated and p.confidence[-1] > wanted.lowest for p in parts[:-1])
-        return replace(joined.select(rows), truncated=full and len(rows) != max_detections)
+        return replace(joined[rows], truncated=full and len(rows) != max_detections)
 
     def preprocess(
         self, images: Sequence[Any], color: Color = "bgr"

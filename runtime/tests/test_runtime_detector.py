@@ -3,6 +3,7 @@
 import collections
 import copy
 import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -122,8 +123,8 @@ def test_threshold_keeps_the_scores_above(open_tiny: Any, noise: Noise) -> None:
     assert (np.diff(scores) <= 0).all()
     assert len(np.unique(scores)) >= 3, "there is something to separate"
     middle = float(scores[len(scores) // 2])
-    assert_same(detector(noise(0), threshold=middle), everything.select(scores > middle))
-    assert_same(detector(noise(0)), everything.select(scores > 0.6))
+    assert_same(detector(noise(0), threshold=middle), everything[scores > middle])
+    assert_same(detector(noise(0)), everything[scores > 0.6])
     assert len(detector(noise(0), threshold=1)) == 0
 
 
@@ -163,7 +164,7 @@ def test_measured_thresholds_hold_for_their_class(
         strict=True,
     ):
         above = everything.confidence > np.array(lowest, np.float32)[everything.class_id]
-        assert_same(found, everything.select(above))
+        assert_same(found, everything[above])
         assert 0 < len(found) < len(everything)
         assert set(everything.class_id) == {0, 1, 2}
 
@@ -250,7 +251,7 @@ def test_classes_by_name_and_id(open_tiny: Any, noise: Noise) -> None:
         ([np.int64(1)], [1]),
         ([], []),
     ]:
-        expected = everything.select(np.isin(everything.class_id, ids))
+        expected = everything[np.isin(everything.class_id, ids)]
         assert_same(detector(noise(0), classes=wanted), expected)
 
 
@@ -265,11 +266,41 @@ def test_max_detections_keeps_the_best(open_tiny: Any, noise: Noise) -> None:
     detector, _ = open_tiny()
     everything = detector(noise(0))
     assert len(everything) > 4
-    assert_same(detector(noise(0), max_detections=4), everything.select(np.arange(4)))
+    assert_same(detector(noise(0), max_detections=4), everything[np.arange(4)])
     assert_same(detector(noise(0), max_detections=1000), everything)
     greens = detector(noise(0), classes="green", max_detections=1)
     assert greens.class_name == ("green",), "other classes do not use up the places"
     assert "1 or more" in refused(lambda: detector(noise(0), max_detections=0))
+
+
+def test_detections_are_indexed_like_arrays(open_tiny: Any, noise: Noise) -> None:
+    found = open_tiny()[0](noise(0), threshold=0.5)
+    rows = list(found)
+    assert found[0] == rows[0] and found[-1] == rows[-1] and found[np.int64(2)] == rows[2]
+    assert list(found[1:7:2]) == rows[1:7:2]
+    assert list(found[[3, 0]]) == [rows[3], rows[0]]
+    mask = found.class_id == found.class_id[0]
+    assert list(found[mask]) == [row for row, keep in zip(rows, mask, strict=True) if keep]
+    assert found[:2].names == found.names and found[:2].truncated == found.truncated
+    with pytest.raises(IndexError):
+        found[len(rows)]
+
+
+def test_detections_become_what_others_read(open_tiny: Any, noise: Noise) -> None:
+    found = open_tiny()[0](noise(0), threshold=0.5)
+    said = json.loads(json.dumps(found.to_dict()))
+    assert said["truncated"] is found.truncated is True
+    assert [(row["class"], row["class_id"]) for row in said["detections"]] == [
+        (row.class_name, row.class_id) for row in found
+    ]
+    np.testing.assert_allclose([row["box"] for row in said["detections"]], found.xyxy, atol=5e-4)
+    rows = json.loads(json.dumps(found.to_coco(7, (1, 2, 4))))
+    assert {row["image_id"] for row in rows} == {7}
+    assert [row["category_id"] for row in rows] == [(1, 2, 4)[i] for i in found.class_id]
+    boxes = np.array([row["bbox"] for row in rows])
+    np.testing.assert_allclose(boxes[:, 2:] + boxes[:, :2], found.xyxy[:, 2:], rtol=1e-6)
+    np.testing.assert_allclose([row["score"] for row in rows], found.confidence)
+    assert found.to_coco(1)[0]["category_id"] == found.class_id[0]
 
 
 def test_truncated_tells_where_objects_may_be_missing(open_tiny: Any, noise: Noise) -> None:
@@ -285,7 +316,7 @@ def test_truncated_tells_where_objects_may_be_missing(open_tiny: Any, noise: Noi
                     found, everything = detector(picture, **given), unlimited(picture, **given)
                     assert not everything.truncated
                     assert found.truncated or len(found) == len(everything)
-                    assert found.select([]).truncated == found.truncated
+                    assert found[[]].truncated == found.truncated
                     told.add((threshold, found.truncated))
     assert told >= {(0.5, True), (0.5, False), ("per-class", True)}
     assert (1.0, True) not in told

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nmsfree import Detections, InputError
-from nmsfree.draw import (
+from nmsfree.drawing import (
     CAPTION,
     HEIGHT,
     MARGIN,
@@ -70,7 +70,7 @@ def test_gives_a_new_picture_and_leaves_the_old(size: tuple[int, int], zoom: int
 
 def test_nothing_found_changes_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    nothing = random_detections(50, 60).select(np.zeros(8, bool))
+    nothing = random_detections(50, 60)[np.zeros(8, bool)]
     np.testing.assert_array_equal(draw(image, nothing), image)
 
 

@@ -20,7 +20,7 @@ from nmsfree.files import (
     write_atomic,
     write_json,
 )
-from nmsfree.streams.writers import VideoFile
+from nmsfree.streams.video_file import VideoFile
 
 
 def test_file_and_folder_are_new_and_readable(tmp_path: Path) -> None:

@@ -82,13 +82,28 @@ def test_files_of_other_depths_become_bgr(tmp_path: Path, noise: Noise, mode: st
         (None, "NoneType"),
         (3, "int"),
         ([[1, 2], [3, 4]], "list"),
-        (b"bytes", "bytes"),
-        (io.BytesIO(), "BytesIO"),
+        (b"bytes", "image: not an image"),
+        (io.BytesIO(), "image: empty"),
+        (io.StringIO("text"), "image is str"),
         (Image.new("RGB", (5, 4)), "color='rgb'"),
     ],
 )
 def test_what_is_no_picture_is_named(thing: object, words: str) -> None:
     assert re.search(words, refused(lambda: as_bgr(thing)))
+
+
+def test_the_bytes_of_a_file_are_read_like_the_file(tmp_path: Path, noise: Noise) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(3)).save(path, exif=exif)
+    expected, data = read_image(path), path.read_bytes()
+    assert expected.shape == (96, 64, 3)
+    for given in (data, bytearray(data), memoryview(data), io.BytesIO(data)):
+        np.testing.assert_array_equal(as_bgr(given), expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(as_bgr(file), expected)
+    assert "is cut" in refused(lambda: as_bgr(data[: len(data) // 2]))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nmsfree import InputError, read_image
-from nmsfree.streams.sources import Source, Video, expand, find_images
+from nmsfree.streams.sources import expand, find_images
+from nmsfree.streams.video import Video
 from nmsfree.streams.writers import new_run_folder, picture_names
 
 
@@ -158,10 +159,11 @@ def test_kinds(tree: Path) -> None:
 
 
 def test_what_leads_nowhere_is_said(tree: Path) -> None:
-    found, problems = expand(["absent.jpg", "empty", "*.gif", "b.png", "https://host/a.jpg"])
+    found, problems = expand(["absent.jpg", "empty", "*.gif", "b.png", "ftp://u:p@host/a.jpg"])
     assert [source.name for source in found] == ["b.png"]
-    said = ["absent.jpg", "empty", "*.gif", "a source is a URL (https"]
+    said = ["absent.jpg", "empty", "*.gif", "ftp"]
     assert [problem.split(":")[0] for problem in problems] == said
+    assert "u:p" not in problems[-1]
     assert not any("\n" in problem for problem in problems)
 
 
@@ -212,8 +214,8 @@ def test_a_video_gives_its_frames(
     tmp_path: Path, make_video: Callable[..., Path], noise: Callable[..., NDArray[np.uint8]]
 ) -> None:
     path = make_video(tmp_path / "clip.mp4")
-    with Video(Source("video", str(path))) as video:
-        frames = list(video)
+    with Video(path) as video:
+        frames = [frame.load() for frame in video]
         assert (video.fps, video.frame_count, len(frames)) == (10, 12, 12)
     for seed, frame in enumerate(frames):
         assert frame.shape == (64, 96, 3)
@@ -227,7 +229,7 @@ def test_a_video_that_is_none_is_refused(tmp_path: Path, make_video: Callable[..
     (tmp_path / "text.mp4").write_text("hello")
     for name in ("clip.mp4", "text.mp4", "absent.mp4"):
         with pytest.raises(InputError, match="not a video"):
-            Video(Source("video", str(tmp_path / name)))
+            Video(tmp_path / name)
 
 
 def test_a_video_that_ends_early_is_noticed(
@@ -237,7 +239,7 @@ def test_a_video_that_ends_early_is_noticed(
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     seen = 0
-    with Video(Source("video", str(path))) as video, pytest.raises(InputError, match="ends after"):
+    with Video(path) as video, pytest.raises(InputError, match="ends after"):
         for _ in video:
             seen += 1
     assert 0 < seen < 38, "what could be read was given"
@@ -250,8 +252,28 @@ def test_videos_of_any_name_are_read_and_pipes_are_not(
     for name in (b"caf\xe9.mp4", "café ✓.mp4".encode(), b"\x1b[31m.mp4"):
         odd = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))  # noqa: PTH118
         odd.symlink_to(clip)
-        with Video(Source("video", str(odd))) as video:
+        with Video(odd) as video:
             assert len(list(video)) == 12
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(InputError, match="is a pipe or device"):
-        Video(Source("video", str(tmp_path / "pipe.mp4")))
+        Video(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://user:secret@cam.lan:554/live/1", "rtsp://cam.lan:554/live/1"),
+        ("rtsp://user:se/cr@et@cam.lan/live", "rtsp://cam.lan/live"),
+        ("http://cam.lan/video.mjpg?token=secret#part", "http://cam.lan/video.mjpg"),
+        ("http://[::1]:8080/a", "http://[::1]:8080/a"),
+        ("http://user:[secret@cam/", "http://cam/"),
+        ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234"),
+        ("HTTP://cam.lan/\x1b[2J", "HTTP://cam.lan/\\x1b[2J"),
+    ],
+)
+def test_urls_are_live_sources_that_never_show_a_password(url: str, shown: str) -> None:
+    (source,), problems = expand([url, url])
+    assert (source.kind, source.url, source.name, problems) == ("url", url, shown, [])
+    assert "secret" not in repr(source) and "et@" not in repr(source)
+    (name,) = picture_names([source]).values()
+    assert name.suffix == ".mp4" and "/" not in str(name)

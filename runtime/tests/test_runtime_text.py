@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nmsfree.detections import Detections
-from nmsfree.draw import Mark, Tile, draw, make_sheet
+from nmsfree.drawing import Mark, Tile, draw, make_sheet
 from nmsfree.plotting import short, to_png
 from nmsfree.text import in_markdown, shown
 

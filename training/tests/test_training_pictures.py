@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nmsfree.datasets.dataset import UNKNOWN_SIZE
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detections import Detections
-from nmsfree.draw import color_of
+from nmsfree.drawing import color_of
 from nmsfree.errors import DataError, InputError
 from nmsfree_training.config import preset
 from nmsfree_training.data.augment import Example

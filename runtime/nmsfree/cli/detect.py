@@ -1,18 +1,19 @@
-"""`nmsfree detect`: draw detections on images, folders, videos or a camera."""
+"""`nmsfree detect`: draw detections on images, folders, videos, cameras and streams."""
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from statistics import median
+from typing import Annotated, cast
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from rich.progress import Progress
+from rich.progress import Progress, Task
 
 from nmsfree.backends import open_backend
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
@@ -22,18 +23,19 @@ from nmsfree.decode import whole_number
 from nmsfree.detections import Detections
 from nmsfree.detector import Detector, Threshold
 from nmsfree.errors import InputError
-from nmsfree.images import quiet_opencv, read_image
+from nmsfree.images import quiet_opencv
 from nmsfree.options import Option
-from nmsfree.streams.sources import Source, Video, expand
-from nmsfree.streams.writers import Output, new_run_folder, picture_names
+from nmsfree.streams.flow import Stage
+from nmsfree.streams.live import LiveSource
+from nmsfree.streams.pipeline import DECODERS, Answer, Look, answers_of
+from nmsfree.streams.sources import Frame, Source, expand
+from nmsfree.streams.writers import Drawn, Output, new_run_folder, picture_names
 from nmsfree.text import shown
 from nmsfree.tiles import WHOLE, Tiling
 
 RUNS = Path("runs/detect")
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
-
-# Finds the objects of up to `Run.batch` images, BGR uint8 [h, w, 3].
-Look = Callable[[list[NDArray[np.uint8]]], list[Detections]]
+Found = tuple[Frame, Detections, Drawn]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class Request:
     sources: Annotated[
         tuple[str, ...],
         Option(
-            "Image files, folders, patterns, videos, a camera's index.",
+            "Image files, folders, patterns, videos, a camera's index, URLs (rtsp, http, udp …).",
             argument=True,
             metavar="SOURCE",
         ),
@@ -76,18 +78,29 @@ class Request:
     ] = True
     json_file: Annotated[str | None, json_option('Write the lines here too; "-" is stdout.')] = None
     max_frames: Annotated[
-        int | None, Option("Stop each video or camera after this many.", min=1, max=2**31 - 1)
+        int | None, Option("Stop each video or live source after this many.", min=1, max=2**31 - 1)
+    ] = None
+    give_up: Annotated[
+        float | None,
+        Option(
+            "Seconds without a frame after which a camera or URL is given up; if not given, 10 for"
+            " one that never answered.",
+            min=0,
+        ),
     ] = None
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
 
 
 def _detect(request: Request) -> None:
-    """Draw detections on images, folders, videos or a camera.
+    """Draw detections on images, folders, videos, cameras and streams.
 
-    Writes annotated pictures (small ones enlarged) and detections.jsonl, a line per object.
+    Writes annotated pictures (small ones enlarged), H.264 videos, and detections.jsonl, a line per
+    object.
 
     Inputs that cannot be read are named at the end; the exit status is 1 then.
+
+    Cameras and URLs run all at once; late frames are dropped, a lost source is connected again.
 
     Ctrl-C ends a camera, or anything else, and keeps what is done.
 
@@ -114,8 +127,10 @@ def _detect(request: Request) -> None:
             model=request.model,
         )
         with output:
-            run = Run(look, output, detector.spec.batch or 1, request.max_frames)
+            run = Run(look, output, detector.spec.batch, request.max_frames, request.give_up)
             run.over(found)
+    for source in run.live:
+        typer.echo(str(source), err=True)
     place = "nothing saved" if folder is None else f"saved in {shown(folder)}"
     typer.echo(f"{run}, {place}", err=request.json_file == "-")
     if run.truncated:
@@ -171,73 +186,88 @@ def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | in
     return [part if n is None else n for part, n in zip(parts, numbers, strict=True) if part]
 
 
-class Frame(NamedTuple):
-    """One image to look at, BGR uint8 [h, w, 3]; `number` and `fps` are those of a video."""
-
-    source: Source
-    image: NDArray[np.uint8]
-    number: int | None = None
-    fps: float = 0.0
-
-
 @dataclass
 class Run:
     """One pass over sources, and what it has done."""
 
-    look: Look
+    look: Look  # several threads call it
     output: Output  # takes what was found
-    batch: int  # how many images to give to `look` at once
-    max_frames: int | None  # stop each video or camera after this many; None goes on to its end
+    batch: int | None  # how many images to give to `look` at once; None for any number
+    max_frames: int | None = None  # stop each video or live source after this many
+    give_up: float | None = None  # seconds, see `stream`
     images: int = 0
     objects: int = 0
     truncated: int = 0  # images that may hold more
-    seconds: float = 0.0  # in the detector; reading and drawing excluded
+    seconds: float = 0.0  # of all
     problems: list[str] = field(default_factory=list)  # a line for each unreadable source
+    live: Sequence[LiveSource] = ()
+    ages: deque[float] = field(default_factory=lambda: deque(maxlen=1000))  # seconds, of live ones
     interrupted: bool = False
 
     def __str__(self) -> str:
         images = f"{self.images} image{'' if self.images == 1 else 's'}"
         objects = f"{self.objects} object{'' if self.objects == 1 else 's'}"
-        speed = f", {1000 * self.seconds / self.images:.1f} ms/image" if self.images else ""
-        return f"{'interrupted after ' if self.interrupted else ''}{images}, {objects}{speed}"
+        speed = f", {self.images / self.seconds:.1f} images/s" if self.images else ""
+        age = f", answers {1000 * median(self.ages):.0f} ms old" if self.ages else ""
+        start = "interrupted after " if self.interrupted else ""
+        return f"{start}{images}, {objects}{speed}{age}"
 
     def over(self, sources: Sequence[Source]) -> None:
         """Work through the sources; Ctrl-C ends this early and well."""
+        start = time.perf_counter()
         with progress_bar() as bar:
-            bar.add_task("detect", total=len(sources))
-            frames = self._frames(sources, bar)
+            files = sum(not source.is_live for source in sources)
+            task = bar.add_task("detect", total=files) if files else None
+            answers = answers_of(
+                sources,
+                self.look,
+                self.batch,
+                max_frames=self.max_frames,
+                give_up=self.give_up,
+                then=[Stage("draw", self._draw, DECODERS)],
+                on_video=lambda frames: _expect(bar.tasks[0], frames),
+                on_live=lambda live: setattr(self, "live", live),
+            )
             try:
-                while chunk := list(islice(frames, self.batch)):
-                    self._detect(chunk)
-                    bar.update(bar.task_ids[0], completed=self.images)
+                with closing(answers):
+                    for answer in chain.from_iterable(answers):
+                        self._add(answer)
+                        if task is not None and not self.live:
+                            bar.update(task, completed=self.images)
+                        _show(bar, self.live)
             except KeyboardInterrupt:
                 self.interrupted = True
+            finally:
+                self.seconds = time.perf_counter() - start
 
-    def _frames(self, sources: Sequence[Source], bar: Progress) -> Iterator[Frame]:
-        """Read the sources one by one; those that cannot be read become problems."""
-        for source in sources:
-            try:
-                if source.kind == "image":
-                    yield Frame(source, read_image(source.name))
-                else:
-                    yield from self._video_frames(source, bar)
-            except InputError as error:
-                self.problems.append(str(error))
+    def _draw(self, answers: list[Answer | InputError]) -> list[Found | InputError]:
+        return [
+            one if isinstance(one, InputError) else (*one, self.output.draw(*one))
+            for one in answers
+        ]
 
-    def _video_frames(self, source: Source, bar: Progress) -> Iterator[Frame]:
-        with Video(source) as video:
-            known = [count for count in (video.frame_count, self.max_frames) if count is not None]
-            task = bar.tasks[0]  # it counted the source as one image; a camera is endless
-            task.total = task.total - 1 + min(known) if known and task.total is not None else None
-            for number, image in enumerate(islice(video, self.max_frames)):
-                yield Frame(source, image, number, video.fps)
+    def _add(self, answer: Found | InputError) -> None:
+        if isinstance(answer, InputError):
+            self.problems.append(str(answer))
+            return
+        frame, detections, _ = answer
+        self.output.add(*answer)
+        self.images += 1
+        self.objects += len(detections)
+        self.truncated += detections.truncated
+        if frame.arrived is not None:
+            self.ages.append(time.monotonic() - frame.arrived)
 
-    def _detect(self, chunk: list[Frame]) -> None:
-        start = time.perf_counter()
-        results = self.look([frame.image for frame in chunk])
-        self.seconds += time.perf_counter() - start
-        for frame, detections in zip(chunk, results, strict=True):
-            self.output.add(frame.source, frame.number, frame.image, detections, frame.fps)
-            self.images += 1
-            self.objects += len(detections)
-            self.truncated += detections.truncated
+
+def _expect(task: Task, frames: int | None) -> None:
+    """Count a video, which was counted as one image; None if it does not say how long it is."""
+    if task.total is not None:
+        task.total = None if frames is None else task.total - 1 + frames
+
+
+def _show(bar: Progress, live: Sequence[LiveSource]) -> None:
+    """A line for each live source, after that of the files."""
+    while len(bar.tasks) < len(live):
+        bar.add_task("", total=None)
+    for source, task in zip(live, bar.tasks[-len(live) :] if live else (), strict=True):
+        bar.update(task.id, completed=source.taken, description=str(source))

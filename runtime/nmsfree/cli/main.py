@@ -31,7 +31,7 @@ _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 # What the project can do, and which distribution brings it.
 COMMANDS = {
-    "detect": ("nmsfree", "Draw detections on images, folders, videos or a camera."),
+    "detect": ("nmsfree", "Draw detections on images, folders, videos, cameras and streams."),
     "eval": (
         "nmsfree",
         "COCO metrics, duplicates, calibration and the thresholds to use, of one model file.",

@@ -1,4 +1,4 @@
-"""Pictures in: files, BGR and RGB arrays, Pillow images → BGR uint8 [h, w, 3].
+"""Pictures in: files, their bytes, BGR and RGB arrays, Pillow images → BGR uint8 [h, w, 3].
 
 A picture is turned as its Exif says and by nothing else (XMP is not asked), alpha is dropped, and
 of samples of 16 bits the upper 8 are kept, whichever way it comes.
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.decode import read_bytes
+from nmsfree.decode import check_size, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.images.header import Header, avif_is_turned, orientation_of, read_header
@@ -72,7 +72,13 @@ def read_reduced(
 
     Returns the picture, and the (height, width) of its file.
     """
-    data = read_bytes(path, LARGEST)
+    return _read(read_bytes(path, LARGEST), path, reduction)
+
+
+def _read(
+    data: bytes, path: str | Path, reduction: Reduction
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode the content of an image file; `path` names it in errors."""
     if not data:
         raise InputError(f"{shown(path)}: empty file, expected an image")
     header = read_header(io.BytesIO(data))
@@ -196,8 +202,9 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
     """Check what the caller gave and return it as BGR uint8 [h, w, 3], C-contiguous if converted.
 
     Args:
-        image: a path; an array uint8 [h, w, 3]; or a Pillow image (needs color="rgb"), which is
-            turned as its Exif says: who has turned its pixels removes that entry.
+        image: a path; an image file's content as bytes, or open for reading; an array uint8
+            [h, w, 3]; or a Pillow image (needs color="rgb"), which is turned as its Exif says: who
+            has turned its pixels removes that entry.
         color: channel order of an array.
 
     Raises:
@@ -209,10 +216,15 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
         return read_image(image)
     if hasattr(image, "getexif") and hasattr(image, "convert"):
         return _from_pillow(image, color)
+    if hasattr(image, "read"):
+        image = image.read(LARGEST + 1)
+    if isinstance(image, bytes | bytearray | memoryview):
+        check_size(memoryview(image).nbytes, LARGEST, "image", InputError)
+        return _read(bytes(image), "image", 1)[0]
     if not isinstance(image, np.ndarray):
         raise InputError(
-            f"image is {type(image).__name__}, expected a path, a uint8 array [h, w, 3] "
-            "or a Pillow image"
+            f"image is {type(image).__name__}, expected a path, bytes, a binary file, a uint8 array"
+            " [h, w, 3] or a Pillow image"
         )
     _check_array(image)
     return image if color == "bgr" else np.ascontiguousarray(image[:, :, ::-1])
@@ -292,6 +304,14 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
 
     InputError if it cannot be encoded or written.
     """
+    write_atomic(path, encode_picture(path, picture), sync=False)
+
+
+def encode_picture(path: Path, picture: NDArray[np.uint8]) -> bytes:
+    """Return the content of a picture file in the format of its suffix; arguments as above.
+
+    InputError if it cannot be encoded.
+    """
     try:
         encoded, data = cv2.imencode(path.suffix, picture)
     except cv2.error:
@@ -301,4 +321,4 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         raise InputError(
             f"{shown(path)}: {height} × {width} pixels cannot be encoded as {path.suffix}"
         )
-    write_atomic(path, data.tobytes(), sync=False)
+    return data.tobytes()

@@ -1,4 +1,4 @@
-"""What `nmsfree detect` reads: image files, folders, globs, videos and cameras, one at a time.
+"""What `nmsfree detect` reads: image files, folders, globs, videos, cameras, addresses of streams.
 
 The walk over a folder is the one of datasets, too.
 """
@@ -6,20 +6,18 @@ The walk over a folder is the one of datasets, too.
 import glob
 import logging
 import os
+import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.errors import InputError
-from nmsfree.files import plain_name
-from nmsfree.text import as_path, shown
+from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +27,37 @@ IMAGE_SUFFIXES = (
     *(".jpe", ".jfif", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
 )
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts")
+LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https", "udp", "rtp", "tcp")
 CAMERA_DIGITS = 4  # of its index
-FALLBACK_FPS = 25.0  # for cameras and files that do not say
 NAMED = 3  # files in a line about those that were left out
-COUNT_TOLERANCE = 0.05  # a container's frame count is often an estimate from its duration
 
 
 @dataclass(frozen=True)
 class Source:
     """One thing to look at."""
 
-    kind: Literal["image", "video", "camera"]  # what it is
-    name: str  # as it is reported: the path as the user wrote it, or the camera's index
-    root: Path | None = None  # folder below which it was found; None for a camera
+    kind: Literal["image", "video", "camera", "url"]  # what it is
+    # As it is reported: the path as the user wrote it, the camera's index, or the URL without user,
+    # password and query.
+    name: str
+    root: Path | None = None  # folder below which it was found; None for a camera or URL
+    url: str = field(default="", repr=False)  # with its password: never shown
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it goes on by itself, so that late frames are dropped."""
+        return self.kind in ("camera", "url")
+
+
+class Frame(NamedTuple):
+    """One image of a source; only the frames of videos and live sources have numbers and times."""
+
+    source: Source
+    image: NDArray[np.uint8]  # BGR [h, w, 3], rotated as its file says
+    number: int | None = None  # of a live source, dropped frames counted, too
+    time: float | None = None  # seconds after its first frame
+    fps: float = 0.0  # of the source on average
+    arrived: float | None = None  # of a live source: `time.monotonic` when it had been decoded
 
 
 def find_images(folder: Path, passed: Iterable[str] = ()) -> list[Path]:
@@ -124,8 +140,9 @@ def expand(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
     """Turn what the user wrote into sources, in that order and each once.
 
     A folder gives the images below it, see `find_images`; a pattern (`*`, `?`, `[…]`, `**`) is
-    expanded here if the shell did not; a whole number that is no file is a camera. Beside the
-    sources a line is returned for every argument that leads to none.
+    expanded here if the shell did not; a whole number that is no file is a camera; a URL of one of
+    `LIVE_SCHEMES` is a live source. Beside the sources a line is returned for every argument that
+    leads to none.
     """
     sources: dict[str, Source] = {}
     problems: list[str] = []
@@ -134,7 +151,10 @@ def expand(arguments: Sequence[str]) -> tuple[list[Source], list[str]]:
         if not found:
             problems.append(_explain(argument))
         for source in found:
-            identity = source.name if source.kind == "camera" else os.path.realpath(source.name)
+            if source.is_live:
+                identity = source.url or source.name
+            else:
+                identity = os.path.realpath(source.name)
             sources.setdefault(identity, source)
     return [*sources.values()], problems
 
@@ -147,6 +167,8 @@ def _find(argument: str) -> list[Source]:
         return [_file(path)]
     if argument.isdecimal() and len(argument) <= CAMERA_DIGITS:
         return [Source("camera", argument)]
+    if argument.partition("://")[0].lower() in LIVE_SCHEMES and "://" in argument:
+        return [Source("url", without_secrets(argument), url=argument)]
     if not glob.has_magic(argument):
         return []
     matched = map(Path, sorted(glob.glob(argument, recursive=True)))  # noqa: PTH207 (absolute too)
@@ -161,66 +183,25 @@ def _explain(argument: str) -> str:
         return f"{shown(argument)}: no image in this folder ({' '.join(IMAGE_SUFFIXES)})"
     if glob.has_magic(argument):
         return f"{shown(argument)}: no image or video matches this pattern"
-    expected = "an image, video, folder, pattern or camera index"
-    try:
-        as_path(argument, "a source", expected)
-    except InputError as error:  # a URL
-        return str(error)
-    return f"{shown(argument)}: no such file, expected {expected}"
+    if "://" in argument:
+        schemes = ", ".join(LIVE_SCHEMES)
+        return f"{without_secrets(argument)}: expected a URL of one of: {schemes}"
+    return (
+        f"{shown(argument)}: no such file, expected an image, video, folder, pattern, camera index "
+        "or URL"
+    )
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL fit to show: without user, password, query and fragment."""
+    scheme, _, rest = url.partition("://")
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in host or ":" in host:  # of a password that has a slash, the host begins after its end
+        rest = rest.rpartition("@")[2]
+    return shown(f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}")
 
 
 def _file(path: Path) -> Source:
     """A file named by the user: a video by its suffix, else an image, whatever it is called."""
     kind: Literal["image", "video"] = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
     return Source(kind, str(path), path.parent)
-
-
-class Video:
-    """Frames of a video file or camera; iterate over it inside `with`.
-
-    InputError if it cannot be opened, or holds no frame that can be decoded.
-    """
-
-    def __init__(self, source: Source) -> None:
-        camera = source.kind == "camera"
-        path, self._name = Path(source.name), shown(source.name)
-        if camera:
-            self._capture = cv2.VideoCapture(int(source.name))
-        elif path.exists() and not path.is_file():
-            raise InputError(f"{self._name}: is a pipe or device, expected a regular file")
-        else:
-            with plain_name(path) as name:
-                self._capture = cv2.VideoCapture(name)
-        if not self._capture.isOpened():
-            raise InputError(
-                f"camera {source.name}: cannot be opened (absent, busy or not permitted)"
-                if camera
-                else f"{self._name}: not a video that can be decoded (corrupt or unknown format)"
-            )
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = float(fps) if 0 < fps <= 1000 else FALLBACK_FPS
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        # None for a camera or a file that does not say how many to expect
-        self.frame_count = count if count > 0 and not camera else None
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield BGR uint8 [h, w, 3] frames, rotated as the file says.
-
-        InputError after the last one, if there was none or clearly fewer than announced.
-        """
-        done = 0
-        while (frame := self._capture.read()[1]) is not None:
-            done += 1
-            yield np.asarray(frame, dtype=np.uint8)
-        if done == 0:
-            raise InputError(f"{self._name}: no frame can be read")
-        if self.frame_count and done < self.frame_count * (1 - COUNT_TOLERANCE) - 1:
-            raise InputError(
-                f"{self._name}: ends after {done} of {self.frame_count} frames (truncated?)"
-            )
-
-    def __enter__(self) -> "Video":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._capture.release()

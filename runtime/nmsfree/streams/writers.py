@@ -2,49 +2,50 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.decode import whole_number
 from nmsfree.detections import Detections
-from nmsfree.draw import draw, zoom_for
+from nmsfree.drawing import draw, zoom_for
 from nmsfree.errors import InputError
 from nmsfree.files import (
     LinesFile,
-    PartFile,
-    cannot_write,
     check_outputs,
-    plain_name,
     problems_in,
     remove_leftovers,
+    write_atomic,
     writing,
 )
-from nmsfree.images import write_picture
-from nmsfree.streams.sources import WRITTEN_SUFFIXES, Source
-from nmsfree.text import shown
+from nmsfree.images import encode_picture
+from nmsfree.streams.sources import WRITTEN_SUFFIXES, Frame, Source
+from nmsfree.streams.video_file import VideoFile
 
 LINES_NAME = "detections.jsonl"
+# A picture file's bytes, a frame of a video, why there is none, or None where none is wanted.
+Drawn = bytes | NDArray[np.uint8] | InputError | None
 
 
-def lines_of(source: Source, frame: int | None, detections: Detections) -> Iterator[str]:
-    """Yield one JSON object for each detection: image, (frame,) box xyxy, class, id, score.
+def lines_of(frame: Frame, detections: Detections) -> Iterator[str]:
+    """Yield one JSON object for each detection: image, (frame, time,) box xyxy, class, id, score.
 
     Those of an image that may hold more have `"truncated": true`.
     """
-    head: dict[str, Any] = {"image": source.name}
-    if frame is not None:
-        head["frame"] = frame
-    for box, confidence, class_id, class_name in detections:
-        found = {"box": [round(v, 3) for v in box], "class": class_name, "class_id": class_id}
-        found["score"] = round(confidence, 6)
-        yield json.dumps(head | found | ({"truncated": True} if detections.truncated else {}))
+    head: dict[str, Any] = {"image": frame.source.name}
+    if frame.number is not None:
+        head["frame"] = frame.number
+    if frame.time is not None:
+        head["time"] = round(frame.time, 3)
+    truncated = {"truncated": True} if detections.truncated else {}
+    for row in detections.to_dict()["detections"]:
+        yield json.dumps(head | row | truncated)
 
 
 def picture_names(sources: Sequence[Source]) -> dict[Source, Path]:
@@ -74,6 +75,8 @@ def _absolute(path: str | Path) -> Path:
 def _picture_name(source: Source, base: str) -> Path:
     if source.kind == "camera":
         return Path(f"camera-{source.name}.mp4")
+    if source.kind == "url":
+        return Path(f"{re.sub('[^A-Za-z0-9]+', '-', source.name).strip('-')[:100]}.mp4")
     path = _absolute(source.name)
     relative = path.relative_to(base) if base else Path(*path.parts[1:])
     kept, other = ((".mp4",), ".mp4") if source.kind == "video" else (WRITTEN_SUFFIXES, ".png")
@@ -91,60 +94,6 @@ def new_run_folder(parent: Path) -> Path:
             with suppress(FileExistsError):  # another run was quicker
                 (parent / str(number)).mkdir()
                 return parent / str(number)
-
-
-class VideoFile:
-    """An mp4 video (MPEG-4 part 2) that appears under its name when it is finished.
-
-    InputError if it cannot be written, or not be read back when it is finished.
-    """
-
-    def __init__(self, path: Path, fps: float, height: int, width: int) -> None:
-        self._file = PartFile(path, suffix=".mp4")
-        self._size, self._frames = (height, width), 0
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter()
-        if self._file.part is not None:  # a stream takes no mp4, which is written back and forth
-            with plain_name(self._file.part) as name:
-                self._writer.open(name, codec, fps, (width, height))
-        if not self._writer.isOpened():
-            self._file.discard()
-            raise cannot_write(path, "OpenCV opened no mp4 encoder here")
-
-    def write(self, picture: NDArray[np.uint8]) -> None:
-        """Add a frame, BGR uint8 [height, width, 3] of the size given at the start.
-
-        InputError if it has another size, of which OpenCV would say nothing.
-        """
-        if picture.shape[:2] != self._size:
-            (height, width), (h, w) = self._size, picture.shape[:2]
-            raise InputError(
-                f"{shown(self._file.path)}: ends after {self._frames} frames of {height} × {width} "
-                f"pixels, as the next has {h} × {w}"
-            )
-        self._writer.write(picture)
-        self._frames += 1
-
-    def finish(self) -> None:
-        self._writer.release()  # says nothing of a full disk
-        if not self._is_whole():
-            self._file.discard()
-            raise InputError(
-                f"{shown(self._file.path)}: its {self._frames} frames cannot be read back, so it "
-                "is not kept: make sure that the disk has room"
-            )
-        self._file.finish()
-
-    def _is_whole(self) -> bool:
-        """Whether the file has the frames that were written, and the last one decodes."""
-        assert self._file.part is not None  # it was opened
-        with plain_name(self._file.part) as name:
-            video = cv2.VideoCapture(name)
-        found = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        video.set(cv2.CAP_PROP_POS_FRAMES, self._frames - 1)
-        whole = found == self._frames and video.read()[0]
-        video.release()
-        return whole
 
 
 class Output:
@@ -176,7 +125,7 @@ class Output:
         self._paths: dict[Source, Path] = {}
         if folder is not None and pictures:
             self._paths = {source: folder / name for source, name in names.items()}
-        inputs = [*(Path(source.name) for source in names if source.kind != "camera"), model]
+        inputs = [*(Path(source.name) for source in names if not source.is_live), model]
         originals = {os.path.realpath(path) for path in inputs if path is not None}
         for path in self._paths.values():
             if os.path.realpath(path) in originals:
@@ -188,18 +137,22 @@ class Output:
         targets = [path for path in (lines, json_target) if path is not None and path != "-"]
         self._lines = [LinesFile(Path(path)) for path in targets]
         self._stdout = sys.stdout if json_target == "-" else None
-        self._video: tuple[Source, VideoFile] | None = None
+        self._videos: dict[Source, VideoFile] = {}
 
-    def add(
-        self,
-        source: Source,
-        frame: int | None,
-        image: NDArray[np.uint8],
-        detections: Detections,
-        fps: float = 0.0,
-    ) -> None:
-        """Write what was found in one image, or in one frame of a video of `fps`."""
-        text = "".join(line + "\n" for line in lines_of(source, frame, detections))
+    def draw(self, frame: Frame, detections: Detections) -> Drawn:
+        """Make what `add` writes beside the lines; several threads may."""
+        path = self._paths.get(frame.source)
+        if path is None:
+            return None
+        try:
+            picture = draw(frame.image, detections, zoom=zoom_for(*frame.image.shape[:2]))
+            return encode_picture(path, picture) if frame.source.kind == "image" else picture
+        except InputError as error:
+            return error
+
+    def add(self, frame: Frame, detections: Detections, drawn: Drawn) -> None:
+        """Write what was found in one frame, and what `draw` made of it."""
+        text = "".join(line + "\n" for line in lines_of(frame, detections))
         for file in list(self._lines):
             try:
                 file.write(text)
@@ -208,16 +161,12 @@ class Output:
                 self._lines.remove(file)
         if self._stdout is not None:
             self._print(self._stdout, text)
-        if source in self._paths:
+        if frame.source in self._paths and drawn is not None:
             try:
-                picture = draw(image, detections, zoom=zoom_for(*image.shape[:2]))
-                if source.kind == "image":
-                    write_picture(self._paths[source], picture)
-                else:
-                    self._add_frame(source, picture, fps)
+                self._add_picture(frame, drawn)
             except InputError as error:
                 self.problems.append(str(error))
-                del self._paths[source]
+                del self._paths[frame.source]
 
     def _print(self, stdout: TextIO, text: str) -> None:
         """Print lines; if the reader is gone (`| head`), the files go on."""
@@ -232,24 +181,29 @@ class Output:
             with open(os.devnull, "w") as nothing:  # noqa: PTH123 (not a file)
                 os.dup2(nothing.fileno(), stdout.fileno())  # what is buffered goes nowhere
 
-    def _add_frame(self, source: Source, picture: NDArray[np.uint8], fps: float) -> None:
-        if self._video is None or self._video[0] != source:
-            self._finish_video()
-            video = VideoFile(self._paths[source], fps, *picture.shape[:2])
-            self._video = (source, video)
-        self._video[1].write(picture)
+    def _add_picture(self, frame: Frame, drawn: bytes | NDArray[np.uint8] | InputError) -> None:
+        path = self._paths[frame.source]
+        if isinstance(drawn, InputError):
+            raise drawn
+        if isinstance(drawn, bytes):
+            write_atomic(path, drawn, sync=False)
+            return
+        if frame.source not in self._videos:
+            if not frame.source.is_live:  # files come one after the other
+                self._finish_videos()
+            self._videos[frame.source] = VideoFile(path, frame.fps, *drawn.shape[:2])
+        self._videos[frame.source].write(drawn, frame.time)
 
-    def _finish_video(self) -> None:
-        if self._video is not None:
-            video, self._video = self._video[1], None
+    def _finish_videos(self) -> None:
+        while self._videos:
             with problems_in(self.problems):
-                video.finish()
+                self._videos.popitem()[1].finish()
 
     def __enter__(self) -> "Output":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._finish_video()
+        self._finish_videos()
         for file in self._lines:
             with problems_in(self.problems):
                 file.finish()

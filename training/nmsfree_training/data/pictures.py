@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detections import Detections
-from nmsfree.draw import (
+from nmsfree.drawing import (
     Bgr,
     Image,
     Mark,

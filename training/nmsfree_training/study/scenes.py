@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
-from nmsfree.draw import Mark, Tile, make_sheet
+from nmsfree.drawing import Mark, Tile, make_sheet
 from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import analyse
 from nmsfree.evaluation.boxes import Boxes, best_first, objects_of, read_boxes

@@ -13,7 +13,7 @@ import numpy as np
 from nmsfree.datasets.check.report import EDGES, Check, SplitCheck, SplitStats, by_name
 from nmsfree.datasets.faults import Fault, Level
 from nmsfree.datasets.rows import ImageRow, relative_name
-from nmsfree.draw import Mark, Tile, color_of, make_sheet
+from nmsfree.drawing import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import InputError
 from nmsfree.images import read_image, write_picture
 from nmsfree.plotting import COLOURS, GRID, INK, bare_axes, new_figure, short, write_figure

@@ -23,7 +23,7 @@ from nmsfree.datasets.digits.draw import paint
 from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
 from nmsfree.datasets.formats.coco import instances_of
 from nmsfree.decode import decode_json, read_bytes
-from nmsfree.draw import Mark, Tile, color_of, make_sheet
+from nmsfree.drawing import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import DataError, InputError
 from nmsfree.files import is_part, write_atomic
 from nmsfree.images import write_picture
