@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError, ModelError
@@ -17,7 +20,7 @@ from nmsfree_benchmarks.harness.engines import ENGINES
 from nmsfree_benchmarks.harness.run import ask as ask_question
 from nmsfree_benchmarks.harness.subject import subjects_of
 from nmsfree_benchmarks.harness.timer import Plan
-from nmsfree_benchmarks.questions import jitter
+from nmsfree_benchmarks.questions import jitter, overhead, throughput
 from nmsfree_benchmarks.questions.nms import question as nms
 from nmsfree_export.adopt.adopt import AdoptOptions, adopt_onnx
 from nmsfree_export.options import NmsOptions
@@ -134,6 +137,47 @@ def test_the_price_of_nms_of_a_network_without_it_and_with_it(
     assert all(0 < r.figures["kept"] <= r.figures["candidates"] for r in wholes)
     assert results.facts["nms_tail_ms_6_0.001"] > 0 and "NMS alone" in results.skipped
     assert any("in the call, 6 objects" in line for line in nms.conclusions(results))
+
+
+def test_overhead_has_files_beside_their_resize(
+    ask: Ask, left: Left, words: list[str], tmp_path: Path
+) -> None:
+    results, text = left(tmp_path / "out", ask("overhead", *words))
+    assert {r.state.model for r in results.where(call="detector")} == {*NAMES}
+    for meaning in (overhead.OVERHEAD, overhead.OVER_RESIZE):
+        found = [r for r in results.ratios if r.meaning == meaning]
+        assert len(found) == len(NAMES) * len(overhead.QUICK_SIZES)
+    assert not results.where(call="decode") and "Detector / (resize + bare)" in text
+
+
+def test_throughput_has_files(ask: Ask, left: Left, words: list[str], tmp_path: Path) -> None:
+    results, text = left(tmp_path / "out", ask("throughput", *words))
+    loads = len(throughput.QUICK_BATCHES) + len(throughput.QUICK_STREAMS) - 1
+    assert [r.state.model for r in results.records] == [n for n in NAMES for _ in range(loads)]
+    assert "free at most: " in text
+
+
+@pytest.fixture
+def broken(adopted: Path, tmp_path: Path) -> Path:
+    """A file that answers scores above 1."""
+    model = onnx.load(adopted / "free.onnx")
+    node = next(n for n in model.graph.node if n.output[0] == "detection_scores")
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(9), "nine"))
+    node.op_type = "Mul"
+    node.input.append("nine")
+    path = tmp_path / "broken.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("question", ["", "overhead", "throughput"])
+def test_a_file_that_answers_nonsense_is_a_line_and_ends_nothing(
+    question: str, ask: Ask, words: list[str], broken: Path
+) -> None:
+    content = ask(*filter(None, [question]), str(broken), words[0], *words[2:])
+    assert {r["subject"]["model"] for r in content["records"]} == {"free"}
+    (reason,) = (why for name, why in content["skipped"].items() if name.startswith("broken"))
+    assert "expected 0 … 1" in reason
 
 
 def test_what_is_no_file_of_the_contract_is_told(adopted: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nmsfree.detector import Detector
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.harness.machine import describe
+from nmsfree_benchmarks.harness.pictures import make_scenes
 from nmsfree_benchmarks.harness.records import Record, Results, State
 from nmsfree_benchmarks.harness.timer import Stopwatch
 from nmsfree_benchmarks.questions.overhead import (
@@ -21,7 +22,6 @@ from nmsfree_benchmarks.questions.overhead import (
     StagedDetector,
     conclusions,
     facts,
-    make_scenes,
     preprocess_detector,
     ratios,
     staged_call,

@@ -29,9 +29,8 @@ from nmsfree_export.graph.values import simplified
 from nmsfree_export.options import PrecisionOptions
 from nmsfree_export.quantize import Calibration, load_calibration
 from nmsfree_export.verify.accuracy import Accuracy
-from nmsfree_export.verify.allowed import ADOPTED
 from nmsfree_export.verify.certificate import Certificate, certify_graph
-from nmsfree_export.verify.parity import Parity, Pictures, bundled_pictures, load_images
+from nmsfree_export.verify.parity import Parity, Pictures, pictures_for
 
 CALIBRATION_IMAGES = 128
 LOWERED = {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8}
@@ -97,9 +96,7 @@ def load_inputs(options: PrecisionOptions, spec: ModelSpec, out: Path) -> Inputs
     if options.calibrate is not None:
         split, count = options.calibrate_split, options.calibration_images or CALIBRATION_IMAGES
         calibration = load_calibration(options.calibrate, split, count, spec, measured)
-    usual = bundled_pictures if ADOPTED in spec.provenance else lambda: load_images(None)
-    pictures = load_images(options.images) if options.images else usual()
-    return Inputs(pictures, measured, calibration)
+    return Inputs(pictures_for(spec, options.images), measured, calibration)
 
 
 def convert_onnx(

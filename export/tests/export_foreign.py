@@ -53,7 +53,7 @@ class Graph:
         bias = self.of(np.append([0, 0, -1, -1], rng.normal(0, 1, columns)))
         self.features = neck(self, self.add("Tanh", first))  # [N, 16, 16, 16]
         grid = self.add("Conv", self.features, second, bias, strides=[2, 2])
-        shape = self.of([0, 4 + columns, CELLS], np.int64)
+        shape = self.of([0, 4 + columns, -1], np.int64)
         flat = self.add("Transpose", self.add("Reshape", grid, shape), perm=[0, 2, 1])
         self.boxes = self.add("Sigmoid", self.part(flat, 0, 4))  # [N, Q, 4] cxcywh, 0 … 1
         self.logits = self.part(flat, 4, 4 + columns)  # [N, Q, C]
@@ -143,6 +143,22 @@ def yolo_rows(**metadata: str) -> ModelProto:
     graph = Graph()
     graph.rows(graph.corners())
     return graph.model(ULTRALYTICS | {"head": "Detect"} | metadata, opset=18)
+
+
+def yolo_any_size(batch: Any = "batch", nms_free: bool = True) -> ModelProto:
+    """A, or B, as their package exports them with `dynamic=True`."""
+    graph = Graph(batch=batch)
+    graph.inputs["images"] = FLOAT, (batch, 3, "height", "width")
+    sides = graph.add("Gather", graph.add("Shape", "images"), graph.of([3, 2, 3, 2], np.int64))
+    scale = graph.add("Cast", sides, to=FLOAT)
+    if nms_free:
+        graph.rows(graph.corners(scale))
+        return graph.model(ULTRALYTICS | {"head": "Detect"}, opset=18)
+    boxes = graph.add("Mul", graph.boxes, scale)
+    joined = graph.add("Concat", boxes, graph.add("Sigmoid", graph.logits), axis=2)
+    cells = graph.add("Transpose", joined, perm=[0, 2, 1])
+    graph.output("output0", cells, (4 + CLASSES, "anchors"))
+    return graph.model(ULTRALYTICS)
 
 
 def yolo26() -> ModelProto:
@@ -310,6 +326,31 @@ def libreyolo_yolo9() -> ModelProto:
     turned = graph.add("Transpose", joined, perm=[0, 2, 1])
     graph.output("output", turned, (4 + CLASSES, CELLS))
     return graph.model(LIBREYOLO | {"model_family": "yolo9_e2e"}, opset=17)
+
+
+def yolo_with_nms(iou: float = 0.45) -> ModelProto:
+    """C: NMS inside, rows padded with zeros; the shape is that of A."""
+    graph = Graph()
+    boxes = graph.corners()
+    scores = graph.add("Transpose", graph.add("Sigmoid", graph.logits), perm=[0, 2, 1])
+    most, row = graph.of(10, np.int64), graph.of([1], np.int64)
+    chosen = graph.add(
+        "NonMaxSuppression", boxes, scores, most, graph.of(iou), graph.of(0.3)
+    )  # [n, 3]: picture, class, cell
+    pair = graph.add("Cast", chosen, to=TensorProto.INT64)
+    label = graph.add("Gather", chosen, row, axis=1)
+    cell = graph.add("Gather", chosen, graph.of([2], np.int64), axis=1)
+    flat = graph.add("Squeeze", cell, row)
+    box = graph.add("Gather", graph.add("Squeeze", boxes, graph.of([0], np.int64)), flat)
+    score = graph.add("Unsqueeze", graph.add("GatherND", scores, pair), row)
+    rows = graph.add("Concat", box, score, graph.add("Cast", label, to=FLOAT), axis=1)
+    count = graph.add("Shape", rows, start=0, end=1)
+    rest = graph.add("Sub", graph.of([50], np.int64), count)
+    zero = graph.of([0, 0], np.int64)
+    pads = graph.add("Concat", zero, rest, graph.of([0], np.int64), axis=0)
+    full = graph.add("Pad", rows, pads)
+    graph.output("output0", graph.add("Unsqueeze", full, graph.of([0], np.int64)), (50, 6))
+    return graph.model(ULTRALYTICS | {"end2end": "False", "args": "{'nms': True}"})
 
 
 def save(model: ModelProto, path: Path) -> Path:

@@ -31,6 +31,8 @@ def random_scenes(count: int, seed: int, candidates: int = COUNT) -> Scenes:
     centres = np.repeat(centres, 10, axis=1) + spread * rng.normal(0, 1, (count, candidates, 2))
     sides = rng.uniform(4, 12, (count, candidates, 2))
     boxes = np.concatenate([centres - sides, centres + sides], axis=2).astype(np.float32)
+    boxes[:, ::7] = boxes[:, ::7, [2, 1, 0, 3]]  # inverted ones, as networks may answer
+    boxes[:, ::11] = boxes[:, ::11, [2, 3, 0, 1]]
     scores = np.round(rng.uniform(0, 1, (count, candidates)) ** 2, 2).astype(np.float32)
     scores[::17] = 0.01  # nothing is above the floor
     labels = rng.integers(0, CLASSES, (count, candidates))

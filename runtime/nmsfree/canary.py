@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nmsfree.backends.base import Backend, RawDetections
 from nmsfree.backends.rows import Rows, match, raw_rows
 from nmsfree.errors import ModelError
-from nmsfree.spec import Canary, ModelSpec, Tolerance
+from nmsfree.spec import LEAST_ROWS, Canary, ModelSpec, Tolerance
 
 FAINT = 1e-4  # scores below count as this one: they tell too little
 CUT = 1e-3  # of ln(score): rows this near to the end of the list may be cut off
@@ -94,6 +94,11 @@ def check_canary(backend: Backend, where: object = "the model") -> SelfCheck:
     ModelError: the file has no canary, or a damaged one.
     """
     spec, canary = backend.spec, backend.spec.canary
+    if canary is None and spec.top_k < LEAST_ROWS:
+        raise ModelError(
+            f"{where}: has no canary to compare with, since its {spec.top_k} rows are too few:"
+            f" write it again with --top-k {LEAST_ROWS} or more, and build its engines again"
+        )
     if canary is None:
         command = "adopt" if "adopted" in spec.provenance else "export"
         raise ModelError(

@@ -17,6 +17,7 @@ from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, resize_into
+from nmsfree.spec import ModelSpec
 from nmsfree.text import FilePath, as_path
 from nmsfree.tiles import Tiling
 
@@ -37,6 +38,7 @@ class Detector:
         device: where the model runs, never replaced by another one silently: "cpu", "cuda",
             "tensorrt-rtx", "openvino"; "cuda:1" is the second GPU, "openvino:GPU" an Intel GPU.
             None takes the processor, and for an engine the GPU.
+        size: (height, width) of the input, for a file that takes any; None takes its usual one.
         threads: processor threads of one run; None leaves it to the engine.
         allow_cpu: run on the processor, with a warning, where the GPU that was asked for cannot.
         tf32: let a GPU round float32 factors to TF32; False computes real FP32. (An engine has
@@ -65,6 +67,7 @@ class Detector:
         model: FilePath | Backend,
         *,
         device: str | None = None,
+        size: tuple[int, int] | None = None,
         threads: int | None = None,
         allow_cpu: bool = False,
         tf32: bool = False,
@@ -77,7 +80,8 @@ class Detector:
         self._path: str | None = None  # None: of a backend, which is open on its own
         if not _is_backend(model):
             path = as_path(model, "model", "a path or a backend")
-            self._path, self._options = str(path.absolute()), {"device": device} | vars(options)
+            self._path = str(path.absolute())
+            self._options = {"device": device, "size": size} | vars(options)
             self.backend: Backend = open_backend(path, device, options)
         elif device is not None:
             raise InputError(
@@ -86,7 +90,7 @@ class Detector:
         else:
             options.check("a backend, which is open on its own")
             self.backend = model
-        self.spec = self.backend.spec
+        self.spec = _sized(self.backend.spec, size)
 
     def __reduce__(self) -> tuple[Callable[[str], "Detector"], tuple[str]]:
         if self._path is None:
@@ -334,6 +338,24 @@ class _Wanted(NamedTuple):
         if self.keep is not None:
             shown &= np.isin(class_ids, self.keep)
         return np.flatnonzero(shown)[: self.most]
+
+
+def _sized(spec: ModelSpec, size: tuple[int, int] | None) -> ModelSpec:
+    """The description of a model that is fed with pictures of this size.
+
+    InputError: it does not take that.
+    """
+    if size is None or tuple(size) == (spec.height, spec.width):
+        return spec
+    height, width = size
+    if spec.size_step is None:
+        raise InputError(
+            f"size is {height} × {width}, but this model takes {spec.height} × {spec.width} only:"
+            " leave it out"
+        )
+    if min(size) < 1 or height % spec.size_step or width % spec.size_step:
+        raise InputError(f"size is {height} × {width}, expected multiples of {spec.size_step}")
+    return replace(spec, height=height, width=width)
 
 
 def _is_backend(model: object) -> TypeGuard[Backend]:

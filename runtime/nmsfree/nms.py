@@ -17,9 +17,14 @@ Nms = Callable[[NDArray[np.float32], NDArray[np.float32], float], NDArray[np.int
 def greedy_nms(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float
 ) -> NDArray[np.int64]:
-    """Indices of the boxes that survive, best first. Boxes float32 [n, 4] xyxy."""
+    """Indices of the boxes that survive, best first. Boxes float32 [n, 4] xyxy.
+
+    Corners are put in order first, as ONNX's NonMaxSuppression does: another project's network may
+    answer x2 < x1 where it sees nothing.
+    """
     order = np.argsort(-scores, kind="stable")
-    x1, y1, x2, y2 = boxes.T
+    x1, y1 = np.minimum(boxes[:, :2], boxes[:, 2:]).T
+    x2, y2 = np.maximum(boxes[:, :2], boxes[:, 2:]).T
     areas = (x2 - x1) * (y2 - y1)
     kept = []
     while order.size:

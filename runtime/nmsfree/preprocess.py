@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import MissingExtraError
-from nmsfree.spec import Resize
+from nmsfree.spec import ModelSpec, Resize
 
 _CV2_INTERPOLATION = {
     "linear": cv2.INTER_LINEAR,
@@ -83,11 +83,7 @@ def resize_into(
         MissingExtraError: `resize` wants antialiasing, and Pillow is not installed.
     """
     (height, width), (out_height, out_width) = image.shape[:2], out.shape[:2]
-    new_height, new_width = out_height, out_width
-    if resize.kind == "letterbox":
-        new_height, new_width = fit(height, width, out_height, out_width)
-        if not resize.enlarge and new_height * new_width > height * width:
-            new_height, new_width = height, width
+    new_height, new_width = _placed(height, width, out_height, out_width, resize)
     top = left = 0
     if resize.place == "center":  # an odd pixel of padding goes to the right and to the bottom
         top, left = (out_height - new_height) // 2, (out_width - new_width) // 2
@@ -102,6 +98,25 @@ def resize_into(
         if columns.shape[1]:
             columns[:] = _pad_row(columns.shape[1], resize.pad)
     return Geometry(height, width, new_height / height, new_width / width, top, left)
+
+
+def _placed(
+    height: int, width: int, out_height: int, out_width: int, resize: Resize
+) -> tuple[int, int]:
+    """The (height, width) that a picture takes in the input."""
+    if resize.kind == "stretch":
+        return out_height, out_width
+    new_height, new_width = fit(height, width, out_height, out_width)
+    if not resize.enlarge and new_height * new_width > height * width:
+        return height, width
+    return new_height, new_width
+
+
+def resized_as(image: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
+    """The picture in the size that it takes in a model's input, without any padding."""
+    h, w = image.shape[:2]
+    height, width = _placed(h, w, spec.height, spec.width, spec.resize)
+    return _resized(image, height, width, spec.resize)
 
 
 def _resized(

@@ -169,7 +169,7 @@ class ModelSpec:
     Attributes:
         name: preset or user's name of the model.
         head: "o2o" (one-to-one head, needs no NMS) or "o2m" (one-to-many head + NMS).
-        height, width: size of the model's input in pixels.
+        height, width: size of the model's input in pixels; the usual one where `size_step` is set.
         batch: fixed batch size, or None where any batch size runs.
         class_names: one name per class, index = class id.
         category_ids: the dataset's own id of each class (COCO's are sparse).
@@ -183,6 +183,8 @@ class ModelSpec:
             on any, see `check_int8_target`.
         thresholds: recommended scores, measured by `nmsfree eval`; None where they are not known.
         canary: what the file must answer to one picture; None in files that have none.
+        size_step: the file takes any height and width that are multiples of this; None takes the
+            one size.
         provenance: free text about where the weights come from.
         format_version: version of this description, "major.minor".
     """
@@ -203,6 +205,7 @@ class ModelSpec:
     int8_target: Target | None = None
     thresholds: Thresholds | None = None
     canary: Canary | None = None
+    size_step: Positive | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: Annotated[str, Meta(pattern=r"^2(\.|$)")] = FORMAT_VERSION
 

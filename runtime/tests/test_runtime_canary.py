@@ -207,6 +207,8 @@ def test_a_file_without_one_says_how_to_add_it(tiny: Path, make_spec: Any, make_
     assert "`nmsfree export`" in message
     make_onnx(tiny, make_spec(provenance={"adopted": "a YOLO"}))
     assert "`nmsfree adopt`" in refused(Detector(tiny).self_check)
+    make_onnx(tiny, make_spec(top_k=9))
+    assert "with --top-k 10 or more" in refused(Detector(tiny).self_check)
 
 
 def damaged(**fields: Any) -> Callable[[dict[str, Any]], None]:

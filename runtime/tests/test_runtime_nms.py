@@ -28,6 +28,14 @@ def test_what_stays_is_best_first(
     assert found.tolist() == kept and found.dtype == np.int64
 
 
+def test_the_order_of_corners_does_not_matter() -> None:
+    """As for ONNX's operator."""
+    for order in ([2, 1, 0, 3], [2, 3, 0, 1]):
+        boxes = BOXES.copy()
+        boxes[1:3] = boxes[1:3, order]
+        assert suppress(boxes, SCORES, ONE, 0.59).tolist() == [3, 0, 2]
+
+
 def test_nothing_stays_of_nothing() -> None:
     """And of no class."""
     assert suppress(BOXES[:0], SCORES[:0], ONE[:0], 0.6).shape == (0,)

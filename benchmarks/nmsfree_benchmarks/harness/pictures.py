@@ -1,4 +1,4 @@
-"""Pictures to measure on: digits scenes, 1080p pictures made of them, and crowds.
+"""Pictures to measure on: digits scenes, larger pictures made of them, and crowds.
 
 A crowd is a square of tiles with a chosen number of objects, from empty to crowded, each tile laid
 out by itself as a digits scene is. Its ground is out of focus: the sharp texture and strokes of the
@@ -6,7 +6,8 @@ digits set would be hundreds of weak candidates in a scene without a digit, and 
 objects cost.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,11 @@ from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.errors import InputError
+from nmsfree.files import write_atomic
 from nmsfree.images import read_image
 from nmsfree_benchmarks.harness.timer import Image, Progress
 
+FORMATS = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3]}
 VAL_IMAGES, CALIBRATION_IMAGES = 300, 128
 SCENE = 270  # px a digits scene is enlarged to, so that 4 × 8 of them cover 1080 × 1920
 ROWS, COLUMNS = 4, 8
@@ -120,3 +123,36 @@ def _counts(rng: np.random.Generator, objects: int, tiles: int) -> list[int]:
     counts = np.full(tiles, objects // tiles)
     counts[rng.permutation(tiles)[: objects % tiles]] += 1
     return [int(count) for count in counts]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One scene in one size: BGR uint8 [h, w, 3], and its files by suffix."""
+
+    image: Image
+    files: dict[str, Path]
+
+
+def label(size: tuple[int, int]) -> str:
+    """As people say it, width first: "1920×1080"."""
+    return f"{size[1]}×{size[0]}"
+
+
+def make_scenes(scenes: Sequence[Image], size: tuple[int, int], folder: Path) -> list[Scene]:
+    """Show each scene in another size, with as many copies as cover it, and write its files.
+
+    Objects keep their size in pixels up to twice, so that a larger picture has more of them.
+    """
+    height, width = size
+    made = []
+    for index, scene in enumerate(scenes):
+        scale = max(1, min(2, round(height / (2 * scene.shape[0]))))
+        tile = np.repeat(np.repeat(scene, scale, axis=0), scale, axis=1)
+        down, right = -(-height // tile.shape[0]), -(-width // tile.shape[1])
+        image = np.ascontiguousarray(np.tile(tile, (down, right, 1))[:height, :width])
+        files = {suffix: folder / f"{label(size)}-{index}{suffix}" for suffix in FORMATS}
+        for suffix, path in files.items():
+            encoded = cv2.imencode(suffix, image, FORMATS[suffix])[1]
+            write_atomic(path, encoded.tobytes(), sync=False)
+        made.append(Scene(image, files))
+    return made

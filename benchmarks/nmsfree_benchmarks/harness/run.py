@@ -91,10 +91,16 @@ class Run:
         if len(made) < len(subjects):
             raise GateError("; ".join(self.skipped[s.file_name] for s in subjects if s not in made))
 
-    def open(self, subject: Subject, name: str) -> bool:
-        """Open a subject; one that its engine refuses is skipped by this name, with the reason."""
+    def open(self, subject: Subject, name: str, images: Sequence[Image] = ()) -> bool:
+        """Open a subject, and try it on pictures.
+
+        One that its engine refuses, or that answers nonsense, is skipped by this name, with the
+        reason.
+        """
         try:
             subject.open(self.stack)
+            for image in images:
+                subject.detector(image, threshold=subject.floor)
         except NmsfreeError as error:
             self.skipped[name] = str(error).replace(str(subject.file), subject.file.name)
             return False

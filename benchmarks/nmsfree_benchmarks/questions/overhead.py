@@ -8,6 +8,8 @@ Example: nmsfree bench overhead
 
 With the large network: nmsfree bench overhead --large --seconds 60
 
+Your files, ours or adopted: nmsfree bench overhead a.onnx b.onnx
+
 On a GPU: nmsfree bench overhead --device cuda
 """
 
@@ -24,18 +26,18 @@ from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, CallableBackend, RawDetections
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError
-from nmsfree.files import write_atomic
+from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.images import Color, read_image
-from nmsfree.preprocess import Geometry
+from nmsfree.preprocess import Geometry, resized_as
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, device_of, engine_of, ran_in
-from nmsfree_benchmarks.harness.options import CPU, Large, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, Large, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.pictures import FORMATS, Scene, label, make_scenes
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import AIM, Interval, median_ms
-from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
+from nmsfree_benchmarks.harness.subject import Subject, TimedBackend, subjects_of
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Plan, Stopwatch, timed
 from nmsfree_benchmarks.harness.weights import published, trained
@@ -44,7 +46,6 @@ KIND, TITLE, SHORT = "overhead", "What is around the network", "Overhead"
 ASKS = "What does the library add to the bare call of the engine?"
 SIZES = ((256, 256), (480, 640), (720, 1280), (1080, 1920), (2160, 3840))  # height, width
 QUICK_SIZES = ((256, 256), (480, 640), (1080, 1920))
-FORMATS = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 90], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3]}
 SCENES = 4
 PLANS = {  # by group, quick
     ("nano", False): Plan(seconds=75, min_rounds=12, lead_in=2, burst=4),
@@ -53,7 +54,7 @@ PLANS = {  # by group, quick
     ("large", True): Plan(seconds=15, min_rounds=10),
 }
 PARTS = ("preprocess", "engine", "map_back", "python")
-OVERHEAD = "Detector by bare call"
+OVERHEAD, OVER_RESIZE = "Detector by bare call", "Detector by resize and bare call"
 PREPROCESS_LIMIT = 1.5  # ms, a 1080p picture → 512 × 736
 CALL_LIMIT = 1.15  # × the bare call, 640×480 → nano; of ONNX Runtime on the processor
 CALL_SOURCE, PREPROCESS_SOURCE = "640×480", "1920×1080"
@@ -73,9 +74,14 @@ FILE_COLOURS = {"jpg": ("JPEG", "#0072B2"), "png": ("PNG", "#CC79A7")}
 class Options(RunOptions):
     """OpenCV gets as many threads as the engine."""
 
+    files: Files = ()
     large: Large = False
     device: OnDevice = CPU
     sizes: tuple[tuple[int, int], ...] | None = None
+
+    def check(self) -> None:
+        if self.files and self.large:
+            raise InputError("--large is of the bundled models: leave it or the files out")
 
     @property
     def chosen_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -90,7 +96,7 @@ class _TimedGeometry(Geometry):
 
     @classmethod
     def around(cls, geometry: Geometry, watch: Stopwatch) -> "_TimedGeometry":
-        timed_one = cls(geometry.height, geometry.width, geometry.scale_y, geometry.scale_x)
+        timed_one = cls(**vars(geometry))
         object.__setattr__(timed_one, "watch", watch)  # frozen, as its parent is
         return timed_one
 
@@ -136,39 +142,6 @@ def staged_call(detector: StagedDetector) -> Call:
     return call
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One scene in one size: BGR uint8 [h, w, 3], and its files by suffix."""
-
-    image: Image
-    files: dict[str, Path]
-
-
-def label(size: tuple[int, int]) -> str:
-    """As people say it, width first: "1920×1080"."""
-    return f"{size[1]}×{size[0]}"
-
-
-def make_scenes(scenes: Sequence[Image], size: tuple[int, int], folder: Path) -> list[Scene]:
-    """Show each scene in another size, with as many copies as cover it, and write its files.
-
-    Objects keep their size in pixels up to twice, so that a larger picture has more of them.
-    """
-    height, width = size
-    made = []
-    for index, scene in enumerate(scenes):
-        scale = max(1, min(2, round(height / (2 * scene.shape[0]))))
-        tile = np.repeat(np.repeat(scene, scale, axis=0), scale, axis=1)
-        down, right = -(-height // tile.shape[0]), -(-width // tile.shape[1])
-        image = np.ascontiguousarray(np.tile(tile, (down, right, 1))[:height, :width])
-        files = {suffix: folder / f"{label(size)}-{index}{suffix}" for suffix in FORMATS}
-        for suffix, path in files.items():
-            encoded = cv2.imencode(suffix, image, FORMATS[suffix])[1]
-            write_atomic(path, encoded.tobytes(), sync=False)
-        made.append(Scene(image, files))
-    return made
-
-
 def preprocess_detector() -> Detector:
     """What `Detector` does before a network of 512 × 736 pixels, without one."""
 
@@ -179,8 +152,45 @@ def preprocess_detector() -> Detector:
     return Detector(CallableBackend(nothing, spec))
 
 
+def resize_and_bare(detector: Detector, bare: Call) -> Call:
+    """What nobody can do without: the resize by the library that does it, and the engine alone."""
+    resize = timed(lambda image: resized_as(image, detector.spec))
+
+    def call(image: Image) -> Laps:
+        before, after = resize(image), bare(image)
+        assert isinstance(before, Laps) and isinstance(after, Laps)
+        return Laps((before[0] + after[0],), before.processor + after.processor)
+
+    return call
+
+
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Time the networks on pictures of every size."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    dataset = run.val() if options.files else run.digits_val()
+    bases = pictures.read_first(dataset, SCENES)
+    subjects = files_of(options, run) if options.files else bundled(options, run)
+    run.settings |= {"burst": {}, "opencv_threads": cv2.getNumThreads()}
+    rows = 0
+    with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.work) as folder:
+        scenes = {size: make_scenes(bases, size, Path(folder)) for size in options.chosen_sizes}
+        for group, subject in subjects.items():
+            plan = options.timed(PLANS[group if group == "large" else "nano", options.quick])
+            try:
+                records = measure_network(subject, run, bases, scenes, plan, group)
+            except NmsfreeError as error:
+                if not options.files:
+                    raise
+                run.skipped[group] = str(error).replace(str(subject.file), subject.file.name)
+            else:
+                yield from records
+                rows += len(records)
+    if not rows:
+        raise run.nothing()
+
+
+def bundled(options: Options, run: Run) -> dict[str, Subject]:
+    """The nano network and, if it is asked for, the published one, exported."""
     found, skipped = trained(options.weights)
     nano = next((one for one in found if one.name == NANO), None)
     if nano is None:
@@ -191,14 +201,14 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         large = published(LARGE, options.weights, options.work)
         subjects["large"] = Subject(large, engine, options.cores)
     run.export_whole(list(subjects.values()))
-    bases = pictures.read_first(run.digits_val(), SCENES)
-    run.settings |= {"burst": {}, "opencv_threads": cv2.getNumThreads()}
-    options.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.work) as folder:
-        scenes = {size: make_scenes(bases, size, Path(folder)) for size in options.chosen_sizes}
-        for group, subject in subjects.items():
-            plan = options.timed(PLANS[group, options.quick])
-            yield from measure_network(subject, run, bases, scenes, plan, group)
+    return subjects
+
+
+def files_of(options: Options, run: Run) -> dict[str, Subject]:
+    """Files of the user's own, by their names."""
+    run.settings["files"] = [file.stem for file in options.files]
+    engine, threads = engine_of(options.device), options.cores
+    return {own.name: own for own in subjects_of(options.files, engine, threads, options.work)}
 
 
 def measure_network(
@@ -230,6 +240,9 @@ def measure_network(
             name, about = f"{subject.model} {source}", {"call": "detector", "source": source}
             add(name, whole, images, about, parts=PARTS, state=state)
             add(f"{name} bare", bare, images, about | {"call": "bare"}, state=state)
+            if subject.weights is None:
+                both = resize_and_bare(detector, bare)
+                add(f"{name} resize", both, images, about | {"call": "resize"}, state=state)
             for suffix in FORMATS if group == "nano" else ():
                 files = [scene.files[suffix] for scene in made]
                 megabytes = sum(file.stat().st_size for file in files) / len(files) / 1e6
@@ -245,10 +258,12 @@ def measure_network(
 
 
 def ratios(results: Results) -> Iterator[Ratio]:
-    """Every Detector by the bare call on the same picture."""
+    """Every Detector by the bare call on the same picture, of files with the resize, too."""
     for record in results.where(call="detector"):
-        bare = results.record(f"{record.name} bare")
-        yield Ratio.between(record, bare, OVERHEAD, results.burst(record))
+        for call, meaning in (("bare", OVERHEAD), ("resize", OVER_RESIZE)):
+            for other in results.where(call=call, source=record.parameters["source"]):
+                if other.state.model == record.state.model:
+                    yield Ratio.between(record, other, meaning, results.burst(record))
 
 
 @dataclass(frozen=True)
@@ -317,10 +332,12 @@ def models(results: Results) -> dict[str, list[Record]]:
 def tables(results: Results) -> list[Table]:
     """Stages of each model, and decoding."""
     made = []
-    header = (
+    header: tuple[str, ...] = (
         *("source", "resize + pad", "engine", "map back", "Python", "Detector", "bare"),
         "Detector / bare (95 %)",
     )
+    if results.where(call="resize"):
+        header += ("Detector / (resize + bare)",)
     for model, records in models(results).items():
         state = records[0].state
         height, width = state.size
@@ -334,13 +351,15 @@ def tables(results: Results) -> list[Table]:
 
 
 def _row(results: Results, record: Record) -> tuple[str, ...]:
-    ratio = results.ratio_of(OVERHEAD, of=record)
+    ratio, whole = (results.ratio_of(what, of=record) for what in (OVERHEAD, OVER_RESIZE))
+    assert ratio is not None
     return (
         str(record.parameters["source"]) + record.summary.doubt,
         *(f"{ms:.3f}" for ms in record.part_ms.values()),
         f"{record.summary.p50:.3f}",
         f"{results.record(ratio.to).summary.p50:.3f}",
         str(ratio.interval),
+        *([] if whole is None else [str(whole.interval)]),
     )
 
 
@@ -362,7 +381,8 @@ def notes(results: Results) -> list[str]:
     return [
         f"Engine is the backend's call, bare {bare}. Python is what is between the stages: "
         "arguments, thresholds, the answer. Files are read from the system's cache. ! distrusts "
-        "itself: interquartile range above 10 % of the median."
+        "itself: interquartile range above 10 % of the median.",
+        *(["Resize is OpenCV's or Pillow's alone."] if results.where(call="resize") else []),
     ]
 
 
@@ -386,7 +406,10 @@ def draw(results: Results, path: Path) -> None:
         row[0].set_title(f"{model}: Detector(image)", loc="left", fontsize=10)
         row[1].set_title("the same without the engine", loc="left", fontsize=10)
         row[2].set_visible(row is panels[0])
-    _files(panels[0][2], results.where(call="decode"))
+    decoded = results.where(call="decode")
+    panels[0][2].set_visible(bool(decoded))
+    if decoded:
+        _files(panels[0][2], decoded)
     figure.legend(
         handles=plots.patches(COLOURS, LABELS),
         loc="outside upper right",

@@ -8,6 +8,8 @@ Example: nmsfree bench throughput
 
 One model: nmsfree bench throughput --model fcos_e2e_nano --seconds 60
 
+Your files, ours or adopted: nmsfree bench throughput a.onnx b.onnx
+
 On a GPU: nmsfree bench throughput --device tensorrt-rtx
 """
 
@@ -22,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from nmsfree.detector import Detector
+from nmsfree.errors import InputError
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import ENGINES, device_of, engine_of, on_gpu, ran_in
-from nmsfree_benchmarks.harness.options import CPU, Models, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, Models, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import paired_ratio, percentile
-from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Laps, Plan, Rounds
 from nmsfree_benchmarks.harness.weights import choose
@@ -57,8 +60,13 @@ LABELS = {"streams": "parallel streams, one image a call", "batch": "images of a
 class Options(RunOptions):
     """Each model has one engine thread and `cores` of them; a GPU has no such threads."""
 
+    files: Files = ()
     model: Models = None
     device: OnDevice = CPU
+
+    def check(self) -> None:
+        if self.files and self.model:
+            raise InputError("--model chooses among the bundled models: leave it or the files out")
 
     @property
     def engine_threads(self) -> list[int]:
@@ -163,41 +171,60 @@ class Load:
 
 
 def measure(options: Options, run: Run) -> list[Record]:
-    """Time every model, with one and with all engine threads, under every load.
+    """Time every model, with one and with all engine threads, under every load."""
+    dataset = run.val() if options.files else run.digits_val()
+    images = pictures.read_first(dataset, PICTURES)
+    subjects = files_of(options, run, images) if options.files else bundled(options, run)
+    window = QUICK_WINDOW if options.quick else WINDOW
+    loads = [
+        Load(subject, batch, streams, images, window)
+        for subject, only in subjects
+        for batch, streams in options.loads()
+        if only in (None, batch)
+    ]
+    plan = options.timed(QUICK_PLAN if options.quick else PLAN)
+    rounds = run.time({load.name: load for load in loads}, images, plan)
+    run.settings |= {"burst": 1, "window_s": window}
+    return [load.record(rounds) for load in loads]
+
+
+Subjects = list[tuple[Subject, int | None]]  # open ones, each for one batch or for all of them
+
+
+def bundled(options: Options, run: Run) -> Subjects:
+    """The trained models, exported and opened.
 
     On the processor a model has one file for all batches. Elsewhere each batch has its own, as it
     is deployed: compilers and CUDA graphs want shapes that are fixed.
     """
     found, run.skipped = choose(options.weights, options.model, MODELS)
-    images = pictures.read_first(run.digits_val(), PICTURES)
-    engine, on_cpu = engine_of(options.device), options.device == CPU
-    batches = [None] if on_cpu else sorted({batch for batch, _ in options.loads()})
-    subjects = {
-        (weights.name, threads, batch): Subject(weights, engine, threads, batch=batch)
+    engine = engine_of(options.device)
+    batches: list[int | None] = [None]
+    if options.device != CPU:
+        batches = [*sorted({batch for batch, _ in options.loads()})]
+    subjects = [
+        Subject(weights, engine, threads, batch=batch)
         for weights in found
         for threads in options.engine_threads
         for batch in batches
-    }
-    run.export_whole(list(subjects.values()))
-    window = QUICK_WINDOW if options.quick else WINDOW
-    loads = [
-        Load(
-            subjects[weights.name, threads, None if on_cpu else batch],
-            batch,
-            streams,
-            images,
-            window,
-        )
-        for weights in found
-        for threads in options.engine_threads
-        for batch, streams in options.loads()
     ]
-    for subject in subjects.values():
-        subject.open(run.stack)
-    plan = options.timed(QUICK_PLAN if options.quick else PLAN)
-    rounds = run.time({load.name: load for load in loads}, images, plan)
-    run.settings |= {"burst": 1, "window_s": window}
-    return [load.record(rounds) for load in loads]
+    run.export_whole(subjects)
+    return [(subject.open(run.stack), subject.batch) for subject in subjects]
+
+
+def files_of(options: Options, run: Run, images: Sequence[Image]) -> Subjects:
+    """Files of the user's own, opened; what is no detector is skipped."""
+    run.settings["files"] = [file.stem for file in options.files]
+    engine = engine_of(options.device)
+    subjects = [
+        subject
+        for threads in options.engine_threads
+        for subject in subjects_of(options.files, engine, threads, options.work)
+        if run.open(subject, f"{subject.name} threads {threads}", images)
+    ]
+    if not subjects:
+        raise run.nothing()
+    return [(subject, None) for subject in subjects]
 
 
 def ratios(results: Results) -> Iterator[Ratio]:
@@ -351,7 +378,11 @@ def notes(results: Results) -> list[str]:
         "with one image a call. CPU ms is the processor time of an image, with what the engine's "
         "threads spend waiting. ! distrusts itself: interquartile range of its windows above 10 % "
         "of the median.",
-        *([] if device_of(results) == CPU else ["Every batch has a file of its own."]),
+        *(
+            []
+            if device_of(results) == CPU or "files" in results.settings
+            else ["Every batch has a file of its own."]
+        ),
     ]
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, version_converter
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import one_line
@@ -25,13 +25,12 @@ from nmsfree.backends.rows import Rows, match
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
-from nmsfree.errors import GateError, ModelError
+from nmsfree.errors import GateError, InputError, ModelError
+from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
 from nmsfree.preprocess import Geometry
 from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export.adopt import (
-    reference,
-)
+from nmsfree_export.adopt import reference
 from nmsfree_export.adopt.find import Trial, find_preprocessing
 from nmsfree_export.adopt.foreign import (
     ADOPT_DEFAULTS,
@@ -39,6 +38,7 @@ from nmsfree_export.adopt.foreign import (
     File,
     Foreign,
 )
+from nmsfree_export.adopt.nms_effect import NmsEffect, measure_effect
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
 from nmsfree_export.adopt.reference import Original
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
@@ -47,7 +47,8 @@ from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import check_graph
 from nmsfree_export.verify.parity import FAR, Pictures, bundled_pictures, load_images
 
-OLDEST_OPSET, NEWEST_OPSET = 16, 20
+OLDEST_OPSET, NEWEST_OPSET = 16, 18  # as found; others are converted to the newest
+READ_OPSET = 21  # up to which every engine reads a file that cannot be converted
 MOST_BYTES = 2 << 30
 TOGETHER = 4  # pictures in a run of a file of dynamic batch
 SMALL = 2  # pixels: boxes of 0 … 1 that are taken for pixels
@@ -96,6 +97,7 @@ class AdoptReport:
     foreign: Foreign
     adoption: Adoption
     trials: Sequence[Trial]  # best first; empty where no labelled pictures were given
+    nms_effect: NmsEffect | None  # None where it was not asked for
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,10 +109,13 @@ class AdoptReport:
             "resize": asdict(self.spec.resize),
             "classes": len(self.spec.class_names),
             "top_k": self.spec.top_k,
+            "size": [self.spec.height, self.spec.width],
+            "size_step": self.spec.size_step,
             "canary_rows": self.spec.canary and len(self.spec.canary.values()),
             "provenance": dict(self.spec.provenance),
             "adoption": asdict(self.adoption),
             "preprocessing": [trial.to_json() for trial in self.trials],
+            "nms_effect": self.nms_effect and self.nms_effect.to_json(),
         }
 
 
@@ -121,6 +126,7 @@ def adopt_onnx(
     images: Path | None = None,
     labelled: DetectionDataset | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    check: DetectionDataset | None = None,
 ) -> AdoptReport:
     """Recognise, rewrite and compare a file; it appears under its name only if all passed.
 
@@ -128,10 +134,12 @@ def adopt_onnx(
         images: folder of pictures to compare on; None takes bundled ones.
         labelled: how the file is fed and read is found on these, see `find_preprocessing`; its
             class names are taken for those of a file that carries none.
+        check: what NMS does to AP and duplicates is measured on these.
 
     Raises:
         InputError: the file is not recognised, or an option is missing or does not fit.
         ModelError: it is no ONNX file.
+        DataError: `check` has other classes than the file.
         GateError: the adopted file does not say what the original says; nothing is written.
     """
     data = read_bytes(path, MOST_BYTES, ModelError)
@@ -146,30 +154,72 @@ def adopt_onnx(
     spec = make_adopted_spec(file, foreign, options, hashlib.sha256(data).hexdigest())
     half = original.dtypes[foreign.images] == np.float16
     spec = replace(spec, precision="fp16" if half else "fp32")
-    adopted = rewrite(model, foreign, spec)
-    check_graph(adopted, spec)
+    if check is not None:
+        _check_comparable(foreign, spec, check)
     pictures = [*load_images(images)] if images else bundled_pictures()
-    ties = 0 if spec.nms is None else TIES
+    effect = None
     with temporary_folder() as folder:
-        part = folder / "adopted.part"
-        part.write_bytes(adopted.SerializeToString())
-        adoption = compare(original, part, foreign, pictures, progress)
-        enforce(adoption, *((HALF_SCORE, HALF_BOX) if half else (SCORE, BOX)), ties)
+        part, without = folder / "adopted.part", folder / "without.part"
+        forms = forms_of(path, model)
+        form, adopted, adoption = _first_that_passes(
+            forms, original, foreign, spec, pictures, part, progress
+        )
+        if check is not None:
+            plain = rewrite(form.model, replace(foreign, nms=None), replace(spec, nms=None))
+            without.write_bytes(plain.SerializeToString())
+            effect = measure_effect(without, part, check, progress)
         with closing(OnnxRuntimeBackend(part)) as backend:
             spec = with_canary(spec, backend)
     describe(adopted, spec)
     content: bytes = adopted.SerializeToString()
     write_atomic(out, content)
-    return AdoptReport(
-        out, hashlib.sha256(content).hexdigest(), len(content), spec, foreign, adoption, trials
-    )
+    digest = hashlib.sha256(content).hexdigest()
+    foreign = replace(foreign, concluded=(*foreign.concluded, *form.concluded))
+    return AdoptReport(out, digest, len(content), spec, foreign, adoption, trials, effect)
+
+
+class Form(NamedTuple):
+    """A file as it is, or with its operators of another version, and what is said of that."""
+
+    model: ModelProto
+    concluded: tuple[tuple[str, str], ...] = ()
+
+
+def _first_that_passes(
+    forms: Sequence[Form],
+    original: Original,
+    foreign: Foreign,
+    spec: ModelSpec,
+    pictures: Pictures,
+    part: Path,
+    progress: Callable[[str], None],
+) -> tuple[Form, ModelProto, Adoption]:
+    """The first form whose rewriting says what the original says; it is written to `part`."""
+    limits = (HALF_SCORE, HALF_BOX) if spec.precision == "fp16" else (SCORE, BOX)
+    ties = 0 if spec.nms is None else TIES
+    failures: list[Exception] = []
+    for form in forms:
+        adopted = rewrite(form.model, foreign, spec)
+        part.write_bytes(adopted.SerializeToString())
+        try:
+            check_graph(adopted, spec)
+            adoption = compare(original, part, foreign, pictures, progress)
+            enforce(adoption, *limits, ties)
+            if foreign.size_step is not None:
+                other = replace(foreign, size=reference.larger(foreign))
+                enforce(compare(original, part, other, pictures, progress), *limits, ties)
+        except (GateError, ModelError) as error:
+            failures.append(error)
+        else:
+            return form, adopted, adoption
+    raise failures[0]
 
 
 def load_model(path: Path, data: bytes) -> ModelProto:
     """Read an ONNX file of standard operators.
 
     Raises:
-        ModelError: it is none, or of an opset that is not adopted.
+        ModelError: it is none.
     """
     if not data:
         raise ModelError(f"{path}: is empty, expected an ONNX file")
@@ -189,12 +239,47 @@ def load_model(path: Path, data: bytes) -> ModelProto:
         raise ModelError(
             f"{path}: has operators of {', '.join(sorted(used))}, expected standard ones"
         )
-    if not OLDEST_OPSET <= opset_of(model) <= NEWEST_OPSET:
-        raise ModelError(
-            f"{path}: opset {opset_of(model)}, expected {OLDEST_OPSET} to {NEWEST_OPSET}: export it"
-            " again with opset 17 or 18"
-        )
     return model
+
+
+def forms_of(path: Path, model: ModelProto) -> list[Form]:
+    """The forms of a file that may be adopted, best first.
+
+    That is the file of an opset from 16 to 18 as it is; another one converted to 18 and, where that
+    is newer and does not succeed, as it is: ONNX Runtime's CUDA provider lacks some of the newer
+    operators in many releases.
+
+    Raises:
+        ModelError: it is of an opset that cannot be converted and is not adopted as it is.
+    """
+    opset = opset_of(model)
+    if OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        return [Form(model)]
+    forms, why = [], "it answers otherwise then"
+    try:
+        converted = version_converter.convert_version(model, NEWEST_OPSET)
+        forms.append(Form(converted, (("opset", f"{opset}, converted to {NEWEST_OPSET}"),)))
+    except (RuntimeError, version_converter.ConvertError) as error:
+        why = one_line(error)
+    if NEWEST_OPSET < opset <= READ_OPSET:
+        said = f"{opset}, not converted to {NEWEST_OPSET}: {why}"
+        forms.append(Form(model, (("opset", said),)))
+    if not forms:
+        raise ModelError(
+            f"{path}: opset {opset}, expected {OLDEST_OPSET} to {NEWEST_OPSET}, and it cannot be"
+            f" converted ({why}): export it again with opset 17 or 18"
+        )
+    return forms
+
+
+def _check_comparable(foreign: Foreign, spec: ModelSpec, check: DetectionDataset) -> None:
+    """Refuse to compare with and without NMS what has none, or has its own."""
+    if spec.nms is None or foreign.own_nms:
+        raise InputError(
+            "--check-data compares the file without NMS and with it: give --nms plain, for a file"
+            " that has none of its own"
+        )
+    category_ids_of(spec.class_names, check)
 
 
 def compare(
@@ -213,7 +298,7 @@ def compare(
     seen: set[float] = set()
     with closing(OnnxRuntimeBackend(adopted)) as backend:
         spec = backend.spec
-        for name, picture, geometry, have in _adopted_rows(backend, pictures):
+        for name, picture, geometry, have in _adopted_rows(backend, pictures, foreign.size):
             progress(f"comparing: {name}")
             want = original.answer(foreign, picture, spec)
             a, b = (Rows(*side, _cut(side, spec)) for side in (want, have))
@@ -240,10 +325,10 @@ def compare(
 
 
 def _adopted_rows(
-    backend: OnnxRuntimeBackend, pictures: Pictures
+    backend: OnnxRuntimeBackend, pictures: Pictures, size: tuple[int, int]
 ) -> Iterator[tuple[str, NDArray[np.uint8], Geometry, reference.Rows]]:
     """Name, picture, geometry, and all rows in the picture's pixels."""
-    detector = Detector(backend)
+    detector = Detector(backend, size=size)
     starts = [0, *range(1, len(pictures), backend.spec.batch or TOGETHER)]
     for start, end in zip(starts, [*starts[1:], len(pictures)], strict=True):
         chunk = pictures[start:end]

@@ -4,6 +4,7 @@ Sorted triples (labels, boxes, scores) of RT-DETR, D-FINE, DEIM and DEIMv2; boxe
 RF-DETR and LW-DETR (dets, labels), and of other exports (logits and pred_boxes).
 """
 
+from nmsfree.errors import InputError
 from nmsfree_export.adopt.foreign import (
     RESIZES,
     AdoptOptions,
@@ -23,11 +24,15 @@ BOXES = ("dets", "pred_boxes", "boxes")
 MOST_ROWS = 300
 
 
+NOT_SAID = ("normalize", "resize", "boxes")  # by files of no project that is known
+
+
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
     Raises:
-        InputError: class names, or the place of the background, must be told.
+        InputError: class names, or the place of the background, must be told; of raw logits of no
+            known project more than that.
     """
     boxes = next((name for name in BOXES if name in file.outputs), None)
     logits = next((name for name in LOGITS if name in file.outputs), None)
@@ -44,7 +49,10 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         classes = classes_of(file, options)
         said = "labels, boxes and scores, sorted, by orig_target_sizes"
     else:
-        family = "RF-DETR or LW-DETR" if rf_detr else "a detection transformer with raw logits"
+        family = "RF-DETR or LW-DETR"
+        if not rf_detr:
+            family = "a detection transformer with raw logits"
+            _check_told(file, options)
         output = Output("dense", (boxes, logits), "cxcywh-share", logits=True)
         width = count_of(file, logits, 2)
         classes = classes_of(file, options, width=width)
@@ -72,3 +80,13 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         threshold=THRESHOLD,
         head="queries",
     )
+
+
+def _check_told(file: File, options: AdoptOptions) -> None:
+    missing = [f"--{name}" for name in NOT_SAID if getattr(options, name) is None]
+    if missing:
+        raise InputError(
+            f"{file.path}: is of no project that is known by its outputs, and does not say how it"
+            f" is fed and read: give {', '.join(missing)}, or labelled pictures with"
+            " --find-preprocessing"
+        )

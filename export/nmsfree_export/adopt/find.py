@@ -91,7 +91,11 @@ def find_preprocessing(
     def usual(trial: Trial) -> int:
         """How much of it is what is concluded without labels."""
         concluded = replace(options, background=trial.options.background, names=trial.options.names)
-        own, tried = (recognize(file, told) for told in (concluded, trial.options))
+        try:
+            own = recognize(file, concluded)
+        except InputError:  # nothing is concluded of a file of no known project
+            return 0
+        tried = recognize(file, trial.options)
         fields = ("resize", "normalize", "output", "bgr")
         return sum(getattr(own, name) == getattr(tried, name) for name in fields)
 
@@ -109,9 +113,15 @@ def variants(file: File, options: AdoptOptions) -> list[AdoptOptions]:
     if options.background is None:
         slots += ["first", "last"]
     kinds, refusal = {}, None
+    some = replace(  # files of no known project want all of them told
+        options,
+        resize=options.resize or "stretch",
+        normalize=options.normalize or "unit",
+        boxes=options.boxes or "cxcywh-share",
+    )
     for slot in slots:
         try:
-            kinds[slot] = recognize(file, replace(options, background=slot)).output.kind
+            kinds[slot] = recognize(file, replace(some, background=slot)).output.kind
         except InputError as error:
             refusal = error
     if refusal is not None and not kinds:

@@ -25,6 +25,7 @@ Sizes = tuple[int | str, ...]
 
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of values in 0 … 1
 GREY = (114, 114, 114)
+SIZE_STEP = 32  # pixels: the largest stride of these networks
 OTHER_INPUTS = {"orig_target_sizes", "im_shape", "scale_factor", "pixel_mask"}
 SPARSE_COCO = 91  # columns: COCO's own ids, eleven of which no category has
 # Each as `--resize` has it; all with OpenCV's linear interpolation but the antialiased one.
@@ -50,7 +51,7 @@ class AdoptOptions:
     )
     size: Annotated[
         tuple[int, int] | None,
-        _TOLD("Input size of a file of dynamic size.", metavar="H W", min=1, max=16384),
+        _TOLD("Pins the size of a file of dynamic size.", metavar="H W", min=1, max=16384),
     ] = None
     normalize: Annotated[
         Normalization | None,
@@ -137,7 +138,9 @@ class Foreign:
         rows: of the output, unless told.
         head: of the description, see `ModelSpec`.
         nms: that the adopted file has; None where it needs none.
+        own_nms: the graph has it already.
         batch: pictures in a run; None where any number runs.
+        size_step: see `ModelSpec`.
     """
 
     family: str
@@ -156,14 +159,16 @@ class Foreign:
     queries: int | None = None
     head: Head = "o2o"
     nms: NmsSpec | None = None
+    own_nms: bool = False
     bgr: bool = False
     batch: int | None = None
+    size_step: int | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def candidates_of(foreign: Foreign, spec: ModelSpec) -> int:
     """How many rows are chosen from the file's outputs: those of the result, or what enters NMS."""
-    if spec.nms is None:
+    if spec.nms is None or foreign.own_nms:
         return spec.top_k
     most = foreign.rows
     if foreign.output.kind == "dense" and foreign.queries is not None:

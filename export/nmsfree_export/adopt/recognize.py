@@ -13,7 +13,15 @@ from nmsfree_export.adopt import (
     paddle,
     ultralytics,
 )
-from nmsfree_export.adopt.foreign import OTHER_INPUTS, RESIZES, AdoptOptions, File, Foreign
+from nmsfree_export.adopt.foreign import (
+    OTHER_INPUTS,
+    RESIZES,
+    SIZE_STEP,
+    AdoptOptions,
+    File,
+    Foreign,
+    known,
+)
 from nmsfree_export.verify.allowed import ADOPTED
 
 # The last one knows a file by its outputs alone.
@@ -55,10 +63,16 @@ def recognize(file: File, options: AdoptOptions, source: str = "as told") -> For
         if (value := getattr(options, name)) is not None
     }
     concluded = {**dict(found.concluded), **{k: f"{v}, {source}" for k, v in told.items()}}
+    # Inputs beside the picture are of its size, and become constants.
+    sides = [known(side) for side in file.inputs[found.images][2:4]]
+    any_size = options.size is None and sides == [None, None] and len(file.inputs) == 1
     nms = options.nms.spec(NmsSpec(iou=0.7)) if options.nms.given else None
+    own_nms = found.nms is not None
     return replace(
         found,
-        nms=nms,
+        nms=found.nms if own_nms else nms,
+        own_nms=own_nms,
+        size_step=SIZE_STEP if any_size else None,
         concluded=tuple(concluded.items()),
         resize=RESIZES[told["resize"]] if "resize" in told else found.resize,
         normalize=told.get("normalize", found.normalize),
@@ -75,11 +89,13 @@ def make_adopted_spec(
     Raises:
         InputError: more rows are wanted than there are.
     """
-    top_k = options.top_k or foreign.rows
-    most = foreign.rows if foreign.output.kind != "dense" else None
-    if foreign.queries is not None and most is None:
+    most = foreign.rows
+    if foreign.output.kind == "dense" and foreign.queries is not None:
         most = foreign.queries * len(foreign.columns)
-    if most is not None and top_k > most:
+    if foreign.nms is not None and foreign.nms.candidates is not None:
+        most = min(most, foreign.nms.candidates)
+    top_k = options.top_k or min(foreign.rows, most)
+    if top_k > most:
         raise InputError(f"--top-k is {top_k}, but the file has {most} rows at most")
     height, width = foreign.size
     floor = options.score_floor
@@ -89,6 +105,7 @@ def make_adopted_spec(
         height=height,
         width=width,
         batch=foreign.batch,
+        size_step=foreign.size_step,
         class_names=foreign.class_names,
         category_ids=foreign.category_ids,
         top_k=top_k,

@@ -41,14 +41,18 @@ class Rows(NamedTuple):
         return Rows(self.boxes[order], self.scores[order], self.classes[order])
 
     def without_duplicates(self, iou: float, floor: float) -> "Rows":
-        """What greedy NMS leaves of sorted rows above the floor, class by class."""
+        """What greedy NMS leaves of sorted rows above the floor, class by class.
+
+        It takes a box's corners in either order, as ONNX's operator.
+        """
         kept: list[int] = []
+        first, second = self.boxes[:, :2], self.boxes[:, 2:]
+        lows, highs = np.minimum(first, second), np.maximum(first, second)
+        areas = np.prod(highs - lows, axis=1)
         for i in np.flatnonzero(self.scores > floor):
             others = [j for j in kept if self.classes[j] == self.classes[i]]
-            low = np.maximum(self.boxes[others, :2], self.boxes[i, :2])
-            high = np.minimum(self.boxes[others, 2:], self.boxes[i, 2:])
+            low, high = np.maximum(lows[others], lows[i]), np.minimum(highs[others], highs[i])
             shared = np.prod(np.clip(high - low, 0, None), axis=1)
-            areas = np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
             if not (shared > iou * (areas[others] + areas[i] - shared)).any():
                 kept.append(int(i))
         return Rows(self.boxes[kept], self.scores[kept], self.classes[kept])
@@ -68,7 +72,7 @@ class Original:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = path
         self._queries: int | None = None
-        self._several: bool | None = None
+        self._tried: dict[tuple[tuple[int, int], int], bool] = {}  # size, batch → runs
         with self._told():
             self.session = make_session(data)
             inputs = self.session.get_inputs()
@@ -95,20 +99,25 @@ class Original:
         if spec is None:
             return found
         found = found.best(candidates_of(foreign, spec))
-        if spec.nms is not None:
+        if spec.nms is not None and not foreign.own_nms:
             found = found.without_duplicates(spec.nms.iou, float(np.float32(spec.score_floor)))
         return found.best(spec.top_k).clipped(picture)
 
     def complete(self, foreign: Foreign) -> Foreign:
-        """Say what only running tells: its queries, and whether a batch of several really runs."""
+        """Say what only running tells: its queries, and whether what is said to be dynamic is."""
         black = np.zeros((64, 64, 3), np.uint8)
         batch, said = self.sizes[foreign.images][0], foreign.concluded
         if not isinstance(batch, int):
             batch = None
-            if self._several is None:
-                self._several = self._runs(foreign, black, 2)
-            if not self._several:
+            if not self._runs(foreign, black, 2):
                 batch, said = 1, (*said, ("batch", "1: said to be dynamic, but it refuses 2"))
+        if foreign.size_step is not None:
+            (height, width), step = foreign.size, foreign.size_step
+            about = f"any multiple of {step}, usually {height} × {width}"
+            if not self._runs(replace(foreign, size=larger(foreign)), black, batch or 1):
+                foreign = replace(foreign, size_step=None)
+                about = f"{height} × {width}: said to be dynamic, but it refuses others"
+            said = (*said, ("size", about))
         foreign = replace(foreign, batch=batch, concluded=said)
         if foreign.output.kind != "dense" or foreign.queries is not None:
             return foreign
@@ -119,11 +128,15 @@ class Original:
         return replace(foreign, queries=self._queries, rows=rows)
 
     def _runs(self, foreign: Foreign, picture: NDArray[np.uint8], batch: int) -> bool:
-        try:
-            answer(self.run, foreign, picture, batch)
-        except ModelError:
-            return False
-        return True
+        tried = foreign.size, batch
+        if tried not in self._tried:
+            try:
+                answer(self.run, foreign, picture, batch)
+            except ModelError:
+                self._tried[tried] = False
+            else:
+                self._tried[tried] = True
+        return self._tried[tried]
 
     def run(self, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         feed = {name: feed[name].astype(self.dtypes[name]) for name in self.dtypes}
@@ -136,6 +149,12 @@ class Original:
             yield
         except vendor_errors() as error:
             raise ModelError(f"{self.path}: does not run as it is ({one_line(error)})") from None
+
+
+def larger(foreign: Foreign) -> tuple[int, int]:
+    """Another size of a file of dynamic size, of another aspect."""
+    step = foreign.size_step or 0
+    return foreign.size[0] + step, foreign.size[1] + 3 * step
 
 
 def answer(run: Run, foreign: Foreign, image: NDArray[np.uint8], batch: int = 1) -> Rows:

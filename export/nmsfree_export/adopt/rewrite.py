@@ -54,7 +54,8 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     read = {"dense": _from_dense, "sorted": _from_sorted}.get(foreign.output.kind, _from_rows)
     count = candidates_of(foreign, spec)
     boxes, scores, classes = read(behind, found, foreign, replace(spec, top_k=count))
-    if spec.nms is None:
+    plain_end = spec.nms is None or foreign.own_nms
+    if plain_end:
         _add_outputs(behind, boxes, scores, classes, spec)
     else:
         for name, value in zip(CANDIDATES, (boxes, scores, classes), strict=True):
@@ -67,7 +68,7 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     for name, (kind, shape) in images_of(spec, n).items():
         element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         graph.input.append(helper.make_tensor_value_info(name, element, shape))
-    if spec.nms is None:
+    if plain_end:
         set_outputs(adopted, outputs_of(spec, n))
     else:
         candidates = zip(CANDIDATES, ("float32", "float32", "int64"), ((4,), (), ()), strict=True)
@@ -245,15 +246,14 @@ def _corners(add: Nodes, boxes: str, foreign: Foreign, spec: ModelSpec) -> str:
         half = add("Mul", size, add.of(0.5, np.float32))
         boxes = add("Concat", add("Sub", centre, half), add("Add", centre, half), axis=2)
     if share:
-        boxes = add("Mul", boxes, add.of([spec.width, spec.height] * 2, np.float32))
+        boxes = add("Mul", boxes, add.limit(spec))
     return boxes
 
 
 def _add_outputs(add: Nodes, boxes: str, scores: str, classes: str, spec: ModelSpec) -> None:
     """The four outputs of the contract."""
-    limit = add.of([spec.width, spec.height] * 2, np.float32)
     above = add("Max", boxes, add.of(0, np.float32))
-    add("Min", above, limit, name="detection_boxes")
+    add("Min", above, add.limit(spec), name="detection_boxes")
     add("Identity", scores, name="detection_scores")
     add("Cast", classes, name="detection_classes", to=INT32)
     counted = add("Greater", scores, add.of(spec.score_floor, np.float32))

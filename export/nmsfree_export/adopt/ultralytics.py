@@ -6,9 +6,11 @@ here comes from their code. The files are AGPL, and stay so.
 
 import ast
 
+from onnx import numpy_helper
+
 from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
-from nmsfree.spec import Head
+from nmsfree.spec import Head, NmsSpec
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
     RESIZES,
@@ -44,7 +46,9 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     names = _names(file, options)
     found, detr, said = _output(file, options, len(names))
     rows = axis_of(file, found.names[0], 2 if found.columns_first else 1)
-    head: Head = "queries" if detr else "o2m" if found.columns_first else "o2o"
+    own_nms = _own_nms(file)
+    o2m = found.columns_first or own_nms is not None
+    head: Head = "queries" if detr else "o2m" if o2m else "o2o"
     resize = "stretch" if detr else "letterbox"
     dense = found.kind == "dense"
     return Foreign(
@@ -67,6 +71,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         queries=known(rows),
         threshold=THRESHOLD,
         head=head,
+        nms=own_nms,
         provenance={
             key: shown(entries[key], 400)
             for key in ("description", "author", "version", "license")
@@ -84,7 +89,7 @@ def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bo
         raise InputError(f"{file.path}: output '{output}' has the sizes {list(sizes)}, expected 3")
     if sizes[2:] == (6,):
         if file.has("NonMaxSuppression"):
-            raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}")
+            return _with_own_nms(file, options)
         detr = file.metadata.get("head") == "RTDETRDecoder" or deformable
         found = Output("rows", (output,), "cxcywh-share" if detr else "xyxy")
         return found, detr, "rows of box, score and class"
@@ -98,6 +103,36 @@ def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bo
         f"{file.path}: output {list(sizes)} is not NMS-free, it has a box for every cell:"
         f" {_NMS_FREE}, or adopt it as an NMS baseline with --nms plain"
     )
+
+
+def _with_own_nms(file: File, options: AdoptOptions) -> tuple[Output, bool, str]:
+    """A file that was exported with `nms=True` is a baseline as it is.
+
+    Raises:
+        InputError: it is not asked for as one, or with other NMS than its own.
+    """
+    given = options.nms
+    if given.nms == "operator" and given.nms_iou is None:
+        return Output("rows", tuple(file.outputs)[:1]), False, "rows that its own NMS left"
+    advice = "or adopt it as an NMS baseline as it is, with --nms operator"
+    if given.given:
+        advice = (
+            "with another NMS only what has none is adopted: export with nms=None, and adopt that"
+            " with --nms plain; or take its own, with --nms operator alone"
+        )
+    raise InputError(f"{file.path}: holds NonMaxSuppression: {_NMS_FREE}, {advice}")
+
+
+def _own_nms(file: File) -> NmsSpec | None:
+    """The NMS in a graph; its IoU is 0.7, the package's own, where the node does not say it."""
+    graph = file.model.graph
+    node = next((n for n in graph.node if n.op_type == "NonMaxSuppression"), None)
+    if node is None:
+        return None
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    values |= {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    iou = values.get(node.input[3]) if len(node.input) > 3 else None
+    return NmsSpec(iou=0.7 if iou is None else float(numpy_helper.to_array(iou).item()))
 
 
 def _names(file: File, options: AdoptOptions) -> tuple[str, ...]:

@@ -40,6 +40,10 @@ class AdoptCommand:
             metavar="DATA",
         ),
     ] = None
+    check_data: Annotated[
+        Path | None,
+        Option("Labelled pictures: AP and duplicates without --nms and with it.", metavar="DATA"),
+    ] = None
     split: Annotated[str, Option("Which split of them.")] = "val"
     json_out: JsonOption = None
 
@@ -60,9 +64,12 @@ def run_adopt(asked: AdoptCommand) -> None:
     nmsfree adopt rfdetr.onnx --names names.txt --background last
 
     nmsfree adopt unknown.onnx --find-preprocessing data/mine
+
+    nmsfree adopt yolo11n.onnx --nms plain --check-data data/mine
     """
     from rich.console import Console
 
+    from nmsfree.cli.progress import told_steps
     from nmsfree.datasets.formats.folder import load_dataset
     from nmsfree.datasets.image_files import images_below
     from nmsfree.files import check_outputs, write_json
@@ -73,17 +80,12 @@ def run_adopt(asked: AdoptCommand) -> None:
         raise InputError(f"output is {out}, expected a name that ends in .onnx")
     inputs = [asked.file, *(images_below(asked.images) if asked.images else [])]
     check_outputs([out, asked.json_out], inputs)
-    labelled = load_dataset(asked.find, asked.split) if asked.find else None
+    labelled, check = (
+        load_dataset(data, asked.split) if data else None for data in (asked.find, asked.check_data)
+    )
     console = Console(stderr=True)
-    with console.status("adopting") as status:
-        report = adopt_onnx(
-            asked.file,
-            out,
-            asked.options,
-            asked.images,
-            labelled,
-            lambda step: status.update(f"{shown(step)} …"),
-        )
+    with told_steps("adopting", console) as tell:
+        report = adopt_onnx(asked.file, out, asked.options, asked.images, labelled, tell, check)
     _show(report, console)
     write_json(asked.json_out, report.to_json())
 
@@ -105,15 +107,18 @@ def _show(report: "AdoptReport", console: "Console") -> None:
         table.add_row("✓", "NMS-free", "no NMS, loop or branch in the graph")
     else:
         form = f"plain operators, {nms.steps} steps" if nms.steps else "the operator"
+        form += ", the file's own" if report.foreign.own_nms else ""
         table.add_row("", "NMS baseline", f"{form}, IoU {nms.iou:g}")
     table.add_row("✓", "same detections as the original", Text(str(report.adoption)))
+    if report.nms_effect is not None:
+        table.add_row("", "without NMS → with it", Text(shown(report.nms_effect, 400)))
     console.print(table)
     usual = ", the project's usual one" if spec.threshold == report.foreign.threshold else ""
     licence = spec.provenance.get("license", "not said by the file: see its project")
+    size = f"{spec.height} × {spec.width}{' or other' if spec.size_step else ''}"
     for line in (
-        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows, {spec.height} ×"
-        f" {spec.width}, batch {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, sha256"
-        f" {report.sha256[:12]}",
+        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows, {size}, batch"
+        f" {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
         f"licence of the weights: {shown(licence)}",
         f"threshold {spec.threshold:g}{usual}; `nmsfree eval` measures yours",
     ):

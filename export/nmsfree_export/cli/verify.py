@@ -33,10 +33,9 @@ def run_verify(options: VerifyOptions) -> None:
     from nmsfree.datasets.image_files import images_below
     from nmsfree.files import check_outputs, write_json
     from nmsfree_export.verify.compare import compare_models, open_pair, sides_of
-    from nmsfree_export.verify.parity import load_images
+    from nmsfree_export.verify.parity import pictures_for
 
     console = Console(stderr=True)
-    pictures = load_images(options.images)
     dataset = None if options.data is None else load_dataset(options.data, options.split or "val")
     inputs = [options.a, options.b, *(dataset.files() if dataset else ())]
     inputs += images_below(options.images) if options.images else []
@@ -46,6 +45,7 @@ def run_verify(options: VerifyOptions) -> None:
         for name, side, backend in zip("ab", sides, opened, strict=True):
             line = f"{name}  {side.describe(backend)}"
             console.print(shown(line), highlight=False, markup=False, soft_wrap=True)
+        pictures = pictures_for(opened[1].spec, options.images)
         outcome = compare_models(options, opened, pictures, dataset, status.update)
     try:
         _show(outcome, console)

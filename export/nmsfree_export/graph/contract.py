@@ -17,7 +17,8 @@ Ports = dict[str, tuple[str, tuple[Any, ...]]]  # name → type as numpy spells 
 
 def images_of(spec: ModelSpec, n: Any) -> Ports:
     """The input of a file, for `n` images."""
-    return {"images": ("uint8", (n, spec.height, spec.width, 3))}
+    sides = ("height", "width") if spec.size_step else (spec.height, spec.width)
+    return {"images": ("uint8", (n, *sides, 3))}
 
 
 def outputs_of(spec: ModelSpec, n: Any) -> Ports:
@@ -43,6 +44,14 @@ def port_of(value: ValueInfoProto) -> tuple[str, str, tuple[Any, ...]]:
 def batch_of(model: ModelProto) -> int:
     """The fixed batch size of a graph, or 1."""
     return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+
+
+def pinned(model: ModelProto, spec: ModelSpec) -> ModelSpec:
+    """Give a graph of dynamic size its usual one, in place; returns what describes it then."""
+    sides = model.graph.input[0].type.tensor_type.shape.dim[1:3]
+    for side, pixels in zip(sides, (spec.height, spec.width), strict=True):
+        side.dim_value = pixels
+    return replace(spec, size_step=None)
 
 
 def describe(model: ModelProto, spec: ModelSpec) -> None:

@@ -44,10 +44,13 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
         "nms_axis2": np.array([2], np.int64),
         "nms_zero": np.float32(0),
         "nms_k": np.array([k], np.int64),
-        "nms_limit": np.array([spec.width, spec.height] * 2, np.float32),
     }
     for name, value in constants.items():
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    limit = Nodes("nms/limit/", opset=18)
+    limit.limit(spec, name="nms_limit")
+    model.graph.initializer.extend(limit.constants)
+    model.graph.node.extend(limit.nodes)
     if plain:
         add = _suppress_plainly(spec.nms, most)
         model.graph.initializer.extend(add.constants)
@@ -91,7 +94,8 @@ def _removal_matrix(add: Nodes, boxes: str, classes: str | None, count: int) -> 
 
     Every part is made without the columns of candidates that are better than all its rows.
     """
-    columns = [_slice(add, boxes, 2, i, i + 1) for i in range(4)]  # x1, y1, x2, y2: [N, M, 1]
+    given = [_slice(add, boxes, 2, i, i + 1) for i in range(4)]  # x1, y1, x2, y2: [N, M, 1]
+    columns = [add(op, given[i], given[i + 2]) for op in ("Min", "Max") for i in (0, 1)]
     x1, y1, x2, y2 = columns
     area = add("Mul", add("Sub", x2, x1), add("Sub", y2, y1))
     columns += [area, add.of(np.arange(count)[None, :, None])]

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from nmsfree.spec import ModelSpec
+
 
 class Nodes:
     """Nodes as they are written down: a call adds one and returns the name of its output."""
@@ -38,9 +40,17 @@ class Nodes:
             return self("ReduceMax", values, axes=[2], keepdims=0)
         return self("ReduceMax", values, self.of([2]), keepdims=0)
 
-    def of(self, value: Any, kind: Any = np.int64) -> str:
+    def limit(self, spec: ModelSpec, name: str = "") -> str:
+        """Width, height, width, height of the input, float32 [4]."""
+        if spec.size_step is None:
+            return self.of([spec.width, spec.height] * 2, np.float32, name)
+        sides = self("Shape", "images", start=1, end=3)
+        sides = self("Cast", sides, to=TensorProto.FLOAT)
+        return self("Gather", sides, self.of([1, 0, 1, 0]), name=name, axis=0)
+
+    def of(self, value: Any, kind: Any = np.int64, name: str = "") -> str:
         """A constant."""
-        name = f"{self.prefix}constant_{len(self.constants)}"
+        name = name or f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
         return name
 

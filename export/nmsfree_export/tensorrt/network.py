@@ -17,7 +17,7 @@ from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import images_of, outputs_of, read_description
+from nmsfree_export.graph.contract import images_of, outputs_of, pinned, read_description
 
 # The vendor's names of types → ours, as numpy spells them.
 TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
@@ -53,7 +53,11 @@ def read_source(path: Path) -> Source:
         raise ModelError(
             f"{path}: its weights lie in another file, expected one file: export the model again"
         )
-    return Source(path, hashlib.sha256(content).hexdigest(), spec, content)
+    digest = hashlib.sha256(content).hexdigest()
+    if spec.size_step is not None:  # an engine is of one size
+        spec = pinned(model, spec)
+        content = model.SerializeToString()
+    return Source(path, digest, spec, content)
 
 
 @dataclass(frozen=True)

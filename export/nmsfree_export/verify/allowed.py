@@ -159,7 +159,7 @@ def check_parts(model: ModelProto, spec: ModelSpec) -> None:
 def check_adopted_parts(model: ModelProto, spec: ModelSpec) -> None:
     """Refuse what hides an NMS in another project's graph, or a size that the data decide."""
     by_operator = spec.nms is not None and spec.nms.steps is None
-    allowed = {"NonMaxSuppression"} if by_operator else set()
+    allowed = {"NonMaxSuppression", "NonZero"} if by_operator else set()  # NonZero: masks before it
     found = sorted({node.op_type for node in model.graph.node} & (FORBIDDEN - allowed))
     if found:
         raise refused(f"the file holds {', '.join(found)}: it is not NMS-free")

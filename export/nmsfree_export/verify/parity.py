@@ -154,6 +154,16 @@ def bundled_pictures() -> Pictures:
     ]
 
 
+def pictures_for(spec: ModelSpec, folder: Path | None) -> Pictures:
+    """A folder's pictures, or bundled ones in which such a model sees something.
+
+    InputError: see `load_images`.
+    """
+    if folder is None and ADOPTED in spec.provenance:
+        return bundled_pictures()
+    return load_images(folder)
+
+
 def clouds(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     """Return noise whose power falls with the third power of frequency, BGR uint8 [h, w, 3].
 

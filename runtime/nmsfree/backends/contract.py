@@ -74,13 +74,15 @@ def _check_ports(
     path: Path, spec: ModelSpec, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> None:
     """Compare input and outputs of the graph with the description."""
-    size = [spec.batch, spec.height, spec.width, 3]
+    sides = [None, None] if spec.size_step else [spec.height, spec.width]
+    size = [spec.batch, *sides, 3]
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
     if found != [("images", "tensor(uint8)", size)]:
         given = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         raise ModelError(
             f"{path}: input is {shown(given)}, but its description says images tensor(uint8) "
-            f"[{spec.batch or 'N'}, {spec.height}, {spec.width}, 3]: export the model again"
+            f"[{spec.batch or 'N'}, {sides[0] or 'H'}, {sides[1] or 'W'}, 3]: export the model"
+            " again"
         )
     expected = output_shapes(spec.top_k)
     for output in outputs:
@@ -142,10 +144,14 @@ def check_images(images: NDArray[Any], spec: ModelSpec) -> None:
     For engines that would take them: OpenVINO casts and reshapes silently, and a buffer of fixed
     size would be filled in part.
     """
-    rows = spec.batch or max(len(images), 1)
-    if images.dtype != np.uint8 or images.shape != (rows, spec.height, spec.width, 3):
+    rows, step = spec.batch or max(len(images), 1), spec.size_step
+    sides = spec.height, spec.width
+    if step and images.ndim == 4 and images.size and not np.mod(images.shape[1:3], step).any():
+        sides = images.shape[1:3]
+    if images.dtype != np.uint8 or images.shape != (rows, *sides, 3):
+        other = f", or multiples of {step}" if step else ""
         raise refusal(
-            images, f"expected {spec.batch or 'N'} × {spec.height} × {spec.width} × 3, uint8"
+            images, f"expected {spec.batch or 'N'} × {spec.height} × {spec.width} × 3{other}, uint8"
         )
 
 

@@ -1,5 +1,8 @@
-"""The progress bar of every command; on stderr, so that stdout stays clean for results."""
+"""How every command shows its progress; on stderr, so that stdout stays clean for results."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +15,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from nmsfree.text import shown
+
+EVERY = 10  # seconds between lines where there is no terminal
 
 
 class _Bar(Progress):
@@ -41,3 +48,19 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def told_steps(what: str, console: Console) -> Iterator[Callable[[str], None]]:
+    """Give what tells the step that is under way; without a terminal, a line every ten seconds."""
+    last = time.monotonic()
+
+    def tell(step: str) -> None:
+        nonlocal last
+        status.update(f"{shown(step)} …")
+        if not console.is_terminal and time.monotonic() - last > EVERY:
+            last = time.monotonic()
+            console.print(f"{shown(step)} …", highlight=False, markup=False)
+
+    with console.status(what) as status:
+        yield tell

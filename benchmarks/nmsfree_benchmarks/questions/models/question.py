@@ -119,7 +119,7 @@ def measure_group(group: Group, options: Options, run: Run) -> Iterator[Record]:
         return
     if group.judged is not None:
         knowing = [row for row in rows if knows(row, group.judged, run)]
-        judge(knowing, group.judged, run.step(f"AP {group.size}"))
+        judge(knowing, group.judged, run, f"AP {group.size}")
     if not options.quick:
         weigh(rows, run, run.step(f"memory {group.size}"))
     calls = {name: call for row in rows for name, call in row.calls().items()}

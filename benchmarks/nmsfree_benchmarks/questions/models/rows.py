@@ -104,7 +104,7 @@ def open_rows(group: Group, run: Run) -> list[Row]:
     GateError: an FP32 file, which all else is held against, could not be made.
     """
     if group.files:
-        return file_rows(group.files, run)
+        return file_rows(group, run)
     threads, device = run.options.cores, run.options.device
     plain = [Subject(weights, ENGINES[DEPLOYED], threads) for weights in group.weights]
     others = [
@@ -129,15 +129,15 @@ def open_rows(group: Group, run: Run) -> list[Row]:
     return rows
 
 
-def file_rows(files: Sequence[Path], run: Run) -> list[Row]:
+def file_rows(group: Group, run: Run) -> list[Row]:
     """Files of the user's own in every engine of the device; quick, in the first alone."""
     device = run.options.device
     keys = dict.fromkeys([DEPLOYED] * (device == CPU) + [key for key, _ in OTHERS[device]])
     engines = [ENGINES[key] for key in keys][: 1 if run.options.quick else None]
     rows = []
     for engine in engines:
-        for subject in subjects_of(files, engine, run.options.cores, run.options.work):
-            if run.open(subject, f"{subject.model} {engine.key}"):
+        for subject in subjects_of(group.files, engine, run.options.cores, run.options.work):
+            if run.open(subject, f"{subject.model} {engine.key}", group.images):
                 rows.append(Row(subject, subject.file, bare=subject.bare()))
     return rows
 
@@ -237,17 +237,22 @@ def knows(row: Row, judged: DetectionDataset, run: Run) -> bool:
     return True
 
 
-def judge(rows: Sequence[Row], judged: DetectionDataset, step: Callable[[int, int], None]) -> None:
-    """Measure AP with the very detectors that are timed."""
+def judge(rows: Sequence[Row], judged: DetectionDataset, run: Run, what: str) -> None:
+    """Measure AP with the very detectors that are timed; one that answers nonsense has none."""
     from nmsfree.evaluation.evaluate import evaluate
 
+    step = run.step(what)
     for done, row in enumerate(rows, start=1):
-        metrics = evaluate(row.subject.detector, judged)
-        row.subject.ap = {
-            "ap": round(metrics.ap, 5),
-            "ap50": round(metrics.ap50, 5),
-            "ap_images": len(judged),
-        }
+        try:
+            metrics = evaluate(row.subject.detector, judged)
+        except ModelError as error:
+            run.skipped[f"AP of {row.name}"] = str(error)
+        else:
+            row.subject.ap = {
+                "ap": round(metrics.ap, 5),
+                "ap50": round(metrics.ap50, 5),
+                "ap_images": len(judged),
+            }
         step(done, len(rows))
 
 

@@ -84,7 +84,7 @@ class OnnxRuntimeBackend:
             EngineError: the GPU failed, or was in use before this process was forked.
         """
         opened = self._opened or self._open_after_fork()  # another thread may close it meanwhile
-        if opened.gpu:
+        if opened.gpu or self.spec.size_step:
             check_images(images, self.spec)  # so that what fails then is not the images' fault
         try:
             return RawDetections(*opened.run(images))

@@ -72,7 +72,8 @@ def _open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) ->
     gpu = _gpus(device)[device.index]
     missing = _preload(ort)
     # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
-    graphs = [True, False] if spec.batch is not None and spec.nms is None else [False]
+    fixed = spec.batch is not None and spec.size_step is None and spec.nms is None
+    graphs = [True, False] if fixed else [False]
     for graph in graphs:
         try:
             return _on_cuda(path, spec, device, gpu, options, graph)
