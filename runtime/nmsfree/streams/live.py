@@ -24,9 +24,8 @@ FIRST_PATIENCE = 10.0  # seconds until a URL that never gave a frame is given up
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before connecting again; doubled each time
 TAKE_SECONDS = 0.2  # longest wait for new frames: so soon an interrupted run ends
 STOP_SECONDS = 1.0  # longest wait for the threads at the end
-# Frames as they come: little is read before the first one, nothing is kept back.
 OPTIONS = {
-    "fflags": "nobuffer",
+    # Little is read before the first frame.
     "probesize": "500000",  # bytes
     "analyzeduration": "1000000",  # microseconds
     "rtsp_transport": "tcp",
@@ -202,8 +201,6 @@ def _open_url(url: str) -> _Opened:
         raise _LostError("holds no video")
     stream = container.streams.video[0]
     stream.thread_type = "SLICE"  # threads for frames would keep some back
-    if not stream.codec_context.has_b_frames:
-        stream.codec_context.flags |= av.codec.context.Flags.low_delay
 
     def frames() -> Generator[Load, None, None]:
         last = time.monotonic()
