@@ -1,5 +1,6 @@
 """Tiny networks and pictures that several tests of the sub-commands share."""
 
+# What brings PyTorch and its exporter is imported where it is used: `make quick` needs neither.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -9,38 +10,34 @@ from typing import Any
 
 import cv2
 import pytest
-import torch
 from export_traced import shared_folder, traced_once
 from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree_benchmarks.cli import app
-from nmsfree_benchmarks.harness import exports
-from nmsfree_benchmarks.harness.engines import ENGINES
 from nmsfree_benchmarks.harness.records import Results, read
-from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.weights import Weights, open_weights
 from nmsfree_training.config import ModelConfig, preset
-from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
-from nmsfree_training.weights.published import from_published_keys, random_state_dict
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 SIDE = 64
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+def here(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Export without a new process, and trace no network twice."""
+    from nmsfree_benchmarks.harness import exports
+
+    folder = shared_folder(pytestconfig, tmp_path_factory, "traced")
+    with traced_once(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exports, "exporter", lambda: nullcontext(exports.export_here))
+        yield
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, here: None) -> Path:
     """A folder that outlives the run: exported files are named after all that they are made of."""
     return shared_folder(pytestconfig, tmp_path_factory, "bench-work")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _traced_once(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    with traced_once(shared_folder(pytestconfig, tmp_path_factory, "traced")):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +50,10 @@ def write_folder(
     root: Path, work: Path, small: Callable[[str], ModelConfig], *names: str, train: int = 0
 ) -> Path:
     """Random `weights` of networks for 64 × 64 pixels, `data`: a digits set, and `work`."""
+    from nmsfree_training.model.detector import Fcos
+    from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
+    from nmsfree_training.weights.published import from_published_keys, random_state_dict
+
     (root / "work").symlink_to(work, target_is_directory=True)
     for name in names:
         config = small(name)
@@ -88,6 +89,9 @@ def pair(
 @pytest.fixture(scope="session")
 def exported(work: Path) -> Callable[..., Path]:
     """What returns the exported file of weights, which are opened or the path of a checkpoint."""
+    from nmsfree_benchmarks.harness import exports
+    from nmsfree_benchmarks.harness.engines import ENGINES
+    from nmsfree_benchmarks.harness.subject import Subject
 
     def file(weights: Weights | Path, **how: Any) -> Path:
         if isinstance(weights, Path):
@@ -99,17 +103,10 @@ def exported(work: Path) -> Callable[..., Path]:
     return file
 
 
-@pytest.fixture(scope="session", autouse=True)
-def here() -> Iterator[None]:
-    """Export without a new process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exports, "exporter", lambda: nullcontext(exports.export_here))
-        yield
-
-
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., dict[str, Any]]:
     """What runs `nmsfree bench` with --json=- and returns that; threads are as before then."""
+    import torch
 
     def run(*words: str) -> dict[str, Any]:
         threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()

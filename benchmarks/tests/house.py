@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18500, "training": 11500, "export": 9500, "benchmarks": 11500}  # of code
+LINES = {"runtime": 18500, "training": 11500, "export": 9500, "benchmarks": 10300}  # of code
 TEST_LINES = {"runtime": 16500, "training": 10500, "export": 7000, "benchmarks": 8000}
 FILES = 300  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmarks_sample as sample
 import numpy as np
 import pytest
+from benchmarks_sample import subject_of
 from rich.console import Console
 
 from nmsfree_benchmarks.harness.engines import ENGINES, Engine
-from nmsfree_benchmarks.harness.machine import describe
-from nmsfree_benchmarks.harness.records import Record, Results, State
+from nmsfree_benchmarks.harness.records import Record, Results
 from nmsfree_benchmarks.harness.statistics import Interval
 from nmsfree_benchmarks.harness.weights import open_weights
 from nmsfree_benchmarks.questions.frontier import (
@@ -38,10 +39,9 @@ def make(
 ) -> list[Record]:
     """The two records of a variant of one model."""
     name = f"nano {engine} {file} {side}x{side}"
-    subject = State(
-        "nano", "o2o", (side, side), 10, "digits", hashlib.sha256(name.encode()).hexdigest(),
-        5_000_000, engine, "made", file, 1, 1, 100, 0.05, None, ap=ap, ap50=ap, ap_images=300,
-    )  # fmt: skip
+    sha256 = hashlib.sha256(name.encode()).hexdigest()
+    about = {"size": (side, side), "sha256": sha256, "engine": engine, "precision": file}
+    subject = subject_of("nano", **about, ap=ap, ap50=ap)
     times = (ms * 1e6 * STEADY[:, None]).astype(np.int64)
     same = {"file": file, "deployed_size": side == 256}
     figures = {"engine_rss_mb": 30.0, "ap_without_tenths": (ap + TENTHS).tolist()}
@@ -53,7 +53,7 @@ def make(
 
 def results_of(*made: list[Record], load: float = 0.0) -> Results:
     records = tuple(record for pair in made for record in pair)
-    found = Results("frontier", "20260102T030405Z", "none", False, describe(1), records, load)
+    found = sample.results_of(kind="frontier", records=records, other_load=load, settings={})
     return replace(found, ratios=tuple(ratios(found)))
 
 

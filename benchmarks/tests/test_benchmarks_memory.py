@@ -25,8 +25,8 @@ def test_what_fails_in_the_other_process_is_told() -> None:
     with pytest.raises(EngineError) as error:
         peak_of("numpy:nothing")
     assert str(error.value) == (
-        "memory of numpy:nothing: the process ended with status 1 "
-        "(AttributeError: module 'numpy' has no attribute 'nothing')"
+        "memory of numpy:nothing: crashed (status 1): AttributeError: module 'numpy' has no "
+        "attribute 'nothing'"
     )
     with pytest.raises(EngineError) as error:
         MemoryMeter().measure(Path("none.onnx"), "cpu", 1)
@@ -39,7 +39,7 @@ def test_a_process_that_does_not_answer_is_ended(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory, "LONGEST", 0.2)
     with pytest.raises(EngineError) as error:
         peak_of("time:sleep", 60)
-    assert str(error.value) == "memory of time:sleep: no answer within 0.2 s"
+    assert str(error.value) == "memory of time:sleep: gave no answer within 0.2 seconds"
 
 
 def test_an_engine_takes_memory(tiny: Path, exported: Callable[..., Path]) -> None:

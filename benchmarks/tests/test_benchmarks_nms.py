@@ -219,7 +219,6 @@ def test_a_run_measures_every_implementation_and_call(results: Results) -> None:
     with_nms = next(r for r in results.records if r.parameters.get("what") == "with NMS")
     assert with_nms.subject is not None and with_nms.subject.size == (256, 256)
     assert with_nms.subject.nms == {"iou": 0.6, "class_aware": True, "candidates_per_level": 1000}
-    assert "efficientnms" in results.skipped
 
 
 def test_a_run_finds_the_objects_and_nothing_in_empty_scenes(results: Results) -> None:
@@ -321,14 +320,15 @@ def test_labels_do_not_cover_each_other() -> None:
     figure = plots.new_figure(4, 4)
     axes = figure.subplots()
     axes.set_ylim(0, 10)
-    plots.label_ends(axes, [(0.5, y, f"{y:g}", "k") for y in (9.9, 1.0, 1.1, 10.0)], gap=12)
+    points = [(0.5, y, f"{y:g}", "k") for y in (9.9, 1.0, 1.1, 10.0)]
+    plots.label_points(axes, points, right=True)
     scale = 72 / figure.dpi
     at = {}
     for text in axes.texts:
         x, y = text.xy  # type: ignore[attr-defined]
         at[text.get_text()] = axes.transData.transform((x, y))[1] * scale + text.get_position()[1]
     places = [at[name] for name in ("1", "1.1", "9.9", "10")]
-    assert all(b - a >= 11.9 for a, b in itertools.pairwise(places))
+    assert all(b - a >= plots.SMALL for a, b in itertools.pairwise(places))
 
 
 def test_an_unknown_implementation_is_named() -> None:
@@ -336,7 +336,7 @@ def test_an_unknown_implementation_is_named() -> None:
     assert isinstance(result.exception, InputError)
     assert str(result.exception) == (
         "implementation is 'magic', expected one of: numpy, matrix, onnx, plain, opencv, "
-        "torchvision, efficientnms"
+        "torchvision"
     )
 
 
@@ -346,6 +346,5 @@ def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch: pytest.Monk
     assert names == HERE
     assert skipped == {
         "torchvision": "torchvision is not installed, and nothing of this project needs it",
-        "efficientnms": "TensorRT, whose plugin it is, is not installed",
     }
     assert choose(["opencv"]) == (["numpy", "opencv"], {})

@@ -5,17 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmarks_sample as sample
 import numpy as np
 import pytest
+from benchmarks_sample import subject_of
 from numpy.typing import NDArray
 
 from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec
-from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.pictures import make_scenes
-from nmsfree_benchmarks.harness.records import Record, Results, State
+from nmsfree_benchmarks.harness.records import Record, Results
 from nmsfree_benchmarks.harness.timer import Stopwatch
 from nmsfree_benchmarks.questions.overhead import (
     PARTS,
@@ -92,10 +93,7 @@ def results_of(
     engine: str = "onnxruntime",
 ) -> Results:
     """A run on 640×480 whose bare call takes 10 ms."""
-    subject = State(
-        "fcos_e2e_nano", "o2o", (256, 256), 10, "digits", "0" * 64, 1, engine, "made",
-        "fp32", 1, 1, 100, 0.05, None,
-    )  # fmt: skip
+    subject = subject_of("fcos_e2e_nano", engine=engine)
 
     def record(name: str, call: str, ms: float, turned: int) -> Record:
         wave = (1 + spread * (STEADY[::turned] - 1))[:, None]
@@ -109,10 +107,8 @@ def results_of(
         record("x bare", "bare", 10, -1),
         record("y", "preprocess", preprocess, 1),
     )
-    found = Results(
-        "overhead", "20260102T030405Z", "none", False, describe(1), records, load,
-        {"burst": {"fcos_e2e_nano": 1}},
-    )  # fmt: skip
+    burst = {"burst": {"fcos_e2e_nano": 1}}
+    found = sample.results_of(kind="overhead", records=records, other_load=load, settings=burst)
     return replace(found, ratios=tuple(ratios(found)))
 
 

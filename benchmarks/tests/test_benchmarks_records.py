@@ -208,26 +208,12 @@ def test_pairs_are_told_apart_one_by_one() -> None:
     assert results_of(other_load=1.0).told_apart(decided) == (1, "")
 
 
-def test_too_few_calls_leave_their_places_empty(tmp_path: Path) -> None:
-    """And files of the format before, which gave intervals of four rounds, are read without."""
+def test_too_few_calls_leave_their_places_empty() -> None:
     few = [replace(r, times=r.times[:8]) for r in results_of().records]
     results = results_of(records=few, ratios=(Ratio.between(few[0], few[1], "a by b", 2),))
     content = json.loads(replace(results, settings={"burst": 2}).to_text())
     assert {(r["p90_ms"], r["p99_ms"]) for r in content["records"]} == {(None, None)}
     assert (content["ratios"][0]["low"], content["ratios"][0]["decided"]) == (None, False)
-    content["ratios"][0] |= {"low": 1.0, "high": 1.1}
-    old = tmp_path / "old.json"
-    old.write_text(json.dumps(content | {"format_version": "2.0"}), encoding="utf-8")
-    assert not results_file.read(old).ratios[0].interval.known
-
-
-def test_keys_of_older_files_have_their_names_of_today(tmp_path: Path) -> None:
-    content = content_of(results_of())
-    content["records"][0]["figures"] = {"paper": {"gflop": 113}}
-    content["facts"] = {"ramp nms": {"quiet_calls": 3, "p99_by_p50": 1.1}, "peak": 1.5}
-    read = results_file.read(write(tmp_path / "old.json", content | {"format_version": "2.2"}))
-    assert read.records[0].figures == {"datasheet": {"gflop": 113}}
-    assert read.facts["ramp nms"] == {"undisturbed_calls": 3, "p99_by_p50": 1.1}
 
 
 def test_a_cuda_graph_that_only_one_of_two_has_is_told() -> None:

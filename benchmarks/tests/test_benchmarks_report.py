@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmarks_sample as sample
 import cv2
 import numpy as np
 import pytest
@@ -59,9 +60,9 @@ def row(name: str, engine: str, scale: float, **changes: Any) -> list[Record]:
 
 def report_of(*rows: list[Record], load: float = 0.0) -> Results:
     records = tuple(record for pair in rows for record in pair)
-    found = Results(
-        "table", "20260102T030405Z", "nmsfree bench", False, describe(2), records, load,
-        {"bursts": {}}, skipped={"fcos_x": "no file"}, seconds=9.87,
+    found = sample.results_of(
+        kind="table", records=records, other_load=load, environment=describe(2), quick=False,
+        command="nmsfree bench", settings={"bursts": {}}, seconds=9.87,
     )  # fmt: skip
     found = replace(found, ratios=tuple(QUESTION.ratios(found)))
     return replace(found, facts=dict(QUESTION.facts(found)))

@@ -5,15 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import benchmarks_sample as sample
 import numpy as np
 import pytest
+from benchmarks_sample import subject_of
 from numpy.typing import NDArray
 
 from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.detector import Detector
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_benchmarks.harness.machine import describe
-from nmsfree_benchmarks.harness.records import Record, Results, State
+from nmsfree_benchmarks.harness.records import Record, Results
 from nmsfree_benchmarks.questions.throughput import (
     Options,
     conclusions,
@@ -21,7 +22,6 @@ from nmsfree_benchmarks.questions.throughput import (
     facts,
     ratios,
     run_window,
-    saturation,
 )
 
 SPEC = ModelSpec("made", "o2o", 32, 32, None, ("a",), (1,))
@@ -92,11 +92,8 @@ def make(
     **state: Any,
 ) -> Record:
     """A record of so many milliseconds an image."""
-    subject = State(
-        model, "o2o", (64, 64), 10, "digits", "0" * 64, 1, "onnxruntime", "made", "fp32", batch, 1,
-        100, 0.05, NmsSpec().__dict__ if model == "nms" else None,
-    )  # fmt: skip
-    subject = replace(subject, **state)
+    nms = vars(NmsSpec()) if model == "nms" else None
+    subject = subject_of(model, batch=batch, nms=nms, **state)
     times = (ms * 1e6 * (1 + spread * (STEADY - 1))[:, None]).astype(np.int64)
     load = {"batch": batch, "streams": streams, "threads": 1}
     figures = {"processor_ms_per_image": ms, "call_p50_ms": ms, "call_p99_ms": ms}
@@ -104,10 +101,9 @@ def make(
 
 
 def results_of(records: list[Record], load: float = 0.0) -> Results:
-    found = Results(
-        "throughput", "20260102T030405Z", "none", False, describe(1), tuple(records), load,
-        {"window_s": 0.5},
-    )  # fmt: skip
+    found = sample.results_of(
+        kind="throughput", records=tuple(records), other_load=load, settings={"window_s": 0.5}
+    )
     return replace(found, ratios=tuple(ratios(found)))
 
 
@@ -156,22 +152,21 @@ def test_what_may_be_worse_than_near_is_not_taken() -> None:
     """4 % slower in the median, and perhaps more than 5."""
     rough = [make(10), make(5.2, streams=2, spread=8), make(5.0, streams=4, spread=8)]
     (streams, _) = curves([make(10), make(5.2, streams=2), make(5.0, streams=4)])
-    assert saturation(streams).at.parameters["streams"] == 2
+    assert streams.at.parameters["streams"] == 2
     shuffled = [
         Record(r.name, r.parameters, r.times[order], r.parts, r.figures, r.subject)
         for r, order in zip(rough, (slice(None), slice(None), slice(None, None, -1)), strict=True)
     ]
     (streams, _) = curves(shuffled)
-    assert saturation(streams).at.parameters["streams"] == 4
+    assert streams.at.parameters["streams"] == 4
 
 
 def test_under_ten_rounds_nothing_is_saturated() -> None:
     """The best is in the middle by its median, and nothing tells it from the last."""
     few = [replace(r, times=r.times[:9]) for r in (make(10), make(5, 2), make(5.1, 4))]
     (streams, _) = curves(few)
-    found = saturation(streams)
-    assert found.at is found.best is few[1] and found.open_end
-    assert str(found).endswith("undecided whether more gives more")
+    assert streams.at is streams.best is few[1] and streams.open_end
+    assert streams.said.endswith("undecided whether more gives more.")
 
 
 def test_a_busy_machine_leaves_what_the_intervals_tell() -> None:

@@ -18,6 +18,7 @@ from nmsfree.errors import DataError, InputError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.questions.criterion.step import (
     Predictions,
+    Shape,
     StepCost,
     criterion_memory,
     measure_step,
@@ -161,7 +162,7 @@ def test_what_cannot_be_measured_is_refused(train_set: DetectionDataset) -> None
 # The measurement of a step: what it puts down to whom
 
 
-SMALL = {"batch": 2, "size": (64, 96), "objects": 3}
+SMALL = Shape(2, 3, (64, 96))
 PAUSE_S = 1.0
 
 
@@ -184,31 +185,31 @@ def hungry(predictions: Predictions, targets: Targets, padding: Tensor) -> Tenso
 
 
 def test_time_of_the_criterion_is_its_own() -> None:
-    cost = measure_step(SMALLER, **SMALL, rounds=2, threads=1, criterion=slow)
+    cost = measure_step(SMALLER, SMALL, 2, 1, slow)
     assert len(cost.criterion_s) == len(cost.network_s) == 2
     assert min(cost.criterion_s) >= PAUSE_S
     assert min(cost.network_s) < PAUSE_S  # the pause is not in it
-    quick = measure_step(SMALLER, **SMALL, rounds=2, threads=1)
+    quick = measure_step(SMALLER, SMALL, 2, 1)
     assert min(quick.criterion_s) < PAUSE_S
 
 
 def test_threads_are_as_before() -> None:
     before = torch.get_num_threads()
-    cost = measure_step(NANO, **SMALL, rounds=1, threads=before + 1)
+    cost = measure_step(NANO, SMALL, 1, before + 1)
     assert cost.threads == before + 1
     assert torch.get_num_threads() == before
 
 
 def test_memory_of_the_criterion() -> None:
-    assert 190e6 < criterion_memory(NANO, **SMALL, criterion=hungry) < 230e6
-    assert criterion_memory(NANO, **SMALL) < 20e6
+    assert 190e6 < criterion_memory(NANO, SMALL, hungry) < 230e6
+    assert criterion_memory(NANO, SMALL) < 20e6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others cannot be asked for it")
 def test_memory_that_is_used_again_counts() -> None:
     blocks = [torch.ones(20_000) for _ in range(5000)]
     del blocks[:-1]  # 400 MB, kept from the system by the last one
-    assert 190e6 < criterion_memory(NANO, **SMALL, criterion=hungry) < 230e6
+    assert 190e6 < criterion_memory(NANO, SMALL, hungry) < 230e6
 
 
 def test_report() -> None:

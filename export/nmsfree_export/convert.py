@@ -119,7 +119,7 @@ def convert_onnx(
     wanted = replace(
         spec,
         precision=options.precision,
-        int8_target=options.target,  # type: ignore[arg-type]  # checked
+        int8_target=options.target,
         canary=None,  # the new file answers otherwise
     )
     inputs = load_inputs(options, wanted, out)

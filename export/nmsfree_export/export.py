@@ -66,7 +66,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
     """
     heads = checkpoint.model.heads
     usual: HeadName = "o2o" if "o2o" in heads else "o2m"
-    head: HeadName = options.head or usual  # type: ignore[assignment]  # one of `heads`:
+    head: HeadName = options.head or usual
     if head not in heads:
         raise InputError(
             f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
@@ -109,10 +109,10 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         spec,
         threshold=threshold,
         thresholds=thresholds,
-        resize=Resize(interpolation=options.interpolation),  # type: ignore[arg-type]  # checked
+        resize=Resize(interpolation=options.interpolation),
         nms=spec.nms and options.nms.spec(spec.nms),
         precision=options.precision,
-        int8_target=options.target,  # type: ignore[arg-type]
+        int8_target=options.target,
     )
 
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
-from nmsfree.spec import NmsSpec
+from nmsfree.spec import NmsSpec, Target
 
 Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 UNMATCHED = 0.1  # share of rows that may have no partner where something computes in eight bits
 HALF_UNMATCHED = 0.02  # the same of an adopted file in half precision
 MAX_DROP = 1.0  # AP points, of 100
@@ -90,13 +90,6 @@ class NmsOptions:
 
 NO_NMS = NmsOptions()
 
-_CHOICES = {
-    "head": ("o2o", "o2m"),
-    "interpolation": ("linear", "area"),
-    "precision": PRECISIONS,
-    "target": ("cpu", "tensorrt"),
-}
-
 
 @dataclass(frozen=True)
 class PrecisionOptions:
@@ -106,10 +99,11 @@ class PrecisionOptions:
     """
 
     precision: Annotated[
-        str, Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions.")
+        Precision,
+        Option("fp32; fp16: half-precision convolutions, for GPUs; int8: 8-bit convolutions."),
     ] = "fp32"
     target: Annotated[
-        str | None,
+        Target | None,
         Option("INT8 for cpu or tensorrt; no file is both.", flags=("--for",), metavar="ENGINE"),
     ] = None
     calibrate: Annotated[
@@ -148,10 +142,6 @@ class PrecisionOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in allowed:
-                raise InputError(f"{name} is {value!r}, expected {' or '.join(allowed)}")
         self._check_int8()
         self._check_accuracy()
 
@@ -200,7 +190,9 @@ class ExportOptions(PrecisionOptions):
     InputError: options that do not fit each other, or would be ignored.
     """
 
-    head: Annotated[str | None, Option("o2o (NMS-free) or o2m (the NMS baseline).")] = None
+    head: Annotated[
+        Literal["o2m", "o2o"] | None, Option("o2o (NMS-free) or o2m (the NMS baseline).")
+    ] = None
     input_size: Annotated[
         tuple[int, int] | None, Option("Input size in pixels.", flags=("--size",), metavar="H W")
     ] = None
@@ -217,7 +209,9 @@ class ExportOptions(PrecisionOptions):
             metavar="FILE",
         ),
     ] = None
-    interpolation: Annotated[str, Option("linear, or area (slower).")] = "linear"
+    interpolation: Annotated[Literal["linear", "area"], Option("linear, or area (slower).")] = (
+        "linear"
+    )
     dedup_iou: Annotated[
         float | None,
         Option(

@@ -1,23 +1,25 @@
 """Tracing a network, which takes most of an export's time, once for all tests and processes."""
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from inspect import unwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from onnx import ModelProto
-from torch import nn
 
 from nmsfree.files import write_atomic
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph import write
-from nmsfree_training.model import detector
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LATE = 240  # seconds that another process may take
 
@@ -35,10 +37,17 @@ def shared_folder(config: pytest.Config, factory: pytest.TempPathFactory, name: 
 
 @contextmanager
 def traced_once(folder: Path) -> Iterator[None]:
-    """Let equal modules be traced once, and their graphs be read from this folder after that."""
+    """Let equal modules be traced once, and their graphs be read from this folder after that.
+
+    Only where some test has loaded what traces: it brings PyTorch's exporter.
+    """
+    write = sys.modules.get("nmsfree_export.graph.write")
+    if write is None:
+        yield
+        return
     trace = unwrap(write.traced)  # another folder's tests may be in the same process
 
-    def once(module: nn.Module, spec: ModelSpec) -> ModelProto:
+    def once(module: "nn.Module", spec: ModelSpec) -> ModelProto:
         where = f"{spec.head} {spec.batch} {spec.height} {spec.width}"
         digest = hashlib.sha256(f"{fingerprint(module)} {where} {code()}".encode())
         file = folder / f"{digest.hexdigest()[:20]}.onnx"
@@ -56,15 +65,22 @@ def traced_once(folder: Path) -> Iterator[None]:
 @cache
 def code() -> str:
     """Of what a graph is made with, beside the module."""
-    folders = (Path(write.__file__).parent, Path(detector.__file__).parent)
+    import nmsfree_export.graph
+    import nmsfree_training.model
+
+    folders = [
+        Path(p) for room in (nmsfree_export.graph, nmsfree_training.model) for p in room.__path__
+    ]
     found = hashlib.sha256()
     for file in sorted(file for folder in folders for file in folder.glob("*.py")):
         found.update(file.read_bytes())
     return f"{found.hexdigest()} {[version(name) for name in ('torch', 'onnx', 'onnxscript')]}"
 
 
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(module: "nn.Module") -> str:
     """Of all that a graph is made of: structure, values, and what is one object in two places."""
+    from torch import nn
+
     found = hashlib.sha256(repr(module).encode())
     usual = vars(nn.Module()).keys()
     for part in module.modules():

@@ -168,7 +168,7 @@ def test_refusals(adopted: dict[str, Path], halves: dict[str, Report], tmp_path:
     (tmp_path / "noise.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(ModelError, match=r"not an ONNX file that can be read"):
         convert_onnx(tmp_path / "noise.onnx", out, HALF)
-    with pytest.raises(InputError, match=r"target is 'gpu', expected cpu or tensorrt"):
+    with pytest.raises(InputError, match=r"target is 'gpu', expected cpu, tensorrt"):
         PrecisionOptions(precision="int8", target="gpu", calibrate=tmp_path)
     with pytest.raises(InputError, match=r"int8 needs .* --calibrate DIR"):
         PrecisionOptions(precision="int8", target="cpu")

@@ -58,8 +58,9 @@ def check_bounds(options: Any) -> None:
         value = getattr(options, field.name)
         if option is None or value == field.default:
             continue
-        choices = get_args(hint) if get_origin(hint) is Literal else (value,)
-        if value not in choices:
+        parts = (hint, *get_args(hint))  # of `Literal[…] | None`, too
+        choices = [each for p in parts if get_origin(p) is Literal for each in get_args(p)]
+        if choices and value not in (*choices, None):
             raise InputError(f"{field.name} is {value!r}, expected {', '.join(choices)}")
         low = -math.inf if option.min is None else option.min
         high = math.inf if option.max is None else option.max

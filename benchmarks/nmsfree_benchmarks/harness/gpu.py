@@ -125,15 +125,10 @@ class GpuWatch:
         return found
 
 
-def gpu_joules() -> float | None:
-    """Joules since the driver was loaded; None where the GPU has no counter."""
-    return gpu_state().energy_j
-
-
 def joules_per_image(
     call: Call,
     pictures: Sequence[Image],
-    counter: Callable[[], float | None] = gpu_joules,
+    counter: Callable[[], float | None] = lambda: gpu_state().energy_j,
     seconds: float = SECONDS,
 ) -> float | None:
     """Run a call by itself for so many seconds, and divide what the counter says by the pictures.

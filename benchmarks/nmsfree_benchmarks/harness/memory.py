@@ -8,16 +8,17 @@ the model costs an application that has the engine already.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from nmsfree.doctor.model import write_model
+from nmsfree.doctor.probe import ask_child, module_command
 from nmsfree.errors import EngineError, NmsfreeError
 
 LONGEST = 300  # seconds; an engine may compile its kernels first
@@ -70,27 +71,29 @@ def peak_of(target: str, *arguments: object, look: Callable[[], None] = lambda: 
     Arguments are as JSON takes them; `look` is called again and again meanwhile. EngineError: the
     function failed, or took longer than `LONGEST`.
     """
-    command = [sys.executable, "-m", CHILD, target, json.dumps(arguments)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as child:
-        started = time.monotonic()
-        while child.poll() is None:
-            look()
-            time.sleep(LOOK)
-            if time.monotonic() - started > LONGEST:
-                child.kill()
-                raise EngineError(f"memory of {target}: no answer within {LONGEST} s")
-        stdout, stderr = child.communicate()
-    if child.returncode != 0:
-        lines = stderr.strip().splitlines() or ["it said nothing"]
-        raise EngineError(
-            f"memory of {target}: the process ended with status {child.returncode} ({lines[-1]})"
-        )
-    answer = json.loads(stdout.splitlines()[-1])
-    if "error" in answer:
-        raise EngineError(f"memory of {target}: {answer['error']}")
+    with repeated(look, LOOK):
+        answer, problem = ask_child(module_command(CHILD, target, json.dumps(arguments)), LONGEST)
+    if answer is None or "error" in answer:
+        raise EngineError(f"memory of {target}: {answer['error'] if answer else problem}")
     return float(answer["peak_rss_mb"])
+
+
+@contextmanager
+def repeated(look: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function every so many seconds in a thread of its own, until the block ends."""
+    done = Event()
+
+    def watch() -> None:
+        while not done.wait(seconds):
+            look()
+
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def peak_rss_mb() -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nmsfree.files import write_atomic
 from nmsfree.plotting import to_png
@@ -14,13 +14,11 @@ from nmsfree_benchmarks.harness.records import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
 # Okabe and Ito's palette: told apart with any colour vision, and by lightness in grey.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT, GRID = "#222222", "#888888", "#dddddd"
 DOT, SMALL = 4.5, 8.0  # points: half a marker, and the height of a label
-LABEL_GAP = 9.0  # points between two labels
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -43,57 +41,35 @@ def bare_axes(axes: "Axes", grid: str = "both") -> None:
     axes.tick_params(labelsize=9)
 
 
-def label_ends(
-    axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap: float = LABEL_GAP
+def label_points(
+    axes: "Axes", points: Sequence[tuple[float, float, str, str]], *, right: bool = False
 ) -> None:
-    """Write beside the ends of lines (x and y in data, text, colour); limits are set before.
+    """Write beside points (x and y in data, text, colour), over no other point or label.
 
-    From the lowest up each label moves up until it is `gap` points above the next; then from the
-    highest each that is above the panel or too near to the next moves down.
+    Limits are set before. `right`: only at their right, as at the ends of lines.
     """
     axes.figure.figure.draw_without_rendering()  # places are final then
-    scale = 72 / axes.figure.dpi  # points of a pixel
-    ordered = sorted(ends, key=lambda end: end[1])
-    at = [float(axes.transData.transform(end[:2])[1]) * scale for end in ordered]
-    places: list[float] = []
-    for y in at:
-        places.append(max(y, places[-1] + gap) if places else y)
-    top = float(axes.bbox.y1) * scale
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], places[i + 1] - gap if i + 1 < len(places) else top)
-    for (x, value, text, colour), y, place in zip(ordered, at, places, strict=True):
-        axes.annotate(
-            text,
-            (x, value),
-            (7, place - y),
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-            va="center",
-        )
-
-
-def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write beside points (x and y in data, text, colour), over no other point or label."""
-    axes.figure.figure.draw_without_rendering()
     scale = 72 / axes.figure.dpi  # points of a pixel
     places = [[float(v) * scale for v in axes.transData.transform(p[:2])] for p in points]
     taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in places]
 
     def box(text: str, x: float, y: float) -> tuple[float, float, float, float]:
         """What a label covers that begins at x and is centred on y, in points."""
-        return x, y - SMALL / 2, x + 0.58 * SMALL * len(text), y + SMALL / 2
+        lines = text.split("\n")
+        half = (0.5 + 0.6 * (len(lines) - 1)) * SMALL
+        return x, y - half, x + 0.58 * SMALL * max(map(len, lines)), y + half
 
     def free(text: str, x: float, y: float) -> bool:
         left, low, right, high = box(text, x, y)
         return not any(left < r and b < right and low < h and c < high for b, c, r, h in taken)
 
+    # Above or below before beside it, where lines may be; at their ends there are none.
+    ups = [0.0] if right else [7.0, -7.0, 0.0]
+    ups += [sign * dy for dy in range(1 if right else 9, 60) for sign in (1.0, -1.0)]
     highest_first = sorted(zip(points, places, strict=True), key=lambda one: -one[0][1])
     for (px, py, text, colour), (x, y) in highest_first:
         left = -DOT - 1 - 0.58 * SMALL * len(text)
-        # Above or below before beside it, where lines may be.
-        ups = (7.0, -7.0, 0.0, *(sign * dy for dy in range(9, 40, 2) for sign in (1.0, -1.0)))
-        offsets = [(dx, dy) for dy in ups for dx in (DOT + 1, left)]
+        offsets = [(dx, dy) for dy in ups for dx in ((DOT + 1,) if right else (DOT + 1, left))]
         dx, dy = next((d for d in offsets if free(text, x + d[0], y + d[1])), (DOT + 1, DOT))
         taken.append(box(text, x + dx, y + dy))
         at = {"textcoords": "offset points", "fontsize": SMALL, "va": "center"}
@@ -113,6 +89,16 @@ def stacked_bar(
     return start
 
 
+def name_bars(axes: "Axes", names: Sequence[tuple[float, str]], longest: float) -> None:
+    """Write names (y, text; from the top down) left of bars, and leave room for their labels."""
+    axes.set_yticks([y for y, _ in names], [name for _, name in names], fontsize=9)
+    axes.set_ylim(names[-1][0] + 0.6, -0.4)
+    axes.set_xlim(0, longest)
+    bare_axes(axes, "x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
 def end_label(axes: "Axes", x: float, y: float, text: str, size: float = 9) -> None:
     """Write right of a bar."""
     axes.annotate(
@@ -120,11 +106,13 @@ def end_label(axes: "Axes", x: float, y: float, text: str, size: float = 9) -> N
     )
 
 
-def patches(colour: Mapping[str, str], labels: Mapping[str, str]) -> "list[Patch]":
-    """What a legend of stages shows."""
+def legend(figure: "Figure", colour: Mapping[str, str], labels: Mapping[str, str]) -> None:
+    """What the colours of stages mean."""
     from matplotlib.patches import Patch
 
-    return [Patch(color=colour[name], label=labels[name]) for name in colour]
+    handles = [Patch(color=colour[name], label=labels[name]) for name in colour]
+    place: Any = {"loc": "outside upper right", "ncols": len(handles), "frameon": False}
+    figure.legend(handles=handles, fontsize=9, **place)
 
 
 def titled(title: str, results: Results) -> str:

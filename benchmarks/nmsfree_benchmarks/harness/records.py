@@ -7,7 +7,7 @@ holds no paths and no host names.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -350,18 +350,12 @@ class Results:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Results":
         """Read what `to_json` gave; `read` checks it first."""
-        read = cls(
+        return cls(
             **{name: values[name] for name in PLAIN},
             records=tuple(map(Record.from_json, values["records"])),
             other_load=values["other_load_cores"],
+            ratios=tuple(map(Ratio.from_json, values["ratios"])),
         )
-        # Files of format 2.0 give intervals of fewer rounds than they need.
-        few = {record.name for record in read.records if read.rounds(record) < FEWEST_ROUNDS}
-        ratios = (
-            replace(r, interval=Interval(r.interval.value)) if {r.of, r.to} & few else r
-            for r in map(Ratio.from_json, values["ratios"])
-        )
-        return replace(read, ratios=tuple(ratios))
 
     def to_text(self) -> str:
         """The results as JSON, indented, with lists of numbers on one line."""
@@ -399,18 +393,7 @@ def read(path: Path, data: bytes | None = None) -> Results:
                 f"{path}: records/{index}/raw_ns: {sorted(lengths)} times, expected "
                 f"{record['timed_calls']} (timed_calls, at least 1) of each part"
             )
-    _rename_keys(content)
     return Results.from_json(content)
-
-
-def _rename_keys(content: dict[str, Any]) -> None:
-    """Give figures and facts of format 2.2 and older their names of today."""
-    for record in content["records"]:
-        if "paper" in record["figures"]:
-            record["figures"]["datasheet"] = record["figures"].pop("paper")
-    for found in filter(lambda value: isinstance(value, dict), content["facts"].values()):
-        for key in [key for key in found if key.startswith("quiet_")]:
-            found[f"undisturbed_{key.removeprefix('quiet_')}"] = found.pop(key)
 
 
 @cache

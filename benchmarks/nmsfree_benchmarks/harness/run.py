@@ -102,9 +102,13 @@ class Run:
             for image in images:
                 subject.detector(image, threshold=subject.floor)
         except NmsfreeError as error:
-            self.skipped[name] = str(error).replace(str(subject.file), subject.file.name)
+            self.skip(name, error, subject.file)
             return False
         return True
+
+    def skip(self, name: str, error: NmsfreeError, file: Path) -> None:
+        """Tell why something is not there, without the folder of its file."""
+        self.skipped[name] = str(error).replace(str(file), file.name)
 
     def nothing(self) -> InputError:
         """The error where everything was skipped."""

@@ -23,6 +23,9 @@ from nmsfree_benchmarks.harness.records import State
 from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, timed
 
 if TYPE_CHECKING:
+    from nmsfree.datasets.formats.coco import DetectionDataset
+    from nmsfree.evaluation.scores import Result
+    from nmsfree_benchmarks.harness.memory import MemoryMeter
     from nmsfree_benchmarks.harness.weights import Weights
     from nmsfree_export.options import NmsOptions, Precision
 
@@ -168,6 +171,21 @@ class Subject:
             return timed(self.backend.run, self.prepare)
         session = make_session(self.file, threads=self.threads)
         return timed(lambda pixels: session.run(OUTPUTS, {"images": pixels}), self.prepare)
+
+    def judge(self, dataset: "DetectionDataset") -> "list[Result]":
+        """Measure AP with the very detector that is timed; returns what it found."""
+        from nmsfree.evaluation.evaluate import coco_metrics, predict
+
+        found = predict(self.detector, dataset)
+        metrics = coco_metrics(dataset, found)
+        ap, ap50 = round(metrics.ap, 5), round(metrics.ap50, 5)
+        self.ap = {"ap": ap, "ap50": ap50, "ap_images": len(dataset)}
+        return found
+
+    def weigh(self, meter: "MemoryMeter") -> None:
+        """Measure the memory that the engine takes with its file."""
+        engine, file = self.engine, self.engine.ran(self.file)
+        self.figures |= meter.measure(file, engine.device, self.threads, engine.arithmetic)
 
     def stages(self) -> dict[str, float]:
         """What a native engine says of its own stages in the runs just made."""

@@ -1,7 +1,8 @@
 """One table for three places: the terminal, Markdown, and the page of `nmsfree bench report`."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nmsfree.text import in_markdown, shown
 
@@ -28,6 +29,18 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     words: int = 1  # so many columns at the left are words, the others numbers
     narrow: int | None = None  # so many columns at the left are shown on a terminal; None = all
+
+    @classmethod
+    def of(
+        cls,
+        title: str,
+        columns: Mapping[str, Callable[[Any], str]],
+        items: Iterable[Any],
+        **more: int,
+    ) -> "Table":
+        """A row for each item; columns are by their header."""
+        rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+        return cls(title, tuple(columns), rows, **more)
 
     def rich(self) -> "RichTable":
         """For a terminal."""

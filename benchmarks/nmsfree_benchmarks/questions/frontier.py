@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from nmsfree.datasets.formats.coco import DetectionDataset
-from nmsfree.detector import Detector
 from nmsfree.doctor.model import write_model
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_benchmarks.harness import pictures, plots
@@ -37,11 +36,11 @@ from nmsfree_benchmarks.harness.records import (
     grouped,
     said_of_doubtful,
 )
-from nmsfree_benchmarks.harness.run import Run
+from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
 from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.table import Table, number
-from nmsfree_benchmarks.harness.timer import Call, Plan
+from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.harness.weights import Weights, choose
 
 KIND, TITLE, SHORT = "frontier", "AP against latency", "Accuracy against latency"
@@ -109,7 +108,7 @@ def name_of(subject: Subject) -> str:
     return f"{subject.model} {subject.engine.key} {subject.precision} {height}x{width}"
 
 
-def measure(options: Options, run: Run) -> Iterator[Record]:
+def measure(options: Options, run: Run) -> list[Record]:
     """Export, weigh, evaluate and time everything."""
     without_tf32()
     wanted = files_in_engines(options, run) if options.files else exported(options, run)
@@ -122,28 +121,26 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         try:
             subjects.append(weighed(subject.open(run.stack), meter, judged))
         except NmsfreeError as error:
-            run.skipped[name_of(subject)] = str(error).replace(str(subject.file), subject.file.name)
+            run.skip(name_of(subject), error, subject.file)
     step(len(wanted), len(wanted))
     if not subjects:
         raise run.nothing()
     run.gpu = GpuWatch(any(subject.engine.gpu is not None for subject in subjects))
-    calls: dict[str, Call] = {}
-    for subject in subjects:
-        name = name_of(subject)
-        calls |= {name: subject.call(), f"{name} bare": subject.bare()}
     plan = options.timed(QUICK_PLAN if options.quick else PLAN)
-    rounds = run.time(calls, pictures.read_first(dataset, PICTURES), plan)
-    run.settings["burst"] = rounds.burst
-    for subject in subjects:
-        own = subject.weights
-        deployed = own is None or subject.input_size == own.checkpoint.input_size
-        about = {"file": subject.precision, "deployed_size": deployed}
-        for call, name in (("detector", name_of(subject)), ("bare", f"{name_of(subject)} bare")):
-            parts = PARTS if call == "detector" else ("total",)
-            measured = subject.figures if call == "detector" else {}
-            figures = {**measured, **rounds.figures(name)}
-            parameters = about | {"call": call}
-            yield Record(name, parameters, rounds[name], parts, figures, subject.state())
+    cases = [case for subject in subjects for case in cases_of(subject)]
+    images = pictures.read_first(dataset, PICTURES)
+    records, run.settings["burst"] = run.records(cases, images, plan)
+    return records
+
+
+def cases_of(subject: Subject) -> Iterator[Case]:
+    """The detector, and its engine alone."""
+    own, name, state = subject.weights, name_of(subject), subject.state()
+    deployed = own is None or subject.input_size == own.checkpoint.input_size
+    about = {"file": subject.precision, "deployed_size": deployed}
+    whole = about | {"call": "detector"}
+    yield Case(name, subject.call(), whole, subject.figures, PARTS, state)
+    yield Case(f"{name} bare", subject.bare(), about | {"call": "bare"}, state=state)
 
 
 def exported(options: Options, run: Run) -> list[Subject]:
@@ -154,7 +151,7 @@ def exported(options: Options, run: Run) -> list[Subject]:
     ready = run.export([Subject(weights, ENGINES[DEPLOYED], options.cores) for weights in found])
     if not ready:
         raise run.nothing()
-    engines = working_engines(ready[0].file, options.cores, run.skipped)
+    engines = working_engines(ready[0].file, run)
     wanted = variants(found, engines, options.cores, (1.0,) if options.quick else SCALES)
     wanted = [one for one in wanted if one.file_name not in run.skipped]
     return run.export(wanted, "export precisions and sizes")
@@ -164,21 +161,21 @@ def files_in_engines(options: Options, run: Run) -> list[Subject]:
     """Files of the user's own in every engine that works here."""
     options.work.mkdir(parents=True, exist_ok=True)
     run.settings["files"] = [file.stem for file in options.files]
-    engines = working_engines(write_model(options.work), options.cores, run.skipped)
+    engines = working_engines(write_model(options.work), run)
     engines = engines[: 1 if options.quick else None]
     threads, work = options.cores, options.work
     subjects = [subjects_of(options.files, ENGINES[key], threads, work) for key in engines]
     return [own for of_file in zip(*subjects, strict=True) for own in of_file]
 
 
-def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[str]:
+def working_engines(file: Path, run: Run) -> list[str]:
     """Try every engine on a file; why some do not work goes to `skipped`."""
     works = []
     for key, engine in ENGINES.items():
         try:
-            engine.open(file, threads).close()
+            engine.open(file, run.options.cores).close()
         except NmsfreeError as error:
-            skipped[engine.label] = str(error).replace(str(file), file.name)
+            run.skip(engine.label, error, file)
         else:
             works.append(key)
     return works
@@ -186,25 +183,13 @@ def working_engines(file: Path, threads: int, skipped: dict[str, str]) -> list[s
 
 def weighed(subject: Subject, meter: MemoryMeter, judged: DetectionDataset) -> Subject:
     """Measure memory and AP of an open subject; an engine may still refuse the file."""
-    engine, file = subject.engine, subject.engine.ran(subject.file)
-    figures = meter.measure(file, engine.device, subject.threads, engine.arithmetic)
-    subject.ap, tenths = accuracy(subject.detector, judged)
-    subject.figures = {**figures, "ap_without_tenths": tenths}
-    return subject
-
-
-def accuracy(detector: Detector, judged: DetectionDataset) -> tuple[dict[str, Any], list[float]]:
-    """COCO AP, 0-1, on a dataset; and AP with each tenth of its images left out, see `jackknife`.
-
-    DataError: classes differ, or a picture is not what the annotations say.
-    """
-    from nmsfree.evaluation.evaluate import coco_metrics, predict
     from nmsfree.evaluation.jackknife import FoldScorer
 
-    found = predict(detector, judged)
-    metrics = coco_metrics(judged, found)
-    ap = {"ap": round(metrics.ap, 5), "ap50": round(metrics.ap50, 5), "ap_images": len(judged)}
-    return ap, [round(tenth, 5) for tenth in FoldScorer(judged).ap(found)[1]]
+    subject.weigh(meter)
+    found = subject.judge(judged)
+    tenths = [round(tenth, 5) for tenth in FoldScorer(judged).ap(found)[1]]
+    subject.figures["ap_without_tenths"] = tenths  # of the images, left out one after another
+    return subject
 
 
 def gap_interval(
@@ -333,40 +318,39 @@ def conclusions(results: Results) -> Iterator[str]:
 
 def tables(results: Results) -> list[Table]:
     """A table of precision × engine × input size for each model."""
-    found = results.where(call="detector")
-    header = (
-        *("file", "engine", "input", "p50 ms", "p99 ms", "bare ms", "× speed (95 %)"),
-        *("AP", "ΔAP", "MB", "RAM"),
-    )
+    beside = {a.name: (speed, gap_between(a, b)) for a, b, speed in compared(results)}
+
+    def speed(r: Record) -> str:
+        if r.name in beside:
+            return beside[r.name][0].text(dash="–")
+        return "1" if reference_of(results, r) is r else "–"
+
+    def gap(r: Record) -> str:
+        if r.name in beside:
+            return points(beside[r.name][1].value)
+        return "" if reference_of(results, r) is r else "–"
+
     made = []
-    for model, records in grouped(found, lambda r: r.state.model).items():
-        state, front = records[0].state, pareto(records)
+    found = grouped(results.where(call="detector"), lambda r: r.state.model)
+    fronts = [record for records in found.values() for record in pareto(records)]
+    for model, records in found.items():
+        state = records[0].state
+        columns = {
+            "file": lambda r: r.parameters["file"] + ("*" if r in fronts else ""),
+            "engine": lambda r: ENGINES[r.state.engine].short + r.summary.doubt,
+            "input": lambda r: "×".join(map(str, r.state.size)),
+            "p50 ms": lambda r: f"{r.summary.p50:.2f}",
+            "p99 ms": lambda r: number(r.summary.p99),
+            "bare ms": lambda r: f"{results.record(f'{r.name} bare').summary.p50:.2f}",
+            "× speed (95 %)": speed,
+            "AP": lambda r: f"{100 * ap_of(r):.1f}",
+            "ΔAP": gap,
+            "MB": lambda r: f"{r.state.file_bytes / 1e6:.1f}",
+            "RAM": lambda r: f"{r.figures['engine_rss_mb']:.0f}",
+        }
         title = f"{model}, {state.head_text}: AP on {state.ap_images} images; file and its "
-        rows = tuple(_row(results, r, r in front) for r in records)
-        made.append(Table(f"{title}engine's RAM in MB", header, rows, words=3))
+        made.append(Table.of(f"{title}engine's RAM in MB", columns, records, words=3))
     return made
-
-
-def _row(results: Results, record: Record, on_front: bool) -> tuple[str, ...]:
-    state, summary = record.state, record.summary
-    speed, gap = ("1", "") if reference_of(results, record) is record else ("–", "–")
-    for other, reference, interval in compared(results):
-        if other is record:
-            gap = points(gap_between(record, reference).value)
-            speed = interval.text(dash="–")
-    return (
-        str(record.parameters["file"]) + ("*" if on_front else ""),
-        ENGINES[state.engine].short + summary.doubt,
-        "×".join(map(str, state.size)),
-        f"{summary.p50:.2f}",
-        number(summary.p99),
-        f"{results.record(f'{record.name} bare').summary.p50:.2f}",
-        speed,
-        f"{100 * ap_of(record):.1f}",
-        gap,
-        f"{state.file_bytes / 1e6:.1f}",
-        f"{record.figures['engine_rss_mb']:.0f}",
-    )
 
 
 def notes(results: Results) -> Iterator[str]:

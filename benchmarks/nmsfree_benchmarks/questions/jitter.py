@@ -26,7 +26,7 @@ from nmsfree.options import Option
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.engines import on_gpu, ran_in
 from nmsfree_benchmarks.harness.options import CPU, Files, OnDevice, RunOptions
-from nmsfree_benchmarks.harness.pictures import TILES, make_crowd
+from nmsfree_benchmarks.harness.pictures import TILES, Crowd, make_crowd
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import (
@@ -42,7 +42,7 @@ from nmsfree_benchmarks.harness.statistics import (
 )
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
-from nmsfree_benchmarks.harness.timer import Image, Plan, Times, between_probes
+from nmsfree_benchmarks.harness.timer import Plan, Times, between_probes
 from nmsfree_benchmarks.questions.nms.crowd import (
     FOUND_ABOVE,
     LOWEST_FLOOR,
@@ -96,21 +96,13 @@ class Options(RunOptions):
         return self.passes or (QUICK_PASSES if self.quick else PASSES)
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A picture of the stream, BGR uint8, and how many objects are in it."""
-
-    image: Image
-    objects: int
-
-
-def ramp(levels: Sequence[int], tiles: int) -> Iterator[Frame]:
+def ramp(levels: Sequence[int], tiles: int) -> Iterator[Crowd]:
     """Draw the stream: up the levels and down again, every frame another scene."""
     for n, index in [(n, 0) for n in levels] + [(n, 1) for n in reversed(levels)]:
-        yield Frame(make_crowd(n, index, tiles).image, n)
+        yield make_crowd(n, index, tiles)
 
 
-def in_order(frames: Sequence[Frame], order: str) -> list[Frame]:
+def in_order(frames: Sequence[Crowd], order: str) -> list[Crowd]:
     """The frames in one of the `ORDERS`; "shuffled" is the same in every run."""
     ordered = list(frames)
     if order == "shuffled":
@@ -161,24 +153,24 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
             yield _record(subject, shown, rounds[subject.file.name], probed, order, counts)
 
 
-def _found(subject: Subject, frames: Sequence[Frame]) -> dict[int, float]:
+def _found(subject: Subject, frames: Sequence[Crowd]) -> dict[int, float]:
     """How many detections score above 0.3, by objects of a frame, mean."""
     found: dict[int, list[int]] = {}
     for frame in frames:
         count = len(subject.detector(frame.image, threshold=FOUND_ABOVE))
-        found.setdefault(frame.objects, []).append(count)
+        found.setdefault(len(frame.labels), []).append(count)
     return {objects: float(np.mean(counts)) for objects, counts in found.items()}
 
 
 def _record(
     subject: Subject,
-    frames: Sequence[Frame],
+    frames: Sequence[Crowd],
     times: Times,
     probed: bool,
     order: str,
     found: Mapping[int, float],
 ) -> Record:
-    objects = [frames[call % len(frames)].objects for call in range(len(times))]
+    objects = [len(frames[call % len(frames)].labels) for call in range(len(times))]
     spec = subject.detector.spec
     parameters = {
         "order": order,
@@ -266,27 +258,25 @@ def _undisturbed_facts(own: Sequence[Record], burst: int) -> dict[str, dict[str,
 
 
 def tables(results: Results) -> list[Table]:
-    header = (
-        *("order", "detector", "p50", "p99", "worst", "p99/p50", "undisturbed", "by frame"),
-        "ms / 100 objects (95 %)",
-    )
-    rows = tuple(_row(results.facts[record.name], record) for record in results.records)
-    return [Table("A stream whose crowding changes, ms a frame", header, rows, words=2)]
+    facts = results.facts
+    columns = {
+        "order": lambda r: r.parameters["order"],
+        "detector": label,
+        "p50": lambda r: f"{r.summary.p50:.1f}{r.summary.doubt}",
+        "p99": lambda r: number(r.summary.p99),
+        "worst": lambda r: f"{milliseconds(r.times).max():.1f}",
+        "p99/p50": lambda r: number(facts[r.name]["p99_by_p50"], ".2f"),
+        "undisturbed": lambda r: _tail(facts[r.name]),
+        "by frame": lambda r: f"{facts[r.name]['worst_frame_by_median']:.2f}",
+        "ms / 100 objects (95 %)": lambda r: rise(r, facts).text(sign="+"),
+    }
+    title = "A stream whose crowding changes, ms a frame"
+    return [Table.of(title, columns, results.records, words=2)]
 
 
-def _row(found: Mapping[str, Any], record: Record) -> tuple[str, ...]:
-    summary = record.summary
-    return (
-        record.parameters["order"],
-        label(record),
-        f"{summary.p50:.1f}{summary.doubt}",
-        number(summary.p99),
-        f"{milliseconds(record.times).max():.1f}",
-        number(found["p99_by_p50"], ".2f"),
-        _tail(found),
-        number(found.get("worst_frame_by_median"), ".2f"),
-        Interval.from_json(found["ms_per_100_objects"]).text(sign="+"),
-    )
+def rise(record: Record, found: Mapping[str, Any]) -> Interval:
+    """Milliseconds for 100 further objects."""
+    return Interval.from_json(found[record.name]["ms_per_100_objects"])
 
 
 def _tail(found: Mapping[str, Any]) -> str:
@@ -305,7 +295,7 @@ def _scatter(order: str, own: Sequence[Record], found: Mapping[str, Any]) -> Ite
     """p99 by p50 of every detector, of constant work, and of the undisturbed calls."""
     said = [
         f"{label(r)} {number(found[r.name]['p99_by_p50'], '.2f')} (slowest frame by the median one "
-        f"{number(found[r.name].get('worst_frame_by_median'), '.2f')})"
+        f"{found[r.name]['worst_frame_by_median']:.2f})"
         for r in own
     ]
     yield f"p99 / p50, {order}: {', '.join(said)}."
@@ -351,7 +341,7 @@ def _aim(results: Results) -> str:
 
 
 def _dependence(results: Results, record: Record) -> str:
-    interval = Interval.from_json(results.facts[record.name]["ms_per_100_objects"])
+    interval = rise(record, results.facts)
     objects = record.figures["objects"]
     change = abs(interval.value) * (max(objects) - min(objects)) / 100
     if not interval.known:
@@ -362,19 +352,17 @@ def _dependence(results: Results, record: Record) -> str:
         verdict = f"at most {FLAT:.0%} of a call depends on content"
     else:
         verdict = "depends on content"
-    rise = f"{interval.text(sign='+')} ms per 100 objects"
-    return f"{record.parameters['order']}, {label(record)}: {rise}: {verdict}."
+    said = f"{interval.text(sign='+')} ms per 100 objects"
+    return f"{record.parameters['order']}, {label(record)}: {said}: {verdict}."
 
 
 def notes(results: Results) -> Iterator[str]:
     s = results.settings
     height, width = s["size"]
-    # Older results do not tell the input of the networks: it was the frames' size.
-    seen = " × ".join(map(str, s.get("input", ())))
     yield (
-        f"{s['frames']} frames of {height} × {width} pixels"
-        f"{f', seen by networks of {seen}' if seen else ''}, {s['passes']} passes in each order, "
-        f"turns of {s['burst']} frames; NMS with IoU {s['iou']:g} within a class, {s['top_k']} "
+        f"{s['frames']} frames of {height} × {width} pixels, seen by networks of "
+        f"{' × '.join(map(str, s['input']))}, {s['passes']} passes in each order, turns of "
+        f"{s['burst']} frames; NMS with IoU {s['iou']:g} within a class, {s['top_k']} "
         "rows of output; from the picture in memory to boxes in its pixels."
     )
     yield from ran_in(results)
@@ -427,4 +415,4 @@ def _panel(panel: "plots.Axes", records: list[Record], results: Results) -> None
     panel.set_xticks(range(0, frames, max(1, frames // 10)))
     plots.bare_axes(panel, "y")
     panel.set_ylabel("ms, median of the passes\n(not from 0); band: quartiles", fontsize=9)
-    plots.label_ends(panel, ends, 22)
+    plots.label_points(panel, ends, right=True)

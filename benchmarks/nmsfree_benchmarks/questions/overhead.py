@@ -266,40 +266,34 @@ def ratios(results: Results) -> Iterator[Ratio]:
                     yield Ratio.between(record, other, meaning, results.burst(record))
 
 
-@dataclass(frozen=True)
-class Target:
-    """A promise: what it is about, the most it allows, and what was measured."""
+def targets(results: Results) -> Iterator[dict[str, Any]]:
+    """Every promise whose record was measured, with the interval of that.
 
-    name: str
-    limit: float
-    unit: str
-    found: Interval
-
-    @property
-    def met(self) -> bool | None:
-        """None where the interval has the limit in it."""
-        return self.found.within(self.limit)
-
-    def __str__(self) -> str:
-        found = self.found.text(unit=f" {self.unit}", dash=" … ")
-        return f"Target {AIM[self.met]}: {self.name}: {found}, at most {self.limit:g}"
-
-    def to_json(self) -> dict[str, Any]:
-        said = {"target": self.name, "limit": self.limit, "unit": self.unit, "met": self.met}
-        return said | self.found.to_json()
-
-
-def targets(results: Results) -> Iterator[Target]:
-    """Every promise whose record was measured."""
-    for record in results.where(call="preprocess"):
-        found = median_ms(record.times, results.settings["burst"][NANO])
-        height, width = LARGE_INPUT
-        name = f"preprocessing {PREPROCESS_SOURCE} → {height} × {width}"
-        yield Target(name, PREPROCESS_LIMIT, "ms", found)
-    for engine, ratio in _small_calls(results):
-        if engine == DEPLOYED:
-            name = f"{NANO}, {CALL_SOURCE}: Detector(image) by the bare call"
-            yield Target(name, CALL_LIMIT, "×", ratio.interval)
+    "met" is None where the interval has the limit in it.
+    """
+    height, width = LARGE_INPUT
+    found = [
+        (
+            f"preprocessing {PREPROCESS_SOURCE} → {height} × {width}",
+            PREPROCESS_LIMIT,
+            "ms",
+            median_ms(record.times, results.settings["burst"][NANO]),
+        )
+        for record in results.where(call="preprocess")
+    ]
+    found += [
+        (
+            f"{NANO}, {CALL_SOURCE}: Detector(image) by the bare call",
+            CALL_LIMIT,
+            "×",
+            ratio.interval,
+        )
+        for engine, ratio in _small_calls(results)
+        if engine == DEPLOYED
+    ]
+    for name, limit, unit, interval in found:
+        met = {"target": name, "limit": limit, "unit": unit, "met": interval.within(limit)}
+        yield met | interval.to_json()
 
 
 def _small_calls(results: Results) -> Iterator[tuple[str, Ratio]]:
@@ -311,7 +305,7 @@ def _small_calls(results: Results) -> Iterator[tuple[str, Ratio]]:
 
 
 def facts(results: Results) -> dict[str, Any]:
-    return {"targets": [target.to_json() for target in targets(results)]}
+    return {"targets": list(targets(results))}
 
 
 def conclusions(results: Results) -> Iterator[str]:
@@ -321,7 +315,9 @@ def conclusions(results: Results) -> Iterator[str]:
                 f"{NANO}, {CALL_SOURCE}, {ENGINES[engine].label}: Detector(image) takes "
                 f"{ratio.interval} × the bare call."
             )
-    yield from (f"{target}." for target in targets(results))
+    for t in targets(results):
+        found = Interval.from_json(t).text(unit=f" {t['unit']}", dash=" … ")
+        yield f"Target {AIM[t['met']]}: {t['target']}: {found}, at most {t['limit']:g}."
     yield from ran_in(results)
 
 
@@ -329,50 +325,41 @@ def models(results: Results) -> dict[str, list[Record]]:
     return grouped(results.where(call="detector"), lambda record: record.state.model)
 
 
+DECODED = {
+    "source": lambda r: r.parameters["source"] + r.summary.doubt,
+    "format": lambda r: r.parameters["format"],
+    "MB": lambda r: f"{r.figures['file_mb']:.2f}",
+    "p50 ms": lambda r: f"{r.summary.p50:.2f}",
+    "p99 ms": lambda r: number(r.summary.p99, ".2f"),
+    "MB/s": lambda r: f"{r.figures['file_mb'] / r.summary.p50 * 1000:.0f}",
+}
+
+
 def tables(results: Results) -> list[Table]:
     """Stages of each model, and decoding."""
-    made = []
-    header: tuple[str, ...] = (
-        *("source", "resize + pad", "engine", "map back", "Python", "Detector", "bare"),
-        "Detector / bare (95 %)",
-    )
+    stages = ("resize + pad", "engine", "map back", "Python")
+    columns: dict[str, Any] = {"source": lambda r: r.parameters["source"] + r.summary.doubt}
+    for name, part in zip(stages, PARTS, strict=True):
+        columns[name] = lambda r, part=part: f"{r.part_ms[part]:.3f}"
+    columns |= {
+        "Detector": lambda r: f"{r.summary.p50:.3f}",
+        "bare": lambda r: f"{results.record(results.ratio_of(OVERHEAD, of=r).to).summary.p50:.3f}",
+        "Detector / bare (95 %)": lambda r: str(results.ratio_of(OVERHEAD, of=r).interval),
+    }
     if results.where(call="resize"):
-        header += ("Detector / (resize + bare)",)
+        columns["Detector / (resize + bare)"] = lambda r: str(
+            results.ratio_of(OVER_RESIZE, of=r).interval
+        )
+    made = []
     for model, records in models(results).items():
         state = records[0].state
         height, width = state.size
         weights = ", random weights" if state.training == "untrained" else ""
         title = f"{model}, {height} × {width}{weights}: medians in ms, from the picture in memory"
-        made.append(Table(title, header, tuple(_row(results, record) for record in records)))
-    decoded = tuple(map(_decode_row, results.where(call="decode")))
-    columns = ("source", "format", "MB", "p50 ms", "p99 ms", "MB/s")
-    decoding = Table("Reading and decoding a file, before all that", columns, decoded, 2)
-    return [*made, *([decoding] if decoded else [])]
-
-
-def _row(results: Results, record: Record) -> tuple[str, ...]:
-    ratio, whole = (results.ratio_of(what, of=record) for what in (OVERHEAD, OVER_RESIZE))
-    assert ratio is not None
-    return (
-        str(record.parameters["source"]) + record.summary.doubt,
-        *(f"{ms:.3f}" for ms in record.part_ms.values()),
-        f"{record.summary.p50:.3f}",
-        f"{results.record(ratio.to).summary.p50:.3f}",
-        str(ratio.interval),
-        *([] if whole is None else [str(whole.interval)]),
-    )
-
-
-def _decode_row(record: Record) -> tuple[str, ...]:
-    megabytes, summary = record.figures["file_mb"], record.summary
-    return (
-        str(record.parameters["source"]) + summary.doubt,
-        str(record.parameters["format"]),
-        f"{megabytes:.2f}",
-        f"{summary.p50:.2f}",
-        number(summary.p99, ".2f"),
-        f"{megabytes / summary.p50 * 1000:.0f}",
-    )
+        made.append(Table.of(title, columns, records))
+    title = "Reading and decoding a file, before all that"
+    decoding = Table.of(title, DECODED, results.where(call="decode"), words=2)
+    return [*made, *([decoding] if decoding.rows else [])]
 
 
 def notes(results: Results) -> list[str]:
@@ -402,21 +389,14 @@ def draw(results: Results, path: Path) -> None:
                 if colour is around:
                     text = f"{sum(record.part_ms[stage] for stage in around):.2f} ms"
                 longest = max(longest, plots.stacked_bar(axes, y, record.part_ms, colour, text))
-            _rows(axes, [str(r.parameters["source"]) for r in records], longest)
+            sources = [str(r.parameters["source"]) for r in records]
+            plots.name_bars(axes, list(enumerate(sources)), longest * 1.6)
+            axes.set_xlabel("median, ms", fontsize=9)
         row[0].set_title(f"{model}: Detector(image)", loc="left", fontsize=10)
         row[1].set_title("the same without the engine", loc="left", fontsize=10)
         row[2].set_visible(row is panels[0])
-    decoded = results.where(call="decode")
-    panels[0][2].set_visible(bool(decoded))
-    if decoded:
-        _files(panels[0][2], decoded)
-    figure.legend(
-        handles=plots.patches(COLOURS, LABELS),
-        loc="outside upper right",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+    _files(panels[0][2], results.where(call="decode"))
+    plots.legend(figure, COLOURS, LABELS)
     plots.finish(figure, results, "What is around the network, by source picture", path)
 
 
@@ -430,14 +410,6 @@ def _files(axes: "plots.Axes", records: Sequence[Record]) -> None:
         axes.barh(y, ms, height=0.34, color=colour, linewidth=0)
         plots.end_label(axes, ms, y, f"{name} {ms:.1f} ms", 8)
     axes.set_title("before it: reading and decoding a file", loc="left", fontsize=10)
-    _rows(axes, sources, max((r.summary.p50 for r in records), default=1))
-
-
-def _rows(axes: "plots.Axes", names: Sequence[str], longest: float) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, longest * 1.6)
+    longest = max((r.summary.p50 for r in records), default=1)
+    plots.name_bars(axes, list(enumerate(sources)), longest * 1.6)
     axes.set_xlabel("median, ms", fontsize=9)
-    plots.bare_axes(axes, "x")
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)

@@ -12,7 +12,7 @@ A first look: nmsfree bench roofline --quick
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,6 @@ from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.harness.weights import NANO, published, trained
-from nmsfree_benchmarks.report.svg import Picture, roofline_picture
 
 if TYPE_CHECKING:
     from nmsfree_benchmarks.roofline.graph import Layer
@@ -50,7 +49,6 @@ RUNS, WARM_UP = 10, 3  # of a profile
 KERNEL, BLOCKED = "_kernel_time", "_nchwc"  # what the profiler adds to a node's or value's name
 ROOFS = ("fp32", "int8", "bf16", "fp16", "tf32")
 LEFT, MARGIN = 0.5, 4.0  # FLOP for each byte at the left; room at the right, a factor
-EXCEEDED = "the engine was faster than what was counted as the limit, so it is none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +166,6 @@ def models(results: Results) -> list[Record]:
     return [record for record in results.records if record.subject is not None]
 
 
-def share_of(record: Record) -> float | None:
-    """What part of the bare call its limit is, 0-1; None where that was exceeded."""
-    share: float | None = record.figures["share_of_limit"]
-    return None if share is None or share > 1 else share
-
-
 def ratios(results: Results) -> Iterator[Ratio]:
     """Each model by the matrix product of FP32: what carries over to another machine."""
     products = [r for r in results.where(precision="fp32") if r.subject is None]
@@ -196,95 +188,73 @@ def facts(results: Results) -> dict[str, Any]:
     }
 
 
+PEAKS = {
+    "what": lambda r: r.name,
+    "GFLOP/s": lambda r: number(r.figures.get("gflop_per_s")),
+    "GB/s": lambda r: number(r.figures.get("gb_per_s")),
+}
+MODELS = {
+    "model": lambda r: r.name.removesuffix(" bare"),
+    "GMAC": lambda r: f"{r.figures['gmac']:.2f}",
+    "weights MB": lambda r: f"{r.figures['weights_mb']:.1f}",
+    "act. MB": lambda r: f"{r.figures['activations_mb']:.1f}",
+    "limit ms": lambda r: f"{r.figures['limit_ms']:.2f}",
+    "bare ms": lambda r: f"{r.summary.p50:.2f}{r.summary.doubt}",
+    "of the limit": lambda r: share_text(r),
+}
+HEAVIEST = {  # of (model, layer)
+    "model": lambda of: of[0],
+    "layer": lambda of: of[1]["name"],
+    "kind": lambda of: of[1]["kind"],
+    "GMAC": lambda of: f"{of[1]['gmac']:.3f}",
+    "MB": lambda of: f"{of[1]['mb']:.2f}",
+    "FLOP/byte": lambda of: f"{of[1]['flop_per_byte']:.0f}",
+    "limit ms": lambda of: f"{of[1]['limit_ms']:.3f}",
+    "ms": lambda of: number(of[1]["profiled_ms"], ".3f"),
+    "GFLOP/s": lambda of: number(of[1]["gflop_per_s"] or None, ".0f"),
+}
+DATASHEET = {  # of (model, figures)
+    "model": lambda of: of[0],
+    "device": lambda of: of[1]["device"],
+    "GFLOP": lambda of: f"{of[1]['gflop']:.0f}",
+    "peak TFLOP/s": lambda of: f"{of[1]['peak_tflop_per_s']:.1f}",
+    "ms": lambda of: f"{of[1]['arithmetic_ms']:.1f}",
+    "FPS at most": lambda of: f"{of[1]['fps_at_most']:.0f}",
+    "published": lambda of: f"{of[1]['published_fps']:.0f} FPS",
+    "of it": lambda of: f"{100 * of[1]['published_share']:.0f} %",
+}
+
+
 def tables(results: Results) -> list[Table]:
     """Peaks, models, their heaviest layers, and a device by its datasheet."""
-    peaks = tuple(
-        (r.name, number(r.figures.get("gflop_per_s")), number(r.figures.get("gb_per_s")))
-        for r in results.records
-        if r.subject is None
-    )
     found = models(results)
-    header = ("model", "GMAC", "weights MB", "act. MB", "limit ms", "bare ms", "of the limit")
-    layers = tuple(
-        _layer_row(record, layer) for record in found for layer in record.figures["layers"][:LAYERS]
-    )
-    columns = ("model", "layer", "kind", "GMAC", "MB", "FLOP/byte", "limit ms", "ms", "GFLOP/s")
-    computed = tuple(
-        _datasheet_row(r.state.model, r.figures["datasheet"])
-        for r in found
-        if r.figures["datasheet"]
-    )
-    there = ("model", "device", "GFLOP", "peak TFLOP/s", "ms", "FPS at most", "published", "of it")
-    title = "Models: limit and bare session.run, median"
+    layers = [(r.state.model, layer) for r in found for layer in r.figures["layers"][:LAYERS]]
+    there = [(r.state.model, r.figures["datasheet"]) for r in found if r.figures["datasheet"]]
+    computed = "By the datasheet: computed from the counted multiply-adds, not measured"
     made = [
-        Table("Peaks, fastest call", ("what", "GFLOP/s", "GB/s"), peaks),
-        Table(title, header, tuple(map(_model_row, found))),
-        Table("Heaviest layers, as the profiler times them", columns, layers, words=3),
-        Table(
-            "By the datasheet: computed from the counted multiply-adds, not measured",
-            there,
-            computed,
-            2,
-        ),
+        Table.of("Peaks, fastest call", PEAKS, (r for r in results.records if r.subject is None)),
+        Table.of("Models: limit and bare session.run, median", MODELS, found),
+        Table.of("Heaviest layers, as the profiler times them", HEAVIEST, layers, words=3),
+        Table.of(computed, DATASHEET, there, words=2),
     ]
     return [table for table in made if table.rows]
 
 
-def _model_row(record: Record) -> tuple[str, ...]:
-    f = record.figures
-    return (
-        record.name.removesuffix(" bare"),
-        f"{f['gmac']:.2f}",
-        f"{f['weights_mb']:.1f}",
-        f"{f['activations_mb']:.1f}",
-        f"{f['limit_ms']:.2f}",
-        f"{record.summary.p50:.2f}{record.summary.doubt}",
-        share_text(record),
-    )
-
-
 def share_text(record: Record) -> str:
     """ "71 % (69 – 73)": share of the limit, with its interval; "–" where that is none."""
-    share, f = share_of(record), record.figures
-    if share is None:
+    f = record.figures
+    if f["share_of_limit"] is None:
         return "–"
-    bounds = {"value": share, "low": f["share_low"], "high": f["share_high"]}
+    bounds = {"value": f["share_of_limit"], "low": f["share_low"], "high": f["share_high"]}
     return Interval.from_json(bounds).times(100).text(0, " %")
-
-
-def _layer_row(record: Record, layer: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        record.state.model,
-        layer["name"],
-        layer["kind"],
-        f"{layer['gmac']:.3f}",
-        f"{layer['mb']:.2f}",
-        f"{layer['flop_per_byte']:.0f}",
-        f"{layer['limit_ms']:.3f}",
-        number(layer["profiled_ms"], ".3f"),
-        number(layer["gflop_per_s"] or None, ".0f"),
-    )
-
-
-def _datasheet_row(model: str, there: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        model,
-        there["device"],
-        f"{there['gflop']:.0f}",
-        f"{there['peak_tflop_per_s']:.1f}",
-        f"{there['arithmetic_ms']:.1f}",
-        f"{there['fps_at_most']:.0f}",
-        f"{there['published_fps']:.0f} FPS",
-        f"{100 * there['published_share']:.0f} %",
-    )
 
 
 def conclusions(results: Results) -> Iterator[str]:
     for record in sorted(models(results), key=lambda r: -r.figures["limit_ms"]):
         f, name = record.figures, record.name.removesuffix(" bare")
         took, least = f"{record.summary.p50:.2f} ms", f"{f['limit_ms']:.2f} ms"
-        if share_of(record) is None:
-            yield f"{name}: {took}, and {least} counted: {EXCEEDED}."
+        if f["share_of_limit"] is None:
+            yield f"{name}: {took}, and {least} counted: {f['share_of_limit_is_empty']}."
         else:
             yield (
                 f"{name}: {took}, at least {least}: {share_text(record)} of the limit, which is "
@@ -354,7 +324,7 @@ def draw(results: Results, path: Path) -> None:
         colour, small = plots.SERIES[i % len(plots.SERIES)], layer_points(record)
         if small:
             axes.plot(*zip(*small, strict=True), "o", color=colour, markersize=4, alpha=0.5)
-        share = share_of(record)
+        share = record.figures["share_of_limit"]
         said = "no limit" if share is None else f"{share:.0%} of its limit"
         label = f"{record.name.removesuffix(' bare')}: {said}"
         large = {"markersize": 10, "markeredgecolor": "white", "label": label}
@@ -391,11 +361,3 @@ def _roofs(axes: "plots.Axes", results: Results, left: float, right: float) -> N
             axes.axhline(rate, color=plots.INK, linewidth=0.9)
             text = f"matrix product {precision}: {rate:.0f} GFLOP/s"
             axes.annotate(text, (right, rate), (-4, 3), ha="right", **small)  # type: ignore[arg-type]
-
-
-def page_pictures(results: Results) -> list[Picture]:
-    found = models(results)
-    names = [record.name.removesuffix(" bare") for record in found]
-    points = [point(record) for record in found]
-    layers = [layer_points(record) for record in found]
-    return [roofline_picture(names, points, layers, *roofs(results))] if found else []

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,6 @@ WINDOW, QUICK_WINDOW = 0.5, 0.12  # seconds
 NEAR = 1.05  # times the time of the best one up to which a configuration is as good
 AXES = ("streams", "batch")  # what grows along a curve; the other one is 1
 WITH_NMS, PER_IMAGE = "with NMS by without", "time of an image by that of one at a time"
-HEADER = (
-    *("load", "images/s", "ms/image", "by that of single (95 %)", "call p50 ms", "call p99 ms"),
-    "CPU ms/image",
-)
 LABELS = {"streams": "parallel streams, one image a call", "batch": "images of a call, one stream"}
 
 
@@ -256,6 +253,47 @@ class Curve:
             return f"{self.model}, {ENGINES[state.engine].label}"
         return f"{self.model}, {self.threads} engine thread" + ("s" if self.threads > 1 else "")
 
+    @cached_property
+    def best(self) -> Record:
+        """The one with the most images a second."""
+        return min(self.records, key=lambda r: r.summary.p50)
+
+    @cached_property
+    def at(self) -> Record:
+        """Where it saturates: the smallest whose time of an image is surely near the best one's."""
+        return next(r for r in self.records if r is self.best or _near(r, self.best))
+
+    @cached_property
+    def open_end(self) -> bool:
+        """More may give more: nothing before the last is surely as good as the last."""
+        last = self.records[-1]
+        return len(self.records) > 1 and (self.at is last or not _near(self.at, last))
+
+    @property
+    def said(self) -> str:
+        at, best = (_amount(self.axis, r.parameters[self.axis]) for r in (self.at, self.best))
+        several = self.axis == "streams" and self.at.parameters["streams"] > 1
+        text = (
+            f"{self.name}: {at} reach{'' if several else 'es'} {self.at.summary.fps:.0f} images/s"
+        )
+        if self.at is not self.best:
+            text += f", the best ({best}) {self.best.summary.fps:.0f}"
+        if not self.open_end:
+            return f"{text}: saturated."
+        if self.at is self.records[-1]:
+            return f"{text}: not saturated within what was tried."
+        return f"{text}: undecided whether more gives more."
+
+
+def _amount(axis: str, count: int) -> str:
+    if axis == "batch":
+        return f"batch {count}"
+    return f"{count} stream" + ("s" if count > 1 else "")
+
+
+def _near(record: Record, best: Record) -> bool:
+    return paired_ratio(record.times, best.times).high <= NEAR
+
 
 def curves(records: Sequence[Record]) -> list[Curve]:
     """Sort records into curves; that of one stream and batch 1 begins both of its engine's."""
@@ -269,69 +307,26 @@ def curves(records: Sequence[Record]) -> list[Curve]:
     return found
 
 
-@dataclass(frozen=True)
-class Saturation:
-    """Where more batches or streams stop to give more."""
-
-    curve: Curve
-    at: Record  # the smallest that is surely as good as the best one
-    best: Record  # the one with the most images a second
-    open_end: bool  # more may give more: nothing before the last is surely as good as the last
-
-    def __str__(self) -> str:
-        axis = self.curve.axis
-        at, best = (_amount(axis, r.parameters[axis]) for r in (self.at, self.best))
-        reach = "reach" if axis == "streams" and self.at.parameters[axis] > 1 else "reaches"
-        text = f"{self.curve.name}: {at} {reach} {self.at.summary.fps:.0f} images/s"
-        if self.at is not self.best:
-            text += f", the best ({best}) {self.best.summary.fps:.0f}"
-        if not self.open_end:
-            return f"{text}: saturated"
-        if self.at is self.curve.records[-1]:
-            return f"{text}: not saturated within what was tried"
-        return f"{text}: undecided whether more gives more"
-
-
-def _amount(axis: str, count: int) -> str:
-    if axis == "batch":
-        return f"batch {count}"
-    return f"{count} stream" + ("s" if count > 1 else "")
-
-
-def saturation(curve: Curve) -> Saturation:
-    """Find the smallest configuration whose time per image is surely near that of the best."""
-    best = min(curve.records, key=lambda r: r.summary.p50)
-    at = next(r for r in curve.records if r is best or _near(r, best))
-    last = curve.records[-1]
-    return Saturation(
-        curve, at, best, len(curve.records) > 1 and (at is last or not _near(at, last))
-    )
-
-
-def _near(record: Record, best: Record) -> bool:
-    return paired_ratio(record.times, best.times).high <= NEAR
-
-
 def facts(results: Results) -> dict[str, Any]:
     return {
         "saturation": [
             {
-                "model": s.curve.model,
-                "threads": s.curve.threads,
-                "axis": s.curve.axis,
-                "at": s.at.parameters[s.curve.axis],
-                "best": s.best.parameters[s.curve.axis],
-                "open_end": s.open_end,
-                "images_per_second": round(s.at.summary.fps, 1),
+                "model": curve.model,
+                "threads": curve.threads,
+                "axis": curve.axis,
+                "at": curve.at.parameters[curve.axis],
+                "best": curve.best.parameters[curve.axis],
+                "open_end": curve.open_end,
+                "images_per_second": round(curve.at.summary.fps, 1),
             }
-            for s in map(saturation, curves(results.records))
+            for curve in curves(results.records)
         ]
     }
 
 
 def conclusions(results: Results) -> Iterator[str]:
     """Where it saturates, and the most images a second of each model."""
-    yield from (f"{saturation(curve)}." for curve in curves(results.records))
+    yield from (curve.said for curve in curves(results.records))
     for model, own in grouped(results.records, lambda r: r.state.model).items():
         r = min(own, key=lambda r: r.summary.p50)
         threads = "" if r.state.on_gpu else f", engine threads {r.parameters['threads']}"
@@ -344,30 +339,31 @@ def conclusions(results: Results) -> Iterator[str]:
 
 def tables(results: Results) -> list[Table]:
     """A table for each model and number of engine threads: batches, then streams."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for axis in AXES[::-1]:
-        for curve in curves(results.records):
-            if curve.axis == axis:
-                rows = found.setdefault(curve.name, [])
-                # one image at a time is the first of both curves
-                new = curve.records[1:] if rows else curve.records
-                rows += [_row(results, record, axis) for record in new]
-    return [Table(name, HEADER, tuple(rows)) for name, rows in found.items()]
 
+    def load(of: tuple[str, Record]) -> str:
+        axis, size = of[0], of[1].parameters[of[0]]
+        name = f"batch {size}" if axis == "batch" else f"{size} streams"
+        return ("single" if size == 1 else name) + of[1].summary.doubt
 
-def _row(results: Results, record: Record, axis: str) -> tuple[str, ...]:
-    ratio, summary = results.ratio_of(PER_IMAGE, of=record), record.summary
-    size = record.parameters[axis]
-    load = f"batch {size}" if axis == "batch" else f"{size} streams"
-    return (
-        ("single" if size == 1 else load) + summary.doubt,
-        summary.fps_text,
-        f"{summary.p50:.2f}",
-        "1" if ratio is None else str(ratio.interval),
-        f"{record.figures['call_p50_ms']:.2f}",
-        number(record.figures["call_p99_ms"], ".2f"),
-        f"{record.figures['processor_ms_per_image']:.2f}",
-    )
+    def by_single(of: tuple[str, Record]) -> str:
+        ratio = results.ratio_of(PER_IMAGE, of=of[1])
+        return "1" if ratio is None else str(ratio.interval)
+
+    columns = {
+        "load": load,
+        "images/s": lambda of: of[1].summary.fps_text,
+        "ms/image": lambda of: f"{of[1].summary.p50:.2f}",
+        "by that of single (95 %)": by_single,
+        "call p50 ms": lambda of: f"{of[1].figures['call_p50_ms']:.2f}",
+        "call p99 ms": lambda of: number(of[1].figures["call_p99_ms"], ".2f"),
+        "CPU ms/image": lambda of: f"{of[1].figures['processor_ms_per_image']:.2f}",
+    }
+    found: dict[str, list[tuple[str, Record]]] = {}
+    for curve in sorted(curves(results.records), key=lambda curve: AXES.index(curve.axis) == 0):
+        rows = found.setdefault(curve.name, [])
+        # One image at a time is the first of both curves.
+        rows += [(curve.axis, record) for record in curve.records[bool(rows) :]]
+    return [Table.of(name, columns, rows) for name, rows in found.items()]
 
 
 def notes(results: Results) -> list[str]:
@@ -400,14 +396,10 @@ def draw(results: Results, path: Path) -> None:
             for curve in own:
                 style = "--" if curve.threads == fewest < most else "-"
                 _line(axes, curve, value, style, colour[curve.model])
-        for s in map(saturation, own):  # a ring around the smallest load as good as the best
-            if not s.open_end:
-                column[0].plot(
-                    *(s.at.parameters[axis], s.at.summary.fps, "o"),
-                    markersize=11,
-                    markerfacecolor="none",
-                    markeredgecolor=colour[s.curve.model],
-                )
+        for curve in own:  # a ring around the smallest load as good as the best
+            if not curve.open_end:
+                ring = {"ms": 11, "mfc": "none", "mec": colour[curve.model]}
+                column[0].plot(curve.at.parameters[axis], curve.at.summary.fps, "o", **ring)
         numbers = sorted({int(r.parameters[axis]) for curve in own for r in curve.records})
         for axes in column:
             axes.set_xscale("log", base=2)
@@ -422,7 +414,8 @@ def draw(results: Results, path: Path) -> None:
     for column, axis in zip(panels.T, AXES, strict=True):
         for axes, value in zip(column, values, strict=True):
             own = [curve for curve in found if curve.axis == axis]
-            plots.label_ends(axes, [_end(c, value, colour[c.model]) for c in own])
+            ends = [_end(c, value, colour[c.model]) for c in own]
+            plots.label_points(axes, ends, right=True)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     title = "Throughput, median of windows; ring: more gives no more"

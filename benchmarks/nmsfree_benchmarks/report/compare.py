@@ -92,21 +92,19 @@ class Comparison:
     def table(self, tolerance: float) -> Table:
         """Every row of both files: before, after, their ratio, and what that means."""
         unit = "" if self.by_ratios else " ms"
-        columns = (f"before{unit}", f"after{unit}", "after / before (95 %)", "AP", "")
-        rows = tuple(
-            (
-                c.name,
-                f"{c.before:.3f}",
-                f"{c.after:.3f}",
-                str(c.interval),
+        columns = {
+            "row": lambda c: c.name,
+            f"before{unit}": lambda c: f"{c.before:.3f}",
+            f"after{unit}": lambda c: f"{c.after:.3f}",
+            "after / before (95 %)": lambda c: str(c.interval),
+            "AP": lambda c: (
                 "–"
                 if None in (c.ap_before, c.ap_after)
-                else f"{percent(c.ap_before, '.1f')} → {percent(c.ap_after, '.1f')}",
-                c.meaning(tolerance),
-            )
-            for c in self.changes
-        )
-        return Table(f"{self.kind}: before → after", ("row", *columns), rows)
+                else f"{percent(c.ap_before, '.1f')} → {percent(c.ap_after, '.1f')}"
+            ),
+            "": lambda c: c.meaning(tolerance),
+        }
+        return Table.of(f"{self.kind}: before → after", columns, self.changes)
 
     def lines(self) -> list[str]:
         """What else to know of the two files."""

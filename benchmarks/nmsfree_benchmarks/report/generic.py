@@ -71,20 +71,20 @@ def _plain(each: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if not any(isinstance(one.get(key), nested) for one in each)]
 
 
+RATIOS = {
+    "ratio": lambda r: r.meaning,
+    "time of": lambda r: r.of,
+    "by time of": lambda r: r.to,
+    "value": lambda r: f"{r.interval.value:.3f}",
+    "95 % interval": lambda r: (
+        f"{r.interval.low:.3f} – {r.interval.high:.3f}" if r.interval.known else "–"
+    ),
+    "decided": lambda r: _cell(r.interval.decides),
+}
+
+
 def ratios_table(results: Results) -> Table:
-    rows = tuple(
-        (
-            r.meaning,
-            r.of,
-            r.to,
-            f"{r.interval.value:.3f}",
-            f"{r.interval.low:.3f} – {r.interval.high:.3f}" if r.interval.known else "–",
-            "yes" if r.interval.decides else "no",
-        )
-        for r in results.ratios
-    )
-    header = ("ratio", "time of", "by time of", "value", "95 % interval", "decided")
-    return Table("Ratios within the run", header, rows, words=3)
+    return Table.of("Ratios within the run", RATIOS, results.ratios, words=3)
 
 
 def facts_table(results: Results) -> Table:

@@ -11,13 +11,13 @@ Of two runs: nmsfree bench report a.json b.json --out report.html --markdown rep
 import base64
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -57,6 +57,7 @@ GLOSSARY = {
     "!": "the calls of this row differ much (interquartile range above 10 % of the median).",
 }
 ORDER = ("table", "nms", "jitter", "frontier", "throughput", "overhead", "roofline")  # of kinds
+TEMPLATES = files("nmsfree_benchmarks.report").joinpath("templates")
 FindQuestion = Callable[[str], Question | None]  # of a kind
 
 
@@ -240,7 +241,6 @@ def _pictures(found: Found, question: Question | None) -> list[Picture]:
 
 def to_html(page: Page) -> str:
     """Render the page, which loads nothing from elsewhere; every text of a file is escaped."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     def unbroken(value: object) -> object:
@@ -249,37 +249,24 @@ def to_html(page: Page) -> str:
             return value
         return UNIT.sub("\u00a0\\1", shown(value, 10_000))
 
-    folder = files("nmsfree_benchmarks.report").joinpath("templates")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=unbroken,
-    )
-    template = environment.from_string(folder.joinpath("report.html.j2").read_text("utf-8"))
     # The style sheet is ours and holds no text of a result file.
-    style = folder.joinpath("report.css").read_text("utf-8")
-    return template.render(page=page, style=style) + "\n"
+    style = TEMPLATES.joinpath("report.css").read_text("utf-8")
+    return _render("report.html.j2", unbroken, page=page, style=style) + "\n"
 
 
 def to_markdown(page: Page, folder: Path) -> str:
     """Write the page as Markdown; pictures are links from `folder`, where it will lie."""
-    lines = [f"# {page.title}", "", f"Measured {page.made_of}.", ""]
-    if page.doubtful:
-        kinds = ", ".join(section.title for section in page.doubtful)
-        lines += [
-            f"> **A busy machine:** {text(kinds)}. Only what the intervals tell apart is said.",
-            "",
-        ]
-    lines += [f"- **{text(s.title)}:** {text(s.answer)}" for s in page.sections]
-    lines += [""]
-    for section in page.sections:
-        lines += _section_lines(section, folder)
-    lines += ["## Words", "", *_pairs(page.glossary.items())]
-    if page.skipped:
-        lines += ["## Left out", "", *_pairs(page.skipped.items())]
-    return "\n".join(lines).rstrip() + "\n"
+    from markupsafe import Markup
+
+    made = _render(
+        "report.md.j2",
+        lambda value: text(value) if type(value) is str else value,
+        page=page,
+        link=lambda file: Markup(Path(os.path.relpath(file, folder)).as_posix()),
+        rows=lambda table: Markup("\n".join(table.markdown(level=3))),
+        command=lambda line: Markup(shown(line, 10_000)),
+    )
+    return made.rstrip() + "\n"
 
 
 def text(value: str) -> str:
@@ -287,32 +274,18 @@ def text(value: str) -> str:
     return in_markdown(" ".join(value.split()), 10_000)
 
 
-def _pairs(items: Iterable[tuple[str, str]]) -> list[str]:
-    return [*(f"- **{text(name)}**: {text(value)}" for name, value in items), ""]
+def _render(template: str, finalize: Callable[[Any], object], **values: object) -> str:
+    from jinja2 import Environment, StrictUndefined
 
-
-def _section_lines(section: Section, folder: Path) -> Iterator[str]:
-    yield from (f"## {text(section.title)}", "")
-    if section.question:
-        yield from (f"*{text(section.question)}*", "")
-    results = section.results
-    for doubt in results.doubts():
-        yield from (f"> **A busy machine:** {text(doubt)}.", "")
-    yield from (f"**{text(section.answer)}**", "")
-    if results.quick:
-        yield from ("A quick run, with fewer rounds: for a first look.", "")
-    if section.said:
-        yield from (*(f"- {text(line)}" for line in section.said), "")
-    for picture in section.pictures:
-        if picture.file is not None:
-            link = Path(os.path.relpath(picture.file, folder)).as_posix()
-            yield from (f"![{text(section.title)}](<{link}>)", "")
-    for table in (*section.tables, *section.details):
-        yield from table.markdown(level=3)
-    # Indented and on one line: nothing in it ends the block, as it could end a fence.
-    yield from ("Repeat it with:", "", f"    {shown(results.command, 10_000)}", "")
-    yield from _pairs(section.about)
-    yield from _pairs((f"skipped {name}", reason) for name, reason in results.skipped.items())
+    environment = Environment(  # what is text of Markdown `finalize` escapes
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalize,
+    )
+    source = TEMPLATES.joinpath(template).read_text("utf-8")
+    return environment.from_string(source).render(**values)
 
 
 def main(options: Options, find_question: FindQuestion) -> None:

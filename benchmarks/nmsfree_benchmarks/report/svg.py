@@ -1,10 +1,9 @@
-"""Pictures of a report as SVG, drawn in percent of the width so that a phone can read them.
+"""Bars of a report as SVG, drawn in percent of the width so that a phone can read them.
 
 Colours are those of the page's style sheet, which knows light and dark.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,11 @@ from nmsfree_benchmarks.harness.statistics import STAGES
 MOST_BARS = 36
 BAR, STEP = 13, 42  # px: height of a bar, and of a bar with its label
 WIDEST = 72  # percent of the width; the rest is for the number beside it
-LEFT, RIGHT = 13.0, 97.0  # percent: the plot of the roofline
-TOP, BOTTOM = 24, 340  # px
-SERIES = 6
 STAGE_LEGEND = (
     ("preprocess", "preprocessing"),
     ("network", "network"),
     ("postprocess", "post-processing, NMS"),
 )
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -79,96 +74,6 @@ def _bar(record: Record, y: int, longest: float) -> Markup:
 def _reach(record: Record) -> float:
     """Milliseconds at which the drawing of a record ends: the p99, or the median without one."""
     return record.summary.p99 or record.summary.p50
-
-
-def roofline_picture(
-    names: Sequence[str],
-    models: Sequence[Point],
-    layers: Sequence[Sequence[Point]],
-    products: Mapping[str, float],
-    copies: Mapping[str, float],
-) -> Picture:
-    """Speed over FLOP for each byte, both logarithmic.
-
-    Args:
-        models, layers: (FLOP for each byte, GFLOP/s) of each model, and of its layers.
-        products, copies: the roofs: GFLOP/s by precision, GB/s by name.
-    """
-    every = [*models, *(point for each in layers for point in each)]
-    scale = _Scale(every, max(products.values()))
-    parts = [*_grid(scale), *_roofs(scale, products, copies)]
-    for i, each in enumerate(layers):
-        parts += [_dot(scale, point, 4, i, "layer") for point in each]
-    parts += [_dot(scale, point, 8, i, "model") for i, point in enumerate(models)]
-    alt = "GFLOP/s over FLOP for each byte: models and their heaviest layers under the roofs"
-    return Picture(
-        "Large dots are models, small ones their heaviest layers. The flat lines are matrix "
-        "products (GFLOP/s), the slanting ones memory copies: the limits of this device.",
-        _svg(BOTTOM + 40, alt, parts),
-        legend=tuple((f"s{i % SERIES}", name) for i, name in enumerate(names)),
-    )
-
-
-class _Scale:
-    """Logarithmic axes: x in percent, y in px."""
-
-    def __init__(self, points: Sequence[Point], top: float) -> None:
-        xs, ys = [x for x, _ in points if x > 0], [y for _, y in points if y > 0]
-        self.xs = min(xs) / 3, max(xs) * 3
-        self.ys = min([*ys, top]) / 1.5, max([*ys, top]) * 1.5
-
-    def x(self, value: float) -> float:
-        return LEFT + _share(value, *self.xs) * (RIGHT - LEFT)
-
-    def y(self, value: float) -> float:
-        return BOTTOM - _share(value, *self.ys) * (BOTTOM - TOP)
-
-
-def _share(value: float, low: float, high: float) -> float:
-    return math.log(value / low) / math.log(high / low)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20 … within the limits."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    return [tick for tick in every if low <= tick <= high]
-
-
-def _grid(scale: _Scale) -> Iterator[Markup]:
-    across = Markup('<text x="{:.2f}%" y="{}" class="axis middle">{:g}</text>')
-    for tick in _ticks(*scale.xs):
-        yield _line(scale.x(tick), TOP, scale.x(tick), BOTTOM, "grid")
-        yield across.format(scale.x(tick), BOTTOM + 16, tick)
-    up = Markup('<text x="{:.2f}%" dx="-6" y="{:.1f}" class="axis end">{:g}</text>')
-    for tick in _ticks(*scale.ys):
-        yield _line(LEFT, scale.y(tick), RIGHT, scale.y(tick), "grid")
-        yield up.format(LEFT, scale.y(tick) + 4, tick)
-    text = Markup('<text x="{:.2f}%" y="{}" class="axis middle">{}</text>')
-    yield text.format((LEFT + RIGHT) / 2, BOTTOM + 34, "FLOP for each byte read or written")
-    yield Markup('<text x="0" y="11" class="axis">GFLOP/s</text>')
-
-
-def _roofs(
-    scale: _Scale, products: Mapping[str, float], copies: Mapping[str, float]
-) -> Iterator[Markup]:
-    top = max(products.values())
-    for rate in copies.values():
-        left = max(scale.xs[0], scale.ys[0] / rate)
-        right = min(top / rate, scale.xs[1])
-        if left < right:
-            ends = scale.x(left), scale.y(left * rate), scale.x(right), scale.y(right * rate)
-            yield _line(*ends, "roof slanted")
-    text = Markup('<text x="{:.2f}%" y="{:.1f}" class="axis end">{} {:.0f}</text>')
-    for precision, rate in products.items():
-        if scale.ys[0] <= rate:
-            yield _line(LEFT, scale.y(rate), RIGHT, scale.y(rate), "roof")
-            yield text.format(RIGHT, scale.y(rate) - 4, precision, rate)
-
-
-def _dot(scale: _Scale, point: Point, radius: int, series: int, kind: str) -> Markup:
-    dot = Markup('<circle cx="{:.2f}%" cy="{:.1f}" r="{}" class="{} s{}"/>')
-    return dot.format(scale.x(point[0]), scale.y(point[1]), radius, kind, series % SERIES)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:

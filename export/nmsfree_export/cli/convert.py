@@ -1,6 +1,7 @@
 """`nmsfree convert`, and what it shares with `nmsfree export`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,12 @@ from nmsfree.text import shown
 from nmsfree_export.options import JsonOption, PrecisionOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from nmsfree.spec import ModelSpec
-    from nmsfree_export.convert import Report
-
+    from nmsfree_export.convert import Log, Report
 
 DEDUP_IOU = "deployed_dedup_iou"  # `KEY` of checkpoints, which would bring PyTorch
 
@@ -47,33 +49,44 @@ def run_convert(asked: ConvertCommand) -> None:
 
     nmsfree convert model.onnx --precision int8 --for cpu --calibrate PICTURES
     """
-    from rich.console import Console
-
-    from nmsfree.files import check_outputs, write_json
-    from nmsfree_export.candidate import FragileError
+    from nmsfree.files import check_outputs
     from nmsfree_export.convert import convert_onnx
-    from nmsfree_export.verify.layer_errors import print_layers
 
     options = asked.options
     out = asked.out or Path("runs/convert") / f"{asked.model.stem}.{options.precision}.onnx"
     if out.suffix != ".onnx":
         raise InputError(f"output is {out}, expected a name that ends in .onnx")
     check_outputs([out, asked.json_out], [asked.model, *files_read(options)])
+    make = partial(convert_onnx, asked.model, out, options)
+    make_file("converting", make, options, "the float32 file", asked.json_out)
+
+
+def make_file(
+    doing: str,
+    make: "Callable[[Log, Log], Report]",
+    options: PrecisionOptions,
+    reference: str,
+    json_out: str | None,
+) -> None:
+    """Let a file be made, with its progress on stderr; show and write the report."""
+    from rich.console import Console
+
+    from nmsfree.files import write_json
+    from nmsfree_export.candidate import FragileError
+    from nmsfree_export.verify.layer_errors import print_layers
+
     console = Console(stderr=True)
     try:
-        with console.status("converting") as status:
-            report = convert_onnx(
-                asked.model,
-                out,
-                options,
+        with console.status(doing) as status:
+            report = make(
                 lambda step: status.update(f"{step} …"),
                 lambda line: console.print(line, highlight=False, markup=False),
             )
     except FragileError as error:
         print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
         raise
-    show_report(report, console, "the float32 file")
-    write_json(asked.json_out, report.to_json())
+    show_report(report, console, reference)
+    write_json(json_out, report.to_json())
 
 
 def files_read(options: PrecisionOptions) -> list[Path]:

@@ -1,13 +1,14 @@
 """`nmsfree export`, and where `nmsfree verify` is looked for."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from nmsfree.cli.options import command
 from nmsfree.errors import InputError, MissingExtraError
 from nmsfree.options import Option
-from nmsfree_export.cli.convert import files_read, show_report
+from nmsfree_export.cli.convert import files_read, make_file
 from nmsfree_export.cli.verify import verify
 from nmsfree_export.options import ExportOptions, JsonOption
 
@@ -42,9 +43,7 @@ def run_export(asked: ExportCommand) -> None:
 
     nmsfree export my.safetensors --precision int8 --for cpu --calibrate DATA
     """
-    from rich.console import Console
-
-    from nmsfree.files import check_outputs, write_json
+    from nmsfree.files import check_outputs
 
     try:
         from nmsfree_export.export import export_onnx
@@ -53,31 +52,16 @@ def run_export(asked: ExportCommand) -> None:
         if error.name not in ("torch", "nmsfree_training", "onnxscript"):
             raise
         raise MissingExtraError("exporting a checkpoint", "nmsfree-export[torch]") from None
-    from nmsfree_export.candidate import FragileError
-    from nmsfree_export.verify.layer_errors import print_layers
 
     options = replace(asked.options, batch=_batch(asked.batch))
     out = asked.out or Path("runs/export") / f"{asked.checkpoint.stem}.onnx"
     if out.suffix != ".onnx":
         raise InputError(f"output is {out}, expected a name that ends in .onnx")
-    console = Console(stderr=True)
     inputs = [asked.checkpoint, options.thresholds, *files_read(options)]
     check_outputs([out, asked.json_out], inputs)
     checkpoint = load_checkpoint(asked.checkpoint, asked.model)
-    try:
-        with console.status("exporting") as status:
-            report = export_onnx(
-                checkpoint,
-                out,
-                options,
-                lambda step: status.update(f"{step} …"),
-                lambda line: console.print(line, highlight=False, markup=False),
-            )
-    except FragileError as error:
-        print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
-        raise
-    show_report(report, console, "PyTorch")
-    write_json(asked.json_out, report.to_json())
+    make = partial(export_onnx, checkpoint, out, options)
+    make_file("exporting", make, options, "PyTorch", asked.json_out)
 
 
 def _batch(text: str) -> int | None:

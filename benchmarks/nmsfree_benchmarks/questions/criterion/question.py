@@ -42,21 +42,14 @@ class Options:
 
 def main(options: Options) -> None:
     from nmsfree_benchmarks.harness.machine import describe
-    from nmsfree_benchmarks.questions.criterion.step import measure_step  # brings PyTorch
+    from nmsfree_benchmarks.questions.criterion.step import Shape, measure_step  # brings PyTorch
 
     check_outputs([options.json_file])
     console = Console(stderr=options.json_file == "-", highlight=False)
-    costs = []
+    shape, costs = Shape(options.batch, options.objects, options.size), []
     for name in PRESETS:
         with console.status(f"{name}: {options.rounds} steps of batch {options.batch}"):
-            cost = measure_step(
-                preset(name),
-                batch=options.batch,
-                size=options.size,
-                objects=options.objects,
-                rounds=options.rounds,
-                threads=options.threads,
-            )
+            cost = measure_step(preset(name), shape, options.rounds, options.threads)
         console.print(cost.summary())
         costs.append(cost.to_json())
     environment = describe(costs[0]["threads"])

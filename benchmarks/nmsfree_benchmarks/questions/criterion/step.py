@@ -3,18 +3,17 @@
 import ctypes
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from torch import Tensor
 
 from nmsfree_benchmarks.harness.machine import use_threads
+from nmsfree_benchmarks.harness.memory import repeated
 from nmsfree_training.config import STRIDES, Preset
 from nmsfree_training.criterion.assignment import Targets, pad_targets
 from nmsfree_training.criterion.losses import detector_losses
@@ -22,34 +21,34 @@ from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction, place
 
 SAMPLING_S = 0.0005  # between two looks at the process's memory
-BATCH, SIZE, OBJECTS = 16, (512, 736), 50
 
 Predictions = dict[str, Prediction]
 Criterion = Callable[[Predictions, Targets, Tensor], Tensor]  # padding last → the total loss
 
 
-@contextmanager
-def peak_memory() -> Iterator[list[int]]:
-    """Give a list whose only item becomes the growth of this process in bytes, at its highest."""
-    process, grown, done = psutil.Process(), [0], threading.Event()
+class Shape(NamedTuple):
+    """What a step is made of."""
+
+    batch: int
+    objects: int  # in every image
+    size: tuple[int, int]  # (height, width) in pixels
+
+
+SMALLEST = Shape(1, 1, (64, 64))  # for what is set up once
+
+
+def growth(run: Callable[[], object]) -> int:
+    """The bytes by which this process grows at most while something runs."""
+    process = psutil.Process()
     # Freed memory goes back to Linux first, or its second use would not be seen as growth.
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
         if trim is not None:
             trim(0)
-    start = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(SAMPLING_S):
-            grown[0] = max(grown[0], process.memory_info().rss - start)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield grown
-    finally:
-        done.set()
-        thread.join()
+    start, seen = process.memory_info().rss, [0]
+    with repeated(lambda: seen.append(process.memory_info().rss - start), SAMPLING_S):
+        run()
+    return max(seen)
 
 
 @dataclass(frozen=True)
@@ -101,64 +100,50 @@ class StepCost:
         )
 
 
+def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
+    """Return what the trainer minimises."""
+    losses = detector_losses(predictions, targets, padding)
+    return torch.stack([loss.total for loss in losses.values()]).sum()
+
+
 def measure_step(
     preset: Preset,
-    *,
-    batch: int = BATCH,
-    size: tuple[int, int] = SIZE,
-    objects: int = OBJECTS,
-    rounds: int = 3,
+    shape: Shape,
+    rounds: int,
     threads: int | None = None,
-    criterion: Criterion | None = None,
+    criterion: Criterion = total_loss,
 ) -> StepCost:
     """Time training steps on random images and objects, split into network and criterion.
 
     A round is one step as the trainer takes it, on a processor in float32: the network's forward,
     the criterion's forward and its backward to the predictions, the network's backward from
     there. Both are timed inside the same step, so what else the machine does falls on both. The
-    optimizer is left out. The criterion is the sum of all heads' losses, if none is given.
+    optimizer is left out.
     """
-    criterion = criterion or total_loss
     with use_threads(threads) as used:
-        peak = criterion_memory(preset, batch, size, objects, criterion)
+        peak = criterion_memory(preset, shape, criterion)
         network = place(Fcos(preset.model), torch.device("cpu")).train()
         share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
-        _step(network, share, criterion, 1, (64, 64), 1)  # what is set up once
-        times = [_step(network, share, criterion, batch, size, objects) for _ in range(rounds)]
+        _step(network, share, criterion, SMALLEST)
+        times = [_step(network, share, criterion, shape) for _ in range(rounds)]
     network_s, criterion_s = zip(*times, strict=True)
     name, classes = preset.model.name, preset.model.num_classes
+    batch, objects, size = shape
     return StepCost(name, batch, size, classes, objects, used, network_s, criterion_s, peak)
 
 
-def criterion_memory(
-    preset: Preset,
-    batch: int = BATCH,
-    size: tuple[int, int] = SIZE,
-    objects: int = OBJECTS,
-    criterion: Criterion | None = None,
-) -> int:
+def criterion_memory(preset: Preset, shape: Shape, criterion: Criterion = total_loss) -> int:
     """Return the bytes by which this process grows at most while the criterion runs.
 
     The highest of three runs: memory is looked at every half millisecond, and what the process
     holds already may serve a run unseen. Predictions are random; they and the targets are not
     counted, the gradients are.
     """
-    criterion = criterion or total_loss
-    _criterion_step(criterion, random_predictions(preset, 1, (64, 64)), *_batch(1, 1, (64, 64), 1))
-    predictions = random_predictions(preset, batch, size)
-    targets, padding = _batch(batch, objects, size, preset.model.num_classes)
-    highest = 0
-    for _ in range(3):
-        with peak_memory() as grown:
-            _criterion_step(criterion, predictions, targets, padding)
-        highest = max(highest, grown[0])
-    return highest
-
-
-def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
-    """Return what the trainer minimises."""
-    losses = detector_losses(predictions, targets, padding)
-    return torch.stack([loss.total for loss in losses.values()]).sum()
+    first = random_predictions(preset, 1, SMALLEST.size)
+    _criterion_step(criterion, first, *_batch(SMALLEST, 1))
+    predictions = random_predictions(preset, shape.batch, shape.size)
+    made = _batch(shape, preset.model.num_classes)
+    return max(growth(lambda: _criterion_step(criterion, predictions, *made)) for _ in range(3))
 
 
 def random_predictions(preset: Preset, batch: int, size: tuple[int, int]) -> Predictions:
@@ -185,23 +170,20 @@ def random_targets(batch: int, objects: int, size: tuple[int, int], classes: int
     return pad_targets(boxes, [torch.randint(classes, (objects,)) for _ in range(batch)])
 
 
-def _batch(batch: int, objects: int, size: tuple[int, int], classes: int) -> tuple[Targets, Tensor]:
+def _batch(shape: Shape, classes: int) -> tuple[Targets, Tensor]:
+    batch, objects, size = shape
     padding = torch.zeros(batch, *size, dtype=torch.bool)
     padding[:, :, size[1] - size[1] // 8 :] = True
     return random_targets(batch, objects, size, classes), padding
 
 
 def _step(
-    network: Fcos,
-    o2o_gradient: float,
-    criterion: Criterion,
-    batch: int,
-    size: tuple[int, int],
-    objects: int,
+    network: Fcos, o2o_gradient: float, criterion: Criterion, shape: Shape
 ) -> tuple[float, float]:
     """Seconds of the network and of the criterion in one step."""
-    targets, padding = _batch(batch, objects, size, network.config.num_classes)
-    images = torch.randn(batch, 3, *size).contiguous(memory_format=torch.channels_last)
+    targets, padding = _batch(shape, network.config.num_classes)
+    images = torch.randn(shape.batch, 3, *shape.size)
+    images = images.contiguous(memory_format=torch.channels_last)
     network.zero_grad(set_to_none=True)
     start = time.perf_counter()
     predictions: Predictions = network(images, o2o_gradient=o2o_gradient)

@@ -129,10 +129,7 @@ def prepare(weights: Path, folder: Path) -> None:
 def try_claim(claim: Claim, folder: Path) -> Finding:
     """Try one claim in a child process; a child that crashes or hangs is a failure."""
     started = time.monotonic()
-    command = module_command(
-        "nmsfree_benchmarks.questions.gpu_check.question", claim.key, str(folder)
-    )
-    answer, problem = ask_child(command, LIMIT_S)
+    answer, problem = ask_child(module_command(CHILD, claim.key, str(folder)), LIMIT_S)
     found = answer or {"outcome": "fail", "detail": problem}
     seconds = round(time.monotonic() - started, 1)
     return Finding(claim.key, claim.text, found["outcome"], found["detail"], seconds)

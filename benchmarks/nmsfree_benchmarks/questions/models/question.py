@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from nmsfree.errors import ModelError
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import DEPLOYED, without_tf32
 from nmsfree_benchmarks.harness.gpu import joules_per_image
@@ -27,7 +28,6 @@ from nmsfree_benchmarks.harness.weights import PUBLISHED, published, trained
 from nmsfree_benchmarks.questions.models import Options
 from nmsfree_benchmarks.questions.models.rows import (
     Group,
-    judge,
     knows,
     open_rows,
     records_of,
@@ -119,7 +119,13 @@ def measure_group(group: Group, options: Options, run: Run) -> Iterator[Record]:
         return
     if group.judged is not None:
         knowing = [row for row in rows if knows(row, group.judged, run)]
-        judge(knowing, group.judged, run, f"AP {group.size}")
+        step = run.step(f"AP {group.size}")
+        for done, row in enumerate(knowing, start=1):
+            try:
+                row.subject.judge(group.judged)
+            except ModelError as error:  # it answers nonsense
+                run.skipped[f"AP of {row.name}"] = str(error)
+            step(done, len(knowing))
     if not options.quick:
         weigh(rows, run, run.step(f"memory {group.size}"))
     calls = {name: call for row in rows for name, call in row.calls().items()}
@@ -149,8 +155,7 @@ def draw(results: Results, path: Path) -> None:
         _panel(panel, rows)
         title = f"{height} × {width}, {classes} classes; ms, one image after another"
         panel.set_title(title, loc="left", fontsize=10, color=plots.INK)
-    handles = plots.patches(COLOURS, LABELS)
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
+    plots.legend(figure, COLOURS, LABELS)
     plots.finish(figure, results, "Latency of one image by stage, median", path)
 
 
@@ -171,12 +176,7 @@ def _panel(panel: "plots.Axes", rows: list[Record]) -> None:
         plots.stacked_bar(panel, y, stage_ms(row), COLOURS, text)
         ticks.append((y, NAMES[state.engine][1]))
         y += 1
-    panel.set_yticks([t for t, _ in ticks], [said for _, said in ticks], fontsize=9)
-    panel.set_ylim(y - 0.4, -0.25)
-    panel.set_xlim(0, longest * 1.22)
-    plots.bare_axes(panel, "x")
-    panel.spines["left"].set_visible(False)
-    panel.tick_params(axis="y", length=0)
+    plots.name_bars(panel, ticks, longest * 1.22)
 
 
 def page_pictures(results: Results) -> list[Picture]:

@@ -231,29 +231,9 @@ def knows(row: Row, judged: DetectionDataset, run: Run) -> bool:
     try:
         category_ids_of(row.subject.detector.spec.class_names, judged)
     except DataError as error:
-        data = run.options.data
-        run.skipped[f"AP of {row.name}"] = str(error).replace(str(data), data.name)
+        run.skip(f"AP of {row.name}", error, run.options.data)
         return False
     return True
-
-
-def judge(rows: Sequence[Row], judged: DetectionDataset, run: Run, what: str) -> None:
-    """Measure AP with the very detectors that are timed; one that answers nonsense has none."""
-    from nmsfree.evaluation.evaluate import evaluate
-
-    step = run.step(what)
-    for done, row in enumerate(rows, start=1):
-        try:
-            metrics = evaluate(row.subject.detector, judged)
-        except ModelError as error:
-            run.skipped[f"AP of {row.name}"] = str(error)
-        else:
-            row.subject.ap = {
-                "ap": round(metrics.ap, 5),
-                "ap50": round(metrics.ap50, 5),
-                "ap_images": len(judged),
-            }
-        step(done, len(rows))
 
 
 def weigh(rows: Sequence[Row], run: Run, step: Callable[[int, int], None]) -> None:
@@ -261,13 +241,10 @@ def weigh(rows: Sequence[Row], run: Run, step: Callable[[int, int], None]) -> No
     meter = MemoryMeter()
     exported = [row for row in rows if row.subject.engine.key not in EAGER]
     for done, row in enumerate(exported, start=1):
-        subject, engine = row.subject, row.subject.engine
-        file = engine.ran(subject.file)
         try:
-            found = meter.measure(file, engine.device, subject.threads, engine.arithmetic)
-            subject.figures |= found
+            row.subject.weigh(meter)
         except NmsfreeError as error:
-            run.skipped[f"memory of {row.name}"] = str(error).replace(str(file), file.name)
+            run.skip(f"memory of {row.name}", error, row.subject.engine.ran(row.subject.file))
         step(done, len(exported))
 
 
@@ -275,7 +252,7 @@ def records_of(
     row: Row, times: Rounds, limit_of_file: Callable[[Path, str], float | None]
 ) -> Iterator[Record]:
     """The row, and what was timed of it besides."""
-    from nmsfree_benchmarks.roofline.limits import reached, share_figures
+    from nmsfree_benchmarks.roofline.limits import share_figures
 
     name, state = row.name, row.subject.state()
     parts = STAGES if state.engine in EAGER else ("preprocess", "graph", "to_source")
@@ -285,7 +262,7 @@ def records_of(
     if limit is not None:
         # In PyTorch, whose network is not called alone, of the whole call.
         called = Record(name, {}, times.get(f"{name} bare", times[name])).summary.p50
-        figures |= {"limit_ms": round(limit, 4), **share_figures(reached(limit / called))}
+        figures |= {"limit_ms": round(limit, 4), **share_figures(limit / called)}
     figures |= times.figures(name)
     yield Record(name, {"call": "detector"}, times[name], parts, figures, state)
     for call in ("in graph", "bare"):

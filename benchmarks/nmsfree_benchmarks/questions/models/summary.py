@@ -16,7 +16,7 @@ from nmsfree_benchmarks.harness.records import (
     grouped,
     said_of_doubtful,
 )
-from nmsfree_benchmarks.harness.statistics import STAGES, Interval, ratio
+from nmsfree_benchmarks.harness.statistics import STAGES, Interval
 from nmsfree_benchmarks.harness.subject import HASH_DIGITS
 from nmsfree_benchmarks.harness.table import Table, number, percent
 
@@ -127,33 +127,26 @@ def facts(results: Results) -> dict[str, Any]:
         *("share_of_limit", "speed_beside_fp32"),
     )
     found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for r in results.ratios:
+        of, to, value = results.record(r.of), results.record(r.to), round(r.interval.value, 3)
+        if r.meaning.startswith(EAGER_BY) and to.state.engine in REFERENCES:
+            found["onnxruntime_speedup"][to.state.model] = value
+        elif r.meaning == DETECTOR_BY_BARE and of.state.engine in REFERENCES:
+            found["detector_overhead"][of.state.model] = value
+        elif r.meaning.startswith(FP32_BY):
+            found["speed_beside_fp32"][to.name] = value
     for rows in by_size(results).values():
         for row in rows:
-            state, model = row.state, row.state.model
-            share = row.figures.get("share_of_limit")
+            state, share = row.state, row.figures.get("share_of_limit")
             if share is not None:
                 found["share_of_limit"][row.name] = round(share, 3)
-            if state.engine in EAGER:
-                continue
-            plain = reference_of(rows, model)
-            if plain is not row:
-                if plain is not None:
-                    speed = round(ratio(plain.times, row.times), 3)
-                    found["speed_beside_fp32"][row.name] = speed
-                continue
-            eager = named(results, f"{model} {BASELINE}")
-            bare = named(results, f"{row.name} bare")
-            if eager is not None:
-                found["onnxruntime_speedup"][model] = round(ratio(eager.times, row.times), 3)
-            if bare is not None:
-                found["detector_overhead"][model] = round(ratio(row.times, bare.times), 3)
             if named(results, f"{row.name} in graph") is not None:
                 ms = stage_ms(row)["postprocess"]
-                found["onnxruntime_postprocess_ms"][model] = round(ms, 3)
+                found["onnxruntime_postprocess_ms"][state.model] = round(ms, 3)
             states = [r.state for r in rows if r.state.nms and r.state.engine == state.engine]
-            with_nms = states[-1].ap if states else None
+            with_nms = states[-1].ap if states and state.engine in REFERENCES else None
             if state.nms is None and state.ap is not None and with_nms is not None:
-                found["ap_gap"][model] = round(state.ap - with_nms, 5)
+                found["ap_gap"][state.model] = round(state.ap - with_nms, 5)
     return found
 
 
@@ -343,14 +336,13 @@ def _row(record: Record) -> tuple[str, ...]:
     state, summary = record.state, record.summary
     digits = ".0f" if summary.p50 >= 100 else ".1f" if summary.p50 >= 10 else ".2f"
     split = (record.figures.get(f"{stage}_share") for stage in STAGES)
-    share = record.figures.get("share_of_limit")
     return (
         state.model,
         (NAMES[state.engine][1] if state.engine in NAMES else state.engine) + summary.doubt,
         summary.fps_text,
         *(number(ms, digits) for ms in summary.percentiles),
         "/".join(map(percent, split)),
-        percent(None if share is None or share > 1 else share),
+        percent(record.figures.get("share_of_limit")),
         percent(state.ap, ".1f"),
         percent(state.ap50, ".1f"),
         number(record.figures.get("engine_rss_mb"), ".0f"),

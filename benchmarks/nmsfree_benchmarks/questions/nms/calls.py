@@ -14,7 +14,6 @@ alone says the same as the former without the network's noise, but with warmer c
 tail run in ONNX Runtime on the processor; on other devices there are the whole calls alone.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +41,7 @@ from nmsfree_benchmarks.harness.graphs import (
 from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.subject import Subject
-from nmsfree_benchmarks.harness.timer import Call, Image, Laps, slot_of, timed
+from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, slot_of, timed
 from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
@@ -179,27 +178,22 @@ MAKERS: dict[str, Callable[[Setting], Nms]] = {
     "opencv": opencv_nms,
     "torchvision": torchvision_nms,
 }
-NAMES = (*MAKERS, "efficientnms")
 
 
 def choose(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """Which of `NAMES` run here, the reference first and always, and why others do not.
+    """Which of `MAKERS` run here, the reference first and always, and why others do not.
 
     InputError: there is no such implementation.
     """
     for name in names or ():
-        if name not in NAMES:
-            raise InputError(f"implementation is {name!r}, expected one of: {', '.join(NAMES)}")
-    plugin = "this project does not run TensorRT's plugin yet: it has timed NMS on processors only"
-    if find_spec("tensorrt") is None:
-        plugin = "TensorRT, whose plugin it is, is not installed"
-    absent = {"efficientnms": plugin}
-    if find_spec("torchvision") is None:
-        reason = "torchvision is not installed, and nothing of this project needs it"
-        absent = {"torchvision": reason, **absent}
-    wanted = [name for name in NAMES if names is None or name in (*names, REFERENCE)]
-    missing = {name: reason for name, reason in absent.items() if name in wanted}
-    return [name for name in wanted if name not in missing], missing
+        if name not in MAKERS:
+            raise InputError(f"implementation is {name!r}, expected one of: {', '.join(MAKERS)}")
+    wanted = [name for name in MAKERS if names is None or name in (*names, REFERENCE)]
+    if "torchvision" not in wanted or find_spec("torchvision") is not None:
+        return wanted, {}
+    wanted.remove("torchvision")
+    reason = "torchvision is not installed, and nothing of this project needs it"
+    return wanted, {"torchvision": reason}
 
 
 def expected_of(name: str, reference: Kept, found: Candidates) -> Kept:
@@ -395,12 +389,14 @@ def _tail_call(subject: Subject, found: Candidates) -> Call:
 def _cut_call(subject: Subject, cut: Any, images: Sequence[Image]) -> Call:
     """Prepare a picture as the detector does, and run the cut graph."""
 
+    watch = Stopwatch()
+
     def call(image: Image) -> Laps:
-        processor, start = time.process_time_ns(), time.perf_counter_ns()
+        watch.start()
         pixels = subject.prepare(images[slot_of(image)])
-        prepared = time.perf_counter_ns()
+        watch.mark()
         cut.run(list(CANDIDATES), {"images": pixels})
-        end = time.perf_counter_ns()
-        return Laps((prepared - start, end - prepared), time.process_time_ns() - processor)
+        watch.mark()
+        return watch.laps()
 
     return call

@@ -44,7 +44,7 @@ def _alone_panel(panel: "plots.Axes", results: Results, axis: str) -> None:
     others = {name: value for name, value in base.items() if name != axis}
     records = results.where(measured="alone", **others)
     values = sorted({r.parameters[axis] for r in records}, reverse=axis == "floor")
-    series = *plots.SERIES[1:3], plots.INK, *plots.SERIES[3:], plots.SERIES[0], plots.SERIES[-1]
+    series = *plots.SERIES[1:3], plots.INK, *plots.SERIES[3:], plots.SERIES[0]
     colour = dict(zip(NAMES, series, strict=True))
     ends = []
     for name in NAMES:
@@ -78,7 +78,7 @@ def _alone_panel(panel: "plots.Axes", results: Results, axis: str) -> None:
                 text = f"◇ empty, floor {p['floor']:g}"
                 place = panel.transAxes
                 panel.text(0.03, 0.97, text, transform=place, fontsize=9, color=plots.INK, va="top")
-        plots.label_ends(panel, ends, 12)
+        plots.label_points(panel, ends, right=True)
 
 
 def _floors(results: Results, what: str) -> list[float]:
@@ -109,7 +109,7 @@ def _calls_panel(panel: "plots.Axes", results: Results) -> None:
     panel.set_ylabel("ms a call, median; band: quartiles")
     panel.set_title("Whole call, Detector(image)", loc="left", fontsize=10)
     plots.bare_axes(panel, "y")
-    plots.label_ends(panel, ends, 11)
+    plots.label_points(panel, ends, right=True)
 
 
 def _shares_panel(panel: "plots.Axes", results: Results) -> None:

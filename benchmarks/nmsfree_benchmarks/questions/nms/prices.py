@@ -22,10 +22,9 @@ NAMES = {  # of the implementations: in sentences, in tables, in the picture
     "torchvision": ("torchvision batched_nms", "torchvision", "torchvision"),
     "matrix": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),
     HEAD: (HEAD, "NMS-free", "NMS-free head, all of\nits post-processing"),
-    "host": ("NumPy, matrix of overlaps", "matrix", "NumPy matrix"),  # its name in older results
 }
 # A terminal has no room for the last ones.
-IN_TABLES = ("numpy", "onnx", "plain", "opencv", HEAD, "matrix", "host", "torchvision")
+IN_TABLES = ("numpy", "onnx", "plain", "opencv", HEAD, "matrix", "torchvision")
 NARROW = 12  # columns
 
 
@@ -45,24 +44,20 @@ def _filtered(results: Results) -> Iterator[tuple[Record, Record]]:
             yield free, bare
 
 
-def _burst(results: Results, record: Record) -> int:
-    return int(results.settings["burst"][record.parameters["measured"]])
-
-
 def ratios(results: Results) -> Iterator[Ratio]:
     """Every implementation by the reference; NMS-free calls and the NMS tail by the whole call."""
     for record in results.where(measured="alone"):
         if record.parameters["implementation"] not in (REFERENCE, HEAD):
             same = {axis: record.parameters[axis] for axis in AXES}
             (reference,) = results.where(implementation=REFERENCE, **same)
-            yield Ratio.between(record, reference, BY_REFERENCE, _burst(results, record))
+            yield Ratio.between(record, reference, BY_REFERENCE, results.burst(record))
     for whole in results.where(what="with NMS"):
         for what, meaning in (("NMS-free", FREE_BY_NMS), ("NMS tail alone", TAIL)):
             other = neighbour(results, whole, what, floor=meaning == TAIL)
             if other is not None:
-                yield Ratio.between(other, whole, meaning, _burst(results, whole))
+                yield Ratio.between(other, whole, meaning, results.burst(whole))
     for free, bare in _filtered(results):
-        yield Ratio.between(free, bare, FILTER, _burst(results, free))
+        yield Ratio.between(free, bare, FILTER, results.burst(free))
 
 
 def facts(results: Results) -> dict[str, Any]:
@@ -82,7 +77,7 @@ def facts(results: Results) -> dict[str, Any]:
     for record in results.where(measured="call", what="NMS-free"):
         found[f"found_nms_free_{record.parameters['objects']}"] = record.figures["found"]
     for free, bare in _filtered(results):
-        cost, share = nms_cost(free, bare, _burst(results, free))
+        cost, share = nms_cost(free, bare, results.burst(free))
         found[f"filter_ms_{free.parameters['objects']}"] = cost.to_json()
         found[f"filter_share_of_call_{free.parameters['objects']}"] = share.to_json()
     same = [r.figures.get("same_as_reference") for r in results.records]
@@ -101,7 +96,7 @@ def nms_cost(whole: Record, without: Record, burst: int) -> list[Interval]:
 
 def _costs(results: Results, whole: Record) -> Iterator[tuple[str, Any]]:
     """What NMS takes of one call, in each of the ways in which that was measured."""
-    burst, where = _burst(results, whole), key(whole)
+    burst, where = results.burst(whole), key(whole)
     without = neighbour(results, whole, "without its NMS")
     if without is not None:
         cost, share = nms_cost(whole, without, burst)
