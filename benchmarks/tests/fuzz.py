@@ -476,7 +476,7 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
             if p.opts[0].startswith("-") and not set(p.opts) & set(LONG)
         ]
         words = " ".join(path)
-        if path and takes and words not in ("weights download", "study run"):
+        if path and takes and words not in ("weights download", "data trees", "study run"):
             given = arguments.get(words, bench if path[0] == "bench" else [])
             weight = 1 if path[0] in ("bench", "doctor", "study") else 6  # the rest is quick
             found.extend([(path, given, takes)] * weight)

@@ -59,7 +59,7 @@ def test_scene_depends_on_nothing_but_its_arguments() -> None:
 
 
 def test_recipe_is_unchanged() -> None:
-    """If this fails on purpose, raise RECIPE: sets on disk and results on them are outdated."""
+    """If this fails on purpose, raise the recipe of DIGITS: sets and results are outdated."""
     scene = make_scene("overlap", 0)
     assert scene.labels.tolist() == [2, 2, 3, 3, 3, 3]
     expected = [

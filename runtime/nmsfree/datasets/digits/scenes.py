@@ -9,10 +9,7 @@ digits of one class whose boxes overlap with an IoU of 0.5 to 0.75.
 `overlap`. On `test` and `test-overlap`, which are like those two in other scenes, nothing is.
 """
 
-import json
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -20,34 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.datasets.digits.draw import paint
-from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
-from nmsfree.datasets.formats.coco import instances_of
-from nmsfree.decode import decode_json, read_bytes
+from nmsfree.datasets.digits.layout import instances, lay_out
+from nmsfree.datasets.made import Labelled, MadeSet, Progress
 from nmsfree.drawing import Mark, Tile, color_of, make_sheet
 from nmsfree.errors import DataError, InputError
-from nmsfree.files import is_part, write_atomic
 from nmsfree.images import write_picture
-from nmsfree.text import shown
-
-logger = logging.getLogger(__name__)
 
 # Name → its number in the random seed.
 SPLITS = {"train": 0, "val": 1, "overlap": 2, "test": 3, "test-overlap": 4}
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
-RECIPE = 1  # raised whenever the same seed would give other scenes
 PAIR_SHARE = 0.3  # of the train and val images hold one pair of the same class
-RECORD = "digits.json"
-
-Progress = Callable[[str, int, int], None]  # split, images done, images in the split
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What made a set, and the lengths of its finished splits."""
-
-    recipe: int
-    seed: int
-    splits: dict[str, int]
+DIGITS = MadeSet(
+    "digits",
+    recipe=1,
+    seed=0,
+    class_names=CLASS_NAMES,
+    supercategory="digit",
+    contributor="handwritten digits: E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, "
+    "https://doi.org/10.24432/C50P49",
+    licence={"name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,79 +88,14 @@ def write_digits(
     Raises:
         DataError: the folder holds other data, or a digits set of another seed.
     """
-    finished = _read_record(out, seed)
-    written = []
-    for split, count in ((name.replace("_", "-"), count) for name, count in counts.items()):
-        if count == 0 or (finished.get(split) == count and _is_complete(out, split, count)):
-            continue
-        finished.pop(split, None)
-        _write_record(out, seed, finished)
-        _write_split(out, split, count, seed, progress)
-        finished[split] = count
-        _write_record(out, seed, finished)
-        written.append(split)
-        logger.info("wrote %d %s scenes to %s", count, split, out)
-    return written
+    splits = {name.replace("_", "-"): count for name, count in counts.items()}
 
-
-def _read_record(out: Path, seed: int) -> dict[str, int]:
-    """Return the finished splits of a set and their lengths, empty for a new folder."""
-    path = out / RECORD
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file: give an empty or new folder for the digits")
-    if not path.exists():
-        if out.exists() and not all(map(is_part, out.iterdir())):
-            raise DataError(f"{out} holds other data: give an empty or new folder for the digits")
-        return {}
-    data = read_bytes(path, error=DataError)
-    found = decode_json(data, _Record, path, DataError, f"delete {shown(out)}")
-    if (found.recipe, found.seed) != (RECIPE, seed):
-        raise DataError(
-            f"{out} holds digits of recipe {found.recipe} and seed {found.seed}, asked for recipe "
-            f"{RECIPE} and seed {seed}: delete it or give another folder"
-        )
-    return dict(found.splits)
-
-
-def _write_record(out: Path, seed: int, splits: dict[str, int]) -> None:
-    ordered = {split: splits[split] for split in SPLITS if split in splits}
-    record = {"recipe": RECIPE, "seed": seed, "splits": ordered}
-    write_atomic(out / RECORD, json.dumps(record).encode())
-
-
-def _annotation_path(out: Path, split: str) -> Path:
-    return out / "annotations" / f"instances_{split}.json"
-
-
-def _is_complete(out: Path, split: str, count: int) -> bool:
-    """Tell whether the annotations and every image are there."""
-    names = {path.name for path in (out / split).glob("*.png")}
-    whole = all(_file_name(index) in names for index in range(count))
-    return whole and _annotation_path(out, split).is_file()
-
-
-def _file_name(index: int) -> str:
-    return f"{index:05d}.png"
-
-
-def _write_split(out: Path, split: str, count: int, seed: int, progress: Progress | None) -> None:
-    objects: list[tuple[int, list[float], int, int]] = []
-    for index in range(count):
+    def make(split: str, index: int) -> Labelled:
         scene = make_scene(split, index, seed)
-        write_picture(out / split / _file_name(index), scene.image)
-        rows = zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True)
-        objects += [(index + 1, box, label, 0) for box, label in rows]
-        if progress is not None:
-            progress(split, index + 1, count)
-    info = {
-        "description": f"nmsfree digits, {split}, recipe {RECIPE}, seed {seed}",
-        "contributor": "handwritten digits: E. Alpaydin and C. Kaynak, "
-        "UCI Machine Learning Repository, https://doi.org/10.24432/C50P49",
-    }
-    licence = {"name": "CC BY 4.0", "url": "https://creativecommons.org/licenses/by/4.0/"}
-    images = [(_file_name(index), SIDE, SIDE) for index in range(count)]
-    content = instances_of(info, licence, CLASS_NAMES, "digit", images, objects)
-    write_atomic(_annotation_path(out, split), json.dumps(content).encode())
+        boxes, labels = scene.boxes.tolist(), scene.labels.tolist()
+        return Labelled(scene.image, boxes, labels, [0] * len(labels))
+
+    return replace(DIGITS, seed=seed).write(out, splits, make, progress)
 
 
 def write_preview(path: Path, seed: int = 0) -> None:

@@ -19,9 +19,9 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -313,43 +313,3 @@ def _objects(
             report(Fault(kind, file, detail, image and image.path, (bbox,)))
         elif image is not None:
             yield ObjectRow(image_id, category_id, bbox, crowd, number, raw, area=entry.area)
-
-
-def instances_of(
-    info: dict[str, str],
-    licence: dict[str, str],
-    class_names: Sequence[str],
-    supercategory: str,
-    images: Sequence[tuple[str, int, int]],
-    objects: Iterable[tuple[int, list[float], int, int]],
-) -> dict[str, Any]:
-    """Return the COCO instances of a set that is made here, ready for `json.dumps`.
-
-    Args:
-        licence: name and url.
-        images: file name, width, height; ids count from 1.
-        objects: image id, box xyxy in pixels, label (category ids are label + 1), iscrowd.
-    """
-    return {
-        "info": info,
-        "licenses": [{"id": 1, **licence}],
-        "categories": [
-            {"id": label, "name": name, "supercategory": supercategory}
-            for label, name in enumerate(class_names, start=1)
-        ],
-        "images": [
-            {"id": number, "file_name": name, "width": width, "height": height, "license": 1}
-            for number, (name, width, height) in enumerate(images, start=1)
-        ],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": image,
-                "category_id": label + 1,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": crowd,
-            }
-            for number, (image, (x1, y1, x2, y2), label, crowd) in enumerate(objects, start=1)
-        ],
-    }
