@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from runtime_helpers import ENGINES, EXACT, rows_in_base64
 
 from nmsfree import ModelSpec, RawDetections
 from nmsfree.backends.contract import output_shapes
@@ -24,9 +27,10 @@ from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.sidecar import Sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
+from nmsfree.canary import canary_input
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.doctor.model import FILE
-from nmsfree.spec import METADATA_KEY
+from nmsfree.spec import METADATA_KEY, Canary, Tolerance
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import FakeTensorRt, fake_sidecar, fake_vendor, write_fake_engine
 
@@ -79,6 +83,28 @@ def bright_cells() -> Callable[[NDArray[np.uint8], ModelSpec], RawDetections]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def with_canary(
+    make_spec: Any, bright_cells: Callable[..., RawDetections]
+) -> Callable[..., ModelSpec]:
+    """Return a function giving the tiny model's description with its canary."""
+
+    def make(tolerance: Tolerance = EXACT, **fields: Any) -> ModelSpec:
+        spec = make_spec(**({"top_k": 24} | fields))
+        images = canary_input(spec, 1)
+        raw = bright_cells(images, spec)
+        values = np.column_stack(
+            [raw.detection_boxes[0], raw.detection_scores[0], raw.detection_classes[0]]
+        )
+        if spec.nms is not None:
+            values = values[: raw.num_detections[0, 0]]
+        digest = sha256(images[0].tobytes()).hexdigest()
+        tolerances = dict.fromkeys(ENGINES, tolerance)
+        return replace(spec, canary=Canary(1, digest, rows_in_base64(values), tolerances))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """What tests of the runtime share beside the fixtures of `conftest`."""
 
+from base64 import b64encode
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +11,24 @@ from numpy.typing import NDArray
 from nmsfree import NmsfreeError, RawDetections
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.evaluation.scores import Result
+from nmsfree.spec import Tolerance
 
 Noise = Callable[..., NDArray[np.uint8]]  # the fixture `noise`
 Make = Callable[..., DetectionDataset]  # the fixture `make_dataset`
 A = [10.0, 10.0, 100.0, 100.0]  # two boxes far apart, xywh
 B = [150.0, 120.0, 100.0, 100.0]
+ENGINES = ("cpu", "openvino", "tensorrt-rtx")  # that a canary of the tests names
+EXACT = Tolerance(1e-3, 0.05, 0)
 
 
 def result(box: list[float], score: float, category: int = 7, image: int = 0) -> Result:
     """A COCO result for what `make_dataset` makes."""
     return {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+
+def rows_in_base64(values: NDArray[np.floating[Any]]) -> str:
+    """Rows float32 [n, 6] as a canary holds them."""
+    return b64encode(values.astype("<f4").tobytes()).decode()
 
 
 def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:

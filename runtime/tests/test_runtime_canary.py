@@ -2,10 +2,8 @@
 
 import json
 import sys
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +11,16 @@ import numpy as np
 import pytest
 import runtime_helpers as helpers
 from numpy.typing import NDArray
+from runtime_helpers import ENGINES, EXACT, rows_in_base64
 
 from nmsfree import CallableBackend, Detector, ModelError, ModelSpec, NmsSpec, RawDetections
-from nmsfree.canary import canary_input, canary_picture
+from nmsfree.canary import canary_picture
 from nmsfree.cli import main as cli
-from nmsfree.spec import Canary, Tolerance
+from nmsfree.spec import Tolerance
 
 refused = helpers.refusing(ModelError)
 Cells = Callable[[NDArray[np.uint8], ModelSpec], RawDetections]
-ENGINES = ("cpu", "openvino", "tensorrt-rtx")
-EXACT, ROUGH = Tolerance(1e-3, 0.05, 0), Tolerance(0.1, 1, 0.3)
-
-
-def rows_in_base64(values: NDArray[np.floating[Any]]) -> str:
-    return b64encode(values.astype("<f4").tobytes()).decode()
-
-
-@pytest.fixture(scope="session")
-def with_canary(make_spec: Any, bright_cells: Cells) -> Callable[..., ModelSpec]:
-    """Return a function giving the tiny model's description with its canary."""
-
-    def make(tolerance: Tolerance = EXACT, **fields: Any) -> ModelSpec:
-        spec = make_spec(**({"top_k": 24} | fields))
-        images = canary_input(spec, 1)
-        raw = bright_cells(images, spec)
-        values = np.column_stack(
-            [raw.detection_boxes[0], raw.detection_scores[0], raw.detection_classes[0]]
-        )
-        if spec.nms is not None:
-            values = values[: raw.num_detections[0, 0]]
-        digest = sha256(images[0].tobytes()).hexdigest()
-        tolerances = dict.fromkeys(ENGINES, tolerance)
-        return replace(spec, canary=Canary(1, digest, rows_in_base64(values), tolerances))
-
-    return make
+ROUGH = Tolerance(0.1, 1, 0.3)
 
 
 @pytest.fixture(scope="session")

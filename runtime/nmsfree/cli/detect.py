@@ -10,18 +10,25 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 from rich.progress import Progress, Task
 
 from nmsfree.backends import open_backend
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
-from nmsfree.cli.options import command, end_with, json_option
+from nmsfree.cli.options import (
+    CLASSES,
+    MAX_DETECTIONS,
+    THRESHOLD,
+    command,
+    end_with,
+    json_option,
+)
 from nmsfree.cli.progress import progress_bar
-from nmsfree.decode import whole_number
+from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.detections import Detections
-from nmsfree.detector import Detector, Threshold
+from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.images import quiet_opencv
 from nmsfree.options import Option
@@ -51,21 +58,9 @@ class Request:
         ),
     ]
     model: Annotated[Path, Option("An .onnx, or an .engine.", ("--model", "-m"))]
-    threshold: Annotated[
-        str | None,
-        Option(
-            "Keep scores above this; the model's own if not given. per-class: the best-F1 "
-            "threshold of each class; precision: the lowest that reaches the target precision, "
-            "both as `nmsfree eval` measured them for the file.",
-            metavar="NUMBER|per-class|precision",
-        ),
-    ] = None
-    classes: Annotated[str | None, Option("Keep these classes, names or ids.", metavar="A,B")] = (
-        None
-    )
-    max_detections: Annotated[
-        int | None, Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
-    ] = None
+    threshold: Annotated[str | None, THRESHOLD] = None
+    classes: Annotated[str | None, CLASSES] = None
+    max_detections: Annotated[int | None, MAX_DETECTIONS] = None
     tiling: Tiling = WHOLE
     save_dir: Annotated[
         Path | None, Option("Where to write; a new runs/detect/N if not given.")
@@ -148,8 +143,8 @@ detect = command(_detect, Request)
 
 
 def _look(request: Request, detector: Detector) -> Look:
-    threshold, tiling = _threshold(request.threshold), request.tiling
-    classes, most = _split_classes(request.classes, detector.names), request.max_detections
+    threshold, tiling = parse_threshold(request.threshold), request.tiling
+    classes, most = parse_classes(request.classes, detector.names), request.max_detections
     whole = partial(detector.batch, threshold=threshold, classes=classes, max_detections=most)
     if tiling.tile is None:
         return whole
@@ -163,27 +158,6 @@ def _look(request: Request, detector: Detector) -> Look:
         max_detections=most,
     )
     return lambda images: [tiled(image) for image in images]
-
-
-def _threshold(text: str | None) -> Threshold | None:
-    """Read a number or one of the words that `Detector` takes."""
-    if text is None or text in ("per-class", "precision"):
-        return cast("Threshold | None", text)
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(
-            f"threshold is {text!r}, expected a number, 'per-class' or 'precision'"
-        ) from None
-
-
-def _split_classes(classes: str | None, names: tuple[str, ...]) -> list[str | int] | None:
-    """Split "car,dog,3"; a number is a class id unless a class has that name."""
-    if classes is None:
-        return None
-    parts = [part.strip() for part in classes.split(",")]
-    numbers = [None if part in names else whole_number(part) for part in parts]
-    return [part if n is None else n for part, n in zip(parts, numbers, strict=True) if part]
 
 
 @dataclass

@@ -32,6 +32,11 @@ _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 # What the project can do, and which distribution brings it.
 COMMANDS = {
     "detect": ("nmsfree", "Draw detections on images, folders, videos, cameras and streams."),
+    "serve": ("nmsfree", "Detect objects for HTTP clients: POST a picture to /detect."),
+    "batch": (
+        "nmsfree",
+        "Detect objects on many pictures at once, on processors or a cluster → Parquet.",
+    ),
     "eval": (
         "nmsfree",
         "COCO metrics, duplicates, calibration and the thresholds to use, of one model file.",

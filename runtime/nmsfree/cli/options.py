@@ -13,6 +13,16 @@ import typer
 from nmsfree.options import Option, options_of
 from nmsfree.text import shown
 
+# How a picture is looked at; `decode.parse_threshold` and `parse_classes` read the first two.
+THRESHOLD = Option(
+    "Keep scores above this; the model's own if not given. per-class: the best-F1 threshold of each"
+    " class; precision: the lowest that reaches the target precision, both as `nmsfree eval`"
+    " measured them for the file.",
+    metavar="NUMBER|per-class|precision",
+)
+CLASSES = Option("Keep these classes, names or ids.", metavar="A,B")
+MAX_DETECTIONS = Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
+
 
 def json_option(about: str) -> Option:
     """The option --json FILE."""

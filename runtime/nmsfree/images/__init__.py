@@ -72,21 +72,21 @@ def read_reduced(
 
     Returns the picture, and the (height, width) of its file.
     """
-    return _read(read_bytes(path, LARGEST), path, reduction)
+    return decode_image(read_bytes(path, LARGEST), path, reduction)
 
 
-def _read(
-    data: bytes, path: str | Path, reduction: Reduction
+def decode_image(
+    data: bytes, where: object, reduction: Reduction = 1
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode the content of an image file; `path` names it in errors."""
+    """Decode the bytes of an image file as `read_reduced` does; `where` begins messages."""
     if not data:
-        raise InputError(f"{shown(path)}: empty file, expected an image")
+        raise InputError(f"{shown(where)}: empty file, expected an image")
     header = read_header(io.BytesIO(data))
-    _check_claim(path, header, data)
+    _check_claim(where, header, data)
     if header is None or header.kind != "JPEG" or header.turned is None:
         reduction = 1
     if data.startswith(_PNG) and _is_cut_png(data):
-        raise InputError(f"{shown(path)}: is cut, the rest of the PNG is missing: get it again")
+        raise InputError(f"{shown(where)}: is cut, the rest of the PNG is missing: get it again")
     image = _decode(data, reduction)
     if data.startswith(b"\xff\xd8"):
         ended = data.endswith(_END) or _end_of_jpeg(data) is not None
@@ -98,10 +98,10 @@ def _read(
             more = _decode(data[: _end_of_jpeg(data)] + _MORE + _END, reduction)
             if more is None or not np.array_equal(image, more):
                 raise InputError(
-                    f"{shown(path)}: is cut, the rest of the JPEG is missing: get the file again"
+                    f"{shown(where)}: is cut, the rest of the JPEG is missing: get the file again"
                 )
     if image is None:
-        raise InputError(f"{shown(path)}: {_why_not(header)}")
+        raise InputError(f"{shown(where)}: {_why_not(header)}")
     height, width = image.shape[:2]
     if header is not None and reduction > 1:
         height, width = header.height, header.width
@@ -118,23 +118,23 @@ def _decode(data: bytes, reduction: Reduction) -> NDArray[np.uint8] | None:
     return None if image is None else np.asarray(image, dtype=np.uint8)
 
 
-def _check_claim(path: str | Path, header: Header | None, data: bytes) -> None:
+def _check_claim(where: object, header: Header | None, data: bytes) -> None:
     if header is None:
         return
     limit = max_pixels()
     if header.width * header.height > limit:
         raise InputError(
-            f"{shown(path)}: {header.width} × {header.height} pixels, expected at most {limit:,} "
+            f"{shown(where)}: {header.width} × {header.height} pixels, expected at most {limit:,} "
             "in all: reduce it, or set the variable NMSFREE_MAX_PIXELS"
         )
     if header.kind == "JPEG" and header.width * header.height > MOST_OF_A_BYTE * len(data):
         raise InputError(
-            f"{shown(path)}: is cut, {len(data):,} bytes hold no JPEG of {header.width} × "
+            f"{shown(where)}: is cut, {len(data):,} bytes hold no JPEG of {header.width} × "
             f"{header.height} pixels: get the file again"
         )
     if header.kind == "AVIF" and avif_is_turned(data):
         raise InputError(
-            f"{shown(path)}: an AVIF picture that is to be turned or mirrored, which OpenCV does "
+            f"{shown(where)}: an AVIF picture that is to be turned or mirrored, which OpenCV does "
             "not do: convert it to JPEG or PNG"
         )
 
@@ -220,7 +220,7 @@ def as_bgr(image: Any, color: Color = "bgr") -> NDArray[np.uint8]:
         image = image.read(LARGEST + 1)
     if isinstance(image, bytes | bytearray | memoryview):
         check_size(memoryview(image).nbytes, LARGEST, "image", InputError)
-        return _read(bytes(image), "image", 1)[0]
+        return decode_image(bytes(image), "image", 1)[0]
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"image is {type(image).__name__}, expected a path, bytes, a binary file, a uint8 array"

@@ -1,0 +1,1 @@
+"""Many pictures on many processors or machines: `nmsfree batch`. Needs the extra `ray`."""

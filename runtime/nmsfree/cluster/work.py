@@ -1,0 +1,119 @@
+"""What one worker does: reads pictures, looks at them, writes a result file."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nmsfree.backends.options import Options
+from nmsfree.cluster.store import FORMAT_VERSION, LARGEST, SCHEMA, name_of, read, write_rows
+from nmsfree.decode import read_bytes
+from nmsfree.detector import Detector, Threshold
+from nmsfree.errors import InputError
+from nmsfree.images import decode_image, quiet_opencv
+
+Row = dict[str, Any]  # of a result file, by the names of its columns
+AHEAD = 16  # pictures that are read before it is their turn
+READERS = 8  # threads that read, as an object store answers slowly
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is asked of every picture."""
+
+    model: str  # path, the same on every machine
+    sha256: str  # of the model's file
+    device: str | None
+    engine: Options
+    threshold: Threshold | None
+    classes: tuple[str | int, ...] | None
+    max_detections: int | None
+    out: str  # folder or address
+    folder: str  # from which paths of pictures lead
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result file says of itself; files that say the same belong together."""
+        classes = None if self.classes is None else list(self.classes)
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": self.sha256,
+            "threshold": self.threshold,
+            "classes": classes,
+            "max_detections": self.max_detections,
+        }
+
+
+class Worker:
+    """A detector in a process of its own."""
+
+    def __init__(self, task: Task, processors: int) -> None:
+        with suppress(OSError):  # paths are as the user wrote them
+            os.chdir(task.folder)
+        cv2.setNumThreads(processors)
+        quiet_opencv()
+        self._task = task
+        options = vars(task.engine) | {"sha256": task.sha256}
+        self._detector = Detector(task.model, device=task.device, **options)
+
+    def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Look at pictures, the `paths` below `root`, and write what was found.
+
+        Returns the number of `images`, of those that `failed`, and the time when it `began`.
+        """
+        began = time.time()
+        root, paths = part["root"], list(part["paths"])
+        rows: list[Row] = []
+        seen: list[tuple[Row, NDArray[np.uint8]]] = []
+        # As many at once as `nmsfree detect` gives to the network, so that it answers the same.
+        at_once = self._detector.spec.batch or 1
+        for path, data in _read_ahead(root, paths):
+            name = name_of(root, path)
+            rows.append(dict.fromkeys(SCHEMA.names) | {"image": name, "model": self._task.sha256})
+            try:
+                seen.append((rows[-1], decode_image(data.result(), name)[0]))
+            except InputError as error:
+                rows[-1]["error"] = str(error)
+            if len(seen) == at_once:
+                self._look(seen)
+                seen.clear()
+        self._look(seen)
+        digest = sha256("\n".join([root, *paths]).encode()).hexdigest()
+        write_rows(self._task.out, f"part-{digest[:20]}.parquet", rows, self._task.about)
+        failed = sum(row["error"] is not None for row in rows)
+        return {"images": len(rows), "failed": failed, "began": began}
+
+    def _look(self, seen: list[tuple[Row, NDArray[np.uint8]]]) -> None:
+        """Detect in pictures, and fill their rows."""
+        answers = self._detector.batch(
+            [image for _, image in seen],
+            threshold=self._task.threshold,
+            classes=self._task.classes,
+            max_detections=self._task.max_detections,
+        )
+        for (row, image), found in zip(seen, answers, strict=True):
+            row["height"], row["width"] = image.shape[:2]
+            row["boxes"], row["scores"] = found.xyxy.tolist(), found.confidence.tolist()
+            row["classes"], row["class_ids"] = list(found.class_name), found.class_id.tolist()
+            row["truncated"] = found.truncated
+
+
+def _read_ahead(root: str, paths: Sequence[str]) -> Iterator[tuple[str, Future[bytes]]]:
+    """Read pictures in their order, some of them before it is their turn."""
+    with ThreadPoolExecutor(READERS) as pool:
+        reading: deque[tuple[str, Future[bytes]]] = deque()
+        for path in paths:
+            job = pool.submit(read, root, path) if root else pool.submit(read_bytes, path, LARGEST)
+            reading.append((path, job))
+            if len(reading) > AHEAD:
+                yield reading.popleft()
+        yield from reading

@@ -1,0 +1,1 @@
+"""HTTP server: `nmsfree serve`. Needs the extra `serve`."""

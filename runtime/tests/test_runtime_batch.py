@@ -1,0 +1,243 @@
+"""`nmsfree batch`: Ray's workers on this machine, pictures and results on disk and in a store."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import cv2
+import psutil
+import pyarrow.fs as fs
+import pyarrow.parquet as pq
+import pytest
+from runtime_helpers import Noise, refused
+
+from nmsfree import Detector, InputError
+from nmsfree.cluster.run import parts_of
+from nmsfree.cluster.store import (
+    SCHEMA,
+    Pictures,
+    find_pictures,
+    named,
+    names_done,
+    reach,
+)
+
+Batch = Callable[..., subprocess.Popen[str]]
+BATCH = [sys.executable, "-c", "from nmsfree.cli.main import main; main()", "batch"]
+COUNT, BROKEN = 300, 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: Any, with_canary: Any, make_onnx: Any) -> Path:
+    return Path(make_onnx(tmp_path_factory.mktemp("m") / "tiny.onnx", with_canary()))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of pure colours in two folders, some of them cut."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "sub").mkdir()
+    random = np.random.default_rng(0)
+    for number in range(COUNT):
+        coarse = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (96, 64), interpolation=cv2.INTER_NEAREST)
+        data = cv2.imencode(".png", picture)[1].tobytes()
+        cut = data[: len(data) // 2] if number % (COUNT // BROKEN) == 0 else data
+        place = folder / "sub" if number % 3 == 0 else folder
+        (place / f"{number:04}.png").write_bytes(cut)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, photos: Path) -> dict[str, Any]:
+    """What one detector says of each picture: lines of `detections.jsonl`, or the error."""
+    answers: dict[str, Any] = {}
+    with Detector(model, threads=1) as detector:
+        for path in sorted(photos.rglob("*.png")):
+            try:
+                found = detector(path)
+            except InputError as error:
+                answers[path.relative_to(photos).as_posix()] = str(error).partition(": ")[2]
+            else:
+                answers[path.relative_to(photos).as_posix()] = found.to_dict()
+    return answers
+
+
+@pytest.fixture
+def batch() -> Iterator[Batch]:
+    """Return a function that starts the command."""
+    running = []
+
+    def run(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*BATCH, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | environment,
+        )
+        running.append(process)
+        return process
+
+    yield run
+    for process in running:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.wait()
+
+
+def answers_in(out: str, below: str) -> dict[str, Any]:
+    """What result files say of each picture, as `expected`; a picture twice is an error."""
+    system, path = reach(out)
+    answers: dict[str, Any] = {}
+    for info in system.get_file_info(fs.FileSelector(path)):
+        table = pq.read_table(info.path, filesystem=system)
+        assert table.schema.equals(SCHEMA)
+        for row in table.to_pylist():
+            name = row["image"].removeprefix(below).lstrip("/")
+            assert name not in answers and len(row["model"]) == 64
+            if row["error"] is not None:
+                assert row["boxes"] is None
+                answers[name] = row["error"].partition(": ")[2]
+                continue
+            assert (row["height"], row["width"]) == (64, 96)
+            values = zip(row["boxes"], row["classes"], row["class_ids"], row["scores"], strict=True)
+            found = [
+                {"box": [round(v, 3) for v in box], "class": kind}
+                | {"class_id": number, "score": round(score, 6)}
+                for box, kind, number, score in values
+            ]
+            answers[name] = {"detections": found, "truncated": row["truncated"]}
+    return answers
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray's processes that hold a detector."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "MapWorker" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.slow
+def test_a_lost_worker_and_a_lost_driver_cost_nothing(
+    batch: Batch, model: Path, photos: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = (photos, "--model", model, "--out", out, "--workers", 2)
+    process = batch(*command)
+    wait_for(lambda: len([*out.glob("*.parquet")]) >= 2)
+    process.kill()
+    process.communicate()
+    done = len(answers_in(str(out), str(photos)))
+    assert 0 < done < COUNT
+
+    process = batch(*command)
+    before = len([*out.glob("*.parquet")])
+    wait_for(lambda: len([*out.glob("*.parquet")]) > before)
+    workers_of(process)[0].kill()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said  # ten could not be read
+    assert f"{done} of {COUNT} pictures have their result already" in said
+    assert answers_in(str(out), str(photos)) == expected
+    assert not [*out.glob(".*")]
+
+    process = batch(*command)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and f"{COUNT} of {COUNT} pictures have" in said, said
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """An S3 server on 127.0.0.1: its options in an address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def up() -> bool:
+        try:
+            return bool(urlopen(f"http://127.0.0.1:{port}/moto-api/").status == 200)
+        except OSError:
+            return False
+
+    wait_for(up)
+    place = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    yield f"{place}&allow_bucket_creation=true"
+    server.send_signal(signal.SIGTERM)
+    server.wait()
+
+
+@pytest.mark.slow
+def test_from_a_store_to_a_store(
+    batch: Batch, model: Path, photos: Path, expected: dict[str, Any], store: str
+) -> None:
+    there = f"s3://me:secret@photos/2026?{store}"
+    system, path = reach(there)
+    system.create_dir("photos")
+    system.create_dir("results")
+    fs.copy_files(str(photos), path, destination_filesystem=system)
+    out = f"s3://me:secret@results/run?{store}"
+    process = batch(there, "--model", model, "--out", out, "--workers", 2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and f"{BROKEN} of {COUNT} could not be read" in said, said
+    assert "secret" not in said
+    assert answers_in(out, "s3://photos/2026") == expected
+
+
+def test_results_of_another_run_are_not_mixed(
+    batch: Batch, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    from nmsfree.cluster.store import write_rows
+
+    write_rows(str(tmp_path), "part-0.parquet", [], {"threshold": 0.5})
+    assert names_done(str(tmp_path), {"threshold": 0.5}) == set()
+    message = refused(lambda: names_done(str(tmp_path), {"threshold": 0.7}), InputError)
+    assert "is of another run ({'threshold': 0.5})" in message
+    process = batch(photos, "--model", model, "--out", tmp_path)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and "is of another run" in said, said
+
+
+def test_what_is_taken_for_a_picture(tmp_path: Path, noise: Noise, store: str) -> None:
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "a.png").touch()
+    found, problems = find_pictures((str(tmp_path), str(tmp_path / "clip.mp4"), "missing"))
+    assert found == [Pictures("", (str(tmp_path / "a.png"),))]
+    assert [problem.rpartition("/")[2] for problem in problems] == [
+        "missing: no such file, expected an image, video, folder, pattern, camera index or URL",
+        "clip.mp4: a video, expected pictures",
+    ]
+    assert "no-such-bucket" in refused(
+        lambda: find_pictures((f"s3://me:secret@no-such-bucket/x?{store}",)), InputError
+    )
+    assert "cannot be reached" in refused(lambda: reach("nothing://x/y"), InputError)
+    assert named("s3://me:secret@bucket/x?y=z") == "s3://bucket/x"
+
+
+def test_parts_are_many_and_of_bounded_size() -> None:
+    names = tuple(map(str, range(10_000)))
+    parts = parts_of([Pictures("", names), Pictures("s3://x", names[:3])], 2)
+    assert [name for part in parts for name in part["paths"]] == [*names, *names[:3]]
+    assert max(len(part["paths"]) for part in parts) == 512
+    assert len(parts_of([Pictures("", names[:40])], 4)) == 40
