@@ -270,7 +270,8 @@ async def _picture(request: Request, body: bytes) -> bytes:
     if len(found) != 1:
         raise InputError("the form has no file, expected one: the picture")
     try:
-        return await found[0].read()
+        data: bytes = await found[0].read()
+        return data
     finally:
         await form.close()
 
