@@ -13,6 +13,7 @@ import typer
 import typer.core
 import typer.main
 
+from nmsfree.cli.help import use_plain_help
 from nmsfree.cli.main import check_numbers
 from nmsfree.cli.options import command
 from nmsfree.errors import InputError
@@ -116,11 +117,12 @@ class _Commands(typer.core.TyperGroup):
 
 
 def _load_command(name: str) -> Any:
-    alone = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+    alone = typer.Typer(add_completion=False)
     run = command(lambda options: _run(name, options), _load(MODULES[name]).Options)
     alone.command(name, help=_help(name))(run)
     loaded = typer.main.get_command(alone)
     check_numbers(loaded)
+    use_plain_help(loaded)
     return loaded
 
 

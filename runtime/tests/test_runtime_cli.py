@@ -37,11 +37,13 @@ def test_completion_knows_commands_and_passes_over_others(
     monkeypatch: pytest.MonkeyPatch, run_python: Run
 ) -> None:
     monkeypatch.setenv("_NMSFREE_COMPLETE", "complete_bash")
-    for words, found in (("nmsfree det", "detect"), ("nmsfree nothing --", "")):
+    for words, found in (("nmsfree det", "detect"), ("nmsfree nothing --", "--version")):
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-        done = run_python("from nmsfree.cli.main import main; main()")
-        assert found in done.stdout.split() or not found
+        done = run_python(
+            "import sys; sys.argv = ['nmsfree']; from nmsfree.cli.main import main; main()"
+        )
+        assert done.stdout.split()[0] == found
         assert "error" not in done.stderr
 
 
@@ -61,9 +63,11 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str) -> None:
-    done = CliRunner().invoke(build_app(), [name, "--help"])
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(build_app(), [name, "--help"])
     assert done.exit_code == 0, done.output
-    assert name in done.stdout
+    assert f"Usage: nmsfree {name} " in done.stdout.replace("Usage: root", "Usage: nmsfree")
+    usual = [line for line in done.stdout.splitlines() if "nmsfree " not in line]
+    assert max(map(len, usual)) <= 80 and "<" not in done.stdout
     assert load_command(name).help.split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]
 
 

@@ -25,6 +25,8 @@ except ImportError:
     print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
+from nmsfree.cli.help import format_help, use_plain_help
+
 INTERNAL = 4  # exit status after a fault of our own
 MESSAGE = 2000  # longest message in characters
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -79,6 +81,8 @@ COMMANDS = {
 class _Commands(typer.core.TyperGroup):
     """The root; a command is imported when it is called or its help is asked for."""
 
+    format_help = format_help  # type: ignore[assignment]
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         # Completion asks for commands that are not there.
@@ -99,6 +103,7 @@ def load_command(name: str) -> Any:
         app.command(name, context_settings=_ANYTHING if found is None else None)(command)
     loaded = typer.main.get_group(app).commands[name]
     check_numbers(loaded)
+    use_plain_help(loaded)
     return loaded
 
 
@@ -140,7 +145,7 @@ def _typer() -> typer.Typer:
         cls=_Commands,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="markdown",  # paragraphs flow to the terminal's width
+        rich_markup_mode=None,  # help is plain text
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -170,7 +175,14 @@ VERSION = typer.Option(
 
 
 def _root(versions: Annotated[bool, VERSION] = False) -> None:
-    """Train, export, run and measure FCOS detectors that need no NMS."""
+    """Put detectors without NMS on devices, and prove what they answer.
+
+    Adopt a detector you have: nmsfree adopt yolo26n.onnx -o model.onnx
+
+    Train one on your pictures: nmsfree train --data DIR --model fcos_e2e_nano
+
+    Run it: nmsfree detect street.jpg --model model.onnx
+    """
 
 
 def _missing(name: str) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -58,7 +58,7 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                 help=option.help,
                 min=option.min,
                 max=option.max,
-                metavar=option.metavar,
+                metavar=option.metavar or (None if option.argument else _value(hint)),
                 hidden=option.hidden,
                 rich_help_panel=option.panel,
             )
@@ -81,6 +81,18 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                     default=None,
                     annotation=Annotated[_as_list(hint) | None, old],
                 )
+
+
+def _value(hint: Any) -> str:
+    """What stands for a value of this type in the help: N, X, PATH, TEXT, a|b, N N."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return _value(inner[0])
+    if kind is Literal:
+        return "|".join(map(str, inner))
+    if kind is tuple:
+        return " ".join(_value(part) for part in inner if part is not ...)
+    return {int: "N", float: "X", str: "TEXT"}.get(hint, "PATH")
 
 
 def _spelling(name: str) -> str:

@@ -1,0 +1,86 @@
+"""What `--help` prints: what a command does, examples, then its options, in 80 columns."""
+
+import inspect
+import re
+from functools import partial
+from typing import Any
+
+import typer
+
+COLUMN = 26  # widest left column
+CHOICES = 40  # widest list of choices beside an option
+SHELL = ("install_completion", "show_completion")  # typer's options, found in docs
+EXAMPLE = re.compile(r"(?:(?P<about>[^:]*): )?(?P<line>(?:nmsfree|torchrun) .*)")
+
+
+def use_plain_help(command: Any) -> None:
+    """Let a command and those below it print their help as this file does."""
+    for child in getattr(command, "commands", {}).values():
+        use_plain_help(child)
+    command.format_help = partial(format_help, command)
+
+
+def format_help(command: Any, context: Any, formatter: Any) -> None:
+    """Write the help of a command, whose docstring has examples as paragraphs of their own."""
+    text = inspect.cleandoc(command.help or "")
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if part]
+    examples = [(part, EXAMPLE.fullmatch(part)) for part in paragraphs[1:]]
+    formatter.write_text(paragraphs[0] if paragraphs else "")
+    formatter.write_paragraph()
+    parameters = command.get_params(context)
+    usage = ["COMMAND …"] if hasattr(command, "commands") else ["[OPTIONS]"]
+    usage += [_row(x)[0] for x in parameters if x.param_type_name == "argument"]
+    formatter.write_usage(context.command_path, " ".join(usage))
+    if any(found for _, found in examples):
+        with formatter.section(_bold("Examples")):
+            lines = [found.group("line", "about") for _, found in examples if found]
+            width = max(len(line) for line, _ in lines)
+            for line, about in lines:
+                said = "" if about in (None, "Example") else f"# {about[0].lower()}{about[1:]}"
+                formatter.write(f"  {line:{width}}  {said}".rstrip() + "\n")
+    for part, found in examples:
+        if not found and part != "Examples:":
+            formatter.write_paragraph()
+            formatter.write_text(part)
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for parameter in parameters:
+        if not getattr(parameter, "hidden", False) and parameter.name not in SHELL:
+            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            rows.setdefault(parameter.rich_help_panel or usual, []).append(_row(parameter))
+    for name, child in getattr(command, "commands", {}).items():
+        about = inspect.cleandoc(child.help or "").split("\n\n")[0]
+        rows.setdefault("Commands", []).append((name, " ".join(about.split())))
+    for group in sorted(rows, key=lambda name: name == "Options" and "Commands" in rows):
+        with formatter.section(_bold(group)):
+            formatter.write_dl(rows[group], col_max=COLUMN)
+    if "Commands" in rows:
+        formatter.write_paragraph()
+        formatter.write_text(f"Options of a command: {context.command_path} COMMAND --help")
+
+
+def _row(parameter: Any) -> tuple[str, str]:
+    """Spelling and value at the left, help and default at the right."""
+    argument = parameter.param_type_name == "argument"
+    value, about = parameter.metavar or "", parameter.help or ""
+    if len(value) > CHOICES:
+        value, about = "NAME", f"{about} One of {value.replace('|', ', ')}."
+    if argument:
+        left = (value or parameter.name.upper()) + " …" * (parameter.nargs == -1)
+    else:
+        left = ", ".join(sorted(parameter.opts, key=len) + parameter.secondary_opts)
+        left += "" if getattr(parameter, "is_flag", False) else f" {value}"
+    default = parameter.default
+    if isinstance(default, tuple | list):
+        default = " ".join(map(str, default))
+    notes = []
+    if parameter.required and not argument:
+        notes.append("required")
+    elif not callable(default) and default not in (None, "", False, True):
+        notes.append(f"default: {default}")
+    elif default is True and parameter.secondary_opts:
+        notes.append(f"default: {parameter.opts[0]}")
+    return left, about + "".join(f"  [{note}]" for note in notes)
+
+
+def _bold(text: str) -> str:
+    return typer.style(text, bold=True)
