@@ -145,6 +145,17 @@ def yolo_rows(**metadata: str) -> ModelProto:
     return graph.model(ULTRALYTICS | {"head": "Detect"} | metadata, opset=18)
 
 
+def yolo_cells() -> ModelProto:
+    """B: YOLO11, a box and scores for every cell."""
+    graph = Graph()
+    scores = graph.add("Sigmoid", graph.logits)
+    boxes = graph.add("Mul", graph.boxes, graph.of(SIZE))
+    joined = graph.add("Concat", boxes, scores, axis=2)
+    turned = graph.add("Transpose", joined, perm=[0, 2, 1])
+    graph.output("output0", turned, (4 + CLASSES, CELLS))
+    return graph.model(ULTRALYTICS)
+
+
 def yolo_any_size(batch: Any = "batch", nms_free: bool = True) -> ModelProto:
     """A, or B, as their package exports them with `dynamic=True`."""
     graph = Graph(batch=batch)

@@ -22,7 +22,6 @@ from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree_export.adopt import adopt as adopting
 from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, adopt_onnx
 from nmsfree_export.cli.adopt import AdoptCommand, run_adopt
-from nmsfree_export.options import NmsOptions
 from nmsfree_export.verify.parity import bundled_pictures
 
 NAMES = ",".join(foreign.NAMES)
@@ -127,17 +126,6 @@ def test_options_that_are_told_win(tmp_path: Path) -> None:
     assert (report.spec.resize.kind, report.foreign.normalize) == ("letterbox", "imagenet")
     assert report.foreign.bgr
     assert ("resize", "letterbox, as told") in report.foreign.concluded
-
-
-def yolo_cells() -> ModelProto:
-    """B: YOLO11, a box and scores for every cell."""
-    graph = foreign.Graph()
-    scores = graph.add("Sigmoid", graph.logits)
-    boxes = graph.add("Mul", graph.boxes, graph.of(foreign.SIZE))
-    joined = graph.add("Concat", boxes, scores, axis=2)
-    turned = graph.add("Transpose", joined, perm=[0, 2, 1])
-    graph.output("output0", turned, (4 + foreign.CLASSES, foreign.CELLS))
-    return graph.model(foreign.ULTRALYTICS)
 
 
 def with_node(op: str) -> ModelProto:
@@ -271,7 +259,7 @@ def test_a_batch_that_only_seems_dynamic_is_one(tmp_path: Path) -> None:
 
 def test_a_box_for_every_cell_is_not_nms_free(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not NMS-free.*nms=False.*--nms plain"):
-        adopt(yolo_cells(), tmp_path)
+        adopt(foreign.yolo_cells(), tmp_path)
 
 
 def test_outputs_that_are_not_what_the_file_says(tmp_path: Path) -> None:
@@ -365,20 +353,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert report["canary_rows"] == report["top_k"]
     assert "licence of the weights: AGPL-3.0" in done.stderr
     assert out.is_file()
-
-
-@pytest.mark.parametrize("kind", ["plain", "operator"])
-@pytest.mark.parametrize("make", [yolo_cells, foreign.yolo_rows])
-def test_with_nms_it_is_the_greedy_loop(
-    make: Callable[[], ModelProto], kind: Any, tmp_path: Path
-) -> None:
-    """An NMS baseline of a file that needs it, and a repair of one that still answers twice."""
-    report = adopt(make(), tmp_path, AdoptOptions(nms=NmsOptions(kind, nms_iou=0.7)))
-    assert report.adoption.unmatched == 0 and report.adoption.score_difference < 1e-5
-    assert make is yolo_cells or report.adoption.rows < 6 * 50
-    assert report.spec.nms is not None and report.spec.nms.iou == 0.7
-    operators = {node.op_type for node in onnx.load(report.path).graph.node}
-    assert ("NonMaxSuppression" in operators) == (kind == "operator")
 
 
 @pytest.mark.parametrize("letter", "ADGJK")

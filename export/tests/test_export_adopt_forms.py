@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from onnx import ModelProto, numpy_helper, version_converter
 from rich.console import Console
 
-from nmsfree import Detector, InputError, ModelError
+from nmsfree import Detector, GateError, InputError, ModelError
 from nmsfree.cli import progress
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree_export.adopt import adopt as adopting
 from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, AdoptReport, adopt_onnx
 from nmsfree_export.adopt.find import variants
 from nmsfree_export.adopt.foreign import File
@@ -126,6 +128,47 @@ def test_a_file_with_its_own_nms_is_a_baseline_as_it_is(tmp_path: Path) -> None:
 def test_its_own_nms_is_not_replaced(nms: NmsOptions, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         adopt(foreign.yolo_with_nms(), tmp_path, AdoptOptions(nms=nms))
+
+
+def other_iou(model: ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "nms_iou")
+    tensor.CopyFrom(numpy_helper.from_array(np.array([0.9], np.float32), tensor.name))
+
+
+@pytest.mark.parametrize("kind", ["plain", "operator"])
+def test_nms_that_is_not_the_greedy_loop_is_refused(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = adopting.rewrite
+
+    def faulty(*arguments: Any) -> ModelProto:
+        model = right(*arguments)
+        other_iou(model)
+        return model
+
+    monkeypatch.setattr(adopting, "rewrite", faulty)
+    with pytest.raises(GateError, match=r"NMS differs from the greedy loop in [1-9]"):
+        adopt(foreign.yolo_rows(), tmp_path, AdoptOptions(nms=NmsOptions(kind, nms_iou=0.5)))
+
+
+def test_too_few_steps_are_counted(tmp_path: Path) -> None:
+    few = NmsOptions("plain", nms_iou=0.1, nms_steps=2)
+    adoption = adopt(foreign.yolo_cells(), tmp_path, AdoptOptions(nms=few)).adoption
+    assert adoption.longer_chains > 0 and adoption.nms_wrong == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "operator"])
+@pytest.mark.parametrize("make", [foreign.yolo_cells, foreign.yolo_rows])
+def test_with_nms_it_is_the_greedy_loop(
+    make: Callable[[], ModelProto], kind: Any, tmp_path: Path
+) -> None:
+    """An NMS baseline of a file that needs it, and a repair of one that still answers twice."""
+    report = adopt(make(), tmp_path, AdoptOptions(nms=NmsOptions(kind, nms_iou=0.7)))
+    assert report.adoption.unmatched == 0 and report.adoption.score_difference < 1e-5
+    assert (report.adoption.nms_wrong, report.adoption.longer_chains) == (0, 0)
+    assert report.spec.nms is not None and report.spec.nms.iou == 0.7
+    operators = {node.op_type for node in onnx.load(report.path).graph.node}
+    assert ("NonMaxSuppression" in operators) == (kind == "operator")
 
 
 def test_what_nms_does_is_measured(nano: Any, trace: Any, digits: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ labelled pictures (`nmsfree eval`).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,21 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, version_converter
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import one_line
-from nmsfree.backends.rows import Rows, match
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
-from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
-from nmsfree.preprocess import Geometry
 from nmsfree.spec import METADATA_KEY, ModelSpec
-from nmsfree_export.adopt import reference
+from nmsfree_export.adopt.compare import Adoption, compare, enforce
 from nmsfree_export.adopt.find import Trial, find_preprocessing
 from nmsfree_export.adopt.foreign import (
     ADOPT_DEFAULTS,
@@ -40,50 +36,16 @@ from nmsfree_export.adopt.foreign import (
 )
 from nmsfree_export.adopt.nms_effect import NmsEffect, measure_effect
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
-from nmsfree_export.adopt.reference import Original
+from nmsfree_export.adopt.reference import Original, larger
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.graph.contract import describe
 from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import check_graph
-from nmsfree_export.verify.parity import FAR, Pictures, bundled_pictures, load_images
+from nmsfree_export.verify.parity import Pictures, bundled_pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 18  # as found; others are converted to the newest
 READ_OPSET = 21  # up to which every engine reads a file that cannot be converted
 MOST_BYTES = 2 << 30
-TOGETHER = 4  # pictures in a run of a file of dynamic batch
-SMALL = 2  # pixels: boxes of 0 … 1 that are taken for pixels
-LEAST_ROWS = 100
-SCORE, BOX = 1e-4, 0.05  # what may differ: scores, corners in input pixels; in half precision:
-HALF_SCORE, HALF_BOX = 0.01, 0.5
-TIES = 0.02  # of the rows after NMS: of two candidates with nearly one score either may win
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """How the rows of the original and of the adopted file compare.
-
-    Attributes:
-        rows: compared, of all pictures.
-        spread: different scores among them.
-        unmatched: rows of either without a partner, those at the end of the list left out.
-        score_difference: largest of matched rows; below a score of 0.01 a hundredth of it counts
-            as 1e-4.
-        box_difference: largest of matched rows, in input pixels.
-    """
-
-    images: int
-    rows: int
-    spread: int
-    unmatched: int
-    score_difference: float
-    box_difference: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rows} rows of {self.images} pictures, {self.unmatched} without a partner,"
-            f" scores within {self.score_difference:.1e}, boxes within"
-            f" {self.box_difference:.3f} px"
-        )
 
 
 @dataclass(frozen=True)
@@ -195,8 +157,6 @@ def _first_that_passes(
     progress: Callable[[str], None],
 ) -> tuple[Form, ModelProto, Adoption]:
     """The first form whose rewriting says what the original says; it is written to `part`."""
-    limits = (HALF_SCORE, HALF_BOX) if spec.precision == "fp16" else (SCORE, BOX)
-    ties = 0 if spec.nms is None else TIES
     failures: list[Exception] = []
     for form in forms:
         adopted = rewrite(form.model, foreign, spec)
@@ -204,10 +164,10 @@ def _first_that_passes(
         try:
             check_graph(adopted, spec)
             adoption = compare(original, part, foreign, pictures, progress)
-            enforce(adoption, *limits, ties)
+            enforce(adoption, spec)
             if foreign.size_step is not None:
-                other = replace(foreign, size=reference.larger(foreign))
-                enforce(compare(original, part, other, pictures, progress), *limits, ties)
+                other = replace(foreign, size=larger(foreign))
+                enforce(compare(original, part, other, pictures, progress), spec)
         except (GateError, ModelError) as error:
             failures.append(error)
         else:
@@ -280,89 +240,3 @@ def _check_comparable(foreign: Foreign, spec: ModelSpec, check: DetectionDataset
             " that has none of its own"
         )
     category_ids_of(spec.class_names, check)
-
-
-def compare(
-    original: Original,
-    adopted: Path,
-    foreign: Foreign,
-    pictures: Pictures,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Adoption:
-    """Run the original with its reference, and the adopted file through `Detector`.
-
-    The first picture runs alone and the others together, so that both batch sizes are seen.
-    """
-    rows = unmatched = 0
-    score = box = widest = 0.0
-    seen: set[float] = set()
-    with closing(OnnxRuntimeBackend(adopted)) as backend:
-        spec = backend.spec
-        for name, picture, geometry, have in _adopted_rows(backend, pictures, foreign.size):
-            progress(f"comparing: {name}")
-            want = original.answer(foreign, picture, spec)
-            a, b = (Rows(*side, _cut(side, spec)) for side in (want, have))
-            ours, theirs = match(a, b, FAR, FAR * max(picture.shape[:2]))
-            scale = max(geometry.scale_x, geometry.scale_y)
-            sides = np.ptp(have.boxes.reshape(-1, 2, 2), axis=1) * scale
-            widest = max(widest, sides.max(initial=0))
-            apart = np.abs(a.boxes[ours] - b.boxes[theirs]).max(axis=1, initial=0) * scale
-            if spec.nms is not None:
-                near = apart <= BOX
-                ours, theirs, apart = ours[near], theirs[near], apart[near]
-            unmatched += a.alone(ours, b, SCORE) + b.alone(theirs, a, SCORE)
-            scores = a.scores[ours]
-            differ = np.abs(scores - b.scores[theirs]) / np.clip(100 * scores, 1e-6, 1)
-            score, box = max(score, differ.max(initial=0)), max(box, apart.max(initial=0))
-            rows += len(ours)
-            seen.update(np.round(scores, 6).tolist())
-    if rows and widest < SMALL:
-        raise GateError(
-            f"adoption: no box is wider than {widest:.1f} pixels: they may be shares of the input:"
-            " give --boxes xyxy-share or cxcywh-share"
-        )
-    return Adoption(len(pictures), rows, len(seen), unmatched, float(score), float(box))
-
-
-def _adopted_rows(
-    backend: OnnxRuntimeBackend, pictures: Pictures, size: tuple[int, int]
-) -> Iterator[tuple[str, NDArray[np.uint8], Geometry, reference.Rows]]:
-    """Name, picture, geometry, and all rows in the picture's pixels."""
-    detector = Detector(backend, size=size)
-    starts = [0, *range(1, len(pictures), backend.spec.batch or TOGETHER)]
-    for start, end in zip(starts, [*starts[1:], len(pictures)], strict=True):
-        chunk = pictures[start:end]
-        inputs, geometries = detector.preprocess([picture for _, picture in chunk])
-        raw = backend.run(inputs)
-        for i, ((name, picture), geometry) in enumerate(zip(chunk, geometries, strict=True)):
-            count = None if backend.spec.nms is None else int(raw.num_detections[i, 0])
-            found = reference.Rows(
-                geometry.to_source(raw.detection_boxes[i, :count]).astype(np.float64),
-                raw.detection_scores[i, :count].astype(np.float64),
-                raw.detection_classes[i, :count].astype(np.int64),
-            )
-            yield name, picture, geometry, found
-
-
-def _cut(rows: reference.Rows, spec: ModelSpec) -> float:
-    """The score below which rows may be missing: that of the last one where the list is full."""
-    return float(rows.scores[-1]) if len(rows.scores) == spec.top_k else spec.score_floor
-
-
-def enforce(found: Adoption, score: float, box: float, unmatched: float) -> None:
-    """Raise GateError unless the files say the same."""
-    if (
-        found.unmatched > unmatched * found.rows
-        or found.score_difference > score
-        or found.box_difference > box
-    ):
-        raise GateError(
-            f"adoption: the file does not say what the original says: {found}; expected"
-            f" {score:.0e} and {box} px"
-        )
-    if found.rows < LEAST_ROWS or found.spread < LEAST_ROWS // 2:
-        raise GateError(
-            f"adoption: {found.rows} rows with {found.spread} different scores are too few to"
-            f" judge, expected {LEAST_ROWS}: give pictures it was made for with --images, or more"
-            " rows and classes with --top-k and --classes"
-        )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nmsfree.backends.contract import one_line
 from nmsfree.backends.onnxruntime.session import make_session, vendor_errors
 from nmsfree.errors import MissingExtraError, ModelError
+from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, Resize
 from nmsfree_export.adopt.foreign import Foreign, candidates_of
 
@@ -32,30 +33,15 @@ Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]  # inputs →
 class Rows(NamedTuple):
     """Detections of one picture: boxes xyxy in its pixels [n, 4], scores and classes [n]."""
 
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float64]
+    boxes: NDArray[np.floating[Any]]
+    scores: NDArray[np.floating[Any]]
     classes: NDArray[np.int64]
 
     def best(self, count: int) -> "Rows":
-        order = np.argsort(-self.scores, kind="stable")[:count]
-        return Rows(self.boxes[order], self.scores[order], self.classes[order])
+        return self.chosen(np.argsort(-self.scores, kind="stable")[:count])
 
-    def without_duplicates(self, iou: float, floor: float) -> "Rows":
-        """What greedy NMS leaves of sorted rows above the floor, class by class.
-
-        It takes a box's corners in either order, as ONNX's operator.
-        """
-        kept: list[int] = []
-        first, second = self.boxes[:, :2], self.boxes[:, 2:]
-        lows, highs = np.minimum(first, second), np.maximum(first, second)
-        areas = np.prod(highs - lows, axis=1)
-        for i in np.flatnonzero(self.scores > floor):
-            others = [j for j in kept if self.classes[j] == self.classes[i]]
-            low, high = np.maximum(lows[others], lows[i]), np.minimum(highs[others], highs[i])
-            shared = np.prod(np.clip(high - low, 0, None), axis=1)
-            if not (shared > iou * (areas[others] + areas[i] - shared)).any():
-                kept.append(int(i))
-        return Rows(self.boxes[kept], self.scores[kept], self.classes[kept])
+    def chosen(self, rows: NDArray[np.int64]) -> "Rows":
+        return Rows(self.boxes[rows], self.scores[rows], self.classes[rows])
 
     def clipped(self, image: NDArray[np.uint8]) -> "Rows":
         limit = [image.shape[1], image.shape[0]] * 2
@@ -100,8 +86,14 @@ class Original:
             return found
         found = found.best(candidates_of(foreign, spec))
         if spec.nms is not None and not foreign.own_nms:
-            found = found.without_duplicates(spec.nms.iou, float(np.float32(spec.score_floor)))
+            found = found.best(int((found.scores > spec.score_floor).sum()))
+            boxes, scores = (values.astype(np.float32) for values in found[:2])
+            found = found.chosen(suppress(boxes, scores, found.classes, spec.nms.iou))
         return found.best(spec.top_k).clipped(picture)
+
+    def candidates(self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec) -> Rows:
+        """What shall enter the NMS of an adopted file, boxes not clipped."""
+        return self.answer(foreign, picture).best(candidates_of(foreign, spec))
 
     def complete(self, foreign: Foreign) -> Foreign:
         """Say what only running tells: its queries, and whether what is said to be dynamic is."""
