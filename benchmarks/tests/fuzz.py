@@ -457,7 +457,7 @@ def _commands(base: Path) -> list[tuple[list[str], Arguments, list[tuple[str, in
         "build": [model, "-o", "x.engine"],
         "verify": [model, model],
         "adopt": [str(base / "theirs/yolo_rows.onnx"), "-o", "x.onnx"],
-        "train": ["--data", data, "--val", "", "--epochs", "1", "--threads", "1", "--workers", "0"],
+        "train": ["--data", data, "--val", "", "--epochs", "1", "--no-probe", "--workers", "0"],
         "weights list": ["--manifest", str(base / "manifest.toml")],
         "weights card": [nano, "--data", data],
         "study table": ["--results", str(base / "study")],

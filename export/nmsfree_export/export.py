@@ -40,10 +40,25 @@ def export_onnx(
     if options.dedup_iou is not None:
         checkpoint = with_dedup_iou(checkpoint, options.dedup_iou)
     spec = make_export_spec(checkpoint, options)
+    if options.check_data is None and options.thresholds is None:
+        log_other_size(checkpoint, spec, log)
     inputs = load_inputs(options, spec, out)
     progress("tracing the deployed graph")
     original = trace(checkpoint, spec)
     return write_verified(original, spec, options, inputs, out, progress, log)
+
+
+def log_other_size(checkpoint: Checkpoint, spec: ModelSpec, log: Log) -> None:
+    """Warn of an input size at which nobody has measured the network."""
+    (height, width), (own_height, own_width) = (spec.height, spec.width), checkpoint.input_size
+    if (height, width) != (own_height, own_width):
+        factor = min(height / own_height, width / own_width)
+        log(
+            f"warning: exported at {height} × {width}, but trained and measured at {own_height} × "
+            f"{own_width}: objects come out {factor:.2g} times as large as those it learned, which "
+            "can cost a large part of the AP, and its thresholds are of the other size: measure it "
+            f"with `nmsfree eval`, or train with --size {height} {width}"
+        )
 
 
 def trace(checkpoint: Checkpoint, spec: ModelSpec) -> Original:

@@ -16,7 +16,13 @@ from nmsfree.cli.eval import eval_command
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.spec import FORMAT_VERSION, Thresholds
 from nmsfree_export.cli.export import export as export_command
-from nmsfree_export.export import DEFAULT_THRESHOLD, ExportOptions, export_onnx, make_export_spec
+from nmsfree_export.export import (
+    DEFAULT_THRESHOLD,
+    ExportOptions,
+    export_onnx,
+    log_other_size,
+    make_export_spec,
+)
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import fcos_e2e_nano
@@ -243,6 +249,15 @@ def filtered(make_checkpoint: Make) -> Checkpoint:
     """With a duplicate filter of IoU 0.8."""
     filters = {"dedup_iou": 0.8, "deployed_dedup_iou": 0.0}
     return make_checkpoint(dataclasses.replace(fcos_e2e_nano(7).model, **filters), SIZE)
+
+
+@pytest.mark.parametrize("size", [SIZE, (448, 352)])
+def test_another_size_is_warned_of(size: tuple[int, int], filtered: Checkpoint) -> None:
+    told: list[str] = []
+    spec = make_export_spec(filtered, ExportOptions(input_size=size))
+    log_other_size(filtered, spec, told.append)
+    assert len(told) == (size != SIZE)
+    assert all("at 448 × 352" in line and "2 times as large" in line for line in told)
 
 
 @pytest.mark.slow

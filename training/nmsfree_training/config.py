@@ -22,6 +22,8 @@ GROUPS = 32  # of group norm
 MAX_CLASSES = 20_000
 MAX_EPOCHS = 1_000_000  # more of them are a slip of the finger
 MAX_SIDE = 16384  # pixels
+DEFAULT_MODEL = "fcos_e2e_nano"
+MIN_STEPS = 1000  # optimizer steps below which a network has hardly begun
 
 STRIDES = (8, 16, 32)  # of the three pyramid levels P3, P4, P5
 
@@ -39,10 +41,17 @@ class ModelConfig:
     num_classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
     # Which heads exist; at deployment one is kept, "o2o" if there is one.
     heads: Annotated[tuple[HeadName, ...], Meta(min_length=1, max_length=2)]
+    backbone: Literal["resnet", "lite0"] = "resnet"
+    # depth, width: of a ResNet; width are the channels of its stem, 64 in the standard network.
     depth: Literal[18, 34, 50] = 18
-    # Channels of the ResNet's stem; 64 is the standard network.
     width: Annotated[int, Meta(ge=1, le=512)] = 64
-    frozen_norm: bool = True  # backbone batch norm uses fixed statistics and weights
+    frozen_norm: Annotated[
+        bool,
+        _RECIPE(
+            "The backbone's batch norms keep the statistics and weights they start with.",
+            flags=("--freeze-norms/--train-norms",),
+        ),
+    ] = True
     frozen_stages: Annotated[
         int,
         _RECIPE(
@@ -117,7 +126,24 @@ class TrainConfig:
         tuple[int, ...],
         _RECIPE("Epochs after which a step schedule divides by ten.", metavar="24,33"),
     ] = ()
+    # min_steps: a small set gets more epochs, unless the user says how many.
+    min_steps: Annotated[
+        int,
+        _RECIPE(
+            "Fewest steps of a run: a small set gets more epochs where --epochs is not given.",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = MIN_STEPS
     momentum: float = 0.9
+    # backbone_rate, backbone_start: where the backbone is trained already and the rest is new.
+    backbone_rate: Annotated[
+        float,
+        _RECIPE("Learning rate of the backbone, as a share of the others'.", min=0, max=1),
+    ] = 1.0
+    backbone_start: Annotated[
+        float, _RECIPE("Share of the run before the backbone is trained, too.", min=0, max=1)
+    ] = 0.0
     # warmup_iterations, warmup_factor: linear warm-up from learning_rate × factor.
     warmup_iterations: Annotated[
         int, _RECIPE("Steps of linear warm-up.", flags=("--warmup",), min=0, max=2**31 - 1)
@@ -192,6 +218,47 @@ class Preset:
     model: ModelConfig
     train: TrainConfig
     input_size: tuple[int, int]
+    starts_from: str = "random"  # or --init; for `nmsfree train --list`
+
+
+def with_epochs(preset: Preset, epochs: int) -> Preset:
+    """The same schedule over another number of epochs."""
+    recipe = preset.train
+    share = epochs / recipe.epochs
+    recipe = replace(
+        recipe,
+        epochs=epochs,
+        milestones=tuple(round(milestone * share) for milestone in recipe.milestones),
+        plain_epochs=round(recipe.plain_epochs * share),
+    )
+    return replace(preset, train=recipe)
+
+
+def with_enough_steps(preset: Preset, images: int) -> Preset:
+    """The same with as many epochs as `min_steps` takes on so many images."""
+    per_epoch = max(1, images // min(preset.train.batch_size, max(1, images)))
+    needed = -(-preset.train.min_steps // per_epoch)
+    return with_epochs(preset, needed) if needed > preset.train.epochs else preset
+
+
+def at_size(preset: Preset, size: tuple[int, int]) -> Preset:
+    """The same for another input size (height, width); multi-scale sides follow.
+
+    Raises:
+        InputError: a side is no multiple of the coarsest stride.
+    """
+    if any(side < STRIDES[-1] or side % STRIDES[-1] or side > MAX_SIDE for side in size):
+        raise InputError(
+            f"size is {size[0]} {size[1]}, expected height and width, multiples of {STRIDES[-1]}, "
+            f"at most {MAX_SIDE}"
+        )
+    factor, recipe = min(size) / min(preset.input_size), preset.train
+    recipe = replace(
+        recipe,
+        short_sides=tuple(max(32, round(side * factor)) for side in recipe.short_sides),
+        long_side=max(max(size), round(recipe.long_side * factor)) if recipe.long_side else 0,
+    )
+    return replace(preset, train=recipe, input_size=size)
 
 
 def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
@@ -210,6 +277,7 @@ def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
             flip=0.5,
         ),
         input_size=(512, 736),
+        starts_from="--imagenet resnet18",
     )
 
 
@@ -247,6 +315,23 @@ def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
             color_jitter=0.3,
         ),
         input_size=(256, 256),
+    )
+
+
+def _small(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+    """Between nano and ResNet-18: half of its width, 96 channels, 2 + 2 convs."""
+    nano = _nano(name, heads, num_classes)
+    return replace(nano, model=replace(nano.model, width=32, channels=96), input_size=(416, 416))
+
+
+def _lite0(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+    """EfficientNet-Lite0 with nano's neck and head; made for INT8."""
+    nano = _nano(name, heads, num_classes)
+    return replace(
+        nano,
+        model=replace(nano.model, backbone="lite0"),
+        input_size=(416, 416),
+        starts_from="--imagenet lite0",
     )
 
 
@@ -300,6 +385,38 @@ def fcos_e2e_nano(num_classes: int = 80) -> Preset:
     return _not_worse(plain.model.name, plain)
 
 
+def fcos_rt_small(num_classes: int = 80) -> Preset:
+    """One-to-many detector between nano and ResNet-18; needs NMS."""
+    return _small("fcos_rt_small", ("o2m",), num_classes)
+
+
+def fcos_o2o_small(num_classes: int = 80) -> Preset:
+    """The same trained one-to-one; no NMS."""
+    return _small("fcos_o2o_small", ("o2o",), num_classes)
+
+
+def fcos_e2e_small(num_classes: int = 80) -> Preset:
+    """The same with two heads, by the recipe of `fcos_e2e_nano`."""
+    plain = _small("fcos_e2e_small", ("o2m", "o2o"), num_classes)
+    return _not_worse(plain.model.name, plain)
+
+
+def fcos_rt_lite0(num_classes: int = 80) -> Preset:
+    """One-to-many detector on EfficientNet-Lite0; needs NMS."""
+    return _lite0("fcos_rt_lite0", ("o2m",), num_classes)
+
+
+def fcos_o2o_lite0(num_classes: int = 80) -> Preset:
+    """The same trained one-to-one; no NMS."""
+    return _lite0("fcos_o2o_lite0", ("o2o",), num_classes)
+
+
+def fcos_e2e_lite0(num_classes: int = 80) -> Preset:
+    """The same with two heads, by the recipe of `fcos_e2e_nano`."""
+    plain = _lite0("fcos_e2e_lite0", ("o2m", "o2o"), num_classes)
+    return _not_worse(plain.model.name, plain)
+
+
 PRESETS: dict[str, Callable[..., Preset]] = {
     f.__name__: f
     for f in (
@@ -310,6 +427,12 @@ PRESETS: dict[str, Callable[..., Preset]] = {
         fcos_rt_nano,
         fcos_o2o_nano,
         fcos_e2e_nano,
+        fcos_rt_small,
+        fcos_o2o_small,
+        fcos_e2e_small,
+        fcos_rt_lite0,
+        fcos_o2o_lite0,
+        fcos_e2e_lite0,
     )
 }
 

@@ -112,7 +112,8 @@ def _free_port() -> int:
 
 
 def _words(out: Path, digits: Path, *options: object) -> list[str]:
-    small = ("--batch-size", 4, "--epochs", 2, "--workers", 0, "--threads", 1, "--no-tensorboard")
+    small = ("--batch-size", 4, "--epochs", 2, "--workers", 0, "--threads", 1, "--no-probe")
+    small = (*small, "--no-tensorboard")
     return [str(word) for word in ("--data", digits, "--out", out, *small, *options)]
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.machine import sha256
 from nmsfree_training.cli.weights import app
+from nmsfree_training.weights import imagenet
 from nmsfree_training.weights.download import fetch
 from nmsfree_training.weights.manifest import SUMS, PublishedWeight, obtain, read_sums
 
@@ -373,3 +374,41 @@ def test_command_refuses_unknown_names(manifest: Path, site: Site) -> None:
     assert isinstance(error, InputError)
     assert "'fcos', expected: fcos_rt_r18_3x, fcos_o2o_r18_3x, fcos_e2e_r18_3x" in str(error)
     assert site.names == []
+
+
+# Backbones by name
+
+
+def test_a_backbone_is_downloaded_once_and_its_name_is_checked(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept where torchvision keeps its own; a file is taken as it is."""
+    content = b"weights" * 100
+    file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(imagenet.RESNETS, "resnet18", file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept, server = tmp_path / "hub/checkpoints" / file, site.url("").rstrip("/")
+
+    def find() -> Path:
+        return imagenet.find_imagenet(Path("resnet18"), lambda *_: None, server)
+
+    site.files[file] = b"other" * 100
+    with pytest.raises(CheckpointError, match="not the file that was meant"):
+        find()
+    assert list(kept.parent.iterdir()) == []
+    site.files[file] = content
+    asked = len(site.asked)
+    assert find() == find() == kept and kept.read_bytes() == content
+    assert len(site.asked) == asked + 1
+    kept.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"expected [0-9a-f]{8}…: not the file"):
+        find()
+    assert imagenet.find_imagenet(kept, lambda *_: None) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("resnet34-b627a593.pth", 34), ("resnet50.safetensors", 50), ("my.pth", None)],
+)
+def test_the_depth_is_in_the_name(name: str, depth: int | None) -> None:
+    assert imagenet.depth_of(Path("somewhere") / name) == depth

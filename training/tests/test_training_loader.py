@@ -323,6 +323,24 @@ def test_a_set_of_unusable_images_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_processes_serve_all_epochs_however_they_start(
+    method: str, train_set: DetectionDataset
+) -> None:
+    """Python 3.14 starts them by forkserver, macOS and Windows by spawn."""
+    loader = epoch_loader(train_set, VARIED, seed=5, epoch=0, workers=1)
+    loader.multiprocessing_context = method
+    processes = []
+    for epoch, start in ((0, 0), (1, 0), (1, 2), (0, 1)):
+        loader.go_to(epoch, start)
+        expected = batches(train_set, VARIED, epoch=epoch, start=start)
+        for a, b in zip(loader, expected, strict=True):
+            assert torch.equal(a.images, b.images) and a.names == b.names
+        processes.append({child.pid for child in multiprocessing.active_children()})
+    assert set.intersection(*processes)
+
+
 # Loaders that lack something, or are ended.
 
 
@@ -407,6 +425,7 @@ def test_a_loader_that_raises(workers: int, train_set: DetectionDataset) -> None
     loader.batches.examples = Faulty(train_set, NANO, 0, 0)
     with pytest.raises(LoaderError, match="no memory left to load images"):
         next(iter(loader))
+    loader = epoch_loader(train_set, NANO, 0, 0, workers)  # the other's process has a copy
     loader.batches.examples = faulty = Faulty(train_set, NANO, 0, 0)
     faulty.error = ZeroDivisionError  # a fault of ours keeps its traceback
     with pytest.raises(ZeroDivisionError, match="of the loader"):

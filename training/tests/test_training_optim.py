@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nmsfree_training.config import preset
-from nmsfree_training.loop.step import Ema, make_optimizer, rate_factor
+from nmsfree_training.config import TrainConfig, preset
+from nmsfree_training.loop.distributed import World
+from nmsfree_training.loop.step import Ema, Stepper, make_optimizer, rate_factor
 from nmsfree_training.model.detector import Fcos
 
 STEP = preset("fcos_rt_r18_3x").train
@@ -83,6 +84,25 @@ def test_adamw_decays_weights_only() -> None:
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("config", [STEP, COSINE])
+def test_a_backbone_has_a_rate_of_its_own_and_may_wait(config: TrainConfig) -> None:
+    network = Fcos(preset("fcos_rt_nano", 3).model)
+    config = replace(config, backbone_rate=0.1, backbone_start=0.5, warmup_iterations=0)
+    optimizer = make_optimizer(network, config)
+    stepper = Stepper(network, optimizer, config, ("o2m",), "fp32", World())
+    backbone = {id(p) for p in network.backbone.parameters()}
+    total = config.epochs * 10
+    for iteration, share in ((0, 0.0), (total // 2 - 1, 0.0), (total // 2, 0.1)):
+        shown = stepper.schedule(iteration, per_epoch=10)
+        assert shown == optimizer.param_groups[0]["lr"] > 0
+        for group in optimizer.param_groups:
+            own = {id(p) for p in group["params"]}
+            assert own <= backbone or not own & backbone
+            assert group["lr"] == pytest.approx(shown * (share if own <= backbone else 1))
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert count == len(list(network.parameters()))
 
 
 # Averaged weights against the formula

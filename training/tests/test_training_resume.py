@@ -21,7 +21,7 @@ STEPS = 3  # of an epoch: 12 images in batches of 4
 
 def options(digits: Path, out: Path, *more: object) -> list[str]:
     words = ["--data", digits, "--out", out, "--epochs", 3, "--batch-size", 4, "--threads", 1]
-    words += ["--workers", 0, "--ema", 0.9, "--save-minutes", 0, "--no-tensorboard"]
+    words += ["--no-probe", "--workers", 0, "--ema", 0.9, "--save-minutes", 0, "--no-tensorboard"]
     return [str(word) for word in (*words, *more)]
 
 

@@ -37,7 +37,7 @@ def finished(
 @pytest.mark.slow
 def test_a_run_writes_checkpoints_and_metrics(finished: Path) -> None:
     files = {"best.safetensors", "last.safetensors", "last.state.pt", "previous.state.pt"}
-    assert {p.name for p in finished.iterdir()} == files | {"metrics.jsonl"}
+    assert {p.name for p in finished.iterdir()} == files | {"metrics.jsonl", "recipe.json"}
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in lines] == [1, 2]
     for r in lines:
@@ -312,12 +312,16 @@ def test_objects_that_are_too_small_are_counted(runs: Runs) -> None:
     four = replace(runs.data.samples[0], width=width, height=height, **values)
     data = replace(runs.data, samples=(four,))
     objects = count_objects(data, tiny(scale=(0.5, 2.0)))
-    assert (objects.images, objects.count, objects.small, objects.never) == (1, 4, 2, 1)
+    assert (objects.images, objects.count, objects.sizes.tiny, objects.never) == (1, 4, 2, 1)
     assert objects.absent == tuple("0456789")
-    assert "4 objects; 2 objects (50.0%) are under 8 px" in str(objects)
-    assert "1 at no size of the recipe" in str(objects)
+    assert "at 128 × 128 2 (50%) of 4 objects are under 8 px, 3 (75%) under 16 px" in str(objects)
+    assert "not trained on at that size, 1 at none" in str(objects)
+    assert objects.advice() is None  # the picture is no larger than the input
     assert count_objects(data, tiny()).never == 2
     double = replace(four, width=2 * width, height=2 * height)
-    assert count_objects(replace(data, samples=(double,)), tiny()).small == 3
+    larger = count_objects(replace(data, samples=(double,)), tiny())
+    assert larger.sizes.tiny == 3
+    advice = larger.advice()
+    assert advice is not None and "give --size 256 256; at 256 × 256 2 (50%) of 4" in advice
     said = replace(runs, data=data).trainer().checkpoints.checkpoint({}).provenance
     assert said["objects"] == str(count_objects(data, tiny()))

@@ -15,13 +15,14 @@ from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree.files import RUN_LOCK, locked
 from nmsfree_training.cli.train import RecipeOptions, apply, train, whole_numbers
-from nmsfree_training.config import Matching, preset
+from nmsfree_training.config import Matching, at_size, preset
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
 from .runs import WEIGHTS
 
 SHORT = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--val", "", "--no-tensorboard")
+SHORT = (*SHORT, "--no-probe")
 app = typer.Typer()
 app.command()(train)
 
@@ -40,7 +41,7 @@ def complaint(kind: type[NmsfreeError], *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
-    small = (*SHORT[:6], "--seed", 4)
+    small = (*SHORT[:6], "--no-probe", "--seed", 4)
     result = run("--data", digits, "--model", "fcos_o2o_nano", "--out", out, *small)
     assert result.exit_code == 0, result.output
     assert "fcos_o2o_nano: 12 images, 10 classes, 1 epochs of batch 6 on cpu, fp32" in result.stderr
@@ -99,6 +100,22 @@ def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> Non
     )
 
 
+def test_one_size_is_that_of_all(digits: Path, tmp_path: Path) -> None:
+    """Of a run, its checkpoint, and what goes on from there."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = ("--data", digits, "--model", "fcos_rt_nano", *SHORT)
+    result = run(*common, "--out", first, "--size", 96, 128, "--short-sides", "256")
+    assert "trained at short sides of 256 to 256 px, but evaluated at 96 × 128" in result.stderr
+    assert "objects are small: give --size 256 256" in result.stderr
+    weights = first / "best.safetensors"
+    assert load_checkpoint(weights).input_size == (96, 128)
+    assert run(*common, "--out", second, "--init", weights).exit_code == 0
+    assert load_checkpoint(second / "best.safetensors").input_size == (96, 128)
+    retrofit = ("--data", digits, "--out", tmp_path / "third", "--retrofit", weights, *SHORT)
+    assert run(*retrofit, "--size", 160, 128).exit_code == 0
+    assert load_checkpoint(tmp_path / "third" / "best.safetensors").input_size == (160, 128)
+
+
 def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Path) -> None:
     data = shutil.copytree(digits, tmp_path / "digits")
     file = data / "annotations" / "instances_train.json"
@@ -111,7 +128,7 @@ def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     count = len(content["annotations"]) - 1
     assert f"{count} objects, and 1 crowd regions that are not trained on" in result.stderr
-    assert f"1 objects ({1 / count:.1%}) are under 8 px in the input of 256 × 256" in result.stderr
+    assert f"at 256 × 256 1 ({1 / count:.0%}) of {count} objects are under 8 px" in result.stderr
     assert "1 of 11 classes have no object to train on" in result.stderr
     assert r"no\x1b[31mne" in result.stderr and "\x1b" not in result.stderr
     assert "2 of 12 images do not fill a batch" in result.stderr
@@ -236,7 +253,17 @@ def test_a_picture_of_the_validation_set_can_be_mended(digits: Path, tmp_path: P
     bad = load_coco(data, "val").samples[0].path
     content = bad.read_bytes()
     bad.write_bytes(b"not a picture")
-    options = ("--data", data, "--out", tmp_path / "run", "--workers", 0, "--epochs", 1)
+    options = (
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        "--workers",
+        0,
+        "--epochs",
+        1,
+        "--no-probe",
+    )
     message = complaint(NmsfreeError, *options)
     assert bad.name in message and "the epoch is saved: fix it, and go on with --resume" in message
     bad.write_bytes(content)
@@ -346,8 +373,13 @@ def test_what_goes_together_is_filled_in() -> None:
     assert step.train.milestones == (24, 33)
     sides = apply(RecipeOptions(short_sides="256,320"), NANO)
     assert sides.train.long_side == 640
-    published = apply(RecipeOptions(short_sides="256,320"), preset("fcos_rt_r18_3x"))
-    assert published.train.long_side == 900
+    published = preset("fcos_rt_r18_3x")
+    assert apply(RecipeOptions(short_sides="256,320"), published).train.long_side == 900
+    half = at_size(published, (256, 384))
+    assert half.input_size == (256, 384) and half.train.long_side == 450
+    assert half.train.short_sides == tuple(range(128, 305, 16))
+    with pytest.raises(InputError, match="size is 100 128, expected height and width, multiples"):
+        at_size(published, (100, 128))
 
 
 @pytest.mark.parametrize(

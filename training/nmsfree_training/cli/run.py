@@ -8,34 +8,49 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import cv2
 import torch
 import typer
 from rich.console import Console
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.errors import InputError, NmsfreeError
-from nmsfree.files import RUN_LOCK, check_outputs, locked
-from nmsfree.machine import computes_bf16
+from nmsfree.errors import DataError, InputError, NmsfreeError
+from nmsfree.evaluation.analysis import Analysis
+from nmsfree.files import RUN_LOCK, check_outputs, locked, write_json
 from nmsfree.options import check_bounds
 from nmsfree.text import shown
+from nmsfree_training.cli.presets import recipe_text
 from nmsfree_training.cli.train import TrainOptions, apply
-from nmsfree_training.config import HeadName, Preset, preset
+from nmsfree_training.config import (
+    DEFAULT_MODEL,
+    HeadName,
+    Preset,
+    at_size,
+    preset,
+    with_enough_steps,
+    with_epochs,
+)
 from nmsfree_training.data.loader import check_batch
+from nmsfree_training.loop.advice import Outcome, train_sample
+from nmsfree_training.loop.checkpoints import METRICS
 from nmsfree_training.loop.distributed import World, join_world
+from nmsfree_training.loop.probe import Setting, Wanted, has_bf16, probe
 from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
 from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
 from nmsfree_training.loop.step import PRECISIONS
 from nmsfree_training.loop.trainer import Trainer
-from nmsfree_training.loop.validate import analyse_best
+from nmsfree_training.loop.validate import analyse_best, measure_best
 from nmsfree_training.model.detector import Fcos, fresh_network
 from nmsfree_training.monitor.callbacks import Callback, Callbacks
 from nmsfree_training.monitor.console import ConsoleCallback
-from nmsfree_training.monitor.curves import draw_curves
+from nmsfree_training.monitor.curves import draw_curves, read_metrics
 from nmsfree_training.monitor.tensorboard import TensorBoardCallback
+from nmsfree_training.weights.imagenet import depth_of, find_imagenet
 from nmsfree_training.weights.predict import torch_device
 
 
@@ -75,10 +90,9 @@ class _ToCallback(logging.Handler):
         self._callback.log(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-DEFAULT_MODEL = "fcos_e2e_nano"
 WEIGHT_SOURCES = ("imagenet", "init", "retrofit")
 # Options that belong to the checkpoint of a retrofit.
-DECIDED = ("head_norm", "max_filter", "dedup_iou", "deployed_dedup_iou")
+DECIDED = ("head_norm", "frozen_norm", "max_filter", "dedup_iou", "deployed_dedup_iou")
 
 
 @dataclass(frozen=True)
@@ -94,47 +108,63 @@ class Prepared:
     origin: str  # what the user is told about where the weights come from
 
 
-def run_training(options: TrainOptions) -> int:
+def run_training(options: TrainOptions, data: Path) -> int:
     """Train, showing progress; returns the exit status: 1 = some images could not be read."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     torch_device(options.run.device)  # say first that there is no GPU
     with join_world(options.run.device) as world:
-        made = _prepare(options, world)
+        options = replace(options, init=_bundled(options.init))
+        if options.imagenet is not None:
+            find = partial(find_imagenet, options.imagenet, lambda *_: None)
+            options = replace(options, imagenet=world.on_main(find))
+        made = _prepare(options, data, world)
         if options.preview is not None:
             world.on_main(lambda: _write_preview(options, made))
             return 0
         with stop_on_signals() as stop:  # from here on there are steps to stop at
-            run = replace(made.run, stop=lambda: bool(stop))
-            with _reporting(run, world) as callback:
+            made = replace(made, run=replace(made.run, stop=lambda: bool(stop)))
+            with _reporting(made.run, world) as callback:
+                made = _choose_setting(options, made, world, callback)
                 trainer = Trainer(
                     made.preset,
                     made.train_set,
                     made.val_set,
-                    run,
+                    made.run,
                     network=made.network,
                     heads=made.heads,
                     callback=callback,
                     world=world,
                 )
                 try:
-                    with _owned(run, world):
+                    with _owned(made.run, world):
                         _announce(callback, trainer, made.origin)
-                        title = f"{made.preset.model.name} on {options.data.name} {options.split}"
+                        title = f"{made.preset.model.name} on {data.name} {options.split}"
                         return _fit(trainer, callback, stop, title)
                 finally:
                     trainer.close()
 
 
-def _prepare(options: TrainOptions, world: World) -> Prepared:
+def _bundled(given: Path | None) -> Path | None:
+    """The file of bundled weights where their name is given."""
+    file = Path("weights") / f"{given}.safetensors"
+    return file if given is not None and not given.exists() and file.is_file() else given
+
+
+def _prepare(options: TrainOptions, data: Path, world: World) -> Prepared:
     """Read everything on all processes; what is wrong is said once."""
     prepared, error = None, None
     try:
         _check(options)
-        train_set = load_dataset(options.data, options.split)
-        val_set = load_dataset(options.data, options.val) if options.val else None
+        train_set = load_dataset(data, options.split)
+        val_set = load_dataset(data, options.val) if options.val else None
         chosen, network, heads, origin = _start(options, train_set)
-        run = _run_config(options, chosen, world)
+        if options.recipe.epochs is None and options.run.minutes is None:
+            chosen, usual = with_enough_steps(chosen, len(train_set)), chosen.train.epochs
+            if chosen.train.epochs > usual:
+                origin += (
+                    f"; {chosen.train.epochs} epochs instead of {usual}, for "
+                    f"{chosen.train.min_steps:,} steps (--epochs or --min-steps decide otherwise)"
+                )
+        run = _run_config(options, chosen)
         names = (LAST, PREVIOUS, "last.safetensors", "best.safetensors", "metrics.jsonl")
         outputs = [options.preview] if options.preview else [run.out / name for name in names]
         inputs = [*train_set.files(), *(val_set.files() if val_set else ())]
@@ -161,6 +191,7 @@ def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) ->
     try:
         trainer.fit()
         analysis = analyse_best(trainer.validator, folder) if trainer.validator else None
+        conclusion = _conclude(trainer, analysis) if trainer.validator else []
     except Interrupted as interrupted:
         if trainer.world.main:
             draw_curves(folder, title)
@@ -187,16 +218,54 @@ def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) ->
         minutes = (time.monotonic() - started) / 60
         score = f", AP {analysis.metrics.ap * 100:.1f}" if analysis else ""
         callback.log(f"done in {minutes:.1f} min{score}: {folder / 'best.safetensors'}")
+        for line in conclusion:
+            callback.log(line)
         for path, reason in failed:
             callback.log(f"left out: {path}: {reason}")
     # A launcher of several processes takes any other status for a crash.
     return 1 if failed and world.size == 1 else 0
 
 
+def _conclude(trainer: Trainer, analysis: Analysis | None) -> list[str]:
+    """AP on training pictures beside that on val, and what follows; rank 0 gets the lines."""
+    assert trainer.validator is not None
+    sample = train_sample(trainer.train_set, len(trainer.validator.dataset))
+    try:
+        train_ap = measure_best(trainer.validator, sample, trainer.run.out)
+    except (DataError, InputError):  # a picture: they are named when training leaves them out
+        train_ap = None
+    if analysis is None:
+        return []
+    outcome = Outcome(
+        steps=trainer.position.iteration,
+        epochs=trainer.position.epoch,
+        ap=analysis.metrics.ap,
+        train_ap=train_ap,
+        history=tuple(
+            (int(record["epoch"]), record["AP"])
+            for record in read_metrics(trainer.run.out / METRICS)
+            if "AP" in record
+        ),
+        objects=trainer.objects,
+        silent=tuple(c.name for c in analysis.per_class if c.objects and c.precision is None),
+        from_scratch="origin" not in trainer.run.provenance,
+    )
+    advice = list(outcome.advice())
+    figures = {"AP": outcome.ap, "AP_train": train_ap, "steps": outcome.steps, "advice": advice}
+    write_json(trainer.run.out / "summary.json", figures)
+    lines = [f"advice: {line}" for line in advice]
+    if train_ap is not None:
+        lines.insert(
+            0,
+            f"AP {train_ap * 100:.1f} on {len(sample)} of {len(trainer.train_set)} training "
+            f"images, {outcome.ap * 100:.1f} on {trainer.validator.dataset.name}",
+        )
+    return lines
+
+
 def _check(options: TrainOptions) -> None:
-    run = options.run
-    if run.precision not in PRECISIONS:
-        raise InputError(f"precision is {run.precision!r}, expected {', '.join(PRECISIONS)}")
+    if options.precision not in (None, *PRECISIONS):
+        raise InputError(f"precision is {options.precision!r}, expected {', '.join(PRECISIONS)}")
     given = [f"--{name}" for name in WEIGHT_SOURCES if getattr(options, name) is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are given, expected one origin of the weights")
@@ -209,7 +278,38 @@ def _check(options: TrainOptions) -> None:
                 f"--{name.replace('_', '-')} is given with --retrofit, but the checkpoint decides "
                 "it: leave it out"
             )
-    check_bounds(run)
+    check_bounds(options.run)
+
+
+def _choose_setting(
+    options: TrainOptions, made: Prepared, world: World, callback: Callback
+) -> Prepared:
+    """Threads for this process; loader processes, precision and epochs of the run."""
+    run, chosen = made.run, made.preset
+    wanted = Wanted(options.threads, options.workers, options.precision)
+    if run.resume:  # what it computes with must stay the same
+        before = world.on_main(lambda: load_state(run.out)[0].recipe)
+        threads = wanted.threads or before.get("machine.threads")
+        wanted = replace(wanted, threads=threads, precision=wanted.precision or before["precision"])
+    setting = Setting(
+        wanted.threads or torch.get_num_threads(),
+        run.workers if wanted.workers is None else wanted.workers,
+        wanted.precision or run.precision,
+    )
+    known = options.no_probe or world.size > 1 or None not in vars(wanted).values()
+    if not known or (run.minutes is not None and world.size == 1):
+        found = probe(made.network, chosen, made.heads, made.train_set, world.device, wanted)
+        setting = found.best
+        callback.log(str(found))
+        if run.minutes is not None:  # a first guess: the trainer follows the clock
+            epochs = 60 * run.minutes * found.images_per_second / len(made.train_set)
+            chosen = with_epochs(chosen, max(1, round(epochs)))
+    torch.set_num_threads(setting.threads)
+    cv2.setNumThreads(setting.threads if setting.workers == 0 else 1)
+    machine = f"{platform.machine()}, {setting.threads} threads, {world.device}"
+    said = run.provenance | {"machine": machine, "setting": str(setting)}
+    run = replace(run, precision=setting.precision, workers=setting.workers, provenance=said)
+    return replace(made, run=run, preset=chosen)
 
 
 def _start(
@@ -219,25 +319,32 @@ def _start(
     names = train_set.class_names
     if options.retrofit is not None:
         made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
-        chosen = apply(options.recipe, made.preset)
+        chosen = apply(options.recipe, at_size(made.preset, options.size or made.preset.input_size))
         trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in made.network.parameters())
         message = f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained"
         return chosen, made.network, made.heads, message
     model = DEFAULT_MODEL if options.model is None else options.model
-    chosen = apply(options.recipe, preset(model, len(names)))
+    usual = preset(model, len(names))
+    depth = options.imagenet and depth_of(options.imagenet)
+    if depth and usual.model.width == 64:  # the presets are for ResNet-18
+        name = usual.model.name.replace("_r18", f"_r{depth}")
+        usual = replace(usual, model=replace(usual.model, name=name, depth=depth))
+    chosen = apply(options.recipe, at_size(usual, options.size or usual.input_size))
     network = fresh_network(chosen, options.run.seed)
     message = "weights: random"
     if chosen.model.frozen_stages or chosen.model.frozen_norm:
         message += (
             f", but {model} is made for a pretrained backbone: its norms and first parts are frozen"
-            " and stay as they are; give --imagenet FILE (torchvision's ResNet) or --init FILE"
+            " and stay as they are; give --imagenet resnet18 or --init FILE"
         )
     if options.imagenet is not None:
         load_imagenet(network, options.imagenet)
         message = f"backbone from {options.imagenet}"
     if options.init is not None:
-        message = f"weights from {options.init}: {fine_tune(network, options.init, names)}"
+        loaded = fine_tune(network, options.init, names)
+        chosen = apply(options.recipe, at_size(usual, options.size or loaded.size))
+        message = f"weights from {options.init}: {loaded}"
         if options.recipe.learning_rate is None:
             rate = chosen.train.learning_rate
             message += (
@@ -247,7 +354,7 @@ def _start(
     return chosen, network, chosen.model.heads, message
 
 
-def _run_config(options: TrainOptions, preset: Preset, world: World) -> RunConfig:
+def _run_config(options: TrainOptions, preset: Preset) -> RunConfig:
     origin = options.retrofit or options.init or options.imagenet
     name = Path(preset.model.name).name  # of a checkpoint: may be anything
     folder = Path("runs/train") / (name + ("_retrofit" if options.retrofit else ""))
@@ -258,7 +365,6 @@ def _run_config(options: TrainOptions, preset: Preset, world: World) -> RunConfi
             "command": shlex.join(["nmsfree", *sys.argv[1:]]),
             "seed": str(options.run.seed),
             "torch": torch.__version__,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {world.device}",
             **({"origin": str(origin)} if origin else {}),
         },
     )
@@ -298,6 +404,14 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
         f"{batch} on {world.device.type}{processes}, {run.precision}, seed {run.seed} → {run.out}"
     )
     callback.log(str(objects))
+    if advice := objects.advice():
+        callback.log(advice)
+    sides, side = recipe.short_sides, min(preset.input_size)
+    if sides and not min(sides) <= side <= max(sides):
+        callback.log(
+            f"warning: trained at short sides of {min(sides)} to {max(sides)} px, but evaluated at "
+            f"{preset.input_size[0]} × {preset.input_size[1]}: --size sets all"
+        )
     if objects.absent:
         names = ", ".join(objects.absent[:5]) + (", …" if len(objects.absent) > 5 else "")
         callback.log(
@@ -313,17 +427,11 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
             f"{images % batch} of {images} images do not fill a batch, and are left out of an "
             "epoch, others in each"
         )
+    callback.log(recipe_text(preset))
     if not run.resume:
         callback.log(origin)
-    if run.precision != "bf16":
-        return
-    if world.device.type == "cuda":  # autocast itself is content with an emulation
-        has_bf16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        what, faster = "GPU", "fp16"
-    else:
-        has_bf16 = computes_bf16() is not False
-        what, faster = "processor", "fp32"
-    if not has_bf16:
+    if run.precision == "bf16" and not has_bf16(world.device):
+        what, faster = ("GPU", "fp16") if world.device.type == "cuda" else ("processor", "fp32")
         callback.log(
             f"this {what} has no bf16 arithmetic: PyTorch emulates it, several times slower than "
             f"--precision {faster}"

@@ -1,5 +1,7 @@
 """`nmsfree train` and its options: of the run, and those that replace a preset's values."""
 
+import os
+import sys
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,16 @@ from nmsfree.cli.options import command
 from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option, options_of
-from nmsfree_training.config import HEADS, Matching, ModelConfig, Preset, TrainConfig
+from nmsfree_training.cli.presets import asked_preset, print_presets, value_text
+from nmsfree_training.config import (
+    DEFAULT_MODEL,
+    HEADS,
+    MAX_SIDE,
+    Matching,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+)
 from nmsfree_training.loop.run_config import DATA, MACHINE, RunConfig
 
 _WEIGHTS = partial(Option, panel="Where the weights start")
@@ -107,13 +118,26 @@ def _on_command_line(hint: Any) -> Any:
     return hint
 
 
+_ASKED = asked_preset(sys.argv[1:])
+
+
+def _shown(name: str, option: Option) -> Option:
+    """With the value of the preset that the command line names, for the help."""
+    train, model = _ASKED.train, _ASKED.model
+    values = vars(train) | vars(model) | {"o2o_quality": train.o2o.quality or (0.0, 0.0)}
+    values |= {"o2m_quality": train.o2m.quality or (0.0, 0.0)}
+    values |= {"o2o_matching": MATCHINGS[train.o2o.hungarian]}
+    panel = (option.panel or "").replace("the preset's", f"{model.name}'s")
+    return replace(option, help=f"{option.help} ({value_text(values[name])})", panel=panel)
+
+
 if TYPE_CHECKING:
     RecipeOptions = Any
 else:
     RecipeOptions = make_dataclass(
         "RecipeOptions",
         [
-            (own.name, Annotated[_on_command_line(hint) | None, option], None)
+            (own.name, Annotated[_on_command_line(hint) | None, _shown(own.name, option)], None)
             for kind in KINDS
             for own, hint, option in options_of(kind)
             if option
@@ -127,16 +151,34 @@ else:
 class TrainOptions:
     """What is trained on what, and how."""
 
-    data: Annotated[Path, DATA("Dataset folder: COCO, YOLO or Pascal VOC.")]
+    data: Annotated[
+        Path | None, DATA("Dataset folder: COCO, YOLO or Pascal VOC; needed but for --list.")
+    ] = None
     out: Annotated[Path | None, DATA("Run folder; runs/train/MODEL if not given.")] = None
     split: Annotated[str, DATA("Split to train on.")] = "train"
     val: Annotated[str, DATA("Split for AP; '' = none.")] = "val"
     preview: Annotated[Path | None, DATA("Only write a picture of what the network would see.")] = (
         None
     )
-    model: Annotated[str | None, _WEIGHTS("Preset; fcos_e2e_nano if not given.")] = None
-    imagenet: Annotated[Path | None, _WEIGHTS("ResNet weights with torchvision's names.")] = None
-    init: Annotated[Path | None, _WEIGHTS("Fine-tune a checkpoint; its classes may differ.")] = None
+    model: Annotated[str | None, _WEIGHTS(f"Preset; {DEFAULT_MODEL} if not given.")] = None
+    list_presets: Annotated[
+        bool, _WEIGHTS("Show all presets and what they cost.", flags=("--list",))
+    ] = False
+    imagenet: Annotated[
+        Path | None,
+        _WEIGHTS(
+            "Backbone: resnet18, resnet34, resnet50 (downloaded once), lite0, or a file with their "
+            "names.",
+            metavar="NAME",
+        ),
+    ] = None
+    init: Annotated[
+        Path | None,
+        _WEIGHTS(
+            "Fine-tune a checkpoint, or bundled weights by name; its classes may differ.",
+            flags=("--init", "--from"),
+        ),
+    ] = None
     retrofit: Annotated[
         Path | None,
         _WEIGHTS(
@@ -146,9 +188,33 @@ class TrainOptions:
     unfreeze: Annotated[
         bool, _WEIGHTS("With --retrofit: train everything.", flags=("--unfreeze",))
     ] = False
+    size: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "Input height and width of training, AP and export; the preset's or FILE's if not "
+            "given.",
+            min=32,
+            max=MAX_SIDE,
+            metavar="H W",
+        ),
+    ] = None
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     run: RunConfig = field(default_factory=RunConfig)
-    threads: Annotated[int | None, MACHINE("Processor threads.", min=1, max=1024)] = None
+    # threads, workers, precision: None = the fastest, see `loop/probe.py`.
+    threads: Annotated[
+        int | None, MACHINE("Processor threads; tried if not given.", min=1, max=1024)
+    ] = None
+    workers: Annotated[
+        int | None, MACHINE("Processes that load images; tried if not given.", min=0, max=128)
+    ] = None
+    precision: Annotated[
+        str | None,
+        MACHINE("fp32, or bf16 or fp16 for the network; the faster of the first two if not given."),
+    ] = None
+    no_probe: Annotated[
+        bool,
+        MACHINE("Do not try what is fastest: fp32 and 2 workers.", flags=("--no-probe",)),
+    ] = False
 
 
 def _train(options: TrainOptions) -> None:
@@ -160,9 +226,17 @@ def _train(options: TrainOptions) -> None:
 
     Retrofit: nmsfree train --data data/digits --retrofit weights/fcos_rt_nano.safetensors
     """
+    if options.list_presets:
+        print_presets()
+        return
+    if options.data is None:
+        raise typer.BadParameter("it is needed", param_hint="--data")
+    # Threads that wait for others sleep: spinning ones take the processor from those they wait for
+    # as soon as anything else runs on the machine. OpenMP reads this when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from nmsfree_training.cli.run import run_training  # brings PyTorch
 
-    if status := run_training(options):
+    if status := run_training(options, options.data):
         raise typer.Exit(status)
 
 

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from nmsfree.datasets.sizes import LEAST
 from nmsfree_training.config import Matching
 from nmsfree_training.model.boxes import iou, pairwise_iou
 
@@ -73,7 +74,7 @@ def _match_image(
 OUTSIDE_COST = 1e9  # of a cell whose point lies inside no object at all
 IOU_COST_WEIGHT = 3.0
 CENTRE_RADIUS = 3.0  # strides; the centre cost is 10^(distance / stride − 3)
-MIN_SIDE = 8.0  # pixels; smaller objects are not assigned
+MIN_SIDE = LEAST  # smaller objects are not assigned
 # Of an object and a cell: 64 MiB a float32 array, of which five live at once. At batch 16 and
 # 512 × 736 up to 135 objects in an image, more than any COCO image has, are one block.
 PAIRS_PER_BLOCK = 1 << 24

@@ -1,5 +1,7 @@
 """The examples of an epoch: what an index gives depends on (seed, epoch, index) alone."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
@@ -84,8 +86,12 @@ class TrainingSet(Dataset[Example]):
         self.samples = dataset.samples
         self.preset = preset
         self.seed = seed
+        self.go_to(epoch)
+
+    def go_to(self, epoch: int) -> None:
+        """Give the examples of this epoch from now on."""
         self.epoch = epoch
-        recipe = preset.train
+        recipe = self.preset.train
         mixes = epoch < recipe.epochs - recipe.plain_epochs
         self.mosaic_share = recipe.mosaic if mixes else 0.0
         self.mixup_share = recipe.mixup if mixes else 0.0
@@ -155,7 +161,7 @@ class LoaderError(NmsfreeError):
 
 
 class MicroBatches(Dataset["PackedBatch | NmsfreeError"]):
-    """Packed batches by their number.
+    """Packed batches by (epoch, indices of the images), so that a process can serve all epochs.
 
     An error is handed over instead of raised: PyTorch would bring it from another process with
     the traceback of that process as its message.
@@ -163,14 +169,20 @@ class MicroBatches(Dataset["PackedBatch | NmsfreeError"]):
 
     def __init__(self, examples: TrainingSet, parts: list[list[int]]) -> None:
         self.examples = examples
-        self.parts = parts
+        self.parts = parts  # of the epoch that `examples` is at
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, number: int) -> "PackedBatch | NmsfreeError":
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        """What to ask for, in order."""
+        return ((self.examples.epoch, part) for part in self.parts)
+
+    def __getitem__(self, item: tuple[int, list[int]]) -> "PackedBatch | NmsfreeError":
+        epoch, indices = item
         try:
-            packed = pack([self.examples[index] for index in self.parts[number]])
+            self.examples.go_to(epoch)
+            packed = pack([self.examples[index] for index in indices])
             if get_worker_info() is not None:
                 packed.share()
         except NmsfreeError as error:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,9 +52,8 @@ def epoch_loader(
     share after another, `accumulate` of them to a step.
 
     Args:
-        workers: processes that load images; 0 = this one. They start anew with every epoch, which
-            costs 0.1 s where processes fork (Linux), and 2 to 4 s where each has to import
-            everything again (macOS, Windows).
+        workers: processes that load images; 0 = this one. They serve all epochs of the loader:
+            to start one takes 2 to 4 s where it has to import everything again (forkserver, spawn).
         start: the first optimizer step to yield, to go on in the middle of an epoch.
         rank, world: number of this process, and how many there are.
         device: where the images are normalised and the batches lie. A GPU is then sent bytes.
@@ -63,18 +62,21 @@ def epoch_loader(
         DataError: there is no image.
         InputError: a batch cannot be cut into equal parts.
     """
-    assert 0 <= rank < world and start >= 0
-    size, accumulate = _step_size(dataset, preset), preset.train.accumulate
+    assert 0 <= rank < world
     check_batch(dataset, preset, world)
-    order = epoch_order(len(dataset), seed, epoch).tolist()
+    size, accumulate = _step_size(dataset, preset), preset.train.accumulate
     share = size // (accumulate * world)
-    parts = [
-        order[first : first + share]
-        for step in range(start, len(order) // size)
-        for first in (step * size + (part * world + rank) * share for part in range(accumulate))
-    ]
-    examples = TrainingSet(dataset, preset, seed, epoch)
-    return EpochLoader(MicroBatches(examples, parts), workers, device)
+
+    def parts(epoch: int, start: int) -> list[list[int]]:
+        order = epoch_order(len(dataset), seed, epoch).tolist()
+        return [
+            order[first : first + share]
+            for step in range(start, len(order) // size)
+            for first in (step * size + (part * world + rank) * share for part in range(accumulate))
+        ]
+
+    batches = MicroBatches(TrainingSet(dataset, preset, seed, epoch), parts(epoch, start))
+    return EpochLoader(batches, parts, workers, device)
 
 
 def check_batch(dataset: DetectionDataset, preset: Preset, world: int) -> None:
@@ -102,18 +104,31 @@ def _step_size(dataset: DetectionDataset, preset: Preset) -> int:
 class EpochLoader(DataLoader[Any]):
     """Loads packed batches, in other processes if there are any, and yields them normalised."""
 
-    def __init__(self, batches: MicroBatches, workers: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        batches: MicroBatches,
+        parts: Callable[[int, int], list[list[int]]],
+        workers: int,
+        device: torch.device,
+    ) -> None:
         super().__init__(
             batches,
             batch_size=None,  # an item is a batch already
-            sampler=range(len(batches)),
+            sampler=batches,
             num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=_as_it_is,
             worker_init_fn=_init_worker,
             # Its own generator: loading leaves torch's global random numbers alone.
             generator=torch.Generator(),
         )
         self.batches, self.device = batches, device
+        self._parts = parts
+
+    def go_to(self, epoch: int, start: int = 0) -> None:
+        """Yield the batches of this epoch from now on, from the optimizer step `start`."""
+        self.batches.examples.go_to(epoch)
+        self.batches.parts = self._parts(epoch, start)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for item in self._items():

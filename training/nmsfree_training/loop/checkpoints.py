@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import CheckpointError, NmsfreeError
-from nmsfree.files import write_atomic
+from nmsfree.files import write_atomic, write_json
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.loop.distributed import World
@@ -35,7 +35,10 @@ from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 EPOCHS = "train.epochs"
 WHOLE = 1000  # pictures whose bytes are compared
 MISSING = "........"  # in place of a checksum
-FOLLOW_EPOCHS = (EPOCHS, "train.milestones")  # may change when a run goes on
+# May change when a run goes on.
+MINUTES = "minutes"
+FOLLOW_EPOCHS = (EPOCHS, "train.milestones", "train.plain_epochs", "train.min_steps")
+RECIPE = "recipe.json"
 DATA = "data"  # compared image by image
 MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
 METRICS = "metrics.jsonl"
@@ -94,6 +97,20 @@ class CheckpointManager:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def set_epochs(self, preset: Preset) -> None:
+        """Take note of another number of epochs, which a budget of minutes decides."""
+        recipe = preset.train
+        self.recipe |= {
+            EPOCHS: recipe.epochs,
+            "train.milestones": list(recipe.milestones),
+            "train.plain_epochs": recipe.plain_epochs,
+        }
+
+    def write_recipe(self) -> None:
+        """Write what the run computes with, as JSON."""
+        said = {name: value for name, value in self.recipe.items() if name != DATA}
+        write_json(self.folder / RECIPE, said)
 
     def forget_after(self, epoch: int) -> None:
         """Drop records of epochs that are trained again, and what a kill left of a line."""
@@ -164,13 +181,14 @@ class CheckpointManager:
         """Refuse another recipe; a change of epochs or of the machine is told."""
         longer = before.get(EPOCHS) != self.recipe[EPOCHS]
         for name, value in self.recipe.items():
-            free = name == DATA or name.startswith(MACHINE) or (longer and name in FOLLOW_EPOCHS)
+            free = name in (DATA, MINUTES) or name.startswith(MACHINE)
+            free |= longer and name in FOLLOW_EPOCHS
             if before.get(name) != value and not free:
                 raise CheckpointError(
                     f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
                     f"{value}: give the options it was started with, or choose another --out"
                 )
-        if longer:
+        if longer and self.recipe[MINUTES] is None:
             yield (
                 f"the run was started for {before.get(EPOCHS)} epochs, now it is "
                 f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
@@ -204,6 +222,7 @@ def describe_recipe(
         **{f"train.{k}": v for k, v in dataclasses.asdict(preset.train).items()},
         "input_size": preset.input_size,
         "heads": heads,
+        MINUTES: run.minutes,
         "seed": run.seed,
         "precision": run.precision,
         "classes": train_set.class_names,

@@ -41,14 +41,23 @@ class RunConfig:
         DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000),
     ] = 10.0
     resume: Annotated[bool, DATA("Go on exactly where it was cut.", flags=("--resume",))] = False
+    # minutes: epochs are fitted to it as the speed shows; None = the recipe's number of epochs.
+    minutes: Annotated[
+        float | None,
+        DATA("Train about so long: epochs follow the measured speed.", min=0.1, max=1_000_000),
+    ] = None
+    patience: Annotated[
+        int,
+        DATA("Stop after so many epochs without a better AP; 0 = never.", min=0, max=MAX_EPOCHS),
+    ] = 0
     no_tensorboard: Annotated[bool, DATA("Write nothing for it.", flags=("--no-tensorboard",))] = (
         False
     )
     seed: Annotated[int, MACHINE("Same seed, same run.", min=0)] = 0
     device: Annotated[str, MACHINE("cpu or cuda.")] = "cpu"
     # Autocast for the network; losses stay in float32.
-    precision: Annotated[str, MACHINE("fp32, or bf16 or fp16 for the network.")] = "fp32"
-    workers: Annotated[int, MACHINE("Processes that load images.", min=0, max=128)] = 2
+    precision: str = "fp32"  # or "bf16" or "fp16" for the network
+    workers: int = 2  # processes that load images
     provenance: dict[str, str] = field(default_factory=dict)  # written into the checkpoint
     # Asked before every step; True saves and raises `Interrupted`.
     stop: Callable[[], bool] = lambda: False

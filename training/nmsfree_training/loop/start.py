@@ -7,16 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.datasets.sizes import HARD, LEAST, HeightWidth, Sizes, count_small, propose_size
 from nmsfree.errors import CheckpointError, DataError
-from nmsfree.preprocess import fit
 from nmsfree.text import shown
-from nmsfree_training.config import PRESETS, HeadName, ModelConfig, Preset, preset
+from nmsfree_training.config import (
+    PRESETS,
+    HeadName,
+    ModelConfig,
+    Preset,
+    at_size,
+    preset,
+    with_epochs,
+)
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.examples import largest_size
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.lite import from_port_keys
 from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.torch_file import (
     check_values,
@@ -27,58 +35,88 @@ from nmsfree_training.weights.torch_file import (
 
 
 @dataclass(frozen=True)
+class ObjectSizes:
+    """Objects at one input size."""
+
+    size: HeightWidth
+    objects: int
+    tiny: int  # of which a side is under `LEAST`
+    small: int  # under `HARD`, the tiny ones included
+
+    @classmethod
+    def count(cls, objects: Sizes, pictures: Sizes, size: HeightWidth) -> "ObjectSizes":
+        """Arguments as of `sizes.count_small`."""
+        return cls(size, len(objects), *count_small(objects, pictures, size))
+
+    def __str__(self) -> str:
+        tiny, small = (f"{n:,} ({n / max(1, self.objects):.0%})" for n in (self.tiny, self.small))
+        return (
+            f"at {self.size[0]} × {self.size[1]} {tiny} of {self.objects:,} objects are under "
+            f"{LEAST:.0f} px, {small} under {HARD:.0f} px"
+        )
+
+    @property
+    def too_small(self) -> int:
+        """Tiny ones count twice."""
+        return self.tiny + self.small
+
+
+@dataclass(frozen=True)
 class Objects:
     """What there is to train on."""
 
     images: int  # all, also those without objects
     count: int  # objects, without crowd regions
     crowd: int  # regions of many objects: no targets
-    small: int  # objects of which a side is under `MIN_SIDE` at the model's input: no targets there
+    sizes: ObjectSizes  # at the model's input; the tiny ones are no targets there
     never: int  # those of them that stay as small at the largest size that the recipe resizes to
     absent: tuple[str, ...]  # classes without any other object
-    size: tuple[int, int]  # (height, width) of the model's input in pixels
+    proposed: ObjectSizes | None  # at another input size that shows more of them
 
     def __str__(self) -> str:
         text = f"{self.count:,} objects"
         if self.crowd:
             text += f", and {self.crowd:,} crowd regions that are not trained on"
-        if self.small:
-            text += (
-                f"; {self.small:,} objects ({self.small / self.count:.1%}) are under "
-                f"{MIN_SIDE:.0f} px in the input of {self.size[1]} × {self.size[0]} and not "
-                f"trained on at that size, {self.never:,} at no size of the recipe"
-            )
+        if self.sizes.small:
+            text += f"; {self.sizes}"
+        if self.sizes.tiny:
+            text += f"; the former are not trained on at that size, {self.never:,} at none"
         return text
+
+    def advice(self) -> str | None:
+        """Another input size, where this one is too small."""
+        if self.proposed is None:
+            return None
+        height, width = self.proposed.size
+        return f"many objects are small: give --size {height} {width}; {self.proposed}"
 
 
 def count_objects(dataset: DetectionDataset, preset: Preset) -> Objects:
     """Count what a recipe trains on, by the sizes in the annotations."""
     samples = dataset.samples
     counts = [len(sample.boxes) for sample in samples]
-    sizes = np.array([(s.width, s.height) for s in samples], np.float64)  # [images, 2]
-    usual = [fit(s.height, s.width, *preset.input_size) for s in samples]
+    pictures = np.array([(s.width, s.height) for s in samples], np.float64)  # [images, 2]
     most = [largest_size(s.height, s.width, preset.train, preset.input_size) for s in samples]
+    largest = np.repeat(np.array(most, np.float64)[:, ::-1], counts, axis=0)
+    pictures = np.repeat(pictures, counts, axis=0)  # [objects, 2]
     crowd = np.concatenate([sample.iscrowd for sample in samples])
     labels = np.concatenate([sample.labels for sample in samples])
     corners = np.concatenate([sample.boxes for sample in samples]).reshape(-1, 2, 2)
-    inside = np.clip(corners, 0, np.repeat(sizes, counts, axis=0)[:, None])
+    inside = np.clip(corners, 0, pictures[:, None])
     sides = inside[:, 1] - inside[:, 0]  # [objects, 2], pixels of the picture
-
-    def small(resized: list[tuple[int, int]]) -> NDArray[np.bool_]:
-        factors = np.array(resized, np.float64)[:, ::-1] / sizes
-        least = (sides * np.repeat(factors, counts, axis=0)).min(axis=1, initial=np.inf)
-        return np.asarray(~crowd & (least < MIN_SIDE), np.bool_)
-
-    never = small(most)
+    never = ~crowd & ((sides * largest / pictures).min(axis=1, initial=np.inf) < MIN_SIDE)
     present = set(labels[~crowd & ~never].tolist())
+    targets = sides[~crowd], pictures[~crowd]
+    sizes = ObjectSizes.count(*targets, preset.input_size)
+    proposed = ObjectSizes.count(*targets, propose_size(*targets)) if sizes.small else sizes
     return Objects(
         images=len(samples),
         count=int((~crowd).sum()),
         crowd=int(crowd.sum()),
-        small=int(small(usual).sum()),
+        sizes=sizes,
         never=int(never.sum()),
         absent=tuple(n for label, n in enumerate(dataset.class_names) if label not in present),
-        size=preset.input_size,
+        proposed=proposed if proposed.too_small < sizes.too_small else None,
     )
 
 
@@ -95,12 +133,13 @@ def check_data(
         raise DataError(f"{file}: no images to train on")
     found = count_objects(train_set, preset)
     if found.count == found.never:
+        height, width = preset.input_size
         raise DataError(
             f"{file}: no object to train on in the {found.images:,} images of split "
             f"{shown(train_set.name)!r}: found {found.count:,} boxes, {found.never:,} of them "
-            f"under {MIN_SIDE:.0f} px once resized (input {found.size[1]} × {found.size[0]}), and "
+            f"under {MIN_SIDE:.0f} px once resized ({height} × {width}), and "
             f"{found.crowd:,} crowd regions; expected larger ones: look at them with `nmsfree data "
-            "check`, cut large pictures into tiles, or choose another --split"
+            "check`, give a larger --size, cut large pictures into tiles, or choose another --split"
         )
     if val_set is not None and set(val_set.class_names) != set(train_set.class_names):
         other = set(val_set.class_names) ^ set(train_set.class_names)
@@ -118,6 +157,7 @@ def check_data(
 class Loaded:
     """What `fine_tune` took from a checkpoint."""
 
+    size: tuple[int, int]  # (height, width) in pixels that its network was trained at
     taken: int  # tensors loaded whole
     total: int  # tensors of the network
     rows: tuple[str, ...]  # classes whose predictor was found by name
@@ -174,7 +214,7 @@ def fine_tune(network: Fcos, path: Path, class_names: tuple[str, ...]) -> Loaded
     if not any(key.startswith("backbone.") and key in source.state for key in state):
         raise CheckpointError(f"{path}: holds nothing that {network.config.name} could use")
     network.load_state_dict(state)
-    return Loaded(taken, len(state), tuple(sorted(found)), tuple(fresh))
+    return Loaded(source.input_size, taken, len(state), tuple(sorted(found)), tuple(fresh))
 
 
 def _source_key(key: str, source: ModelConfig) -> str:
@@ -187,9 +227,10 @@ def _source_key(key: str, source: ModelConfig) -> str:
 
 
 def load_imagenet(network: Fcos, path: Path) -> None:
-    """Load a torchvision ResNet state dict (`.pth` or `.safetensors`) into the backbone.
+    """Load a state dict trained on ImageNet (`.pth` or `.safetensors`) into the backbone.
 
-    The classifier `fc` and the counters of batch norm are ignored.
+    That of torchvision's ResNet, or of the original PyTorch port of EfficientNet-Lite0. Classifiers
+    and counters of batch norm are ignored.
 
     Raises:
         CheckpointError: unreadable, or another network's keys or shapes.
@@ -199,8 +240,10 @@ def load_imagenet(network: Fcos, path: Path) -> None:
     if not is_state_dict(content):
         raise CheckpointError(
             f"{path}: holds {type(content).__name__} with other things than tensors, expected a "
-            "state dict with torchvision's names"
+            "state dict with the names of torchvision's ResNet, or of EfficientNet-Lite0's port"
         )
+    if network.config.backbone == "lite0":
+        content = from_port_keys(content)
     own = network.backbone.state_dict()
     state = {
         key: value
@@ -212,17 +255,22 @@ def load_imagenet(network: Fcos, path: Path) -> None:
     extra = [k for k in state if k not in own]
     if wrong or missing or extra:
         raise CheckpointError(
-            f"{path}: does not fit the ResNet-{network.config.depth} of width "
-            f"{network.config.width}: {len(missing)} keys missing, {len(extra)} too many, "
-            f"{len(wrong)} of another shape"
+            f"{path}: does not fit {_backbone_name(network.config)}: {len(missing)} keys missing, "
+            f"{len(extra)} too many, {len(wrong)} of another shape"
         )
     check_values(path, state, own)
     network.backbone.load_state_dict(state, strict=False)
 
 
+def _backbone_name(config: ModelConfig) -> str:
+    if config.backbone == "lite0":
+        return "EfficientNet-Lite0"
+    return f"the ResNet-{config.depth} of width {config.width}"
+
+
 # Retrofit: an NMS-based detector learns to do without, by training one new head.
 
-NANO_EPOCHS = 12  # other sizes take a third of their recipe's epochs
+SMALL_EPOCHS = 12  # of nano's kin; the others take a third of their recipe's epochs
 
 
 @dataclass(frozen=True)
@@ -302,10 +350,10 @@ def _recipe(config: ModelConfig, input_size: tuple[int, int], unfreeze: bool) ->
     The o2m head is finished: the o2o head starts at once, and reaches the rest if that is trained.
     """
     name = config.name if config.name in PRESETS else "fcos_e2e_r18"
-    recipe = preset(name, config.num_classes).train
-    epochs = NANO_EPOCHS if name.endswith("nano") else max(1, recipe.epochs // 3)
-    milestones = tuple(round(m * epochs / recipe.epochs) for m in recipe.milestones)
-    recipe = replace(recipe, epochs=epochs, milestones=milestones, o2o_start=0.0)
+    recipe = at_size(preset(name, config.num_classes), input_size).train
+    is_small = name.endswith(("nano", "small", "lite0"))
+    epochs = SMALL_EPOCHS if is_small else max(1, recipe.epochs // 3)
+    recipe = replace(recipe, o2o_start=0.0)
     if unfreeze:
         recipe = replace(recipe, o2o_gradient=1.0)
-    return Preset(config, recipe, input_size)
+    return with_epochs(Preset(config, recipe, input_size), epochs)

@@ -47,6 +47,8 @@ class Position:
     skipped: Count = 0
     # Images left out so far and why, by path; of the first process.
     failed: dict[str, str] = field(default_factory=dict)
+    best_epoch: Count = 0  # after which the best AP was measured
+    spent: Seconds = 0.0  # on the whole epochs, evaluation included
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +132,9 @@ class Stepper:
     def schedule(self, iteration: int, per_epoch: int) -> float:
         """Set the rates and loss weights of the step after `iteration`; returns the rate."""
         factor = rate_factor(self.config, iteration, per_epoch)
+        waits = iteration < self.config.backbone_start * per_epoch * self.config.epochs
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
-            group["lr"] = base * factor
+            group["lr"] = 0.0 if waits and group.get("is_backbone") else base * factor
         if len(self.heads) == 2:
             done = iteration / max(1, per_epoch * self.config.epochs - 1)
             self._o2m_weight = 1 + (self.config.o2m_weight_end - 1) * done
@@ -234,19 +236,30 @@ class LossReader:
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD as published (decay on everything), or AdamW without decay on norms and biases."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parts: list[dict[str, Any]] = [{"params": list(trained.values())}]
+    if config.backbone_rate != 1 or config.backbone_start:
+        own = [p for name, p in trained.items() if name.startswith("backbone.")]
+        rest = [p for name, p in trained.items() if not name.startswith("backbone.")]
+        # The rate that is shown is that of the first group.
+        parts = [{"params": rest}, {"params": own, "is_backbone": True}]
+    rate = config.learning_rate
+    if config.optimizer == "sgd":
+        rate *= config.batch_size / 16
+    for part in parts:
+        part["lr"] = rate * (config.backbone_rate if part.get("is_backbone") else 1.0)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            trained,
-            lr=config.learning_rate * config.batch_size / 16,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            parts, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        part
+        | {"params": [p for p in part["params"] if (p.ndim > 1) == is_weight]}
+        | {"weight_decay": config.weight_decay if is_weight else 0.0}
+        for part in parts
+        for is_weight in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=rate)
 
 
 def rate_factor(config: TrainConfig, iteration: int, per_epoch: int) -> float:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
-from nmsfree_training.config import HeadName, Preset
+from nmsfree_training.config import HeadName, Preset, with_epochs
 from nmsfree_training.data.batch import Batch, pad_batch
-from nmsfree_training.data.loader import epoch_loader, steps_per_epoch
+from nmsfree_training.data.loader import EpochLoader, epoch_loader, steps_per_epoch
 from nmsfree_training.loop.checkpoints import METRICS, CheckpointManager, describe_recipe
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
@@ -82,6 +82,7 @@ class Trainer:
             self.validator = Validator(describe, val_set, self.world, self._progress)
         self.position = Position()
         self._saved = time.monotonic()
+        self._loader: EpochLoader | None = None
 
     def fit(self) -> dict[str, float]:
         """Train all epochs; returns the last evaluation (`AP`, `AP50`, …; 0–1).
@@ -100,11 +101,35 @@ class Trainer:
         elif self.world.main:
             self.run.out.mkdir(parents=True, exist_ok=True)
             (self.run.out / METRICS).unlink(missing_ok=True)  # of an earlier run
+        self.world.on_main(self.checkpoints.write_recipe)
         metrics: dict[str, float] = {}
-        while self.position.epoch < self.preset.train.epochs:
+        while self.position.epoch < self.preset.train.epochs and not self._has_flattened():
             self._train_epoch()
             metrics = self._close_epoch()
+        self._loader = None
         return metrics
+
+    def _has_flattened(self) -> bool:
+        """Whether AP has not risen for as long as the user has patience."""
+        since = self.position.epoch - self.position.best_epoch
+        flat = self.validator is not None and 0 < self.run.patience <= since
+        if flat:
+            self.callback.log(f"stopped: AP has not risen for {since} epochs (--patience)")
+        return flat
+
+    def set_epochs(self, epochs: int) -> None:
+        """Make the schedule as long as that."""
+        self.preset = with_epochs(self.preset, epochs)
+        self.step.config = self.preset.train
+        self.checkpoints.set_epochs(self.preset)
+
+    def _follow_clock(self) -> None:
+        """As many epochs as the minutes allow at the speed so far."""
+        position, minutes = self.position, self.run.minutes
+        if minutes is None or not position.epoch:
+            return
+        left = (60 * minutes - position.spent) / max(1e-9, position.spent / position.epoch)
+        self.set_epochs(self.world.broadcast(position.epoch + max(0, round(left))))
 
     # One epoch
 
@@ -113,19 +138,8 @@ class Trainer:
         freeze_statistics(self.network)
         position, recipe = self.position, self.preset.train
         steps = steps_per_epoch(self.train_set, self.preset)
-        loader = epoch_loader(
-            self.train_set,
-            self.preset,
-            self.run.seed,
-            position.epoch,
-            self.run.workers,
-            start=position.step,
-            rank=self.world.rank,
-            world=self.world.size,
-            device=self.world.device,
-        )
         self.step.choose_heads(("o2m",) if self._waits_for_o2o() else self.heads)
-        batches = iter(loader)
+        batches = iter(self._batches())
         started = time.monotonic()
         while position.step < steps:
             parts, error = list[Batch](), None
@@ -167,6 +181,25 @@ class Trainer:
             )
         self._add(self.step.flush())  # waits for the steps that a GPU has not done yet
         position.seconds += time.monotonic() - started
+
+    def _batches(self) -> EpochLoader:
+        """Those that are left of this epoch; its processes stay as long as the recipe does."""
+        preset, position = self.preset, self.position
+        if self._loader is not None and self._loader.batches.examples.preset == preset:
+            self._loader.go_to(position.epoch, position.step)
+            return self._loader
+        self._loader = epoch_loader(
+            self.train_set,
+            preset,
+            self.run.seed,
+            position.epoch,
+            self.run.workers,
+            start=position.step,
+            rank=self.world.rank,
+            world=self.world.size,
+            device=self.world.device,
+        )
+        return self._loader
 
     def _agree(self, parts: list[Batch], error: Exception | None) -> list[Batch]:
         """What all processes do together: bring images to one size, stop, save, or fail."""
@@ -212,7 +245,7 @@ class Trainer:
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate, write the checkpoints and the record, and go to the next epoch."""
-        position = self.position
+        position, started = self.position, time.monotonic()
         scaler = self.step.scaler
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise DivergedError(
@@ -238,8 +271,11 @@ class Trainer:
             epoch=position.epoch + 1,
             iteration=position.iteration,
             best=position.best,
+            best_epoch=position.epoch + 1 if best else position.best_epoch,
+            spent=position.spent + position.seconds + time.monotonic() - started,
             failed=position.failed,
         )
+        self._follow_clock()
         self._save()
         self.callback.on_epoch(EpochEvent(record, pictures, best))
         return metrics
@@ -312,6 +348,7 @@ class Trainer:
             self.position.failed = {}
         for text in messages:
             self.callback.log(text)
+        self._follow_clock()
         epochs = self.preset.train.epochs
         if self.position.epoch >= epochs:
             self.callback.log(f"all {epochs} epochs are done; for more, raise --epochs")
@@ -320,4 +357,5 @@ class Trainer:
 
     def close(self) -> None:
         """Free what must go before the processes part."""
+        self._loader = None
         self.step.close()

@@ -53,7 +53,7 @@ class Validator:
                 f"{missing[0]}: no such file ({len(missing)} of {len(dataset)} images of split "
                 f"{dataset.name!r} are missing): `nmsfree data check` lists them"
             )
-        self._describe, self.dataset, self.world = describe, dataset, world
+        self.describe, self.dataset, self.world = describe, dataset, world
         self._progress = progress
         self._share = replace(dataset, samples=dataset.samples[world.rank :: world.size])
 
@@ -82,7 +82,7 @@ class Validator:
 
     def detector(self, network: Fcos) -> Detector:
         """The network as it is deployed."""
-        spec = make_spec(self._describe(), network.deployed_head)
+        spec = make_spec(self.describe(), network.deployed_head)
         return Detector(TorchBackend(network, spec))
 
     def pictures(self, network: Fcos) -> tuple[tuple[str, NDArray[np.uint8]], ...]:
@@ -100,6 +100,18 @@ class Validator:
             picture = draw_predictions(image, detector(image), *truth, names)
             drawn.append((sample.path.stem, picture))
         return tuple(drawn)
+
+
+def measure_best(validator: Validator, dataset: DetectionDataset, folder: Path) -> float:
+    """AP (0–1) of the best weights of a run on other pictures, the same on all processes.
+
+    Raises:
+        DataError: nothing to find there, or a picture cannot be used.
+    """
+    world, path = validator.world, folder / "best.safetensors"
+    network = place(world.on_main(lambda: load_checkpoint(path)).build(), world.device)
+    other = Validator(validator.describe, dataset, world, lambda *_: None)
+    return other.metrics(network)["AP"]
 
 
 def analyse_best(validator: Validator, folder: Path) -> Analysis | None:

@@ -10,6 +10,7 @@ from nmsfree_training.config import STRIDES, HeadName, ModelConfig, Preset
 from nmsfree_training.model.backbone import Fpn, ResNet
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.head import Head
+from nmsfree_training.model.lite import Lite0
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ class Fcos(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ResNet(config.depth, config.width, config.frozen_norm, config.frozen_stages)
+        frozen = config.frozen_norm, config.frozen_stages
+        self.backbone: ResNet | Lite0
+        if config.backbone == "lite0":
+            self.backbone = Lite0(*frozen)
+        else:
+            self.backbone = ResNet(config.depth, config.width, *frozen)
         self.fpn = Fpn(self.backbone.channels, config.channels)
         self.heads = nn.ModuleDict({name: self._make_head(name) for name in config.heads})
         if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head

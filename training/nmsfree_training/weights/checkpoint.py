@@ -34,7 +34,7 @@ from nmsfree_training.weights.torch_file import (
 
 HEADER_KEY = "nmsfree"
 AGAIN = "train or copy the checkpoint again"
-FORMAT_VERSION = "1.3"  # 1.1: thresholds; 1.2: deployed_rival_iou; 1.3: dedup_iou
+FORMAT_VERSION = "1.4"  # 1.1: thresholds; 1.2: deployed_rival_iou; 1.3: dedup_iou; 1.4: backbone
 
 
 @dataclass(frozen=True)

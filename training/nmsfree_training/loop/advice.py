@@ -1,0 +1,62 @@
+"""What the figures of a finished run say about the next one: few sentences, each from a number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.text import shown
+from nmsfree_training.config import MIN_STEPS
+from nmsfree_training.loop.start import Objects
+
+SAMPLE = 200  # training images on which AP is measured, at most
+GAP = 0.15  # AP on training pictures above that on val: they are known by heart
+# APs of the last tenth of a run may rise by this much; a schedule that fits has flattened.
+RISING, TENTH = 0.01, 0.9
+TINY_SHARE = 0.1  # of the objects that are not trained on
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run; AP is 0–1."""
+
+    steps: int  # optimizer steps done
+    epochs: int
+    ap: float  # of the best weights on val
+    train_ap: float | None  # of the same on a sample of the training pictures; None = not measured
+    history: tuple[tuple[int, float], ...]  # (epoch, AP on val)
+    objects: Objects
+    silent: tuple[str, ...]  # classes with objects in val of which nothing is found
+    from_scratch: bool  # no weights to start from
+
+    def advice(self) -> Iterator[str]:
+        """What to do next time, the most promising first."""
+        few = self.steps < MIN_STEPS
+        if few:
+            yield (
+                f"only {self.steps} steps: networks need {MIN_STEPS:,} or more; give --epochs "
+                f"{-(-self.epochs * MIN_STEPS // max(1, self.steps))}, or leave --epochs out"
+            )
+        if self.objects.sizes.tiny > TINY_SHARE * self.objects.count:
+            yield f"{self.objects.sizes}: {self.objects.advice() or 'cut the pictures into tiles'}"
+        if self.train_ap is not None and self.train_ap > self.ap + GAP:
+            start = ", or weights to start from (--init, --imagenet)" if self.from_scratch else ""
+            yield (
+                "it knows its training pictures by heart: more pictures help most, then "
+                f"augmentation (--flip 0.5 --scale 0.5 1.5 --mosaic 0.5){start}"
+            )
+        elif not few and self._rises():
+            yield f"AP was still rising: give --epochs {2 * self.epochs}"
+        if self.silent:
+            names = ", ".join(self.silent[:5]) + (", …" if len(self.silent) > 5 else "")
+            yield f"nothing is found of {shown(names)}: more pictures of them, or longer training"
+
+    def _rises(self) -> bool:
+        before = [ap for epoch, ap in self.history if epoch <= TENTH * self.epochs]
+        return bool(before) and self.history[-1][1] - before[-1] > RISING
+
+
+def train_sample(dataset: DetectionDataset, most: int) -> DetectionDataset:
+    """Some training images, evenly spread; those that are missing are left out."""
+    there = [sample for sample in dataset.samples if sample.path.is_file()]
+    step = max(1, -(-len(there) // min(SAMPLE, max(1, most))))
+    return replace(dataset, name=f"{dataset.name} (a sample)", samples=tuple(there[::step]))

@@ -1,0 +1,209 @@
+"""What helps a user to a run worth its time: presets, its length, the machine, and advice."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree_training.cli.presets import asked_preset, recipe_text
+from nmsfree_training.cli.train import train
+from nmsfree_training.config import PRESETS, preset, with_enough_steps, with_epochs
+from nmsfree_training.loop.advice import Outcome, train_sample
+from nmsfree_training.loop.distributed import CPU
+from nmsfree_training.loop.probe import Wanted, expected, probe, usable_cores
+from nmsfree_training.loop.start import Objects, ObjectSizes
+from nmsfree_training.loop.state import Position
+from nmsfree_training.model.detector import fresh_network
+
+from .runs import Listener, Runs, same, tiny
+
+app = typer.Typer()
+app.command()(train)
+
+
+# Presets
+
+
+def test_the_list_shows_every_preset_and_its_cost() -> None:
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["--list"])
+    assert done.exit_code == 0, done.output
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    assert PRESETS.keys() <= lines.keys()
+    assert "256 × 256" in lines["fcos_e2e_nano"] and "0.49" in lines["fcos_e2e_nano"]
+    assert "--imagenet resnet18" in lines["fcos_e2e_r18"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "fcos_e2e_nano"),
+        (["train", "--model", "fcos_rt_r18_3x", "--help"], "fcos_rt_r18_3x"),
+        (["train", "--model=fcos_rt_small"], "fcos_rt_small"),
+        (["eval", "--model", "model.onnx"], "fcos_e2e_nano"),
+        (["train", "--model"], "fcos_e2e_nano"),
+    ],
+)
+def test_the_help_is_that_of_the_preset_asked_for(words: list[str], name: str) -> None:
+    assert asked_preset(words).model.name == name
+
+
+def test_the_help_shows_the_values_of_the_preset() -> None:
+    shown = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--help"]).stdout.split())
+    assert "fcos_e2e_nano's" in shown and "Passes over the data. (40)" in shown
+    assert "Largest gradient norm; 0 = off. (10)" in shown and "hungarian. (hungarian)" in shown
+
+
+def test_a_recipe_is_one_line_of_all_values() -> None:
+    text = recipe_text(preset("fcos_e2e_nano"))
+    assert "\n" not in text and "size 256,256" in text and "learning_rate 0.002" in text
+    assert "o2o matching top 1 hungarian" in text and "ema off" in text
+
+
+# Length
+
+
+def test_a_small_set_gets_more_epochs() -> None:
+    nano = preset("fcos_e2e_nano")
+    assert with_enough_steps(nano, 64).train.epochs == 250  # 4 steps each
+    assert with_enough_steps(nano, 5).train.epochs == 1000
+    assert with_enough_steps(nano, 2000) == nano
+    published = preset("fcos_rt_r18_3x")
+    longer = with_enough_steps(published, 160)
+    assert longer.train.epochs == 100 and longer.train.milestones == (67, 92)
+    none = replace(nano, train=replace(nano.train, min_steps=0))
+    assert with_enough_steps(none, 64) == none
+    assert with_epochs(longer, 36).train == published.train
+
+
+def test_epochs_follow_the_clock(runs: Runs) -> None:
+    trainer = runs.trainer(minutes=5)
+    trainer.position = Position(epoch=2, spent=60.0)
+    trainer._follow_clock()
+    assert trainer.preset.train.epochs == 10 == trainer.step.config.epochs
+    assert trainer.checkpoints.recipe["train.epochs"] == 10
+
+
+def test_a_budget_that_is_spent_ends_the_run(runs: Runs) -> None:
+    """And the run that goes on knows it."""
+    trainer = runs.few.train(minutes=1e-6, chosen=tiny(epochs=50))
+    assert trainer.position.epoch == 1 and trainer.position.spent > 0
+    again = runs.few.train(minutes=1e-6, chosen=tiny(epochs=50), resume=True)
+    assert again.position == trainer.position
+
+
+def test_patience_ends_a_run_that_has_flattened(runs: Runs, val_set: DetectionDataset) -> None:
+    listener, few = Listener(), replace(val_set, samples=val_set.samples[:1])
+    chosen = tiny(epochs=5, learning_rate=1e-12)
+    trainer = runs.few.train(chosen=chosen, val=few, callback=listener, patience=2)
+    assert (trainer.position.epoch, trainer.position.best_epoch) == (3, 1)
+    assert "stopped: AP has not risen for 2 epochs (--patience)" in listener.told
+
+
+# The machine
+
+
+def test_the_best_choice_is_computed_from_what_was_timed() -> None:
+    assert expected(step=0.1, loading=0.02, threads=2, workers=0, cores=2) == pytest.approx(0.12)
+    assert expected(0.1, 0.02, threads=1, workers=1, cores=2) == 0.1  # loading is hidden
+    assert expected(0.1, 0.02, threads=2, workers=1, cores=2) == pytest.approx(0.11)  # or shared
+    assert expected(0.1, 0.4, threads=1, workers=2, cores=8) == 0.2  # loading is the limit
+    assert expected(0.1, 0.4, threads=1, workers=2, cores=None) == 0.2
+
+
+def test_probing_changes_nothing_but_knows_the_machine(train_set: DetectionDataset) -> None:
+    chosen = tiny()
+    network = fresh_network(chosen, 0)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    threads = torch.get_num_threads()
+    found = probe(network, chosen, ("o2m", "o2o"), train_set, CPU, Wanted())
+    assert same(before, network.state_dict()) and torch.get_num_threads() == threads
+    assert (1, "fp32") in found.steps and (threads, "fp32") in found.steps
+    assert 1 <= found.best.threads <= threads
+    assert 0 <= found.best.workers <= usable_cores() and found.seconds < 30
+    step = found.steps[found.best.threads, found.best.precision]
+    assert found.images_per_second <= 1 / step
+    wanted = Wanted(threads=1, workers=3)
+    told = probe(network, chosen, ("o2o",), train_set, CPU, wanted).best
+    assert (told.threads, told.workers) == (1, 3)
+    assert str(told).startswith("--threads 1 --workers 3 --precision ")
+
+
+# Advice
+
+ENOUGH = ObjectSizes((256, 256), 100, 0, 5)
+TINY = ObjectSizes((256, 256), 100, 40, 60)
+
+
+def objects(sizes: ObjectSizes, proposed: ObjectSizes | None = None) -> Objects:
+    return Objects(64, 100, 0, sizes, 0, (), proposed)
+
+
+FLAT = tuple((epoch, 0.5) for epoch in range(1, 41))
+RISING = tuple((epoch, epoch / 100) for epoch in range(1, 41))
+GOOD: dict[str, Any] = {
+    "steps": 5000,
+    "epochs": 40,
+    "ap": 0.5,
+    "train_ap": 0.6,
+    "history": FLAT,
+    "objects": objects(ENOUGH),
+    "silent": (),
+    "from_scratch": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({}, []),
+        ({"train_ap": None}, []),
+        ({"steps": 160}, ["only 160 steps: networks need 1,000 or more; give --epochs 250"]),
+        ({"train_ap": 0.9}, ["by heart: more pictures", "--imagenet"]),
+        ({"train_ap": 0.9, "from_scratch": False}, ["by heart: more pictures"]),
+        ({"history": RISING}, ["AP was still rising: give --epochs 80"]),
+        ({"history": RISING, "steps": 300}, ["only 300 steps"]),
+        ({"objects": objects(TINY)}, ["40 (40%) of 100 objects", "cut the pictures into tiles"]),
+        (
+            {"objects": objects(TINY, ObjectSizes((512, 512), 100, 1, 3))},
+            ["give --size 512 512; at 512 × 512 1 (1%)"],
+        ),
+        ({"silent": ("ant", "bee")}, ["nothing is found of ant, bee"]),
+    ],
+)
+def test_advice_follows_from_the_figures(change: dict[str, Any], advice: list[str]) -> None:
+    lines = list(Outcome(**(GOOD | change)).advice())
+    assert len(lines) == min(1, len(advice))
+    assert all(part in lines[0] for part in advice)
+    if not change.get("from_scratch", True):
+        assert "--imagenet" not in lines[0]
+
+
+def test_a_sample_of_the_training_pictures(train_set: DetectionDataset, tmp_path: Path) -> None:
+    assert len(train_sample(train_set, 3)) == 3 and len(train_sample(train_set, 300)) == 12
+    gone = replace(train_set.samples[0], path=tmp_path / "gone.png")
+    data = replace(train_set, samples=(gone, *train_set.samples[1:]))
+    assert len(train_sample(data, 300)) == 11
+
+
+@pytest.mark.slow
+def test_a_run_concludes(digits: Path, tmp_path: Path) -> None:
+    """It tells what it computes with, AP on both kinds of pictures, and advice; files have it."""
+    out = tmp_path / "run"
+    words = ["--data", digits, "--out", out, "--epochs", 1, "--batch-size", 6, "--no-tensorboard"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    for line in ("fastest here: --threads", "recipe: size 256,256", "training images"):
+        assert line in done.stderr
+    assert "advice: only 2 steps" in done.stderr
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["train.epochs"] == 1 and recipe["input_size"] == [256, 256]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 2 and 0 <= summary["AP_train"] <= 1
+    assert summary["advice"][0].startswith("only 2 steps")
+    assert "data" not in recipe
