@@ -131,7 +131,7 @@ def test_a_compiled_network_says_the_same(weights: Weights) -> None:
     watch.start()
     assert compare(plain, compiled, load_images(None)[:2]).passed
     assert len(watch.laps()) == 4  # two marks in each of two runs
-    assert "torch.compile (eager)" in compiled.description
+    assert "torch.compile (eager)" in compiled.describe()
 
 
 @NO_GPU
@@ -149,16 +149,19 @@ def test_without_a_gpu_every_engine_says_so(weights: Weights, file: Path) -> Non
 
 def test_a_gpus_state_is_told() -> None:
     class Described:
-        description = "ONNX Runtime 1 CUDA, TF32 off, no CUDA graph"
+        said = "ONNX Runtime 1 CUDA, TF32 off, no CUDA graph"
+
+        def describe(self) -> str:
+            return self.said
 
     def state(key: str, precision: str = "fp32") -> dict[str, Any]:
         return ENGINES[key].state(Described(), precision)  # type: ignore[arg-type]
 
     off = {"tf32": False, "transfers": "in and out", "cuda_graph": False}
     assert state("onnxruntime_cuda") == {"engine": "onnxruntime_cuda"} | off
-    Described.description = "TensorRT-RTX 1 on a GPU, CUDA graph"
+    Described.said = "TensorRT-RTX 1 on a GPU, CUDA graph"
     assert state("tensorrt_rtx")["cuda_graph"] is True
-    Described.description = "ONNX Runtime 1 TensorRT-RTX"
+    Described.said = "ONNX Runtime 1 TensorRT-RTX"
     assert state("tensorrt_rtx")["cuda_graph"] is None
     assert state("openvino_bf16", "fp16")["precision"] == "bf16"
     assert "precision" not in state("openvino_bf16", "int8")
@@ -242,7 +245,10 @@ def test_a_native_engine_tells_its_stages(made: tuple[list[Row], Run]) -> None:
         """A backend that times its own stages, as TensorRT's does."""
 
         spec = made[0][0].subject.detector.spec
-        description = "native"
+
+        def describe(self) -> str:
+            return "native"
+
         runs = 0
 
         def run(self, images: object) -> object:

@@ -82,9 +82,7 @@ def changed(
     def run(images: NDArray[np.uint8]) -> RawDetections:
         return change(backend.run(images))
 
-    made = CallableBackend(run, backend.spec)
-    made.description = description or made.description
-    return made
+    return CallableBackend(run, backend.spec, description or "callable")
 
 
 def lower(raw: RawDetections) -> RawDetections:

@@ -114,7 +114,7 @@ def check_canary(backend: Backend, where: object = "the model") -> SelfCheck:
     tolerance = canary.tolerances.get(getattr(backend, "arithmetic", "cpu"))
     if tolerance is None:
         raise ModelError(
-            f"{where}: its canary does not say what may differ on {backend.description}, only on"
+            f"{where}: its canary does not say what may differ on {backend.describe()}, only on"
             f" {', '.join(canary.tolerances)}: update nmsfree, or write the file again"
         )
     raw = backend.run(images)
@@ -127,7 +127,7 @@ def check_canary(backend: Backend, where: object = "the model") -> SelfCheck:
         score, box = (max(one[i] for one in found) for i in (1, 2))
         if missing > tolerance.missing * rows:
             problem = "answers otherwise than the file did when it was written"
-    return SelfCheck(backend.description, rows, missing, score, box, tolerance, problem)
+    return SelfCheck(backend.describe(), rows, missing, score, box, tolerance, problem)
 
 
 def _nonsense(raw: RawDetections, spec: ModelSpec, tolerance: Tolerance) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.contract import rows_of
-from nmsfree.backends.options import Precision
+from nmsfree.backends.options import MOST_CONTEXTS, Precision
 from nmsfree.canary import SelfCheck, check_canary
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
@@ -49,6 +49,8 @@ class Detector:
         trust: open an engine whose hash is not the recorded one; an engine runs native code.
         sha256: of the file in hexadecimal, from where the application keeps it: another file is
             refused, and an engine that does not fit is not built again.
+        max_contexts: runs of an engine at once, each with memory of its own on the GPU; further
+            threads wait in the order in which they came.
 
     Raises:
         InputError: an unknown device, or an option that does not apply to this model and device.
@@ -75,8 +77,9 @@ class Detector:
         rebuild: bool = True,
         trust: bool = False,
         sha256: str | None = None,
+        max_contexts: int = MOST_CONTEXTS,
     ) -> None:
-        options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256)
+        options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256, max_contexts)
         self._path: str | None = None  # None: of a backend, which is open on its own
         if not _is_backend(model):
             path = as_path(model, "model", "a path or a backend")

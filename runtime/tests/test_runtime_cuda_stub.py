@@ -63,7 +63,7 @@ spec = ModelSpec("tiny", "o2o", 8, 8, None, ("a", "b"), (1, 2), top_k=4)
 path = Path(sys.argv[1])
 write_fake_engine(path, spec, batch=(1, 2, 4))
 backend = TensorRtBackend(path, vendor=fake_vendor(Memory(), network))
-print(backend.description)
+print(backend.describe())
 images = np.random.default_rng(0).integers(0, 256, (200, 3, 8, 8, 3), dtype=np.uint8)
 
 def right(i):

@@ -496,7 +496,7 @@ def test_a_pickled_detector_opens_its_file_again(
         copy.deepcopy(detector),
     ):
         assert again.backend is not detector.backend
-        assert again.backend.description == detector.backend.description
+        assert again.backend.describe() == detector.backend.describe()
         assert_same(again(noise(0)), detector(noise(0)))
         assert_same(pickle.loads(pickle.dumps(again))(noise(0)), detector(noise(0)))
     detector.close()

@@ -167,7 +167,7 @@ def test_settings_of_the_cuda_provider(
         image = np.full((64, 96, 3), 200, np.uint8)
         assert len(detector(image)) == len(Detector(path)(image)) > 0
     graph = "CUDA graph" if fields["batch"] else "no CUDA graph"
-    assert detector.backend.description == (
+    assert detector.backend.describe() == (
         f"ONNX Runtime {VERSION} CUDA, NVIDIA GeForce RTX 4060,"
         f" {'TF32 allowed' if tf32 else 'TF32 off'}, {graph}, 1 of 9 nodes elsewhere"
     )
@@ -178,7 +178,7 @@ def test_the_processor_instead_is_said_and_warned_of(
     tiny: Path, cuda_build: None, no_gpu: None, caplog: pytest.LogCaptureFixture, noise: Noise
 ) -> None:
     with caplog.at_level(logging.WARNING), Detector(tiny, device="cuda", allow_cpu=True) as found:
-        assert found.backend.description == (
+        assert found.backend.describe() == (
             f"ONNX Runtime {VERSION} CPU, threads automatic (in place of cuda)"
         )
         assert caplog.messages == [
@@ -340,7 +340,7 @@ def test_devices_of_the_plugin_are_given_to_the_session(
     monkeypatch.setattr(onnxruntime_gpu, "check_placement", lambda *_: "")
     with Detector(tiny, device="tensorrt-rtx", tf32=True) as detector:
         assert len(detector(np.full((64, 96, 3), 200, np.uint8))) > 0
-    assert detector.backend.description == (
+    assert detector.backend.describe() == (
         f"ONNX Runtime {VERSION} TensorRT-RTX, NVIDIA GeForce RTX 4060, TF32 allowed"
     )
 
@@ -498,8 +498,8 @@ def test_cuda_equals_the_processor(
     path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=batch))
     images = [noise(seed) for seed in range(200)]
     with Detector(path) as processor, Detector(path, device="cuda") as gpu:
-        assert "CUDA" in gpu.backend.description
-        assert ("no CUDA graph" in gpu.backend.description) == (batch is None)
+        assert "CUDA" in gpu.backend.describe()
+        assert ("no CUDA graph" in gpu.backend.describe()) == (batch is None)
         serial = [gpu(image) for image in images]
         for image, found in zip(images, serial, strict=True):
             expected = processor(image)

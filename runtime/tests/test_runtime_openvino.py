@@ -21,10 +21,10 @@ WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
 def test_the_description_says_what_runs(tiny: Path) -> None:
-    assert Detector(tiny, device="openvino", threads=2).backend.description == (
+    assert Detector(tiny, device="openvino", threads=2).backend.describe() == (
         f"OpenVINO {VERSION} CPU, f32, threads 2"
     )
-    assert OpenVinoBackend(tiny).description == f"OpenVINO {VERSION} CPU, f32, threads automatic"
+    assert OpenVinoBackend(tiny).describe() == f"OpenVINO {VERSION} CPU, f32, threads automatic"
 
 
 def test_an_opset_that_no_onnx_has_is_refused(tiny: Path) -> None:
@@ -121,7 +121,7 @@ def test_bf16_that_openvino_does_not_give_is_refused(
     monkeypatch.setattr(openvino_model, "computes_bf16", lambda: None)
     try:
         with Detector(tiny, device="openvino", precision="bf16") as detector:
-            description = detector.backend.description
+            description = detector.backend.describe()
     except EngineError as error:
         assert str(error) == (
             "asked OpenVINO for bf16 on CPU, but it runs f32 on CPU: ask for that,"
@@ -134,7 +134,7 @@ def test_bf16_that_openvino_does_not_give_is_refused(
 @pytest.mark.skipif(not identity.computes_bf16(), reason="this processor has no bf16")
 def test_bf16_runs_where_the_processor_has_it(tiny: Path, noise: Noise) -> None:
     with Detector(tiny, device="openvino", precision="bf16") as half, Detector(tiny) as full:
-        assert ", bf16, " in half.backend.description
+        assert ", bf16, " in half.backend.describe()
         found, expected = half(noise(0)), full(noise(0))
         np.testing.assert_allclose(found.confidence, expected.confidence, atol=0.01)
 

@@ -116,7 +116,7 @@ def test_graphs_are_recorded_where_shapes_are_fixed(
     warmups = 2 if builder == "tensorrt-rtx" else 1
     assert rig.cuda.done["executions"] == warmups + 3  # and three runs, however
     shown = "CUDA graph" if launches or builder == "tensorrt-rtx" else "no CUDA graph"
-    assert backend.description.split(", ")[-1] == shown
+    assert backend.describe().split(", ")[-1] == shown
     backend.close()
     assert rig.cuda.live() == {}
 
@@ -124,7 +124,7 @@ def test_graphs_are_recorded_where_shapes_are_fixed(
 def test_the_description_says_what_runs(make_rig: Any) -> None:
     backend = make_rig(precision="fp16", tf32=True).open()
     assert backend._engine._config.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
-    assert backend.description == (
+    assert backend.describe() == (
         "tensorrt-rtx 1.7.1.116 on Fake GPU (SM 8.9), fp16, TF32 on, fake CUDA, CUDA graph"
     )
 

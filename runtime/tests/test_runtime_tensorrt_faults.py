@@ -146,7 +146,7 @@ FIXED = (1, 1, 1)
 
 def said(backend: Any) -> str:
     """The end of the description."""
-    return str(backend.description.split(", ")[-1])
+    return str(backend.describe().split(", ")[-1])
 
 
 @pytest.mark.parametrize("batch", [FIXED, (1, 2, 4)])
@@ -220,7 +220,7 @@ def test_a_run_that_cannot_be_prepared_is_no_description(make_rig: Any) -> None:
     backend = rig.open()
     rig.module.fail.add("execute_async_v3")
     with pytest.raises(EngineError, match="cannot run the engine"):
-        _ = backend.description
+        _ = backend.describe()
     assert rig.cuda.live() == {}
 
 

@@ -99,7 +99,7 @@ ON = {  # kind of device → key of `ENGINES`
 
 def has_graph(backend: Backend) -> bool | None:
     """Whether runs replay a CUDA graph, as the backend says; None where it does not say."""
-    said = backend.description
+    said = backend.describe()
     return "no CUDA graph" not in said if "CUDA graph" in said else None
 
 

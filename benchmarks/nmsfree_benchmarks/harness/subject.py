@@ -55,9 +55,8 @@ class TimedBackend:
     def spec(self) -> ModelSpec:
         return self._backend.spec
 
-    @property
-    def description(self) -> str:
-        return self._backend.description
+    def describe(self) -> str:
+        return self._backend.describe()
 
     def run(self, images: NDArray[Any]) -> RawDetections:
         self._watch.mark()
@@ -194,7 +193,7 @@ class Subject:
 
     def state(self, **known: Any) -> State:
         """How results describe it; `known` replaces what the subject says of itself."""
-        provider, ran = self.backend.description, self.engine.ran(self.file)
+        provider, ran = self.backend.describe(), self.engine.ran(self.file)
         if ran != self.file:
             provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
         own: dict[str, Any] = {

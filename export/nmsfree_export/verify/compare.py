@@ -45,13 +45,13 @@ class Side:
             "file": str(self.path),
             "precision": self.precision(backend.spec),
             "int8_target": backend.spec.int8_target,
-            "engine": backend.description,
+            "engine": backend.describe(),
         }
 
     def describe(self, backend: Backend) -> str:
         """Return the same in words."""
         target = f" for {backend.spec.int8_target}" if backend.spec.int8_target else ""
-        return f"{self.path}: {self.precision(backend.spec)}{target}, {backend.description}"
+        return f"{self.path}: {self.precision(backend.spec)}{target}, {backend.describe()}"
 
     def open(self, like: ModelSpec | None = None) -> Backend:
         """Open it, as `open_backend`; a checkpoint as the exported file of this description."""

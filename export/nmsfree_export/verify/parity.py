@@ -257,7 +257,7 @@ def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) 
         kind, shape = form[name]
         if (str(value.dtype), value.shape) != (kind, shape):
             raise GateError(
-                f"parity: {backend.description} gives {name} {value.dtype} {list(value.shape)},"
+                f"parity: {backend.describe()} gives {name} {value.dtype} {list(value.shape)},"
                 f" expected {kind} {list(shape)}"
             )
     limit = np.array([spec.width, spec.height] * 2)
@@ -281,7 +281,7 @@ def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) 
     }
     found = [fault for fault, present in faults.items() if present]
     if found:
-        raise GateError(f"parity: {backend.description} gives {', '.join(found)}")
+        raise GateError(f"parity: {backend.describe()} gives {', '.join(found)}")
 
 
 def run_any_batch(backend: Backend, pixels: NDArray[np.uint8]) -> RawDetections:

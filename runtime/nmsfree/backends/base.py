@@ -37,8 +37,7 @@ class Backend(Protocol):
     @property
     def spec(self) -> ModelSpec: ...
 
-    @property
-    def description(self) -> str:
+    def describe(self) -> str:
         """Engine, version, device and threads, as shown to the user."""
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
@@ -104,8 +103,11 @@ class CallableBackend:
                 f" {type(function).__name__} and {type(spec).__name__}"
             )
         self.spec = spec
-        self.description = description
+        self._description = description
         self._function = function
+
+    def describe(self) -> str:
+        return self._description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         return self._function(images)

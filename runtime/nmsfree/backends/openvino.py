@@ -219,7 +219,7 @@ class OpenVinoBackend:
         openvino = import_openvino()
         model, self.spec = read_model(openvino, path)
         check_int8_target(path, self.spec, "openvino")
-        compiled, self.description = compile_model(openvino, model, plugin, threads, precision)
+        compiled, self._description = compile_model(openvino, model, plugin, threads, precision)
         self.arithmetic = "bf16" if precision == "bf16" else "openvino"
         self._errors = vendor_errors(openvino)
         names = [port.names for port in compiled.outputs]  # in an order of its own
@@ -232,6 +232,9 @@ class OpenVinoBackend:
         self._lock = threading.Lock()
         self._forked = False
         watch(self)
+
+    def describe(self) -> str:
+        return self._description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.

@@ -24,7 +24,9 @@ MEANT_FOR = {
     "rebuild": "engines",
     "trust": "engines",
     "sha256": "files",
+    "max_contexts": "engines",
 }
+MOST_CONTEXTS = 8  # runs at once on a GPU; more hardly help, and each has buffers of its own
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,19 @@ class Options:
         ),
     ] = False
     sha256: str | None = None
+    max_contexts: Annotated[
+        int,
+        Option(
+            "Runs of an .engine at once, each with memory of its own; more wait in turn.",
+            min=1,
+            max=1024,
+        ),
+    ] = MOST_CONTEXTS
 
     def __post_init__(self) -> None:
         if self.threads is not None:
             object.__setattr__(self, "threads", _threads(self.threads))
+        object.__setattr__(self, "max_contexts", _threads(self.max_contexts, "max_contexts"))
         for name in ("allow_cpu", "tf32", "rebuild", "trust"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
@@ -87,17 +98,18 @@ class Options:
                 )
 
 
-def _threads(value: Any) -> int:
+def _threads(value: Any, name: str = "threads") -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         threads = operator.index(value)
     except TypeError:
-        raise InputError(f"threads is {value!r}, expected a whole number") from None
+        raise InputError(f"{name} is {value!r}, expected a whole number") from None
     if threads < 1:
-        raise InputError(f"threads is {threads}, expected 1 or more, or None to let it choose")
+        hint = ", or None to let it choose" if name == "threads" else ""
+        raise InputError(f"{name} is {threads}, expected 1 or more{hint}")
     if threads > MOST_THREADS:
-        raise InputError(f"threads is {threads}, expected {MOST_THREADS} at most")
+        raise InputError(f"{name} is {threads}, expected {MOST_THREADS} at most")
     return threads
 
 

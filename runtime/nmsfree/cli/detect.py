@@ -111,7 +111,7 @@ def _detect(request: Request) -> None:
     with Detector(open_backend(request.model, request.device, request.engine)) as detector:
         look = _look(request, detector)
         look([])  # refuses wrong options before anything is written
-        typer.echo(f"engine: {detector.backend.description}", err=True)
+        typer.echo(f"engine: {detector.backend.describe()}", err=True)
         names = picture_names(found)
         folder = (request.save_dir or new_run_folder(RUNS)) if request.save else None
         output = Output(

@@ -166,7 +166,7 @@ def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[R
 
         if request.protocol == "deployed":
             with Detector(open_backend(request.file, request.device, request.engine)) as detector:
-                typer.echo(f"engine: {detector.backend.description}", err=True)
+                typer.echo(f"engine: {detector.backend.describe()}", err=True)
                 return detector.spec, predict(detector, dataset, advance, request.tiling)
         request.engine.check("the published protocol", "threads")
         found = entry_points(group="nmsfree.backends", name="published")

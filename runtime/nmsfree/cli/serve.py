@@ -142,5 +142,5 @@ def _open(request: Request, metrics: "Metrics") -> dict[str, "Served"]:
         detector = Detector(path, device=request.device, **vars(engine))
         workers = request.limits.workers or workers
         models[name] = Served(name, detector, workers, request.limits, metrics)
-        typer.echo(f"{name}: {detector.backend.description}, {workers} at once", err=True)
+        typer.echo(f"{name}: {detector.backend.describe()}, {workers} at once", err=True)
     return models

@@ -92,7 +92,7 @@ def _run(path: Path, device: str, options: Options) -> Outcome:
         wrong = doctor_model.difference(backend)
     finally:
         backend.close()
-    return Outcome(not wrong, wrong or backend.description)
+    return Outcome(not wrong, wrong or backend.describe())
 
 
 def _run_on_intel_gpu() -> Outcome:

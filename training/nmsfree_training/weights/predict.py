@@ -127,7 +127,10 @@ class TorchBackend:
         self.spec = spec
         self._network = network
         self._device = next(network.parameters()).device
-        self.description = f"PyTorch {torch.__version__} {self._device.type}, eager"
+        self._description = f"PyTorch {torch.__version__} {self._device.type}, eager"
+
+    def describe(self) -> str:
+        return self._description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         nms = self.spec.nms

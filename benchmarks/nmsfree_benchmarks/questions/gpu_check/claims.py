@@ -144,10 +144,10 @@ def replays_graph(backend: Backend) -> str:
     images = scenes(backend, REPLAYED)
     first = [backend.run(image) for image in images]
     if has_graph(backend) is not True:  # whether one was captured only a run can tell
-        raise GateError(f"no CUDA graph was captured: {backend.description}")
+        raise GateError(f"no CUDA graph was captured: {backend.describe()}")
     for image, expected in zip(images, first, strict=True):
         same_bytes(expected, backend.run(image), "a replay by the first run")
-    return f"{backend.description}; {REPLAYED} pictures, replays bit for bit the same"
+    return f"{backend.describe()}; {REPLAYED} pictures, replays bit for bit the same"
 
 
 def same_bytes(expected: RawDetections, found: RawDetections, what: str) -> str:

@@ -147,7 +147,7 @@ class CompiledBackend(EagerBackend):
         super().__init__(network, weights.checkpoint, SETTINGS[-1])
         self._mark = _mark(watch, device)
         self._compiled = torch.compile(network, backend=compiler)
-        self.description = f"PyTorch {torch.__version__} {device}, torch.compile ({compiler})"
+        self._description = f"PyTorch {torch.__version__} {device}, torch.compile ({compiler})"
 
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:

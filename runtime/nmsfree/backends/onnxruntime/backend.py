@@ -68,12 +68,15 @@ class OnnxRuntimeBackend:
         self.spec, self._opened = _open(path, place, options)
         if self._opened.gpu:
             self._errors = gpu_errors()
-        self.description = self._opened.description
+        self._description = self._opened.description
         on_gpu = "tf32" if options.tf32 else place.kind
         self.arithmetic = on_gpu if self._opened.gpu else "cpu"
         self._opening = threading.Lock()
         self._forked = False
         watch(self)
+
+    def describe(self) -> str:
+        return self._description
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         """Run the model on uint8 [N, H, W, 3], BGR.

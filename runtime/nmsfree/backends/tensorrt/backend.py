@@ -33,8 +33,9 @@ class TensorRtBackend:
 
     Threads share the engine and its weights. Each run has an execution context, a stream and
     buffers to itself, taken from a pool and given back; there are as many as runs went on at once,
-    each allocated and warmed up when it is first needed. Results do not depend on how many threads
-    there are. `close` frees everything; runs that still go on finish first, later ones are refused.
+    `max_contexts` at most, each allocated and warmed up when it is first needed. Results do not
+    depend on how many threads there are. `close` frees everything; runs that still go on finish
+    first, later ones are refused.
 
     Args:
         path: the engine, its sidecar beside it.
@@ -43,7 +44,7 @@ class TensorRtBackend:
         options: `rebuild`, which builds the engine again from the ONNX file beside it where it
             does not fit; `trust`, which takes one whose hash is not the recorded one; `sha256`,
             which takes the one with this hash alone, builds none in its place, and caches no
-            kernels beside it.
+            kernels beside it; `max_contexts`.
         stream: a CUDA stream of the application's that all runs go through, in turns; None:
             streams of our own. It is waited for at the end of a run, must live until `close`, and
             nothing else may be put into it during a run.
@@ -69,7 +70,7 @@ class TensorRtBackend:
         vendor: VendorApi | None = None,
     ) -> None:
         path, place = as_path(path, "model"), parse_device(device or "cuda")
-        options.check("an engine", "rebuild", "trust", "sha256")
+        options.check("an engine", "rebuild", "trust", "sha256", "max_contexts")
         if place.kind in ("cpu", "openvino"):
             raise InputError(
                 f"{path}: device is '{place}', but an engine runs on an NVIDIA GPU: give the ONNX"
@@ -104,13 +105,14 @@ class TensorRtBackend:
         # In one stream, runs take turns: a graph that records would take in another thread's work.
         self._turn: AbstractContextManager[object] = threading.Lock() if adopted else nullcontext()
         self._pool = ContextPool(
-            partial(ExecutionContext, self._engine, adopted), partial(_finish, self._engine, ours)
+            partial(ExecutionContext, self._engine, adopted),
+            partial(_finish, self._engine, ours),
+            options.max_contexts,
         )
         self._finalizer = weakref.finalize(self, self._pool.close)  # for those who never close
         watch(self)
 
-    @property
-    def description(self) -> str:
+    def describe(self) -> str:
         """What runs where. Whether a CUDA graph does, only a run can tell.
 
         Asked before the first run, it therefore prepares that run, which takes as long here as it

@@ -5,6 +5,7 @@ make, and have to free, a context per request.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,15 +18,23 @@ from nmsfree.errors import EngineError, InputError, ModelError
 class ContextPool:
     """A pool of execution contexts, one kind for images on the host, one for images on the GPU.
 
-    `make` is told whether the images are on the GPU; `finish` is called once, when the pool is
-    closed and the last context is free.
+    Args:
+        make: is told whether the images are on the GPU.
+        finish: is called once, when the pool is closed and the last context is free.
+        most: contexts of both kinds together; further threads wait, first come, first served.
     """
 
     def __init__(
-        self, make: Callable[[bool], ExecutionContext], finish: Callable[[], None]
+        self,
+        make: Callable[[bool], ExecutionContext],
+        finish: Callable[[], None],
+        most: int,
     ) -> None:
-        self._make, self._finish = make, finish
+        self._make, self._finish, self._most = make, finish, most
+        self._made = 0
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting: deque[object] = deque()
         self._idle: dict[bool, list[ExecutionContext]] = {False: [], True: []}
         self._busy = 0
         self._closed = False
@@ -51,27 +60,57 @@ class ContextPool:
 
     def _acquire(self, from_device: bool) -> ExecutionContext:
         with self._lock:
-            if self._forked is not None:
-                raise self._forked
-            if self._closed:
-                raise ModelError("the detector is closed: open it again")
+            self._wait_for_turn()
             self._busy += 1
             if self._idle[from_device]:
                 return self._idle[from_device].pop()
+            # One of the other kind makes room.
+            other = None if self._made < self._most else self._idle[not from_device].pop()
+            self._made += other is None
         try:
+            if other is not None:
+                other.close()
             return self._make(from_device)
         except BaseException:
+            self._gone()
             self._leave()
             raise
+
+    def _wait_for_turn(self) -> None:
+        """Wait, while `_lock` is held, until a context is idle or may be made."""
+        me = object()
+        self._waiting.append(me)
+        try:
+            while not self._closed and (
+                self._waiting[0] is not me
+                or not (self._made < self._most or any(self._idle.values()))
+            ):
+                self._changed.wait()
+        finally:
+            self._waiting.remove(me)
+            self._changed.notify_all()
+        if self._forked is not None:
+            raise self._forked
+        if self._closed:
+            raise ModelError("the detector is closed: open it again")
+
+    def _gone(self) -> None:
+        with self._lock:
+            self._made -= 1
+            self._changed.notify_all()
 
     def _release(self, context: ExecutionContext, from_device: bool, healthy: bool) -> None:
         with self._lock:
             keep = healthy and not self._closed
             if keep:
                 self._idle[from_device].append(context)
+                self._changed.notify_all()
         try:
             if not keep:
-                context.close()
+                try:
+                    context.close()
+                finally:
+                    self._gone()
         except EngineError:
             if healthy:  # else the run has failed already, and its error says more
                 raise
@@ -89,6 +128,7 @@ class ContextPool:
         """In a forked child: none of this may be used or freed."""
         self._closed, self._forked = True, forked(engine)
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     def close(self) -> None:
         """Free the contexts that are idle; those at work finish their run and are freed then."""
@@ -96,6 +136,7 @@ class ContextPool:
             if self._closed:
                 return
             self._closed = True
+            self._changed.notify_all()
             self._busy += 1  # this call itself, so that `finish` comes last
             idle = [context for contexts in self._idle.values() for context in contexts]
             self._idle = {False: [], True: []}
