@@ -394,8 +394,10 @@ def draw(results: Results, path: Path) -> None:
             axes.set_xlabel("median, ms", fontsize=9)
         row[0].set_title(f"{model}: Detector(image)", loc="left", fontsize=10)
         row[1].set_title("the same without the engine", loc="left", fontsize=10)
-        row[2].set_visible(row is panels[0])
-    _files(panels[0][2], results.where(call="decode"))
+        row[2].set_visible(False)
+    if decoded := results.where(call="decode"):
+        panels[0][2].set_visible(True)
+        _files(panels[0][2], decoded)
     plots.legend(figure, COLOURS, LABELS)
     plots.finish(figure, results, "What is around the network, by source picture", path)
 
@@ -410,6 +412,6 @@ def _files(axes: "plots.Axes", records: Sequence[Record]) -> None:
         axes.barh(y, ms, height=0.34, color=colour, linewidth=0)
         plots.end_label(axes, ms, y, f"{name} {ms:.1f} ms", 8)
     axes.set_title("before it: reading and decoding a file", loc="left", fontsize=10)
-    longest = max((r.summary.p50 for r in records), default=1)
+    longest = max(r.summary.p50 for r in records)
     plots.name_bars(axes, list(enumerate(sources)), longest * 1.6)
     axes.set_xlabel("median, ms", fontsize=9)
