@@ -82,7 +82,7 @@ test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(or $(ARGS),runtime/tests)
 ifeq ($(ARGS),)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder training/tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto export/tests benchmarks/tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder export/tests benchmarks/tests
 endif
 
 docs: setup  ## the documentation as pages in runs/docs
