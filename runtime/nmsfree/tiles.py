@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 
 EDGE = 1 / 64  # of a tile's width: a box that ends so near to the border may go on beyond it
+OFF = 0.1  # of its side, by which an end of a box may be off
 SAME = 0.3  # IoU from which two boxes of a class show one object
 SAME_OBJECT = 0.5  # the same whatever the class, where one is cut and may be taken for another
 INSIDE = 0.8  # share of a cut box within another of its class
@@ -107,7 +108,7 @@ class Tiles:
     edge: float  # pixels from an inner border within which a box may be cut
 
     def inner(self) -> Boxes:
-        """What a box lies in if the tile shows it whole, [n, 4]; endless at the picture's sides."""
+        """What a box lies in if a tile shows it whole, [n, 4]; endless at the picture's sides."""
         views = self.views.astype(np.float64)
         whole = views[-1]
         low = np.where(views[:, :2] > whole[:2], views[:, :2] + self.edge, -math.inf)
@@ -118,19 +119,24 @@ class Tiles:
         """Make one answer of those of all tiles, whose boxes are in pixels of the tile.
 
         An object is told by the tile that owns it among those that show it whole, else by the
-        whole picture, else its parts are put together. Its score is the best of its class.
+        whole picture, else its parts are put together, with the score of the best. Of the last two
+        is left out what a tile shows whole, which does not see it.
         """
         rows = _Rows.of(found, self)
-        groups = _groups(rows)
-        lone = np.array([len(group) == 1 for group in groups])
-        first = np.array([group[0] for group in groups], np.int64)
-        kept = ~lone | (rows.owned | rows.only_coarse)[first]
-        told = [rows.tell(group) for group, keep in zip(groups, kept.tolist(), strict=True) if keep]
-        boxes = np.array([box for box, _, _ in told], np.float32).reshape(-1, 4)
-        scores = np.array([score for _, score, _ in told], np.float32)
-        labels = np.array([label for _, _, label in told], np.int32)
-        order = np.argsort(-scores, kind="stable")
-        return Detections(boxes[order], scores[order], labels[order], found[0].names)
+        told = [rows.tell(group) for group in _groups(rows)]
+        boxes = np.array([each.box for each in told], np.float64).reshape(-1, 4)
+        scores = np.array([each.score for each in told], np.float32)
+        labels = np.array([each.label for each in told], np.int32)
+        from_tile = np.array([each.from_tile for each in told], np.bool_)
+        owned = np.array([each.owned for each in told], np.bool_)
+        inner = self.inner()[:-1]
+        slack = OFF * (boxes[:, 2:] - boxes[:, :2])
+        grown = np.hstack([boxes[:, :2] - slack, boxes[:, 2:] + slack])
+        shown = np.array([_inside(box, inner).any() for box in grown], np.bool_)
+        kept = np.flatnonzero(owned & (from_tile | ~shown))
+        order = kept[np.argsort(-scores[kept], kind="stable")]
+        corners = boxes[order].astype(np.float32)
+        return Detections(corners, scores[order], labels[order], found[0].names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +150,6 @@ class _Rows:
     cut: NDArray[np.bool_]  # ends at an inner border of its tile
     owned: NDArray[np.bool_]  # its centre lies in the tile's core
     coarse: NDArray[np.bool_]  # seen in the whole picture
-    only_coarse: NDArray[np.bool_]  # and whole in no tile
     views: NDArray[np.int64]
 
     @classmethod
@@ -154,24 +159,20 @@ class _Rows:
         ]
         boxes = np.concatenate(places, dtype=np.float64)
         tile = np.repeat(np.arange(len(found)), [len(each) for each in found])
-        inner, coarse = tiles.inner(), tile == len(found) - 1
         centres = np.tile((boxes[:, :2] + boxes[:, 2:]) / 2, 2)
-        only = np.zeros(len(boxes), np.bool_)
-        only[coarse] = ~_inside(boxes[coarse, None], inner[None, :-1]).any(axis=1)
         return cls(
             boxes,
             np.concatenate([each.confidence for each in found]),
             np.concatenate([each.class_id for each in found]),
             tile,
-            ~_inside(boxes, inner[tile]),
+            ~_inside(boxes, tiles.inner()[tile]),
             _inside(centres, tiles.cores[tile]),
-            coarse,
-            only,
+            tile == len(found) - 1,
             tiles.views,
         )
 
-    def tell(self, group: list[int]) -> tuple[Any, float, int]:
-        """Box, score and class of an object from the rows that show it, the best row first."""
+    def tell(self, group: list[int]) -> "_Told":
+        """What the rows that show one object say together, the best row first."""
         whole = [i for i in group if not self.cut[i] and not self.coarse[i]]
         coarse = [i for i in group if self.coarse[i]]
         if whole or coarse:
@@ -180,8 +181,18 @@ class _Rows:
         else:
             i = group[0]
             box = np.hstack([self.boxes[group, :2].min(axis=0), self.boxes[group, 2:].max(axis=0)])
-        score = max(float(self.scores[j]) for j in group if self.labels[j] == self.labels[i])
-        return box, score, int(self.labels[i])
+        owned = len(group) > 1 or bool(self.owned[i] or self.coarse[i])
+        return _Told(box, float(self.scores[i]), int(self.labels[i]), bool(whole), owned)
+
+
+class _Told(NamedTuple):
+    """One object of the picture."""
+
+    box: Boxes  # [4]
+    score: float
+    label: int
+    from_tile: bool  # that shows it whole
+    owned: bool  # two say it, or the tile to which its centre belongs, or the whole picture
 
 
 def _groups(rows: _Rows) -> list[list[int]]:
@@ -220,7 +231,8 @@ def _pairs(rows: _Rows) -> list[tuple[int, int]]:
 def _agreement(rows: _Rows, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float64]:
     """How well rows i of one tile and j of another agree: float64 [n], 0 for not at all.
 
-    Above 2 by IoU, above 1 because a cut box lies in the other, below where classes differ.
+    By IoU; less if a cut box only lies in the other, or classes differ. Weighed by the scores, as a
+    tile also answers with doubtful copies of what it is sure of.
     """
     a = np.where(rows.cut[j, None], _clip(rows.boxes[i], rows.views[rows.tile[j]]), rows.boxes[i])
     b = np.where(rows.cut[i, None], _clip(rows.boxes[j], rows.views[rows.tile[i]]), rows.boxes[j])
@@ -232,11 +244,12 @@ def _agreement(rows: _Rows, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArr
     )
     same = rows.labels[i] == rows.labels[j]
     cut = rows.cut[i] | rows.cut[j]
-    return np.select(
+    agreement = np.select(
         [same & (iou >= SAME), same & (share >= INSIDE), cut & (iou >= SAME_OBJECT)],
-        [2 + iou, 1 + share / 2, iou],
+        [iou, SAME * share, SAME * iou],
         0.0,
     )
+    return np.asarray(agreement * np.sqrt(rows.scores[i] * rows.scores[j]))
 
 
 def _inside(boxes: Boxes, around: Boxes) -> NDArray[np.bool_]:
