@@ -30,9 +30,16 @@ from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deploye
 from nmsfree_export.verify.certificate import certify
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
-from nmsfree_training.config import HeadNorm, ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
+from nmsfree_training.config import (
+    HeadNorm,
+    ModelConfig,
+    fcos_e2e_nano,
+    fcos_e2e_r18_3x,
+    fcos_o2o_lite0,
+)
 from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.lite import Lite0
 from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
@@ -68,11 +75,12 @@ def test_folded_convolution_equals_convolution_and_norm(bias: bool, norm: type) 
     assert torch.allclose(folded_conv(pair[0], pair[1])(x), pair(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, 50, None])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_folded_backbone_has_no_norm_and_gives_the_same(depth: int, frozen: bool) -> None:
+def test_folded_backbone_has_no_norm_and_gives_the_same(depth: int | None, frozen: bool) -> None:
+    """Of ResNets, and of EfficientNet-Lite0."""
     torch.manual_seed(0)
-    backbone = ResNet(depth, 8, frozen, 0).eval()
+    backbone = (ResNet(depth, 8, frozen, 0) if depth else Lite0(frozen, 0)).eval()
     randomise_norms(backbone)
     folded = fold_backbone(backbone)
     assert norms(backbone) and not norms(folded)
@@ -212,6 +220,12 @@ def test_published_network_with_a_filter(make_checkpoint: Make, tmp_path: Path, 
     config = with_filter(fcos_e2e_r18_3x(7).model, kind)
     report = export_onnx(make_checkpoint(config, (96, 160)), tmp_path / "model.onnx")
     assert report.parity.passed and report.parity.rows > 100
+
+
+def test_lite0_is_exported(make_checkpoint: Make, tmp_path: Path) -> None:
+    """Depthwise convolutions, ReLU6, and padding that is not the same on both sides."""
+    made = make_checkpoint(fcos_o2o_lite0(7).model, (96, 160))
+    assert export_onnx(made, tmp_path / "model.onnx").parity.passed
 
 
 def test_the_other_head_has_no_filter(make_checkpoint: Make, tmp_path: Path) -> None:

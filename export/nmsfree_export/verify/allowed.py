@@ -66,7 +66,7 @@ OPERATORS = {
     "Cast": Operator(1, {"to": frozenset(ELEMENTS | {TensorProto.FLOAT16})}),
     "Clip": Operator(3),
     "Concat": Operator(9, {"axis": INT}),
-    "Conv": Operator(3, _WINDOW | {"group": 1, "kernel_shape": INTS}),
+    "Conv": Operator(3, _WINDOW | {"group": INT, "kernel_shape": INTS}),
     "DepthToSpace": Operator(1, {"blocksize": INT, "mode": b"CRD"}),
     "Gather": Operator(2, {"axis": INT}),
     "GatherElements": Operator(2, {"axis": INT}),
