@@ -25,6 +25,7 @@ from nmsfree_export.adopt.foreign import File
 from nmsfree_export.adopt.rewrite import opset_of
 from nmsfree_export.cli.adopt import _show
 from nmsfree_export.options import NmsOptions
+from nmsfree_export.tensorrt.network import read_source
 from nmsfree_export.verify.parity import bundled_pictures, pictures_for
 
 OPERATOR = AdoptOptions(nms=NmsOptions("operator"))
@@ -86,6 +87,10 @@ def test_a_dynamic_size_survives(nms_free: bool, options: AdoptOptions, tmp_path
         pickled = pickle.loads(pickle.dumps(detector))
         assert pickled.spec.width == 160
     assert len(boxes[0]) > 0 and boxes[0].max() > 64
+    engine = read_source(report.path)  # what an engine is built of
+    assert engine.spec.size_step is None
+    sides = onnx.load_from_string(engine.content).graph.input[0].type.tensor_type.shape.dim[1:3]
+    assert [side.dim_value for side in sides] == [64, 64]
     np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
 
 

@@ -223,6 +223,19 @@ def test_what_no_detector_answers_is_refused(
             answer()
 
 
+def test_inverted_boxes_of_another_projects_network_are_put_in_order(
+    make_spec: Any, bright_cells: Any, noise: Noise
+) -> None:
+    spec = make_spec(provenance={"adopted": "a YOLO"})
+
+    def run(images: NDArray[np.uint8]) -> RawDetections:
+        raw = bright_cells(images, spec)
+        return raw._replace(detection_boxes=raw.detection_boxes[..., [2, 1, 0, 3]])
+
+    whole = Detector(CallableBackend(lambda images: bright_cells(images, spec), spec))
+    assert_same(Detector(CallableBackend(run, spec))(noise(0)), whole(noise(0)))
+
+
 def test_scores_that_are_no_numbers_hide_below_no_floor(
     make_spec: Any, bright_cells: Any, noise: Noise
 ) -> None:
