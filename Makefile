@@ -31,6 +31,7 @@ setup:  ## create .venv and install everything; quick when up to date
 	if [ "$$want" != "$$(cat .venv/installed 2>/dev/null)" ]; then \
 		echo 'setup: installing into .venv (a few minutes the first time)'; \
 		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+		&& $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt trackers \
 		&& echo "$$want" > .venv/installed && rm -f .venv/cuda; \
 	fi
 

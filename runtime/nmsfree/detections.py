@@ -112,7 +112,7 @@ class Detections:
 
         MissingExtraError: the package is not installed.
         """
-        supervision = import_extra("supervision", "to_supervision", "supervision")
+        supervision = import_extra("supervision", "to_supervision", "nmsfree[track]")
         data = {"class_name": np.array(self.class_name, dtype=str)}
         return supervision.Detections(
             xyxy=self.xyxy,
