@@ -5,7 +5,8 @@ import pytest
 SLOW = {
     "benchmarks": "eager frontier fuzz jitter kills memory nms on_device overhead roofline suite"
     " throughput training",
-    "export": "auto_mixed certificate deploy engine int8 lowered parity precision verify",
+    "export": "auto_mixed bundle certificate deploy engine examples inputs int8 lowered parity"
+    " precision verify",
     "runtime": "digits",
     "training": "continue distributed published_eval resume study_runner train_cli",
 }

@@ -30,6 +30,7 @@ from nmsfree_export.options import PrecisionOptions
 from nmsfree_export.quantize import Calibration, load_calibration
 from nmsfree_export.verify.accuracy import Accuracy
 from nmsfree_export.verify.certificate import Certificate, certify_graph
+from nmsfree_export.verify.inputs import InputCheck, finish
 from nmsfree_export.verify.parity import Parity, Pictures, pictures_for
 
 CALIBRATION_IMAGES = 128
@@ -47,11 +48,12 @@ class Report:
     spec: ModelSpec
     certificate: Certificate
     parity: Parity
-    seed: int
-    seeded: Parity  # on pictures of `seed`, which nobody chose
+    seed: int | None
+    seeded: Parity | None  # on pictures of `seed`, which nobody chose; None: only the input changed
     accuracy: Accuracy | None  # None where no split was given
     float_layers: tuple[str, ...] = ()  # that --auto-mixed left in float
     attempts: tuple[Attempt, ...] = ()  # what it tried before
+    input: InputCheck | None = None  # None: the usual one
 
     def to_json(self) -> dict[str, object]:
         spec = self.spec
@@ -66,7 +68,9 @@ class Report:
             "thresholds": spec.thresholds and spec.thresholds.to_json(),
             "certificate": self.certificate.to_json(),
             "parity": self.parity.to_json(),
-            "seeded_parity": {"seed": self.seed} | self.seeded.to_json(),
+            "seeded_parity": self.seeded and {"seed": self.seed} | self.seeded.to_json(),
+            "input": {"takes": spec.input, "source": spec.source}
+            | (self.input.to_json() if self.input else {}),
             "accuracy": self.accuracy and self.accuracy.to_json(),
             "float_layers": list(self.float_layers),
             "attempts": [attempt.to_json() for attempt in self.attempts],
@@ -108,13 +112,19 @@ def convert_onnx(
 ) -> Report:
     """Lower a float32 file of the contract, as `write_verified`; the file is its reference.
 
+    Without another precision, a file of any gets another input.
+
     Raises:
         InputError: the file is not in float32, or an option does not fit it.
         ModelError: it is no file of the contract.
         GateError, FragileError, DataError: see `write_verified` and `load_inputs`.
     """
     if options.precision == "fp32":
-        raise InputError("precision is fp32, which the file is in: give --precision fp16 or int8")
+        if options.host.input == "model":
+            raise InputError(
+                "precision is fp32, which the file is in: give --precision fp16 or int8, or --input"
+            )
+        return _change_input(path, out, options, progress)
     spec, model = _read_float(path)
     wanted = replace(
         spec,
@@ -129,8 +139,21 @@ def convert_onnx(
         return write_verified(original, wanted, options, inputs, out, progress, log)
 
 
-def _read_float(path: Path) -> tuple[ModelSpec, ModelProto]:
-    """The description and the graph of a float32 file of the contract."""
+def _change_input(path: Path, out: Path, options: PrecisionOptions, progress: Log) -> Report:
+    spec, model = read_file(path)
+    inputs = load_inputs(options, spec, out)
+    with temporary_folder() as folder:
+        model, spec, found = finish(model, spec, options.host, folder, inputs.pictures, progress)
+    assert found is not None
+    content = content_of(model, spec)
+    write_atomic(out, content)
+    digest, size = hashlib.sha256(content).hexdigest(), len(content)
+    certificate = Certificate(found.lines, {})
+    return Report(out, digest, size, spec, certificate, found.parity, None, None, None, input=found)
+
+
+def read_file(path: Path) -> tuple[ModelSpec, ModelProto]:
+    """Read the description and the graph of a file of the contract; ModelError: it is none."""
     content = read_bytes(path, MAX_ONNX, ModelError)
     try:
         model = onnx.load_from_string(content)
@@ -140,7 +163,16 @@ def _read_float(path: Path) -> tuple[ModelSpec, ModelProto]:
             f"{path}: not an ONNX file that can be read: give one of `nmsfree export` or"
             " `nmsfree adopt`"
         ) from None
-    spec = read_description(path, model)
+    return read_description(path, model), model
+
+
+def _read_float(path: Path) -> tuple[ModelSpec, ModelProto]:
+    """The same of a float32 file."""
+    spec, model = read_file(path)
+    if spec.input != "model":
+        raise InputError(
+            f"{path}: its input is {spec.input}: give the file that it was made from, and --input"
+        )
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     if spec.precision != "fp32" or kinds & LOWERED:
         found = spec.precision if spec.precision != "fp32" else "lowered"
@@ -186,14 +218,18 @@ def write_verified(
                     raise
                 raise explain(failure, verifier.layers(candidate)) from None
         spec = verifier.with_canary(candidate)
-    content = content_of(candidate.model, spec)
+        model, spec, taken = finish(
+            candidate.model, spec, options.host, folder, inputs.pictures, progress
+        )
+    content = content_of(model, spec)
     write_atomic(out, content)
     return Report(
         out,
         hashlib.sha256(content).hexdigest(),
         len(content),
         spec,
-        candidate.certificate,
+        taken.certified(candidate.certificate) if taken else candidate.certificate,
+        input=taken,
         float_layers=candidate.float_layers,
         attempts=attempts,
         **vars(found),

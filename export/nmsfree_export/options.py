@@ -92,6 +92,42 @@ NO_NMS = NmsOptions()
 
 
 @dataclass(frozen=True)
+class InputOptions:
+    """What the file takes.
+
+    InputError: a size of pictures without `any`.
+    """
+
+    input: Annotated[
+        Literal["model", "any", "nchw-float"],
+        Option(
+            "What the file takes. model: pictures resized and padded, uint8 [N, H, W, 3], BGR. any:"
+            " one picture of any size, uint8 [1, h, w, 3], BGR; boxes are in its pixels."
+            " nchw-float: as model, but float32 [N, 3, H, W], RGB, 0 … 1.",
+            panel="Input",
+        ),
+    ] = "model"
+    source: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "Of any: pictures of this size only, as engines want.",
+            metavar="H W",
+            min=1,
+            max=16384,
+            panel="Input",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.source is not None and self.input != "any":
+            raise InputError("--source is of --input any: give it, too")
+
+
+USUAL_INPUT = InputOptions()
+
+
+@dataclass(frozen=True)
 class PrecisionOptions:
     """How a float32 file is lowered, and what it must still show; None takes what the help says.
 
@@ -137,6 +173,7 @@ class PrecisionOptions:
     images: Annotated[
         Path | None, Option("Folder of pictures for the comparison; else bundled ones.")
     ] = None
+    host: InputOptions = USUAL_INPUT
     tolerance: Tolerance | None = None  # of parity; None takes that of the precision
     seed: int | None = None  # of the pictures nobody chose; None takes a fresh one
 
@@ -230,6 +267,8 @@ class ExportOptions(PrecisionOptions):
             raise InputError(
                 f"threshold is {self.threshold}, expected the score floor ({self.score_floor}) … 1"
             )
+        if self.host.input == "any" and self.batch != 1:
+            raise InputError("--input any takes one picture at a time: leave --batch out")
         if self.dedup_iou is not None and self.head == "o2m":
             raise InputError("dedup IoU is for the one-to-one head, but head is o2m: leave it out")
 
@@ -245,7 +284,13 @@ class VerifyOptions:
     """
 
     a: Annotated[Path, Option("A checkpoint, an ONNX file or an engine.", argument=True)]
-    b: Annotated[Path, Option("Another one of the same detector, or the same file.", argument=True)]
+    b: Annotated[
+        Path | None, Option("Another one of the same detector, or the same file.", argument=True)
+    ] = None
+    matrix: Annotated[
+        bool,
+        Option("One ONNX file on every engine here, and in FP16 and INT8.", flags=("--matrix",)),
+    ] = False
     device: Annotated[
         str | None, Option("Where both run: cpu, cuda, tensorrt-rtx or openvino.", metavar="NAME")
     ] = None
@@ -286,6 +331,12 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if (self.b is None) != self.matrix:
+            raise InputError("give two models to compare, or one and --matrix")
+        if self.matrix and replace(self, images=None, json_out=None) != VerifyOptions(
+            a=self.a, matrix=True
+        ):
+            raise InputError("--matrix takes --images and --json, no other option")
         if self.data is None and (self.split, self.max_ap_drop) != (None, None):
             raise InputError("checking AP needs a labelled dataset: give --data DIR")
         differences = self.score_tolerance, self.box_tolerance

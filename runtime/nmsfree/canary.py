@@ -44,7 +44,7 @@ def canary_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def canary_input(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
     """The picture as `images`, uint8 [N, H, W, 3]: in every place of a fixed batch, or once."""
-    picture = canary_picture(spec.height, spec.width, seed)
+    picture = canary_picture(*spec.canary_size, seed)
     return np.repeat(picture[None], spec.batch or 1, axis=0)
 
 

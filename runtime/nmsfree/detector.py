@@ -225,7 +225,8 @@ class Detector:
     ) -> tuple[NDArray[np.uint8], list[Geometry]]:
         """Make the input of up to one batch, uint8 [N, H, W, 3], and the way back of each image.
 
-        With a fixed batch size the rows without an image are left zero.
+        With a fixed batch size the rows without an image are left zero. A model that takes a
+        picture of any size is given it as it is.
 
         Raises:
             InputError: an image cannot be used, or there are more than the fixed batch takes.
@@ -237,13 +238,25 @@ class Detector:
                 f"{len(images)} images found, but this model takes {rows} in a run: give so many,"
                 " or call Detector.batch, which takes any number"
             )
-        shape = (rows, self.spec.height, self.spec.width, 3)
+        if self.spec.input == "any" and images:
+            return self._as_it_is(as_bgr(images[0], color))
+        shape = (rows, *self.spec.canary_size, 3)
         inputs = np.empty(shape, np.uint8) if rows == len(images) else np.zeros(shape, np.uint8)
         geometries = [
             resize_into(as_bgr(image, color), row, self.spec.resize)
             for image, row in zip(images, inputs, strict=False)
         ]
         return inputs, geometries
+
+    def _as_it_is(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[Geometry]]:
+        height, width = picture.shape[:2]
+        if self.spec.source not in (None, (height, width)):
+            wanted = " × ".join(map(str, self.spec.source or ()))
+            raise InputError(
+                f"the image has {height} × {width} pixels, but this model takes {wanted} only: give"
+                " such images, or export it without --source"
+            )
+        return picture[None], [Geometry(height, width, 1.0, 1.0)]
 
     def self_check(self) -> SelfCheck:
         """Run the model's canary once: does this engine still answer as the file did at export?

@@ -79,7 +79,7 @@ class Thresholds:
 
 
 METADATA_KEY = "nmsfree"
-FORMAT_VERSION = "2.0"  # 1.1: thresholds; 1.2: made_for; 2.0: resize, int8_target, canary
+FORMAT_VERSION = "2.1"  # 2.0: resize, int8_target, canary; 2.1: input, source
 
 AGAIN = "export the model again"
 LEAST_ROWS = 10  # of a canary: fewer say too little
@@ -87,6 +87,7 @@ LEAST_ROWS = 10  # of a canary: fewer say too little
 Head = Literal["o2o", "o2m", "queries"]
 Target = Literal["cpu", "tensorrt"]
 TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
+Input = Literal["model", "any", "nchw-float"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,11 @@ class ModelSpec:
         score_floor: `num_detections` counts the scores above this.
         threshold: score below which a detection is not shown unless asked for.
         resize: how a picture becomes the input.
+        input: what `images` is. "model": pictures that were resized so, uint8 [N, height, width,
+            3], BGR; "any": a picture as it is, uint8 [1, h, w, 3], BGR, which the graph resizes,
+            with boxes in its pixels; "nchw-float": as "model", but float32 [N, 3, height, width],
+            RGB, 0 … 1.
+        source: (height, width) of the pictures that "any" takes; None: any.
         nms: the NMS in the graph; None for the NMS-free head.
         precision: arithmetic of the file, for example "fp32".
         int8_target: kind of engine that an INT8 file was made for, "cpu" or "tensorrt"; None runs
@@ -200,6 +206,8 @@ class ModelSpec:
     score_floor: Share = 0.05
     threshold: Share = 0.3
     resize: Resize = Resize()
+    input: Input = "model"
+    source: tuple[Side, Side] | None = None
     nms: NmsSpec | None = None
     precision: str = "fp32"
     int8_target: Target | None = None
@@ -227,6 +235,11 @@ class ModelSpec:
         if len(set(self.class_names)) != len(self.class_names):
             twice = next(n for n in self.class_names if self.class_names.count(n) > 1)
             raise ModelError(f"class name {twice!r} occurs twice: give every class its own name")
+
+    @property
+    def canary_size(self) -> tuple[int, int]:
+        """(height, width) of the canary's picture."""
+        return self.source or (self.height, self.width)
 
     def to_json(self) -> str:
         """Return the description as one line of JSON."""

@@ -46,7 +46,7 @@ VARIANTS = [
     {"canary": CANARY},
     {"provenance": {"checkpoint": "sha256:00", "tool": "nmsfree 0.1.0"}},
 ]
-OPTIONAL = {"size_step", "thresholds", "int8_target", "canary"}
+OPTIONAL = {"size_step", "thresholds", "int8_target", "canary", "input", "source"}
 REQUIRED = ["name", "head", "height", "width", "batch", "class_names", "category_ids"]
 
 

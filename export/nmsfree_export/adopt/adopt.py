@@ -41,6 +41,7 @@ from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.graph.contract import describe
 from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import check_graph
+from nmsfree_export.verify.inputs import InputCheck, finish
 from nmsfree_export.verify.parity import Pictures, bundled_pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 18  # as found; others are converted to the newest
@@ -60,6 +61,7 @@ class AdoptReport:
     adoption: Adoption
     trials: Sequence[Trial]  # best first; empty where no labelled pictures were given
     nms_effect: NmsEffect | None  # None where it was not asked for
+    input: InputCheck | None = None  # None: the usual one
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,6 +78,8 @@ class AdoptReport:
             "canary_rows": self.spec.canary and len(self.spec.canary.values()),
             "provenance": dict(self.spec.provenance),
             "adoption": asdict(self.adoption),
+            "input": {"takes": self.spec.input, "source": self.spec.source}
+            | (self.input.to_json() if self.input else {}),
             "preprocessing": [trial.to_json() for trial in self.trials],
             "nms_effect": self.nms_effect and self.nms_effect.to_json(),
         }
@@ -132,12 +136,13 @@ def adopt_onnx(
             effect = measure_effect(without, part, check, progress)
         with closing(OnnxRuntimeBackend(part)) as backend:
             spec = with_canary(spec, backend)
+        adopted, spec, taken = finish(adopted, spec, options.host, folder, pictures, progress)
     describe(adopted, spec)
     content: bytes = adopted.SerializeToString()
     write_atomic(out, content)
     digest = hashlib.sha256(content).hexdigest()
     foreign = replace(foreign, concluded=(*foreign.concluded, *form.concluded))
-    return AdoptReport(out, digest, len(content), spec, foreign, adoption, trials, effect)
+    return AdoptReport(out, digest, len(content), spec, foreign, adoption, trials, effect, taken)
 
 
 class Form(NamedTuple):

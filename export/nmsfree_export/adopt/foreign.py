@@ -16,7 +16,7 @@ from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 from nmsfree.spec import Head, ModelSpec, NmsSpec, Resize
 from nmsfree.text import shown
-from nmsfree_export.options import NO_NMS, NmsOptions
+from nmsfree_export.options import NO_NMS, USUAL_INPUT, InputOptions, NmsOptions
 
 Normalization = Literal["none", "unit", "imagenet"]
 Background = Literal["none", "first", "last"]
@@ -81,6 +81,7 @@ class AdoptOptions:
         _KEPT("Another name for a class, may be repeated.", metavar="OLD=NEW"),
     ] = None
     nms: NmsOptions = NO_NMS
+    host: InputOptions = USUAL_INPUT
     score_floor: Annotated[
         float,
         _KEPT("Lowest score that is counted; --threshold is as high or higher.", min=0, max=1),

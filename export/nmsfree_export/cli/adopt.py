@@ -9,6 +9,7 @@ from nmsfree.errors import InputError
 from nmsfree.options import Option
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import AdoptOptions, as_options
+from nmsfree_export.cli.convert import about_input
 from nmsfree_export.options import JsonOption
 
 if TYPE_CHECKING:
@@ -112,13 +113,16 @@ def _show(report: "AdoptReport", console: "Console") -> None:
     table.add_row("✓", "same detections as the original", Text(str(report.adoption)))
     if report.nms_effect is not None:
         table.add_row("", "without NMS → with it", Text(shown(report.nms_effect, 400)))
+    if report.input is not None:
+        table.add_row("✓", f"input {spec.input} says the same", Text(str(report.input)))
     console.print(table)
     usual = ", the project's usual one" if spec.threshold == report.foreign.threshold else ""
     licence = spec.provenance.get("license", "not said by the file: see its project")
     size = f"{spec.height} × {spec.width}{' or other' if spec.size_step else ''}"
     for line in (
-        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows, {size}, batch"
-        f" {spec.batch or 'dynamic'}, {report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
+        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows,"
+        f" {size}{about_input(spec)}, batch {spec.batch or 'dynamic'},"
+        f" {report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
         f"licence of the weights: {shown(licence)}",
         f"threshold {spec.threshold:g}{usual}; `nmsfree eval` measures yours",
     ):

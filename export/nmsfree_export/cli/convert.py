@@ -26,7 +26,7 @@ DEDUP_IOU = "deployed_dedup_iou"  # `KEY` of checkpoints, which would bring PyTo
 class ConvertCommand:
     """What is converted, and where it goes."""
 
-    model: Annotated[Path, Option("A float32 file of export or adopt.", argument=True)]
+    model: Annotated[Path, Option("A file of export or adopt.", argument=True)]
     out: Annotated[
         Path | None, Option("Default: runs/convert/NAME.PRECISION.onnx.", flags=("-o", "--out"))
     ] = None
@@ -36,6 +36,8 @@ class ConvertCommand:
 
 def run_convert(asked: ConvertCommand) -> None:
     """Float32 ONNX of export or adopt → FP16 or INT8, certified and compared with it.
+
+    With --input alone, a file of any precision gets another input.
 
     What half precision would break stays in float32: norms, softmax, box coordinates and the like.
     The new file appears only if its graph is the old one with rounding added and its detections
@@ -48,17 +50,21 @@ def run_convert(asked: ConvertCommand) -> None:
     nmsfree convert model.onnx --precision fp16 --auto-mixed --check-data DATA
 
     nmsfree convert model.onnx --precision int8 --for cpu --calibrate PICTURES
+
+    nmsfree convert model.onnx --input any
     """
     from nmsfree.files import check_outputs
     from nmsfree_export.convert import convert_onnx
 
     options = asked.options
-    out = asked.out or Path("runs/convert") / f"{asked.model.stem}.{options.precision}.onnx"
+    takes = options.host.input
+    kind = takes if takes != "model" and options.precision == "fp32" else options.precision
+    out = asked.out or Path("runs/convert") / f"{asked.model.stem}.{kind}.onnx"
     if out.suffix != ".onnx":
         raise InputError(f"output is {out}, expected a name that ends in .onnx")
     check_outputs([out, asked.json_out], [asked.model, *files_read(options)])
     make = partial(convert_onnx, asked.model, out, options)
-    make_file("converting", make, options, "the float32 file", asked.json_out)
+    make_file("converting", make, options, "the given file", asked.json_out)
 
 
 def make_file(
@@ -109,7 +115,11 @@ def show_report(report: "Report", console: "Console", reference: str) -> None:
     spec = report.spec
     title = "NMS-free: certificate" if spec.nms is None else "NMS baseline: contract"
     table = Table(title=title, show_header=False)
-    lines = [*report.certificate.lines, (f"same detections as {reference}", report.parity)]
+    lines: list[tuple[str, object]] = [*report.certificate.lines]
+    if report.seeded is not None:
+        lines.append((f"same detections as {reference}", report.parity))
+    if report.input is not None:
+        lines.append((f"input {spec.input} says the same", report.input))
     if report.accuracy is not None:
         lines.append(("accuracy of FP32 kept", report.accuracy))
     for check, found in lines:
@@ -120,11 +130,20 @@ def show_report(report: "Report", console: "Console", reference: str) -> None:
     about_iou = "" if iou is None else f", dedup IoU {iou}"
     for line in (
         f"{shown(report.path)}: {shown(spec.name)}, {spec.head} head, "
-        f"{spec.height} × {spec.width}, batch {spec.batch or 'dynamic'}, {precision}{about_iou}, "
+        f"{spec.height} × {spec.width}{about_input(spec)}, batch {spec.batch or 'dynamic'}, "
+        f"{precision}{about_iou}, "
         f"{report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
         shown(_about_threshold(spec)),
     ):
         console.print(line, highlight=False, markup=False)
+
+
+def about_input(spec: "ModelSpec") -> str:
+    """What a file takes, where that is not the usual input."""
+    if spec.input == "any":
+        size = " × ".join(map(str, spec.source)) if spec.source else "any size"
+        return f" of a picture of {size}"
+    return "" if spec.input == "model" else f" as {spec.input}"
 
 
 def _about_threshold(spec: "ModelSpec") -> str:

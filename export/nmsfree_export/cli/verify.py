@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nmsfree.cli.options import command
+from nmsfree.errors import GateError
 from nmsfree.text import shown
 from nmsfree_export.options import VerifyOptions
 
@@ -26,6 +27,8 @@ def run_verify(options: VerifyOptions) -> None:
     nmsfree verify model.onnx model.onnx --device-b openvino
 
     nmsfree verify model.onnx int8.onnx --data data/digits --layers
+
+    nmsfree verify --matrix model.onnx
     """
     from rich.console import Console
 
@@ -36,6 +39,9 @@ def run_verify(options: VerifyOptions) -> None:
     from nmsfree_export.verify.parity import pictures_for
 
     console = Console(stderr=True)
+    if options.matrix:
+        _matrix(options, console)
+        return
     dataset = None if options.data is None else load_dataset(options.data, options.split or "val")
     inputs = [options.a, options.b, *(dataset.files() if dataset else ())]
     inputs += images_below(options.images) if options.images else []
@@ -51,6 +57,42 @@ def run_verify(options: VerifyOptions) -> None:
         _show(outcome, console)
     finally:  # also of models that differ
         write_json(options.json_out, outcome.to_json())
+
+
+def _matrix(options: VerifyOptions, console: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from nmsfree.files import check_outputs, write_json
+    from nmsfree_export.matrix import measure_matrix
+
+    check_outputs([options.json_out], [options.a])
+    with console.status("comparing") as status:
+        cells = measure_matrix(options.a, options.images, lambda name: status.update(f"{name} …"))
+    columns = ("", "engine", "rows", "alone", "score", "box, px", "layer that adds most error")
+    table = Table(*columns, title=f"{shown(options.a)} beside itself in ONNX Runtime")
+    for cell in cells:
+        found = cell.parity
+        if found is None:
+            table.add_row(
+                "✗" if cell.engine else "–",
+                cell.name,
+                "",
+                "",
+                "",
+                "",
+                Text(shown(cell.missing, 300)),
+            )
+            continue
+        numbers = f"{found.score_difference:.1e}", f"{found.box_difference:.3f}"
+        rows = str(found.rows), str(found.unmatched), *numbers
+        mark = "✓" if found.passed else "✗"
+        table.add_row(mark, f"{cell.name}: {cell.engine}", *rows, Text(shown(cell.layer)))
+    console.print(table)
+    write_json(options.json_out, {"file": str(options.a), "cells": [c.to_json() for c in cells]})
+    worse = [cell.name for cell in cells if not cell.passed]
+    if worse:
+        raise GateError(f"parity: {', '.join(worse)} differ from the file")
 
 
 def _show(outcome: "Outcome", console: "Console") -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from nmsfree.backends.contract import output_shapes
+from nmsfree.backends.contract import image_port, output_shapes
 from nmsfree.errors import ModelError
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
@@ -17,8 +17,9 @@ Ports = dict[str, tuple[str, tuple[Any, ...]]]  # name → type as numpy spells 
 
 def images_of(spec: ModelSpec, n: Any) -> Ports:
     """The input of a file, for `n` images."""
-    sides = ("height", "width") if spec.size_step else (spec.height, spec.width)
-    return {"images": ("uint8", (n, *sides, 3))}
+    kind, (_, *size) = image_port(spec)
+    names = ("height", "width", "colour")
+    return {"images": (kind, (n, *(s or name for s, name in zip(size, names, strict=True))))}
 
 
 def outputs_of(spec: ModelSpec, n: Any) -> Ports:

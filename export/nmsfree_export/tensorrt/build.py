@@ -31,6 +31,20 @@ from nmsfree_export.tensorrt.progress import Phases, make_monitor, stoppable
 Batch = tuple[int, int, int]  # smallest, best, largest
 
 
+def check_input(onnx: Path, spec: ModelSpec) -> None:
+    """Refuse a file whose input an engine here has not; InputError says what has it."""
+    if spec.input == "nchw-float":
+        raise InputError(
+            f"{onnx}: takes planar floats, engines here take pixels: build from the file that it"
+            " was made from, or give the ONNX file to the program that makes floats"
+        )
+    if spec.input == "any" and spec.source is None:
+        raise InputError(
+            f"{onnx}: takes pictures of any size, an engine one size: make the file again with"
+            " --source H W"
+        )
+
+
 def resolve_batch(onnx: Path, spec: ModelSpec, asked: Batch | None) -> Batch:
     """Return the smallest, best and largest batch of an engine."""
     if spec.batch is not None:
@@ -129,6 +143,7 @@ def _build(
     spec = source.spec
     check_nms(onnx, spec, vendor.name)
     check_int8_target(onnx, spec, vendor.name)
+    check_input(onnx, spec)
     batch = resolve_batch(onnx, spec, options.batch)
     builder = vendor.create_builder()
     network = parse(vendor, builder, source)

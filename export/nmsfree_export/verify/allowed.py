@@ -110,6 +110,13 @@ PLAIN_NMS_OPERATORS = {
     "MatMul": Operator(2),
     "Squeeze": Operator(1),
 }
+# What makes the input of a picture of any size.
+ANY_OPERATORS = {
+    **{name: Operator(2) for name in ["And", "GreaterOrEqual", "Less", "MatMul"]},
+    **{name: Operator(1) for name in ["Abs", "Identity", "Round", "Squeeze"]},
+    "Range": Operator(0),
+    "Where": Operator(3),
+}
 ADOPTED = "adopted"  # entry of the provenance of another project's file: its family
 # Nodes of adopted files whose outputs are as many as the data decide, or that hide a graph.
 FORBIDDEN = {"NonMaxSuppression", "NonZero", "Compress", "Unique", "Loop", "If", "Scan"}
@@ -130,7 +137,8 @@ def operators_of(spec: ModelSpec) -> dict[str, Operator]:
     nms: dict[str, Operator] = {}
     if spec.nms is not None:
         nms = NMS_OPERATORS if spec.nms.steps is None else PLAIN_NMS_OPERATORS
-    return OPERATORS | nms | (INT8_OPERATORS if spec.precision == "int8" else {})
+    whole = ANY_OPERATORS if spec.input == "any" else {}
+    return OPERATORS | nms | whole | (INT8_OPERATORS if spec.precision == "int8" else {})
 
 
 def check_parts(model: ModelProto, spec: ModelSpec) -> None:

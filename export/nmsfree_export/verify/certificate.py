@@ -134,7 +134,9 @@ def _check_interface(model: ModelProto, spec: ModelSpec) -> Line:
     found = [port_of(value) for value in [*model.graph.input, *model.graph.output]]
     if found != expected or len(model.graph.input) != 1:
         raise refused(f"inputs and outputs are {found}, expected {expected}")
-    return "inputs and outputs of the contract", f"images uint8 [{n}, H, W, 3] → {spec.top_k} rows"
+    kind, _ = ports["images"]
+    size = {"any": "h, w, 3", "nchw-float": "3, H, W"}.get(spec.input, "H, W, 3")
+    return "inputs and outputs of the contract", f"images {kind} [{n}, {size}] → {spec.top_k} rows"
 
 
 def _check_nothing_hidden(model: ModelProto) -> None:

@@ -14,8 +14,9 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.spec import ModelSpec
-from nmsfree_export.options import MAX_DROP, Tolerance, VerifyOptions
+from nmsfree_export.options import MAX_DROP, STRICT, Tolerance, VerifyOptions
 from nmsfree_export.verify.accuracy import Accuracy, measure
+from nmsfree_export.verify.inputs import compare_pictures, many_sizes, whole_tolerance
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
 from nmsfree_export.verify.parity import Parity, Pictures, compare, tolerance_for
 
@@ -84,6 +85,7 @@ class Side:
 
 
 def sides_of(options: VerifyOptions) -> tuple[Side, Side]:
+    assert options.b is not None
     return (
         Side(options.a, options.device_a or options.device, options.precision_a),
         Side(options.b, options.device_b or options.device, options.precision_b),
@@ -127,7 +129,12 @@ def compare_layers(
     """
     pairs = list(zip(sides, specs, strict=True))
     pairs.sort(key=lambda pair: -EXACTNESS.get(pair[1].precision, 0))
-    for side in sides:
+    for side, spec in zip(sides, specs, strict=True):
+        if spec.input != "model":
+            return LayerComparison(
+                note=f"{side.path}: takes {spec.input}: compare the layers of the file that it was"
+                " made from"
+            )
         if side.path.suffix.lower() != ".onnx" and not side.is_checkpoint:
             return LayerComparison(
                 note=f"{side.path}: an engine hides its layers: compare those of its ONNX file"
@@ -184,14 +191,20 @@ def compare_models(
     tolerance = tolerance_for(
         specs[0], a.precision(specs[0]), b.precision(specs[1]), unmatched=options.max_unmatched
     )
+    whole = "any" in (specs[0].input, specs[1].input)
+    if whole and tolerance == STRICT:
+        tolerance = whole_tolerance(specs[0])
     score, box = options.score_tolerance, options.box_tolerance
     if (score, box) != (None, None):
         tolerance = Tolerance(
             tolerance.score if score is None else score, tolerance.box if box is None else box
         )
+    if whole and options.images is None:
+        pictures = many_sizes(specs)
     parity, failure, accuracy, layers = None, None, None, None
     try:
-        parity = compare(first, second, pictures, tolerance, counting("image"))
+        judge = compare_pictures if whole else compare
+        parity = judge(first, second, pictures, tolerance, counting("image"))
         parity.enforce()
     except GateError as error:
         failure = error

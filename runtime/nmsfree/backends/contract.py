@@ -47,6 +47,16 @@ def output_shapes(top_k: int) -> Shapes:
     }
 
 
+def image_port(spec: ModelSpec) -> tuple[str, tuple[int | None, ...]]:
+    """NumPy's type and the size of the input `images`; None is open."""
+    if spec.input == "any":
+        return "uint8", (1, *(spec.source or (None, None)), 3)
+    if spec.input == "nchw-float":
+        return "float32", (spec.batch, 3, spec.height, spec.width)
+    sides = (None, None) if spec.size_step else (spec.height, spec.width)
+    return "uint8", (spec.batch, *sides, 3)
+
+
 def read_spec(
     path: Path, metadata: str | None, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> ModelSpec:
@@ -74,15 +84,15 @@ def _check_ports(
     path: Path, spec: ModelSpec, inputs: Sequence[Port], outputs: Sequence[Port]
 ) -> None:
     """Compare input and outputs of the graph with the description."""
-    sides = [None, None] if spec.size_step else [spec.height, spec.width]
-    size = [spec.batch, *sides, 3]
+    kind, size = image_port(spec)
+    kind = f"tensor({kind.replace('float32', 'float')})"
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
-    if found != [("images", "tensor(uint8)", size)]:
+    if found != [("images", kind, [*size])]:
         given = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        wanted = ", ".join(str(side or "N") for side in size)
         raise ModelError(
-            f"{path}: input is {shown(given)}, but its description says images tensor(uint8) "
-            f"[{spec.batch or 'N'}, {sides[0] or 'H'}, {sides[1] or 'W'}, 3]: export the model"
-            " again"
+            f"{path}: input is {shown(given)}, but its description says images {kind} [{wanted}]:"
+            " export the model again"
         )
     expected = output_shapes(spec.top_k)
     for output in outputs:
@@ -147,15 +157,28 @@ def check_images(images: NDArray[Any], spec: ModelSpec) -> None:
     For engines that would take them: OpenVINO casts and reshapes silently, and a buffer of fixed
     size would be filled in part.
     """
-    rows, step = spec.batch or max(len(images), 1), spec.size_step
-    sides = spec.height, spec.width
-    if step and images.ndim == 4 and images.size and not np.mod(images.shape[1:3], step).any():
-        sides = images.shape[1:3]
-    if images.dtype != np.uint8 or images.shape != (rows, *sides, 3):
+    step, size = spec.size_step, (spec.height, spec.width)
+    open_size = spec.input == "any" and spec.source is None
+    wanted: tuple[int | None, ...] = spec.batch, *(spec.source or size), 3
+    if open_size or (
+        step and images.ndim == 4 and images.size and not np.mod(images.shape[1:3], step).any()
+    ):
+        wanted = spec.batch, None, None, 3
+    fits = images.ndim == 4 and len(images) > 0 and images.dtype == np.uint8
+    pairs = zip(images.shape, wanted, strict=False)
+    if not fits or any(want not in (None, have) for have, want in pairs):
+        sizes = " × ".join(str(side or "N") for side in wanted)
         other = f", or multiples of {step}" if step else ""
-        raise refusal(
-            images, f"expected {spec.batch or 'N'} × {spec.height} × {spec.width} × 3{other}, uint8"
-        )
+        raise refusal(images, f"expected {sizes}{other}, uint8")
+
+
+def as_input(images: NDArray[np.uint8], spec: ModelSpec) -> NDArray[Any]:
+    """Make what the graph takes of uint8 [N, H, W, 3], BGR; planar floats RGB 0 … 1 of some."""
+    if spec.input != "nchw-float":
+        return images
+    check_images(images, spec)
+    planes = images[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32, "C")
+    return planes / np.float32(255)
 
 
 def refusal(images: NDArray[Any], reason: str) -> ModelError:

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections, forked, never_free, watch
-from nmsfree.backends.contract import Port, check_images, check_model_file, one_line, read_spec
+from nmsfree.backends.contract import (
+    Port,
+    as_input,
+    check_images,
+    check_model_file,
+    one_line,
+    read_spec,
+)
 from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.files import plain_name
@@ -244,7 +251,8 @@ class OpenVinoBackend:
             EngineError: OpenVINO fails, or was in use before this process was forked.
         """
         check_images(images, self.spec)
-        shared = np.ascontiguousarray(images)  # read in place, so held until the end
+        # Read in place, so held until the end.
+        shared = np.ascontiguousarray(as_input(images, self.spec))
         with self._request() as request:
             try:
                 # Not `infer`, which works in this very thread and leaves there a stream that ends

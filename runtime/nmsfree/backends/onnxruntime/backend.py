@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections, forked, never_free, watch
-from nmsfree.backends.contract import check_images, check_model_file, one_line, refusal
+from nmsfree.backends.contract import (
+    as_input,
+    check_images,
+    check_model_file,
+    one_line,
+    refusal,
+)
 from nmsfree.backends.onnxruntime.gpu import gpu_errors, open_gpu, run_failed
 from nmsfree.backends.onnxruntime.session import OUTPUTS, Opened, open_file, vendor_errors
 from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
@@ -90,7 +96,7 @@ class OnnxRuntimeBackend:
         if opened.gpu or self.spec.size_step:
             check_images(images, self.spec)  # so that what fails then is not the images' fault
         try:
-            return RawDetections(*opened.run(images))
+            return RawDetections(*opened.run(as_input(images, self.spec)))
         except self._errors as error:
             if opened.gpu:
                 raise run_failed(opened.gpu, error) from None

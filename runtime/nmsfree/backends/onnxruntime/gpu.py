@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.contract import check_images, one_line, output_shapes
+from nmsfree.backends.contract import check_images, image_port, one_line, output_shapes
 from nmsfree.backends.onnxruntime.session import (
     FATAL,
     OUTPUTS,
@@ -72,7 +72,9 @@ def _open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) ->
     gpu = _gpus(device)[device.index]
     missing = _preload(ort)
     # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
-    fixed = spec.batch is not None and spec.size_step is None and spec.nms is None
+    # A graph is of uint8 images of one size.
+    kind, size = image_port(spec)
+    fixed = kind == "uint8" and None not in size and spec.nms is None
     graphs = [True, False] if fixed else [False]
     for graph in graphs:
         try:
@@ -309,8 +311,8 @@ class GraphRun:
         def make(shape: tuple[int, ...], kind: str) -> Any:
             return OrtValue.ortvalue_from_shape_and_type((n, *shape), np.dtype(kind), place, index)
 
-        size = self._spec.height, self._spec.width, 3
-        images = make(size, "uint8")
+        _, (_, *size) = image_port(self._spec)
+        images = make(tuple(size), "uint8")  # type: ignore[arg-type]  # no side is open
         shapes = output_shapes(self._spec.top_k)
         outputs = [make(shape, kind) for kind, shape in shapes.values()]
         binding = self._session.io_binding()
@@ -319,7 +321,7 @@ class GraphRun:
             binding.bind_ortvalue_output(name, value)
         self._buffers = images, outputs, binding
         for _ in range(WARM_UP_RUNS):
-            self._replay(np.zeros((n, *size), np.uint8))
+            self._replay(np.zeros((n, *size), np.uint8))  # type: ignore[arg-type]
 
     def _replay(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
         bound, outputs, binding = self._buffers

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nmsfree.backends.contract import output_shapes
+from nmsfree.backends.contract import image_port, output_shapes
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
@@ -51,7 +51,8 @@ class Binding:
 
 def expected_bindings(spec: ModelSpec, batch: int) -> list[Binding]:
     """What the description of an engine promises."""
-    shapes = {INPUT: ("uint8", (spec.height, spec.width, 3))} | output_shapes(spec.top_k)
+    form, (_, *size) = image_port(spec)
+    shapes: dict[str, Any] = {INPUT: (form, size)} | output_shapes(spec.top_k)
     return [Binding(name, np.dtype(kind), (batch, *s)) for name, (kind, s) in shapes.items()]
 
 

@@ -1,0 +1,1 @@
+"""Folders that another host takes as they are: a model with its configuration and labels."""

@@ -1,0 +1,111 @@
+"""The programs in `examples/`, built and run: they answer as `Detector` does."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from nmsfree import Detector
+from nmsfree.datasets.digits.scenes import make_scene
+from nmsfree_export.export import ExportOptions, export_onnx
+from nmsfree_export.options import InputOptions
+from nmsfree_training.weights.checkpoint import Checkpoint
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+JSON_HEADER = Path("/usr/include/nlohmann/json.hpp")
+PICTURES = 20
+
+
+@pytest.fixture(scope="module")
+def model(nano: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained nano detector, of pictures of any size."""
+    path = tmp_path_factory.mktemp("model") / "any.onnx"
+    return export_onnx(nano, path, ExportOptions(host=InputOptions("any"))).path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Scenes of several sizes; the last one is a JPEG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    found = []
+    for i in range(PICTURES):
+        scene = make_scene("val", i).image
+        size = int(scene.shape[1] * (0.5 + 0.13 * i)), int(scene.shape[0] * (0.7 + 0.1 * i))
+        found.append(folder / f"{i}.{'jpg' if i == PICTURES - 1 else 'png'}")
+        cv2.imwrite(str(found[-1]), cv2.resize(scene, size))
+    return found
+
+
+def answers(lines: Sequence[str], pictures: Sequence[Path], detector: Detector) -> int:
+    """Hold lines of JSON against a detector's answers, and count the detections."""
+    count = 0
+    assert len(lines) == len(pictures)
+    for line, path in zip(lines, pictures, strict=True):
+        found = json.loads(line)
+        assert found["image"] == str(path)
+        wanted = detector(cv2.imread(str(path)))
+        rows = found["detections"]
+        assert [row["class"] for row in rows] == [*wanted.class_name]
+        scores = [row["score"] for row in rows]
+        np.testing.assert_allclose(scores, wanted.confidence, atol=1e-4)
+        boxes = np.array([row["box"] for row in rows]).reshape(-1, 4)
+        np.testing.assert_allclose(boxes, wanted.xyxy, atol=0.05)
+        count += len(rows)
+    return count
+
+
+def run(*words: object, **more: Any) -> str:
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, timeout=280, **more
+    )
+    assert done.returncode == 0, done.stderr or done.stdout
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("g++") and JSON_HEADER.exists()),
+    reason="needs apt-get install cmake g++ libpng-dev libjpeg-dev nlohmann-json3-dev",
+)
+def test_cpp(model: Path, pictures: list[Path], tmp_path: Path) -> None:
+    openvino = importlib.util.find_spec("openvino")
+    if openvino is None or openvino.origin is None:
+        pytest.skip("openvino is not installed")
+    place = Path(openvino.origin).parent / "cmake"
+    run("cmake", "-S", EXAMPLES / "cpp", "-B", tmp_path, f"-DOpenVINO_DIR={place}")
+    run("cmake", "--build", tmp_path)
+    detect = tmp_path / "detect"
+    lines = run(detect, model, *pictures).splitlines()
+    with Detector(model, device="openvino") as detector:
+        assert answers(lines, pictures, detector) > 3 * PICTURES
+    lines = run(detect, model, "--bench", 3, "--threads", 1, pictures[0]).splitlines()
+    assert len(json.loads(lines[0])["ms"]) == 3
+    done = subprocess.run([detect, model, pictures[0].parent], capture_output=True, text=True)
+    assert done.returncode == 1 and "no PNG or JPEG" in done.stderr
+    done = subprocess.run([detect, pictures[0], pictures[0]], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["images", "threads"])
+def test_python(name: str, model: Path, pictures: list[Path]) -> None:
+    lines = run(sys.executable, EXAMPLES / "python" / f"{name}.py", model, *pictures[:6])
+    with Detector(model) as detector:
+        assert answers(lines.splitlines(), pictures[:6], detector) > 10
+
+
+def test_python_video(model: Path, tmp_path: Path) -> None:
+    video = tmp_path / "scenes.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
+    for i in range(5):
+        writer.write(cv2.resize(make_scene("val", i).image, (320, 240)))
+    writer.release()
+    lines = run(sys.executable, EXAMPLES / "python" / "video.py", model, video).splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(5))
+    assert sum(len(json.loads(line)["detections"]) for line in lines) > 5
