@@ -122,7 +122,7 @@ class Detector {
   }
 
   ov::Core core_;
-  ov::CompiledModel compiled_;
+  mutable ov::CompiledModel compiled_;  // which makes requests for any thread
   std::vector<std::string> names_;
   float threshold_ = 0;
   mutable std::mutex mutex_;
