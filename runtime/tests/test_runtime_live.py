@@ -9,13 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 from cameras import FPS, Camera, number_of, problems_of, serving, watch
+from test_runtime_streams import write_video
 
 import nmsfree
 from nmsfree import Detector, InputError
+from nmsfree.images import write_picture
 from nmsfree.streams.pipeline import answers_of
 from nmsfree.streams.sources import expand
 
@@ -72,24 +78,22 @@ def test_a_source_that_never_answers_is_given_up(tiny: Path, quick: None) -> Non
             assert "secret" not in str(info.value)
 
 
+@pytest.mark.parametrize(("name", "frames"), [("clip.mp4", 12), ("a.png", 1), ("a.jpg", 1)])
 def test_a_recording_is_seen_whole(
-    tiny: Path, tmp_path: Path, noise: Callable[..., object]
+    tiny: Path, tmp_path: Path, noise: Callable[..., Any], name: str, frames: int
 ) -> None:
     """A file of a web server has an end, and waits for the detector."""
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    from test_runtime_streams import write_video
-
-    write_video(tmp_path / "clip.mp4", [noise(seed) for seed in range(12)])  # type: ignore[misc]
+    if name == "clip.mp4":
+        write_video(tmp_path / name, [noise(seed) for seed in range(frames)])
+    else:
+        write_picture(tmp_path / name, noise(0))
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, Detector(tiny) as detector:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/clip.mp4"
+        url = f"http://127.0.0.1:{server.server_port}/{name}"
         found = [frame.number for frame, _ in nmsfree.stream(url, detector)]
         server.shutdown()
-    assert found == list(range(12))
+    assert found == list(range(frames))
 
 
 def test_several_sources_share_the_runs_of_a_batch(tiny: Path, quick: None) -> None:

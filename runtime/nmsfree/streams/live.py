@@ -220,7 +220,8 @@ def _open_url(url: str) -> _Opened:
         if not is_recording:
             raise _LostError("has ended")
 
-    is_recording = (container.duration or 0) > 0
+    # A single picture is one, too: FFmpeg's formats jpeg_pipe, png_pipe …
+    is_recording = (container.duration or 0) > 0 or container.format.name.endswith("_pipe")
     return _Opened(frames(), float(stream.average_rate or FALLBACK_FPS), is_recording)
 
 

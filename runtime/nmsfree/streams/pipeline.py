@@ -22,9 +22,9 @@ from nmsfree.streams.video import Encoded, Video
 from nmsfree.text import FilePath
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-DECODERS = min(CORES, 8)  # threads; a video's own decoder has more
+DECODERS = min(CORES, 4)  # threads; a video's own decoder has more
 RUNS = 2  # of the detector at once: one prepares its image while another is in the network
-AHEAD = DECODERS + RUNS + 4  # images under way
+AHEAD = DECODERS + RUNS + 2  # images under way, all of them in memory
 LIVE_AHEAD = 3  # one at each of: detect, draw, write
 
 # Finds the objects of images, BGR uint8 [h, w, 3].
