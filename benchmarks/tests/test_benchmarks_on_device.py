@@ -6,6 +6,7 @@ backend over its fakes, which compute in ONNX Runtime.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,8 @@ def test_overhead_on_openvino_is_that_of_its_own_call(asked: Callable[..., Resul
     assert [target["unit"] for target in found.facts["targets"]] == ["ms"]
     said = said_of(found)
     assert said[0].startswith("fcos_e2e_nano, 640×480, OpenVINO: Detector(image) takes ")
-    usual = asked("overhead")
-    assert "device" not in usual.settings and "--device" not in usual.command
+    settings = {name: value for name, value in found.settings.items() if name != "device"}
+    usual = replace(found, settings=settings, environment=found.environment | {"device": "cpu"})
     for by_ratios in (False, True):  # ratios carry over between machines, not between engines
         with pytest.raises(InputError, match=r"device is .* before and 'openvino' after"):
             compare(usual, found, by_ratios=by_ratios)
@@ -154,7 +155,7 @@ def test_throughput_on_openvino_has_a_file_for_every_batch(
     found = asked("throughput", "--device=openvino:CPU", "--threads=2")
     says_openvino(found)
     loads = [(r.parameters["batch"], r.parameters["streams"]) for r in found.records]
-    assert loads == [(1, 1), (2, 1), (1, 2), (1, 4)] * 2
+    assert sorted(loads) == sorted([(1, 1), (2, 1), (1, 2), (1, 4)] * 2)
     assert {r.parameters["threads"] for r in found.records} == {1, 2}
     files = {(r.parameters["batch"], r.subject.sha256) for r in found.records if r.subject}
     assert sorted(batch for batch, _ in files) == [1, 2]
