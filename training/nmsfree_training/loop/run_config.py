@@ -44,7 +44,11 @@ class RunConfig:
     # minutes: epochs are fitted to it as the speed shows; None = the recipe's number of epochs.
     minutes: Annotated[
         float | None,
-        DATA("Train about so long: epochs follow the measured speed.", min=0.1, max=1_000_000),
+        DATA(
+            "Train about so long, whole epochs and at least one, as the measured speed allows.",
+            min=0.1,
+            max=1_000_000,
+        ),
     ] = None
     patience: Annotated[
         int,
