@@ -28,7 +28,7 @@ from nmsfree.nms import suppress
 from nmsfree.preprocess import Geometry
 from nmsfree.spec import ModelSpec
 from nmsfree_export.adopt import reference
-from nmsfree_export.adopt.foreign import Foreign
+from nmsfree_export.adopt.foreign import Foreign, candidates_of
 from nmsfree_export.adopt.reference import Original
 from nmsfree_export.graph.contract import CANDIDATES
 from nmsfree_export.verify.parity import FAR, Pictures
@@ -110,10 +110,8 @@ def compare(
         for answer in _answers(backend, adopted, pictures, foreign.size, added):
             name, picture, geometry, have, *nms = answer
             progress(f"comparing: {name}")
-            if added:
-                want = original.candidates(foreign, picture, spec)
-            else:
-                want = original.answer(foreign, picture, spec)
+            want = original.answer(foreign, picture, None if added else spec)
+            want = want.best(candidates_of(foreign, spec))
             a, b = (Rows(*side, _cut(side, spec, added)) for side in (want, have))
             ours, theirs = match(a, b, FAR, FAR * max(picture.shape[:2]))
             scale = max(geometry.scale_x, geometry.scale_y)

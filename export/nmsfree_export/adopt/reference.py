@@ -91,10 +91,6 @@ class Original:
             found = found.chosen(suppress(boxes, scores, found.classes, spec.nms.iou))
         return found.best(spec.top_k).clipped(picture)
 
-    def candidates(self, foreign: Foreign, picture: NDArray[np.uint8], spec: ModelSpec) -> Rows:
-        """What shall enter the NMS of an adopted file, boxes not clipped."""
-        return self.answer(foreign, picture).best(candidates_of(foreign, spec))
-
     def complete(self, foreign: Foreign) -> Foreign:
         """Say what only running tells: its queries, and whether what is said to be dynamic is."""
         black = np.zeros((64, 64, 3), np.uint8)
