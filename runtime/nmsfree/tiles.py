@@ -128,13 +128,14 @@ class Tiles:
         scores = np.array([each.score for each in told], np.float32)
         labels = np.array([each.label for each in told], np.int32)
         from_tile = np.array([each.from_tile for each in told], np.bool_)
-        owned = np.array([each.owned for each in told], np.bool_)
+        kept = np.array([each.owned for each in told], np.bool_)
         inner = self.inner()[:-1]
         slack = OFF * (boxes[:, 2:] - boxes[:, :2])
         grown = np.hstack([boxes[:, :2] - slack, boxes[:, 2:] + slack])
-        shown = np.array([_inside(box, inner).any() for box in grown], np.bool_)
-        kept = np.flatnonzero(owned & (from_tile | ~shown))
-        order = kept[np.argsort(-scores[kept], kind="stable")]
+        for i in np.flatnonzero(kept & ~from_tile).tolist():
+            kept[i] = not _inside(grown[i], inner).any()
+        order = np.flatnonzero(kept)
+        order = order[np.argsort(-scores[order], kind="stable")]
         corners = boxes[order].astype(np.float32)
         return Detections(corners, scores[order], labels[order], found[0].names)
 
@@ -215,16 +216,22 @@ def _groups(rows: _Rows) -> list[list[int]]:
 
 def _pairs(rows: _Rows) -> list[tuple[int, int]]:
     """Rows of two tiles that may show one object, those that agree most first."""
-    low = np.maximum(rows.views[:, None, :2], rows.views[None, :, :2])
-    high = np.minimum(rows.views[:, None, 2:], rows.views[None, :, 2:])
-    later = np.triu((high > low).all(axis=2), 1)  # [tiles, tiles], those that share pixels
+    views, count = rows.views, len(rows.views)
+    starts = np.searchsorted(rows.tile, np.arange(count + 1))
+    of_tile = [np.arange(start, end) for start, end in pairwise(starts.tolist())]
     found: list[tuple[float, int, int]] = []
-    for tile in range(len(rows.views) - 1):
-        own, others = np.flatnonzero(rows.tile == tile), np.flatnonzero(later[tile, rows.tile])
-        i, j = np.repeat(own, len(others)), np.tile(others, len(own))
+    for tile in range(count - 1):
+        low = np.maximum(views[tile, :2], views[:, :2])
+        high = np.minimum(views[tile, 2:], views[:, 2:])
+        near = np.flatnonzero((high > low).all(axis=1))  # tiles that share pixels
+        own = of_tile[tile]
+        others = np.concatenate([of_tile[other] for other in near.tolist() if other > tile])
+        a, b = rows.boxes[own, None], rows.boxes[others]
+        meet = (np.maximum(a, b)[..., :2] < np.minimum(a, b)[..., 2:]).all(axis=2)
+        i, j = own[np.nonzero(meet)[0]], others[np.nonzero(meet)[1]]
         agreement = _agreement(rows, i, j)
-        near = np.flatnonzero(agreement)
-        found += zip((-agreement[near]).tolist(), i[near].tolist(), j[near].tolist(), strict=True)
+        some = np.flatnonzero(agreement)
+        found += zip((-agreement[some]).tolist(), i[some].tolist(), j[some].tolist(), strict=True)
     return [(i, j) for _, i, j in sorted(found)]
 
 
