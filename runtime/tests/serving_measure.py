@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -163,8 +163,16 @@ def load(model: Path, pictures: Sequence[bytes], requests: int, clients: int) ->
     return Load(tuple(wrong), dict(statuses), seconds, tuple(memory))
 
 
-def bare(detector: Detector, pictures: Sequence[bytes], threads: int, seconds: float) -> float:
-    """Images a second of threads that share a detector."""
+class Rate(NamedTuple):
+    """What a window gave."""
+
+    images: float  # a second
+    processor: float  # seconds of an image, of what detects
+    clients: float = 0.0  # processors that the clients took
+
+
+def bare(detector: Detector, pictures: Sequence[bytes], threads: int, seconds: float) -> Rate:
+    """Threads that share a detector."""
 
     def work(first: int) -> int:
         count = 0
@@ -173,32 +181,39 @@ def bare(detector: Detector, pictures: Sequence[bytes], threads: int, seconds: f
             count += 1
         return count
 
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     end = start + seconds
     with ThreadPoolExecutor(threads) as pool:
         images = sum(pool.map(work, range(threads)))
-    return images / (time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+    return Rate(images / elapsed, (time.process_time() - processor) / images)
 
 
 def served(
-    ports: Sequence[int], pictures: Sequence[bytes], clients: int, seconds: float
-) -> tuple[float, float]:
-    """Images a second of the servers, and the share of a processor that the clients took."""
+    servers: Sequence[tuple[psutil.Process, int]],
+    pictures: Sequence[bytes],
+    clients: int,
+    seconds: float,
+) -> Rate:
+    """Clients that share the servers."""
 
     def work(first: int) -> int:
-        connection, count = Connection(ports[first % len(ports)]), 0
+        connection, count = Connection(servers[first % len(servers)][1]), 0
         while time.perf_counter() < end:
             status, _ = connection(pictures[(first + count) % len(pictures)])
             assert status == 200
             count += 1
         return count
 
-    start, processor = time.perf_counter(), time.process_time()
+    def taken() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process, _ in servers)
+
+    start, processor, before = time.perf_counter(), time.process_time(), taken()
     end = start + seconds
     with ThreadPoolExecutor(clients) as pool:
         images = sum(pool.map(work, range(clients)))
-    elapsed = time.perf_counter() - start
-    return images / elapsed, (time.process_time() - processor) / elapsed
+    elapsed, own = time.perf_counter() - start, time.process_time() - processor
+    return Rate(images / elapsed, (taken() - before) / images, own / elapsed)
 
 
 def throughput(
@@ -209,38 +224,42 @@ def throughput(
     clients: int,
     processes: int = 1,
     options: Sequence[str] = (),
-) -> list[tuple[float, float, float]]:
-    """Images a second of bare threads and of the server, and the clients' share, round by round."""
+) -> list[tuple[Rate, Rate]]:
+    """Bare threads and the server, in turns."""
     cores, found = processors(), []
     if processes > 1:
         options = [*options, "--workers", str(max(1, cores // processes))]
     with ExitStack() as stack:
         detector = stack.enter_context(Detector(model, threads=1))
-        ports = [stack.enter_context(server(model, *options))[1] for _ in range(processes)]
+        servers = [stack.enter_context(server(model, *options)) for _ in range(processes)]
         bare(detector, pictures, cores, seconds / 4)
-        served(ports, pictures, clients, seconds / 4)
+        served(servers, pictures, clients, seconds / 4)
         for _ in range(rounds):
             alone = bare(detector, pictures, cores, seconds)
-            found.append((alone, *served(ports, pictures, clients, seconds)))
+            found.append((alone, served(servers, pictures, clients, seconds)))
     return found
 
 
 def batch(model: Path, folder: Path) -> tuple[float, float]:
-    """Images a second of one detector, and of all workers after their start."""
+    """Images a second of one detector, before and after, and of all workers after their start."""
     paths = find_images(folder)
-    with Detector(model, threads=1) as detector:
+    half = max(1, len(paths) // processors() // 2)
+    with Detector(model, threads=1) as detector, tempfile.TemporaryDirectory() as out:
+
+        def alone(some: Sequence[Path]) -> float:
+            start = time.perf_counter()
+            for path in some:
+                detector(read_image(path))
+            return time.perf_counter() - start
+
         detector(paths[0])
-        some = paths[: max(1, len(paths) // processors())]
-        start = time.perf_counter()
-        for path in some:
-            detector(read_image(path))
-        alone = len(some) / (time.perf_counter() - start)
-    with tempfile.TemporaryDirectory() as out:
+        seconds = alone(paths[:half])
         command = [*NMSFREE, "batch", str(folder), "--model", str(model), "--out", out]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds += alone(paths[-half:])
     rate = re.search(r"([\d.]+)/s after a start", said)
     assert rate is not None, said
-    return alone, float(rate[1])
+    return 2 * half / seconds, float(rate[1])
 
 
 def main() -> None:
@@ -277,9 +296,16 @@ def main() -> None:
         sys.exit(bool(found.wrong))
     plan = given.rounds, given.seconds, given.clients, given.processes, given.serve.split()
     rows = throughput(given.model, pictures, *plan)
-    for alone, rate, share in rows:
-        print(f"bare {alone:.1f} images/s, served {rate:.1f}, clients {share:.2f} processors")
-    print(f"{median(rate / (cores - share) / (alone / cores) for alone, rate, share in rows):.3f}")
+    for alone, by_http in rows:
+        print(
+            f"bare {alone.images:.1f} images/s, {1000 * alone.processor:.2f} CPU ms each; served"
+            f" {by_http.images:.1f}, {1000 * by_http.processor:.2f}; clients took"
+            f" {by_http.clients:.2f} processors"
+        )
+    wall = median(b.images / (cores - b.clients) / (a.images / cores) for a, b in rows)
+    print(
+        f"{wall:.3f} by time, {median(a.processor / b.processor for a, b in rows):.3f} by processor"
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from nmsfree.cluster.store import (
 
 Batch = Callable[..., subprocess.Popen[str]]
 BATCH = [sys.executable, "-c", "from nmsfree.cli.main import main; main()", "batch"]
-COUNT, BROKEN = 300, 10
+COUNT, BROKEN = int(os.environ.get("NMSFREE_BATCH_PICTURES", "300")), 10
 
 
 @pytest.fixture(scope="module")

@@ -449,5 +449,5 @@ def test_the_measuring_program(model: Path, tmp_path: Path, noise: Noise) -> Non
         (tmp_path / f"{seed}.png").write_bytes(encoded(noise(seed)))
     pictures = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     rows = serving_measure.throughput(model, pictures, 1, 0.3, 4, 2)
-    assert all(rate > 0 and 0 < share < 1.2 for _, rate, share in rows)
+    assert all(b.images > 0 and b.processor > 0 and 0 < b.clients < 1.2 for _, b in rows)
     assert min(serving_measure.batch(model, tmp_path)) > 0
