@@ -156,7 +156,7 @@ def test_a_lost_worker_and_a_lost_driver_cost_nothing(
     before = len([*out.glob("*.parquet")])
     wait_for(lambda: len([*out.glob("*.parquet")]) > before)
     workers_of(process)[0].kill()
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=250)
     assert process.returncode == 1, said  # ten could not be read
     assert f"{done} of {COUNT} pictures have their result already" in said
     assert answers_in(str(out), str(photos)) == expected
@@ -199,7 +199,7 @@ def test_from_a_store_to_a_store(
     fs.copy_files(str(photos), path, destination_filesystem=system)
     out = f"s3://me:secret@results/run?{store}"
     process = batch(there, "--model", model, "--out", out, "--workers", 2)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=250)
     assert process.returncode == 1 and f"{BROKEN} of {COUNT} could not be read" in said, said
     assert "secret" not in said
     assert answers_in(out, "s3://photos/2026") == expected

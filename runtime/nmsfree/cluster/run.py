@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def run(task: Task, found: Sequence[Pictures], workers: Workers) -> Iterator[dic
         parts = parts_of(found, count)
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.enable_auto_log_stats = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
         rows = data.from_items(parts, override_num_blocks=len(parts)).map(
             Worker,
             fn_constructor_args=(task, workers.processors),
@@ -80,9 +81,8 @@ def run(task: Task, found: Sequence[Pictures], workers: Workers) -> Iterator[dic
         try:
             yield from rows.iter_rows()
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            line = shown(" ".join(str(cause).split()), 500)
-            raise EngineError(f"a worker failed ({line})") from None
+            last = str(error).strip().splitlines()[-1]  # of the worker's traceback
+            raise EngineError(f"a worker failed ({shown(last, 500)})") from None
 
 
 @contextmanager
@@ -90,8 +90,10 @@ def _connected(ray: Any, workers: Workers) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if workers.address is None:
         options |= {"include_dashboard": False, "object_store_memory": STORE}
+    ended = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=workers.address or "local", **options)
+        signal.signal(signal.SIGTERM, ended)  # Ray's own way to end prints where it was
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = workers.address or "this machine"
         line = shown(" ".join(str(error).split()), 300)
