@@ -147,8 +147,9 @@ def test_a_lost_worker_and_a_lost_driver_cost_nothing(
     command = (photos, "--model", model, "--out", out, "--workers", 2)
     process = batch(*command)
     wait_for(lambda: len([*out.glob("*.parquet")]) >= 2)
+    all_of_it = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
+    psutil.wait_procs(all_of_it, timeout=60)  # they may finish what they have in hand
     done = len(answers_in(str(out), str(photos)))
     assert 0 < done < COUNT
 
@@ -235,9 +236,15 @@ def test_what_is_taken_for_a_picture(tmp_path: Path, noise: Noise, store: str) -
     assert named("s3://me:secret@bucket/x?y=z") == "s3://bucket/x"
 
 
-def test_parts_are_many_and_of_bounded_size() -> None:
-    names = tuple(map(str, range(10_000)))
-    parts = parts_of([Pictures("", names), Pictures("s3://x", names[:3])], 2)
+def test_parts_are_many_of_bounded_size_and_keep_their_names() -> None:
+    names = tuple(map(str, range(40_000)))
+    found = [Pictures("", names), Pictures("s3://x/y", names[:3])]
+    parts = parts_of(found, set())
     assert [name for part in parts for name in part["paths"]] == [*names, *names[:3]]
     assert max(len(part["paths"]) for part in parts) == 512
-    assert len(parts_of([Pictures("", names[:40])], 4)) == 40
+    assert len({part["name"] for part in parts}) == len(parts)
+    assert len(parts_of([Pictures("", names[:40])], set())) == 40
+    assert parts_of(found, {*names[:512], "s3://1"}) == [
+        *parts[1:-1],
+        parts[-1] | {"paths": ["0", "2"]},
+    ]

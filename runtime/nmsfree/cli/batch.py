@@ -70,19 +70,16 @@ def _batch(request: Request) -> None:
     """
     for module in ("ray", "pyarrow"):
         import_extra(module, "nmsfree batch", "nmsfree[ray]")
-    from nmsfree.cluster.run import Workers, run
-    from nmsfree.cluster.store import Pictures, find_pictures, name_of, named, names_done
+    from nmsfree.cluster.run import Workers, parts_of, run
+    from nmsfree.cluster.store import find_pictures, named, names_done
 
     on_gpu = request.device is not None and not request.device.startswith(("cpu", "openvino"))
     gpus = float(on_gpu) if request.gpus is None else request.gpus
     task = _task(request, on_gpu)
     done = names_done(task.out, task.about)
     found, problems = find_pictures(request.sources)
-    missing = [
-        Pictures(root, tuple(path for path in paths if name_of(root, path) not in done))
-        for root, paths in found
-    ]
-    total, left = (sum(len(pictures.paths) for pictures in some) for some in (found, missing))
+    total, parts = sum(len(pictures.paths) for pictures in found), parts_of(found, done)
+    left = sum(len(part["paths"]) for part in parts)
     if not total:
         raise InputError("no picture found: " + "; ".join(problems))
     if total > left:
@@ -94,7 +91,7 @@ def _batch(request: Request) -> None:
         workers = Workers(
             address=request.address, count=request.workers, processors=request.cpus, gpus=gpus
         )
-        for part in run(task, missing, workers) if left else ():
+        for part in run(task, parts, workers) if left else ():
             images, failed = images + part["images"], failed + part["failed"]
             began = min(began, part["began"])
             rate = images / (time.time() - began)

@@ -58,6 +58,8 @@ def _serve(request: Request) -> None:
 
     Also the Open Inference Protocol below /v2, Prometheus at /metrics, OpenAPI at /openapi.json.
 
+    On processors a run takes one thread unless --threads says more, and each processor has a run.
+
     SIGTERM or Ctrl-C: what has arrived is answered, then it ends.
 
     Example: nmsfree serve model.onnx --port 8000

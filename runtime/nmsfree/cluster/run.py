@@ -3,18 +3,19 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
-from nmsfree.cluster.store import Pictures
+from nmsfree.cluster.store import Pictures, name_of
 from nmsfree.cluster.work import Task, Worker
 from nmsfree.errors import EngineError, import_extra
 from nmsfree.text import shown
 
 MOST_ROWS = 512  # of a result file: what a worker loses when it dies
-PARTS = 8  # at least so many for each worker, so that all end at about the same time
+PARTS = 64  # at least so many, so that all workers end at about the same time
 STORE = 200 << 20  # bytes of shared memory: names go through it, no pictures
 
 
@@ -35,19 +36,27 @@ class Workers:
     gpus: float
 
 
-def parts_of(found: Sequence[Pictures], workers: int) -> list[dict[str, Any]]:
-    """Part the pictures into what a worker does at once."""
+def parts_of(found: Sequence[Pictures], done: Set[str]) -> list[dict[str, Any]]:
+    """Part the pictures into what a worker does at once, and leave out what is done.
+
+    A part has the same name in every run over the same pictures: what a worker that outlived its
+    driver still writes is written once more, not beside it.
+    """
     count = sum(len(pictures.paths) for pictures in found)
-    size = max(1, min(MOST_ROWS, count // (PARTS * workers)))
-    return [
-        {"root": root, "paths": list(paths[start : start + size])}
-        for root, paths in found
-        for start in range(0, len(paths), size)
-    ]
+    size = max(1, min(MOST_ROWS, count // PARTS))
+    parts = []
+    for root, paths in found:
+        for start in range(0, len(paths), size):
+            whole = paths[start : start + size]
+            name = sha256("\n".join([root, *whole]).encode()).hexdigest()[:20]
+            missing = [path for path in whole if name_of(root, path) not in done]
+            if missing:
+                parts.append({"root": root, "name": f"part-{name}.parquet", "paths": missing})
+    return parts
 
 
-def run(task: Task, found: Sequence[Pictures], workers: Workers) -> Iterator[dict[str, Any]]:
-    """Do the task for all pictures; yields what `Worker` says of each part that is written.
+def run(task: Task, parts: Sequence[dict[str, Any]], workers: Workers) -> Iterator[dict[str, Any]]:
+    """Do the task for all parts; yields what `Worker` says of each that is written.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -67,11 +76,10 @@ def run(task: Task, found: Sequence[Pictures], workers: Workers) -> Iterator[dic
                 f"no worker of {workers.processors} processors and {workers.gpus:g} GPUs finds room"
                 f" in {room.get('CPU', 0):g} and {room.get('GPU', 0):g}: ask for less"
             )
-        parts = parts_of(found, count)
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.enable_auto_log_stats = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
-        rows = data.from_items(parts, override_num_blocks=len(parts)).map(
+        rows = data.from_items(list(parts), override_num_blocks=len(parts)).map(
             Worker,
             fn_constructor_args=(task, workers.processors),
             compute=data.ActorPoolStrategy(size=min(count, len(parts))),

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import cv2
@@ -87,8 +86,7 @@ class Worker:
                 self._look(seen)
                 seen.clear()
         self._look(seen)
-        digest = sha256("\n".join([root, *paths]).encode()).hexdigest()
-        write_rows(self._task.out, f"part-{digest[:20]}.parquet", rows, self._task.about)
+        write_rows(self._task.out, part["name"], rows, self._task.about)
         failed = sum(row["error"] is not None for row in rows)
         return {"images": len(rows), "failed": failed, "began": began}
 
