@@ -122,7 +122,7 @@ def answers_in(out: str, below: str) -> dict[str, Any]:
     return answers
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 150) -> Any:
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end
