@@ -93,7 +93,6 @@ def measure_matrix(
         if spec.precision == "fp32" and spec.input == "model":
             progress("lower precisions")
             cells += _versions(simplified(model), spec, exact, pictures)
-        cells.append(Cell("browser", missing="nmsfree bundle web, whose page checks its canary"))
     return cells
 
 

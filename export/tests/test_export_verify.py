@@ -237,3 +237,17 @@ def test_an_engine_hides_its_layers(files: Files) -> None:
     found = compare_layers(sides, (spec, spec), load_images(None)[:1])
     assert not found.errors
     assert found.note == "model.engine: an engine hides its layers: compare those of its ONNX file"
+
+
+def test_one_file_on_every_engine(run: Run, files: Files) -> None:
+    done = run("verify", "--matrix", files["fp32"], "--json", "-")
+    assert done.exit_code == 0, done.exception
+    cells = {cell["name"]: cell for cell in json.loads(done.stdout)["cells"]}
+    for name in ("fp16 version", "int8 version"):
+        assert cells[name]["parity"]["passed"] and cells[name]["layer"]
+    assert "nmsfree build" in cells["engine"]["missing"] and not cells["engine"]["engine"]
+    assert "engine: no fp32.engine beside it" in done.stderr
+    with pytest.raises(InputError, match=r"give two models to compare, or one and --matrix"):
+        VerifyOptions(a=files["fp32"])
+    with pytest.raises(InputError, match=r"--matrix takes --images and --json"):
+        VerifyOptions(a=files["fp32"], matrix=True, device="openvino")

@@ -74,21 +74,16 @@ def _matrix(options: VerifyOptions, console: "Console") -> None:
     for cell in cells:
         found = cell.parity
         if found is None:
-            table.add_row(
-                "✗" if cell.engine else "–",
-                cell.name,
-                "",
-                "",
-                "",
-                "",
-                Text(shown(cell.missing, 300)),
-            )
             continue
         numbers = f"{found.score_difference:.1e}", f"{found.box_difference:.3f}"
         rows = str(found.rows), str(found.unmatched), *numbers
         mark = "✓" if found.passed else "✗"
         table.add_row(mark, f"{cell.name}: {cell.engine}", *rows, Text(shown(cell.layer)))
     console.print(table)
+    for cell in cells:
+        if cell.missing:
+            line = f"{'✗' if cell.engine else '–'} {cell.name}: {shown(cell.missing, 400)}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     write_json(options.json_out, {"file": str(options.a), "cells": [c.to_json() for c in cells]})
     worse = [cell.name for cell in cells if not cell.passed]
     if worse:
