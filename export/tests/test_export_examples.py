@@ -90,7 +90,7 @@ def test_cpp(model: Path, pictures: list[Path], tmp_path: Path) -> None:
     done = subprocess.run([detect, model, pictures[0].parent], capture_output=True, text=True)
     assert done.returncode == 1 and "no PNG or JPEG" in done.stderr
     done = subprocess.run([detect, pictures[0], pictures[0]], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert done.returncode == 2 and "error: " in done.stderr  # behind what OpenVINO says
 
 
 @pytest.mark.parametrize("name", ["images", "threads"])
