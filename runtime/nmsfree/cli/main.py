@@ -59,6 +59,10 @@ COMMANDS = {
         "nmsfree-export",
         "ONNX → TensorRT engine, with what it was built from and for in a JSON file beside it.",
     ),
+    "bundle": (
+        "nmsfree-export",
+        "A model → a folder that Triton or DeepStream takes as it is.",
+    ),
     "verify": (
         "nmsfree-export",
         "Compare two models, whatever runs them; exit status 1 if they differ.",
