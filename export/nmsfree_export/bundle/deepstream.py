@@ -1,7 +1,7 @@
 """A configuration of nvinfer, the inference element of NVIDIA's DeepStream.
 
-Its keys are those that the table "Gst-nvinfer, configuration file" of DeepStream's developer guide
-lists (docs.nvidia.com/metropolis/deepstream, "Gst-nvinfer"). The boxes are read by
+Every key is one that nvinfer's parser reads: `gstnvinfer_property_parser.h` in DeepStream's SDK
+reference (docs.nvidia.com/metropolis/deepstream), whose names they are. The boxes are read by
 `NvDsInferParseCustomEfficientNMS` of `libnvds_infercustomparser.so`, which is part of DeepStream:
 it takes four outputs by their order, corners in pixels of the network's input, and classes as
 integers. None of this was run: it needs a GPU and DeepStream.
