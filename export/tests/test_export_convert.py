@@ -186,12 +186,18 @@ def test_pictures_that_mean_nothing_are_not_enough(tmp_path: Path) -> None:
         convert_onnx(path, tmp_path / "half.onnx", HALF)
 
 
-def test_the_command(adopted: dict[str, Path], run: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_command(
+    adopted: dict[str, Path],
+    run: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the table's cells stay whole
     out = tmp_path / "half.onnx"
     done = run("convert", adopted["K"], "-o", out, "--precision", "fp16", "--json", "-")
     assert done.exit_code == 0, done.exception
     assert json.loads(done.stdout)["precision"] == "fp16"
-    assert "same detections as the float32 file" in done.stderr
+    assert "same detections as the given file" in done.stderr
     with Detector(out) as detector:
         assert len(detector(bundled_pictures()[2][1], threshold=0.05)) > 0
 

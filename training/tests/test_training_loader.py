@@ -405,6 +405,8 @@ class Slow(TrainingSet):
 
 
 def kill_children() -> None:
+    while not multiprocessing.active_children():  # a busy machine starts them late
+        time.sleep(0.05)
     for child in multiprocessing.active_children():
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)

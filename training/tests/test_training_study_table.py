@@ -43,7 +43,7 @@ def chosen() -> dict[str, Preset]:
     command, seen, presets = typer.Typer(), list[TrainOptions](), dict[str, Preset]()
     command.command()(train)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_cli, "run_training", lambda options: seen.append(options) or 0)
+        patch.setattr(train_cli, "run_training", lambda options, data: seen.append(options) or 0)
         for row in ROWS:
             words = job_of(row, seed=2).arguments
             assert words[0] == "train"
@@ -51,8 +51,8 @@ def chosen() -> dict[str, Preset]:
             assert result.exit_code == 0, result.output
     for row, options in zip(ROWS, seen, strict=True):
         run = options.run
-        assert (run.seed, run.precision, run.workers, run.evaluate_every) == (2, "bf16", 0, 0)
-        assert options.threads == 1 and run.no_tensorboard
+        assert (run.seed, run.evaluate_every, run.no_tensorboard) == (2, 0, True)
+        assert (options.precision, options.threads, options.workers) == ("bf16", 1, 0)
         assert options.out == Path(f"runs/study/{row.name}_e16_s2")
         presets[row.name] = apply(options.recipe, preset(options.model, 10))
     return presets

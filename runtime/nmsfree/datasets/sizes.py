@@ -34,11 +34,11 @@ def propose_size(objects: Sizes, pictures: Sizes) -> HeightWidth:
     Of the shape of the middle picture, in steps of 32 pixels from 256 to 1280 along the longer
     side, and not above the pictures' own size: more pixels show nothing more.
     """
-    width, height = np.median(pictures, axis=0).tolist() if len(pictures) else (1.0, 1.0)
+    width, height = np.median(pictures, axis=0).tolist() if len(pictures) else (SMALLEST, SMALLEST)
     longer = max(width, height)
-    last = min(LARGEST, max(SMALLEST, STEP * math.ceil(longer / STEP)))
+    last = min(LARGEST, STEP * math.ceil(longer / STEP))
     size = (SMALLEST, SMALLEST)
-    for side in range(SMALLEST, last + 1, STEP):
+    for side in range(min(SMALLEST, last), last + 1, STEP):
         h, w = (max(STEP, STEP * round(each * side / longer / STEP)) for each in (height, width))
         size = (h, w)
         lost, hard = count_small(objects, pictures, size)

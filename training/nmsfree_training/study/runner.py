@@ -246,5 +246,5 @@ def start_worker(job: Job) -> "subprocess.Popen[bytes]":
 def last_line(job: Job) -> str:
     """Return the last line of a run's log that says something; frames do not."""
     lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    texts = (line.strip(FRAME) for line in reversed(lines))
+    texts = (line.strip(FRAME).removeprefix("Error: ") for line in reversed(lines))
     return next((text for text in texts if text), "nothing in its log")
