@@ -135,6 +135,11 @@ def test_its_own_nms_is_not_replaced(nms: NmsOptions, message: str, tmp_path: Pa
         adopt(foreign.yolo_with_nms(), tmp_path, AdoptOptions(nms=nms))
 
 
+def test_an_iou_alone_adds_no_nms(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--nms-iou says nothing without NMS: give --nms"):
+        adopt(foreign.yolo_rows(), tmp_path, AdoptOptions(nms=NmsOptions(nms_iou=0.5)))
+
+
 def other_iou(model: ModelProto) -> None:
     tensor = next(t for t in model.graph.initializer if t.name == "nms_iou")
     tensor.CopyFrom(numpy_helper.from_array(np.array([0.9], np.float32), tensor.name))

@@ -210,7 +210,8 @@ def test_an_onnx_file_of_somebody_else_is_refused(tmp_path: Path, device: str) -
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
     assert refused(lambda: Detector(path, device=device)) == (
         f"{path}: no 'nmsfree' metadata, so this is not a model exported by nmsfree:"
-        " export the checkpoint with `nmsfree export`"
+        " export the checkpoint with `nmsfree export`, or let `nmsfree adopt` make a model of"
+        " another project's file"
     )
 
 

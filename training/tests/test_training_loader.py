@@ -384,12 +384,12 @@ def test_a_killed_loader_is_told_when_its_batch_is_asked_for(
     taken: int, train_set: DetectionDataset
 ) -> None:
     """In the first batch and later; never in between, where it could cut a step in two."""
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
     loader = epoch_loader(train_set, with_recipe(NANO, batch_size=1), 0, 0, 1)
     loader.batches.examples = Slow(train_set, NANO, 0, 0)
     items = iter(loader)
     got = [next(items) for _ in range(taken)]
-    killer = Timer(0.5 if not taken else 0.0, kill_children)
+    killer = Timer(0.5 if not taken else 0.0, kill_children, [before])
     killer.start()
     with pytest.raises(LoaderError, match=r"ended from outside .*fewer --workers than 1"):
         got += list(items)
@@ -404,10 +404,11 @@ class Slow(TrainingSet):
         return super().__getitem__(index)
 
 
-def kill_children() -> None:
-    while not multiprocessing.active_children():  # a busy machine starts them late
+def kill_children(but: Sequence[Any]) -> None:
+    """Kill the processes that were started since; a busy machine starts them late."""
+    while not (new := [child for child in multiprocessing.active_children() if child not in but]):
         time.sleep(0.05)
-    for child in multiprocessing.active_children():
+    for child in new:
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
 

@@ -66,6 +66,8 @@ def recognize(file: File, options: AdoptOptions, source: str = "as told") -> For
     # Inputs beside the picture are of its size, and become constants.
     sides = [known(side) for side in file.inputs[found.images][2:4]]
     any_size = options.size is None and sides == [None, None] and len(file.inputs) == 1
+    if options.nms.nms is None and options.nms.nms_iou is not None:
+        raise InputError("--nms-iou says nothing without NMS: give --nms plain or operator, too")
     nms = options.nms.spec(NmsSpec(iou=0.7)) if options.nms.given else None
     own_nms = found.nms is not None
     return replace(

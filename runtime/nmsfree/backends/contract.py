@@ -67,7 +67,8 @@ def read_spec(
     if metadata is None:
         raise ModelError(
             f"{path}: no '{METADATA_KEY}' metadata, so this is not a model exported by nmsfree: "
-            "export the checkpoint with `nmsfree export`"
+            "export the checkpoint with `nmsfree export`, or let `nmsfree adopt` make a model of"
+            " another project's file"
         )
     names = [output.name for output in outputs]
     missing = [name for name in RawDetections._fields if name not in names]
