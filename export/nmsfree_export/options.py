@@ -200,7 +200,9 @@ class PrecisionOptions:
                 "a share of unmatched rows is for fp16 and int8, but precision is fp32"
             )
         if self.max_unmatched is not None and not 0 <= self.max_unmatched < 1:
-            raise InputError(f"share of unmatched rows is {self.max_unmatched}, expected 0 … 1")
+            raise InputError(
+                f"max unmatched is {self.max_unmatched}, expected 0 or more and below 1"
+            )
 
     def _check_accuracy(self) -> None:
         details = self.check_split, self.max_ap_drop

@@ -55,7 +55,7 @@ NEEDS = (
         ),
         (
             {"precision": "int8", "target": "cpu", "calibrate": DATA, "max_unmatched": 1.0},
-            "share of unmatched rows is 1.0, expected 0 … 1",
+            "max unmatched is 1.0, expected 0 or more and below 1",
         ),
         (
             {"check_data": DATA},

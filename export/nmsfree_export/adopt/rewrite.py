@@ -18,6 +18,7 @@ from nmsfree_export.graph.contract import (
     images_of,
     made_of,
     outputs_of,
+    set_inputs,
     set_outputs,
 )
 from nmsfree_export.graph.nms import append_nms
@@ -61,13 +62,11 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
         for name, value in zip(CANDIDATES, (boxes, scores, classes), strict=True):
             behind("Identity", value, name=name)
     own = list(graph.node)
-    del graph.node[:], graph.input[:], graph.value_info[:]
+    del graph.node[:], graph.value_info[:]
     graph.node.extend([*before.nodes, *own, *behind.nodes])
     graph.initializer.extend([*before.constants, *behind.constants])
     n = spec.batch or "batch"
-    for name, (kind, shape) in images_of(spec, n).items():
-        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-        graph.input.append(helper.make_tensor_value_info(name, element, shape))
+    set_inputs(adopted, images_of(spec, n))
     if plain_end:
         set_outputs(adopted, outputs_of(spec, n))
     else:

@@ -1,6 +1,6 @@
 """What every file has in common: its inputs and outputs, its description, and walks through it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,12 +27,22 @@ def outputs_of(spec: ModelSpec, n: Any) -> Ports:
     return {name: (kind, (n, *size)) for name, (kind, size) in output_shapes(spec.top_k).items()}
 
 
+def set_inputs(model: ModelProto, ports: Ports) -> None:
+    """Make these the inputs of a graph, in place."""
+    del model.graph.input[:]
+    model.graph.input.extend(_values(ports))
+
+
 def set_outputs(model: ModelProto, ports: Ports) -> None:
     """Make these the outputs of a graph, in place."""
     del model.graph.output[:]
+    model.graph.output.extend(_values(ports))
+
+
+def _values(ports: Ports) -> Iterator[ValueInfoProto]:
     for name, (kind, shape) in ports.items():
         element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-        model.graph.output.append(helper.make_tensor_value_info(name, element, shape))
+        yield helper.make_tensor_value_info(name, element, shape)
 
 
 def port_of(value: ValueInfoProto) -> tuple[str, str, tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, Resize
-from nmsfree_export.graph.contract import images_of, outputs_of, set_outputs
+from nmsfree_export.graph.contract import images_of, outputs_of, set_inputs, set_outputs
 from nmsfree_export.graph.nodes import Nodes
 
 PIXELS = "input/pixels"  # [N, H, W, 3], BGR, 0 … 255, that the model reads
@@ -57,13 +57,11 @@ def with_input(model: ModelProto, spec: ModelSpec) -> ModelProto:
         pixels = before("Transpose", planes, perm=[0, 2, 3, 1])
         before("Mul", pixels, before.of(255, np.float32), name=PIXELS)
     own = list(graph.node)
-    del graph.node[:], graph.input[:], graph.value_info[:], result.metadata_props[:]
+    del graph.node[:], graph.value_info[:], result.metadata_props[:]
     graph.node.extend([*before.nodes, *own, *behind.nodes])
     graph.initializer.extend([*before.constants, *behind.constants])
     n = spec.batch or "batch"
-    for name, (kind, shape) in images_of(spec, n).items():
-        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-        graph.input.append(helper.make_tensor_value_info(name, element, shape))
+    set_inputs(result, images_of(spec, n))
     set_outputs(result, outputs_of(spec, n))
     return result
 
