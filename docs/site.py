@@ -1,16 +1,28 @@
-"""Lets pages link to files of the repository outside docs: they become files of the site.
+"""What the site has beyond the pages: files of the repository that they link to, and all messages.
 
 A page that is read on the repository's own pages links to `../weights/fcos_e2e_nano.json`; MkDocs
 serves docs alone. Each such file is copied to `files/` of the site, and the link follows.
+
+The page of messages is made from the code, so that the search finds each by its words.
 """
 
+import ast
+import builtins
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+CODE = (
+    "runtime/nmsfree",
+    "training/nmsfree_training",
+    "export/nmsfree_export",
+    "benchmarks/nmsfree_benchmarks",
+)
+INNER = ("_LostError", "URLError", "Refused")  # beside Python's own: become words of another error
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")
 
 
@@ -22,9 +34,47 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     for name in sorted(linked):
         if (root / name).is_file():
             files.append(File.generated(config, f"files/{name}", abs_src_path=str(root / name)))
+    files.append(File.generated(config, "messages.md", content=messages_page(root)))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point the page's links at the copies."""
     return OUTSIDE.sub(r"files/\1", markdown)
+
+
+def messages_page(root: Path) -> str:
+    """A page with every message under the class of its error."""
+    found: dict[str, set[str]] = {}
+    for kind, text in messages(root):
+        found.setdefault(kind, set()).add(text)
+    lines = ["# All messages", "", "Made from the code; `…` stands for what differs.", ""]
+    for kind in sorted(found):
+        lines += [f"## {kind}", "", *(f"- `{text}`" for text in sorted(found[kind])), ""]
+    return "\n".join(lines)
+
+
+def messages(root: Path) -> Iterator[tuple[str, str]]:
+    """Class and text of every error, and "Warning" and text of every warning."""
+    for file in sorted(file for folder in CODE for file in (root / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            kind = {"warning": "Warning", "warn": "Warning", "__init__": file.stem}.get(name, name)
+            text = re.sub(r"%[sdg]", "…", fixed_words(node.args[0])).replace("`", "'")
+            kind = "MissingExtraError" if kind == "errors" else kind
+            if kind.endswith(("Error", "Refused", "Warning")) and re.search(r"\w", text):
+                ours = kind == "Warning" or not (hasattr(builtins, kind) or kind in INNER)
+                yield (kind if ours else "Part of another message"), text.removeprefix("…: ")
+
+
+def fixed_words(node: ast.expr) -> str:
+    """The text of a string, with … for each value that is put into it."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(fixed_words, node.values))
+    if isinstance(node, ast.BinOp):
+        return fixed_words(node.left) + fixed_words(node.right)
+    return "…"

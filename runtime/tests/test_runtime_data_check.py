@@ -335,7 +335,7 @@ def test_only_its_own_results_are_overwritten(tmp_path: Path) -> None:
         file.write_text("mine")
     for wrong, place, said in (
         (check, tmp_path / "set", "is no earlier result of --fix for"),
-        (other, out, "so .*set-clean is left alone: delete it, or give another"),
+        (other, out, "so .*set-clean is not touched: delete it, or give another"),
         (check, out, r"notes\.txt is no earlier result"),
         (check, tmp_path / "file", "is no earlier result"),
     ):

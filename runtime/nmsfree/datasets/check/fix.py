@@ -187,7 +187,7 @@ def _refuse_others(check: Check, folder: Path) -> None:
         if not ours or own_info(read_fields(file)).cleaned_from != mark:
             raise DataError(
                 f"{file} is no earlier result of --fix for {check.layout.root}, so {folder} is "
-                "left alone: delete it, or give another folder with --out-fixed"
+                "not touched: delete it, or give another folder with --out-fixed"
             )
 
 

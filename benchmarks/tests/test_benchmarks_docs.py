@@ -1,0 +1,107 @@
+"""Pages keep what they promise: every error has an entry, words are those of the field."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from nmsfree.cli.main import build_app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENTRIES = re.findall(
+    r"^- `((?:[^`]|\n)+)`", (ROOT / "docs/troubleshooting.md").read_text("utf-8"), re.M
+)
+# Words that the project once used in a sense of its own.
+PRIVATE = re.compile(
+    r"\b(lanes?|keepers?|put aside|watchers?|workshops?|gates?|(?<!contact )sheets?|flavours?"
+    r"|stand-in|on paper|dearest|made_for|rivals?|quantis\w+|guilty|left alone|mend(ed|s)?)\b"
+    r"|(?<!-)--rival-iou|`crowd`|split crowd",
+    re.IGNORECASE,
+)
+# The old name of the split is accepted for a release, and a warning says so.
+ALLOWED = "the split crowd of the digits is now overlap"
+
+
+def site() -> Any:
+    """The program that builds the site, `docs/site.py`; Python has a `site` of its own."""
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs/site.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MESSAGES = list(site().messages(ROOT))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_has_the_words_of_a_message(entry: str) -> None:
+    words = [re.escape(part.strip()) for part in " ".join(entry.split()).split("…")]
+    pattern = re.compile(r"\s*.*\s*".join(words))
+    assert any(pattern.search(text.replace("`", "'")) for _, text in MESSAGES), (
+        "no message has these words any more: correct the entry in docs/troubleshooting.md"
+    )
+
+
+def test_the_likely_messages_have_an_entry_and_all_are_on_the_site() -> None:
+    assert len(ENTRIES) > 60
+    page = site().messages_page(ROOT)
+    assert len(MESSAGES) > 500
+    assert "`no installed font has … of the characters" in page  # a warning
+    assert 'needs a package that …: pip install "…"' in page
+
+
+def test_every_class_of_error_is_explained() -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
+    explained = set(re.findall(r"^\| `(\w+)` \|", page, re.M)) | {"NmsfreeError"}
+    classes = {"NmsfreeError"}
+    trees = [
+        ast.parse(file.read_text("utf-8"))
+        for part in site().CODE
+        for file in (ROOT / part).rglob("*.py")
+    ]
+    for _ in range(3):  # a class of a class of a class
+        classes |= {
+            node.name
+            for tree in trees
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            and any(isinstance(base, ast.Name) and base.id in classes for base in node.bases)
+        }
+    assert explained == classes
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_no_private_words(page: Path) -> None:
+    assert not PRIVATE.findall(page.read_text("utf-8"))
+
+
+def test_messages_and_help_have_no_private_words() -> None:
+    texts = [text for _, text in MESSAGES if text != ALLOWED]
+    texts += helps(typer.main.get_command(build_app()))
+    assert len(texts) > 1000
+    assert [text for text in texts if PRIVATE.search(text)] == []
+
+
+def helps(command: Any) -> Iterator[str]:
+    """What a command and those below it say of themselves and of their options."""
+    yield command.help or ""
+    yield from (p.help or "" for p in command.params if not getattr(p, "hidden", False))
+    if hasattr(command, "list_commands"):
+        context = command.make_context("nmsfree", [], resilient_parsing=True)
+        for child in command.list_commands(context):
+            yield from helps(command.resolve_command(context, [child])[1])
+
+
+def test_every_page_is_in_the_menu() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    menu = yaml.safe_load(text[text.index("nav:") :])["nav"]
+    named = set(re.findall(r"[\w-]+\.md", str(menu)))
+    assert named == {page.name for page in PAGES[1:]} | {"messages.md"}
