@@ -18,7 +18,7 @@ QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms 
 	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report machine)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test docs fuzz lint clean
+.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test docs fuzz lint dist clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,16 @@ lint: setup docs  ## ruff, mypy, the order of imports, the size of files, the do
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python benchmarks/tests/house.py
+
+dist: setup  ## wheels and source archives of all four, checked, with their sums and a list of parts (SBOM)
+	rm -rf dist && mkdir dist
+	for folder in runtime training export benchmarks; do \
+		$(BIN)/python -m build --no-isolation --outdir dist $$folder > dist/log 2>&1 || { cat dist/log; exit 1; }; \
+	done; rm dist/log
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine cyclonedx-bom
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.json constraints.txt
+	cd dist && shasum -a 256 * | tee SHA256SUMS && ls -l
 
 clean:  ## remove .venv, caches and what is made again by itself; keeps runs/train and your data
 	rm -rf .venv runs/bench runs/export runs/detect data/digits .pytest_cache .mypy_cache .ruff_cache

@@ -146,10 +146,10 @@ def test_four_distributions_carry_one_version_and_what_an_index_shows() -> None:
             wanted += extra
         for requirement in wanted:
             if requirement.startswith("nmsfree"):
-                assert requirement.endswith(f"=={nmsfree.__version__}"), (folder, requirement)
+                assert requirement.endswith(f"~={nmsfree.__version__}"), (folder, requirement)
         # Which ONNX Runtime is there is the user's choice: two exclude one another.
         assert not any("cpu" in requirement for requirement in project["dependencies"])
         assert (root / folder / project["readme"]).is_file()
-        (licence,) = project["license-files"]
+        licence = project["license-files"][0]
         assert (root / folder / licence).read_bytes() == (root / "LICENSE").read_bytes()
         assert next((root / folder).glob("nmsfree*/py.typed")).is_file()
