@@ -22,6 +22,7 @@ from nmsfree_export.bundle.model import read_model
 from nmsfree_export.bundle.triton import CONFIG, bundle_triton, check
 from nmsfree_export.cli.bundle import bundle
 from nmsfree_export.convert import convert_onnx
+from nmsfree_export.export import ExportOptions, export_onnx
 from nmsfree_export.graph.contract import content_of, read_description
 from nmsfree_export.graph.inputs import with_input
 from nmsfree_export.options import PrecisionOptions
@@ -32,12 +33,15 @@ from nmsfree_training.weights.checkpoint import Checkpoint
 def files(
     nano: Checkpoint,
     checkpoint: Checkpoint,
+    published: Checkpoint,
+    digits: Path,
     trace: Callable[..., ModelProto],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """Files of every kind of input and batch, an adopted one, and an engine."""
     folder = tmp_path_factory.mktemp("hosts")
     models = {"nano": trace(nano), "dynamic": trace(checkpoint, batch=None)}
+    models["r18"] = trace(published)
     for name, fields in (
         ("any", {"input": "any"}),
         ("source", {"input": "any", "source": (90, 160)}),
@@ -52,6 +56,8 @@ def files(
     found["adopted"] = adopt_onnx(theirs, folder / "adopted.onnx").path
     half = convert_onnx(found["adopted"], folder / "half.onnx", PrecisionOptions("fp16"))
     found["half"] = half.path
+    options = ExportOptions(precision="int8", target="tensorrt", calibrate=digits)
+    found["int8"] = export_onnx(nano, folder / "int8.onnx", options).path
     for name, batch in (("engine", (1, 1, 1)), ("engines", (1, 4, 8))):
         found[name] = folder / f"{name}.engine"
         spec = read_description(name, models["nano"])
@@ -60,7 +66,8 @@ def files(
     return found
 
 
-TRITON = ["nano", "dynamic", "any", "source", "floats", "adopted", "half", "engine", "engines"]
+TRITON = ["nano", "r18", "dynamic", "any", "source", "floats", "adopted", "half", "int8"]
+TRITON += ["engine", "engines"]
 
 
 @pytest.mark.parametrize("name", TRITON)
@@ -76,6 +83,9 @@ def test_triton(name: str, files: dict[str, Path], tmp_path: Path) -> None:
     assert (folder / "1" / file).read_bytes() == files[name].read_bytes()
     assert (folder / "labels.txt").read_text().split("\n")[:-1] == [*model.spec.class_names]
     compile((tmp_path / "client.py").read_text(), "client.py", "exec")
+    other = read_model(files["nano" if name == "floats" else "floats"])
+    with pytest.raises(GateError, match=r"max_batch_size is|input is"):
+        check(folder, other)
 
 
 @pytest.mark.parametrize(
