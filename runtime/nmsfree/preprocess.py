@@ -131,5 +131,7 @@ def _resized(
         from PIL import Image
     except ImportError:
         raise MissingExtraError("an antialiased resize", "nmsfree[pillow]") from None
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(small)
+    # The rows first, always: recent versions of Pillow do the columns of tall pictures first, those
+    # that networks were trained with did not, and what is rounded between differs.
+    narrow = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(narrow.resize((width, height), Image.Resampling.BILINEAR))

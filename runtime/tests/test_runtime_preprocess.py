@@ -154,11 +154,17 @@ def test_a_picture_of_one_colour_lies_where_boxes_are_mapped(
     np.testing.assert_allclose(geometry.to_source(geometry.to_input(boxes)), boxes, atol=1e-3)
 
 
-def test_antialiasing_is_pillows_and_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+@pytest.mark.parametrize("size", [(200, 300), (900, 70)])
+def test_antialiasing_is_pillows_and_needs_it(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows before columns, also of tall pictures."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     out = np.empty((*INPUT, 3), np.uint8)
     resize_into(image, out, Resize("stretch", antialias=True))
-    want = Image.fromarray(image).resize(INPUT[::-1], Image.Resampling.BILINEAR)
+    want = Image.fromarray(image)
+    for shape in ((INPUT[1], size[0]), INPUT[::-1]):
+        want = want.resize(shape, Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(out, np.asarray(want))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError, match=r"nmsfree\[pillow\]"):

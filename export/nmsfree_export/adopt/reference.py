@@ -224,7 +224,9 @@ def _shrunk(image: NDArray[np.uint8], width: int, height: int, resize: Resize) -
     except ImportError:
         raise MissingExtraError("an antialiased resize", "nmsfree[pillow]") from None
     rgb = Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    return np.asarray(rgb.resize((width, height), Image.Resampling.BILINEAR))[..., ::-1]
+    # The rows first, as Pillow did when networks were trained.
+    narrow = rgb.resize((width, rgb.height), Image.Resampling.BILINEAR)
+    return np.asarray(narrow.resize((width, height), Image.Resampling.BILINEAR))[..., ::-1]
 
 
 def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:

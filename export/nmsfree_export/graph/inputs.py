@@ -7,8 +7,9 @@ replaced. So an engine sees no shape that it would have to compute.
 
 OpenCV's linear interpolation is a sum of two pixels with weights of 11 bits, in a row and then in a
 column: here in float32, whose 24 bits hold that all but for a product in the column, which has 26.
-Pillow's bilinear filter is two products with matrices, rounded to pixels after each. A version of
-it that does the columns first, where that is less work, rounds otherwise: a grey level at most.
+Pillow's bilinear filter is two products with matrices of weights of 22 bits, rounded to pixels
+after each. Their upper and lower 11 bits are matrices of their own: so every sum is an integer that
+float32 holds, TF32 its factors, and nothing is rounded but by Pillow's rule.
 """
 
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from nmsfree_export.graph.nodes import Nodes
 PIXELS = "input/pixels"  # [N, H, W, 3], BGR, 0 … 255, that the model reads
 SIDES = ("input/height", "input/width")  # of the picture, int64 [1]
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+HALF_WEIGHT = 1 << 11  # Pillow's weights have twice as many bits
 
 
 def with_input(model: ModelProto, spec: ModelSpec) -> ModelProto:
@@ -69,8 +71,8 @@ def with_input(model: ModelProto, spec: ModelSpec) -> ModelProto:
 class Place(NamedTuple):
     """Where a picture's pixels go: names of values, float32 unless said; H × W is of the input.
 
-    With an antialiased resize `rows` [H, h] and `columns` [W, w] are the filters, and the indices
-    and weights are not used.
+    With an antialiased resize `rows` [2 · H, h] and `columns` [2 · W, w] are the filters, upper
+    bits above lower ones, and the indices and weights are not used.
     """
 
     top: str  # int64 [H]: row of the picture above each row of the input
@@ -199,22 +201,29 @@ def _pixel_pair(add: Nodes, side: str, size: str, position: str) -> tuple[str, s
 
 
 def _filter(add: Nodes, side: str, size: str, position: str) -> str:
-    """Pillow's bilinear filter, [length, side]: a triangle over the pixel, normalised.
+    """Pillow's bilinear filter, [2 · length, side]: a triangle over the pixel, normalised.
 
-    It is as wide as a pixel of the input, or of the picture where that is larger.
+    It is as wide as a pixel of the input, or of the picture where that is larger. Upper bits of the
+    weights, then lower ones.
     """
-    zero, one, two = (add.of(v) for v in (0, 1, 2))
+    zero, one, two, half = (add.of(v) for v in (0, 1, 2, HALF_WEIGHT))
     pixels = add("Range", zero, add("Squeeze", side), one)
 
     def centres(places: str, unit: str, axis: int) -> str:
         middle = add("Mul", add("Add", add("Mul", places, two), one), unit)
-        return add("Cast", add("Unsqueeze", middle, add.of([axis])), to=FLOAT)
+        return add("Unsqueeze", middle, add.of([axis]))
 
     apart = add("Abs", add("Sub", centres(position, side, 1), centres(pixels, size, 0)))
-    reach = add("Cast", add("Mul", add("Max", side, size), two), to=FLOAT)
-    weight = add("Relu", add("Sub", add.of(1, np.float32), add("Div", apart, reach)))
-    total = add("ReduceSum", weight, add.of([1]), keepdims=1)  # of padding it is 0
-    return add("Div", weight, add("Max", total, add.of(1e-6, np.float32)))
+    reach = add("Mul", add("Max", side, size), two)
+    share = add("Max", add("Sub", reach, apart), zero)
+    total = add("ReduceSum", share, add.of([1]), keepdims=1)
+    total = add("Max", total, one)  # of padding it may be 0
+    # The nearest whole number of 2^22 · share / total.
+    doubled = add("Add", add("Mul", share, add.of(2 * HALF_WEIGHT**2)), total)
+    weight = add("Div", doubled, add("Mul", total, two))
+    upper = add("Div", weight, half)
+    lower = add("Sub", weight, add("Mul", upper, half))
+    return add("Cast", add("Concat", upper, lower, axis=0), to=FLOAT)
 
 
 def _pixels(add: Nodes, place: Place, spec: ModelSpec) -> None:
@@ -269,10 +278,20 @@ def _interpolated(add: Nodes, picture: str, place: Place, spec: ModelSpec) -> st
 
 def _filtered(add: Nodes, picture: str, place: Place, spec: ModelSpec) -> str:
     """[1, H, W · 3]."""
-    half = add.of(0.5, np.float32)
     pixels = add("Transpose", picture, perm=[0, 3, 1, 2])
     columns = add("Transpose", place.columns, perm=[1, 0])
-    pixels = add("Floor", add("Add", add("MatMul", pixels, columns), half))
-    pixels = add("Floor", add("Add", add("MatMul", place.rows, pixels), half))
+    pixels = _summed(add, add("MatMul", pixels, columns), 3, spec.width)
+    pixels = _summed(add, add("MatMul", place.rows, pixels), 2, spec.height)
     pixels = add("Transpose", pixels, perm=[0, 2, 3, 1])
     return add("Reshape", pixels, add.of([1, spec.height, 3 * spec.width]))
+
+
+def _summed(add: Nodes, sums: str, axis: int, length: int) -> str:
+    """Pixels of sums with the upper and, behind them, the lower bits of the weights."""
+    upper, lower = (
+        add("Slice", sums, add.of([a]), add.of([a + length]), add.of([axis])) for a in (0, length)
+    )
+    share = add.of(1 / HALF_WEIGHT, np.float32)
+    carried = add("Add", upper, add("Floor", add("Mul", lower, share)))
+    rounded = add("Add", carried, add.of(HALF_WEIGHT / 2, np.float32))
+    return add("Floor", add("Mul", rounded, share))

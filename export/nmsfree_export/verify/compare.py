@@ -16,7 +16,7 @@ from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.spec import ModelSpec
 from nmsfree_export.options import MAX_DROP, STRICT, Tolerance, VerifyOptions
 from nmsfree_export.verify.accuracy import Accuracy, measure
-from nmsfree_export.verify.inputs import compare_pictures, many_sizes, whole_tolerance
+from nmsfree_export.verify.inputs import WHOLE, compare_pictures, many_sizes
 from nmsfree_export.verify.layer_errors import LayerError, measure_layers, prepare
 from nmsfree_export.verify.parity import Parity, Pictures, compare, tolerance_for
 
@@ -193,7 +193,7 @@ def compare_models(
     )
     whole = "any" in (specs[0].input, specs[1].input)
     if whole and tolerance == STRICT:
-        tolerance = whole_tolerance(specs[0])
+        tolerance = WHOLE
     score, box = options.score_tolerance, options.box_tolerance
     if (score, box) != (None, None):
         tolerance = Tolerance(

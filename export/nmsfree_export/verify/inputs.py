@@ -36,9 +36,6 @@ SIZES = (
     *((1024, 735), (1080, 1920), (1500, 97), (2160, 3840)),
 )
 WHOLE = Tolerance(5e-3, 0.5)  # scores; corners in pixels of the picture
-# With Pillow's resize, of which a fifth of the values may differ by a level; corners in pixels of
-# the picture, or of the model's input where these are larger.
-FILTERED = Tolerance(0.03, 0.5)
 SURE = 0.02  # above the floor: a row of such a score needs a partner
 LEVELS = 1  # of grey that a pixel may differ by
 Log = Callable[[str], None]
@@ -114,9 +111,7 @@ def finish(
     progress("comparing the file's input")
     with _opened(model, spec, folder) as usual, _opened(made, wanted, folder) as whole:
         if host.input == "any":
-            found = compare_pictures(
-                usual, whole, many_sizes((wanted,), pictures), whole_tolerance(wanted)
-            )
+            found = compare_pictures(usual, whole, many_sizes((wanted,), pictures))
             check = InputCheck(lines, found, check_resizing(made, wanted))
         else:
             check = InputCheck(lines, compare(usual, whole, pictures, STRICT))
@@ -143,11 +138,6 @@ def many_sizes(specs: Iterable[ModelSpec], base: Pictures | None = None) -> Pict
     return found
 
 
-def whole_tolerance(spec: ModelSpec) -> Tolerance:
-    """What may differ between a file of resized pictures and one that resizes them itself."""
-    return FILTERED if spec.resize.antialias else WHOLE
-
-
 def compare_pictures(
     a: Backend,
     b: Backend,
@@ -172,9 +162,6 @@ def compare_pictures(
         scores = np.abs(ours.scores[mine] - theirs.scores[other])
         score = max(score, float(scores.max(initial=0)))
         apart = float(np.abs(ours.boxes[mine] - theirs.boxes[other]).max(initial=0))
-        if a.spec.resize.antialias:
-            sides = picture.shape[0] / a.spec.height, picture.shape[1] / a.spec.width
-            apart /= max(1.0, *sides)
         if apart >= box:
             box, worst = apart, name
         progress(done, len(pictures))
