@@ -24,13 +24,15 @@ JsonOption = Annotated[
 class Tolerance:
     """How far the rows of two models may differ.
 
-    With `unmatched`, a share, so many rows may have no partner, whatever the others differ by;
-    without, every row needs one and its difference counts.
+    With `unmatched`, a share, so many rows may have no partner, and of the others the medians
+    count, where they are given; without, every row needs one and its difference counts.
     """
 
     score: float = 1e-4  # largest difference of matched rows' scores, 0-1
     box: float = 0.05  # the same of corners, in pixels
     unmatched: float | None = None
+    median_score: float | None = None
+    median_box: float | None = None
 
 
 STRICT = Tolerance()

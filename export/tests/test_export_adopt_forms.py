@@ -17,7 +17,9 @@ from rich.console import Console
 
 from nmsfree import Detector, GateError, InputError, ModelError
 from nmsfree.cli import progress
+from nmsfree.cli.detect import Request, _detect
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.images import write_picture
 from nmsfree_export.adopt import adopt as adopting
 from nmsfree_export.adopt.adopt import ADOPT_DEFAULTS, AdoptOptions, AdoptReport, adopt_onnx
 from nmsfree_export.adopt.find import variants
@@ -92,6 +94,26 @@ def test_a_dynamic_size_survives(nms_free: bool, options: AdoptOptions, tmp_path
     sides = onnx.load_from_string(engine.content).graph.input[0].type.tensor_type.shape.dim[1:3]
     assert [side.dim_value for side in sides] == [64, 64]
     np.testing.assert_allclose(boxes[0], boxes[1], atol=0.05)
+
+
+def test_detect_takes_a_size(tmp_path: Path) -> None:
+    report = adopt(foreign.yolo_any_size(), tmp_path)
+    write_picture(tmp_path / "a.png", picture := bundled_pictures()[2][1])
+    lines = tmp_path / "lines"
+    asked = Request(
+        sources=(str(tmp_path / "a.png"),),
+        model=report.path,
+        threshold="0.3",
+        save=False,
+        json_file=str(lines),
+        size=(96, 160),
+    )
+    _detect(asked)
+    boxes = [json.loads(line)["box"] for line in lines.read_text().splitlines()]
+    with Detector(report.path, size=(96, 160)) as detector:
+        np.testing.assert_allclose(boxes, detector(picture, threshold=0.3).xyxy, atol=0.01)
+    with pytest.raises(InputError, match="size is 100 × 160, expected multiples of 32"):
+        _detect(replace(asked, size=(100, 160)))
 
 
 def test_a_size_is_pinned_or_refused(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_words_of_parity() -> None:
         parity.enforce()
     assert str(caught.value) == (
         "parity: 5 images, 200 rows, 21 unmatched (10.5%, allowed 10%), of the others largest "
-        "difference: score 4.0e-02, box 3.0e+00 px"
+        "difference: score 4.0e-02, box 3.0e+00 px; median: score 0.0e+00, box 0.0e+00 px"
     )
     assert dataclasses.replace(parity, unmatched=20).passed
     assert not dataclasses.replace(parity, rows=0, unmatched=0).passed

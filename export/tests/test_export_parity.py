@@ -24,8 +24,15 @@ from nmsfree_export.graph.contract import read_description
 from nmsfree_export.graph.write import build_onnx
 from nmsfree_export.options import Tolerance
 from nmsfree_export.quantize import placed
+from nmsfree_export.verify.allowed import ADOPTED
 from nmsfree_export.verify.compare import Side, open_pair
-from nmsfree_export.verify.parity import compare, load_images, run_any_batch, seeded_images
+from nmsfree_export.verify.parity import (
+    compare,
+    load_images,
+    run_any_batch,
+    seeded_images,
+    tolerance_for,
+)
 from nmsfree_training.config import fcos_e2e_nano
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
@@ -222,6 +229,28 @@ def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> Non
     gone = compare(base, _constant(spec, boxes + np.array([[0], [-18], [0]]), scores), images)
     assert gone.unmatched == 4  # per image: one row of each has lost its partner
     assert compare(base, _constant(spec, boxes + 0.1, scores), images, Tolerance(box=0.2)).passed
+
+
+@pytest.mark.parametrize(("precision", "shift", "factor"), [("fp16", 0.6, 0.97), ("int8", 3, 0.8)])
+def test_all_rows_that_moved_a_little(
+    checkpoint: Checkpoint, precision: str, shift: float, factor: float
+) -> None:
+    spec = make_spec(checkpoint, "o2o", top_k=3)
+    images = load_images(None)[:2]
+    boxes = np.array([[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]], float)
+    scores = np.array([0.9, 0.5, 0.01])
+    base = _constant(spec, boxes, scores)
+    adopted = dataclasses.replace(spec, provenance=spec.provenance | {ADOPTED: {}})
+    allowed = tolerance_for(adopted, precision)
+    one = compare(
+        base, _constant(spec, boxes + np.array([[shift], [0], [0]]), scores), images, allowed
+    )
+    assert one.passed and one.box_median == 0 and one.box_difference > shift / 2
+    moved = compare(base, _constant(spec, boxes + shift, scores), images, allowed)
+    assert not moved.passed and moved.unmatched == 0
+    assert f"box {shift:.1e} px (allowed " in str(moved)
+    fainter = compare(base, _constant(spec, boxes, scores * factor), images, allowed)
+    assert not fainter.passed
 
 
 @pytest.mark.parametrize(

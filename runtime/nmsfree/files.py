@@ -65,7 +65,7 @@ class PartFile:
         self.path, self._sync = path, sync
         self.stream: IO[bytes]
         self.part: Path | None = None  # None: written through
-        with writing(path):
+        with self._discarded_on_error():
             if _is_stream(path):
                 own = _own_stream(path)
                 self.stream = path.open("wb") if own is None else os.fdopen(os.dup(own), "wb")
@@ -75,7 +75,21 @@ class PartFile:
             if self._target.is_dir():
                 raise IsADirectoryError(None, "a folder has that name")
             _tidy(self._target.parent)
-            self.part, self.stream = _open_locked(self._target.parent, suffix)
+            self.stream = self._open_locked(self._target.parent, suffix)
+
+    def _open_locked(self, folder: Path, suffix: str) -> IO[bytes]:
+        """Make a temporary file of short name; its permissions follow the umask."""
+        while True:
+            # Known before it is there: Ctrl-C may come at any time.
+            self.part = part = folder / f".nmsfree-{secrets.token_hex(6)}.part{suffix}"
+            stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b")
+            if fcntl is None:
+                return stream
+            with suppress(OSError):  # a file system without locks; nobody will tidy up there
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if os.fstat(stream.fileno()).st_nlink:
+                return stream
+            stream.close()  # taken for a leftover before it was locked
 
     @contextmanager
     def _discarded_on_error(self) -> Iterator[None]:
@@ -111,7 +125,7 @@ class PartFile:
 
     def discard(self) -> None:
         """Remove what was written so far."""
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # not open yet
             self.stream.close()
         if self.part is not None:
             with suppress(OSError):
@@ -260,20 +274,6 @@ def _own_stream(path: Path) -> int | None:
     named = {"/dev/stdout": 1, "/dev/stderr": 2}
     found = re.fullmatch("(?:/dev/fd|/proc/self/fd)/([0-9]{1,9})", str(path))
     return int(found[1]) if found else named.get(str(path))
-
-
-def _open_locked(folder: Path, suffix: str) -> tuple[Path, IO[bytes]]:
-    """Make a temporary file of short name; its permissions follow the umask."""
-    while True:
-        part = folder / f".nmsfree-{secrets.token_hex(6)}.part{suffix}"
-        stream = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b")
-        if fcntl is None:
-            return part, stream
-        with suppress(OSError):  # a file system without locks; nobody will tidy up there
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        if os.fstat(stream.fileno()).st_nlink:
-            return part, stream
-        stream.close()  # taken for a leftover before it was locked
 
 
 @contextmanager

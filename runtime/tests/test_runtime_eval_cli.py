@@ -122,7 +122,7 @@ def test_tiles_are_measured_and_named(digits: Path, constant_model: Path) -> Non
         folder = f"{constant_model.parent.name}-constant-onnx-digits-val-tile{tile}"
         assert (Path("runs/eval") / folder / "summary.json").is_file()
     error = refused(constant_model.with_suffix(".pth"), digits, "--protocol=published", "--tile=64")
-    assert isinstance(error, InputError) and "--tile cuts pictures" in str(error)
+    assert isinstance(error, InputError) and "--tile and --size are for one" in str(error)
 
 
 def test_pictures_and_summary_land_in_a_folder_of_their_own(

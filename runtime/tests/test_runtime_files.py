@@ -126,6 +126,20 @@ def test_a_stream_that_leads_to_a_file_is_not_written_from_its_start(
     assert out.read_text().split() == ["before", "content", "after"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_interrupted_while_the_temporary_file_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        assert list(tmp_path.iterdir()), "it is there already"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcntl.flock", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        PartFile(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a file that is open cannot be removed there")
 def test_leftovers_of_killed_processes_are_removed_and_files_in_use_are_not(tmp_path: Path) -> None:
     (tmp_path / ".nmsfree-0123456789ab.part").write_bytes(b"left")

@@ -33,6 +33,7 @@ from nmsfree_export.adopt.foreign import (
     AdoptOptions,
     File,
     Foreign,
+    as_options,
 )
 from nmsfree_export.adopt.nms_effect import NmsEffect, measure_effect
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
@@ -70,9 +71,12 @@ class AdoptReport:
             "bytes": self.size,
             "family": self.foreign.family,
             "concluded": dict(self.foreign.concluded),
+            "fed": as_options(self.foreign),
             "resize": asdict(self.spec.resize),
             "classes": len(self.spec.class_names),
             "top_k": self.spec.top_k,
+            "threshold": self.spec.threshold,
+            "batch": self.spec.batch,
             "size": [self.spec.height, self.spec.width],
             "size_step": self.spec.size_step,
             "canary_rows": self.spec.canary and len(self.spec.canary.values()),

@@ -71,7 +71,8 @@ class Adoption:
         nms = ""
         if self.nms_wrong is not None:
             nms = f"; NMS differs from the greedy loop in {self.nms_wrong} rows"
-            nms += f", and has too few steps for {self.longer_chains} of the pictures"
+            if self.longer_chains:
+                nms += f", and has too few steps for {self.longer_chains} of the pictures"
         return (
             f"{self.rows} rows of {self.images} pictures, {self.unmatched} without a partner,"
             f" scores within {self.score_difference:.1e}, boxes within"

@@ -132,13 +132,10 @@ def rows_of(
     low, high = min(values[:count]), max(values[:count])
     if low < 0 or high > HIGHEST_SCORE:
         raise _nonsense(f"scores from {low:.3g} to {high:.3g}, expected 0 … 1")
-    corners = boxes.tolist()
-    if not all(
-        -math.inf < x1 <= x2 < math.inf and -math.inf < y1 <= y2 < math.inf
-        for x1, y1, x2, y2 in corners
-    ):
+    finite = np.isfinite(boxes).all()
+    if not (finite and (boxes[:, :2] <= boxes[:, 2:]).all()):
         # Another project's network may make inverted ones of cells in which it sees nothing.
-        if "adopted" not in spec.provenance or not np.isfinite(boxes).all():
+        if "adopted" not in spec.provenance or not finite:
             raise _nonsense("boxes that are inverted or not finite")
         boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     ids, known = class_ids.tolist(), len(spec.class_names)

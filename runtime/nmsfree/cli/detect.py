@@ -20,6 +20,7 @@ from nmsfree.backends.options import DEFAULTS, DEVICE, Options
 from nmsfree.cli.options import (
     CLASSES,
     MAX_DETECTIONS,
+    SIZE,
     THRESHOLD,
     command,
     end_with,
@@ -62,6 +63,7 @@ class Request:
     classes: Annotated[str | None, CLASSES] = None
     max_detections: Annotated[int | None, MAX_DETECTIONS] = None
     tiling: Tiling = WHOLE
+    size: Annotated[tuple[int, int] | None, SIZE] = None
     save_dir: Annotated[
         Path | None, Option("Where to write; a new runs/detect/N if not given.")
     ] = None
@@ -108,7 +110,8 @@ def _detect(request: Request) -> None:
     found, problems = expand(request.sources)
     if not found:
         raise InputError("no source found: " + "; ".join(problems))
-    with Detector(open_backend(request.model, request.device, request.engine)) as detector:
+    backend = open_backend(request.model, request.device, request.engine)
+    with Detector(backend, size=request.size) as detector:
         look = _look(request, detector)
         look([])  # refuses wrong options before anything is written
         typer.echo(f"engine: {detector.backend.describe()}", err=True)

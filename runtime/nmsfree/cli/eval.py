@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nmsfree.backends import open_backend
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
-from nmsfree.cli.options import command, end_with, json_option
+from nmsfree.cli.options import SIZE, command, end_with, json_option
 from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
@@ -50,6 +50,7 @@ class Request:
         ),
     ] = "deployed"
     tiling: Tiling = WHOLE
+    size: Annotated[tuple[int, int] | None, SIZE] = None
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
     target_precision: Annotated[
@@ -81,8 +82,11 @@ class Request:
                 f"{self.file}: {one_size} has one input size, the published protocol feeds every "
                 "image at its own: give the checkpoint, or use --protocol deployed"
             )
-        if self.protocol == "published" and self.tiling.tile is not None:
-            raise InputError("--tile cuts pictures for the model's fixed input: leave it out")
+        if self.protocol == "published" and (self.tiling.tile, self.size) != (None, None):
+            raise InputError(
+                "--tile and --size are for one input size, the published protocol feeds every image"
+                " at its own: leave them out"
+            )
         if self.plots is not None and self.no_plots:
             raise InputError("--plots and --no-plots exclude one another: give one of them")
 
@@ -127,6 +131,7 @@ def _eval(request: Request) -> None:
         "data": str(dataset.annotation_file),
         "split": dataset.name,
         "protocol": request.protocol,
+        "size": [spec.height, spec.width] if request.protocol == "deployed" else None,
         **vars(request.tiling),
         "longer_chains": longer,
         "seconds": round(time.perf_counter() - start, 3),
@@ -165,7 +170,8 @@ def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[R
             bar.update(task, completed=done)
 
         if request.protocol == "deployed":
-            with Detector(open_backend(request.file, request.device, request.engine)) as detector:
+            backend = open_backend(request.file, request.device, request.engine)
+            with Detector(backend, size=request.size) as detector:
                 typer.echo(f"engine: {detector.backend.describe()}", err=True)
                 return detector.spec, predict(detector, dataset, advance, request.tiling)
         request.engine.check("the published protocol", "threads")

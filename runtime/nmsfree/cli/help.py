@@ -18,6 +18,15 @@ def use_plain_help(command: Any) -> None:
     for child in getattr(command, "commands", {}).values():
         use_plain_help(child)
     command.format_help = partial(format_help, command)
+    command.format_usage = partial(format_usage, command)
+
+
+def format_usage(command: Any, context: Any, formatter: Any) -> None:
+    """Write how a command is called; wrong usage shows this alone."""
+    usage = ["COMMAND …"] if hasattr(command, "commands") else ["[OPTIONS]"]
+    arguments = [x for x in command.get_params(context) if x.param_type_name == "argument"]
+    usage += [_row(argument)[0] for argument in arguments]
+    formatter.write_usage(context.command_path, " ".join(usage))
 
 
 def format_help(command: Any, context: Any, formatter: Any) -> None:
@@ -28,9 +37,7 @@ def format_help(command: Any, context: Any, formatter: Any) -> None:
     formatter.write_text(paragraphs[0] if paragraphs else "")
     formatter.write_paragraph()
     parameters = command.get_params(context)
-    usage = ["COMMAND …"] if hasattr(command, "commands") else ["[OPTIONS]"]
-    usage += [_row(x)[0] for x in parameters if x.param_type_name == "argument"]
-    formatter.write_usage(context.command_path, " ".join(usage))
+    format_usage(command, context, formatter)
     if any(found for _, found in examples):
         with formatter.section(_bold("Examples")):
             lines = [found.group("line", "about") for _, found in examples if found]

@@ -25,7 +25,7 @@ except ImportError:
     print(MissingExtraError("the nmsfree command", "nmsfree[cli]"), file=sys.stderr)  # noqa: T201
     sys.exit(2)
 
-from nmsfree.cli.help import format_help, use_plain_help
+from nmsfree.cli.help import format_help, format_usage, use_plain_help
 
 INTERNAL = 4  # exit status after a fault of our own
 MESSAGE = 2000  # longest message in characters
@@ -86,6 +86,7 @@ class _Commands(typer.core.TyperGroup):
     """The root; a command is imported when it is called or its help is asked for."""
 
     format_help = format_help  # type: ignore[assignment]
+    format_usage = format_usage  # type: ignore[assignment]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)

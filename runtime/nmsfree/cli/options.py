@@ -22,6 +22,7 @@ THRESHOLD = Option(
 )
 CLASSES = Option("Keep these classes, names or ids.", metavar="A,B")
 MAX_DETECTIONS = Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
+SIZE = Option("Input height and width, of a file that takes any.", metavar="H W")
 
 
 def json_option(about: str) -> Option:
@@ -58,7 +59,7 @@ def _parameters(kind: type[Any]) -> Iterator[inspect.Parameter]:
                 help=option.help,
                 min=option.min,
                 max=option.max,
-                metavar=option.metavar or (None if option.argument else _value(hint)),
+                metavar=option.metavar or (field.name.upper() if option.argument else _value(hint)),
                 hidden=option.hidden,
                 rich_help_panel=option.panel,
             )
