@@ -1,4 +1,4 @@
-"""A study's figures are those of eval; pictures of what NMS deletes."""
+"""A study's figures are those of eval; untouched splits; pictures of what NMS deletes."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,9 @@ from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
 from nmsfree.evaluation.analysis import analyse
+from nmsfree.evaluation.boxes import to_results
 from nmsfree.evaluation.evaluate import coco_results, evaluate, predict
+from nmsfree.evaluation.scores import CocoScorer
 from nmsfree.spec import NmsSpec
 from nmsfree_training.cli.study import app
 from nmsfree_training.config import preset
@@ -25,6 +27,7 @@ from nmsfree_training.model.detector import Fcos
 from nmsfree_training.study import scenes
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.results import NMS_GRID, grid_key
+from nmsfree_training.study.untouched import Interval, Output, intervals, outputs
 from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
@@ -80,6 +83,66 @@ def test_a_network_of_one_head_that_finds_nothing(digits: Path, tmp_path: Path) 
     found = measure(path, digits, ("val",))["val"]
     assert found.keys() == {"images", "objects", "o2m"}
     assert found["o2m"]["AP"] == 0.0 and set(found["o2m"]["nms"].values()) == {0.0}
+
+
+# A split on which nothing was chosen
+
+
+@pytest.fixture(scope="module")
+def tested(digits: Path) -> dict[str, Output]:
+    return outputs(FREE, digits, "val", "overlap")
+
+
+def test_what_is_chosen_on_val_is_measured_elsewhere(
+    tested: dict[str, Output], measured: dict[str, Any]
+) -> None:
+    assert list(tested) == ["o2m, NMS 0.60", "o2m, best NMS", "o2o", "o2o, best NMS"]
+    val, overlap = measured["val"], measured["overlap"]
+    for name, output in tested.items():
+        grid, own = val[output.head]["nms"], overlap[output.head]
+        figures = output.figures()
+        if "best" in name:
+            assert output.nms is not None and grid[grid_key(output.nms)] == max(grid.values())
+        else:
+            assert output.threshold == pytest.approx(val[output.head]["threshold"], abs=1e-6)
+            assert figures["F1_best_here"] == pytest.approx(own["F1"], abs=1e-6)
+            assert figures["AP50"] == pytest.approx(own["AP50"], abs=1e-5)
+        ap = own["AP"] if output.nms is None else own["nms"][grid_key(output.nms)]
+        assert figures["AP"] == pytest.approx(ap, abs=1e-5)
+        assert 0 < figures["F1"] <= figures["F1_best_here"]
+
+
+def test_weights_of_pictures(tested: dict[str, Output], digits: Path) -> None:
+    dataset, seen = load_coco(digits, "overlap"), tested["o2o"].seen
+    rows = to_results(seen.found, dataset.image_ids, dataset.category_ids)
+    weights = np.ones(len(dataset))
+    weights[0] = 0
+    left = replace(dataset, samples=dataset.samples[1:])
+    wanted = CocoScorer(left).ap(r for r in rows if r["image_id"] != dataset.image_ids[0])
+    assert seen.ap()(weights)[0] == pytest.approx(wanted, abs=1e-6)
+    assert seen.ap()(3 * weights) == pytest.approx(seen.ap()(weights))
+
+
+def test_a_network_is_no_better_than_itself(tested: dict[str, Output]) -> None:
+    free, nms = tested["o2o"], tested["o2m, NMS 0.60"]
+    assert set(intervals([free], [free]).values()) == {Interval(0.0, 0.0, 0.0)}
+    alone, less = intervals([free])["AP"], intervals([free, free], [nms, nms])["AP"]
+    assert alone.low < alone.mean < alone.high
+    difference = free.figures()["AP"] - nms.figures()["AP"]
+    assert less.mean == pytest.approx(difference, abs=2e-6) and less.low <= less.mean <= less.high
+
+
+def test_the_comparison_is_shown_and_written(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "test.json"
+    words = [str(FREE), "--against", str(NMS), "--data", str(digits), "--split", "overlap"]
+    shown = CliRunner().invoke(app, ["test", *words, "--json", str(out)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(out.read_text())
+    assert list(found["differences"]) == ["o2o − o2m, NMS 0.60", "o2o − o2m, best NMS"]
+    own, other = found["networks"]["ours"]["o2o"], found["networks"]["theirs"]["o2m, best NMS"]
+    gap = found["differences"]["o2o − o2m, best NMS"]["AP"]["mean"]
+    assert gap == pytest.approx(own["AP"]["mean"] - other["AP"]["mean"], abs=2e-6)
+    assert f"{100 * own['AP']['mean']:.1f} (" in shown.stdout
 
 
 # Pictures of what NMS deletes: which scenes are chosen, and what is counted

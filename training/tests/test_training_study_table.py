@@ -29,6 +29,7 @@ from nmsfree_training.study.results import (
 )
 from nmsfree_training.study.rows import ROWS, Row, choose_rows
 
+PRESET_ROWS = [row for row in ROWS if row.model]  # of the others the weights decide
 BY_NAME = {row.name: row for row in ROWS}
 FOLDERS = {"data": Path("data/digits"), "runs": Path("runs/study"), "results": Path("docs/study")}
 
@@ -44,12 +45,12 @@ def chosen() -> dict[str, Preset]:
     command.command()(train)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cli, "run_training", lambda options, data: seen.append(options) or 0)
-        for row in ROWS:
+        for row in PRESET_ROWS:
             words = job_of(row, seed=2).arguments
             assert words[0] == "train"
             result = CliRunner().invoke(command, list(words[1:]))
             assert result.exit_code == 0, result.output
-    for row, options in zip(ROWS, seen, strict=True):
+    for row, options in zip(PRESET_ROWS, seen, strict=True):
         run = options.run
         assert (run.seed, run.evaluate_every, run.no_tensorboard) == (2, 0, True)
         assert (options.precision, options.threads, options.workers) == ("bf16", 1, 0)
@@ -86,6 +87,8 @@ def test_the_rows_set_what_their_names_say(chosen: dict[str, Preset]) -> None:
         "late_copy": replace(whole, o2o_start=0.5),
         "fade": replace(whole, o2m_weight_end=0.0),
         "all": replace(whole, o2o=Matching(1, (0.5, 0.5), hungarian=True)),
+        "from_digits": chosen["dedup_hungarian"].train,
+        "o2m_from_digits": chosen["o2m"].train,
     }
     for name, recipe in expected.items():
         assert chosen[name].train == recipe, name
@@ -98,7 +101,7 @@ def test_the_rows_set_what_their_names_say(chosen: dict[str, Preset]) -> None:
         "all": "logits",
     }
     dedup = [name for name, found in chosen.items() if found.model.dedup_iou]
-    assert dedup == ["dedup", "dedup_hungarian", "dedup_features"]
+    assert dedup == ["dedup", "dedup_hungarian", "dedup_features", "from_digits"]
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
 
@@ -107,8 +110,8 @@ def test_rows_are_well_formed_and_chosen_in_order() -> None:
     for row in ROWS:
         assert row.title and row.question and row.name.replace("_", "").isalnum()
         if row.model == "fcos_e2e_nano":  # all options are spelled out
-            deployed = row.options.count("--deployed-dedup-iou")
-            assert row.options.count("--") == 8 + deployed
+            more = sum(map(row.options.count, ("--deployed-dedup-iou", "--init")))
+            assert row.options.count("--") == 8 + more
     assert choose_rows() == ROWS
     assert [row.name for row in choose_rows(["o2o", "o2m"])] == ["o2m", "o2o"]
     with pytest.raises(InputError, match="row 'o3o' is unknown, expected one of: o2m, o2o"):
@@ -133,6 +136,17 @@ def test_the_command_is_what_a_user_types() -> None:
         "--out runs/study/o2o_e3_s1"
     )
     assert shlex.split(shown.stdout)[1:] == list(job_of(BY_NAME["o2o"], 1, 3).arguments)
+
+
+def test_a_retrofit_starts_from_the_reference_of_its_seed() -> None:
+    more = "--size 320 320 --flip 0.5"
+    job = replace(job_of(BY_NAME["retrofit"], 2, 3), more=more, splits=("val", "test"))
+    weights = "runs/study/o2m_e3_s2/last.safetensors"
+    assert f"--data data/digits --retrofit {weights} {more} --epochs 3 " in job.command
+    words = ["command", "retrofit", "--seed", "2", "--epochs", "3", "--precision", "bf16"]
+    shown = CliRunner().invoke(app, [*words, "--with", more, "--split", "val", "--split", "test"])
+    assert shown.stdout.strip() == job.command
+    assert Job.from_text(job.to_text()) == job
 
 
 @pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DATA, RUNS, RESULTS = Path("data/digits"), Path("runs/study"), Path("docs/study")
 SEEDS = (0, 1, 2)
 AUTO = "auto"
-_Data = Annotated[Path, Option("With splits train, val and overlap.")]
+_Data = Annotated[Path, Option("Dataset folder.")]
 _Results = Annotated[Path, Option("Figures of finished runs.")]
 
 
@@ -78,12 +78,21 @@ class JobOptions:
     device: Annotated[str, Option("Where to train: cpu or cuda.")] = "cpu"
     data: _Data = DATA
     runs: Annotated[Path, Option("Run folders and logs.")] = RUNS
+    split: Annotated[
+        tuple[str, ...] | None,
+        Option("Split that is measured, again for more; thresholds are chosen on the first."),
+    ] = None
+    more: Annotated[
+        str,
+        Option('Words of `nmsfree train` for all rows: "--size 320 320".', flags=("--with",)),
+    ] = ""
 
     def plan(
         self, rows: "tuple[Row, ...]", seeds: tuple[int, ...], results: Path = RESULTS
     ) -> "list[Job]":
         """All runs, seed by seed: a study that is stopped has compared all rows alike."""
         from nmsfree_training.study.job import Job
+        from nmsfree_training.study.results import SPLITS
 
         precision, device = self.precision, self.device
         if device not in ("cpu", "cuda"):
@@ -93,7 +102,10 @@ class JobOptions:
         if precision == AUTO:  # a recipe's figures are the same in each, but for noise
             precision = "bf16" if device == "cuda" or computes_bf16() else "fp32"
         return [
-            Job(row, self.epochs, seed, self.data, self.runs, results, precision, device)
+            Job(
+                *(row, self.epochs, seed, self.data, self.runs, results, precision, device),
+                *(self.split or SPLITS, self.more),
+            )
             for seed in dict.fromkeys(seeds)  # one given twice counts once
             for row in rows
         ]
@@ -279,12 +291,47 @@ def _scenes(options: ScenesOptions) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TestOptions:
+    """What `nmsfree study test` is asked."""
+
+    checkpoint: Annotated[
+        tuple[Path, ...], Option("Weights; several are seeds of one recipe.", argument=True)
+    ]
+    against: Annotated[
+        tuple[Path, ...] | None, Option("Weights to compare with; again for more seeds.")
+    ] = None
+    data: _Data = DATA
+    choose: Annotated[str, Option("Split on which NMS and score thresholds are chosen.")] = "val"
+    split: Annotated[str, Option("Split on which nothing was chosen.")] = "test"
+    json_file: Annotated[str | None, json_option('Also write JSON, AP 0–1; "-" is stdout.')] = None
+
+
+def _test(options: TestOptions) -> None:
+    """Say what weights reach on a split on which nothing was chosen, with 95 % of draws.
+
+    Example: nmsfree study test weights/fcos_e2e_nano.safetensors
+    --against weights/fcos_rt_nano.safetensors
+    """
+    from rich.console import Console
+
+    from nmsfree_training.study.untouched import compare, print_comparison
+
+    ours, theirs = options.checkpoint, options.against or ()
+    check_outputs([options.json_file], [*ours, *theirs])
+    found = compare(ours, theirs, options.data, options.choose, options.split)
+    if options.json_file != "-":
+        print_comparison(found, Console())
+    write_json(options.json_file, found)
+
+
 app = typer.Typer(no_args_is_help=True, help="Compare recipes: many short runs, then a table.")
 app.command("list")(command(_list, ListOptions))
 app.command("run")(command(_run, RunOptions))
 app.command("command")(command(_command, CommandOptions))
 app.command("table")(command(_table, TableOptions))
 app.command("plot")(command(_plot, PlotOptions))
+app.command("test")(command(_test, TestOptions))
 app.command("scenes")(command(_scenes, ScenesOptions))
 
 

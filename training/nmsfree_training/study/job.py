@@ -26,8 +26,8 @@ from nmsfree.machine import processor_name, sha256
 from nmsfree.text import shown
 from nmsfree_training.monitor.callbacks import is_loss
 from nmsfree_training.monitor.curves import read_metrics
-from nmsfree_training.study.results import read_result
-from nmsfree_training.study.rows import Row
+from nmsfree_training.study.results import SPLITS, read_result
+from nmsfree_training.study.rows import OF_REFERENCE, REFERENCE, Row
 
 GPU_WORKERS = 4  # processes that load images for one run
 INTERRUPTED = 130  # exit status of what was asked to stop, and saved
@@ -40,11 +40,13 @@ class Job:
     row: Row
     epochs: int
     seed: int
-    data: Path  # dataset folder with the splits train, val and overlap
+    data: Path  # dataset folder with the split train and those that are measured
     runs: Path  # where run folders and logs go
     results: Path  # where the measured figures go, one JSON file for each run
     precision: str = "bf16"  # of the network while it is trained; the recipe is the same in each
     device: str = "cpu"  # or "cuda"; figures are measured on the processor in either case
+    splits: tuple[str, ...] = SPLITS  # that are measured; on the first thresholds are chosen
+    more: str = ""  # words of `nmsfree train` that all rows have
 
     @property
     def name(self) -> str:
@@ -68,10 +70,14 @@ class Job:
         machine = f"--device {self.device} --workers {GPU_WORKERS}"
         if self.device == "cpu":
             machine = "--threads 1 --workers 0"
-        recipe = f"{self.row.options} --epochs {self.epochs} --seed {self.seed}"
+        recipe = f"{self.row.options} {self.more} --epochs {self.epochs} --seed {self.seed}"
         words = f"{recipe} --precision {self.precision} {machine} --eval-every 0 --no-tensorboard"
-        data = ["train", "--data", str(self.data), "--model", self.row.model]
-        return [*data, *words.split(), "--out", str(self.folder)]
+        start = ["train", "--data", str(self.data)]
+        start += ["--model", self.row.model] if self.row.model else []
+        reference = f"{REFERENCE}_e{self.epochs}_s{self.seed}"
+        weights = str(self.runs / reference / "last.safetensors")
+        given = [weights if word == OF_REFERENCE else word for word in words.split()]
+        return [*start, *given, "--out", str(self.folder)]
 
     @property
     def command(self) -> str:
@@ -111,7 +117,7 @@ def _recipe(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError:  # an open quote: no command of ours
         return [command]
-    for option in ("--out", "--precision", "--device", "--threads", "--workers"):
+    for option in ("--out", "--retrofit", "--precision", "--device", "--threads", "--workers"):
         if option in words:
             at = words.index(option)
             del words[at : at + 2]
@@ -186,14 +192,16 @@ def make_result(job: Job) -> dict[str, Any]:
 
     minutes: of training, without evaluation. images_per_second: of training, in the mean.
     losses: of the last epoch. parameters: of the network with all its heads. data: the folder's
-    name, and how many images its splits have. splits: see `measure`.
+    name, and how many images its splits have. splits: see `measure`. untouched: figures of the
+    splits whose name begins with test, by output, see `untouched.outputs`.
 
     Raises:
         NmsfreeError: the run folder or the dataset cannot be used, see `measure`.
     """
     import torch
 
-    from nmsfree_training.study.measure import SPLITS, measure
+    from nmsfree_training.study.measure import measure
+    from nmsfree_training.study.untouched import outputs
     from nmsfree_training.weights.checkpoint import load_checkpoint
 
     torch.set_num_threads(1)
@@ -205,7 +213,7 @@ def make_result(job: Job) -> dict[str, Any]:
     return {
         "row": job.row.name,
         "title": job.row.title,
-        "model": job.row.model,
+        "model": network.config.name,
         "epochs": job.epochs,
         "seed": job.seed,
         "command": job.command,
@@ -218,9 +226,17 @@ def make_result(job: Job) -> dict[str, Any]:
         "weights_sha256": sha256(weights),
         "data": {
             "folder": job.data.resolve().name,
-            "images": {split: len(load_dataset(job.data, split)) for split in ("train", *SPLITS)},
+            "images": {name: len(load_dataset(job.data, name)) for name in ("train", *job.splits)},
         },
-        "splits": measure(weights, job.data),
+        "splits": measure(weights, job.data, job.splits),
+        "untouched": {
+            split: {
+                name: output.figures()
+                for name, output in outputs(weights, job.data, job.splits[0], split).items()
+            }
+            for split in job.splits
+            if split.startswith("test")
+        },
     }
 
 

@@ -22,11 +22,10 @@ from nmsfree.preprocess import Geometry, resize_into
 from nmsfree_training.config import HeadName
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.norms import normalize
-from nmsfree_training.study.results import NMS_GRID, grid_key
+from nmsfree_training.study.results import NMS_GRID, SPLITS, grid_key
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
 from nmsfree_training.weights.predict import TOP_K, PostprocessConfig, make_spec, postprocess
 
-SPLITS = ("val", "overlap")
 # As deployed, but for the NMS, which comes after it at every threshold of the grid.
 CANDIDATES: dict[HeadName, PostprocessConfig] = {
     "o2m": PostprocessConfig(per_level=1000),
@@ -88,7 +87,7 @@ def _measure(network: Fcos, checkpoint: Checkpoint, dataset: DetectionDataset) -
         size = checkpoint.input_size
         return [row for image in images for row in image.results(categories, size, nms)]
 
-    for head, images in _candidates(network, checkpoint, dataset).items():
+    for head, images in candidates(network, checkpoint, dataset).items():
         output = results(images, NMS_IOU if head == "o2m" else None)
         analysis = analyse(dataset, output, make_spec(checkpoint, head))
         after_nms = (
@@ -104,7 +103,7 @@ def _measure(network: Fcos, checkpoint: Checkpoint, dataset: DetectionDataset) -
 
 
 @torch.inference_mode()
-def _candidates(
+def candidates(
     network: Fcos, checkpoint: Checkpoint, dataset: DetectionDataset
 ) -> dict[HeadName, list[_Image]]:
     """Run the network once over all images; everything above the floor, by head."""

@@ -16,6 +16,7 @@ from nmsfree.evaluation.matching import NMS_IOU
 from nmsfree.text import shown
 from nmsfree_training.study.rows import REFERENCE, ROWS
 
+SPLITS = ("val", "overlap")  # of digits: what recipes are compared on
 NMS_GRID = tuple(percent / 100 for percent in range(50, 100, 5))  # IoU thresholds, 0.50 … 0.95
 AGAIN = "expected what `nmsfree study run` writes: delete the file, or move it elsewhere"
 

@@ -11,6 +11,7 @@ PUBLISHED = (
     "--o2o-gradient 0 --o2o-matching argmin --o2o-quality 0 0 --o2m-quality 0 0"
     " --o2m-weight-end 1 --o2o-start 0 --max-filter none --dedup-iou 0"
 )
+OF_REFERENCE = "WEIGHTS"  # stands for the reference's last weights of the same length and seed
 WHOLE = "--o2o-gradient 1"
 DEDUP = f"{WHOLE} --dedup-iou 0.78 --deployed-dedup-iou 0.76"  # as in the presets
 
@@ -21,7 +22,7 @@ class Row:
 
     name: str  # part of file names; letters, digits and underscores
     title: str  # for tables and pictures
-    model: str
+    model: str  # "": the weights decide
     options: str
     question: str  # what the row is there to answer
 
@@ -128,6 +129,26 @@ ROWS: tuple[Row, ...] = (
         "gradient 1, Hungarian, s^0.5·IoU^0.5, filter",
         "Do the ingredients add up?",
         f"{WHOLE} --o2o-matching hungarian --o2o-quality 0.5 0.5 --max-filter logits",
+    ),
+    Row(
+        "retrofit",
+        "retrofit of one-to-many",
+        "",
+        f"--retrofit {OF_REFERENCE}",
+        "What does a new head reach on the finished network?",
+    ),
+    Row(
+        "o2m_from_digits",
+        "one-to-many + NMS, from digits",
+        "fcos_rt_nano",
+        "--init weights/fcos_rt_nano.safetensors",
+        "What does it give to start from the weights of digits?",
+    ),
+    _two_heads(
+        "from_digits",
+        "dedup filter, Hungarian, from digits",
+        "The same without NMS.",
+        f"{DEDUP} --o2o-matching hungarian --init weights/fcos_e2e_nano.safetensors",
     ),
 )
 
