@@ -53,9 +53,10 @@ eval: data  ## AP of WEIGHTS on DATA
 	$(BIN)/nmsfree eval '$(WEIGHTS)' --data '$(DATA)' --device $(DEVICE) $(ARGS)
 
 export: setup  ## WEIGHTS → certified NMS-free ONNX
+	@rm -f '$(ONNX).from'
 	$(BIN)/nmsfree export '$(WEIGHTS)' -o '$(ONNX)' $(ARGS)
 
-bench: setup  ## measure NMS-free against NMS; QUICK=1 in under two minutes
+bench: setup  ## measure NMS-free against NMS; QUICK=1 for fewer rounds and rows, some minutes
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
 
 results: data  ## measure all of benchmarks/results again (under half an hour), and the tables in docs
@@ -67,7 +68,13 @@ gpu-check: $(if $(wildcard /dev/nvidiactl /dev/dxg),setup-cuda,setup)  ## try on
 	$(BIN)/nmsfree bench gpu-check $(ARGS); status=$$?; \
 	$(BIN)/nmsfree bench --device cuda $(if $(QUICK),--quick) && exit $$status
 
-detect: data export  ## draw detections of MODEL on SOURCE
+detect: data  ## draw detections of MODEL on SOURCE
+# Exports first, unless weights, options and code are those of the file that is there.
+	@want="$$(cksum < '$(WEIGHTS)') $(ARGS)"; \
+	if [ "$$want" != "$$(cat '$(ONNX).from' 2>/dev/null)" ] || [ ! -e '$(ONNX)' ] || \
+		[ -n "$$(find export runtime training -name '*.py' -newer '$(ONNX)' | head -n 1)" ]; then \
+		$(MAKE) --no-print-directory export && echo "$$want" > '$(ONNX).from'; \
+	fi
 	$(BIN)/nmsfree detect '$(SOURCE)' --model '$(ONNX)' --device $(DEVICE) --save-dir runs/detect/$(MODEL)
 
 weights: setup  ## download the published COCO checkpoints

@@ -17,7 +17,7 @@ from nmsfree.cli.help import use_plain_help
 from nmsfree.cli.main import check_numbers
 from nmsfree.cli.options import command
 from nmsfree.errors import InputError
-from nmsfree.text import shown
+from nmsfree.text import one_of, shown
 from nmsfree_benchmarks.questions.models import Options
 
 HERE = Path(__file__).parent
@@ -70,9 +70,10 @@ def _bench(context: typer.Context, files: list[str], **values: Any) -> None:
     if context.invoked_subcommand is None:
         for file in files:
             if not Path(file).exists():
+                known = [name for name in MODULES if name != MODELS]
                 raise InputError(
-                    f"{shown(file)} is neither a file nor a question, expected one of: "
-                    f"{', '.join(name for name in MODULES if name != MODELS)}"
+                    f"{shown(file)} is neither a file nor a question, expected "
+                    f"{one_of(known, file)}"
                 )
         _of_models(files=[Path(file) for file in files], **values)
 

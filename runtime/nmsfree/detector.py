@@ -18,7 +18,7 @@ from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
 from nmsfree.preprocess import Geometry, resize_into
 from nmsfree.spec import ModelSpec
-from nmsfree.text import FilePath, as_path
+from nmsfree.text import FilePath, as_path, meant
 from nmsfree.tiles import Tiling
 
 Threshold = float | Literal["per-class", "precision"]
@@ -327,7 +327,10 @@ class Detector:
         if _is_whole(wanted) and 0 <= int(wanted) < len(self.names):
             return int(wanted)
         shown = ", ".join(self.names[:10]) + (", …" if len(self.names) > 10 else "")
-        raise InputError(f"class {wanted!r} is unknown; the model knows {len(self.names)}: {shown}")
+        raise InputError(
+            f"class {wanted!r} is unknown; the model knows {len(self.names)}: {shown}"
+            f"{meant(self.names, wanted)}"
+        )
 
     def close(self) -> None:
         """Free the engine."""

@@ -3,6 +3,8 @@
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from nmsfree.errors import InputError
@@ -34,6 +36,18 @@ def shorten(name: str, longest: int) -> str:
         return name
     tail = longest // 2
     return f"{name[: longest - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def one_of(known: Iterable[object], wrong: object) -> str:
+    """For messages: `one of: a, b`, and which of them was probably meant."""
+    names = [shown(name, 100) for name in known]
+    return f"one of: {', '.join(names)}{meant(names, wrong)}"
+
+
+def meant(known: Iterable[str], wrong: object) -> str:
+    """`; did you mean a?` where a known name is like the wrong one."""
+    like = get_close_matches(str(wrong), list(known), 1)
+    return f"; did you mean {shown(like[0], 100)}?" if like else ""
 
 
 def in_markdown(text: object, limit: int = 300) -> str:

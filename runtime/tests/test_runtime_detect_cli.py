@@ -95,6 +95,13 @@ def test_large_pictures_in_tiles(detect: Detect, place: Path) -> None:
     assert not (place / "runs").exists()
 
 
+def test_a_run_without_a_picture_leaves_no_folder(detect: Detect, place: Path) -> None:
+    (place / "bad.png").write_bytes(b"no picture")
+    status, out, _ = detect("bad.png")
+    assert (status, "0 images, 0 objects, nothing saved" in out) == (1, True)
+    assert list((place / "runs/detect").iterdir()) == []
+
+
 def test_a_folder(detect: Detect, photos: Path, place: Path) -> None:
     status, out, _ = detect("photos")
     folder = place / "runs/detect/1"

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
+from nmsfree.text import one_of
 
 HeadName = Literal["o2m", "o2o"]
 HeadNorm = Literal["group", "batch", "batch_per_level"]
@@ -444,5 +445,5 @@ def preset(name: str, num_classes: int = 80) -> Preset:
         InputError: no preset has this name.
     """
     if name not in PRESETS:
-        raise InputError(f"model {name!r} is unknown, expected one of: {', '.join(PRESETS)}")
+        raise InputError(f"model {name!r} is unknown, expected {one_of(PRESETS, name)}")
     return PRESETS[name](num_classes)

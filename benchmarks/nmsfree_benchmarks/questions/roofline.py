@@ -24,6 +24,7 @@ from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree.backends.options import parse_device
 from nmsfree.errors import InputError
 from nmsfree.options import Option
+from nmsfree.text import one_of
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.options import CPU, Models, RunOptions
@@ -123,7 +124,7 @@ def find_subjects(options: Options, run: Run) -> list[Subject]:
     chosen = options.model or (NANO if options.quick else known)
     for name in chosen:
         if name not in known:
-            raise InputError(f"model is {name!r}, expected one of: {', '.join(known)}")
+            raise InputError(f"model is {name!r}, expected {one_of(known, name)}")
     found, missing = trained(options.weights) if set(chosen) & set(NANO) else ([], {})
     found = [weights for weights in found if weights.name in chosen]
     run.skipped |= {name: reason for name, reason in missing.items() if name in chosen}

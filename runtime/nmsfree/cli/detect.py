@@ -1,6 +1,7 @@
 """`nmsfree detect`: draw detections on images, folders, videos, cameras and streams."""
 
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -127,6 +128,9 @@ def _detect(request: Request) -> None:
         with output:
             run = Run(look, output, detector.spec.batch, request.max_frames, request.give_up)
             run.over(found)
+    if not run.images and folder is not None and request.save_dir is None:
+        shutil.rmtree(folder)  # this run's own, with an empty list
+        folder = None
     for source in run.live:
         typer.echo(str(source), err=True)
     place = "nothing saved" if folder is None else f"saved in {shown(folder)}"

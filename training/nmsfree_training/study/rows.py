@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nmsfree.errors import InputError
+from nmsfree.text import one_of
 
 REFERENCE = "o2m"  # the detector that needs NMS: what the others are measured against
 # The published two-headed recipe, spelled out, so that a command outlives a change of a preset.
@@ -162,5 +163,5 @@ def choose_rows(names: Sequence[str] = ()) -> tuple[Row, ...]:
     known = [row.name for row in ROWS]
     for name in names:
         if name not in known:
-            raise InputError(f"row {name!r} is unknown, expected one of: {', '.join(known)}")
+            raise InputError(f"row {name!r} is unknown, expected {one_of(known, name)}")
     return tuple(row for row in ROWS if not names or row.name in names)

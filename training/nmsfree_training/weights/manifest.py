@@ -31,7 +31,7 @@ from nmsfree.decode import (
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
-from nmsfree.text import shown
+from nmsfree.text import one_of, shown
 from nmsfree_training.config import preset
 from nmsfree_training.weights.card import Card
 from nmsfree_training.weights.checkpoint import load_published
@@ -96,7 +96,7 @@ class Manifest:
         for name in names:
             if name not in known:
                 raise InputError(
-                    f"no published weights named {name!r}, expected: {', '.join(known)}"
+                    f"no published weights named {name!r}, expected {one_of(known, name)}"
                 )
         return [known[name] for name in dict.fromkeys(names or known)]
 

@@ -27,7 +27,7 @@ from nmsfree.doctor.probe import ask_child, module_command
 from nmsfree.errors import GateError, InputError, MissingExtraError, NmsfreeError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
-from nmsfree.text import shown
+from nmsfree.text import one_of, shown
 from nmsfree_benchmarks.harness.engines import the_gpu
 from nmsfree_benchmarks.harness.run import console_for
 from nmsfree_benchmarks.questions.gpu_check.claims import (
@@ -96,7 +96,7 @@ def choose(only: Sequence[str]) -> list[Claim]:
     """The claims of these keys, in the usual order; all of them for none."""
     unknown = [key for key in only if key not in BY_KEY]
     if unknown:
-        raise InputError(f"claim {unknown[0]!r} is unknown, expected one of: {', '.join(BY_KEY)}")
+        raise InputError(f"claim {unknown[0]!r} is unknown, expected {one_of(BY_KEY, unknown[0])}")
     return [claim for claim in CLAIMS if not only or claim.key in only]
 
 

@@ -18,7 +18,8 @@ class Options(RunOptions):
 
     files: Files = ()
     quick: Annotated[
-        bool, Option("Two minutes on a processor: fewer rounds and rows.", flags=("--quick",))
+        bool,
+        Option("Fewer rounds and rows; exports and AP still take minutes.", flags=("--quick",)),
     ] = False
     weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
         Path("weights")

@@ -30,6 +30,7 @@ from nmsfree.errors import GateError, InputError
 from nmsfree.nms import Nms as OneClass
 from nmsfree.nms import greedy_nms, suppress
 from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree.text import one_of
 from nmsfree_benchmarks.harness.graphs import (
     DETECTIONS,
     nms_alone,
@@ -187,7 +188,7 @@ def choose(names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
     """
     for name in names or ():
         if name not in MAKERS:
-            raise InputError(f"implementation is {name!r}, expected one of: {', '.join(MAKERS)}")
+            raise InputError(f"implementation is {name!r}, expected {one_of(MAKERS, name)}")
     wanted = [name for name in MAKERS if names is None or name in (*names, REFERENCE)]
     if "torchvision" not in wanted or find_spec("torchvision") is not None:
         return wanted, {}

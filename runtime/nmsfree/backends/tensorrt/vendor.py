@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 from nmsfree.backends.tensorrt.log import VendorLog, make_logger, reason
 from nmsfree.errors import EngineError, InputError, MissingExtraError
 from nmsfree.spec import ModelSpec
+from nmsfree.text import one_of
 
 _logger = logging.getLogger(__name__)
 VendorName = Literal["tensorrt-rtx", "tensorrt"]
@@ -185,7 +186,7 @@ def load_vendor(name: str) -> VendorApi:
     EngineError: it is installed but cannot be loaded, or is too old.
     """
     if name not in _MODULES:
-        raise InputError(f"builder is {name!r}, expected one of: {', '.join(_MODULES)}")
+        raise InputError(f"builder is {name!r}, expected {one_of(_MODULES, name)}")
     module_name, feature, extra = _MODULES[name]
     if not is_installed(name):
         raise MissingExtraError(feature, extra)

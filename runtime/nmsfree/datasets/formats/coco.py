@@ -31,7 +31,7 @@ from nmsfree.datasets.faults import Fault, Kind, Report, refuse
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
 from nmsfree.decode import MALFORMED, explain, read_bytes
 from nmsfree.errors import DataError
-from nmsfree.text import shown
+from nmsfree.text import meant, shown
 
 __all__ = ["DetectionDataset", "Sample", "load_coco"]
 
@@ -175,7 +175,8 @@ def _find(directory: Path, split: str) -> Path:
     for file in (own, directory / split / ROBOFLOW):
         if os.path.exists(file):  # noqa: PTH110 (a name that cannot be is not there)
             return file
-    found = shown(", ".join(coco_splits(directory)) or "none")
+    splits = coco_splits(directory)
+    found = shown(", ".join(splits) or "none") + meant(splits, split)
     raise DataError(f"{shown(own)} is missing; splits found in {directory}: {found}")
 
 

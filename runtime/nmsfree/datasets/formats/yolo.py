@@ -29,7 +29,7 @@ from nmsfree.decode import (
     whole_number,
 )
 from nmsfree.errors import DataError
-from nmsfree.text import shown
+from nmsfree.text import meant, shown
 
 logger = logging.getLogger(__name__)
 
@@ -309,8 +309,8 @@ def read_yolo(file: Path, split: str, report: Report) -> SplitRows:
 def yolo_images(config: YoloConfig, split: str) -> list[Path]:
     """Return the images of a split in their order, each once; DataError if there is none."""
     if split not in config.splits:
-        found = ", ".join(sorted(config.splits))
-        raise DataError(f"{config.file} has no split {split!r}; splits found: {shown(found)}")
+        found = shown(", ".join(sorted(config.splits))) + meant(config.splits, split)
+        raise DataError(f"{config.file} has no split {split!r}; splits found: {found}")
     paths: set[Path] = set()
     for entry in config.splits[split]:
         found_place = place(config.root, entry)
