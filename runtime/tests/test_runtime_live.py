@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,7 @@ from cameras import FPS, Camera, number_of, problems_of, serving, watch
 from test_runtime_streams import write_video
 
 import nmsfree
-from nmsfree import Detector, InputError
+from nmsfree import Detector, Frame, InputError
 from nmsfree.images import write_picture
 from nmsfree.streams.pipeline import answers_of
 from nmsfree.streams.sources import expand
@@ -62,6 +62,77 @@ def test_a_source_that_is_lost_is_connected_again(
     assert re.search(reasons.get(trouble, "no connection|no frame|lost"), caplog.text)
     assert "trying again in 0.5 s" in caplog.text
     assert "secret" not in caplog.text + repr(seen[0].source) + seen[0].source.name
+
+
+@contextmanager
+def rtsp(
+    port: int, user: str = "user:secret@"
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """GStreamer's server, by the system's Python, which has it; and its URLs."""
+    command = ["/usr/bin/python3", Path(__file__).with_name("rtsp_server.py"), str(port)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as server:  # type: ignore[call-overload]
+        try:
+            paths = list(iter(lambda: server.stdout.readline().strip(), "ready"))
+            yield server, [f"rtsp://{user}127.0.0.1:{port}/{path}" for path in paths]
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def port() -> int:
+    """A free one, if there is a server for it."""
+    code = "import gi; gi.require_version('GstRtspServer', '1.0')"
+    python = Path("/usr/bin/python3")
+    if not python.exists() or subprocess.run([python, "-c", code], capture_output=True).returncode:
+        pytest.skip("needs gir1.2-gst-rtsp-server-1.0, python3-gi and plugins of GStreamer")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+    return number
+
+
+def test_an_rtsp_server_is_watched(tiny: Path, port: int) -> None:
+    """Two codecs at once; the wrong password is refused, and neither is shown."""
+    with rtsp(port) as (_, urls), Detector(tiny) as detector:
+        seen: dict[str, list[Frame]] = {url.rpartition("/")[2]: [] for url in urls}
+        for frame, _found in nmsfree.stream(urls, detector, max_frames=12):
+            seen[frame.source.name.rpartition("/")[2]].append(frame)
+        wrong = urls[0].replace("secret", "guess")
+        with pytest.raises(InputError, match=r"rtsp://127\.0\.0\.1:\d+/\w+: no conn.*401") as info:
+            next(nmsfree.stream(wrong, detector, give_up=0))
+    assert "jpeg" in seen and "guess" not in str(info.value)
+    for frames in seen.values():
+        assert len(frames) == 12
+        assert all(a.time < b.time for a, b in itertools.pairwise(frames))  # type: ignore[operator]
+        for frame in frames:
+            assert frame.image.shape == (240, 320, 3)
+            assert (abs(frame.image[120, 160].astype(int) - (0, 0, 255)) < 25).all(), "red in BGR"
+
+
+@pytest.mark.parametrize("trouble", [signal.SIGSTOP, signal.SIGKILL])
+def test_an_rtsp_server_that_is_lost_is_connected_again(
+    tiny: Path, port: int, trouble: signal.Signals, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Detector(tiny) as detector, ExitStack() as servers:
+        server, urls = servers.enter_context(rtsp(port))
+        frames = nmsfree.stream(urls[0], detector)
+        with closing(frames):  # type: ignore[type-var]
+            first = next(frames)[0]
+            server.send_signal(trouble)
+            end = time.monotonic() + 20
+            while "trying again" not in caplog.text and time.monotonic() < end:
+                time.sleep(0.05)
+            if trouble == signal.SIGKILL:
+                servers.enter_context(rtsp(port))
+            else:
+                server.send_signal(signal.SIGCONT)
+            seen = [next(frames)[0] for _ in range(5)]
+    assert [one.number for one in seen] == sorted({one.number for one in seen})  # type: ignore[type-var]
+    assert seen[-1].time > first.time  # type: ignore[operator]
+    reasons = {signal.SIGSTOP: "no answer for 1 s", signal.SIGKILL: "lost|ended"}
+    assert re.search(rf"127.0.0.1:{port}/\w+: .*({reasons[trouble]}).*: trying again", caplog.text)
+    assert "secret" not in caplog.text + repr(first.source)
 
 
 def test_a_source_that_never_answers_is_given_up(tiny: Path, quick: None) -> None:
