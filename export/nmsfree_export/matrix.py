@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import cv2
 from onnx import ModelProto
@@ -16,6 +17,7 @@ from nmsfree.backends import Backend, OnnxRuntimeBackend, Options, open_backend
 from nmsfree.errors import GateError, InputError, NmsfreeError
 from nmsfree.files import temporary_folder
 from nmsfree.spec import ModelSpec
+from nmsfree_export.bundle.browser import BrowserBackend
 from nmsfree_export.convert import read_file
 from nmsfree_export.graph.contract import content_of
 from nmsfree_export.graph.half import to_half
@@ -32,6 +34,10 @@ ENGINES = (
     ("OpenVINO on a GPU", "openvino:GPU", "f32"),
     ("ONNX Runtime with CUDA", "cuda", None),
     ("ONNX Runtime with TensorRT-RTX", "tensorrt-rtx", None),
+)
+BROWSERS: tuple[tuple[str, Literal["wasm", "webgpu"]], ...] = (
+    ("WebAssembly in Chromium", "wasm"),
+    ("WebGPU in Chromium", "webgpu"),
 )
 
 
@@ -83,6 +89,9 @@ def measure_matrix(
             progress(name)
             options = Options(precision=precision)
             cells.append(_cell(name, exact, pictures, partial(open_backend, path, device, options)))
+        for name, provider in BROWSERS:
+            progress(name)
+            cells.append(_cell(name, exact, pictures, partial(BrowserBackend, path, provider)))
         engine = path.with_suffix(".engine")
         missing = f"no {engine.name} beside it: nmsfree build {path}"
         cells.append(

@@ -147,7 +147,8 @@ def compare_pictures(
 ) -> Parity:
     """Run two models through `Detector`, and compare the rows in pixels of the pictures.
 
-    Every row that scores `SURE` above the floor needs a partner.
+    Every row that scores `SURE` above the floor, and above the last of a full list, needs a
+    partner, and counts.
     """
     detectors = Detector(a), Detector(b)
     rows = unmatched = confident = 0
@@ -157,6 +158,9 @@ def compare_pictures(
         far = FAR * max(picture.shape[:2]) + tolerance.box
         mine, other = match(ours, theirs, FAR, far)
         lonely = ours.alone(mine, theirs, 0) + theirs.alone(other, ours, 0)
+        # Of a row that either list may have cut, another one may have become the partner.
+        sure = (ours.scores[mine] > theirs.cut) & (theirs.scores[other] > ours.cut)
+        mine, other = mine[sure], other[sure]
         rows, unmatched = rows + len(mine) + lonely, unmatched + lonely
         confident += int((ours.scores > FAR).sum())
         scores = np.abs(ours.scores[mine] - theirs.scores[other])

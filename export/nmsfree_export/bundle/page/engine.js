@@ -1,0 +1,32 @@
+// A model in a worker.
+
+// model: its bytes, an ArrayBuffer, which goes to the worker; provider: "auto", "webgpu" or "wasm";
+// threads: of WASM, 0 for one per core. `about` of what comes says what runs: {provider, card,
+// threads, why not WebGPU, elsewhere: operators that run on the processor all the same, ms}.
+export async function openEngine(model, provider = "auto", threads = 0) {
+  const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" })
+  const waiting = new Map()
+  let next = 0
+  const ask = (message, transfer) => new Promise((resolve, reject) => {
+    waiting.set(++next, { resolve, reject })
+    worker.postMessage({ id: next, ...message }, transfer)
+  })
+  worker.onmessage = ({ data: { id, found, error } }) => {
+    const { resolve, reject } = waiting.get(id)
+    waiting.delete(id)
+    if (error === undefined) resolve(found)
+    else reject(new Error(error))
+  }
+  worker.onerror = event => {
+    for (const { reject } of waiting.values()) reject(new Error(event.message || "worker.js"))
+    waiting.clear()
+  }
+  const close = () => worker.terminate()
+  try {
+    const about = await ask({ open: { model, provider, threads } }, [model])
+    return { about, close, run: (input, transfer = []) => ask({ run: input }, transfer) }
+  } catch (error) {
+    close()
+    throw error
+  }
+}
