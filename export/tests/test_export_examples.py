@@ -111,3 +111,20 @@ def test_python_video(model: Path, tmp_path: Path) -> None:
     lines = run(sys.executable, EXAMPLES / "python" / "video.py", model, video).splitlines()
     assert [json.loads(line)["frame"] for line in lines] == list(range(5))
     assert sum(len(json.loads(line)["detections"]) for line in lines) > 5
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js and npm")
+def test_javascript(model: Path, pictures: list[Path], tmp_path: Path) -> None:
+    program = tmp_path / "javascript"
+    shutil.copytree(EXAMPLES / "javascript", program, ignore=shutil.ignore_patterns("node_modules"))
+    words = ["npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund"]
+    done = subprocess.run(words, cwd=program, capture_output=True, text=True, timeout=240)
+    if done.returncode:
+        pytest.skip(f"npm cannot install its packages: {done.stderr[:200]}")
+    site = tmp_path / "site"  # what it reads of a bundle
+    site.mkdir()
+    shutil.copy(model, site / "model.onnx")
+    with Detector(model) as detector:
+        (site / "model.json").write_text(detector.spec.to_json(), encoding="utf-8")
+        lines = run("node", program / "detect.js", site, *pictures[:6]).splitlines()
+        assert answers(lines, pictures[:6], detector) > 10
