@@ -24,10 +24,10 @@ from nmsfree.spec import NmsSpec
 from nmsfree_training.cli.study import app
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.study import scenes
+from nmsfree_training.study import scenes, untouched
 from nmsfree_training.study.measure import measure
 from nmsfree_training.study.results import NMS_GRID, grid_key
-from nmsfree_training.study.untouched import Interval, Output, intervals, outputs
+from nmsfree_training.study.untouched import TAUS, Interval, Output, intervals, outputs
 from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
@@ -96,20 +96,34 @@ def tested(digits: Path) -> dict[str, Output]:
 def test_what_is_chosen_on_val_is_measured_elsewhere(
     tested: dict[str, Output], measured: dict[str, Any]
 ) -> None:
-    assert list(tested) == ["o2m, NMS 0.60", "o2m, best NMS", "o2o", "o2o, best NMS"]
+    names = ["o2m, NMS 0.60", "o2m, best NMS", "o2m, NMS for F1", "o2o", "o2o, best NMS"]
+    assert list(tested) == [*names, "o2o, τ for F1"]
     val, overlap = measured["val"], measured["overlap"]
     for name, output in tested.items():
         grid, own = val[output.head]["nms"], overlap[output.head]
         figures = output.figures()
         if "best" in name:
             assert output.nms is not None and grid[grid_key(output.nms)] == max(grid.values())
-        else:
+        elif "F1" not in name:
             assert output.threshold == pytest.approx(val[output.head]["threshold"], abs=1e-6)
             assert figures["F1_best_here"] == pytest.approx(own["F1"], abs=1e-6)
             assert figures["AP50"] == pytest.approx(own["AP50"], abs=1e-5)
+        assert 0 < figures["F1"] <= figures["F1_best_here"]
+        if output.tau is not None:
+            assert output.tau in TAUS
+            continue
         ap = own["AP"] if output.nms is None else own["nms"][grid_key(output.nms)]
         assert figures["AP"] == pytest.approx(ap, abs=1e-5)
-        assert 0 < figures["F1"] <= figures["F1_best_here"]
+
+
+def test_the_filter_is_chosen_too(
+    tested: dict[str, Output], digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(untouched, "TAUS", (0.3,))
+    found = outputs(FREE, digits, "val", "overlap")
+    assert found["o2o, τ for F1"].tau == 0.3
+    assert len(found["o2o, τ for F1"].seen.found) < len(found["o2o"].seen.found)
+    assert found["o2o"].figures() == tested["o2o"].figures()
 
 
 def test_weights_of_pictures(tested: dict[str, Output], digits: Path) -> None:
@@ -138,9 +152,12 @@ def test_the_comparison_is_shown_and_written(digits: Path, tmp_path: Path) -> No
     shown = CliRunner().invoke(app, ["test", *words, "--json", str(out)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     found = json.loads(out.read_text())
-    assert list(found["differences"]) == ["o2o − o2m, NMS 0.60", "o2o − o2m, best NMS"]
+    others = ("o2m, NMS 0.60", "o2m, best NMS", "o2m, NMS for F1")
+    assert list(found["differences"]) == [
+        f"{own} less {other}" for own in ("o2o", "o2o, τ for F1") for other in others
+    ]
     own, other = found["networks"]["ours"]["o2o"], found["networks"]["theirs"]["o2m, best NMS"]
-    gap = found["differences"]["o2o − o2m, best NMS"]["AP"]["mean"]
+    gap = found["differences"]["o2o less o2m, best NMS"]["AP"]["mean"]
     assert gap == pytest.approx(own["AP"]["mean"] - other["AP"]["mean"], abs=2e-6)
     assert f"{100 * own['AP']['mean']:.1f} (" in shown.stdout
 

@@ -1,9 +1,9 @@
 """What networks reach on a split on which nothing was chosen.
 
-The IoU of an NMS (by AP) and the score threshold (by F1) are chosen on another split first. How
-much a figure depends on the pictures, and on the seeds, says the bootstrap: both are drawn again
-with replacement, the same pictures for all networks (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993, chapters 6 and 13).
+The IoU of an NMS (by AP, and by F1), the duplicate filter's τ (by F1) and the score threshold (by
+F1) are chosen on another split first. How much a figure depends on the pictures, and on the seeds,
+says the bootstrap: both are drawn again with replacement, the same pictures for all networks (Efron
+and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.evaluation.matching import HIT_IOU, NMS_IOU, duplicates, match, nested, survivors
 from nmsfree_training.config import HeadName
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.filters import DuplicateFilter
 from nmsfree_training.study.measure import DIGITS, candidates
 from nmsfree_training.study.results import NMS_GRID, PUBLISHED_NMS
 from nmsfree_training.weights.checkpoint import Checkpoint, load_checkpoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 IOUS = np.arange(50, 100, 5) / 100  # at which COCO's AP is the mean
+TAUS = (0.76, 0.7, 0.65, 0.6, 0.55, 0.5)  # of the duplicate filter, once trained
 DRAWS = 1000
 FLOOR = PostprocessConfig(1).score_floor
 Values = NDArray[np.float64]
@@ -50,13 +52,13 @@ class Found:
     truth: Boxes
     images: int
 
-    def best_threshold(self) -> float:
-        """The score threshold of the best F1; 1 if no object is hit."""
+    def best(self) -> tuple[float, float]:
+        """The best F1 and its score threshold; 0 and 1 if no object is hit."""
         matches = match(self.found, self.truth)
         own, objects = ~matches.ignored, int((~self.truth.crowd).sum())
         hit = matches.hit[own]
         point = Curve.of(self.found.score[own], hit, objects, FLOOR).best_f1()
-        return 1.0 if point is None else point.threshold
+        return (0.0, 1.0) if point is None else (point.f1, point.threshold)
 
     def counts(self, threshold: float) -> Values:
         """float64 [3, images]: hits, detections and objects above a score threshold."""
@@ -118,19 +120,20 @@ class Output:
 
     Attributes:
         nms: IoU of the NMS behind the head; None has none.
+        tau: of the duplicate filter, where it is another than the checkpoint's.
         threshold: of the score, with the best F1 in the split for choosing.
         seen: in the untouched split.
     """
 
     head: HeadName
     nms: float | None
+    tau: float | None
     threshold: float
     seen: Found
 
     def figures(self) -> dict[str, Any]:
         """AP and F1 are 0–1; duplicates and nested pairs are counted above the threshold."""
         hits, detections, objects = self.seen.counts(self.threshold).sum(axis=1).tolist()
-        best = self.seen.counts(self.seen.best_threshold()).sum(axis=1)
         found, images = self.seen.found, self.seen.images
         shown = found.select(found.score > self.threshold)
         ap, ap50 = self.seen.ap()(np.ones(images))
@@ -139,37 +142,61 @@ class Output:
             "AP": ap,
             "AP50": ap50,
             "F1": 2 * hits / max(1.0, detections + objects),
-            "F1_best_here": float(2 * best[0] / max(1.0, best[1] + best[2])),
+            "F1_best_here": self.seen.best()[0],
             "precision": hits / max(1.0, detections),
             "recall": hits / max(1.0, objects),
             "duplicates_per_image_iou50": int(duplicates(shown, HIT_IOU).sum()) / images,
             "duplicates_per_image": int(duplicates(shown).sum()) / images,
             "nested_pairs_per_image": nested(shown) / images,
         }
-        return {"nms": self.nms} | {name: round(v, DIGITS) for name, v in figures.items()}
+        chosen = {"nms": self.nms, "tau": self.tau}
+        return chosen | {name: round(v, DIGITS) for name, v in figures.items()}
 
 
 def outputs(checkpoint: Path, data: Path, choose: str, split: str) -> dict[str, Output]:
     """Choose on one split and detect in another.
 
     Returns:
-        By name: of the o2m head "o2m, NMS 0.60" and "o2m, best NMS", of the o2o head "o2o" and
-        "o2o, best NMS".
+        By name: of the o2m head "o2m, NMS 0.60", "o2m, best NMS" and "o2m, NMS for F1", of the o2o
+        head "o2o", "o2o, best NMS" and, where it has a duplicate filter, "o2o, τ for F1".
 
     Raises:
         NmsfreeError: see `measure`.
     """
     loaded = load_checkpoint(checkpoint)
     network, made = loaded.build(), dict[str, Output]()
-    seen = [_Seen(network, loaded, load_dataset(data, name)) for name in (choose, split)]
+    first, other = load_dataset(data, choose), load_dataset(data, split)
+
+    def add(seen: tuple[_Seen, _Seen], name: str, nms: float | None, tau: float | None) -> None:
+        head: HeadName = "o2m" if name.startswith("o2m") else "o2o"
+        threshold = seen[0].found(head, nms).best()[1]
+        made[name] = Output(head, nms, tau, threshold, seen[1].found(head, nms))
+
+    seen = _Seen(network, loaded, first), _Seen(network, loaded, other)
     for head in loaded.model.heads:
-        aps = {iou: seen[0].found(head, iou).ap()(seen[0].equal)[0] for iou in NMS_GRID}
-        best = max(aps, key=lambda iou: aps[iou])
+        of_nms = {iou: seen[0].found(head, iou) for iou in NMS_GRID}
         plain = {"o2m": (f"o2m, NMS {PUBLISHED_NMS}", NMS_IOU), "o2o": ("o2o", None)}[head]
-        for name, nms in (plain, (f"{head}, best NMS", best)):
-            threshold = seen[0].found(head, nms).best_threshold()
-            made[name] = Output(head, nms, threshold, seen[1].found(head, nms))
+        add(seen, *plain, None)
+        best = max(NMS_GRID, key=lambda iou: of_nms[iou].ap()(seen[0].equal)[0])
+        add(seen, f"{head}, best NMS", best, None)
+        if head == "o2m":
+            most = max(NMS_GRID, key=lambda iou: of_nms[iou].best()[0])
+            add(seen, "o2m, NMS for F1", most, None)
+    if (own := _filter_of(network)) is not None:
+        at = dict[float, _Seen]()
+        for own.deployed in TAUS:
+            at[own.deployed] = _Seen(network, loaded, first)
+        own.deployed = max(TAUS, key=lambda tau: at[tau].found("o2o", None).best()[0])
+        pair = at[own.deployed], _Seen(network, loaded, other)
+        add(pair, "o2o, τ for F1", None, own.deployed)
     return made
+
+
+def _filter_of(network: Fcos) -> DuplicateFilter | None:
+    if "o2o" not in network.heads:
+        return None
+    found = network.heads["o2o"].duplicate_filter
+    return found if isinstance(found, DuplicateFilter) else None
 
 
 class _Seen:
@@ -265,7 +292,7 @@ def compare(
 
     Returns:
         networks: by "ours" and "theirs" and by output the mean figures, and `AP` and `F1` as
-        intervals. differences: of our output without NMS (or else our first) less each of theirs.
+        intervals. differences: of our outputs without NMS (or else of all) less each of theirs.
 
     Raises:
         NmsfreeError: see `measure`.
@@ -279,10 +306,13 @@ def compare(
     made: dict[str, Any] = {"data": data.resolve().name, "choose": choose, "split": split}
     made["files"] = {title: [str(path) for path in paths] for title, paths in groups.items()}
     made["networks"] = {title: _means(networks) for title, networks in found.items()}
-    main = "o2o" if "o2o" in found["ours"][0] else next(iter(found["ours"][0]))
-    own = [network[main] for network in found["ours"]]
+    free = ("o2o", "o2o, τ for F1")
     made["differences"] = {
-        f"{main} − {name}": _json(intervals(own, [network[name] for network in found["theirs"]]))
+        f"{mine} less {name}": _json(
+            intervals([n[mine] for n in found["ours"]], [n[name] for n in found["theirs"]])
+        )
+        for mine in found["ours"][0]
+        if mine in free or free[0] not in found["ours"][0]
         for name in (found["theirs"][0] if theirs else {})
     }
     return made
@@ -293,7 +323,7 @@ def _means(networks: Sequence[dict[str, Output]]) -> dict[str, Any]:
     for name in networks[0]:
         own = [network[name] for network in networks]
         figures = [output.figures() for output in own]
-        made[name] = {"nms": [figure.pop("nms") for figure in figures]}
+        made[name] = {key: [figure.pop(key) for figure in figures] for key in ("nms", "tau")}
         made[name] |= {
             k: round(float(np.mean([f[k] for f in figures])), DIGITS) for k in figures[0]
         }
@@ -324,11 +354,12 @@ def print_comparison(found: dict[str, Any], console: "Console") -> None:
         return f"{mean:{sign}.1f} ({low:{sign}.1f} … {high:{sign}.1f})".replace("-", "−")
 
     title = f"{found['data']} {found['split']}; thresholds chosen on {found['choose']}"
-    names = ("weights", "output", "NMS", "AP", "F1", *(c[0] for c in COLUMNS.values()))
+    names = ("weights", "output", "NMS, τ", "AP", "F1", *(c[0] for c in COLUMNS.values()))
     table = Table(*names, box=box.SIMPLE, title=title)
     for group, networks in found["networks"].items():
         for name, own in networks.items():
-            nms = ", ".join("–" if iou is None else f"{iou:.2f}" for iou in own["nms"])
+            ious = own["nms" if own["tau"][0] is None else "tau"]
+            nms = ", ".join("–" if iou is None else f"{iou:.2f}" for iou in ious)
             rest = (f"{factor * own[k]:.{n}f}" for k, (_, factor, n) in COLUMNS.items())
             table.add_row(group, name, nms, cell(own["AP"]), cell(own["F1"]), *rest)
     console.print(table)
