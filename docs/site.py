@@ -24,6 +24,33 @@ CODE = (
 )
 INNER = ("_LostError", "URLError", "Refused")  # beside Python's own: become words of another error
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")
+# Browsers start no worker from a file, so its script runs in a frame of the page. It is inline, as
+# it must be there before the theme's own.
+SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+WORKER = """<script>
+if (location.protocol === "file:") window.Worker = class extends EventTarget {
+  constructor(url) {
+    super();
+    const frame = document.documentElement.appendChild(document.createElement("iframe"));
+    frame.hidden = true;
+    this.inner = frame.contentWindow;
+    this.inner.postMessage = data => this.answer(data);
+    const script = this.inner.document.createElement("script");
+    this.ready = new Promise(done => script.onload = done);
+    script.src = new URL(url, document.baseURI);
+    this.inner.document.body.appendChild(script);
+  }
+  answer(data) {
+    const event = new MessageEvent("message", {data});
+    this.dispatchEvent(event);
+    if (this.onmessage) this.onmessage(event);
+  }
+  postMessage(data) {
+    this.ready.then(() => this.inner.dispatchEvent(new MessageEvent("message", {data})));
+  }
+  terminate() {}
+}
+</script>"""
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -41,6 +68,16 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point the page's links at the copies."""
     return OUTSIDE.sub(r"files/\1", markdown)
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """The search of a page that is opened as a file; the theme would fetch that from elsewhere."""
+    return output.replace(SHIM, WORKER)
+
+
+def on_post_template(output_content: str, *, template_name: str, config: MkDocsConfig) -> str:
+    """The same for the page of an address that is not there."""
+    return output_content.replace(SHIM, WORKER)
 
 
 def messages_page(root: Path) -> str:

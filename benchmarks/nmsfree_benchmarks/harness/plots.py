@@ -56,7 +56,7 @@ def label_points(
     def box(text: str, x: float, y: float) -> tuple[float, float, float, float]:
         """What a label covers that begins at x and is centred on y, in points."""
         lines = text.split("\n")
-        half = (0.5 + 0.6 * (len(lines) - 1)) * SMALL
+        half = (0.8 + 0.6 * (len(lines) - 1)) * SMALL
         return x, y - half, x + 0.58 * SMALL * max(map(len, lines)), y + half
 
     def free(text: str, x: float, y: float) -> bool:
@@ -65,7 +65,9 @@ def label_points(
 
     # Above or below before beside it, where lines may be; at their ends there are none.
     ups = [0.0] if right else [7.0, -7.0, 0.0]
-    ups += [sign * dy for dy in range(1 if right else 9, 60) for sign in (1.0, -1.0)]
+    # At ends only downwards, so that labels have the order of their lines.
+    ups += [-float(dy) for dy in range(1, 90)] if right else []
+    ups += [sign * dy for dy in range(9, 60) for sign in (1.0, -1.0)]
     highest_first = sorted(zip(points, places, strict=True), key=lambda one: -one[0][1])
     for (px, py, text, colour), (x, y) in highest_first:
         left = -DOT - 1 - 0.58 * SMALL * len(text)

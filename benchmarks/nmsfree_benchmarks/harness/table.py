@@ -1,7 +1,7 @@
 """One table for three places: the terminal, Markdown, and the page of `nmsfree bench report`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nmsfree.text import in_markdown, shown
@@ -28,7 +28,7 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int = 1  # so many columns at the left are words, the others numbers
-    narrow: int | None = None  # so many columns at the left are shown on a terminal; None = all
+    narrow: int | None = None  # so many columns at the left are shown first; None = all
 
     @classmethod
     def of(
@@ -42,6 +42,11 @@ class Table:
         rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
         return cls(title, tuple(columns), rows, **more)
 
+    def narrowed(self) -> "Table":
+        """The columns at the left alone, which fit on a screen."""
+        rows = tuple(row[: self.narrow] for row in self.rows)
+        return replace(self, header=self.header[: self.narrow], rows=rows, narrow=None)
+
     def rich(self) -> "RichTable":
         """For a terminal."""
         from rich.box import SIMPLE_HEAD
@@ -51,11 +56,12 @@ class Table:
         table = RichTable(
             title=Text(shown(self.title)), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
-        for column, name in enumerate(self.header[: self.narrow]):
+        narrowed = self.narrowed()
+        for column, name in enumerate(narrowed.header):
             justify: Literal["left", "right"] = "left" if column < self.words else "right"
             table.add_column(name, justify=justify, no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(Text(shown(cell)) for cell in row[: self.narrow]))
+        for row in narrowed.rows:
+            table.add_row(*(Text(shown(cell)) for cell in row))
         return table
 
     def markdown(self, level: int = 2) -> list[str]:

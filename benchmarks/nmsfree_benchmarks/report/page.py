@@ -194,7 +194,8 @@ def _section(found: Found, question: Question | None, dated: bool) -> Section:
     said, tables = summary_of(results, question)
     answer = said[0] if said else f"{len(results.records)} rows were measured."
     rows = rows_table(results)
-    details = [make(results) for make in (ratios_table, facts_table, settings_table)]
+    details = [table for table in tables if table.narrow]
+    details += [make(results) for make in (ratios_table, facts_table, settings_table)]
     return Section(
         results,
         title=(question.SHORT if question else results.kind)
@@ -203,7 +204,7 @@ def _section(found: Found, question: Question | None, dated: bool) -> Section:
         answer=answer,
         said=tuple(said[1:]),
         pictures=tuple(_pictures(found, question)),
-        tables=tuple(tables) or (rows,),
+        tables=tuple(table.narrowed() for table in tables) or (rows,),
         details=tuple(t for t in ([rows, *details] if tables else details) if t.rows),
         about=tuple(_about(found)),
     )

@@ -3,7 +3,7 @@
 Colours are those of the page's style sheet, which knows light and dark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,11 @@ class Picture:
     legend: tuple[tuple[str, str], ...] = ()  # (class of the style sheet, what it stands for)
 
 
-def bars_picture(records: Sequence[Record], size: tuple[int, int] | None = None) -> Picture:
+def bars_picture(
+    records: Sequence[Record],
+    size: tuple[int, int] | None = None,
+    name: Callable[[Record], str] = lambda record: record.name,
+) -> Picture:
     """Median of each record as a bar, split by stage where that is known; a tick marks its p99."""
     caption = "Median time of each row; the line reaches to the p99, of 100 calls or more."
     if size is not None:
@@ -42,24 +46,24 @@ def bars_picture(records: Sequence[Record], size: tuple[int, int] | None = None)
         caption += f" The first {MOST_BARS} of {len(records)} rows."
     shown = list(records)[:MOST_BARS]
     longest = max(_reach(record) for record in shown)
-    parts = [_bar(record, i * STEP, longest) for i, record in enumerate(shown)]
+    parts = [_bar(record, name(record), i * STEP, longest) for i, record in enumerate(shown)]
     svg = _svg(STEP * len(shown) + 6, "Median time of each row, milliseconds", parts)
     staged = any("network_share" in record.figures for record in records)
     return Picture(caption, svg, legend=STAGE_LEGEND if staged else ())
 
 
-def _bar(record: Record, y: int, longest: float) -> Markup:
+def _bar(record: Record, name: str, y: int, longest: float) -> Markup:
     s = record.summary
     width, worst = WIDEST * s.p50 / longest, WIDEST * _reach(record) / longest
-    parts = [Markup('<text x="0" y="{}">{}</text>').format(y + 14, record.name)]
+    parts = [Markup('<text x="0" y="{}">{}</text>').format(y + 14, name)]
     shares = [record.figures.get(f"{stage}_share") for stage in STAGES]
     stages = {"network": 1.0}
     if all(isinstance(share, float | int) for share in shares):
         stages = dict(zip(STAGES, map(float, shares), strict=True))  # type: ignore[arg-type]
     rect = Markup('<rect x="{:.2f}%" y="{}" width="{:.2f}%" height="{}" class="{}"/>')
     x = 0.0
-    for name, share in stages.items():
-        parts.append(rect.format(x, y + 20, width * share, BAR, name))
+    for stage, share in stages.items():
+        parts.append(rect.format(x, y + 20, width * share, BAR, stage))
         x += width * share
     middle = y + 20 + BAR / 2
     if s.p99 is not None:

@@ -41,6 +41,7 @@ from nmsfree_benchmarks.questions.models.summary import (
     by_size,
     conclusions,
     facts,
+    label,
     notes,
     ratios,
     stage_ms,
@@ -180,4 +181,7 @@ def _panel(panel: "plots.Axes", rows: list[Record]) -> None:
 
 
 def page_pictures(results: Results) -> list[Picture]:
-    return [bars_picture(records, size) for (size, _), records in by_size(results).items()]
+    return [
+        bars_picture(records, size, lambda r: f"{r.state.model} · {label(r.state.engine)}")
+        for (size, _), records in by_size(results).items()
+    ]
