@@ -1,8 +1,9 @@
 // A model in a worker.
 
 // model: its bytes, an ArrayBuffer, which goes to the worker; provider: "auto", "webgpu" or "wasm";
-// threads: of WASM, 0 for one per core. `about` of what comes says what runs: {provider, card,
-// threads, why not WebGPU, elsewhere: operators that run on the processor all the same, ms}.
+// threads: of WASM, 0 for half of what the processor runs at once, at most 4. `about` of what comes
+// says what runs: {provider, card, threads, why not WebGPU, elsewhere: operators that run on the
+// processor all the same, ms}.
 export async function openEngine(model, provider = "auto", threads = 0) {
   const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" })
   const waiting = new Map()

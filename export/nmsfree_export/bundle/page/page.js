@@ -47,6 +47,7 @@ async function start() {
   engine = null
   by("check").disabled = true
   by("more").hidden = true
+  for (const name of ["pixels", "network"]) by(name).textContent = "–"
   say("")
   try {
     const model = await load("model.onnx")
@@ -66,7 +67,7 @@ async function start() {
   if (!crossOriginIsolated)
     notes.push("One thread: this server does not send the headers COOP and COEP; nmsfree bundle web … --serve does.")
   if (elsewhere.length)
-    notes.push(`This WebGPU lacks, so the processor runs: ${elsewhere.join(", ")}.`)
+    notes.push(`On the processor all the same, as shape arithmetic or for types that this WebGPU lacks: ${elsewhere.join(", ")}.`)
   by("notes").replaceChildren(...notes.map(text => Object.assign(document.createElement("li"), { textContent: text })))
   by("more").hidden = false
   by("check").disabled = false
@@ -100,7 +101,12 @@ function show() {
   by("draw").textContent = round(performance.now() - begun)
   by("count").textContent = seen.length === 1 ? "1 detection" : `${seen.length} detections`
   by("canvas").setAttribute("aria-label", `picture with ${by("count").textContent}`)
-  by("rows").replaceChildren(...seen.map(lineOf))
+  by("rows").replaceChildren(...seen.map(row => {
+    const line = lineOf(row)
+    line.onmouseenter = line.onfocus = () => draw([row]) // among many, which one it is
+    line.onmouseleave = line.onblur = () => draw(seen)
+    return line
+  }))
 }
 
 function draw(seen) {
@@ -138,6 +144,7 @@ function lineOf({ label, score, box }) {
   const row = document.createElement("tr")
   for (const text of [spec.class_names[label], round(score, 2), box.map(side => round(side, 0)).join(" ")])
     row.insertCell().textContent = text
+  row.tabIndex = 0
   row.title = `${score.toFixed(5)}: ${box.map(side => round(side, 2)).join(" ")}`
   const { colour, dash } = look(label)
   const mark = document.createElementNS("http://www.w3.org/2000/svg", "svg")

@@ -4,14 +4,17 @@
 const BUILDS = { webgpu: "ort.webgpu.bundle.min.mjs", wasm: "ort.wasm.bundle.min.mjs" }
 let ort, session, canvas, pen
 
-// The graphics card of WebGPU, or why there is none: {card, why}.
-async function lookForCard() {
+// The graphics card of WebGPU, or why there is none: {card, why}. One that the processor plays is
+// many times slower than WebAssembly, and is taken only where WebGPU is asked for.
+async function lookForCard(provider) {
   if (!self.isSecureContext) return { why: "WebGPU needs https or localhost" }
   if (!navigator.gpu) return { why: "this browser has no WebGPU" }
   const adapter = await navigator.gpu.requestAdapter().catch(() => null)
   if (!adapter) return { why: "WebGPU finds no graphics card that it may use" }
-  const { vendor, architecture, description } = adapter.info
-  return { card: description || [vendor, architecture].filter(Boolean).join(" "), why: "" }
+  const { vendor, architecture, description, isFallbackAdapter } = adapter.info
+  const card = description || [vendor, architecture].filter(Boolean).join(" ")
+  const played = isFallbackAdapter || architecture === "swiftshader"
+  return { card, why: played && provider === "auto" ? `the processor would play it (${card})` : "" }
 }
 
 // Calls `work` while what the console is told is kept: which operators run on the processor is only
@@ -60,11 +63,12 @@ async function start(provider, model, threads) {
 async function open({ model, provider, threads }) {
   const begun = performance.now()
   const content = new Uint8Array(model)
-  let { card = "", why } = provider === "wasm" ? { why: "" } : await lookForCard()
+  let { card = "", why } = provider === "wasm" ? { why: "" } : await lookForCard(provider)
   let elsewhere = [], used = provider === "wasm" || why ? "wasm" : "webgpu"
   if (provider === "webgpu" && why) throw new Error(why)
-  const cores = threads || Math.min(8, navigator.hardwareConcurrency || 1)
-  const many = self.crossOriginIsolated ? cores : 1
+  // Two threads on one core wait for each other: the browser counts what a core can run at once.
+  const cores = Math.min(4, Math.ceil((navigator.hardwareConcurrency || 1) / 2))
+  const many = self.crossOriginIsolated ? threads || cores : 1
   try {
     elsewhere = await start(used, content, many)
   } catch (error) {
