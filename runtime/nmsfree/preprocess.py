@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.errors import MissingExtraError
+from nmsfree.images import REDUCTIONS, Reduction
 from nmsfree.spec import ModelSpec, Resize
 
 _CV2_INTERPOLATION = {
@@ -117,6 +118,12 @@ def resized_as(image: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
     h, w = image.shape[:2]
     height, width = _placed(h, w, spec.height, spec.width, spec.resize)
     return _resized(image, height, width, spec.resize)
+
+
+def reduction_for(height: int, width: int, spec: ModelSpec) -> Reduction:
+    """By how much a JPEG of that size can be reduced, and not be smaller than in the input."""
+    wanted = spec.source or _placed(height, width, spec.height, spec.width, spec.resize)
+    return next((r for r in REDUCTIONS if height >= r * wanted[0] and width >= r * wanted[1]), 1)
 
 
 def _resized(

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from nmsfree import Detector, InputError, read_image
 from nmsfree.cli import main as cli
 from nmsfree.cli.detect import Run
 from nmsfree.images import write_picture
+from nmsfree.preprocess import reduction_for
+from nmsfree.streams.pipeline import answers_of
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Frame, expand
 from nmsfree.streams.video import Video
 from nmsfree.streams.video_file import VideoFile
@@ -93,6 +97,33 @@ def test_large_pictures_in_tiles(detect: Detect, place: Path) -> None:
     status, _, err = detect("large.png", "--overlap", "32")
     assert (status, "expected a tile with it" in err) == (2, True)
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(("name", "height"), [("a.jpg", 640), ("a.jpg", 643), ("a.png", 640)])
+def test_reduced_jpegs_give_boxes_of_the_file(
+    name: str, height: int, detect: Detect, place: Path
+) -> None:
+    """Also of a size that the reduction does not divide; a PNG is decoded whole."""
+    picture = np.zeros((height, 961, 3), np.uint8)
+    picture[400:, 600:] = (0, 0, 255)
+    cv2.imwrite(name, picture)
+    sources, boxes = expand([name])[0], []
+    with Detector("tiny.onnx") as detector:
+        for reduction in (1, partial(reduction_for, spec=detector.spec)):
+            ((frame, found),) = chain(*answers_of(sources, detector.batch, 1, reduction=reduction))
+            boxes.append(found.xyxy[0])
+    short = 80 if height == 640 else 81
+    assert frame.image.shape == ((short, 121, 3) if name == "a.jpg" else picture.shape)
+    np.testing.assert_allclose(*boxes, atol=8)
+    assert (boxes[1][2:] <= (961, height)).all()
+    status, out, _ = detect(name, "--json", "-", "--no-save", "--reduced")
+    assert status == 0 and lines(out)[0]["box"] == pytest.approx(boxes[1], abs=0.1)
+
+
+def test_reduced_pictures_are_neither_drawn_nor_tiled(detect: Detect, photos: Path) -> None:
+    for options in ((), ("--no-pictures", "--tile", "96")):
+        status, _, err = detect("photos", "--reduced", *options)
+        assert status == 2 and "add --no-pictures, without --tile" in err
 
 
 def test_a_run_without_a_picture_leaves_no_folder(detect: Detect, place: Path) -> None:

@@ -32,8 +32,9 @@ from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.detections import Detections
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
-from nmsfree.images import quiet_opencv
+from nmsfree.images import Reduce, Reduction, quiet_opencv
 from nmsfree.options import Option
+from nmsfree.preprocess import reduction_for
 from nmsfree.streams.flow import Stage
 from nmsfree.streams.live import LiveSource
 from nmsfree.streams.pipeline import DECODERS, Answer, Look, answers_of
@@ -74,6 +75,14 @@ class Request:
     pictures: Annotated[
         bool, Option("Write annotated pictures, videos.", ("--pictures/--no-pictures",))
     ] = True
+    reduced: Annotated[
+        bool,
+        Option(
+            "Decode JPEGs at ½, ¼ or ⅛ of their size where that is no smaller than the model's"
+            " input: faster, and may see less. Needs --no-pictures.",
+            ("--reduced",),
+        ),
+    ] = False
     json_file: Annotated[str | None, json_option('Write the lines here too; "-" is stdout.')] = None
     max_frames: Annotated[
         int | None, Option("Stop each video or live source after this many.", min=1, max=2**31 - 1)
@@ -106,6 +115,12 @@ def _detect(request: Request) -> None:
 
     Large pictures: nmsfree detect aerial.tif --model model.onnx --tile 400
     """
+    drawn = request.save and request.pictures
+    if request.reduced and (drawn or request.tiling.tile is not None):
+        raise InputError(
+            "--reduced leaves pixels out, which --tile and annotated pictures need: add"
+            " --no-pictures, without --tile"
+        )
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video opens
     quiet_opencv()
     found, problems = expand(request.sources)
@@ -127,6 +142,8 @@ def _detect(request: Request) -> None:
         )
         with output:
             run = Run(look, output, detector.spec.batch, request.max_frames, request.give_up)
+            if request.reduced:
+                run.reduction = partial(reduction_for, spec=detector.spec)
             run.over(found)
     if not run.images and folder is not None and request.save_dir is None:
         shutil.rmtree(folder)  # this run's own, with an empty list
@@ -176,6 +193,7 @@ class Run:
     batch: int | None  # how many images to give to `look` at once; None for any number
     max_frames: int | None = None  # stop each video or live source after this many
     give_up: float | None = None  # seconds, see `stream`
+    reduction: Reduction | Reduce = 1  # of JPEGs
     images: int = 0
     objects: int = 0
     truncated: int = 0  # images that may hold more
@@ -205,6 +223,7 @@ class Run:
                 self.batch,
                 max_frames=self.max_frames,
                 give_up=self.give_up,
+                reduction=self.reduction,
                 then=[Stage("draw", self._draw, DECODERS)],
                 on_video=lambda frames: _expect(bar.tasks[0], frames),
                 on_live=lambda live: setattr(self, "live", live),

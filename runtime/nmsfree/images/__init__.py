@@ -8,6 +8,7 @@ import io
 import os
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from nmsfree.text import FilePath, as_path, shown
 
 Color = Literal["bgr", "rgb"]
 Reduction = Literal[1, 2, 4, 8]
+Reduce = Callable[[int, int], Reduction]  # of the height and width of a file's picture
+REDUCTIONS: tuple[Reduction, ...] = (8, 4, 2)
 
 LARGEST = 1 << 30  # bytes of a file
 MAX_PIXELS = 1 << 28  # 0.8 GB as BGR; the largest sensors of phones have 200 million
@@ -66,7 +69,7 @@ def read_image(path: FilePath) -> NDArray[np.uint8]:
 
 
 def read_reduced(
-    path: str | Path, reduction: Reduction
+    path: str | Path, reduction: Reduction | Reduce
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read an image file as `read_image` does, a JPEG at 1/reduction of its size, rounded up.
 
@@ -76,7 +79,7 @@ def read_reduced(
 
 
 def decode_image(
-    data: bytes, where: object, reduction: Reduction = 1
+    data: bytes, where: object, reduction: Reduction | Reduce = 1
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode the bytes of an image file as `read_reduced` does; `where` begins messages."""
     if not data:
@@ -85,6 +88,9 @@ def decode_image(
     _check_claim(where, header, data)
     if header is None or header.kind != "JPEG" or header.turned is None:
         reduction = 1
+    elif callable(reduction):
+        sides = header.height, header.width
+        reduction = reduction(*(sides[::-1] if header.turned else sides))
     if data.startswith(_PNG) and _is_cut_png(data):
         raise InputError(f"{shown(where)}: is cut, the rest of the PNG is missing: get it again")
     image = _decode(data, reduction)

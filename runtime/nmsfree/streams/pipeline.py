@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from nmsfree.detections import Detections
 from nmsfree.detector import IMAGES_PER_RUN, Detector, Threshold
 from nmsfree.errors import InputError
-from nmsfree.images import read_image
+from nmsfree.images import Reduce, Reduction, read_reduced
 from nmsfree.streams.flow import Stage, flow
 from nmsfree.streams.live import LiveSource, live_sources, take
 from nmsfree.streams.sources import Frame, Source, expand
@@ -86,6 +87,7 @@ def answers_of(
     *,
     max_frames: int | None = None,
     give_up: float | None = None,
+    reduction: Reduction | Reduce = 1,
     then: Sequence[Stage] = (),
     on_video: Callable[[int | None], None] = lambda frames: None,
     on_live: Callable[[Sequence[LiveSource]], None] = lambda sources: None,
@@ -99,6 +101,7 @@ def answers_of(
         look: finds the objects of up to `batch` images; several threads call it.
         batch: None for an open one.
         max_frames, give_up: as for `stream`.
+        reduction: of JPEG files as they are decoded; boxes are in the file's pixels all the same.
         then: stages that take such lists; theirs are yielded.
         on_video: is told how many frames a video has, or None if it does not say.
         on_live: is told the live sources when they start.
@@ -106,7 +109,7 @@ def answers_of(
     files = [source for source in sources if not source.is_live]
     live = [source for source in sources if source.is_live]
     if files:
-        chunks = _chunked(_undecoded(files, max_frames, on_video), batch or 1)
+        chunks = _chunked(_undecoded(files, max_frames, reduction, on_video), batch or 1)
         stages = [
             Stage("decode", _decode, DECODERS),
             Stage("detect", partial(_detect, look), RUNS),
@@ -124,11 +127,14 @@ Undecoded = Callable[[], Frame] | InputError
 
 
 def _undecoded(
-    sources: Sequence[Source], max_frames: int | None, on_video: Callable[[int | None], None]
+    sources: Sequence[Source],
+    max_frames: int | None,
+    reduction: Reduction | Reduce,
+    on_video: Callable[[int | None], None],
 ) -> Generator[Undecoded, None, None]:
     for source in sources:
         if source.kind == "image":
-            yield partial(_picture, source)
+            yield partial(_picture, source, reduction)
             continue
         try:
             with Video(Path(source.name)) as video:
@@ -140,8 +146,9 @@ def _undecoded(
             yield error
 
 
-def _picture(source: Source) -> Frame:
-    return Frame(source, read_image(source.name))
+def _picture(source: Source, reduction: Reduction | Reduce) -> Frame:
+    image, size = read_reduced(source.name, reduction)
+    return Frame(source, image, size=None if image.shape[:2] == size else size)
 
 
 def _frame(source: Source, number: int, frame: Encoded, fps: float) -> Frame:
@@ -171,7 +178,21 @@ def _decode(chunk: list[Undecoded]) -> list[Frame | InputError]:
 def _detect(look: Look, chunk: list[Frame | InputError]) -> list[Answer | InputError]:
     images = [frame.image for frame in chunk if isinstance(frame, Frame)]
     found = iter(look(images) if images else [])
-    return [(frame, next(found)) if isinstance(frame, Frame) else frame for frame in chunk]
+    return [
+        (frame, _in_file(frame, next(found))) if isinstance(frame, Frame) else frame
+        for frame in chunk
+    ]
+
+
+def _in_file(frame: Frame, found: Detections) -> Detections:
+    """With boxes in pixels of the file, if the picture is reduced."""
+    if frame.size is None:
+        return found
+    height, width = frame.size
+    # By the long side, as in a thin picture the last pixel is a large part of the short one.
+    reduction = round(max(frame.size) / max(frame.image.shape[:2]))
+    limit = np.array([width, height] * 2, np.float32)
+    return replace(found, xyxy=np.minimum(found.xyxy * np.float32(reduction), limit))
 
 
 def _while_alive(sources: Sequence[LiveSource]) -> Generator[None, None, None]:

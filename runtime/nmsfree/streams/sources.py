@@ -58,6 +58,7 @@ class Frame(NamedTuple):
     time: float | None = None  # seconds after its first frame
     fps: float = 0.0  # of the source on average
     arrived: float | None = None  # of a live source: `time.monotonic` when it had been decoded
+    size: tuple[int, int] | None = None  # height, width in the file, of a picture that is reduced
 
 
 def find_images(folder: Path, passed: Iterable[str] = ()) -> list[Path]:

@@ -8,14 +8,13 @@ from torch.utils.data import Dataset, get_worker_info
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import DataError, InputError, NmsfreeError
-from nmsfree.images import Reduction, read_reduced
+from nmsfree.images import REDUCTIONS, Reduction, read_reduced
 from nmsfree.preprocess import fit
 from nmsfree_training.config import Preset, TrainConfig
 from nmsfree_training.data.augment import Example, finish, mixup, mosaic, place, short_side_size
 from nmsfree_training.data.batch import PackedBatch, pack
 
 # A JPEG can be decoded at these fractions of its size.
-REDUCTIONS: tuple[Reduction, ...] = (8, 4, 2)
 # A reduced JPEG must still be this many times larger than what is needed of it. Measured against
 # decoding it whole, both resized by area: 41 … 52 dB and 3 % of sharpness; without this margin
 # 35 … 45 dB and 20 %. Resizing by linear interpolation instead: 28 … 43 dB.
