@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,19 @@ def helps(command: Any) -> Iterator[str]:
         context = command.make_context("nmsfree", [], resilient_parsing=True)
         for child in command.list_commands(context):
             yield from helps(command.resolve_command(context, [child])[1])
+
+
+@pytest.mark.slow
+def test_the_site_fetches_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    pages = list(tmp_path.glob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert not re.findall(r'<(?:script|img)[^>]+src="?https?:[^>]+', text), page.name
+        assert not re.findall(r'<link[^>]+rel="?stylesheet"?[^>]+https?:[^>]+', text), page.name
+        assert "window.Worker = class" in text, page.name
 
 
 def test_every_page_is_in_the_menu() -> None:

@@ -97,6 +97,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("snippets")
     (folder / "weights").symlink_to(ROOT / "weights", target_is_directory=True)
     (folder / "holiday").mkdir()
+    (folder / "data/digits/overlap").mkdir(parents=True)
+    cv2.imwrite(str(folder / "data/digits/overlap/00000.png"), make_scene("overlap", 0).image)
     for i, name in enumerate(("street.jpg", "a.jpg", "b.jpg", "aerial.tif", "holiday/1.png")):
         cv2.imwrite(str(folder / name), make_scene("val", i).image)
     for name in ("street.mp4", "clip.mp4"):
