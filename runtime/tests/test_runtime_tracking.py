@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from test_runtime_streams import write_video
 
-import nmsfree
 from nmsfree import CallableBackend, Detector, ModelSpec, RawDetections
 
 PAGE = Path(__file__).parents[2] / "docs/streams.md"
@@ -62,11 +61,16 @@ def test_the_recipe_for_tracking_keeps_numbers(
 ) -> None:
     pytest.importorskip("trackers")
     clip = write_video(tmp_path / "clip.mp4", [scene(number) for number in range(20)])
-    (recipe,) = re.findall(r"```python\n(from trackers .*?)```", PAGE.read_text("utf-8"), re.S)
-    recipe = recipe.replace('"street.mp4"', repr(str(clip))).replace(
-        "threshold=0.1", "threshold=0.5"
-    )
-    exec(recipe, {"nmsfree": nmsfree, "detector": detector})
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    (recipe,) = (block for block in blocks if "ByteTrackTracker" in block)
+    for theirs, ours in (
+        ('"street.mp4"', repr(str(clip))),
+        ('nmsfree.Detector("model.onnx")', "given"),
+        ("threshold=0.1", "threshold=0.5"),
+    ):
+        assert theirs in recipe
+        recipe = recipe.replace(theirs, ours)
+    exec(recipe, {"given": detector})
     numbers = defaultdict(set)
     lines = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
     for frame, number, name, _ in lines:
