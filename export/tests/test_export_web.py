@@ -16,17 +16,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import typer
 from onnx import ModelProto
+from typer.testing import CliRunner
 
 from nmsfree import Detector, EngineError, InputError
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.spec import ModelSpec
 from nmsfree.testing.tensorrt import write_fake_engine
+from nmsfree_export.bundle import browser as browser_module
 from nmsfree_export.bundle import web
 from nmsfree_export.bundle.browser import NAMES, Browser, BrowserBackend
 from nmsfree_export.bundle.model import read_model
 from nmsfree_export.bundle.web import HEADERS, bundle_web, ort_files, serve
+from nmsfree_export.cli.bundle import bundle
 from nmsfree_export.graph.contract import content_of, read_description
 from nmsfree_export.graph.inputs import with_input
 from nmsfree_export.verify.parity import compare, load_images
@@ -95,7 +99,11 @@ def slide(browser: Browser, threshold: float) -> None:
 
 
 @needs_chromium
-def test_the_page_answers_as_python_does(site: Path, address: str, tmp_path: Path) -> None:
+def test_the_page_answers_as_python_does(
+    site: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    monkeypatch.setattr(browser_module, "FLAGS", (*browser_module.FLAGS, *camera))
     picture = tmp_path / "scene.png"
     cv2.imwrite(str(picture), cv2.resize(make_scene("val", 1).image, (500, 375)))
     browser = Browser()
@@ -127,6 +135,13 @@ def test_the_page_answers_as_python_does(site: Path, address: str, tmp_path: Pat
             shot = np.frombuffer(b64decode(browser.ask("Page.captureScreenshot")["data"]), np.uint8)
             pixels: Any = cv2.imdecode(shot, cv2.IMREAD_COLOR)
             assert pixels.shape[:2] == (900, width) and pixels.std() > 10
+        for shown in ("Stop the camera", "Camera"):
+            browser.evaluate("document.getElementById('network').textContent = '–'")
+            browser.evaluate("document.getElementById('camera').click()")
+            until(browser, f"document.getElementById('camera').textContent === '{shown}'")
+            if shown.startswith("Stop"):  # its frames are detected in
+                until(browser, "document.getElementById('network').textContent !== '–'")
+                assert browser.evaluate("document.getElementById('canvas').width") == 640
     finally:
         browser.close()
 
@@ -185,6 +200,26 @@ def test_a_file_of_any_input_runs_in_the_browser(
         assert backend.ms > 0 and "WASM" in backend.describe()
     finally:
         backend.close()
+
+
+def test_the_command(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(web.ThreadingHTTPServer, "serve_forever", interrupted)
+    app = typer.Typer()
+    app.command("bundle")(bundle)
+    # A file that takes whole pictures already.
+    words = ["web", str(site / "model.onnx"), "-o", str(tmp_path), "--serve", "--port", "0"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.exception
+    assert "index.html: any web server" in done.stderr and "http://localhost:" in done.stderr
+    names = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    assert {(tmp_path / name).read_bytes() == (site / name).read_bytes() for name in names} == {
+        True
+    }
+    done = CliRunner().invoke(app, ["triton", str(site / "model.onnx"), "--serve"])
+    assert isinstance(done.exception, InputError) and "are for web" in str(done.exception)
 
 
 def test_what_a_page_cannot_take_is_refused(model: Path, tmp_path: Path) -> None:
