@@ -133,8 +133,12 @@ def _engines(checks: tuple[Check, ...]) -> Table:
     for name in ("engine", "version", "state"):
         table.add_column(name, no_wrap=True)
     table.add_column("what and where", overflow="fold")
+    engines = False
     for check in checks:
         state = Text(check.state, style=COLOURS[check.state])
         detail = Text(check.detail if check.state in ("runs", "no device") else "")
+        if engines and not check.runs_models:
+            table.add_section()  # what follows are libraries, and not counted below
+        engines = check.runs_models
         table.add_row(Text(check.engine), Text(check.version or "–"), state, detail)
     return table

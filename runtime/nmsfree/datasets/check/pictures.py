@@ -136,6 +136,7 @@ def _others(check: Check, split: str, path: Path) -> list[Mark]:
     return []
 
 
+FEWEST_BARS = 8  # places for bars, so that one class is no giant
 MOST_FREQUENT, RAREST = 75, 25  # classes shown when there are more than both together
 ROW, COLUMN, SIZES = 0.2, 2.7, 6.5  # inches: a class, a split, the box sizes
 MISSING = "#C62828"
@@ -190,7 +191,7 @@ def _draw_classes(
                 color=INK if value else MISSING,
             )  # fmt: skip
     axes.set_yticks(range(len(names)), ["…" if n is None else short(n) for n in names], fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylim(max(len(names), FEWEST_BARS) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
     _plain(axes, "x")
     axes.tick_params(axis="y", length=0)
