@@ -256,6 +256,8 @@ def test_the_runtime_is_compared_with_its_hash(
     (folder / last).write_bytes(b"other")
     with pytest.raises(InputError, match=rf"{last}: not the file of onnxruntime-web@"):
         ort_files(folder)
+    with pytest.raises(InputError, match=r"no ONNX Runtime Web in it, expected the folder of"):
+        ort_files(folder / "empty")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     ort_files.cache_clear()
     with pytest.raises(EngineError, match=r"npm is not installed.* with --ort"):

@@ -104,7 +104,10 @@ def ort_files(ort: Path | None) -> Mapping[str, bytes]:
     """
     if ort is not None:
         places = (ort, ort / "dist", ort / "onnxruntime-web" / "dist")
-        return _checked(next((p for p in places if (p / next(iter(HASHES))).exists()), ort))
+        found = next((p for p in places if (p / next(iter(HASHES))).exists()), None)
+        if found is None:
+            raise InputError(f"{ort}: no ONNX Runtime Web in it, expected the folder of {PACKAGE}")
+        return _checked(found)
     npm = shutil.which("npm")
     if npm is None:
         raise EngineError(
