@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -275,6 +277,23 @@ def test_the_server_sends_what_threads_need() -> None:
         with pytest.raises(InputError, match=r"port \d+ cannot be used .*: give another"):
             serve(Path(str(page)), server.server_address[1])
         server.shutdown()
+
+
+def test_a_browser_that_goes_away_is_no_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(bytes(2**25))
+    server = serve(tmp_path)
+    server.daemon_threads = False  # closing the server waits for them
+    with server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = socket.create_connection(server.server_address[:2])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"GET /model.onnx HTTP/1.0\r\n\r\n")
+        assert client.recv(1000)
+        client.close()  # with a reset
+        server.shutdown()
+    assert capfd.readouterr().err == ""
 
 
 def test_the_page_is_part_of_the_package() -> None:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -154,6 +155,10 @@ class _Handler(SimpleHTTPRequestHandler):
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the browser was closed, or took another page
+            super().handle()
 
     def log_message(self, format: str, *words: object) -> None:
         """Say nothing: the command prints where it serves."""
