@@ -52,6 +52,7 @@ def test_readme_is_short_and_plain() -> None:
     prose = re.sub(r"```.*?```|^\|.*?$|\]\([^)]*\)", "", text, flags=re.DOTALL | re.MULTILINE)
     sentences = re.split(r"(?<=[.!?:])\s|\n\n", prose)
     assert max(len(sentence.split()) for sentence in sentences) < 30
+    assert max(len(part.strip().splitlines()) for part in prose.split("\n\n")) <= 5
 
 
 def test_a_question_that_fails_is_named_and_the_others_go_on(

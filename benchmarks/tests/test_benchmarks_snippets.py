@@ -43,6 +43,7 @@ REASONS = ("a GPU", "a download", "time", "a server")
 SHELL, DATA = ("console", "bash"), ("json", "yaml", "mermaid")
 # What belongs to others, or was built or written by a line above.
 OTHERS = {"apt-get", "cmake", "curl", "source", "tritonserver", "build/detect", "models/client.py"}
+OTHERS |= {"cd", "node"}  # npm fetches what the example in JavaScript needs
 OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size"}
 # What a test has no time for is cut short; a download is left out.
 SHORTER = {"train": "--epochs 1 --min-steps 1 --size 64 64 --threads 1 --workers 0 --no-probe"}
