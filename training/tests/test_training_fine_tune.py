@@ -13,7 +13,8 @@ from nmsfree.errors import CheckpointError
 from nmsfree_training.config import PRESETS, Matching, MaxFilter, Preset, preset
 from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.model.backbone import ResNet
-from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.detector import Fcos, fresh_network
+from nmsfree_training.model.filters import GAIN
 from nmsfree_training.model.norms import freeze_statistics
 
 from .runs import State, save_network, weights
@@ -296,3 +297,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"123")
     assert "truncated or another format" in refusal("weights.safetensors")
     assert all(torch.equal(network.state_dict()[key], t) for key, t in before.items())
+
+
+def test_the_filter_starts_as_asked() -> None:
+    usual = preset("fcos_e2e_nano", 3)
+    for strength in (0.0, 5.0):
+        given = replace(usual, train=replace(usual.train, dedup_start=strength))
+        weights = fresh_network(given, 0).heads["o2o"].duplicate_filter.weights
+        assert all((own * GAIN == strength).all() for own in weights.values())

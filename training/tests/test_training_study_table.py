@@ -87,6 +87,7 @@ def test_the_rows_set_what_their_names_say(chosen: dict[str, Preset]) -> None:
         "late_copy": replace(whole, o2o_start=0.5),
         "fade": replace(whole, o2m_weight_end=0.0),
         "all": replace(whole, o2o=Matching(1, (0.5, 0.5), hungarian=True)),
+        "dedup_start": replace(chosen["dedup_hungarian"].train, dedup_start=5.0),
         "from_digits": chosen["dedup_hungarian"].train,
         "o2m_from_digits": chosen["o2m"].train,
     }
@@ -101,7 +102,7 @@ def test_the_rows_set_what_their_names_say(chosen: dict[str, Preset]) -> None:
         "all": "logits",
     }
     dedup = [name for name, found in chosen.items() if found.model.dedup_iou]
-    assert dedup == ["dedup", "dedup_hungarian", "dedup_features", "from_digits"]
+    assert dedup == ["dedup", "dedup_hungarian", "dedup_features", "dedup_start", "from_digits"]
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
 
@@ -110,7 +111,7 @@ def test_rows_are_well_formed_and_chosen_in_order() -> None:
     for row in ROWS:
         assert row.title and row.question and row.name.replace("_", "").isalnum()
         if row.model == "fcos_e2e_nano":  # all options are spelled out
-            more = sum(map(row.options.count, ("--deployed-dedup-iou", "--init")))
+            more = sum(map(row.options.count, ("--deployed-dedup-iou", "--init", "--dedup-start")))
             assert row.options.count("--") == 8 + more
     assert choose_rows() == ROWS
     assert [row.name for row in choose_rows(["o2o", "o2m"])] == ["o2m", "o2o"]

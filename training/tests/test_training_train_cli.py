@@ -232,6 +232,20 @@ def test_a_retrofit_changes_nothing_but_the_new_head(digits: Path, tmp_path: Pat
     assert any((after.state[k] != before.state[k.replace(".o2o.", ".o2m.")]).any() for k in copied)
 
 
+def test_an_untrained_retrofit_stays_the_best_where_training_hurts(
+    digits: Path, tmp_path: Path
+) -> None:
+    weights, out = WEIGHTS / "fcos_rt_nano.safetensors", tmp_path / "run"
+    words = ("--data", digits, "--retrofit", weights, "--out", out, *SHORT)
+    result = run(*words, "--val", "val", "--learning-rate", 1, "--warmup", 0, "--dedup-start", 5)
+    assert result.exit_code == 0, result.output
+    assert "before the new head is trained" in result.stderr
+    before, best = load_checkpoint(weights), load_checkpoint(out / "best.safetensors")
+    assert best.provenance["epoch"] == "0" and float(best.provenance["AP"]) > 0.5
+    copied = [key for key in before.state if ".o2m." in key]
+    assert all((best.state[k.replace("o2m", "o2o")] == before.state[k]).all() for k in copied)
+
+
 def test_pictures_that_cannot_be_read_are_named_and_the_rest_is_done(
     digits: Path, tmp_path: Path
 ) -> None:

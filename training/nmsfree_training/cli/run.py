@@ -45,7 +45,7 @@ from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
 from nmsfree_training.loop.step import PRECISIONS
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.loop.validate import analyse_best, measure_best
-from nmsfree_training.model.detector import Fcos, fresh_network
+from nmsfree_training.model.detector import Fcos, fresh_network, start_filter
 from nmsfree_training.monitor.callbacks import Callback, Callbacks
 from nmsfree_training.monitor.console import ConsoleCallback
 from nmsfree_training.monitor.curves import draw_curves, read_metrics
@@ -320,6 +320,7 @@ def _start(
     if options.retrofit is not None:
         made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
         chosen = apply(options.recipe, at_size(made.preset, options.size or made.preset.input_size))
+        start_filter(made.network, chosen.train.dedup_start)
         trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in made.network.parameters())
         message = f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained"

@@ -44,7 +44,7 @@ KINDS = (TrainConfig, ModelConfig, MatchingOptions)
 NAMES = {kind: [f.name for f, _, option in options_of(kind) if option] for kind in KINDS}
 MATCHINGS = ("argmin", "hungarian")
 TWO_HEADED = ("o2o_gradient", "o2m_weight_end", "o2o_start")
-FILTERS = ("max_filter", "dedup_iou", "deployed_dedup_iou")
+FILTERS = ("max_filter", "dedup_iou", "deployed_dedup_iou", "dedup_start")
 
 
 def apply(given: "RecipeOptions", preset: Preset) -> Preset:

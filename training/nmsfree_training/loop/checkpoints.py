@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,14 @@ class CheckpointManager:
         names = ["last"] + ["best"] * best
         if keep_every and epoch % keep_every == 0:
             names.append(f"epoch_{epoch:04d}")
+        self.write_weights(names, epoch, metrics)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_weights(self, names: Iterable[str], epoch: int, metrics: dict[str, float]) -> None:
+        """Write what would be deployed after an epoch, 0 = untrained, under each of these names."""
         provenance = {"epoch": str(epoch)}
         if metrics:
             provenance["AP"] = f"{metrics['AP']:.4f}"
@@ -93,10 +101,6 @@ class CheckpointManager:
         for name in names:
             path = self.folder / f"{name}.safetensors"
             save_checkpoint(self.checkpoint(state, provenance), path)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def set_epochs(self, preset: Preset) -> None:
         """Take note of another number of epochs, which a budget of minutes decides."""

@@ -103,11 +103,24 @@ class Trainer:
             (self.run.out / METRICS).unlink(missing_ok=True)  # of an earlier run
         self.world.on_main(self.checkpoints.write_recipe)
         metrics: dict[str, float] = {}
+        if not self.run.resume and self.heads != self.preset.model.heads:
+            self._measure_start()
         while self.position.epoch < self.preset.train.epochs and not self._has_flattened():
             self._train_epoch()
             metrics = self._close_epoch()
         self._loader = None
         return metrics
+
+    def _measure_start(self) -> None:
+        """A retrofit's head works untrained, too: it is the best until an epoch is better."""
+        if self.validator is None or not self.run.evaluate_every:
+            return
+        network = self.deployable()
+        network.eval()
+        metrics = self.validator.metrics(network)
+        self.position.best = metrics["AP"]
+        self.world.on_main(lambda: self.checkpoints.write_weights(["best"], 0, metrics))
+        self.callback.log(f"AP {100 * metrics['AP']:.1f} before the new head is trained")
 
     def _has_flattened(self) -> bool:
         """Whether AP has not risen for as long as the user has patience."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nmsfree_training.config import STRIDES, HeadName, ModelConfig, Preset
 from nmsfree_training.model.backbone import Fpn, ResNet
 from nmsfree_training.model.boxes import anchor_points, decode
+from nmsfree_training.model.filters import DuplicateFilter
 from nmsfree_training.model.head import Head
 from nmsfree_training.model.lite import Lite0
 
@@ -92,7 +93,16 @@ class Fcos(nn.Module):
 def fresh_network(preset: Preset, seed: int) -> Fcos:
     """A network with random weights that depend on the seed alone."""
     torch.manual_seed(seed)
-    return Fcos(preset.model)
+    network = Fcos(preset.model)
+    start_filter(network, preset.train.dedup_start)
+    return network
+
+
+def start_filter(network: Fcos, strength: float) -> None:
+    """Begin with this strength of the duplicate filter, if there is one."""
+    for module in network.modules():
+        if isinstance(module, DuplicateFilter):
+            module.start(strength)
 
 
 def place(network: Fcos, device: torch.device) -> Fcos:

@@ -149,6 +149,11 @@ class DuplicateFilter(nn.Module):
             filtered[coarse] = filtered[coarse] - self._strength("finer", coarse) * from_below
         return filtered
 
+    def start(self, strength: float) -> None:
+        """Begin with this b for all kinds of neighbours and levels."""
+        for weight in self.weights.values():
+            nn.init.constant_(weight, strength / self.gain)
+
     def folded(self) -> "DuplicateFilter":
         """Return a copy for deployment: the strengths are its weights."""
         copy = DuplicateFilter(len(self.weights["same"]), self.agreement, self.deployed)

@@ -131,6 +131,12 @@ ROWS: tuple[Row, ...] = (
         "Do the ingredients add up?",
         f"{WHOLE} --o2o-matching hungarian --o2o-quality 0.5 0.5 --max-filter logits",
     ),
+    _two_heads(
+        "dedup_start",
+        "dedup filter from the start, Hungarian",
+        "Does it help short runs that the filter need not be learned?",
+        f"{DEDUP} --o2o-matching hungarian --dedup-start 5",
+    ),
     Row(
         "retrofit",
         "retrofit of one-to-many",
