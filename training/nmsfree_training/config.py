@@ -191,10 +191,7 @@ class TrainConfig:
     o2o_gradient: Annotated[
         float, _HEADS_SHARE("Share of its gradient that trains backbone and neck too, 0 … 1.")
     ] = 0.0
-    # With 5 a copied head does at once nearly what NMS does with the other.
-    dedup_start: Annotated[
-        float, HEADS("Strength with which the duplicate filter starts to learn.", min=0, max=100)
-    ] = 0.0
+    dedup_start: Annotated[float, HEADS("First strength of the duplicate filter.", min=0)] = 0.0
     # With two heads, linearly.
     o2m_weight_end: Annotated[
         float, _HEADS_SHARE("The one-to-many losses' weight falls from 1 to this.")
