@@ -18,7 +18,7 @@ QUICK_TESTS := $(patsubst %,runtime/tests/test_runtime_%.py,spec preprocess nms 
 	$(patsubst %,benchmarks/tests/test_benchmarks_%.py,intervals records report machine)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test docs fuzz lint dist clean
+.PHONY: help setup setup-cuda data train eval export bench results gpu-check detect weights quick test docs fuzz lint dist oldest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,14 @@ dist: setup  ## wheels and source archives of all four, checked, with their sums
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.json constraints.txt
 	cd dist && shasum -a 256 * | tee SHA256SUMS && ls -l
+
+oldest: setup  ## the runtime's tests with the oldest versions that it claims to run with
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python runs/oldest
+	$(BIN)/uv pip install --quiet --python runs/oldest --resolution lowest-direct --only-binary :all: --no-binary nmsfree \
+		-e 'runtime[cpu,cli,eval,openvino,pillow,serve,track,video]' onnx==1.18.0
+	$(BIN)/uv pip install --quiet --python runs/oldest pytest pytest-timeout pytest-xdist pycocotools psutil
+	OMP_NUM_THREADS=1 runs/oldest/bin/python -m pytest -n auto -m 'not slow and not gpu' $(or $(ARGS),runtime/tests)
 
 clean:  ## remove .venv, caches and what is made again by itself; keeps runs/train and your data
 	rm -rf .venv runs/bench runs/export runs/detect data/digits .pytest_cache .mypy_cache .ruff_cache

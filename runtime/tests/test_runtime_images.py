@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from runtime_helpers import Noise, refusing
 
 from nmsfree import InputError, read_image
 from nmsfree.images import Reduction, as_bgr, read_reduced
 
 refused = refusing(InputError)
+WRITES_AVIF = pytest.mark.skipif(not features.check("avif"), reason="Pillow writes no AVIF")
 FORMATS = [".jpg", ".png", ".bmp", ".webp", ".tiff"]
 
 
@@ -261,6 +262,7 @@ def test_32_bits_are_refused_by_path_and_by_pillow(tmp_path: Path, kind: type[np
     assert "32-bit" in message and "convert" in message and "cut" not in message
 
 
+@WRITES_AVIF
 def test_a_turned_avif_is_refused_and_a_plain_one_read(
     tmp_path: Path, photo: NDArray[np.uint8]
 ) -> None:
@@ -363,7 +365,8 @@ def claiming(kind: str, width: int, height: int) -> bytes:
     return bytes(data)
 
 
-KINDS = ["PNG", "BMP", "GIF", "JPEG", "JPEG2000", "AVIF", "PPM", "TIFF"]
+AVIF = pytest.param("AVIF", marks=WRITES_AVIF)
+KINDS = ["PNG", "BMP", "GIF", "JPEG", "JPEG2000", AVIF, "PPM", "TIFF"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

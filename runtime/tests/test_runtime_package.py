@@ -16,6 +16,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 # Blocks packages the runtime may not need, then imports all of it: prints the modules.
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
+from importlib.util import find_spec
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -32,6 +33,8 @@ for blocked in BLOCKED:
     sys.exit(f"{blocked} is not blocked")
 import nmsfree
 for module in pkgutil.walk_packages(nmsfree.__path__, "nmsfree."):
+    if module.name.startswith("nmsfree.cluster.") and not find_spec("pyarrow"):
+        continue  # it comes with the extra `ray`
     importlib.import_module(module.name)
     print(module.name)
 """
