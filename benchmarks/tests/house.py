@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18600, "training": 10700, "export": 9800, "benchmarks": 10500}  # of code
-TEST_LINES = {"runtime": 16500, "training": 9400, "export": 6500, "benchmarks": 8200}
+TEST_LINES = {"runtime": 16500, "training": 9400, "export": 6500, "benchmarks": 8260}
 FILES = 300  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
