@@ -43,8 +43,8 @@ BLOCK = re.compile(
 REASONS = ("a GPU", "a download", "time", "a server")
 SHELL, DATA = ("console", "bash"), ("json", "yaml", "mermaid")
 # What belongs to others, or was built or written by a line above.
-OTHERS = {"apt-get", "cmake", "curl", "source", "tritonserver", "build/detect", "models/client.py"}
-OTHERS |= {"cd", "node"}  # npm fetches what the example in JavaScript needs
+OTHERS = {"apt-get", "cmake", "curl", "node", "npm", "source", "tritonserver"}
+OTHERS |= {"build/detect", "models/client.py"}
 OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size"}
 # What a test has no time for is cut short; a download is left out.
 SHORTER = {
