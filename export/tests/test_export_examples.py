@@ -3,8 +3,12 @@
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +104,60 @@ def test_python(name: str, model: Path, pictures: list[Path]) -> None:
     lines = run(sys.executable, EXAMPLES / "python" / f"{name}.py", model, *pictures[:6])
     with Detector(model) as detector:
         assert answers(lines.splitlines(), pictures[:6], detector) > 10
+
+
+def test_python_own_dataset(model: Path, digits: Path) -> None:
+    program = EXAMPLES / "python" / "own_dataset.py"
+    found = json.loads(run(sys.executable, program, model, digits))
+    assert found["AP"] > 0.5 and found["F1"] > 0.8 and len(found["worst"]) == 3
+
+
+def test_python_fastapi(model: Path, pictures: list[Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = EXAMPLES / "python" / "fastapi_server.py"
+    with subprocess.Popen([sys.executable, str(program), str(model), str(port)]) as server:
+        try:
+            wanted = asked(port, pictures[0].read_bytes(), deadline=time.monotonic() + 60)
+            with Detector(model) as detector:
+                line = json.dumps({"image": str(pictures[0]), "detections": wanted})
+                assert answers([line], pictures[:1], detector) > 1
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                asked(port, b"no picture")
+        finally:
+            server.terminate()
+
+
+def asked(port: int, picture: bytes, deadline: float = 0) -> Any:
+    """What the example with FastAPI answers; until `deadline` it may not listen yet."""
+    head = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/detect",
+        head + picture + b"\r\n--x--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_python_tracking(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trackers")
+    video = tmp_path / "still.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 25, (320, 240))
+    for _ in range(8):
+        writer.write(cv2.resize(make_scene("val", 0).image, (320, 240)))
+    writer.release()
+    lines = run(sys.executable, EXAMPLES / "python" / "tracking.py", model, video).splitlines()
+    rows = [json.loads(line) for line in lines]
+    later = [{row["id"] for row in rows if row["frame"] == n and row["id"] >= 0} for n in (5, 7)]
+    assert later[0] and later[0] == later[1]
 
 
 def test_python_video(model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Images that are on the GPU: read where they are, after their producer is done, or refused."""
 
 import ctypes
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from nmsfree.testing.cuda import FakeCuda
 UINT, FLOAT = 1, 2  # DLPack's codes
 refused = helpers.refusing(InputError)
 SHAPE = (3, 64, 96, 3)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "python" / "gpu_frames.py"
 
 
 class Producer:
@@ -133,6 +136,15 @@ def test_images_on_the_gpu_are_read_where_they_are(
     assert rig.cuda.done["graph launches"] == 0  # a graph would have another address in it
     rig.backend.close()
     assert rig.cuda.live() == {"streams": 1, "device allocations": 1}  # the producer's
+
+
+def test_the_example_with_frames_on_the_gpu(rig: Any, images: NDArray[np.uint8]) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    found = example["boxes_of"](rig.backend, Producer(rig.cuda, images).dlpack())
+    raw, least = rig(images), rig.backend.spec.threshold
+    for boxes, i in zip(found, range(len(images)), strict=True):
+        assert boxes == raw.detection_boxes[i][raw.detection_scores[i] > least].tolist()
+    assert any(found)
 
 
 def test_both_kinds_of_images_take_turns(rig: Any, images: NDArray[np.uint8]) -> None:
