@@ -126,7 +126,7 @@ def _show(report: "AdoptReport", console: "Console") -> None:
         f"licence of the weights: {shown(licence)}",
         f"threshold {spec.threshold:g}{usual}; `nmsfree eval` measures yours",
     ):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_trials(trials: "Sequence[Trial]", console: "Console") -> None:

@@ -86,7 +86,7 @@ def make_file(
         with console.status(doing) as status:
             report = make(
                 lambda step: status.update(f"{step} …"),
-                lambda line: console.print(line, highlight=False, markup=False),
+                lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
             )
     except FragileError as error:
         print_layers(error.layers, f"layers in {options.precision} beside FP32", console)
@@ -135,7 +135,7 @@ def show_report(report: "Report", console: "Console", reference: str) -> None:
         f"{report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
         shown(_about_threshold(spec)),
     ):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def about_input(spec: "ModelSpec") -> str:

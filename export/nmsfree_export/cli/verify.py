@@ -95,7 +95,7 @@ def _show(outcome: "Outcome", console: "Console") -> None:
     from nmsfree_export.verify.layer_errors import print_layers
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     layers, accuracy = outcome.layers, outcome.accuracy
     if layers is not None and layers.errors:

@@ -54,13 +54,13 @@ def _print_table(found: "list[Status]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("name", "AP", "file", "size", "SHA-256"):
-        table.add_column(name, overflow="fold", no_wrap=name == "name")
+        table.add_column(name, overflow="fold", no_wrap=name in ("name", "AP", "file"))
     for status in found:
         table.add_row(
             Text(shown(status.name)),
-            ", ".join(f"{value * 100:.1f} {split}" for split, value in status.ap.items()) or "–",
+            "\n".join(f"{value * 100:.1f} {split}" for split, value in status.ap.items()) or "–",
             Text(shown(status.file.name)),
             "missing" if status.size is None else f"{status.size / 1e6:.1f} MB",
             status.sha or "–",
