@@ -152,11 +152,18 @@ class Service:
             start = time.perf_counter()
             data = await _picture(request, await self._body(request))
             model.observe("receive", time.perf_counter() - start)
-            async with asyncio.timeout(self._limits.timeout), self._decoded:
+
+            def load() -> NDArray[Any]:
                 start = time.perf_counter()
-                image = await self._in_thread(_decode, data, self._limits.max_pixels)
+                image = _decode(data, self._limits.max_pixels)
                 model.observe("decode", time.perf_counter() - start)
-                found = await asyncio.wrap_future(model.batches.add(image, look))
+                return image
+
+            async with asyncio.timeout(self._limits.timeout), self._decoded:
+                if not model.decodes:
+                    decoded = await self._in_thread(load)
+                    load = lambda: decoded  # noqa: E731
+                image, found = await asyncio.wrap_future(model.batches.add(load, look))
         height, width = image.shape[:2]
         head = {"model": model.name, "height": height, "width": width}
         return _json(head | found.to_dict())
@@ -175,7 +182,7 @@ class Service:
                 start = time.perf_counter()
                 asked = await self._in_thread(read_request, body, json_bytes, model.detector.spec)
                 model.observe("decode", time.perf_counter() - start)
-                raw = await asyncio.wrap_future(model.batches.add(asked.images, None))
+                raw = await asyncio.wrap_future(model.batches.add(lambda: asked.images, None))
                 answer, json_bytes = await self._in_thread(write_answer, model.name, raw, asked)
         if json_bytes is None:
             return Response(answer, media_type="application/json")

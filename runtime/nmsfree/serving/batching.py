@@ -25,9 +25,9 @@ class Look(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """One picture, BGR uint8 [h, w, 3]; without a look the model's own input [N, H, W, 3]."""
+    """What gives a picture, BGR uint8 [h, w, 3]; without a look the model's input [N, H, W, 3]."""
 
-    image: NDArray[np.uint8]
+    load: Callable[[], NDArray[np.uint8]]
     look: Look | None
     answer: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
@@ -62,12 +62,13 @@ class Batches:
         for thread in self._threads:
             thread.start()
 
-    def add(self, image: NDArray[np.uint8], look: Look | None) -> Future[Any]:
-        """Have a picture looked at: `Detections`; or, without a look, an input: `RawDetections`.
+    def add(self, load: Callable[[], NDArray[np.uint8]], look: Look | None) -> Future[Any]:
+        """Have a picture looked at, which `load` gives: it and its `Detections`.
 
-        One that is cancelled before its turn is passed over.
+        Without a look it is an input, and the answer `RawDetections`. One that is cancelled before
+        its turn is passed over.
         """
-        job = _Job(image, look)
+        job = _Job(load, look)
         with self._changed:
             if self._closed:
                 raise EngineError("the server is closed")
@@ -85,14 +86,16 @@ class Batches:
 
     def _work(self) -> None:
         while jobs := self._next():
-            start = time.perf_counter()
+            taken = time.perf_counter()
             jobs = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             if not jobs:
                 continue
             for job in jobs:
-                self._observe("queue", start - job.since)
+                self._observe("queue", taken - job.since)
             try:
-                answers = self._run(jobs)
+                images = [job.load() for job in jobs]
+                start = time.perf_counter()
+                answers = self._run(images, jobs[0].look)
             except Exception as error:  # noqa: BLE001 (whoever asked is told)
                 for job in jobs:
                     job.answer.set_exception(error)
@@ -102,11 +105,11 @@ class Batches:
             for job, answer in zip(jobs, answers, strict=True):
                 job.answer.set_result(answer)
 
-    def _run(self, jobs: list[_Job]) -> list[Any]:
-        look = jobs[0].look
+    def _run(self, images: list[NDArray[np.uint8]], look: Look | None) -> list[Any]:
         if look is None:
-            return [self._detector.backend.run(jobs[0].image)]
-        return self._detector.batch([job.image for job in jobs], **look._asdict())
+            return [self._detector.backend.run(images[0])]
+        found = self._detector.batch(images, **look._asdict())
+        return list(zip(images, found, strict=True))
 
     def _next(self) -> list[_Job]:
         """Wait for the next picture, and for others with its look; nothing at the end."""

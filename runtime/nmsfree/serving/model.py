@@ -9,7 +9,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, NmsfreeError
 from nmsfree.serving.batching import Batches
 from nmsfree.serving.metrics import Metrics
-from nmsfree.serving.options import Limits
+from nmsfree.serving.options import Limits, processors
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Served:
         self._observers = stages | {"batch": metrics.batches.labels(name)}
         most = min(limits.max_batch, detector.spec.batch or limits.max_batch)
         self.capacity = threads * most  # pictures in the engine
+        # One picture a run, and a run for each processor: a thread that decodes gains nothing.
+        self.decodes = most == 1 and threads >= processors()
         self.batches = Batches(detector, threads, most, limits.max_wait_ms / 1000, self.observe)
 
     def observe(self, what: str, value: float) -> None:
