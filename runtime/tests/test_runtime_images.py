@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, features
 from runtime_helpers import Noise, refusing
 
 from nmsfree import InputError, read_image
+from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.images import Reduction, as_bgr, read_reduced
 
 refused = refusing(InputError)
@@ -132,6 +133,17 @@ def test_a_cut_jpeg_is_not_mistaken_for_its_thumbnail(tmp_path: Path, noise: Noi
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(data.getvalue()[:-200])
     assert "is cut" in refused(lambda: read_image(cut))
+
+
+def test_a_jpeg_that_is_cut_within_a_marker() -> None:
+    """A byte 255 at the end would make a marker of what the check for cuts puts behind it."""
+    data = cv2.imencode(".jpg", make_scene("val", 16).image)[1].tobytes()
+    ends = [i + 1 for i in range(len(data) // 2, len(data) - 300) if data[i] == 255]
+    assert len(ends) > 10
+    for end in ends:
+        assert "is cut" in refused(lambda end=end: as_bgr(data[:end])), end
+    for end in (len(data) - 1, len(data) - 2):  # the scan is complete
+        np.testing.assert_array_equal(as_bgr(data[:end]), as_bgr(data))
 
 
 def test_a_png_whose_part_claims_more_than_there_is_is_refused(

@@ -100,8 +100,9 @@ def decode_image(
             data = data.rstrip(b"\0") if data.endswith(bytes(16)) else data  # space never filled
             image = _decode(data + _END, reduction)
         if image is not None and not (ended and _shows_its_end(image, 8 // reduction)):
-            # This changes no complete scan.
-            more = _decode(data[: _end_of_jpeg(data)] + _MORE + _END, reduction)
+            # This changes no complete scan; a last 255 would make a marker of what follows.
+            scan = data[: _end_of_jpeg(data)].rstrip(b"\xff")
+            more = _decode(scan + _MORE + _END, reduction)
             if more is None or not np.array_equal(image, more):
                 raise InputError(
                     f"{shown(where)}: is cut, the rest of the JPEG is missing: get the file again"
