@@ -17,6 +17,8 @@ from nmsfree import EngineError, InputError, MissingExtraError
 from nmsfree.cuda import cuda_python, open_cuda
 from nmsfree.cuda.base import stream_handle
 
+pytest.importorskip("cuda.bindings", reason="needs cuda-python, which macOS has not")
+
 DOCTOR = "`nmsfree doctor` says what is missing"
 
 
