@@ -114,7 +114,7 @@ dist: setup  ## wheels and source archives of all four, checked, with their sums
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine cyclonedx-bom
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.json constraints.txt
-	cd dist && shasum -a 256 * | tee SHA256SUMS && ls -l
+	cd dist && shasum -a 256 *.whl *.tar.gz sbom.json > SHA256SUMS && cat SHA256SUMS && ls -l
 
 oldest: setup  ## the runtime's tests with the oldest versions that it claims to run with
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv

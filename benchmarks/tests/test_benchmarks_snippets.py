@@ -159,7 +159,8 @@ def test_python_runs(
 @pytest.mark.parametrize("page", STARTED)
 def test_the_commands_that_one_starts_with_run(page: str, files: Path, model: bytes) -> None:
     done = []
-    shutil.rmtree(files / "out", ignore_errors=True)
+    for made in ("out", "data"):  # which commands make
+        shutil.rmtree(files / made, ignore_errors=True)
     for block, line in COMMANDS:
         words = shlex.split(line, comments=True)
         if block.page == page and words[0] == "nmsfree" and " ".join(words[1:3]) not in LEFT_OUT:

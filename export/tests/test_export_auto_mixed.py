@@ -130,7 +130,7 @@ def test_without_it_the_fragile_layer_is_named(
     outcome = run("export", weights, "-o", out, *int8)
     assert isinstance(outcome.exception, FragileError) and outcome.exception.exit_status == 1
     words = (
-        r"parity: 5 images, \d+ rows, \d+ unmatched \(.* px; most error comes from (\S+) "
+        r"parity: 5 images, \d+ rows, \d+ unmatched \(.*\); most error comes from (\S+) "
         r"\((\d+) %\): --auto-mixed keeps such layers in float"
     )
     found = re.fullmatch(words, str(outcome.exception))

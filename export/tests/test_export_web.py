@@ -274,6 +274,9 @@ def test_the_server_sends_what_threads_need() -> None:
         with urllib.request.urlopen(where, timeout=30) as answer:
             assert HEADERS.items() <= dict(answer.headers).items()
             assert answer.headers["Content-Type"] == "text/javascript"
+        policy, _, last = HEADERS["Content-Security-Policy"].rpartition("; ")
+        assert last == "frame-ancestors 'none'"  # the only part that a page cannot say of itself
+        assert f'content="{policy}"' in page.joinpath("index.html").read_text("utf-8")
         with pytest.raises(InputError, match=r"port \d+ cannot be used .*: give another"):
             serve(Path(str(page)), server.server_address[1])
         server.shutdown()

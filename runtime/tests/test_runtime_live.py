@@ -199,6 +199,8 @@ def test_ctrl_c_ends_the_command_in_two_seconds(tiny: Path, tmp_path: Path) -> N
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # As a terminal has it, whatever started the tests.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as run:
             assert run.stdout is not None
             assert "http://127.0.0.1" in run.stdout.readline()

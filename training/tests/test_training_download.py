@@ -372,7 +372,7 @@ def test_a_file_that_fails_does_not_stop_the_others(manifest: Path, site: Site) 
 def test_command_refuses_unknown_names(manifest: Path, site: Site) -> None:
     error = download(manifest, "fcos").exception
     assert isinstance(error, InputError)
-    assert "'fcos', expected: fcos_rt_r18_3x, fcos_o2o_r18_3x, fcos_e2e_r18_3x" in str(error)
+    assert "'fcos', expected one of: fcos_rt_r18_3x, fcos_o2o_r18_3x, fcos_e2e_r18_3x" in str(error)
     assert site.names == []
 
 

@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "bundle": (
         "nmsfree-export",
-        "A model → a folder that Triton or DeepStream takes as it is.",
+        "A model → a folder that Triton, DeepStream or a web server takes as it is.",
     ),
     "verify": (
         "nmsfree-export",

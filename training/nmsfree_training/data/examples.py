@@ -14,7 +14,6 @@ from nmsfree_training.config import Preset, TrainConfig
 from nmsfree_training.data.augment import Example, finish, mixup, mosaic, place, short_side_size
 from nmsfree_training.data.batch import PackedBatch, pack
 
-# A JPEG can be decoded at these fractions of its size.
 # A reduced JPEG must still be this many times larger than what is needed of it. Measured against
 # decoding it whole, both resized by area: 41 … 52 dB and 3 % of sharpness; without this margin
 # 35 … 45 dB and 20 %. Resizing by linear interpolation instead: 28 … 43 dB.

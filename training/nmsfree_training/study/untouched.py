@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.errors import InputError
 from nmsfree.evaluation.boxes import Boxes, best_first, objects_of, read_boxes
 from nmsfree.evaluation.curves import RECALLS, Curve
 from nmsfree.evaluation.evaluate import category_ids_of
@@ -217,8 +218,8 @@ class _Seen:
         images = self._candidates[head]
         rows = [row for i in images for row in i.results(self._categories, self._size, inside)]
         boxes = best_first(read_boxes(rows, self._ids, self._labels))
-        if nms != inside:
-            boxes = boxes.select(survivors(boxes, nms or NMS_IOU))
+        if nms is not None and nms != inside:
+            boxes = boxes.select(survivors(boxes, nms))
         return Found(boxes, self._truth, len(self._ids))
 
 
@@ -303,6 +304,10 @@ def compare(
         for title, paths in groups.items()
         if paths
     }
+    for title, paths in groups.items():
+        if len({frozenset(network) for network in found.get(title, ())}) > 1:
+            names = ", ".join(map(str, paths))
+            raise InputError(f"{names} have other heads or filters: compare them as two groups")
     made: dict[str, Any] = {"data": data.resolve().name, "choose": choose, "split": split}
     made["files"] = {title: [str(path) for path in paths] for title, paths in groups.items()}
     made["networks"] = {title: _means(networks) for title, networks in found.items()}

@@ -13,6 +13,7 @@ export async function openEngine(model, provider = "auto", threads = 0) {
     worker.postMessage({ id: next, ...message }, transfer)
   })
   worker.onmessage = ({ data: { id, found, error } }) => {
+    if (!waiting.has(id)) return // it was told that the worker failed
     const { resolve, reject } = waiting.get(id)
     waiting.delete(id)
     if (error === undefined) resolve(found)
@@ -22,7 +23,11 @@ export async function openEngine(model, provider = "auto", threads = 0) {
     for (const { reject } of waiting.values()) reject(new Error(event.message || "worker.js"))
     waiting.clear()
   }
-  const close = () => worker.terminate()
+  const close = () => { // who waits gets nothing
+    worker.terminate()
+    for (const { resolve } of waiting.values()) resolve(undefined)
+    waiting.clear()
+  }
   try {
     const about = await ask({ open: { model, provider, threads } }, [model])
     return { about, close, run: (input, transfer = []) => ask({ run: input }, transfer) }

@@ -71,16 +71,20 @@ async function start() {
   by("notes").replaceChildren(...notes.map(text => Object.assign(document.createElement("li"), { textContent: text })))
   by("more").hidden = false
   by("check").disabled = false
-  if (picture && !stream) await detect()
 }
 
-// One start at a time, whatever is clicked meanwhile.
-const restart = () => (opening = opening.then(start))
+// One start at a time, whatever is clicked meanwhile; `start` tells its errors itself.
+async function restart() {
+  await (opening = opening.then(start))
+  if (!stream) await detect()
+}
 
 async function detect() {
   if (!engine || !picture) return
-  const bitmap = await createImageBitmap(picture)
+  const asked = picture
+  const bitmap = await createImageBitmap(asked)
   const found = await engine.run({ bitmap }, [bitmap])
+  if (!found || picture !== asked) return // of an engine or a picture that is gone
   rows = Array.from({ length: found.num_detections[0] }, (_, i) => ({
     label: found.detection_classes[i],
     score: found.detection_scores[i],
@@ -175,16 +179,16 @@ async function take(file) {
   rows = []
   by("decode").textContent = round(performance.now() - begun)
   show()
-  await opening
-  await detect()
+  if (engine) await detect() // else who starts the engine does
 }
 
 // Frames of the camera, each when the one before is done.
 async function film() {
-  const video = by("video")
-  while (stream && video.videoWidth) {
+  const video = by("video"), own = stream
+  while (stream === own && video.videoWidth) {
     const begun = performance.now()
     const made = await createImageBitmap(video)
+    if (stream !== own) return made.close()
     picture?.close()
     picture = made
     by("decode").textContent = round(performance.now() - begun)
@@ -196,10 +200,13 @@ async function film() {
 async function camera() {
   if (stream) return stop()
   if (!navigator.mediaDevices) return say("The camera needs https or localhost.", "bad")
+  by("camera").disabled = true // one question at a time
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } })
   } catch (error) {
     return say(`No camera: ${error.message}`, "bad")
+  } finally {
+    by("camera").disabled = false
   }
   say("")
   by("camera").setAttribute("aria-pressed", "true")
@@ -224,9 +231,10 @@ async function check() {
   const dims = [1, spec.height, spec.width, 3]
   const pixels = canaryPicture(spec.height, spec.width, canary.seed)
   const found = await engine.run({ pixels, dims }, [pixels.buffer])
+  if (!found) return // the engine was changed meanwhile
   const { ok, rows, same, score, box, allowed } = compareCanary(spec, found, engine.about.provider)
   const numbers = `${same} of ${rows} rows, scores within ${score.toExponential(1)} (allowed ${allowed.score}), boxes within ${round(box, 4)} px (allowed ${allowed.box})`
-  say(`${ok ? "This browser answers as the file did when it was written" : "This browser answers otherwise than the file did when it was written"}: ${numbers}.`, ok ? "good" : "bad")
+  say(`This browser answers ${ok ? "as" : "otherwise than"} the file did when it was written: ${numbers}.`, ok ? "good" : "bad")
 }
 
 const safely = work => async event => {
@@ -255,7 +263,9 @@ window.addEventListener("resize", show)
 by("providers").addEventListener("change", safely(restart))
 
 safely(async () => {
-  spec = await (await fetch("model.json")).json()
+  const response = await fetch("model.json")
+  if (!response.ok) throw new Error(`model.json: the server answers ${response.status}`)
+  spec = await response.json()
   document.title = by("name").textContent = spec.name
   by("threshold").min = spec.score_floor
   by("threshold").value = spec.threshold

@@ -4,7 +4,7 @@
 const BUILDS = { webgpu: "ort.webgpu.bundle.min.mjs", wasm: "ort.wasm.bundle.min.mjs" }
 let ort, session, canvas, pen
 
-// The graphics card of WebGPU, or why there is none: {card, why}. One that the processor plays is
+// The graphics card of WebGPU, or why there is none: {card, why}. One that the processor emulates is
 // many times slower than WebAssembly, and is taken only where WebGPU is asked for.
 async function lookForCard(provider) {
   if (!self.isSecureContext) return { why: "WebGPU needs https or localhost" }
@@ -13,8 +13,8 @@ async function lookForCard(provider) {
   if (!adapter) return { why: "WebGPU finds no graphics card that it may use" }
   const { vendor, architecture, description, isFallbackAdapter } = adapter.info
   const card = description || [vendor, architecture].filter(Boolean).join(" ")
-  const played = isFallbackAdapter || architecture === "swiftshader"
-  return { card, why: played && provider === "auto" ? `the processor would play it (${card})` : "" }
+  const emulated = isFallbackAdapter || architecture === "swiftshader"
+  return { card, why: emulated && provider === "auto" ? `the processor would emulate it (${card})` : "" }
 }
 
 // Calls `work` while what the console is told is kept: which operators run on the processor is only
