@@ -87,7 +87,9 @@ test: setup  ## run the tests
 # Three runs, as a worker that had run all tests was seen to die without a word in a training test.
 # A study's test used to send its own process SIGTERM after a second, listening or not, which looks
 # just so; it waits now. 241 tests of engines and training have passed in one process since.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(or $(ARGS),runtime/tests)
+# Tests of servers, streams and clusters wait more than they compute: two processes for each core.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') \
+		$(or $(ARGS),runtime/tests)
 ifeq ($(ARGS),)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder training/tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder export/tests benchmarks/tests

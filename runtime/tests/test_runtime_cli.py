@@ -128,6 +128,16 @@ def test_counts_that_no_machine_has_are_refused(option: str, number: str) -> Non
     assert f"Invalid value for '{option}'" in done.output
 
 
+@pytest.mark.skipif("export" not in HERE, reason="needs nmsfree-export")
+def test_a_choice_that_is_not_there_names_the_one_that_was_meant() -> None:
+    runner = CliRunner(env={"COLUMNS": "200"})
+    done = runner.invoke(build_app(), ["export", "x", "--precision", "fp61"])
+    said = "'fp61' is not one of 'fp32', 'fp16', 'int8'; did you mean fp16?"
+    assert done.exit_code == 2 and done.stderr.endswith(
+        f"Invalid value for '--precision': {said}\n"
+    )
+
+
 def test_a_command_that_is_not_installed_names_its_distribution(run_python: Run) -> None:
     """Whatever follows: options it would know are none of its business."""
     code = (

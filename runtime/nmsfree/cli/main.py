@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
 from nmsfree.errors import MissingExtraError, NmsfreeError
-from nmsfree.text import shown
+from nmsfree.text import meant, shown
 from nmsfree_start import answer_with, leave
 
 try:
@@ -88,10 +89,26 @@ class _Commands(typer.core.TyperGroup):
     format_help = format_help  # type: ignore[assignment]
     format_usage = format_usage  # type: ignore[assignment]
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _plain(error.message)
+            raise
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         # Completion asks for commands that are not there.
         return name, command and load_command(args[0]), rest
+
+
+def _plain(message: str) -> str:
+    """What typer says of a wrong value, without the name of a class, and what was meant."""
+    said = message.removeprefix("Value error, ")
+    wrong, *known = re.findall("'([^']*)'", said) or [""]
+    if " is not one of " not in said:
+        return said
+    return f"{said.removesuffix('.')}{meant(known, wrong)}"
 
 
 def load_command(name: str) -> Any:
