@@ -146,6 +146,13 @@ def test_a_network_is_no_better_than_itself(tested: dict[str, Output]) -> None:
     assert less.mean == pytest.approx(difference, abs=2e-6) and less.low <= less.mean <= less.high
 
 
+def test_unlike_networks_are_no_group(tmp_path: Path) -> None:
+    """Told before anything is computed: there is no dataset here."""
+    pair = [WEIGHTS / f"fcos_{name}_nano.safetensors" for name in ("e2e", "rt")]
+    with pytest.raises(InputError, match="have other heads or filters: compare them as two groups"):
+        untouched.compare(pair, [], tmp_path, "val", "test")
+
+
 def test_the_comparison_is_shown_and_written(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "test.json"
     words = [str(FREE), "--against", str(NMS), "--data", str(digits), "--split", "overlap"]

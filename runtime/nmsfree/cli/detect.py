@@ -98,6 +98,14 @@ class Request:
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
 
+    def __post_init__(self) -> None:
+        drawn = self.save and self.pictures
+        if self.reduced and (drawn or self.tiling.tile is not None):
+            raise InputError(
+                "--reduced leaves pixels out, which --tile and annotated pictures need: add"
+                " --no-pictures, without --tile"
+            )
+
 
 def _detect(request: Request) -> None:
     """Draw detections on images, folders, videos, cameras and streams.
@@ -115,12 +123,6 @@ def _detect(request: Request) -> None:
 
     Large pictures: nmsfree detect aerial.tif --model model.onnx --tile 400
     """
-    drawn = request.save and request.pictures
-    if request.reduced and (drawn or request.tiling.tile is not None):
-        raise InputError(
-            "--reduced leaves pixels out, which --tile and annotated pictures need: add"
-            " --no-pictures, without --tile"
-        )
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first video opens
     quiet_opencv()
     found, problems = expand(request.sources)

@@ -299,15 +299,16 @@ def compare(
         NmsfreeError: see `measure`.
     """
     groups = {"ours": ours, "theirs": theirs}
+    for paths in groups.values():
+        models = [load_checkpoint(path).model for path in paths]
+        if len({(tuple(model.heads), model.dedup_iou > 0) for model in models}) > 1:
+            names = ", ".join(map(str, paths))
+            raise InputError(f"{names} have other heads or filters: compare them as two groups")
     found = {
         title: [outputs(path, data, choose, split) for path in paths]
         for title, paths in groups.items()
         if paths
     }
-    for title, paths in groups.items():
-        if len({frozenset(network) for network in found.get(title, ())}) > 1:
-            names = ", ".join(map(str, paths))
-            raise InputError(f"{names} have other heads or filters: compare them as two groups")
     made: dict[str, Any] = {"data": data.resolve().name, "choose": choose, "split": split}
     made["files"] = {title: [str(path) for path in paths] for title, paths in groups.items()}
     made["networks"] = {title: _means(networks) for title, networks in found.items()}
