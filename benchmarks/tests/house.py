@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18100, "training": 10700, "export": 9350, "benchmarks": 10300}  # of code
+LINES = {"runtime": 18300, "training": 10900, "export": 9450, "benchmarks": 10400}  # of code
 TEST_LINES = {"runtime": 15950, "training": 9150, "export": 6200, "benchmarks": 8260}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
