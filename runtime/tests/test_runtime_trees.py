@@ -45,12 +45,13 @@ def annotation(scene: str) -> str:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes whose pixels tell where they are: x // 10 in blue, y // 10 in green."""
+    """Scenes whose pixels tell where they are: x // 10, y // 10 and whether it is the large one."""
     path = tmp_path_factory.mktemp("wheel") / trees.WHEEL
     with zipfile.ZipFile(path, "w") as archive:
         for scene, (width, height) in SIZES.items():
             y, x = np.mgrid[:height, :width]
-            picture = np.stack([x // 10, y // 10, x * 0], axis=2).astype(np.uint8)
+            which = x * 0 + (scene == LARGE)
+            picture = np.stack([x // 10, y // 10, which], axis=2).astype(np.uint8)
             archive.writestr(
                 f"deepforest/data/{scene}.png", cv2.imencode(".png", picture)[1].tobytes()
             )
@@ -117,6 +118,27 @@ def test_no_tile_crosses_a_region_and_pixels_are_those_of_the_scene(
             assert y1 // 10 <= rows.min() and rows.max() <= (y2 - 1) // 10
             seen.setdefault(split, set()).update(zip(columns.flat, rows.flat, strict=True))
     assert len(seen["train"]) >= 230 * 160, "the whole region is in some tile"
+
+
+def test_folds_test_on_every_block_once(wheel: Path, tmp_path: Path) -> None:
+    """No split of a fold shows what another one shows."""
+    tested = list[tuple[int, ...]]()
+    for fold in range(trees.FOLDS):
+        seen: dict[str, set[tuple[int, ...]]] = {}
+        out = tmp_path / str(fold)
+        trees.write_trees(out, wheel, fold=fold)
+        for split in ("train", "val", "test"):
+            for sample in load_dataset(out, split).samples:
+                picture = read_image(sample.path)
+                assert max(picture.shape[:2]) <= trees.TILE
+                pixels = map(tuple, np.unique(picture.reshape(-1, 3), axis=0).tolist())
+                seen.setdefault(split, set()).update(pixels)
+        assert not seen["train"] & seen["val"] and not seen["test"] & (seen["train"] | seen["val"])
+        tested += seen["test"]
+    assert len(tested) == len(set(tested)) > 0.8 * (2299 * 2472 + 1249 * 1035) / 100
+    outcome = command("--out", tmp_path / "0", "--wheel", wheel, "--fold", 1)
+    assert isinstance(outcome.exception, DataError)
+    assert command("--out", tmp_path / "x", "--wheel", wheel, "--fold", trees.FOLDS).exit_code == 2
 
 
 def test_it_is_written_once_and_other_files_are_refused(

@@ -150,7 +150,42 @@ def test_unlike_networks_are_no_group(tmp_path: Path) -> None:
     """Told before anything is computed: there is no dataset here."""
     pair = [WEIGHTS / f"fcos_{name}_nano.safetensors" for name in ("e2e", "rt")]
     with pytest.raises(InputError, match="have other heads or filters: compare them as two groups"):
-        untouched.compare(pair, [], tmp_path, "val", "test")
+        untouched.compare(pair, [], [tmp_path], "val", "test")
+    with pytest.raises(InputError, match="3 weights for 2 folds: give those of all folds"):
+        untouched.compare([*pair, pair[0]], [], [tmp_path] * 2, "val", "test")
+
+
+def test_folds_have_their_own_pictures(tested: dict[str, Output], digits: Path) -> None:
+    """Two splits, which differ in length: the mean of both."""
+    other = outputs(FREE, digits, "overlap", "val")
+    pair = [tested["o2o"], other["o2o"]]
+    both = intervals(pair, folds=2)
+    for name, found in both.items():
+        each = [output.figures()[name] for output in pair]
+        assert found.mean == pytest.approx(np.mean(each), abs=2e-6)
+        assert found.low < found.mean < found.high
+    assert intervals(pair, pair, folds=2)["AP"] == Interval(0.0, 0.0, 0.0)
+    assert intervals(pair * 2, folds=2)["AP"].mean == both["AP"].mean
+
+
+def test_weights_of_each_fold_meet_its_data(
+    monkeypatch: pytest.MonkeyPatch, tested: dict[str, Output], tmp_path: Path
+) -> None:
+    met = list[tuple[str, str]]()
+
+    def outputs_of(path: Path, data: Path, choose: str, split: str) -> dict[str, Output]:
+        met.append((path.parent.name, data.name))
+        return tested
+
+    monkeypatch.setattr(untouched, "outputs", outputs_of)
+    paths = list[Path]()
+    for name in ("a0", "b0", "a1", "b1"):
+        paths.append(tmp_path / name / FREE.name)
+        paths[-1].parent.mkdir()
+        paths[-1].symlink_to(FREE)
+    found = untouched.compare(paths, paths[:2], [tmp_path / "a", tmp_path / "b"], "val", "overlap")
+    assert met == [(name, name[0]) for name in ("a0", "b0", "a1", "b1", "a0", "b0")]
+    assert found["data"] == "a, b" and len(found["networks"]["ours"]["o2o"]["nms"]) == 4
 
 
 def test_the_comparison_is_shown_and_written(digits: Path, tmp_path: Path) -> None:

@@ -301,7 +301,10 @@ class TestOptions:
     against: Annotated[
         tuple[Path, ...] | None, Option("Weights to compare with; again for more seeds.")
     ] = None
-    data: _Data = DATA
+    data: Annotated[
+        tuple[Path, ...] | None,
+        Option("Dataset folder, data/digits; again for folds: weights are of one after the other."),
+    ] = None
     choose: Annotated[str, Option("Split on which NMS and score thresholds are chosen.")] = "val"
     split: Annotated[str, Option("Split on which nothing was chosen.")] = "test"
     json_file: Annotated[str | None, json_option('Also write JSON, AP 0–1; "-" is stdout.')] = None
@@ -319,7 +322,7 @@ def _test(options: TestOptions) -> None:
 
     ours, theirs = options.checkpoint, options.against or ()
     check_outputs([options.json_file], [*ours, *theirs])
-    found = compare(ours, theirs, options.data, options.choose, options.split)
+    found = compare(ours, theirs, options.data or (DATA,), options.choose, options.split)
     if options.json_file != "-":
         print_comparison(found, Console())
     write_json(options.json_file, found)

@@ -4,10 +4,14 @@ The IoU of an NMS (by AP, and by F1), the duplicate filter's τ (by F1) and the 
 F1) are chosen on another split first. How much a figure depends on the pictures, and on the seeds,
 says the bootstrap: both are drawn again with replacement, the same pictures for all networks (Efron
 and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13).
+
+Folds are datasets that test on other pictures each, with networks of their own. AP and F1 are then
+the means over folds: scores of two networks are no common ranking.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,23 +240,24 @@ class Interval:
 
 
 def intervals(
-    ours: Sequence[Output], theirs: Sequence[Output] = (), seed: int = 0
+    ours: Sequence[Output], theirs: Sequence[Output] = (), folds: int = 1, seed: int = 0
 ) -> dict[str, Interval]:
-    """AP and F1 (0–1) of networks that differ by their seed, less those of others.
+    """AP and F1 (0–1) of networks that differ by their seed and fold, less those of others.
 
     Args:
         ours, theirs: one output of each network; of the same length, theirs are drawn with ours,
-            seed by seed. None of theirs: ours alone.
+            one by one. None of theirs: ours alone.
+        folds: all those of the first seed come first, then those of the next.
         seed: of the draws.
     """
-    rng, images = np.random.default_rng(seed), ours[0].seen.images
-    pictures = rng.multinomial(images, [1 / images] * images, size=DRAWS).astype(np.float64)
-    pictures = np.concatenate([np.ones((1, images)), pictures])  # the first is what was measured
+    rng = np.random.default_rng(seed)
+    # [draws + 1, images] of each fold
+    pictures = [_pictures(rng, output.seen.images) for output in ours[:folds]]
     groups = [group for group in (ours, theirs) if group]
     # [draws + 1, networks] by figure and group
     by_figure = {
-        "AP": [np.array([_aps(one, pictures) for one in group]).T for group in groups],
-        "F1": [np.array([_f1s(one, pictures) for one in group]).T for group in groups],
+        name: [np.array(list(map(values, group, cycle(pictures)))).T for group in groups]
+        for name, values in (("AP", _aps), ("F1", _f1s))
     }
     drawn = [_seeds(rng, len(group)) for group in groups]
     if len(groups) == 2 and len(ours) == len(theirs):
@@ -264,6 +269,12 @@ def intervals(
         low, high = np.quantile(total[1:], (0.025, 0.975)).tolist()
         made[name] = Interval(*(round(float(v), DIGITS) for v in (total[0], low, high)))
     return made
+
+
+def _pictures(rng: np.random.Generator, count: int) -> Values:
+    """How often each picture is drawn, [draws + 1, count]; the first is what was measured."""
+    drawn = rng.multinomial(count, [1 / count] * count, size=DRAWS)
+    return np.concatenate([np.ones((1, count)), drawn])
 
 
 def _seeds(rng: np.random.Generator, count: int) -> Values:
@@ -284,12 +295,13 @@ def _f1s(output: Output, pictures: Values) -> Values:
 
 
 def compare(
-    ours: Sequence[Path], theirs: Sequence[Path], data: Path, choose: str, split: str
+    ours: Sequence[Path], theirs: Sequence[Path], data: Sequence[Path], choose: str, split: str
 ) -> dict[str, Any]:
     """Figures of networks, and of ours less theirs, ready for `json.dumps`.
 
     Args:
         ours, theirs: checkpoints of one recipe each, which differ by their seed; theirs may lack.
+        data: a dataset, or folds: checkpoints are of one fold after the other, seed by seed.
 
     Returns:
         networks: by "ours" and "theirs" and by output the mean figures, and `AP` and `F1` as
@@ -300,22 +312,30 @@ def compare(
     """
     groups = {"ours": ours, "theirs": theirs}
     for paths in groups.values():
+        if len(paths) % len(data):
+            raise InputError(
+                f"{len(paths)} weights for {len(data)} folds: give those of all folds, seed by seed"
+            )
         models = [load_checkpoint(path).model for path in paths]
         if len({(tuple(model.heads), model.dedup_iou > 0) for model in models}) > 1:
-            names = ", ".join(map(str, paths))
-            raise InputError(f"{names} have other heads or filters: compare them as two groups")
+            given = ", ".join(map(str, paths))
+            raise InputError(f"{given} have other heads or filters: compare them as two groups")
+    folds = cycle(data)  # each group has all of them
     found = {
-        title: [outputs(path, data, choose, split) for path in paths]
+        title: [outputs(path, next(folds), choose, split) for path in paths]
         for title, paths in groups.items()
         if paths
     }
-    made: dict[str, Any] = {"data": data.resolve().name, "choose": choose, "split": split}
+    names = ", ".join(one.resolve().name for one in data)
+    made: dict[str, Any] = {"data": names, "choose": choose, "split": split}
     made["files"] = {title: [str(path) for path in paths] for title, paths in groups.items()}
-    made["networks"] = {title: _means(networks) for title, networks in found.items()}
+    made["networks"] = {title: _means(networks, len(data)) for title, networks in found.items()}
     free = ("o2o", "o2o, τ for F1")
     made["differences"] = {
         f"{mine} less {name}": _json(
-            intervals([n[mine] for n in found["ours"]], [n[name] for n in found["theirs"]])
+            intervals(
+                [n[mine] for n in found["ours"]], [n[name] for n in found["theirs"]], len(data)
+            )
         )
         for mine in found["ours"][0]
         if mine in free or free[0] not in found["ours"][0]
@@ -324,7 +344,7 @@ def compare(
     return made
 
 
-def _means(networks: Sequence[dict[str, Output]]) -> dict[str, Any]:
+def _means(networks: Sequence[dict[str, Output]], folds: int) -> dict[str, Any]:
     made = dict[str, Any]()
     for name in networks[0]:
         own = [network[name] for network in networks]
@@ -333,7 +353,7 @@ def _means(networks: Sequence[dict[str, Output]]) -> dict[str, Any]:
         made[name] |= {
             k: round(float(np.mean([f[k] for f in figures])), DIGITS) for k in figures[0]
         }
-        made[name] |= _json(intervals(own))
+        made[name] |= _json(intervals(own, folds=folds))
     return made
 
 
