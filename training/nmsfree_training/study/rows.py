@@ -15,7 +15,6 @@ PUBLISHED = (
 OF_REFERENCE = "WEIGHTS"  # stands for the reference's last weights of the same length and seed
 WHOLE = "--o2o-gradient 1"
 DEDUP = f"{WHOLE} --dedup-iou 0.78 --deployed-dedup-iou 0.76"  # as in the presets
-LOOSE = f"{DEDUP} --o2o-matching hungarian --dedup-start 5 --dedup-iou 0.6 --deployed-dedup-iou 0.6"
 
 
 @dataclass(frozen=True)
@@ -137,18 +136,6 @@ ROWS: tuple[Row, ...] = (
         "dedup filter from the start, Hungarian",
         "Does it help short runs that the filter need not be learned?",
         f"{DEDUP} --o2o-matching hungarian --dedup-start 5",
-    ),
-    _two_heads(
-        "dedup_loose",
-        "dedup filter from the start at IoU 0.6, Hungarian",
-        "Is less left to learn if the filter also parts boxes that agree less?",
-        LOOSE,
-    ),
-    _two_heads(
-        "dedup_late",
-        "the same, one-to-one from half time",
-        "And if the head comes to it trained, as a copy?",
-        f"{LOOSE} --o2o-start 0.5",
     ),
     Row(
         "retrofit",
