@@ -17,6 +17,7 @@ from nmsfree_training.config import STRIDES
 from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos
+from nmsfree_training.model.filters import FoldedFilter, Shapes
 from nmsfree_training.model.head import Head, LevelBatchNorm2d
 from nmsfree_training.model.lite import Lite0
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
@@ -53,8 +54,10 @@ def fold_backbone(backbone: ResNet | Lite0) -> ResNet | Lite0:
     return backbone
 
 
-def fold_head(head: Head) -> list[Head]:
+def fold_head(head: Head, shapes: Shapes) -> list[Head]:
     """Return one head per level, without batch norm; the same object where nothing differs.
+
+    Levels have the `shapes` (h, w).
 
     Predictions and filters are those of the original in every one of them: `Head.predict` of
     any makes the outputs of all levels from what `Head.towers` of each gives for its own.
@@ -63,7 +66,7 @@ def fold_head(head: Head) -> list[Head]:
     names = ("cls_pred", "reg_pred", "feature_filter", "logit_filter")
     shared = {name: copy.deepcopy(getattr(head, name)) for name in names}
     shared["duplicate_filter"] = (
-        None if head.duplicate_filter is None else head.duplicate_filter.folded()
+        None if head.duplicate_filter is None else FoldedFilter(head.duplicate_filter, shapes)
     )
     per_level = isinstance(head.cls_heads[0].norm, LevelBatchNorm2d)
     levels = []
@@ -99,13 +102,13 @@ class DeployNetwork(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, network: Fcos, head: str) -> None:
+    def __init__(self, network: Fcos, head: str, shapes: Shapes) -> None:
         super().__init__()
         self.backbone = fold_backbone(network.backbone)
         weight = self.backbone.conv1.weight.detach().flip(1).contiguous()
         self.backbone.conv1.weight = nn.Parameter(weight)
         self.fpn = copy.deepcopy(network.fpn)
-        self.heads = nn.ModuleList(fold_head(network.heads[head]))  # type: ignore[arg-type]
+        self.heads = nn.ModuleList(fold_head(network.heads[head], shapes))  # type: ignore[arg-type]
         mean = 255 * torch.tensor(MEAN_RGB[::-1])[:, None, None]
         deviation = 255 * torch.tensor(STD_RGB[::-1])[:, None, None]
         self.register_buffer("mean", mean)
@@ -148,8 +151,8 @@ class _Deployed(nn.Module):
 
     def __init__(self, network: Fcos, spec: ModelSpec) -> None:
         super().__init__()
-        self.network = DeployNetwork(network, spec.head)
         shapes = [(-(-spec.height // s), -(-spec.width // s)) for s in STRIDES]
+        self.network = DeployNetwork(network, spec.head, shapes)
         points, strides = anchor_points(shapes, STRIDES)
         self.register_buffer("cells", torch.cat([points, strides[:, None]], dim=1))  # x, y, stride
 

@@ -16,6 +16,7 @@ The form is this project's. That neighbours in space and scale should compete is
 (arXiv:2012.03544), that a score should fall with the overlap Soft-NMS's (arXiv:1704.04503).
 """
 
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Maps = list[Tensor]  # one [N, C, h, w] per level, finest first
+Shapes = Sequence[Sequence[int]]  # (h, w) of every level
 
 
 def neighbour_maxima(maps: Maps) -> list[dict[str, Tensor]]:
@@ -48,9 +50,7 @@ class LogitFilter(nn.Module):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        self.weights = nn.ParameterDict(
-            {k: nn.Parameter(torch.zeros(levels)) for k in ("same", "finer", "coarser")}
-        )
+        self.weights = nn.ParameterDict({kind: nn.Parameter(torch.zeros(levels)) for kind in KINDS})
 
     def forward(self, maps: Maps) -> Maps:
         filtered = []
@@ -82,14 +82,16 @@ MARGIN = 50.0  # a neighbour that is better by 0.02 in the logit counts by three
 SHARPNESS = 40.0  # an IoU 0.05 below τ counts by an eighth, 0.05 above it by seven
 # Strengths end between 0.5 and 5; at the recipe's learning rate Adam moves a weight by a tenth.
 GAIN = 10.0
-FAR = -1e4  # of what lies outside the map: a low score, and a box inside out
+FAR = -1e4  # of what lies outside a level: a low score, and a point far away
+KINDS = ("same", "coarser", "finer")  # of neighbours
 
-# Neighbours by (y, x). Around a cell, in cells: four of the eight, since a pair is looked at once.
+# Neighbours by (y, x). Around a cell: four of the eight, since a pair is looked at once.
 AROUND = ((0, 1), (1, -1), (1, 0), (1, 1))
-# Of the next coarser level, in cells of this one: a cell's four nearest coarse ones are those that
-# its diagonal neighbours lie in. Seen from above the same pairs are 4 × 4 around a coarse cell.
+# A cell's four nearest of the next coarser level are those that its diagonal neighbours lie in.
+# Seen from above the same pairs are 4 × 4 around a coarse cell.
 ABOVE = ((-1, -1), (-1, 1), (1, -1), (1, 1))
-CENTRE = (0.5, -0.5)  # of a coarse cell, from the points of the finer ones in its two halves
+# Of corners, area and score: from strides of the coarse level into those of the finer one.
+DOUBLING = (2.0, 2, 2, 2, 4, 1)
 
 
 class DuplicateFilter(nn.Module):
@@ -98,8 +100,15 @@ class DuplicateFilter(nn.Module):
     No gradient flows through the comparison, only into the strengths and the unfiltered logits.
     The comparison is in float32 whatever comes in, and so is what comes out.
 
-    Every pair of neighbours is compared once, for both of them. Rows of cells lie behind each
-    other, so that the neighbours of all cells at one offset are one slice of memory.
+    Every pair of neighbours is compared once, for both of them, and all pairs at once. For this the
+    levels lie side by side, each with half the columns of the one before, so that the coarser ones,
+    every cell doubled, lie over the finer ones:
+
+        level 0            level 1    level 2  padding
+        level 1 doubled    2 doubled  padding  padding
+
+    Rows of cells lie behind each other in memory, so that the neighbours of all cells at one offset
+    are one slice.
 
     Args:
         levels: of the pyramid.
@@ -107,133 +116,132 @@ class DuplicateFilter(nn.Module):
         deployed: τ in evaluation mode; None takes the same.
 
     Attributes:
-        weights: by kind of neighbour, float32 [levels]; the strengths b are `gain` times these.
+        weights: by kind of neighbour, float32 [levels]; the strengths b are GAIN times these.
     """
-
-    around: Tensor
-    above: Tensor
-    doubling: Tensor
-    centres: Tensor
 
     def __init__(self, levels: int, agreement: float, deployed: float | None = None) -> None:
         super().__init__()
         self.agreement = agreement
         self.deployed = agreement if deployed is None else deployed
-        self.gain = GAIN
-        self.weights = nn.ParameterDict(
-            {kind: nn.Parameter(torch.zeros(levels)) for kind in ("same", "finer", "coarser")}
-        )
-        self.register_buffer("around", _shift(torch.tensor(AROUND).float()), persistent=False)
-        self.register_buffer("above", _shift(torch.tensor(ABOVE).float()), persistent=False)
-        # From strides of the coarse level into those of the finer one, and by quarter of the cell.
-        doubling = torch.tensor([2.0, 2, 2, 2, 4, 1])[:, None, None]
-        quarters = _shift(torch.tensor([(y, x) for y in CENTRE for x in CENTRE]))
-        centres = F.pad(quarters, (0, 0, 0, 0, 0, 2))[..., None]  # area and score do not move
-        self.register_buffer("doubling", doubling, persistent=False)
-        self.register_buffer("centres", centres, persistent=False)
+        self.weights = nn.ParameterDict({kind: nn.Parameter(torch.zeros(levels)) for kind in KINDS})
 
     def forward(self, logits: Maps, deltas: Maps) -> Maps:
         """Lower logits [N, C, h, w] where deltas [N, 4, h, w] agree; levels finest first."""
-        cells = [
-            _pack(x.detach().float(), d.detach().float())
-            for x, d in zip(logits, deltas, strict=True)
-        ]
-        filtered = [
-            x - self._strength("same", level) * self._from_around(own)
-            for level, (x, own) in enumerate(zip(logits, cells, strict=True))
-        ]
-        for fine in range(len(cells) - 1):
-            from_below, from_above = self._between(cells[fine], cells[fine + 1])
-            filtered[fine] = filtered[fine] - self._strength("coarser", fine) * from_above
-            coarse = fine + 1
-            filtered[coarse] = filtered[coarse] - self._strength("finer", coarse) * from_below
-        return filtered
+        tau = self.agreement if self.training else self.deployed
+        return _filtered(logits, deltas, tau, *self.tables([x.shape[2:] for x in logits]))
+
+    def tables(self, shapes: Shapes) -> tuple[Tensor, Tensor]:
+        """For levels of these (h, w): points float32 [2, rows, columns] as (x, y), from the first
+        cell; strengths float32 [3, 1, columns] of `KINDS`."""
+        device = self.weights["same"].device
+        widths = _widths(shapes[-1][1], len(shapes))
+        columns = torch.arange(2.0 * widths[0], device=device)
+        rows = torch.arange(-1.0, _rows(shapes[0][0]) - 1, device=device)
+        strengths = GAIN * torch.stack([self.weights[kind] for kind in KINDS])
+        parts = [b[:, None].expand(-1, n) for b, n in zip(strengths.unbind(1), widths, strict=True)]
+        strengths = F.pad(torch.cat(parts, dim=1), (0, widths[-1]))[:, None]
+        return torch.stack(torch.meshgrid(columns, rows, indexing="xy")), strengths
 
     def start(self, strength: float) -> None:
         """Begin with this b for all kinds of neighbours and levels."""
         for weight in self.weights.values():
-            nn.init.constant_(weight, strength / self.gain)
-
-    def folded(self) -> "DuplicateFilter":
-        """Return a copy for deployment: the strengths are its weights."""
-        copy = DuplicateFilter(len(self.weights["same"]), self.agreement, self.deployed)
-        copy.gain = 1.0
-        for kind, weight in self.weights.items():
-            copy.weights[kind] = nn.Parameter(self.gain * weight.detach())
-        return copy.train(self.training)
-
-    def _strength(self, kind: str, level: int) -> Tensor:
-        weight: Tensor = self.weights[kind][level]
-        return weight if self.gain == 1 else self.gain * weight
-
-    def _from_around(self, cells: Tensor) -> Tensor:
-        """How much each cell [N, 6, h, w] is lowered by the 8 around it, [N, 1, h, w], 0–1."""
-        h, w = cells.shape[2:]
-        row = w + 1  # one column of padding: beside the last cell, and before the next row's first
-        steps = [y * row + x for y, x in AROUND]
-        flat = F.pad(cells, (0, 1, 0, 2), value=FAR).flatten(2)[:, :, None]
-        others = torch.cat([flat[..., s : s + h * row] for s in steps], dim=2)
-        first, second = self._rates(flat[..., : h * row], others, self.around)
-        largest = torch.cat([first, *_stepped(second, steps, row + 1, h * row)], dim=2).amax(dim=2)
-        return largest.reshape(-1, 1, h, row)[..., :w]
-
-    def _between(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """Lowering of each coarse cell by its finer ones, and the other way round."""
-        (h, w), (rows, columns) = fine.shape[2:], coarse.shape[2:]
-        # A copy of the coarse cell for each finer one, as seen from there: one more at an odd side.
-        copies = (coarse * self.doubling)[:, :, None] + self.centres
-        spread = F.pixel_shuffle(copies.reshape(-1, 24, rows, columns), 2)
-        row, size = w + 2, h * (w + 2)
-        around = (1, w + 1 - 2 * columns, 1, h + 2 - 2 * rows)
-        flat = F.pad(spread, around, value=FAR).flatten(2)[:, :, None]
-        steps = [y * row + x for y, x in ABOVE]
-        parts = [flat[..., row + 1 + s : row + 1 + s + size] for s in steps]
-        own = F.pad(fine, (0, 2), value=FAR).flatten(2)[:, :, None]
-        first, second = self._rates(own, torch.cat(parts, dim=2), self.above)
-        from_above = first.amax(dim=2).reshape(-1, 1, h, row)[..., :w]
-        # At the place of the diagonal neighbour it lies in its coarse cell.
-        moved = torch.cat(_stepped(second, steps, row + 1, 2 * rows * row), dim=2).amax(dim=2)
-        by_fine = moved.reshape(-1, 1, 2 * rows, row)[..., : 2 * columns]
-        return F.max_pool2d(by_fine, 2), from_above
-
-    def _rates(self, own: Tensor, others: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """How much cells [N, 6, 1, L] are lowered by others [N, 6, n, L], and these by them.
-
-        `shift` [4, n, 1] leads from the points of the cells to those of the others. Returns float32
-        [N, 1, n, L] twice, 0–1.
-        """
-        corners, area, score = own.split_with_sizes([4, 1, 1], dim=1)
-        other_corners, other_area, other_score = others.split_with_sizes([4, 1, 1], dim=1)
-        high, low = torch.minimum(corners, other_corners + shift).chunk(2, dim=1)
-        height, width = (high + low).clamp(min=0).chunk(2, dim=1)
-        shared = height * width
-        iou = shared / (area + other_area - shared).clamp(min=1e-6)  # square strides
-        tau = self.agreement if self.training else self.deployed
-        agreement = torch.sigmoid(SHARPNESS * (iou - tau))
-        better = torch.tanh(MARGIN * (other_score - score))
-        return better.clamp(min=0) * agreement, (-better).clamp(min=0) * agreement
+            nn.init.constant_(weight, strength / GAIN)
 
 
-def _pack(logits: Tensor, deltas: Tensor) -> Tensor:
-    """[N, 6, h, w]: a box's high corner and its low one negated, (y, x); its area; best logit.
+class FoldedFilter(nn.Module):
+    """A `DuplicateFilter` for deployment, whose levels have these (h, w)."""
 
-    In strides, from the cell's point. Of two boxes that meet, the smaller of these are the corners
-    of what they share.
+    points: Tensor
+    strengths: Tensor
+
+    def __init__(self, own: DuplicateFilter, shapes: Shapes) -> None:
+        super().__init__()
+        self.agreement = own.deployed
+        points, strengths = own.tables(shapes)
+        self.register_buffer("points", points)
+        self.register_buffer("strengths", strengths.detach())
+
+    def forward(self, logits: Maps, deltas: Maps) -> Maps:
+        """As that of `DuplicateFilter` in evaluation mode."""
+        return _filtered(logits, deltas, self.agreement, self.points, self.strengths)
+
+
+def _widths(last: int, levels: int) -> list[int]:
+    """Columns of each level; behind the cells of each is one of padding at least."""
+    return [(last + 1) << n for n in reversed(range(levels))]
+
+
+def _rows(first: int) -> int:
+    """Those of the first level, an even number, and padding: one above, two below."""
+    return first + first % 2 + 3
+
+
+def _filtered(logits: Maps, deltas: Maps, tau: float, points: Tensor, strengths: Tensor) -> Maps:
+    widths, height = _widths(logits[-1].shape[3], len(logits)), points.shape[1] - 3
+    start, row = widths[0], points.shape[2]
+    size = height * row
+    cells = _pack(logits, deltas, widths, points)
+    doubled = _double(cells[:, :, : height // 2 + 2, start:], start)
+    near, above = (x.flatten(2)[:, :, None] for x in (cells, doubled))
+    steps = [y * row + x for y, x in (*AROUND, *ABOVE)]
+    parts = [near.narrow(3, row + s, size) for s in steps[: len(AROUND)]]
+    parts += [above.narrow(3, 2 * row + s, size) for s in steps[len(AROUND) :]]
+    rates = _rates(near.narrow(3, row, size), torch.cat(parts, dim=2), tau)
+    # The others are lowered by these, at their own places.
+    padded = F.pad(rates, (row + 1, row + 1)).chunk(len(steps), dim=2)
+    parts = [one.narrow(3, row + 1 - s, size) for s, one in zip(steps, padded, strict=True)]
+    back = torch.cat(parts, dim=2).neg()
+    (around, coarser), (also, finer) = (
+        x.reshape(-1, 2, len(AROUND), size).amax(dim=2).chunk(2, dim=1) for x in (rates, back)
+    )
+    finer = F.max_pool2d(finer.reshape(-1, 1, height, row), 2)
+    finer = F.pad(finer, (start, 0, 0, height // 2)).flatten(2)
+    kinds = torch.cat([torch.maximum(around, also), coarser, finer], dim=1).clamp(min=0)
+    lowering = (kinds.reshape(-1, 3, height, row) * strengths).sum(dim=1, keepdim=True)
+    return [
+        x - lowering[:, :, : x.shape[2]].narrow(3, 2 * (start - width), x.shape[3])
+        for x, width in zip(logits, widths, strict=True)
+    ]
+
+
+def _pack(logits: Maps, deltas: Maps, widths: list[int], points: Tensor) -> Tensor:
+    """[N, 6, rows, columns], all levels: a box's high corner and its low one negated, (x, y); its
+    area; best logit times `MARGIN`.
+
+    In strides, from the first cell. Of two boxes that meet, the smaller of these are the corners of
+    what they share.
     """
-    centre, half = deltas[:, :2].flip(1), deltas[:, 2:].flip(1).exp() / 2  # (y, x)
-    area, score = 4 * half[:, :1] * half[:, 1:], logits.amax(dim=1, keepdim=True)
-    return torch.cat([half + centre, half - centre, area, score], dim=1)
+    levels = [
+        F.pad(
+            torch.cat([d.detach(), x.detach().amax(dim=1, keepdim=True)], dim=1).float(),
+            (0, width - x.shape[3], 1, points.shape[1] - 1 - x.shape[2]),
+            value=FAR,
+        )
+        for x, d, width in zip(logits, deltas, [*widths[:-1], 2 * widths[-1]], strict=True)
+    ]
+    offset, size, score = torch.cat(levels, dim=3).split_with_sizes([2, 2, 1], dim=1)
+    centre, size = offset + points, size.exp()
+    area, half = (size[:, :1] * size[:, 1:]).clamp(min=1e-6), size / 2
+    return torch.cat([half + centre, half - centre, area, MARGIN * score], dim=1)
 
 
-def _shift(offsets: Tensor) -> Tensor:
-    """Offsets of points [n, 2], in strides → what is added to corners as `_pack` has them."""
-    return torch.cat([offsets, -offsets], dim=1).T[..., None]
+def _double(cells: Tensor, start: int) -> Tensor:
+    """Cells as `_pack` has them, from column `start` on → four copies of each in strides of the
+    finer level."""
+    moved = cells.new_tensor([0.5 - 2 * start, 0.5, 2 * start - 0.5, -0.5, 0, 0])[:, None, None]
+    finer = cells * cells.new_tensor(DOUBLING)[:, None, None] + moved
+    return F.interpolate(finer, scale_factor=2, mode="nearest")
 
 
-def _stepped(rates: Tensor, steps: list[int], most: int, size: int) -> list[Tensor]:
-    """Rates of cells so many steps further, at the places of those; 0 comes from outside.
+def _rates(own: Tensor, others: Tensor, tau: float) -> Tensor:
+    """How much others [N, 6, n, L] lower cells [N, 6, 1, L], 0–1; below 0, are lowered by them.
 
-    [N, 1, n, L] for n steps of at most `most` → n × [N, 1, 1, size]; size is L or more.
+    Returns float32 [N, 1, n, L].
     """
-    padded = F.pad(rates, (most, most + size - rates.shape[3])).chunk(len(steps), dim=2)
-    return [one[..., most - s : most - s + size] for one, s in zip(padded, steps, strict=True)]
+    corners, area, score = own.split_with_sizes([4, 1, 1], dim=1)
+    other_corners, other_area, other_score = others.split_with_sizes([4, 1, 1], dim=1)
+    high, low = torch.minimum(corners, other_corners).chunk(2, dim=1)
+    width, height = (high + low).clamp(min=0).chunk(2, dim=1)
+    shared = width * height
+    iou = shared / (area + other_area - shared)  # strides are square
+    return torch.tanh(other_score - score) * torch.sigmoid(SHARPNESS * (iou - tau))
