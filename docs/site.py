@@ -1,9 +1,10 @@
-"""What the site has beyond the pages: files of the repository that they link to, and all messages.
+"""What the site has beyond the pages: files that they link to, all commands, and all messages.
 
 A page that is read on the repository's own pages links to `../weights/fcos_e2e_nano.json`; MkDocs
 serves docs alone. Each such file is copied to `files/` of the site, and the link follows.
 
-The page of messages is made from the code, so that the search finds each by its words.
+The pages of commands and of messages are made from the code, so that the search finds each option
+and each message by its words.
 """
 
 import ast
@@ -11,10 +12,15 @@ import builtins
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from nmsfree.cli.help import WHOLE
+from nmsfree.cli.main import build_app
 
 CODE = (
     "runtime/nmsfree",
@@ -62,6 +68,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         if (root / name).is_file():
             files.append(File.generated(config, f"files/{name}", abs_src_path=str(root / name)))
     files.append(File.generated(config, "messages.md", content=messages_page(root)))
+    files.append(File.generated(config, "commands.md", content=commands_page()))
     return files
 
 
@@ -78,6 +85,25 @@ def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
 def on_post_template(output_content: str, *, template_name: str, config: MkDocsConfig) -> str:
     """The same for the page of an address that is not there."""
     return output_content.replace(SHIM, WORKER)
+
+
+def commands_page() -> str:
+    """A page with the whole help of every command."""
+    lines = ["# All commands", "", "What `nmsfree COMMAND --help-all` prints.", ""]
+    for name, text in commands(typer.main.get_command(build_app()), "nmsfree"):
+        lines += [f"## {name}", "", "```text", text, "```", ""]
+    return "\n".join(lines)
+
+
+def commands(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+    """The names of a command and of those below it, each with its help."""
+    context = command.make_context(name.split()[-1], [], parent=parent, resilient_parsing=True)
+    context.meta[WHOLE], context.terminal_width = True, 80
+    yield name, re.sub(r"\x1b\[\d+m", "", context.get_help())
+    for child in command.list_commands(context) if hasattr(command, "list_commands") else ():
+        yield from commands(
+            command.resolve_command(context, [child])[1], f"{name} {child}", context
+        )
 
 
 def messages_page(root: Path) -> str:

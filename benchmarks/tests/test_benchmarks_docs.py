@@ -80,6 +80,13 @@ def test_every_class_of_error_is_explained() -> None:
     assert explained == classes
 
 
+def test_the_page_of_commands_has_every_option() -> None:
+    page = site().commands_page()
+    assert page.startswith("# All commands") and "\x1b" not in page
+    assert {"## nmsfree bench nms", "## nmsfree data digits"} <= set(page.splitlines())
+    assert "  --deployed-dedup-iou X  The same once trained" in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_have_no_private_words(page: Path) -> None:
     assert not PRIVATE.findall(page.read_text("utf-8"))
@@ -119,4 +126,4 @@ def test_every_page_is_in_the_menu() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     menu = yaml.safe_load(text[text.index("nav:") :])["nav"]
     named = set(re.findall(r"[\w-]+\.md", str(menu)))
-    assert named == {page.name for page in PAGES[1:]} | {"messages.md"}
+    assert named == {page.name for page in PAGES[1:]} | {"messages.md", "commands.md"}

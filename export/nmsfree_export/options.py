@@ -39,6 +39,8 @@ STRICT = Tolerance()
 
 
 _NMS = partial(Option, panel="NMS baseline")
+_LOWERED = partial(Option, panel="FP16 and INT8")
+_GIVES = partial(Option, panel="What the file gives")
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,15 @@ class PrecisionOptions:
     calibrate: Annotated[
         Path | None, Option("INT8: dataset, or folder of pictures, that calibrates.", metavar="DIR")
     ] = None
-    calibrate_split: Annotated[str | None, Option("Its training split; train if not given.")] = None
+    calibrate_split: Annotated[str | None, _LOWERED("Its training split; train if not given.")] = (
+        None
+    )
     calibration_images: Annotated[
-        int | None, Option("At most this many, 128 if not given.", min=1, max=1_000_000)
+        int | None, _LOWERED("At most this many, 128 if not given.", min=1, max=1_000_000)
     ] = None
     max_unmatched: Annotated[
         float | None,
-        Option(
+        _LOWERED(
             "FP16, INT8: share of rows that may have no partner; INT8 0.1, FP16 of adopted files"
             " 0.02, of own ones none, and those that have one differ little."
         ),
@@ -161,13 +165,13 @@ class PrecisionOptions:
     check_data: Annotated[
         Path | None, Option("FP16, INT8: labelled dataset to compare AP with FP32.", metavar="DIR")
     ] = None
-    check_split: Annotated[str | None, Option("Split to compare on; val if not given.")] = None
+    check_split: Annotated[str | None, _LOWERED("Split to compare on; val if not given.")] = None
     max_ap_drop: Annotated[
-        float | None, Option("AP points that may be lost, 1.0 if not given.", min=0, max=100)
+        float | None, _LOWERED("AP points that may be lost, 1.0 if not given.", min=0, max=100)
     ] = None
     auto_mixed: Annotated[
         bool,
-        Option(
+        _LOWERED(
             "FP16, INT8: keep the layers that add most error in float until the file passes.",
             flags=("--auto-mixed",),
         ),
@@ -238,24 +242,24 @@ class ExportOptions(PrecisionOptions):
         tuple[int, int] | None, Option("Input size in pixels.", flags=("--size",), metavar="H W")
     ] = None
     batch: int | None = 1  # fixed, or None for any
-    top_k: Annotated[int, Option("Rows of the output.", min=1, max=1_000_000)] = 100
-    score_floor: Annotated[float, Option("Lowest score that is counted.")] = 0.05
+    top_k: Annotated[int, _GIVES("Rows of the output.", min=1, max=1_000_000)] = 100
+    score_floor: Annotated[float, _GIVES("Lowest score that is counted.")] = 0.05
     threshold: Annotated[
         float | None, Option("Score that is shown unless asked otherwise; best F1, or 0.3.")
     ] = None
     thresholds: Annotated[
         Path | None,
-        Option(
+        _GIVES(
             "Recommended thresholds from `nmsfree eval --json`; else the checkpoint's own.",
             metavar="FILE",
         ),
     ] = None
-    interpolation: Annotated[Literal["linear", "area"], Option("linear, or area (slower).")] = (
+    interpolation: Annotated[Literal["linear", "area"], _GIVES("linear, or area (slower).")] = (
         "linear"
     )
     dedup_iou: Annotated[
         float | None,
-        Option(
+        _GIVES(
             "IoU from which a duplicate filter takes two boxes for one object, the checkpoint's"
             " if not given. Lower: fewer duplicates, and fewer close pairs.",
             was="rival_iou",

@@ -43,6 +43,7 @@ class Tiling:
         Option(
             "Look at large pictures in tiles of this width in pixels; their height follows from "
             "the model's input.",
+            panel="Large pictures",
             min=32,
             max=1 << 20,
         ),
@@ -52,6 +53,7 @@ class Tiling:
         Option(
             "Pixels that neighbouring tiles share, a quarter of their width if not given. What is "
             "smaller is whole in one of them.",
+            panel="Large pictures",
             min=8,
         ),
     ] = None

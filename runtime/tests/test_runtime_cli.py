@@ -70,9 +70,28 @@ def test_every_command_has_help(name: str) -> None:
     done = CliRunner(env={"COLUMNS": "80"}).invoke(build_app(), [name, "--help"])
     assert done.exit_code == 0, done.output
     assert f"Usage: nmsfree {name} " in done.stdout.replace("Usage: root", "Usage: nmsfree")
-    usual = [line for line in done.stdout.splitlines() if "nmsfree " not in line]
-    assert max(map(len, usual)) <= 80 and "<" not in done.stdout
-    assert load_command(name).help.split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80 and "<" not in done.stdout
+    assert len(lines) <= 50, "too long for a screen: give options a panel"
+    command = load_command(name)
+    assert command.help.split("\n\n")[0].replace("\n", " ") == COMMANDS[name][1]
+    shown = [option for option in command.params if option.name and not is_hidden(option)]
+    assert all(option.opts[0] in done.stdout for option in shown if option.opts[0][0] == "-")
+
+
+def is_hidden(option: Any) -> bool:
+    return getattr(option, "hidden", False) or option.name.endswith("_completion")
+
+
+def test_all_options_are_described_where_help_only_names_them() -> None:
+    short, whole = (
+        CliRunner(env={"COLUMNS": "80"}).invoke(build_app(), ["detect", asked]).stdout
+        for asked in ("--help", "--help-all")
+    )
+    assert "Engine: --threads, --allow-cpu," in short
+    assert "Keep scores above this; the model's own if not" in short
+    for only in ("per-class: the best-F1", "Engine:\n  --threads N  ", "native code."):
+        assert only in whole and only not in short
 
 
 def number_options() -> list[tuple[str, str, int, bool]]:

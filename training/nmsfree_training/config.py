@@ -116,7 +116,7 @@ class Matching:
 class TrainConfig:
     """The recipe; None is off."""
 
-    epochs: Annotated[int, _RECIPE("Passes over the data.", min=1, max=MAX_EPOCHS)]
+    epochs: Annotated[int, Option("Passes over the data.", min=1, max=MAX_EPOCHS)]
     optimizer: Annotated[Literal["sgd", "adamw"], _RECIPE("sgd or adamw.")]
     # For a batch of 16 images; scaled linearly with the batch (SGD only).
     learning_rate: Annotated[float, _RECIPE("Peak rate; for SGD per 16 images of a batch.")]
@@ -153,7 +153,7 @@ class TrainConfig:
     clip_norm: Annotated[float | None, _RECIPE("Largest gradient norm; 0 = off.", min=0)] = None
     # Images of one optimizer step, all processes and `accumulate` parts together.
     batch_size: Annotated[
-        int, _RECIPE("Images of a step, all processes together.", min=1, max=65536)
+        int, Option("Images of a step, all processes together.", min=1, max=65536)
     ] = 16
     # Each part divides its losses by its own objects, so the sum differs a little from the whole's.
     accumulate: Annotated[

@@ -1,4 +1,4 @@
-"""AP against latency: which precision, engine and input size are worth their time.
+"""AP against latency: which precision, engine and size to take.
 
 FP32, FP16 and INT8 in every engine that works here, and FP32 in ONNX Runtime at other input
 sizes: latency of Detector(image) and of the engine alone, AP of the very file in that very

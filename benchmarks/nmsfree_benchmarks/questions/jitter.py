@@ -1,9 +1,9 @@
-"""Latency over a stream that goes from empty to 500 objects and back, then shuffled.
+"""Latency over a stream, from empty to 500 objects and back.
 
 The NMS-free detector beside the one with NMS at score floors 0.05 and 0.001, in turn on the
-same frames: p99 and the worst case by the median, and milliseconds for 100 further objects.
-On the processor a constant piece of work before and after every call tells the undisturbed ones;
-p99 by the median is given of these, too.
+same frames, then shuffled: p99 and the worst case by the median, and milliseconds for 100 further
+objects. On the processor a constant piece of work before and after every call tells the
+undisturbed ones; p99 by the median is given of these, too.
 
 Example: nmsfree bench jitter
 

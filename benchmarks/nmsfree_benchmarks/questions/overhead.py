@@ -1,4 +1,4 @@
-"""What the runtime adds to the engine's call, by the size of the source picture.
+"""What the runtime adds to the engine's call, by picture size.
 
 Pictures from 256×256 to 3840×2160: resizing and padding, mapping boxes back, and Python
 between, beside the engine's call; and, apart, reading and decoding JPEG and PNG files. The

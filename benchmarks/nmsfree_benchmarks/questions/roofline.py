@@ -1,4 +1,4 @@
-"""How far from the limit: each model beside the peak of this device, in one run.
+"""How far each model is from the peak of this device.
 
 Matrix products and memory copies are timed in turn with the models. Multiply-adds and bytes are
 counted in the ONNX files; a layer takes at least as long as its arithmetic at the peak, and as

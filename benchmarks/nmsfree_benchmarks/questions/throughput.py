@@ -1,4 +1,4 @@
-"""Images a second over batch and parallel streams, until the device is full.
+"""Images a second over batch and parallel streams.
 
 Batches of 1 to 16 and 1 to 8 threads that share one Detector, with one engine thread and with
 --threads of them, with NMS and without; and where more stops to give more. On another device

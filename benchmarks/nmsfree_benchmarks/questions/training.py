@@ -1,4 +1,4 @@
-"""Images a second: what one core loads, beside what training consumes.
+"""Images a second: loaded by one core, consumed by training.
 
 Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --precision bf16
 """

@@ -1,7 +1,8 @@
-"""What became faster or slower between two runs, with 95 % intervals.
+"""What became faster or slower between two runs.
 
-Exit status 1 if something is surely slower than tolerated. Runs of different settings, or on
-different devices, are refused; versions and model files may differ and are named.
+With 95 % intervals; exit status 1 if something is surely slower than tolerated. Runs of
+different settings, or on different devices, are refused; versions and model files may differ and
+are named.
 
 Example: nmsfree bench compare before.json after.json
 

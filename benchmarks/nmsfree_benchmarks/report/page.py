@@ -1,7 +1,8 @@
-"""One page from result files: question, answer, pictures, tables, device, how to repeat it.
+"""One page from result files.
 
-The page is a single file that loads nothing from elsewhere. A run that something disturbed says
-so in red. Files of an older format are left out and named.
+Question, answer, pictures, tables, device, how to repeat it. The page is a single file that loads
+nothing from elsewhere. A run that something disturbed says so in red. Files of an older format
+are left out and named.
 
 Example: nmsfree bench report
 

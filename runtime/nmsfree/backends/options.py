@@ -4,6 +4,7 @@ import operator
 import os
 import re
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from nmsfree.options import Option
 
 Precision = Literal["f32", "bf16"]
 MOST_THREADS = max(256, os.cpu_count() or 1)  # engines die of thousands
+
+_ENGINE = partial(Option, panel="Engine")
 
 # What each option is for, as an error names it.
 MEANT_FOR = {
@@ -38,34 +41,34 @@ class Options:
     """
 
     threads: Annotated[
-        int | None, Option("Processor threads; the engine's choice if not given.", min=1, max=1024)
+        int | None, _ENGINE("Processor threads; the engine's choice if not given.", min=1, max=1024)
     ] = None
     allow_cpu: Annotated[
-        bool, Option("Run on the processor where the GPU cannot, and warn.", ("--allow-cpu",))
+        bool, _ENGINE("Run on the processor where the GPU cannot, and warn.", ("--allow-cpu",))
     ] = False
     tf32: Annotated[
-        bool, Option("Let the GPU round FP32 to TF32: faster, less exact.", ("--tf32",))
+        bool, _ENGINE("Let the GPU round FP32 to TF32: faster, less exact.", ("--tf32",))
     ] = False
     precision: Annotated[
-        str | None, Option("OpenVINO's arithmetic.", ("--engine-precision",), metavar="f32|bf16")
+        str | None, _ENGINE("OpenVINO's arithmetic.", ("--engine-precision",), metavar="f32|bf16")
     ] = None
     rebuild: Annotated[
         bool,
-        Option(
+        _ENGINE(
             "Build an .engine that does not fit this machine again, from the ONNX file beside it.",
             ("--rebuild/--no-rebuild",),
         ),
     ] = True
     trust: Annotated[
         bool,
-        Option(
+        _ENGINE(
             "Run an .engine whose hash is not the recorded one: it is native code.", ("--trust",)
         ),
     ] = False
     sha256: str | None = None
     max_contexts: Annotated[
         int,
-        Option(
+        _ENGINE(
             "Runs of an .engine at once, each with memory of its own; more wait in turn.",
             min=1,
             max=1024,

@@ -45,6 +45,7 @@ from nmsfree.tiles import WHOLE, Tiling
 
 RUNS = Path("runs/detect")
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
+_LIVE = partial(Option, panel="Videos and cameras")
 Found = tuple[Frame, Detections, Drawn]
 
 
@@ -81,15 +82,16 @@ class Request:
             "Decode JPEGs at ½, ¼ or ⅛ of their size where that is no smaller than the model's"
             " input: faster, and may see less. Needs --no-pictures.",
             ("--reduced",),
+            panel="Large pictures",
         ),
     ] = False
     json_file: Annotated[str | None, json_option('Write the lines here too; "-" is stdout.')] = None
     max_frames: Annotated[
-        int | None, Option("Stop each video or live source after this many.", min=1, max=2**31 - 1)
+        int | None, _LIVE("Stop each video or live source after this many.", min=1, max=2**31 - 1)
     ] = None
     give_up: Annotated[
         float | None,
-        Option(
+        _LIVE(
             "Seconds without a frame after which a camera or URL is given up; if not given, 10 for"
             " one that never answered.",
             min=0,

@@ -1,7 +1,12 @@
-"""What `--help` prints: what a command does, examples, then its options, in 80 columns."""
+"""What `--help` prints: what a command does, examples, then its options, in 80 columns.
+
+Of a command whose options are in groups, `--help` shows the others, and names the groups; all is
+shown by `--help-all`.
+"""
 
 import inspect
 import re
+import textwrap
 from functools import partial
 from typing import Any
 
@@ -10,7 +15,17 @@ import typer
 COLUMN = 26  # widest left column
 CHOICES = 40  # widest list of choices beside an option
 SHELL = ("install_completion", "show_completion")  # typer's options, found in docs
+USUAL = ("Arguments", "Options", "Commands")  # what is no group
+WHOLE = "nmsfree.whole_help"  # set in a context where all is asked for
 EXAMPLE = re.compile(r"(?:(?P<about>[^:]*): )?(?P<line>(?:nmsfree|torchrun) .*)")
+
+
+def show_all(context: typer.Context, wanted: bool) -> None:
+    """Print the help with every option, and end."""
+    if wanted:
+        context.meta[WHOLE] = True
+        typer.echo(context.get_help())
+        raise typer.Exit
 
 
 def use_plain_help(command: Any) -> None:
@@ -40,11 +55,9 @@ def format_help(command: Any, context: Any, formatter: Any) -> None:
     format_usage(command, context, formatter)
     if any(found for _, found in examples):
         with formatter.section(_bold("Examples")):
-            lines = [found.group("line", "about") for _, found in examples if found]
-            width = max(len(line) for line, _ in lines)
-            for line, about in lines:
-                said = "" if about in (None, "Example") else f"# {about[0].lower()}{about[1:]}"
-                formatter.write(f"  {line:{width}}  {said}".rstrip() + "\n")
+            pairs = [found.group("line", "about") for _, found in examples if found]
+            _write_examples(pairs, formatter)
+    short = WHOLE not in context.meta and any(p.rich_help_panel for p in parameters)
     for part, found in examples:
         if not found and part != "Examples:":
             formatter.write_paragraph()
@@ -53,22 +66,50 @@ def format_help(command: Any, context: Any, formatter: Any) -> None:
     for parameter in parameters:
         if not getattr(parameter, "hidden", False) and parameter.name not in SHELL:
             usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            rows.setdefault(parameter.rich_help_panel or usual, []).append(_row(parameter))
+            rows.setdefault(parameter.rich_help_panel or usual, []).append(_row(parameter, short))
     for name, child in getattr(command, "commands", {}).items():
         about = inspect.cleandoc(child.help or "").split("\n\n")[0]
         rows.setdefault("Commands", []).append((name, " ".join(about.split())))
     for group in sorted(rows, key=lambda name: name == "Options" and "Commands" in rows):
-        with formatter.section(_bold(group)):
-            formatter.write_dl(rows[group], col_max=COLUMN)
-    if "Commands" in rows:
+        if group in USUAL or not short:
+            with formatter.section(_bold(group)):
+                formatter.write_dl(rows.pop(group), col_max=COLUMN)
+    if rows:
+        with formatter.section(_bold("More, described by --help-all")):
+            for group, own in rows.items():
+                names = ", ".join(re.split("[, ]", left)[0] for left, _ in own)
+                text = f"  {group.partition(' (')[0]}: {names}"
+                formatter.write("\n    ".join(_wrapped(text, formatter.width - 4)) + "\n")
+    if hasattr(command, "commands"):
         formatter.write_paragraph()
         formatter.write_text(f"Options of a command: {context.command_path} COMMAND --help")
 
 
-def _row(parameter: Any) -> tuple[str, str]:
-    """Spelling and value at the left, help and default at the right."""
+def _write_examples(pairs: list[tuple[str, str | None]], formatter: Any) -> None:
+    """Write command lines with what each is for: beside it where all find room, or above it."""
+    width = max(len(line) for line, _ in pairs)
+    notes = ["" if not a or a == "Example" else f"# {a[0].lower()}{a[1:]}" for _, a in pairs]
+    beside = width + max(map(len, notes)) + 4 <= formatter.width
+    for (line, _), note in zip(pairs, notes, strict=True):
+        if beside:
+            formatter.write(f"  {line:{width}}  {note}".rstrip() + "\n")
+            continue
+        if note:
+            formatter.write(f"  {note}\n")
+        formatter.write("  " + " \\\n      ".join(_wrapped(line, formatter.width - 8)) + "\n")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines that end between words; an option stays whole."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def _row(parameter: Any, short: bool = False) -> tuple[str, str]:
+    """Spelling and value at the left, help (short: its first sentence) and default at the right."""
     argument = parameter.param_type_name == "argument"
     value, about = parameter.metavar or "", parameter.help or ""
+    if short:
+        about = re.split(r"(?<=\.) ", about)[0]
     if len(value) > CHOICES:
         value, about = "NAME", f"{about} One of {value.replace('|', ', ')}."
     if argument:

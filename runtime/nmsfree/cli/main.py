@@ -78,7 +78,7 @@ COMMANDS = {
     "study": ("nmsfree-training", "Compare recipes: many short runs, then a table."),
     "bench": (
         "nmsfree-benchmarks",
-        "Measure NMS-free against NMS: latency by stage, and AP of the very files that are timed.",
+        "Measure NMS-free against NMS: latency by stage, AP of the timed files.",
     ),
 }
 

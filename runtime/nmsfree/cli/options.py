@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
+from nmsfree.cli.help import show_all
 from nmsfree.options import Option, options_of
 from nmsfree.text import shown
 
@@ -22,6 +23,9 @@ THRESHOLD = Option(
 )
 CLASSES = Option("Keep these classes, names or ids.", metavar="A,B")
 MAX_DETECTIONS = Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
+HELP_ALL = typer.Option(
+    "--help-all", callback=show_all, is_eager=True, help="Show every option and exit."
+)
 SIZE = Option("Input height and width, of a file that takes any.", metavar="H W")
 
 
@@ -41,6 +45,9 @@ def command(run: Callable[[Any], None], kind: type[Any]) -> Callable[..., None]:
         run(_build(kind, values))
 
     parameters = list(_parameters(kind))
+    if any(p.annotation.__metadata__[0].rich_help_panel for p in parameters):
+        shown_all = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False)
+        parameters.append(shown_all.replace(annotation=Annotated[bool, HELP_ALL]))
     from_command_line.__name__ = run.__name__
     from_command_line.__doc__ = run.__doc__
     from_command_line.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -23,9 +23,8 @@ from nmsfree_training.config import (
     Preset,
     TrainConfig,
 )
-from nmsfree_training.loop.run_config import DATA, MACHINE, RunConfig
+from nmsfree_training.loop.run_config import MACHINE, RunConfig
 
-_WEIGHTS = partial(Option, panel="Where the weights start")
 _powers = partial(HEADS, min=0, max=20, metavar="A B")
 
 
@@ -151,47 +150,43 @@ else:
 class TrainOptions:
     """What is trained on what, and how."""
 
-    data: Annotated[
-        Path | None, DATA("Dataset folder: COCO, YOLO or Pascal VOC; needed but for --list.")
+    data: Annotated[Path | None, Option("Dataset folder: COCO, YOLO or Pascal VOC.")] = None
+    out: Annotated[Path | None, Option("Run folder; runs/train/MODEL if not given.")] = None
+    split: Annotated[str, Option("Split to train on.")] = "train"
+    val: Annotated[str, Option("Split for AP; '' = none.")] = "val"
+    preview: Annotated[
+        Path | None, Option("Only write a picture of what the network would see.")
     ] = None
-    out: Annotated[Path | None, DATA("Run folder; runs/train/MODEL if not given.")] = None
-    split: Annotated[str, DATA("Split to train on.")] = "train"
-    val: Annotated[str, DATA("Split for AP; '' = none.")] = "val"
-    preview: Annotated[Path | None, DATA("Only write a picture of what the network would see.")] = (
-        None
-    )
-    model: Annotated[str | None, _WEIGHTS(f"Preset; {DEFAULT_MODEL} if not given.")] = None
+    model: Annotated[str | None, Option(f"Preset; {DEFAULT_MODEL} if not given.")] = None
     list_presets: Annotated[
-        bool, _WEIGHTS("Show all presets and what they cost.", flags=("--list",))
+        bool, Option("Show all presets and what they cost.", flags=("--list",))
     ] = False
     imagenet: Annotated[
         Path | None,
-        _WEIGHTS(
-            "Backbone: resnet18, resnet34, resnet50 (downloaded once), lite0, or a file with their "
-            "names.",
+        Option(
+            "Backbone: resnet18, resnet34, resnet50, lite0 or a file. Names are downloaded once."
+            " A file has their names.",
             metavar="NAME",
         ),
     ] = None
     init: Annotated[
         Path | None,
-        _WEIGHTS(
-            "Fine-tune a checkpoint, or bundled weights by name; its classes may differ.",
+        Option(
+            "Fine-tune a checkpoint, or bundled weights by name. Its classes may differ.",
             flags=("--init", "--from"),
         ),
     ] = None
     retrofit: Annotated[
         Path | None,
-        _WEIGHTS(
-            "Checkpoint with an o2m head: train only a new o2o head, so that it needs no NMS."
-        ),
+        Option("Checkpoint with an o2m head: train only a new o2o head. It then needs no NMS."),
     ] = None
     unfreeze: Annotated[
-        bool, _WEIGHTS("With --retrofit: train everything.", flags=("--unfreeze",))
+        bool, Option("With --retrofit: train everything.", flags=("--unfreeze",))
     ] = False
     size: Annotated[
         tuple[int, int] | None,
         Option(
-            "Input height and width of training, AP and export; the preset's or FILE's if not "
+            "Input height and width of training, AP and export. The preset's or FILE's if not "
             "given.",
             min=32,
             max=MAX_SIDE,

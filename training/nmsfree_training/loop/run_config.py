@@ -14,7 +14,7 @@ from nmsfree.errors import NmsfreeError
 from nmsfree.options import Option
 from nmsfree_training.config import MAX_EPOCHS
 
-DATA = partial(Option, panel="Data and output")
+DATA = partial(Option, panel="Evaluation and checkpoints")
 MACHINE = partial(Option, panel="Machine")
 
 
@@ -40,12 +40,12 @@ class RunConfig:
         float,
         DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000),
     ] = 10.0
-    resume: Annotated[bool, DATA("Go on exactly where it was cut.", flags=("--resume",))] = False
+    resume: Annotated[bool, Option("Go on exactly where it was cut.", flags=("--resume",))] = False
     # minutes: epochs are fitted to it as the speed shows; None = the recipe's number of epochs.
     minutes: Annotated[
         float | None,
-        DATA(
-            "Train about so long, whole epochs and at least one, as the measured speed allows.",
+        Option(
+            "Train about so long. Whole epochs and at least one, as the measured speed allows.",
             min=0.1,
             max=1_000_000,
         ),
@@ -58,7 +58,7 @@ class RunConfig:
         False
     )
     seed: Annotated[int, MACHINE("Same seed, same run.", min=0)] = 0
-    device: Annotated[str, MACHINE("cpu or cuda.")] = "cpu"
+    device: Annotated[str, Option("cpu or cuda.")] = "cpu"
     # Autocast for the network; losses stay in float32.
     precision: str = "fp32"  # or "bf16" or "fp16" for the network
     workers: int = 2  # processes that load images

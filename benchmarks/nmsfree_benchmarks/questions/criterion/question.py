@@ -1,4 +1,4 @@
-"""Assignment and losses as a share of the published networks' training step (CPU, minutes).
+"""Assignment and losses as a share of a training step.
 
 Example: nmsfree bench criterion --batch 4
 """

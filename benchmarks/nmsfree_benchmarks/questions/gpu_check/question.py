@@ -1,4 +1,4 @@
-"""Try on this machine's GPU what is claimed of GPUs: a line PASS, FAIL or SKIP for each.
+"""Try on this GPU what is claimed of GPUs: PASS, FAIL or SKIP.
 
 Exit status 1 if a claim fails, 3 if there is no GPU to try them on. What cannot be tried is
 skipped with the reason, and what to install. `nmsfree bench --device cuda` measures speed.

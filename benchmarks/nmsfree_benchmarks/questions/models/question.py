@@ -1,13 +1,12 @@
-"""Measure NMS-free against NMS: latency by stage, and AP of the very files that are timed.
+"""Measure NMS-free against NMS: latency by stage, AP of the timed files.
 
-All models of a size run in turn: in eager PyTorch as published, and as files exported here in
-ONNX Runtime and OpenVINO, FP32 and INT8 (bf16 where the processor has it); on a GPU in
-PyTorch, ONNX Runtime and TensorRT-RTX, FP32, FP16 and INT8. Models at 512 × 736 without
-published weights get random weights and no AP.
+All models of a size run in turn: in PyTorch as published, and as files exported here in ONNX
+Runtime and OpenVINO, FP32 and INT8; on a GPU in PyTorch, ONNX Runtime and TensorRT-RTX, FP32,
+FP16 and INT8. Models at 512 × 736 without published weights get random ones and no AP.
 
 A first look: nmsfree bench --quick
 
-Your files, ours or adopted, beside the first: nmsfree bench a.onnx b.onnx --data DIR
+Your files beside the first: nmsfree bench a.onnx b.onnx --data DIR
 
 On a GPU: nmsfree bench --device cuda
 """

@@ -1,4 +1,4 @@
-"""The price of NMS: over objects, score floor, IoU threshold, batch and implementation.
+"""The price of NMS: over objects, settings and implementations.
 
 First the NMS alone, on the candidates that a trained detector finds in scenes of 0 to 500
 digits, one setting varied at a time; implementations that keep different boxes are refused.
