@@ -63,11 +63,11 @@ def refused(question: str, folder: Path, *options: str) -> NmsfreeError:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_an_unknown_device_is_told(question: str, tmp_path: Path) -> None:
-    error = refused(question, tmp_path, "--device=tpu")
+    error = refused(question, tmp_path, "--device=tensrt")
     assert isinstance(error, InputError)
     assert str(error) == (
-        "device is 'tpu', this benchmark runs on: cpu, openvino, cuda, tensorrt-rtx; cuda:1 is the "
-        "second GPU"
+        "device is 'tensrt', this benchmark runs on: cpu, openvino, cuda, tensorrt-rtx; cuda:1 is "
+        "the second GPU; did you mean tensorrt-rtx?"
     )
 
 

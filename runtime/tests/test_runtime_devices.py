@@ -42,12 +42,14 @@ def test_names_of_devices(text: str, device: Device, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:one", "openvino:", "openvino:NPU"],
+    ["", "tpx", "CPU", "tensrt", "cpu:0", "cuda:", "cuda:-1", "cuda:one", "openvino:NPU"],
 )
 def test_other_names_are_refused(tiny: Path, text: str) -> None:
+    known = {"CPU": "cpu", "tensrt": "tensorrt"}
+    meant = f"; did you mean {known[text]}?" if text in known else ""
     assert refused(lambda: Detector(tiny, device=text), InputError) == (
         f"device is {text!r}, expected one of: cpu, cuda, tensorrt-rtx, tensorrt, openvino;"
-        " cuda:1 is the second GPU, openvino:GPU an Intel GPU"
+        " cuda:1 is the second GPU, openvino:GPU an Intel GPU" + meant
     )
 
 

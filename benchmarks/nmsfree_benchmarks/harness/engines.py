@@ -21,6 +21,7 @@ from nmsfree.doctor.model import write_model
 from nmsfree.errors import EngineError, InputError, NmsfreeError
 from nmsfree.machine import Gpu, computes_bf16, find_gpus, sha256
 from nmsfree.spec import Target
+from nmsfree.text import meant
 from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.memory import build_tiny
 from nmsfree_benchmarks.harness.options import CPU
@@ -152,6 +153,7 @@ def use_device(text: str) -> str:
     if place is None or place.kind not in ON or place.plugin not in ("", "CPU"):
         raise InputError(
             f"device is {text!r}, this benchmark runs on: {', '.join(ON)}; cuda:1 is the second GPU"
+            + meant(() if place else ON, text.lower())
         )
     if place.kind == CPU:
         return CPU

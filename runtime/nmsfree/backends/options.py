@@ -12,6 +12,7 @@ import numpy as np
 from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option
+from nmsfree.text import meant
 
 Precision = Literal["f32", "bf16"]
 MOST_THREADS = max(256, os.cpu_count() or 1)  # engines die of thousands
@@ -157,6 +158,7 @@ def parse_device(text: str | Device) -> Device:
     raise InputError(
         f"device is {text!r}, expected one of: {', '.join(KINDS)};"
         " cuda:1 is the second GPU, openvino:GPU an Intel GPU"
+        + meant(() if kind in KINDS else KINDS, kind.lower())
     )
 
 

@@ -55,7 +55,7 @@ def format_help(command: Any, context: Any, formatter: Any) -> None:
     format_usage(command, context, formatter)
     if any(found for _, found in examples):
         with formatter.section(_bold("Examples")):
-            pairs = [found.group("line", "about") for _, found in examples if found]
+            pairs = [(found["line"], found["about"]) for _, found in examples if found]
             _write_examples(pairs, formatter)
     short = WHOLE not in context.meta and any(p.rich_help_panel for p in parameters)
     for part, found in examples:

@@ -12,10 +12,13 @@ from nmsfree.backends.base import RawDetections
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, NmsSpec
+from nmsfree.text import one_of
 from nmsfree_training.config import HeadName
 from nmsfree_training.model.detector import Fcos, Prediction, place
 from nmsfree_training.model.norms import normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, deployed_like, load_checkpoint
+
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ def torch_device(name: str) -> torch.device:
     Raises:
         InputError: an unknown device, or a GPU that PyTorch does not see.
     """
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device is {name!r}, a checkpoint runs on: cpu, cuda")
+    if name not in DEVICES:
+        raise InputError(f"device is {name!r}, a checkpoint runs on {one_of(DEVICES, name)}")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but PyTorch sees no GPU: use --device cpu")
     return torch.device(name)

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from nmsfree.errors import InputError
 from nmsfree.options import Option
+from nmsfree.text import one_of
 from nmsfree_benchmarks.harness.options import CPU, Files, RunOptions
 
 SIZES = ("nano", "large")
@@ -40,7 +41,8 @@ class Options(RunOptions):
 
     def check(self) -> None:
         if self.device not in DEVICES:
-            raise InputError(f"device is {self.device!r}, the benchmark runs on: cpu, cuda")
+            known = one_of(DEVICES, self.device)
+            raise InputError(f"device is {self.device!r}, the benchmark runs on {known}")
         if self.device == "cuda":
             from nmsfree_benchmarks.harness.engines import the_gpu
 
