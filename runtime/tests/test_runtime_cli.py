@@ -85,7 +85,6 @@ def test_all_options_are_described_where_help_only_names_them() -> None:
         for asked in ("--help", "--help-all")
     )
     assert "Engine: --threads, --allow-cpu," in short
-    assert "Keep scores above this; the model's own if not" in short
     for only in ("per-class: the best-F1", "Engine:\n  --threads N  ", "native code."):
         assert only in whole and only not in short
 
