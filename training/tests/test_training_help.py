@@ -18,10 +18,12 @@ from nmsfree_training.loop.advice import Outcome, train_sample
 from nmsfree_training.loop.distributed import CPU
 from nmsfree_training.loop.probe import Wanted, expected, probe, usable_cores
 from nmsfree_training.loop.start import Objects, ObjectSizes
-from nmsfree_training.loop.state import Position
+from nmsfree_training.loop.step import StepLosses, Stepper
 from nmsfree_training.model.detector import fresh_network
+from nmsfree_training.monitor.callbacks import Callback, StepEvent
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
-from .runs import Listener, Runs, same, tiny
+from .runs import Listener, Runs, assert_same_runs, records, same, tiny
 
 app = typer.Typer()
 app.command()(train)
@@ -81,20 +83,79 @@ def test_a_small_set_gets_more_epochs() -> None:
     assert with_epochs(longer, 36).train == published.train
 
 
-def test_epochs_follow_the_clock(runs: Runs) -> None:
-    trainer = runs.trainer(minutes=5)
-    trainer.position = Position(epoch=2, spent=60.0)
-    trainer._follow_clock()
-    assert trainer.preset.train.epochs == 10 == trainer.step.config.epochs
-    assert trainer.checkpoints.recipe["train.epochs"] == 10
+class Clock(Callback):
+    """In place of the trainer's: a step takes two seconds, an evaluation one."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.rates: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def on_step(self, event: StepEvent) -> None:
+        self.rates.append(event.learning_rate)
+
+    def on_evaluate(self, done: int, total: int) -> None:
+        self.now += 1
 
 
-def test_a_budget_that_is_spent_ends_the_run(runs: Runs) -> None:
-    """And the run that goes on knows it."""
-    trainer = runs.few.train(minutes=1e-6, chosen=tiny(epochs=50))
-    assert trainer.position.epoch == 1 and trainer.position.spent > 0
-    again = runs.few.train(minutes=1e-6, chosen=tiny(epochs=50), resume=True)
-    assert again.position == trainer.position
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made, step = Clock(), Stepper.__call__
+
+    def timed(self: Stepper, *arguments: Any) -> list[StepLosses]:
+        made.now += 2
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "__call__", timed)
+    monkeypatch.setattr("nmsfree_training.loop.trainer.time", made)
+    return made
+
+
+TIMED = {"minutes": 65 / 60, "evaluate_every": 1}
+
+
+@pytest.mark.parametrize("schedule", [{}, {"schedule": "step", "milestones": (24, 33)}])
+def test_minutes_end_at_a_step_with_the_rate_at_its_end(
+    schedule: dict[str, Any], runs: Runs, val_set: DetectionDataset, clock: Clock
+) -> None:
+    """Epochs of three steps; of 65 s two are left for the evaluations that come after."""
+    two, chosen = replace(val_set, samples=val_set.samples[:2]), tiny(epochs=36, **schedule)
+    trainer = runs.train("run", chosen, two, clock, **TIMED)
+    assert 65 - 2 - 2 - 2 < clock.now <= 65 - 2
+    position = trainer.position
+    assert position.iteration == len(clock.rates) == trainer.total < 3 * position.epoch
+    peak = chosen.train.learning_rate
+    assert max(clock.rates) > 0.9 * peak and clock.rates[-1] < 0.05 * peak
+    last = records(trainer.run.out)[-1]
+    saved = load_checkpoint(trainer.run.out / "last.safetensors").provenance
+    assert last["epoch"] == position.epoch == trainer.checkpoints.recipe["train.epochs"]
+    assert last["AP"] == pytest.approx(float(saved["AP"]), abs=1e-4)
+    again = runs.train("run", chosen, two, Clock(), resume=True, **TIMED)
+    assert again.position == position
+    longer = runs.train("run", chosen, two, clock, resume=True, **TIMED | {"minutes": 2})
+    assert longer.position.spent == pytest.approx(120 - 2, abs=4)
+    epochs = longer.position.epoch + 1  # and by those
+    more = runs.train("run", tiny(epochs=epochs, **schedule), resume=True)
+    assert more.position.epoch == epochs and more.position.iteration == more.total
+
+
+def test_minutes_may_end_within_the_first_epoch(
+    runs: Runs, val_set: DetectionDataset, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is killed in its evaluation goes on with that."""
+    two, chosen = replace(val_set, samples=val_set.samples[:2]), tiny(batch_size=1)
+    short = TIMED | {"minutes": 0.5}  # 30 s, of which three evaluations are guessed to take 12
+    whole = runs.train("whole", chosen, two, clock, **short)
+    assert 9 <= whole.position.iteration < 14 and clock.now <= 30 - 2
+    assert len(records(whole.run.out)) == whole.position.epoch
+    trainer = runs.trainer("run", chosen, two, clock, **short)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "_evaluate", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        trainer.fit()
+    runs.train("run", chosen, two, clock, resume=True, **short)
+    assert_same_runs(runs.folder / "whole", runs.folder / "run")
 
 
 def test_patience_ends_a_run_that_has_flattened(runs: Runs, val_set: DetectionDataset) -> None:

@@ -31,25 +31,25 @@ PER_EPOCH = 1000
     ],
 )
 def test_published_schedule(iteration: int, factor: float) -> None:
-    assert rate_factor(STEP, iteration, PER_EPOCH) == pytest.approx(factor, rel=1e-9)
+    assert rate_factor(STEP, iteration, 36 * PER_EPOCH) == pytest.approx(factor, rel=1e-9)
 
 
 def test_a_short_run_warms_up_for_a_quarter_of_it() -> None:
     short = replace(STEP, epochs=6, milestones=(4,))  # of 10 steps: 60 instead of 500
-    factors = [rate_factor(short, i, per_epoch=10) for i in range(60)]
+    factors = [rate_factor(short, i, total=60) for i in range(60)]
     assert factors[14] < 1 and factors[15] == 1 and factors[39] == 1
     assert factors[:16] == sorted(factors[:16])
-    assert rate_factor(replace(short, epochs=1), 0, per_epoch=1) == 1  # nothing to warm up
+    assert rate_factor(short, 0, total=1) == 1  # nothing to warm up
 
 
 def test_cosine_schedule() -> None:
     def at(iteration: int) -> float:
-        return rate_factor(COSINE, iteration, PER_EPOCH)
+        return rate_factor(COSINE, iteration, total)
 
     warm = COSINE.warmup_factor + (1 - COSINE.warmup_factor) / 2
     # Half-way through the warm-up and an eighth through the run, both factors count.
-    short = replace(COSINE, epochs=4 * COSINE.warmup_iterations)
-    both = rate_factor(short, COSINE.warmup_iterations // 2, per_epoch=1)
+    half, total = COSINE.warmup_iterations // 2, 4 * COSINE.warmup_iterations
+    both = rate_factor(COSINE, half, total)
     assert both == pytest.approx(warm * (1 + math.cos(math.pi / 8)) / 2)
     total = COSINE.epochs * PER_EPOCH
     assert at(0) == pytest.approx(COSINE.warmup_factor)
@@ -95,7 +95,7 @@ def test_a_backbone_has_a_rate_of_its_own_and_may_wait(config: TrainConfig) -> N
     backbone = {id(p) for p in network.backbone.parameters()}
     total = config.epochs * 10
     for iteration, share in ((0, 0.0), (total // 2 - 1, 0.0), (total // 2, 0.1)):
-        shown = stepper.schedule(iteration, per_epoch=10)
+        shown = stepper.schedule(iteration, total)
         assert shown == optimizer.param_groups[0]["lr"] > 0
         for group in optimizer.param_groups:
             own = {id(p) for p in group["params"]}

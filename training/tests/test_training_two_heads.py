@@ -44,7 +44,7 @@ def test_weight_of_a_head_that_is_trained_alone_stays(train_set: DetectionDatase
     chosen = tiny("fcos_rt_nano", o2m_weight_end=0.1)
     batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
     step = make_stepper(chosen)
-    step.schedule(chosen.train.epochs - 1, 1)
+    step.schedule(1, 2)
     losses = step([batch], 1)[0].values
     assert losses["loss"] == pytest.approx(losses["o2m_cls"] + 2 * losses["o2m_box"], rel=1e-5)
 
@@ -72,7 +72,7 @@ def test_a_head_that_is_trained_alone_keeps_its_gradient(
     norms = []
     for recipe in (chosen, tiny(name, o2o_gradient=1.0, **plain)):
         step = make_stepper(recipe, heads)
-        step.schedule(recipe.train.epochs - 1, 1)
+        step.schedule(1, 2)
         step([batch], 1)
         grads = [p.grad for p in step.network.fpn.parameters() if p.grad is not None]
         norms.append(float(torch.stack([g.norm() for g in grads]).norm()) if grads else 0.0)

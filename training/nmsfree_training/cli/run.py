@@ -32,7 +32,6 @@ from nmsfree_training.config import (
     at_size,
     preset,
     with_enough_steps,
-    with_epochs,
 )
 from nmsfree_training.data.loader import check_batch
 from nmsfree_training.loop.advice import Outcome, train_sample
@@ -106,6 +105,7 @@ class Prepared:
     network: Fcos
     heads: tuple[HeadName, ...]  # those that are trained
     origin: str  # what the user is told about where the weights come from
+    epochs: int | None = None  # that a budget of minutes should allow
 
 
 def run_training(options: TrainOptions, data: Path) -> int:
@@ -134,6 +134,8 @@ def run_training(options: TrainOptions, data: Path) -> int:
                     callback=callback,
                     world=world,
                 )
+                if made.epochs is not None:
+                    trainer.set_epochs(made.epochs)
                 try:
                     with _owned(made.run, world):
                         _announce(callback, trainer, made.origin)
@@ -285,7 +287,7 @@ def _choose_setting(
     options: TrainOptions, made: Prepared, world: World, callback: Callback
 ) -> Prepared:
     """Threads for this process; loader processes, precision and epochs of the run."""
-    run, chosen = made.run, made.preset
+    run, epochs = made.run, None
     wanted = Wanted(options.threads, options.workers, options.precision)
     if run.resume:  # what it computes with must stay the same
         before = world.on_main(lambda: load_state(run.out)[0].recipe)
@@ -298,18 +300,18 @@ def _choose_setting(
     )
     known = options.no_probe or world.size > 1 or None not in vars(wanted).values()
     if not known or (run.minutes is not None and world.size == 1):
-        found = probe(made.network, chosen, made.heads, made.train_set, world.device, wanted)
+        found = probe(made.network, made.preset, made.heads, made.train_set, world.device, wanted)
         setting = found.best
         callback.log(str(found))
         if run.minutes is not None:  # a first guess: the trainer follows the clock
-            epochs = 60 * run.minutes * found.images_per_second / len(made.train_set)
-            chosen = with_epochs(chosen, max(1, round(epochs)))
+            whole = 60 * run.minutes * found.images_per_second / len(made.train_set)
+            epochs = max(1, round(whole))
     torch.set_num_threads(setting.threads)
     cv2.setNumThreads(setting.threads if setting.workers == 0 else 1)
     machine = f"{platform.machine()}, {setting.threads} threads, {world.device}"
     said = run.provenance | {"machine": machine, "setting": str(setting)}
     run = replace(run, precision=setting.precision, workers=setting.workers, provenance=said)
-    return replace(made, run=run, preset=chosen)
+    return replace(made, run=run, epochs=epochs)
 
 
 def _start(
@@ -400,9 +402,11 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
     world, classes = trainer.world, len(trainer.train_set.class_names)
     recipe, images, batch = preset.train, objects.images, trainer.batch_size
     processes = f" × {world.size} processes" if world.size > 1 else ""
+    length = "" if run.minutes is None else f"{run.minutes:g} minutes, about "
     callback.log(
-        f"{preset.model.name}: {images} images, {classes} classes, {recipe.epochs} epochs of batch "
-        f"{batch} on {world.device.type}{processes}, {run.precision}, seed {run.seed} → {run.out}"
+        f"{preset.model.name}: {images} images, {classes} classes, {length}{recipe.epochs} epochs "
+        f"of batch {batch} on {world.device.type}{processes}, {run.precision}, seed {run.seed} → "
+        f"{run.out}"
     )
     callback.log(str(objects))
     if advice := objects.advice():

@@ -34,7 +34,7 @@ class Outcome:
         if few:
             yield (
                 f"only {self.steps} steps: networks need {MIN_STEPS:,} or more; give --epochs "
-                f"{-(-self.epochs * MIN_STEPS // max(1, self.steps))}, or leave --epochs out"
+                f"{-(-self.epochs * MIN_STEPS // max(1, self.steps))}, more --minutes, or neither"
             )
         if self.objects.sizes.tiny > TINY_SHARE * self.objects.count:
             yield f"{self.objects.sizes}: {self.objects.advice() or 'cut the pictures into tiles'}"

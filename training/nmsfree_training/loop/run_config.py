@@ -41,11 +41,11 @@ class RunConfig:
         DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000),
     ] = 10.0
     resume: Annotated[bool, Option("Go on exactly where it was cut.", flags=("--resume",))] = False
-    # minutes: epochs are fitted to it as the speed shows; None = the recipe's number of epochs.
+    # minutes: the schedule is fitted to it as the speed shows; None = the recipe's epochs.
     minutes: Annotated[
         float | None,
         Option(
-            "Train about so long. Whole epochs and at least one, as the measured speed allows.",
+            "Train so long, evaluations included. The schedule is fitted to the measured speed.",
             min=0.1,
             max=1_000_000,
         ),

@@ -34,7 +34,7 @@ LAST, PREVIOUS, DAMAGED = "last.state.pt", "previous.state.pt", "damaged.state.p
 class Position:
     """How far a run is."""
 
-    epoch: Count = 0  # whole epochs done, evaluation included
+    epoch: Count = 0  # done, evaluation included; --minutes may cut the last one short
     step: Count = 0  # optimizer steps done in the epoch after those
     iteration: Count = 0  # optimizer steps done in all
     best: Annotated[float, Meta(ge=-1, le=1)] = -1.0  # best AP so far, 0–1; −1 = none measured
@@ -48,7 +48,8 @@ class Position:
     # Images left out so far and why, by path; of the first process.
     failed: dict[str, str] = field(default_factory=dict)
     best_epoch: Count = 0  # after which the best AP was measured
-    spent: Seconds = 0.0  # on the whole epochs, evaluation included
+    spent: Seconds = 0.0  # on the epochs before this one, evaluation included
+    evaluation: Seconds = 0.0  # of the last one; 0 = none yet
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}"

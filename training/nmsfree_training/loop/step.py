@@ -129,14 +129,14 @@ class Stepper:
                 find_unused_parameters=self.heads != self._all_heads,
             )
 
-    def schedule(self, iteration: int, per_epoch: int) -> float:
-        """Set the rates and loss weights of the step after `iteration`; returns the rate."""
-        factor = rate_factor(self.config, iteration, per_epoch)
-        waits = iteration < self.config.backbone_start * per_epoch * self.config.epochs
+    def schedule(self, iteration: int, total: int) -> float:
+        """Set rates and loss weights of the step after `iteration` of `total`; returns the rate."""
+        factor = rate_factor(self.config, iteration, total)
+        waits = iteration < self.config.backbone_start * total
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = 0.0 if waits and group.get("is_backbone") else base * factor
         if len(self.heads) == 2:
-            done = iteration / max(1, per_epoch * self.config.epochs - 1)
+            done = min(1.0, iteration / max(1, total - 1))
             self._o2m_weight = 1 + (self.config.o2m_weight_end - 1) * done
         return float(self.optimizer.param_groups[0]["lr"])
 
@@ -262,17 +262,18 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=rate)
 
 
-def rate_factor(config: TrainConfig, iteration: int, per_epoch: int) -> float:
-    """Return the learning rate at an iteration, as a share of the full one.
+def rate_factor(config: TrainConfig, iteration: int, total: int) -> float:
+    """Return the learning rate at an iteration of `total`, as a share of the full one.
 
-    A run that is short for its warm-up spends a quarter of its steps on it.
+    The recipe's epochs stand for the whole run, however many it has. A run that is short for its
+    warm-up spends a quarter of its steps on it.
     """
-    epoch = iteration / per_epoch
+    epoch = iteration * config.epochs / total
     if config.schedule == "step":
         factor = 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
     else:
-        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / config.epochs)))
-    warmup = min(config.warmup_iterations, config.epochs * per_epoch // 4)
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / total)))
+    warmup = min(config.warmup_iterations, total // 4)
     if iteration < warmup:
         progress = iteration / warmup
         factor *= config.warmup_factor + (1 - config.warmup_factor) * progress

@@ -25,6 +25,9 @@ from nmsfree_training.model.norms import freeze_statistics
 from nmsfree_training.monitor.callbacks import Callback, EpochEvent, StepEvent
 from nmsfree_training.weights.predict import torch_device
 
+# Evaluations for which a budget of minutes leaves time after the last step: of the last weights, of
+# the best once more, and on training pictures.
+EVALUATIONS = 3
 SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
 
 
@@ -51,6 +54,7 @@ class Trainer:
     ) -> None:
         self.objects = check_data(preset, train_set, val_set)
         self.preset, self.run, self.train_set = preset, run, train_set
+        self._asked = preset  # with epochs as asked for, whatever a budget makes of them
         self.callback = callback or Callback()
         self.world = world or World(device=torch_device(run.device))
         self.network = place(network or fresh_network(preset, run.seed), self.world.device)
@@ -81,7 +85,8 @@ class Trainer:
             describe = partial(self.checkpoints.checkpoint, {})
             self.validator = Validator(describe, val_set, self.world, self._progress)
         self.position = Position()
-        self._saved = time.monotonic()
+        self.total = self._planned()  # steps of the whole run
+        self._saved = self._since = time.monotonic()  # _since: of the present epoch
         self._loader: EpochLoader | None = None
 
     def fit(self) -> dict[str, float]:
@@ -96,6 +101,7 @@ class Trainer:
             DivergedError: a loss or a gradient is not finite.
             LoaderError: a process that loads images was killed; what was done is saved.
         """
+        self._since = time.monotonic()
         if self.run.resume:
             self._resume()
         elif self.world.main:
@@ -105,7 +111,7 @@ class Trainer:
         metrics: dict[str, float] = {}
         if not self.run.resume and self.heads != self.preset.model.heads:
             self._measure_start()
-        while self.position.epoch < self.preset.train.epochs and not self._has_flattened():
+        while not self._is_done() and not self._has_flattened():
             self._train_epoch()
             metrics = self._close_epoch()
         self._loader = None
@@ -131,18 +137,36 @@ class Trainer:
         return flat
 
     def set_epochs(self, epochs: int) -> None:
-        """Make the schedule as long as that."""
-        self.preset = with_epochs(self.preset, epochs)
-        self.step.config = self.preset.train
+        """Make the run as long as that."""
+        self.preset = with_epochs(self._asked, epochs)
         self.checkpoints.set_epochs(self.preset)
 
-    def _follow_clock(self) -> None:
-        """As many epochs as the minutes allow at the speed so far."""
+    def _is_done(self) -> bool:
+        """Whether no step is left, and none is left to be evaluated."""
+        return self.position.step == 0 and self.position.iteration >= self.total
+
+    def _planned(self) -> int:
+        """Steps of the whole run: those of its epochs, or what its minutes allow at this speed."""
         position, minutes = self.position, self.run.minutes
-        if minutes is None or not position.epoch:
-            return
-        left = (60 * minutes - position.spent) / max(1e-9, position.spent / position.epoch)
-        self.set_epochs(self.world.broadcast(position.epoch + max(0, round(left))))
+        per_epoch = steps_per_epoch(self.train_set, self.preset)
+        if minutes is None or not position.iteration:
+            before = position.iteration - position.step
+            return before + (self.preset.train.epochs - position.epoch) * per_epoch
+        spent = position.spent + time.monotonic() - self._since
+        step = max(1e-9, spent / position.iteration)  # its share of evaluations included
+        last = position.evaluation
+        if self.validator is not None and not last:  # a guess: an image takes as long as in a step
+            last = len(self.validator.dataset) * step / self.batch_size
+        return position.iteration + max(0, int((60 * minutes - spent - EVALUATIONS * last) / step))
+
+    def _follow_clock(self) -> None:
+        """Plan what is left, in steps, and in epochs where they follow from minutes."""
+        position = self.position
+        self.total = self.world.broadcast(self._planned())
+        if self.run.minutes is not None and position.iteration:
+            steps = position.step + self.total - position.iteration
+            per_epoch = steps_per_epoch(self.train_set, self.preset)
+            self.set_epochs(position.epoch + -(-steps // per_epoch))
 
     # One epoch
 
@@ -162,7 +186,9 @@ class Trainer:
                 error = caught
             waited = time.monotonic()
             parts = self._agree(parts, error)
-            rate = self.step.schedule(position.iteration, steps)
+            if position.step and position.iteration >= self.total:  # of a budget
+                break
+            rate = self.step.schedule(position.iteration, self.total)
             position.iteration += 1
             known = self.step(parts, position.iteration)
             if self.ema is not None:
@@ -219,7 +245,9 @@ class Trainer:
         sizes = [side for part in parts for side in part.images.shape[-2:]]
         sizes += [0] * (2 * self.preset.train.accumulate - len(sizes))
         flags = [self.run.stop(), self._is_save_due(), error is not None]
-        *sizes, stop, save, failed = self.world.maximum([*sizes, *map(int, flags)])
+        planned = self._planned() if self.world.main else 0
+        told = self.world.maximum([*sizes, *map(int, flags), planned])
+        *sizes, stop, save, failed, self.total = told
         if stop:  # first: what ends a job may have ended its loaders, too
             self._interrupt()
         if failed:
@@ -258,8 +286,7 @@ class Trainer:
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate, write the checkpoints and the record, and go to the next epoch."""
-        position, started = self.position, time.monotonic()
-        scaler = self.step.scaler
+        position, scaler = self.position, self.step.scaler
         if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
             raise DivergedError(
                 f"{position.skipped} of {position.step} steps had no finite gradient, whatever the "
@@ -272,8 +299,11 @@ class Trainer:
             if self.ema is not None:
                 copy_head(self.ema.state)
         self._save()  # first what took long to get, and before any checkpoint can be seen
+        self.total = self.world.broadcast(self._planned())
+        asked = time.monotonic()
         metrics, pictures = self._evaluate()
         record |= metrics
+        evaluation = time.monotonic() - asked if metrics else position.evaluation
         # Until an AP is measured, the latest weights are the best known.
         best = metrics.get("AP", -1.0) > position.best or (position.best < 0 and not metrics)
         if best:
@@ -285,9 +315,11 @@ class Trainer:
             iteration=position.iteration,
             best=position.best,
             best_epoch=position.epoch + 1 if best else position.best_epoch,
-            spent=position.spent + position.seconds + time.monotonic() - started,
+            spent=position.spent + time.monotonic() - self._since,
+            evaluation=evaluation,
             failed=position.failed,
         )
+        self._since = time.monotonic()
         self._follow_clock()
         self._save()
         self.callback.on_epoch(EpochEvent(record, pictures, best))
@@ -311,15 +343,14 @@ class Trainer:
     def _evaluate(self) -> tuple[dict[str, float], tuple[tuple[str, NDArray[np.uint8]], ...]]:
         """Metrics and pictures, as far as they are due."""
         epochs, epoch = self.preset.train.epochs, self.position.epoch + 1
-        every = self.run.evaluate_every
-        due = epoch == epochs or (every > 0 and epoch % every == 0)
-        if self.validator is None or not due:
+        last, every = self.position.iteration >= self.total, self.run.evaluate_every
+        if self.validator is None or not (last or (every > 0 and epoch % every == 0)):
             return {}, ()
         network = self.deployable()
         network.eval()
         metrics = self.validator.metrics(network)
         # Some 40 times in a run: a picture takes a third of a megabyte.
-        pictured = epoch == epochs or epoch % max(1, epochs // 40) == 0
+        pictured = last or epoch % max(1, epochs // 40) == 0
         if self.run.no_tensorboard or not pictured:
             return metrics, ()
         return metrics, self.validator.pictures(network)
@@ -355,6 +386,7 @@ class Trainer:
 
     def _resume(self) -> None:
         self.position, messages = self.checkpoints.load()
+        self._since -= self.position.seconds
         if self.world.main:
             self.checkpoints.forget_after(self.position.epoch)
         else:
@@ -363,8 +395,9 @@ class Trainer:
             self.callback.log(text)
         self._follow_clock()
         epochs = self.preset.train.epochs
-        if self.position.epoch >= epochs:
-            self.callback.log(f"all {epochs} epochs are done; for more, raise --epochs")
+        if self._is_done():
+            longer = "--epochs" if self.run.minutes is None else "--minutes"
+            self.callback.log(f"all {epochs} epochs are done; for more, raise {longer}")
         else:
             self.callback.log(f"going on at {self.position} of {epochs} epochs")
 
