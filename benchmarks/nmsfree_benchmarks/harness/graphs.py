@@ -37,9 +37,9 @@ def load_model(path: Path) -> ModelProto:
         raise ModelError(f"{path}: cannot be read ({reason}), expected an ONNX file") from None
 
 
-def open_session(model: ModelProto, threads: int, *, spinning: bool = True) -> Any:
+def open_session(model: ModelProto, threads: int) -> Any:
     """Open a graph in ONNX Runtime on the processor."""
-    return make_session(model.SerializeToString(), threads=threads, spinning=spinning)
+    return make_session(model.SerializeToString(), threads=threads)
 
 
 def raw_maps(model: ModelProto) -> list[str]:

@@ -157,9 +157,7 @@ def _product_probe(
     return Probe(name, timed(lambda _: run()), flop, precision, about | more)
 
 
-def product_session(
-    threads: int, operator: str, a: NDArray[Any], b: NDArray[Any], *, spinning: bool = True
-) -> Any:
+def product_session(threads: int, operator: str, a: NDArray[Any], b: NDArray[Any]) -> Any:
     """Open a session that multiplies "a" with `b`, which the engine may pack as it packs weights.
 
     "MatMul" is of float32, "MatMulInteger" of uint8 by int8; `a` is like what will be fed.
@@ -175,17 +173,14 @@ def product_session(
     )
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)
-    return open_session(model, threads, spinning=spinning)
+    return open_session(model, threads)
 
 
 def constant_work(threads: int) -> Call:
-    """An FP32 matrix product in ONNX Runtime, whose time tells how undisturbed a processor is.
-
-    Its threads sleep when it is done: spinning ones would take cores from what is measured.
-    """
+    """An FP32 matrix product in ONNX Runtime, whose time tells how undisturbed a processor is."""
     shape = (SIDES[0], SIDES[0])  # 3 ms on a slow core
     factor = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    session = product_session(threads, "MatMul", factor, factor, spinning=False)
+    session = product_session(threads, "MatMul", factor, factor)
     return timed(lambda _: session.run(None, {"a": factor}))
 
 

@@ -16,6 +16,9 @@ from nmsfree.files import plain_name
 from nmsfree.spec import METADATA_KEY, ModelSpec
 
 CPU = "CPUExecutionProvider"
+# Microseconds for which threads that have nothing to do stay awake, which bridges the gaps within a
+# run. By itself ONNX Runtime's spin on, and take the processor from whatever else wants it.
+AWAKE = 50
 FATAL = 4  # log severity: errors are raised, and told in our own words
 OUTPUTS = list(RawDetections._fields)
 # What shapes are computed with, which belongs on the processor. Of the picture's values these
@@ -58,7 +61,6 @@ def make_session(
     settings: Mapping[str, str] | None = None,
     plugin: Any = None,
     optimize: bool = True,
-    spinning: bool = True,
     profile: Path | None = None,
 ) -> Any:
     """Make an `InferenceSession` that runs where it was asked to or fails; raises vendor errors.
@@ -69,7 +71,6 @@ def make_session(
         provider, settings: one that is built into ONNX Runtime, and its own options.
         plugin: an `OrtEpDevice` in the provider's place.
         optimize: False leaves the graph as it is.
-        spinning: False lets threads sleep that have nothing to do.
         profile: how the file of each node's times begins; `end_profiling()` returns its name.
     """
     import onnxruntime as ort
@@ -77,8 +78,7 @@ def make_session(
     options = ort.SessionOptions()
     options.log_severity_level = FATAL
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(AWAKE))
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
