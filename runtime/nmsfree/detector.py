@@ -198,8 +198,8 @@ class Detector:
         Args:
             tile: width of a tile in pixels of the picture; None takes the model's input, which
                 keeps the scale. Its height follows from the input's.
-            overlap: pixels that neighbours share; None takes a quarter of the width. Objects up to
-                this size are whole in one of them.
+            overlap: pixels that neighbours share; None takes 7/16 of the width. Objects up to this
+                size are whole in one of them.
 
         Raises:
             InputError: as for a call, or tile and overlap do not fit.

@@ -21,6 +21,7 @@ from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 
+SHARED = 7 / 16  # of a tile's width, with its neighbour: parts of an object look like others
 EDGE = 1 / 64  # of a tile's width: a box that ends so near to the border may go on beyond it
 OFF = 0.1  # of its side, by which an end of a box may be off
 SAME = 0.3  # IoU from which two boxes of a class show one object
@@ -51,7 +52,7 @@ class Tiling:
     overlap: Annotated[
         int | None,
         Option(
-            "Pixels that neighbouring tiles share, a quarter of their width if not given. What is "
+            "Pixels that neighbouring tiles share, 7/16 of their width if not given: what is "
             "smaller is whole in one of them.",
             panel="Large pictures",
             min=8,
@@ -71,7 +72,7 @@ class Tiling:
     def lay(self, height: int, width: int, aspect: float) -> "Tiles":
         """Lay tiles over a picture; `aspect` is their height / width."""
         assert self.tile is not None
-        overlap = self.tile // 4 if self.overlap is None else self.overlap
+        overlap = round(SHARED * self.tile) if self.overlap is None else self.overlap
         rows = _along(height, round(self.tile * aspect), overlap)
         columns = _along(width, self.tile, overlap)
         views = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows.spans, columns.spans)]

@@ -13,8 +13,8 @@ from runtime_helpers import Noise, refusing
 from nmsfree import CallableBackend, Detections, Detector, InputError, ModelSpec, RawDetections
 from nmsfree.tiles import Tiling
 
-SIDE, OVERLAP, LARGE = 256, 64, 640  # of a tile, the default for it, of the picture
-SEAMS = (224, 416)  # where cores meet, both ways
+SIDE, LARGE = 256, 640  # of a tile and of the picture
+SEAMS = {64: (224, 416), 112: (192, 320, 448)}  # where cores meet, both ways, by the overlap
 refused = refusing(InputError)
 Boxes = NDArray[np.float64]
 
@@ -95,12 +95,12 @@ def iou(a: Boxes, b: Boxes) -> Boxes:
     return shared / (area_a[:, None] + area_b[None] - shared)
 
 
-def scene(rng: np.random.Generator, count: int) -> Boxes:
+def scene(rng: np.random.Generator, count: int, overlap: int = 64) -> Boxes:
     """Objects of 8 pixels to twice the overlap on seams and corners, apart from each other."""
     placed: Boxes = np.zeros((0, 4))
     while len(placed) < count:
-        sides = np.exp(rng.uniform(np.log(8), np.log(2 * OVERLAP), 2))
-        centre = rng.choice(SEAMS, 2) + rng.uniform(-OVERLAP, OVERLAP, 2) * 0.75
+        sides = np.exp(rng.uniform(np.log(8), np.log(2 * overlap), 2))
+        centre = rng.choice(SEAMS[overlap], 2) + rng.uniform(-overlap, overlap, 2) * 0.75
         if rng.random() < 0.6:  # a seam, else a corner of four tiles
             centre[rng.integers(2)] = rng.uniform(80, LARGE - 80)
         box = np.hstack([centre - sides / 2, centre + sides / 2])[None]
@@ -110,17 +110,18 @@ def scene(rng: np.random.Generator, count: int) -> Boxes:
     return placed
 
 
+@pytest.mark.parametrize("overlap", [64, 112])
 @pytest.mark.parametrize("reduced", [True, False], ids=["whole picture helps", "it sees nothing"])
 def test_a_thousand_objects_on_seams_are_told_once(
-    look: Callable[..., Looker], reduced: bool
+    look: Callable[..., Looker], reduced: bool, overlap: int
 ) -> None:
     rng = np.random.default_rng(0)
     looker = look(1, reduced)
     told = 0
     for _ in range(250):
-        looker.objects = scene(rng, 4)
+        looker.objects = scene(rng, 4, overlap)
         looker.labels = rng.integers(0, 2, 4)
-        found = find(looker)
+        found = find(looker, overlap=overlap)
         values = iou(looker.objects, found.xyxy.astype(np.float64))
         assert len(found) == 4, "twice or lost"
         assert (values.max(axis=1) >= 0.5).all(), "another place"
@@ -138,14 +139,14 @@ def test_close_objects_of_a_class_stay_two(look: Callable[..., Looker]) -> None:
         move = (box[:, 2:] - box[:, :2]) * rng.uniform(0.15, 0.2, 2)
         looker.objects = np.clip(np.vstack([box, box + np.tile(move, 2)]), 0, LARGE)
         assert 0.4 < iou(looker.objects[:1], looker.objects[1:])[0, 0] < 0.75
-        assert len(find(looker)) == 2
+        assert len(find(looker, overlap=64)) == 2
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(256, None), (200, 100), (300, 40), (600, None)])
 def test_tiles_cover_the_picture_and_cores_part_it(tile: int, overlap: int | None) -> None:
     height, width = 700, 1111
     tiles = Tiling(tile, overlap).lay(height, width, 0.75)
-    views, cores, shared = tiles.views[:-1], tiles.cores[:-1], overlap or tile // 4
+    views, cores, shared = tiles.views[:-1], tiles.cores[:-1], overlap or tile * 7 // 16
     assert tiles.views[-1].tolist() == [0, 0, width, height]
     assert (views[:, 2] - views[:, 0] == tile).all()
     assert (views[:, 3] - views[:, 1] == min(round(0.75 * tile), height)).all()
