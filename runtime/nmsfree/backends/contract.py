@@ -76,15 +76,7 @@ def read_spec(
         raise ModelError(
             f"{path}: outputs {', '.join(missing)} are missing, found {', '.join(names)}"
         )
-    spec = ModelSpec.from_json(metadata, f"{shown(path)}: model description")
-    _check_ports(path, spec, inputs, outputs)
-    return spec
-
-
-def _check_ports(
-    path: Path, spec: ModelSpec, inputs: Sequence[Port], outputs: Sequence[Port]
-) -> None:
-    """Compare input and outputs of the graph with the description."""
+    spec = ModelSpec.from_json(metadata, f"{path}: model description")
     kind, size = image_port(spec)
     kind = f"tensor({kind.replace('float32', 'float')})"
     found = [(i.name, i.type, [d if isinstance(d, int) else None for d in i.shape]) for i in inputs]
@@ -109,6 +101,7 @@ def _check_ports(
                 f"{path}: output is {output.name} {output.type} {shown(output.shape)}, but its"
                 f" description says {kind} {[spec.batch or 'N', *sizes]}: export the model again"
             )
+    return spec
 
 
 def rows_of(

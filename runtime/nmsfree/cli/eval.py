@@ -17,7 +17,7 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, MissingExtraError
-from nmsfree.evaluation.analysis import analyse, folder_name
+from nmsfree.evaluation.analysis import Analysis, analyse, folder_name
 from nmsfree.evaluation.evaluate import count_overlapping, predict
 from nmsfree.evaluation.plots import write_plots
 from nmsfree.evaluation.report import markdown, print_report
@@ -102,9 +102,8 @@ def _eval(request: Request) -> None:
     if not request.no_plots:
         import_figure()
     dataset = load_dataset(request.data, request.split)
-    folder = None
-    if not request.no_plots:
-        folder = request.plots or RUNS / run_name(request, folder_name(dataset))
+    named = request.plots or RUNS / run_name(request, folder_name(dataset))
+    folder = None if request.no_plots else named
     summaries = [folder / name for name in SUMMARIES] if folder else []
     check_outputs([request.json_file, *summaries], [request.file, *dataset.files()])
     start = time.perf_counter()
@@ -137,11 +136,7 @@ def _eval(request: Request) -> None:
         "seconds": round(time.perf_counter() - start, 3),
         **analysis.to_json(),
     }
-    what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
-    if request.tiling.tile is not None:
-        what = f", tiles of {request.tiling.tile} pixels"
-    counts = f"{analysis.images} images, {analysis.objects} objects"
-    title = f"{request.file.name} on {analysis.split}{what}: {counts}"
+    title = _title(request, analysis)
     problems: list[str] = []
     try:
         if folder is not None:
@@ -159,6 +154,14 @@ def _eval(request: Request) -> None:
 
 
 eval_command = command(_eval, Request)
+
+
+def _title(request: Request, analysis: Analysis) -> str:
+    what = "" if request.protocol == "deployed" else f", {request.protocol} protocol"
+    if request.tiling.tile is not None:
+        what = f", tiles of {request.tiling.tile} pixels"
+    counts = f"{analysis.images} images, {analysis.objects} objects"
+    return f"{request.file.name} on {analysis.split}{what}: {counts}"
 
 
 def _run(request: Request, dataset: DetectionDataset) -> tuple[ModelSpec, list[Result]]:

@@ -1,7 +1,7 @@
 """Everything `nmsfree eval` tells, from one set of COCO results."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -137,15 +137,10 @@ def analyse(
     thresholds, best = recommend(curves, overall, spec.threshold, target_precision, about)
     kept = found.select(survivors(found))
     best_kept = _curve(spec, kept, match(kept, truth), truth).best_f1()
-    ap_with_nms = scores.metrics.ap
-    if len(kept) < len(found):
-        ap_with_nms = scorer.ap(to_results(kept, image_ids, category_ids))
+    of_kept = to_results(kept, image_ids, category_ids) if len(kept) < len(found) else None
     above, counted, double = found.score > best.threshold, ~matches.ignored, duplicates(found)
     shown = found.select(above)
     wrong = double & above & counted & ~matches.hit
-    of_class = zip(
-        spec.class_names, category_ids, curves, thresholds.best_f1_per_class, strict=True
-    )
     return Analysis(
         spec=spec,
         split=dataset.name,
@@ -153,7 +148,7 @@ def analyse(
         objects=overall.objects,
         most_objects=int(np.bincount(truth.image[~truth.crowd]).max()),
         metrics=scores.metrics,
-        ap_with_nms=ap_with_nms,
+        ap_with_nms=scores.metrics.ap if of_kept is None else scorer.ap(of_kept),
         thresholds=thresholds,
         best=best,
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
@@ -165,7 +160,7 @@ def analyse(
         cap_hits=_full(found, spec) if capped else None,
         truncated=_full(shown, spec) if capped else None,
         calibration=calibrate(found.score[counted], matches.hit[counted]),
-        per_class=tuple(_class_report(*about, scores) for about in of_class),
+        per_class=tuple(_class_reports(spec, category_ids, curves, thresholds, scores)),
         curves=curves,
         overall=overall,
         confusion=confusion_matrix(shown, truth, len(labels)),
@@ -177,15 +172,17 @@ def _full(found: Boxes, spec: ModelSpec) -> int:
     return int((np.bincount(found.image) >= spec.top_k).sum())
 
 
-def _class_report(
-    name: str, category_id: int, curve: Curve, threshold: float | None, scores: Scores
-) -> ClassReport:
-    precision = recall = None
-    if threshold is not None:
-        precision, recall = (float(v[0]) for v in curve.at(np.array([threshold])))
-        precision = None if math.isnan(precision) else precision
-    ap, ap50 = scores.ap[category_id], scores.ap50[category_id]
-    return ClassReport(name, category_id, curve.objects, ap, ap50, threshold, precision, recall)
+def _class_reports(
+    spec: ModelSpec, ids: Sequence[int], curves: Sequence[Curve], advice: Thresholds, scores: Scores
+) -> Iterator[ClassReport]:
+    classes = zip(spec.class_names, ids, curves, advice.best_f1_per_class, strict=True)
+    for name, number, curve, threshold in classes:
+        precision = recall = None
+        if threshold is not None:
+            precision, recall = (float(v[0]) for v in curve.at(np.array([threshold])))
+            precision = None if math.isnan(precision) else precision
+        ap, ap50 = scores.ap[number], scores.ap50[number]
+        yield ClassReport(name, number, curve.objects, ap, ap50, threshold, precision, recall)
 
 
 def _curve(
