@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from runtime_helpers import ENGINES, EXACT, rows_in_base64
 
-from nmsfree import ModelSpec, RawDetections
+from nmsfree import CallableBackend, Detector, ModelSpec, RawDetections
 from nmsfree.backends.contract import output_shapes
 from nmsfree.backends.options import Options
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
@@ -83,6 +83,25 @@ def bright_cells() -> Callable[[NDArray[np.uint8], ModelSpec], RawDetections]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def altered(make_spec: Any, bright_cells: Callable[..., RawDetections]) -> Callable[..., Detector]:
+    """Return a function: a detector over the tiny model of which images or outputs are changed.
+
+    `outputs` takes the answer and gives those of its arrays that are to be replaced.
+    """
+
+    def make(outputs: Any = None, images: Any = None, spec: Any = None, **fields: Any) -> Detector:
+        spec = spec or make_spec(**fields)
+
+        def run(pixels: NDArray[np.uint8]) -> RawDetections:
+            raw = bright_cells(pixels if images is None else images(pixels), spec)
+            return raw if outputs is None else raw._replace(**outputs(raw))
+
+        return Detector(CallableBackend(run, spec))
+
+    return make
 
 
 @pytest.fixture(scope="session")

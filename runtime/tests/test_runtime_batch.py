@@ -1,6 +1,7 @@
 """`nmsfree batch`: Ray's workers on this machine, pictures and results on disk and in a store."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -203,6 +204,7 @@ def test_from_a_store_to_a_store(
     said, _ = process.communicate(timeout=250)
     assert process.returncode == 1 and f"{BROKEN} of {COUNT} could not be read" in said, said
     assert "secret" not in said
+    assert re.search(r"[\d.]+/s after a start of [\d.]+ s", said), "serving_measure.py reads it"
     assert answers_in(out, "s3://photos/2026") == expected
 
 

@@ -13,30 +13,21 @@ import runtime_helpers as helpers
 from numpy.typing import NDArray
 from runtime_helpers import ENGINES, EXACT, rows_in_base64
 
-from nmsfree import CallableBackend, Detector, ModelError, ModelSpec, NmsSpec, RawDetections
+from nmsfree import Detector, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.canary import canary_picture
 from nmsfree.cli import main as cli
 from nmsfree.spec import Tolerance
 
 refused = helpers.refusing(ModelError)
-Cells = Callable[[NDArray[np.uint8], ModelSpec], RawDetections]
 ROUGH = Tolerance(0.1, 1, 0.3)
 
 
 @pytest.fixture(scope="session")
-def checked(with_canary: Any, bright_cells: Cells) -> Callable[..., Any]:
+def checked(with_canary: Any, altered: Any) -> Callable[..., Any]:
     """Return a function that checks the tiny model behind something that spoils images or rows."""
-
-    def check(images: Any = None, rows: Any = None, **fields: Any) -> Any:
-        spec = with_canary(**fields)
-
-        def run(pixels: NDArray[np.uint8]) -> RawDetections:
-            raw = bright_cells(pixels if images is None else images(pixels), spec)
-            return raw if rows is None else raw._replace(**rows(raw))
-
-        return Detector(CallableBackend(run, spec)).self_check()
-
-    return check
+    return lambda images=None, rows=None, **fields: altered(
+        rows, images, with_canary(**fields)
+    ).self_check()
 
 
 def test_the_picture_is_what_its_formula_says() -> None:
@@ -216,11 +207,10 @@ def test_a_damaged_one_is_refused(with_canary: Any, what: str) -> None:
     assert expected in refused(lambda: ModelSpec.from_json(json.dumps(content)))
 
 
-def test_another_picture_is_refused(with_canary: Any, bright_cells: Cells) -> None:
+def test_another_picture_is_refused(with_canary: Any, altered: Any) -> None:
     spec = with_canary()
-    spec = replace(spec, canary=replace(spec.canary, seed=2))
-    backend = CallableBackend(lambda images: bright_cells(images, spec), spec)
-    assert "another picture than seed 2 makes" in refused(Detector(backend).self_check)
+    detector = altered(spec=replace(spec, canary=replace(spec.canary, seed=2)))
+    assert "another picture than seed 2 makes" in refused(detector.self_check)
 
 
 @pytest.mark.parametrize(

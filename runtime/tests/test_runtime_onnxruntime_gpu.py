@@ -70,13 +70,6 @@ def test_the_wrong_onnxruntime_is_told(tiny: Path) -> None:
     assert refused(lambda: Detector(tiny, device="cuda:1", tf32=True)) == without_cuda("cuda:1")
 
 
-def test_no_gpu(tiny: Path, cuda_build: None, no_gpu: None) -> None:
-    assert refused(lambda: Detector(tiny, device="cuda")) == (
-        "device is 'cuda', but no NVIDIA driver was found (libcuda.so.1): see `nmsfree doctor`,"
-        " or use device cpu"
-    )
-
-
 def test_a_gpu_that_is_not_there(tiny: Path, cuda_build: None, one_gpu: None) -> None:
     assert refused(lambda: Detector(tiny, device="cuda:1")) == (
         "device is 'cuda:1', but the NVIDIA GPUs here are:"
@@ -84,35 +77,35 @@ def test_a_gpu_that_is_not_there(tiny: Path, cuda_build: None, one_gpu: None) ->
     )
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider")
-@pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
-def test_a_silent_fallback_of_onnxruntime_is_caught(
-    tiny: Path, cuda_build: None, one_gpu: None
-) -> None:
-    """The real session: asked for a provider that it lacks, ONNX Runtime takes the processor."""
-    assert refused(lambda: Detector(tiny, device="cuda")) == (
-        "device is 'cuda', but ONNX Runtime put the network on CPUExecutionProvider:"
-        " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+ON_PROCESSOR = (
+    "device is 'cuda', but ONNX Runtime put the network on CPUExecutionProvider:"
+    " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
+)
+
+
+def not_started(why: str, extra: str = "cuda") -> str:
+    return (
+        f"device is '{'cuda' if extra == 'cuda' else 'tensorrt-rtx'}', but ONNX Runtime could not"
+        f' start there ({why}): pip install "nmsfree[{extra}]" brings what it needs,'
+        " `nmsfree doctor` tells more"
     )
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
-def test_missing_libraries_are_named(
+def test_a_silent_fallback_of_onnxruntime_is_caught_and_missing_libraries_are_named(
     tiny: Path, cuda_build: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    said = "Failed to load libcublasLt.so.13: libcublasLt.so.13: cannot open shared object file"
+    """The real session: asked for a provider that it lacks, ONNX Runtime takes the processor."""
+    assert refused(lambda: Detector(tiny, device="cuda")) == ON_PROCESSOR
+    lacking = "libcublasLt.so.13: cannot open shared object file"
 
     def preload() -> None:
-        ort.print(said)  # what `print` in that module is
+        ort.print(f"Failed to load libcublasLt.so.13: {lacking}")  # `print` in that module
         sys.stdout.write("of another thread\n")
 
     monkeypatch.setattr(ort, "preload_dlls", preload)
-    assert refused(lambda: Detector(tiny, device="cuda")) == (
-        "device is 'cuda', but ONNX Runtime could not start there (libcublasLt.so.13: cannot open"
-        ' shared object file): pip install "nmsfree[cuda]" brings what it needs,'
-        " `nmsfree doctor` tells more"
-    )
+    assert refused(lambda: Detector(tiny, device="cuda")) == not_started(lacking)
     assert capsys.readouterr().out == "of another thread\n"
     assert not hasattr(ort, "print")
 
@@ -127,11 +120,8 @@ def test_a_vendor_error_is_one_line(
         raise RuntimeError("CUDA failure 100:\n no CUDA-capable device is detected")
 
     monkeypatch.setattr(onnxruntime_gpu, "make_session", fail)
-    assert refused(lambda: Detector(tiny, device="cuda")) == (
-        "device is 'cuda', but ONNX Runtime could not start there (CUDA failure 100: no"
-        ' CUDA-capable device is detected): pip install "nmsfree[cuda]" brings what it needs,'
-        " `nmsfree doctor` tells more"
-    )
+    why = "CUDA failure 100: no CUDA-capable device is detected"
+    assert refused(lambda: Detector(tiny, device="cuda")) == not_started(why)
     # A graph first, for a fixed batch; then without, as not all that fails is the GPU's fault.
     base = {"device_id": "0", "use_tf32": "0"}
     assert asked == [base | {"enable_cuda_graph": flag} for flag in ("1", "0")]
@@ -199,11 +189,6 @@ def test_a_fault_of_the_file_is_not_blamed_on_the_gpu(
         assert "not an ONNX model that can be loaded" in message
 
 
-def test_sessions_do_not_fall_back_while_running(tiny: Path) -> None:
-    """`InferenceSession.run` would start anew on the processor when a provider fails."""
-    assert make_session(tiny, threads=1)._enable_fallback is False
-
-
 def fake_session(providers: list[str], *placed: tuple[str, str]) -> Any:
     parts = [
         SimpleNamespace(ep_name=owner, get_nodes=lambda k=kind: [SimpleNamespace(op_type=k)])
@@ -217,17 +202,13 @@ def fake_session(providers: list[str], *placed: tuple[str, str]) -> Any:
 def test_where_the_nodes_are(tiny: Path) -> None:
     real = make_session(tiny, threads=1)  # tells of each node, the convolution among them
     assert "put the network on CPU" in refused(lambda: check_placement(real, CPU, "cpu"))
-    both = [CUDA, CPU]
-    none = ", compute nodes left on the processor: 0"
-    everything = fake_session(both, (CUDA, "Conv"), (CUDA, "TopK"))
-    assert check_placement(everything, CUDA, "cuda") == none
-    shapes = fake_session(both, (CUDA, "Conv"), (CPU, "Shape"), (CPU, "Gather"), (CUDA, "TopK"))
-    assert check_placement(shapes, CUDA, "cuda") == none
-    silent = SimpleNamespace(get_providers=lambda: both)  # an older ONNX Runtime does not tell
+    assert real._enable_fallback is False, "`run` would start anew on the processor"
+    silent = SimpleNamespace(get_providers=lambda: [CUDA, CPU])  # an older one does not tell
     assert check_placement(silent, CUDA, "cuda") == ""
-
-
-def test_nodes_that_are_left_are_named_or_refused() -> None:
+    for shapes in ((), ((CPU, "Shape"), (CPU, "Gather"))):
+        session = fake_session([CUDA, CPU], (CUDA, "Conv"), *shapes, (CUDA, "TopK"))
+        said = ", compute nodes left on the processor: 0"
+        assert check_placement(session, CUDA, "cuda") == said
     left = [(CPU, "TopK"), (CPU, "Resize"), (CPU, "Resize"), (CPU, "Shape")]
     session = fake_session([CUDA, CPU], (CUDA, "Conv"), *left)
     found = "3 of 5 (2 Resize, 1 TopK)"
@@ -235,24 +216,14 @@ def test_nodes_that_are_left_are_named_or_refused() -> None:
         f"device is 'cuda', but ONNX Runtime has {found} nodes run on the processor: take another"
         " release of it; see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
     )
-    assert check_placement(session, CUDA, "cuda", allow_cpu=True) == (
-        f", compute nodes left on the processor: {found}"
-    )
-
-
-@pytest.mark.parametrize(
-    "session",
-    [
+    said = f", compute nodes left on the processor: {found}"
+    assert check_placement(session, CUDA, "cuda", allow_cpu=True) == said
+    for session in (
         fake_session([CPU]),
         fake_session([CUDA, CPU], (CPU, "Cast"), (CPU, "TopK")),
         fake_session([CUDA, CPU], (CUDA, "Cast"), (CPU, "FusedConv")),
-    ],
-)
-def test_a_network_on_the_processor_is_refused(session: Any) -> None:
-    assert refused(lambda: check_placement(session, CUDA, "cuda:1")) == (
-        "device is 'cuda:1', but ONNX Runtime put the network on CPUExecutionProvider:"
-        " see `nmsfree doctor`, or allow the processor (allow_cpu=True, --allow-cpu)"
-    )
+    ):
+        assert refused(lambda s=session: check_placement(s, CUDA, "cuda")) == ON_PROCESSOR
 
 
 @pytest.fixture
@@ -293,34 +264,17 @@ def test_the_plugin_cannot_promise_fp32(
     assert refused(lambda: Detector(tiny, device="tensorrt-rtx")) == no_gpu_message
 
 
-def test_a_plugin_that_cannot_be_loaded(tiny: Path, fake_plugin: None, one_gpu: None) -> None:
-    message = refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True))
-    assert message.startswith(
-        "device is 'tensorrt-rtx', but ONNX Runtime could not start there ([ONNXRuntimeError] : 1 :"
-        " FAIL : Failed to load library /absent.so with error: /absent.so: cannot open shared"
-        " object file"
-    )
-    assert message.endswith(
-        ': pip install "nmsfree[tensorrt-rtx-ort]" brings what it needs,'
-        " `nmsfree doctor` tells more"
-    )
-
-
-def test_an_onnxruntime_without_plugins(
+def test_a_plugin_that_cannot_be_used(
     tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        onnxruntime_gpu, "PLUGIN_CALLS", ("add_provider_for_devices", "of_a_later_version")
+    """It cannot be loaded; it takes none of the GPUs; ONNX Runtime is too old for it."""
+    why = (
+        "[ONNXRuntimeError] : 1 : FAIL : Failed to load library /absent.so with error: /absent.so:"
+        " cannot open shared object file"
     )
-    assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
-        f"device is 'tensorrt-rtx', but onnxruntime {VERSION} takes no plugins, expected 1.24 or"
-        ' newer: pip install -U "onnxruntime>=1.24"'
-    )
-
-
-def test_a_gpu_that_the_plugin_does_not_take(
-    tiny: Path, fake_plugin: None, one_gpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    found = refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True))
+    start, end = not_started(f"{why}|", "tensorrt-rtx-ort").split("|")
+    assert found.startswith(start) and found.endswith(end)
     registered: list[tuple[str, str]] = []
     monkeypatch.setattr(
         ort, "register_execution_provider_library", lambda *what: registered.append(what)
@@ -330,6 +284,12 @@ def test_a_gpu_that_the_plugin_does_not_take(
         " it needs an RTX 30 or newer, found NVIDIA GeForce RTX 4060 (compute capability 8.9)"
     )
     assert registered == [("NvTensorRTRTXExecutionProvider", "/absent.so")]
+    calls = ("add_provider_for_devices", "of_a_later_version")
+    monkeypatch.setattr(onnxruntime_gpu, "PLUGIN_CALLS", calls)
+    assert refused(lambda: Detector(tiny, device="tensorrt-rtx", tf32=True)) == (
+        f"device is 'tensorrt-rtx', but onnxruntime {VERSION} takes no plugins, expected 1.24 or"
+        ' newer: pip install -U "onnxruntime>=1.24"'
+    )
 
 
 def test_devices_of_the_plugin_are_given_to_the_session(
@@ -362,7 +322,17 @@ def plugin_found(*devices: tuple[str | None, str | None]) -> list[Any]:
 
 
 at_first, at_second = "0000:65:00.0", "0000:01:00.0"
-CHOSEN: list[tuple[tuple[Gpu, ...], str, list[tuple[str | None, str | None]], int]] = [
+COUNTS = (
+    "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin counts the 2 GPUs here in"
+    " another way and may take another: set CUDA_VISIBLE_DEVICES=1 and use tensorrt-rtx, or make an"
+    " engine with `nmsfree build`"
+)
+TAKES = (
+    "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin takes {} of the GPUs here:"
+    " it needs an RTX 30 or newer, found {}"
+)
+# It runs on CUDA's GPU of its number, whatever address ONNX Runtime says that this is.
+CHOSEN: list[tuple[tuple[Gpu, ...], str, list[tuple[str | None, str | None]], int | str]] = [
     ((FIRST,), "tensorrt-rtx", [(None, None)], 0),
     ((FIRST,), "tensorrt-rtx", [(at_second, "7")], 0),  # one is one
     ((FIRST, SECOND), "tensorrt-rtx", [(at_first, "0"), (at_second, "1")], 0),
@@ -371,46 +341,25 @@ CHOSEN: list[tuple[tuple[Gpu, ...], str, list[tuple[str | None, str | None]], in
     ((FIRST, OLD), "tensorrt-rtx", [(at_first, "0")], 0),
     ((FIRST, SECOND), "tensorrt-rtx:1", [(None, None), (None, None)], 1),
     ((FIRST, SECOND), "tensorrt-rtx:1", [(None, "1"), (None, "0")], 0),
+    ((FIRST, SECOND), "tensorrt-rtx:1", [(at_second, "0"), (at_first, "1")], COUNTS),
+    ((OLD, SECOND), "tensorrt-rtx:1", [(at_second, "0")], COUNTS),
+    ((OLD, SECOND), "tensorrt-rtx:1", [(None, "0")], COUNTS),  # on Windows, no address is told
+    ((FIRST, OLD), "tensorrt-rtx:1", [(at_first, "0")], TAKES.format(1, OLD)),
+    ((FIRST, OLD), "tensorrt-rtx:1", [], TAKES.format(0, OLD)),
 ]
 
 
 @pytest.mark.parametrize(("gpus", "device", "found", "expected"), CHOSEN)
 def test_the_plugins_device_of_a_gpu(
-    gpus: tuple[Gpu, ...], device: str, found: Any, expected: int
+    gpus: tuple[Gpu, ...], device: str, found: Any, expected: int | str
 ) -> None:
-    devices = plugin_found(*found)
-    chosen = choose(devices, parse_device(device), gpus)
-    assert chosen is devices[expected]
-
-
-def test_real_devices_tell_what_is_asked_of_them() -> None:
-    """The processor's, which has neither address nor number."""
-    devices = ort.get_ep_devices()[:1] * 2
-    device = parse_device("tensorrt-rtx:1")
-    assert choose(devices, device, (FIRST, SECOND)) is devices[1]
-
-
-def test_gpus_that_the_plugin_may_mix_up_are_refused() -> None:
-    """It runs on CUDA's GPU of its number, whatever address ONNX Runtime says that this is."""
-    counts = (
-        "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin counts the 2 GPUs here"
-        " in another way and may take another: set CUDA_VISIBLE_DEVICES=1 and use tensorrt-rtx, or"
-        " make an engine with `nmsfree build`"
-    )
-    takes = (
-        "device is 'tensorrt-rtx:1', but ONNX Runtime's TensorRT-RTX plugin takes {} of the GPUs"
-        " here: it needs an RTX 30 or newer, found {}"
-    )
-    second = parse_device("tensorrt-rtx:1")
-    for gpus, found, message in (
-        ((FIRST, SECOND), [(at_second, "0"), (at_first, "1")], counts),
-        ((OLD, SECOND), [(at_second, "0")], counts),
-        ((OLD, SECOND), [(None, "0")], counts),  # on Windows, no address is told
-        ((FIRST, OLD), [(at_first, "0")], takes.format(1, OLD)),
-        ((FIRST, OLD), [], takes.format(0, OLD)),
-    ):
-        devices: Any = plugin_found(*found)
-        assert refused(lambda g=gpus, d=devices: choose(d, second, g)) == message
+    devices, asked = plugin_found(*found), parse_device(device)
+    if isinstance(expected, str):
+        assert refused(lambda: choose(devices, asked, gpus)) == expected
+    else:
+        assert choose(devices, asked, gpus) is devices[expected]
+    real = ort.get_ep_devices()[:1] * 2  # the processor's, without address and number
+    assert choose(real, parse_device("tensorrt-rtx:1"), (FIRST, SECOND)) is real[1]
 
 
 MEMORY = "CUDA failure 2: out of\n memory"
@@ -478,14 +427,6 @@ def test_fixed_buffers_give_the_same_as_a_plain_run(
     assert refused(lambda: fixed(several[0]), ModelError) == (
         "the detector is closed: open it again"
     )
-
-
-def test_fixed_buffers_refuse_other_images(tiny: Path, make_spec: Any) -> None:
-    run = GraphRun(make_session(tiny, threads=1), make_spec(batch=1), "cpu", 0)
-    assert refused(lambda: run(np.zeros((2, 64, 96, 3), np.uint8)), ModelError) == (
-        "the model refused images of 2 × 64 × 96 × 3, uint8 (expected 1 × 64 × 96 × 3, uint8)"
-    )
-    run.close()
 
 
 @pytest.mark.gpu

@@ -92,9 +92,6 @@ def test_threads_are_for_processors(tiny: Path) -> None:
     assert refused(lambda: Detector(tiny, device="openvino:GPU", threads=2), InputError) == (
         "threads is 2, but does not apply to openvino:GPU: it is for processors, leave it out here"
     )
-    assert refused(lambda: OpenVinoBackend(tiny, threads=0), InputError) == (
-        "threads is 0, expected 1 or more, or None to let it choose"
-    )
 
 
 def test_bf16_is_refused_where_it_would_be_emulated(
@@ -157,26 +154,20 @@ def test_a_failure_while_running_is_one_line(tiny: Path, noise: Noise) -> None:
     backend.run(noise(0)[None])
 
 
-@pytest.fixture(scope="module", params=["o2o", "o2m"])
-def nano(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled detector, NMS-free and with NMS in its graph; a file needs the export."""
+@pytest.mark.slow
+def test_a_trained_detector_with_nms_agrees_with_onnxruntime(tmp_path: Path) -> None:
+    """On the bundled scenes, alone and in a batch; tests of `nmsfree verify` do it without NMS."""
     export = pytest.importorskip("nmsfree_export.export")
     checkpoint = pytest.importorskip("nmsfree_training.weights.checkpoint")
-    options = export.ExportOptions(head=request.param, batch=None)
-    path = tmp_path_factory.mktemp("nano") / f"{request.param}.onnx"
-    export.export_onnx(
-        checkpoint.load_checkpoint(WEIGHTS / "fcos_e2e_nano.safetensors"), path, options
-    )
-    return path
-
-
-@pytest.mark.slow
-def test_trained_detectors_agree_with_onnxruntime(nano: Path) -> None:
-    """On the bundled scenes, alone and in a batch: every row has its partner, with NMS, too."""
     parity = pytest.importorskip("nmsfree_export.verify.parity")
+    nano, path = (
+        checkpoint.load_checkpoint(WEIGHTS / "fcos_e2e_nano.safetensors"),
+        tmp_path / "a.onnx",
+    )
+    export.export_onnx(nano, path, export.ExportOptions(head="o2m", batch=None))
     tolerance = parity.Tolerance(score=1e-4, box=0.05)  # pixels
     outcome = parity.compare(
-        OnnxRuntimeBackend(nano), OpenVinoBackend(nano), parity.load_images(None), tolerance
+        OnnxRuntimeBackend(path), OpenVinoBackend(path), parity.load_images(None), tolerance
     )
     assert outcome.rows > 10
     assert outcome.passed, str(outcome)
