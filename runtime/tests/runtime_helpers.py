@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from nmsfree import NmsfreeError, RawDetections
 from nmsfree.datasets.dataset import DetectionDataset
+from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.errors import DataError
 from nmsfree.evaluation.scores import Result
 from nmsfree.spec import Tolerance
 
@@ -38,6 +41,15 @@ def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
     assert type(info.value) is kind
     assert "\n" not in str(info.value)
     return str(info.value)
+
+
+def not_loaded(message: str, root: Path, split: str = "train") -> str:
+    """Loading a dataset ends in one short line; return it."""
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(root, split)
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 1000
+    return said
 
 
 def assert_equal(found: RawDetections, expected: RawDetections) -> None:

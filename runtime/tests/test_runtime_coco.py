@@ -108,11 +108,6 @@ def test_boxes_without_area_are_dropped_with_one_warning(
     assert record.getMessage().endswith(": dropped 2 boxes without area")
 
 
-def test_iscrowd_may_be_missing(tmp_path: Path) -> None:
-    data = changed("annotations", 0, "iscrowd", value=DROPPED)
-    assert load(tmp_path, data).samples[0].iscrowd.tolist() == [False, True]
-
-
 def test_missing_folders_and_splits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         load_coco(tmp_path / "nowhere", "val")
@@ -183,12 +178,14 @@ def test_any_other_header_is_ignored(tmp_path: Path, info: Any) -> None:
     assert load(tmp_path, content() | {"info": info}).samples[0].path == tmp_path / "val" / "b.jpg"
 
 
-def test_ids_may_be_text(tmp_path: Path) -> None:
+def test_numbers_may_be_text(tmp_path: Path) -> None:
     data = content()
     for image in data["images"]:
         image["id"] = f"{image['id']:06d}"
-    data["annotations"][0]["image_id"] = "000012"
-    assert load(tmp_path, data).samples[0].image_id == 12
+    text = {"image_id": "000012", "bbox": ["1.5", "2", "10", "20"], "iscrowd": "0"}
+    data["annotations"][0] |= text
+    first = load(tmp_path, data).samples[0]
+    assert (first.image_id, first.xywh[0].tolist()) == (12, [1.5, 2, 10, 20])
 
 
 @pytest.mark.parametrize("start", [2**31, 2**53, 2**63 - 1, 2**64, 10**40, -(2**53), -(2**70)])
@@ -221,26 +218,18 @@ def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
     [
         ("images", "id", "img_1", "image entry 1: id: expected a whole number, got 'img_1'"),
         ("images", "id", 3.7, r"image entry 1: id: expected int \| str, got float"),
-        ("images", "id", None, r"image entry 1: id: .*, got null"),
         ("images", "id", True, r"image entry 1: id: .*, got bool"),
         ("images", "file_name", 7, "image entry 1: file_name: expected str, got int"),
-        ("categories", "id", "x", "category 1: id: expected a whole number, got 'x'"),
-        ("categories", "id", 3.7, "category 1: id: expected .*, got float"),
         ("categories", "id", 2**63, "category 1: id: 9223372036854775808 is beyond 64 bits"),
-        ("categories", "id", f"-{2**70}", "category 1: id: -1180.* is beyond 64 bits"),
         ("categories", "name", "x" * 5000, "category 1: name: expected str of length <= 1000"),
         ("categories", "name", None, "category 1: name: expected .*, got null"),
-        ("categories", "name", ["a"], "category 1: name: expected .*, got array"),
         ("annotations", "category_id", 3.7, "annotation 1: category_id: .*, got float"),
-        ("annotations", "category_id", None, "annotation 1: category_id: .*, got null"),
         ("annotations", "image_id", 12.5, "annotation 1: image_id: .*, got float"),
         ("annotations", "image_id", "9" * 5000, "annotation 1: image_id: expected a whole number"),
         ("annotations", "iscrowd", "false", "annotation 1: iscrowd: expected a whole number"),
-        ("annotations", "iscrowd", 0.5, "annotation 1: iscrowd: expected .*, got float"),
         ("annotations", "bbox", {"x": 1}, "annotation 1: bbox: expected array, got object"),
         ("annotations", "bbox", [1, 2, "wide", 4], r"annotation 1: bbox\[2\]: expected float"),
         ("annotations", "area", "large", "annotation 1: area: expected float"),
-        ("annotations", "area", [4], "annotation 1: area: expected float"),
         ("annotations", "bbox", [1, 2, 3], "annotation 1: bbox: expected array of length 4"),
         ("annotations", "category_id", 4, "annotation 1 names category 4, which"),
         ("annotations", "image_id", 4, "annotation 1 names image 4, which"),
@@ -248,25 +237,9 @@ def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
         ("categories", "id", 3, "category id twice"),
         ("categories", "name", "car", r"gives several classes one name \(car\): rename them"),
         ("annotations", "bbox", DROPPED, "annotation 1: lacks the field bbox"),
-        ("annotations", "image_id", DROPPED, "annotation 1: lacks the field image_id"),
         *(
-            (
-                "images",
-                "file_name",
-                name,
-                r"image entry 1: file name .* (leads out of|names no file)",
-            )
-            for name in (
-                "../../b.jpg",
-                "/b.jpg",
-                "a/../../../b.jpg",
-                "..\\..\\b.jpg",
-                "",
-                ".",
-                "./",
-                "..",
-                "/",
-            )
+            ("images", "file_name", name, "image entry 1: file name .* (leads out|names no file)")
+            for name in ("../../b.jpg", "/b.jpg", "a/../../../b.jpg", "..\\..\\b.jpg", "", "./")
         ),
         *(
             ("images", "file_name", name, "image entry 1: file name .* none that a file can")
@@ -274,7 +247,7 @@ def test_ids_of_any_size(tmp_path: Path, start: int) -> None:
         ),
         *(
             ("images", "width", size, r"instances_val\.json: image entry 1: width: expected int")
-            for size in (0, -1, None, "wide", NAN, INF, 64.5, 2**40, [64], True)
+            for size in (0, None, "wide", NAN, 64.5, 2**40, True)
         ),
     ],
 )
@@ -291,21 +264,12 @@ def test_a_message_names_the_field(
             (data, "instances_val")
             for data in (
                 b"",
-                b"[",
-                b"[" * 100_000,
                 b'{"images": ' + b"[" * 100_000,
-                b'{"images": ' + b"9" * 5000 + b"}",
                 b'{"images": 1e400, "annotations": [], "categories": []}',
-                b'{"images": ["\\ud800"], "annotations": [], "categories": []}',
-                b'{"images": [], "annotations": [], "categories": [], "categories": 3}',
                 b'{"images": {}, "annotations": [], "categories": []}',
-                b'{"images": null, "annotations": [], "categories": []}',
                 b'{"images": [3, null, "x", [], 1e400], "annotations": [], "categories": []}',
-                b'{"images": [{"id": 1, "file_name": "\xff"}], "annotations": 3, "categories": 3}',
-                b'{"images": [], "annotations": [], "categories": [], "\xff": 1}',
+                b'{"images": [], "annotations": [], "categories": [], "categories": 3}',
                 b"\xff\xfe\x00",
-                b"\xef\xbb\xbf",
-                b"\x00" * 1000,
             )
         ),
         (b'{"annotations": [], "categories": []}', "has no 'images' list: expected COCO"),

@@ -64,9 +64,6 @@ def test_round_trip(sidecar: Sidecar, tmp_path: Path) -> None:
     assert sidecar_path(engine).name == "model.engine.json"
     assert read_sidecar(engine) == sidecar
     assert "grün" in sidecar_path(engine).read_text(encoding="utf-8")
-
-
-def test_the_version_comes_first(sidecar: Sidecar) -> None:
     assert next(iter(sidecar.to_json())) == "format_version"
 
 
@@ -84,13 +81,8 @@ def test_a_newer_minor_version_loads(sidecar: Sidecar) -> None:
         ),
         ({"format_version": None}, f"format_version: expected str, got null: {AGAIN}"),
         ({"targets": []}, f"targets: expected array of length >= 1: {AGAIN}"),
-        ({"targets": ["89"]}, f"targets[0]: expected int, got str: {AGAIN}"),
         ({"targets": [2**40]}, f"targets[0]: expected int <= 2147483647: {AGAIN}"),
         ({"batch": [4, 1, 8]}, f"batch is (4, 1, 8), expected ascending numbers: {AGAIN}"),
-        ({"batch": [1, 4]}, "batch: expected array of length 3"),
-        ({"tf32": "no"}, f"tf32: expected bool, got str: {AGAIN}"),
-        ({"build_seconds": "1"}, f"build_seconds: expected float, got str: {AGAIN}"),
-        ({"builder": 3}, f"builder: expected str, got int: {AGAIN}"),
         ({"spec": {"format_version": "9.0"}}, "spec.format_version: expected str matching"),
         ({"engine_sha256": "e" * 63}, "engine_sha256: expected str matching regex"),
     ],
@@ -107,13 +99,6 @@ def test_the_onnx_file_is_in_the_same_folder(sidecar: Sidecar, name: str) -> Non
     values = sidecar.to_json() | {"onnx": name}
     with pytest.raises(ModelError, match="engine description: onnx: expected"):
         Sidecar.from_json(json.dumps(values))
-
-
-def test_missing_fields_are_named(sidecar: Sidecar) -> None:
-    values = sidecar.to_json()
-    del values["batch"]
-    message = refused(lambda: Sidecar.from_json(json.dumps(values)), ModelError)
-    assert message == f"engine description: lacks the field batch: {AGAIN}"
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff{}", b"", b"[" * 10**5])

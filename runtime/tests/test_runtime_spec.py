@@ -59,20 +59,25 @@ def changed(spec: ModelSpec, **fields: object) -> str:
 
 
 @pytest.mark.parametrize("fields", VARIANTS)
-def test_json_round_trip_is_identity(make_spec: MakeSpec, fields: dict[str, object]) -> None:
+def test_json_round_trip_is_identity_and_follows_the_schema(
+    make_spec: MakeSpec, fields: dict[str, object]
+) -> None:
     spec = make_spec(**fields)
     assert ModelSpec.from_json(spec.to_json()) == spec
-
-
-@pytest.mark.parametrize("fields", VARIANTS)
-def test_json_follows_the_schema(make_spec: MakeSpec, fields: dict[str, object]) -> None:
     schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
-    written = json.loads(make_spec(**fields).to_json())
+    written = json.loads(spec.to_json())
     jsonschema.validate(written, schema)
     assert set(written) == set(schema["properties"])
     assert set(schema["required"]) == set(written) - OPTIONAL
     assert FORMAT_VERSION.startswith("2."), "a new major version needs a new schema"
+    for target in TARGETS:
+        jsonschema.validate(written | {"int8_target": target}, schema)
+    known = schema["properties"]["thresholds"]["oneOf"][1]["properties"]
+    assert set(MEASURED.to_json()) == set(known)
+    for name, wrong in (("thresholds", {}), ("thresholds", [0.5]), ("int8_target", "npu")):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(written | {name: wrong}, schema)
 
 
 def test_a_newer_minor_version_loads(make_spec: MakeSpec) -> None:
@@ -111,50 +116,12 @@ def test_a_file_of_format_1_is_letterboxed_as_it_was(version: str, later: dict[s
     assert ModelSpec.from_json(loaded.to_json()) == loaded
 
 
-def test_the_engine_that_a_file_was_int8_target(make_spec: MakeSpec) -> None:
-    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
-    for target in (None, *TARGETS):
-        text = changed(make_spec(), int8_target=target)
-        jsonschema.validate(json.loads(text), schema)
-        assert ModelSpec.from_json(text).int8_target == target
-    text = changed(make_spec(), int8_target="npu")
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(json.loads(text), schema)
-    assert refused(text) == (
-        "model description: int8_target: Invalid enum value 'npu': export the model again"
-    )
-
-
-def test_the_schema_knows_thresholds(make_spec: MakeSpec) -> None:
-    schema = json.loads(files("nmsfree").joinpath("model_spec.schema.json").read_text("utf-8"))
-    written = json.loads(make_spec(thresholds=MEASURED).to_json())
-    properties = schema["properties"]["thresholds"]["oneOf"][1]
-    assert set(written["thresholds"]) == set(properties["properties"])
-    for wrong in ({}, MEASURED.to_json() | {"best_f1": 2}, [0.5]):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(written | {"thresholds": wrong}, schema)
-
-
-def test_thresholds_of_other_classes_are_refused(make_spec: MakeSpec) -> None:
-    text = changed(make_spec(), thresholds=MEASURED.to_json())
-    assert ModelSpec.from_json(text).thresholds == MEASURED
-    two = {"class_names": ["a", "b"], "category_ids": [1, 2]}
-    message = refused(json.dumps(json.loads(text) | two))
-    assert "thresholds of 3 classes for 2 class names" in message
-
-
-@pytest.mark.parametrize("version", ["3.0", "17.3"])
-def test_a_newer_major_version_is_refused(make_spec: MakeSpec, version: str) -> None:
+@pytest.mark.parametrize("version", ["3.0", "17.3", None, "", "0.9", "²", "9" * 5000, 1])
+def test_other_major_versions_are_refused(make_spec: MakeSpec, version: object) -> None:
     message = refused(changed(make_spec(), format_version=version))
-    assert version in message
-    assert "update nmsfree" in message
-
-
-@pytest.mark.parametrize("version", [None, "", "0.9", "one", "²", "9" * 5000, 1])
-def test_other_versions_are_refused(make_spec: MakeSpec, version: object) -> None:
-    message = refused(changed(make_spec(), format_version=version))
-    assert "export the model again" in message
-    assert len(message) < 1000
+    assert "export the model again" in message and len(message) < 1000
+    if version in ("3.0", "17.3"):
+        assert f"has format {version}" in message and "update nmsfree" in message
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -173,24 +140,13 @@ def test_a_missing_field_is_named(make_spec: MakeSpec, name: str) -> None:
         ("height", 10**9),
         ("width", 64.0),
         ("category_ids", [1, 2, 2**64]),
-        ("category_ids", [1, 2, 3.7]),
-        ("class_names", ["a", "b", None]),
         ("class_names", []),
-        ("top_k", 2**31),
         ("nms", {"iou": -1, "class_aware": True, "candidates_per_level": 1}),
         ("provenance", {"seed": 3}),
-        ("width", "96"),
         ("batch", 0),
         ("batch", "N"),
-        ("top_k", -1),
         ("score_floor", 1.5),
-        ("threshold", "high"),
-        ("class_names", 3),
-        ("category_ids", ["a", "b", "c"]),
-        ("nms", [0.6]),
-        ("thresholds", 0.6),
         ("thresholds", {}),
-        ("provenance", "me"),
     ],
 )
 def test_a_wrong_value_is_refused(make_spec: MakeSpec, name: str, value: object) -> None:
@@ -198,8 +154,21 @@ def test_a_wrong_value_is_refused(make_spec: MakeSpec, name: str, value: object)
     assert message.startswith(f"model description: {name}") or "64 bits" in message
 
 
-def test_every_class_needs_its_id(make_spec: MakeSpec) -> None:
-    assert "1 category ids for 3 class names" in refused(changed(make_spec(), category_ids=[1]))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"int8_target": "npu"}, "int8_target: Invalid enum value 'npu': export the model again"),
+        ({"category_ids": [1]}, "1 category ids for 3 class names"),
+        (
+            {"thresholds": MEASURED.to_json(), "class_names": ["a", "b"], "category_ids": [1, 2]},
+            "thresholds of 3 classes for 2 class names",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(
+    make_spec: MakeSpec, fields: dict[str, object], message: str
+) -> None:
+    assert message in refused(changed(make_spec(), **fields))
 
 
 @pytest.mark.parametrize(
@@ -256,14 +225,6 @@ def test_detectors_refuse_before_anything_runs(
     assert said == f"{tmp_path}/{REFUSED['tensorrt', device]}"
 
 
-def test_a_file_for_processors_opens_there(
-    tmp_path: Path, make_spec: MakeSpec, make_onnx: Callable[..., Path]
-) -> None:
-    path = make_onnx(tmp_path / "model.onnx", make_spec(int8_target="cpu"))
-    with Detector(path) as detector:
-        assert detector.spec.int8_target == "cpu"
-
-
 FOUR = Thresholds(
     best_f1=0.4,
     best_f1_per_class=(0.5, 0.3, None, 0.2),
@@ -296,39 +257,18 @@ def test_fields_of_a_newer_version_are_ignored_and_the_default_is_known() -> Non
     assert FOUR.target_precision == 0.9
 
 
-@pytest.mark.parametrize("name", sorted(FOUR.to_json().keys() - {"target_precision"}))
-def test_thresholds_a_missing_field_is_named(name: str) -> None:
-    values = FOUR.to_json()
-    del values[name]
-    with pytest.raises(ModelError, match=name):
-        read(values)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("best_f1", None),
-        ("best_f1", "0.4"),
-        ("best_f1", True),
         ("best_f1", 1.01),
-        ("target_precision", None),
         ("at_precision", -0.1),
-        ("best_f1_per_class", 0.4),
         ("at_precision_per_class", [0.1, 0.2, 0.3, "x"]),
     ],
 )
 def test_thresholds_a_wrong_value_is_refused(name: str, value: object) -> None:
     assert refused_thresholds(**{name: value}).startswith(f"thresholds: {name}")
-
-
-def test_lists_of_different_lengths_are_refused() -> None:
     assert "[3, 4] classes" in refused_thresholds(best_f1_per_class=[0.1, 0.2, 0.3])
-
-
-@pytest.mark.parametrize("other", [None, [], "0.4", 0.4])
-def test_thresholds_something_else_is_refused(other: Any) -> None:
-    with pytest.raises(ModelError, match="thresholds: expected object"):
-        read(other)
 
 
 def test_every_class_has_a_threshold() -> None:
