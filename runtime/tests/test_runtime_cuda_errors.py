@@ -27,10 +27,8 @@ class Driver:
 
     CUresult = SimpleNamespace(CUDA_SUCCESS=0)
     NAMES = {  # noqa: RUF012
-        2: (b"CUDA_ERROR_OUT_OF_MEMORY", b"out of memory"),
         35: (b"CUDA_ERROR_INSUFFICIENT_DRIVER", b"CUDA driver version is insufficient"),
         100: (b"CUDA_ERROR_NO_DEVICE", b"no CUDA-capable device is detected"),
-        719: (b"CUDA_ERROR_LAUNCH_FAILED", b"unspecified launch failure"),
         803: (b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", b"system has unsupported display driver"),
         12345: (None, None),
     }
@@ -68,15 +66,6 @@ class Driver:
             803,
             "CUDA: cuInit failed (system has unsupported display driver, "
             "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH): restart the machine to finish the driver's update",
-        ),
-        (
-            2,
-            "CUDA: cuInit failed (out of memory, CUDA_ERROR_OUT_OF_MEMORY): "
-            "close other programs on the GPU, or run smaller batches",
-        ),
-        (
-            719,
-            f"CUDA: cuInit failed (unspecified launch failure, CUDA_ERROR_LAUNCH_FAILED): {DOCTOR}",
         ),
         (12345, f"CUDA: cuInit failed (no reason given): {DOCTOR}"),
     ],

@@ -256,13 +256,7 @@ def test_reasons_are_one_short_line() -> None:
         "Internal Error (Assertion !layerImpls.empty() failed. nms/nms_selected_147 has no runners "
         "that implement it)"
     )
-    assert reason([Message(logging.WARNING, "w")]) == "no reason given"
-    assert len(reason([Message(logging.ERROR, "long " * 100)])) == LONGEST_REASON
-
-
-def test_the_reason_for_no_driver(rtx: VendorApi) -> None:
-    """What deserialising says on a machine without a GPU."""
-    said = (
+    said = (  # on a machine without a GPU
         "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at "
         "/_src/common/dispatch/cudaResources.cpp:25 (cudaError 35: CUDA driver version is "
         "insufficient for CUDA runtime version))"
@@ -271,3 +265,5 @@ def test_the_reason_for_no_driver(rtx: VendorApi) -> None:
         "IRuntime::deserializeCudaEngine: Cuda Runtime (cudaError 35: CUDA driver version is "
         "insufficient for CUDA runtime version)"
     )
+    assert reason([Message(logging.WARNING, "w")]) == "no reason given"
+    assert len(reason([Message(logging.ERROR, "long " * 100)])) == LONGEST_REASON

@@ -72,17 +72,6 @@ def test_an_error_that_is_forgotten_keeps_nothing() -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("method", LEFT)
-def test_what_cannot_be_freed_keeps_nothing_else(make_rig: Any, noise: Noise, method: str) -> None:
-    rig = make_rig("tensorrt", batch=(1, 1, 1))
-    backend = rig.open()
-    backend.run(noise(0)[None])
-    rig.cuda.fail.add(method)
-    assert refused(backend.close) == failed(method)
-    assert rig.cuda.live() == LEFT[method]
-    assert contexts(rig) == 0
-
-
 @pytest.mark.parametrize("method", [*LEFT, "active"])
 def test_a_context_that_cannot_be_freed_keeps_neither_the_others_nor_the_engine(
     make_rig: Any, monkeypatch: pytest.MonkeyPatch, method: str
@@ -202,20 +191,15 @@ def test_asked_before_the_first_run_it_prepares_that_run(
     assert rig.cuda.live() == {}
 
 
-@pytest.mark.parametrize("builder", ["tensorrt-rtx", "tensorrt"])
-def test_an_engine_that_was_closed_before_any_run_had_none(make_rig: Any, builder: str) -> None:
-    backend = make_rig(builder, batch=FIXED).open()
-    backend.close()
-    assert said(backend) == "no CUDA graph"
-
-
-def test_where_there_can_be_none_nothing_is_prepared(make_rig: Any) -> None:
+def test_what_is_not_prepared_is_no_graph_and_no_description(make_rig: Any) -> None:
+    """There can be none, the engine was closed before any run, the run cannot be prepared."""
     rig = make_rig("tensorrt", batch=(1, 2, 4))
     assert said(rig.open()) == "no CUDA graph"
     assert rig.module.alive == 0
-
-
-def test_a_run_that_cannot_be_prepared_is_no_description(make_rig: Any) -> None:
+    for builder in ("tensorrt-rtx", "tensorrt"):
+        backend = make_rig(builder, batch=FIXED).open()
+        backend.close()
+        assert said(backend) == "no CUDA graph"
     rig = make_rig()
     backend = rig.open()
     rig.module.fail.add("execute_async_v3")
