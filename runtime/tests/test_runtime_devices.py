@@ -54,15 +54,11 @@ def test_other_names_are_refused(tiny: Path, text: str) -> None:
 
 
 WRONG_OPTIONS = [
-    ("cpu", {"allow_cpu": True}, "ONNX Runtime on cpu", "ONNX files on cuda and tensorrt-rtx"),
     ("cpu", {"tf32": True}, "ONNX Runtime on cpu", "ONNX files on cuda and tensorrt-rtx"),
     ("cpu", {"precision": "bf16"}, "ONNX Runtime on cpu", "openvino"),
     ("cuda", {"precision": "f32"}, "ONNX Runtime on cuda", "openvino"),
-    ("cuda:1", {"rebuild": False}, "ONNX Runtime on cuda:1", "engines"),
     ("tensorrt-rtx", {"trust": True}, "ONNX Runtime on tensorrt-rtx", "engines"),
     ("openvino", {"tf32": True}, "OpenVINO", "ONNX files on cuda and tensorrt-rtx"),
-    ("openvino", {"allow_cpu": True}, "OpenVINO", "ONNX files on cuda and tensorrt-rtx"),
-    ("openvino", {"trust": True}, "OpenVINO", "engines"),
 ]
 
 
@@ -293,23 +289,6 @@ def test_the_command_says_what_really_runs(command: Callable[..., tuple[int, str
     assert (
         f"engine: ONNX Runtime {ort.__version__} CPU, threads automatic (in place of cuda:7)" in err
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--tf32"], "tf32 is True, but does not apply to ONNX Runtime on cpu: "),
-        (["--trust"], "trust is True, but does not apply to ONNX Runtime on cpu: "),
-        (["--no-rebuild"], "rebuild is False, but does not apply to ONNX Runtime on cpu: "),
-        (["--engine-precision", "bf16"], "precision is 'bf16', but does not apply to ONNX Runtime"),
-        (["--device", "openvino", "--engine-precision", "f8"], "precision is 'f8', expected 'f32'"),
-    ],
-)
-def test_options_of_the_command_are_checked(
-    command: Callable[..., tuple[int, str]], options: list[str], message: str
-) -> None:
-    status, err = command(*options)
-    assert (status, err.startswith(f"error: {message}")) == (2, True), err
 
 
 def test_the_published_protocol_takes_checkpoints_on_their_devices(make_dataset: Any) -> None:

@@ -39,12 +39,12 @@ def overlaps(scene: Scene) -> list[tuple[float, bool]]:
 
 @pytest.fixture(scope="module")
 def train_scenes() -> list[Scene]:
-    return [make_scene("train", index) for index in range(120)]
+    return [make_scene("train", index) for index in range(80)]
 
 
 @pytest.fixture(scope="module")
 def overlap_scenes() -> list[Scene]:
-    return [make_scene("overlap", index) for index in range(50)]
+    return [make_scene("overlap", index) for index in range(30)]
 
 
 def test_scene_depends_on_nothing_but_its_arguments() -> None:

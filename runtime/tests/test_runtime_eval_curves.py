@@ -114,11 +114,6 @@ def test_recommendation_by_class() -> None:
     assert (advice.target_precision, advice.measured_on) == (0.9, "toys val")
 
 
-def test_a_model_that_hits_nothing_keeps_its_threshold() -> None:
-    advice = recommended(curve((0.7, False), objects=2))
-    assert (advice.best_f1, advice.best_f1_per_class) == (0.3, (0.3,))
-
-
 def test_calibration_by_hand() -> None:
     # Bins of 1/15: 0.05 in the 1st; 0.5 and 0.53 in the 8th (7/15 … 8/15); 1.0 in the last.
     score = np.array([0.05, 0.5, 0.53, 1.0])

@@ -125,40 +125,11 @@ def test_pairs_do_not_depend_on_how_many_are_compared_at_once(
             assert np.array_equal(j, m)
 
 
-@pytest.mark.parametrize(
-    ("objects", "detections", "expected"),
-    [
-        ([0], [20, 0], [0, -1]),  # an object is hit once; scores decide, not overlap
-        ([0, 10], [9, 9, 0], [1, 0, -1]),  # the free object that is overlapped most
-        # Of two objects in one place the later is taken first, as in the official evaluation; it
-        # matters where the same box is annotated twice.
-        ([0, 0], [0, 0, 0], [1, 0, -1]),
-    ],
-)
-def test_matches_by_hand(objects: list[int], detections: list[int], expected: list[int]) -> None:
-    """By how many pixels boxes are shifted, the best first, and which object each hits."""
-    truth = table(*[(shifted(A, pixels), 1, 0, 0) for pixels in objects])
-    rows = [(shifted(A, pixels), 0.9 - i / 10, 0, 0) for i, pixels in enumerate(detections)]
-    assert match(found(*rows), truth).truth.tolist() == expected
-
-
 def test_iou_of_exactly_one_half_hits() -> None:
     truth = table(((0.0, 0.0, 100.0, 100.0), 1, 0, 0))
     half, less = (0.0, 0.0, 100.0, 50.0), (0.0, 0.0, 100.0, 49.9)
     assert match(found((half, 0.9, 0, 0)), truth).hit.tolist() == [True]
     assert match(found((less, 0.9, 0, 0)), truth).hit.tolist() == [False]
-
-
-def test_crowds_ignore_what_hits_no_object() -> None:
-    truth = table((A, 1, 0, 0), ((0.0, 0.0, 300.0, 250.0), 1, 0, 0), crowd=[False, True])
-    inside, outside = (200.0, 200.0, 20.0, 20.0), (290.0, 200.0, 40.0, 40.0)
-    matches = match(
-        found((A, 0.9, 0, 0), (A, 0.8, 0, 0), (inside, 0.7, 0, 0), (inside, 0.6, 1, 0),
-              (outside, 0.5, 0, 0)),
-        truth,
-    )  # fmt: skip
-    assert matches.truth.tolist() == [0, -1, -1, -1, -1]
-    assert matches.ignored.tolist() == [False, True, True, False, False]
 
 
 def test_confusion_by_hand() -> None:

@@ -105,7 +105,7 @@ def official(dataset: DetectionDataset, results: list[Result]) -> COCOeval:
     return evaluation
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_metrics_equal_pycocotools(scene: DetectionDataset, seed: int) -> None:
     results = random_results(scene, seed)
     ours = coco_metrics(scene, results).to_json()

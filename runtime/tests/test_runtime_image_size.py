@@ -92,10 +92,10 @@ def test_bitmap_stored_from_the_top_and_fill_bytes_of_a_jpeg(tmp_path: Path) -> 
 def test_a_cut_file_gives_its_size_or_nothing(tmp_path: Path, kind: str) -> None:
     """And a damaged header does no harm."""
     data, path, rng = encode(kind), tmp_path / "x", np.random.default_rng(1)
-    for length in range(min(len(data), 700)):
+    for length in (*range(100), *range(100, min(len(data), 700), 9)):
         path.write_bytes(data[:length])
         assert header_size(path) in (None, (61, 37)), length
-    for _ in range(200):
+    for _ in range(50):
         broken = np.frombuffer(data[:400], np.uint8).copy()
         broken[rng.integers(0, len(broken), 6)] = rng.integers(0, 256, 6)
         path.write_bytes(broken.tobytes())

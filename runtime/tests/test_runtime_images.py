@@ -32,41 +32,6 @@ def photo() -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(coarse, (104, 72), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
-def test_files_without_loss_give_their_pixels(tmp_path: Path, noise: Noise, suffix: str) -> None:
-    path = tmp_path / f"ünïcode{suffix}"
-    cv2.imencode(suffix, noise(0))[1].tofile(path)
-    np.testing.assert_array_equal(read_image(path), noise(0))
-    np.testing.assert_array_equal(as_bgr(str(path)), noise(0))
-
-
-def test_rgb_array_and_pillow_image_give_the_pixels_of_the_bgr_array(noise: Noise) -> None:
-    bgr = noise(2)
-    rgb = np.ascontiguousarray(bgr[:, :, ::-1])
-    for given in (as_bgr(bgr), as_bgr(rgb, "rgb"), as_bgr(Image.fromarray(rgb), "rgb")):
-        np.testing.assert_array_equal(given, bgr)
-    assert "expected 'bgr' or 'rgb'" in refused(lambda: as_bgr(bgr, "hsv"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_pillow_images_of_other_modes_are_converted(noise: Noise, mode: str) -> None:
-    image = Image.fromarray(noise(3)).convert(mode)
-    expected = np.asarray(image.convert("RGB"))[:, :, ::-1]
-    np.testing.assert_array_equal(as_bgr(image, "rgb"), expected)
-
-
-@pytest.mark.parametrize("mode", ["grey", "alpha", "deep"])
-def test_files_of_other_depths_become_bgr(tmp_path: Path, noise: Noise, mode: str) -> None:
-    grey = noise(4)[:, :, 0]
-    picture = {
-        "grey": grey,
-        "alpha": np.dstack([grey, grey, grey, np.full_like(grey, 9)]),
-        "deep": grey.astype(np.uint16) * 257,
-    }[mode]
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.dstack([grey] * 3))
-
-
 @pytest.mark.parametrize(
     ("thing", "words"),
     [
@@ -166,13 +131,6 @@ def test_a_small_jpeg_that_claims_many_pixels_is_refused(tmp_path: Path) -> None
     data[at : at + 4] = (16_000).to_bytes(2, "big") * 2
     (tmp_path / "bomb.jpg").write_bytes(data[:800])
     assert "hold no JPEG of 16000 × 16000" in refused(lambda: read_image(tmp_path / "bomb.jpg"))
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\xff\xd8", b"\xff\xd8\xff\xff\xff\xd9"])
-def test_files_that_are_no_images_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "no.jpg"
-    path.write_bytes(content)
-    assert str(path) in refused(lambda: read_image(path))
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:

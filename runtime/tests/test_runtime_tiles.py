@@ -111,14 +111,14 @@ def scene(rng: np.random.Generator, count: int, overlap: int = 64) -> Boxes:
 
 
 @pytest.mark.parametrize("overlap", [64, 112])
-@pytest.mark.parametrize("reduced", [True, False], ids=["whole picture helps", "it sees nothing"])
+@pytest.mark.parametrize("reduced", [True, False])  # whether the whole picture helps
 def test_a_thousand_objects_on_seams_are_told_once(
     look: Callable[..., Looker], reduced: bool, overlap: int
 ) -> None:
     rng = np.random.default_rng(0)
     looker = look(1, reduced)
     told = 0
-    for _ in range(250):
+    for _ in range(125):
         looker.objects = scene(rng, 4, overlap)
         looker.labels = rng.integers(0, 2, 4)
         found = find(looker, overlap=overlap)
@@ -127,7 +127,7 @@ def test_a_thousand_objects_on_seams_are_told_once(
         assert (values.max(axis=1) >= 0.5).all(), "another place"
         assert (looker.labels == found.class_id[values.argmax(axis=1)]).all()
         told += len(found)
-    assert told == 1000
+    assert told == 500
 
 
 def test_close_objects_of_a_class_stay_two(look: Callable[..., Looker]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -70,22 +71,31 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["trees", *map(str, arguments)])
 
 
-def test_the_set(wheel: Path, tmp_path: Path) -> None:
-    outcome = command("--out", tmp_path / "trees", "--wheel", wheel, "--json", "-")
+@pytest.fixture(scope="session")
+def written(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The set, and what the command says of it."""
+    folder = tmp_path_factory.mktemp("set") / "trees"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+        outcome = command("--out", folder, "--wheel", wheel, "--json", "-")
     assert outcome.exit_code == 0, outcome.output
-    report = json.loads(outcome.stdout)
+    return folder, json.loads(outcome.stdout)
+
+
+def test_the_set(written: tuple[Path, Any]) -> None:
+    folder, report = written
     assert report["written"] == ["train", "val", "test", "test-whole"]
     images = {split: found["images"] for split, found in report["splits"].items()}
     assert images == {"train": 7 * 11 + 5, "val": 6 + 3, "test": 6 + 3, "test-whole": 2}
-    assert (tmp_path / "trees/LICENSE").read_text() == "MIT License"
-    assert "NEON" in (tmp_path / "trees/ATTRIBUTION.txt").read_text()
-    test = load_dataset(tmp_path / "trees", "test-whole")
+    assert (folder / "LICENSE").read_text() == "MIT License"
+    assert "NEON" in (folder / "ATTRIBUTION.txt").read_text()
+    test = load_dataset(folder, "test-whole")
     assert [s.boxes.tolist() for s in test.samples] == [
         [[10, 10, 40, 30], [370, 128, 400, 158], [2000, 0, 2040, 8]],
         [[51, 100, 101, 140], [0, 600, 6, 640]],
     ]
     assert [s.iscrowd.tolist() for s in test.samples] == [[0, 0, 1], [0, 1]]
-    tiles = load_dataset(tmp_path / "trees", "test").samples
+    tiles = load_dataset(folder, "test").samples
     found = [
         (n, b.tolist(), c)
         for n, s in enumerate(tiles)
@@ -103,12 +113,11 @@ def test_the_set(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_no_tile_crosses_a_region_and_pixels_are_those_of_the_scene(
-    wheel: Path, tmp_path: Path
+    written: tuple[Path, Any],
 ) -> None:
-    trees.write_trees(tmp_path, wheel)
     seen: dict[str, set[tuple[int, int]]] = {}
     for split in ("train", "val", "test"):
-        for number, sample in enumerate(load_dataset(tmp_path, split).samples):
+        for number, sample in enumerate(load_dataset(written[0], split).samples):
             picture = read_image(sample.path)
             assert max(picture.shape[:2]) <= trees.TILE
             scene = LARGE if number < {"train": 77, "val": 6, "test": 6}[split] else SMALL
@@ -142,9 +151,9 @@ def test_folds_test_on_every_block_once(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_written_once_and_other_files_are_refused(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wheel: Path, written: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert trees.write_trees(tmp_path / "set", wheel)
+    shutil.copytree(written[0], tmp_path / "set")
     (tmp_path / "set/val/00000.png").unlink()
     assert trees.write_trees(tmp_path / "set", wheel) == ["val"]
     outcome = command("--out", tmp_path / "set", "--wheel", wheel)
