@@ -53,12 +53,8 @@ class Forkable(Protocol):
     def after_fork(self) -> None: ...
 
 
-_watched: "weakref.WeakSet[Forkable]" = weakref.WeakSet()
-
-
-def watch(backend: Forkable) -> None:
-    """Have `backend.after_fork` called in every child that is forked while the backend lives."""
-    _watched.add(backend)
+# Backends whose `after_fork` is called in every child that is forked while they live.
+watched: "weakref.WeakSet[Forkable]" = weakref.WeakSet()
 
 
 def never_free(*things: object) -> None:
@@ -76,7 +72,7 @@ def forked(engine: str) -> EngineError:
 
 
 def _in_child() -> None:
-    for backend in tuple(_watched):
+    for backend in tuple(watched):
         backend.after_fork()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.base import RawDetections, forked, never_free, watch
+from nmsfree.backends.base import RawDetections, forked, never_free, watched
 from nmsfree.backends.contract import (
     Port,
     as_input,
@@ -238,7 +238,7 @@ class OpenVinoBackend:
         self._idle: list[Any] = []  # infer requests
         self._lock = threading.Lock()
         self._forked = False
-        watch(self)
+        watched.add(self)
 
     def describe(self) -> str:
         return self._description

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.backends.base import RawDetections, forked, never_free, watch
+from nmsfree.backends.base import RawDetections, forked, never_free, watched
 from nmsfree.backends.contract import (
     as_input,
     check_images,
@@ -79,7 +79,7 @@ class OnnxRuntimeBackend:
         self.arithmetic = on_gpu if self._opened.gpu else "cpu"
         self._opening = threading.Lock()
         self._forked = False
-        watch(self)
+        watched.add(self)
 
     def describe(self) -> str:
         return self._description

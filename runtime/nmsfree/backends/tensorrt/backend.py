@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nmsfree.backends.base import RawDetections, never_free, watch
+from nmsfree.backends.base import RawDetections, never_free, watched
 from nmsfree.backends.contract import refusal
 from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
 from nmsfree.backends.tensorrt.context import ExecutionContext, Timings
@@ -110,7 +110,7 @@ class TensorRtBackend:
             options.max_contexts,
         )
         self._finalizer = weakref.finalize(self, self._pool.close)  # for those who never close
-        watch(self)
+        watched.add(self)
 
     def describe(self) -> str:
         """What runs where. Whether a CUDA graph does, only a run can tell.
