@@ -240,7 +240,9 @@ YOLO: dict[str, tuple[Plant, dict[str, int]]] = {
     "pixels": (text(LABEL, "0 20 20 9 9\n1 .5 .5 .1 .1"), {"box-outside": 1}),
     "class": (text(LABEL, "2 .5 .5 .1 .1"), {"dangling-category": 1}),
     "flat": (text(LABEL, "1 .5 .5 0 .1"), {"box-without-area": 1}),
+    "nan": (text(LABEL, "1 nan .5 .1 .1"), {"box-without-area": 1}),
     "out": (text(LABEL, "1 .9 .5 .4 .1"), {"box-partly-outside": 1}),
+    "far out": (text(LABEL, "1 .5 .5 2 .1"), {"box-partly-outside": 1}),
     "twice": (text(LABEL, "1 .5 .5 .4 .4\n1 .505 .5 .4 .4"), {"box-duplicate": 1}),
     "line twice": (text(LABEL, "1 .5 .5 .4 .4\n1 0.5 0.5 0.4 0.4"), {"line-repeated": 1}),
     "stray label": (

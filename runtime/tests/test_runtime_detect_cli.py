@@ -307,6 +307,7 @@ def test_sources_are_never_overwritten(detect: Detect, photos: Path) -> None:
         (["photos", "--classes", "cat"], "class 'cat' is unknown"),
         (["photos", "--threshold", "0.1"], "threshold is 0.1"),
         (["photos", "--threshold", "half"], "threshold is 'half', expected a number, 'per-class'"),
+        (["photos", "--threshold", "per-class"], "threshold is 'per-class', but this model holds"),
         (["photos", "--device", "tpu"], "device is 'tpu'"),
         (["photos", "--save-dir", "tiny.onnx"], "cannot be written"),
         (["photos", "--max-detections", "0"], "--max-detections"),

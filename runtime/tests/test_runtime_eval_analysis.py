@@ -12,7 +12,6 @@ from nmsfree import ModelSpec, NmsSpec
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError
 from nmsfree.evaluation.analysis import analyse
-from nmsfree.evaluation.evaluate import coco_metrics
 from nmsfree.evaluation.report import sentences
 from nmsfree.evaluation.scores import Result
 
@@ -93,29 +92,6 @@ def test_true_objects_that_overlap_are_no_wrong_duplicates(make_dataset: Make) -
     assert analysis.metrics.ap == pytest.approx(1)
     assert analysis.ap_with_nms == pytest.approx(51 / 101)
     assert analysis.best_f1_with_nms == pytest.approx(2 / 3)
-
-
-def test_ap_with_nms_is_the_ap_of_the_suppressed_results(make_dataset: Make) -> None:
-    boxes = [[5.0 * i, 10.0, 100.0, 100.0] for i in range(12)]
-    dataset = make_dataset({"bbox": A}, {"bbox": boxes[9]}, {"bbox": B, "category_id": 40})
-    results = [result(box, 0.9 - 0.05 * i, 40 if i % 4 == 0 else 7) for i, box in enumerate(boxes)]
-    results.append(result(B, 0.3, 40))
-    analysis = analyse(dataset, results, spec())
-    left: list[Result] = []
-    for r in results:  # best first already
-        if all(overlap(r, better) <= 0.6 for better in left):
-            left.append(r)
-    assert 2 < len(left) < len(results)
-    assert analysis.ap_with_nms == pytest.approx(coco_metrics(dataset, left).ap)
-    assert analysis.ap_with_nms != pytest.approx(analysis.metrics.ap)
-
-
-def overlap(a: Result, b: Result) -> float:
-    """IoU of two boxes of 100 × 100 in one row; 0 for two classes."""
-    if a["category_id"] != b["category_id"] or a["bbox"][1] != b["bbox"][1]:
-        return 0.0
-    shared = max(0.0, 100 - abs(a["bbox"][0] - b["bbox"][0]))
-    return shared / (200 - shared)
 
 
 def test_cap_hits_are_images_that_fill_every_row(make_dataset: Make) -> None:

@@ -86,16 +86,6 @@ def test_duplicates_by_hand() -> None:
     assert duplicates(same).tolist() == [False, True, True, True], "only the worse one of a pair"
 
 
-def test_what_is_suppressed_does_not_suppress() -> None:
-    """A chain: the second falls to the first, and so the third stays."""
-    chain = found(
-        (A, 0.9, 0, 0),
-        (shifted(A, 20), 0.8, 0, 0),  # 80 / 120 = 0.67 with the first
-        (shifted(A, 40), 0.7, 0, 0),  # 0.43 with the first, 0.67 with the second
-    )
-    assert survivors(chain).tolist() == [True, False, True]
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("iou", [0.3, 0.6])
 def test_survivors_are_those_of_plain_nms(seed: int, iou: float) -> None:

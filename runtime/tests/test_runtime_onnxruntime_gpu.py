@@ -423,6 +423,8 @@ def test_fixed_buffers_give_the_same_as_a_plain_run(
         expected = [value.tobytes() for value in plain.run(images)]
         for outputs in found:
             assert [value.tobytes() for value in outputs[index]] == expected
+    said = refused(lambda: fixed(several[0][:, :32]), ModelError)
+    assert said.startswith(f"the model refused images of {batch} × 32 × 96 × 3, uint8 (")
     fixed.close()
     assert refused(lambda: fixed(several[0]), ModelError) == (
         "the detector is closed: open it again"
