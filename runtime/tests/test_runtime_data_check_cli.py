@@ -40,6 +40,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib takes a second; other tests draw them."""
+    monkeypatch.setattr("nmsfree.cli.data_check.write_charts", lambda check, path: None)
+
+
 def picture(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -99,6 +105,7 @@ def test_digits_have_no_errors(digits: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), "every time"
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_small_objects_are_counted_in_the_input(digits: Path, tmp_path: Path) -> None:
     """Scenes of 256 × 256 pixels, digits of 14 and more along the longer side."""
     sides = []
@@ -136,6 +143,7 @@ def test_the_proposed_input(side: int, picture: tuple[int, int], expected: tuple
     assert propose_size(nothing, nothing) == (256, 256)
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_json_alone_on_stdout_and_chosen_splits(digits: Path, tmp_path: Path) -> None:
     arguments = (digits, "--split", "val", "--split", "overlap", "--out", tmp_path, "--json", "-")
     report = json.loads(run(*arguments).stdout)
@@ -157,6 +165,7 @@ def test_wrong_usage_and_help(digits: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_charts")
 def test_a_broken_set_fails_and_its_fixed_copy_passes(
     digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +195,7 @@ def test_a_broken_set_fails_and_its_fixed_copy_passes(
     assert not (tmp_path / "pictures/problems.jpg").exists()  # an old one would mislead
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_the_command_names_splits_that_train_does_not_expect(tmp_path: Path) -> None:
     root = yolo(tmp_path / "set")
     text = (root / "data.yaml").read_text()
@@ -196,6 +206,7 @@ def test_the_command_names_splits_that_train_does_not_expect(tmp_path: Path) -> 
     assert f"train --data {tmp_path / 'clean'} --split fit --val test" in outcome.stdout
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_split_that_cannot_be_read_is_not_for_fixing(digits: Path, tmp_path: Path) -> None:
     root = shutil.copytree(digits, tmp_path / "set")
     (root / "annotations/instances_overlap.json").write_text("{")
@@ -320,6 +331,7 @@ def test_faults_of_voc_sets(tmp_path: Path, name: str) -> None:
     assert found(tmp_path / "clean") == {}
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_split_that_joins_others_shares_their_images(tmp_path: Path) -> None:
     root = voc(tmp_path / "set")
     check = check_dataset(root)
@@ -391,6 +403,7 @@ def test_pictures_that_cannot_be_written_do_not_cost_the_report(tmp_path: Path) 
     assert json.loads((tmp_path / "report.json").read_text())["pictures"] == []
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_no_sheet_replaces_a_picture_of_the_dataset(tmp_path: Path) -> None:
     root = yolo(tmp_path / "yolo")
     (root / "images/val/3.png").rename(root / "images/val/problems.jpg")
@@ -402,6 +415,7 @@ def test_no_sheet_replaces_a_picture_of_the_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../leak", "{tmp}/leak"])
+@pytest.mark.usefixtures("no_charts")
 def test_no_name_of_a_split_is_a_path(tmp_path: Path, name: str) -> None:
     root, name = yolo(tmp_path / "a" / "yolo"), name.format(tmp=tmp_path)
     with (root / "data.yaml").open("a") as file:

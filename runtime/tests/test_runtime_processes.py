@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nmsfree.backends.openvino import _agreed_to_telemetry
 from nmsfree.images import write_picture
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -192,12 +193,13 @@ def test_a_spawned_pool_opens_the_pickled_detector(
     assert done.stdout == "True\nTrue\n", done.stderr
 
 
-def test_the_users_own_word_on_telemetry_stands(tmp_path: Path, run_python: Run) -> None:
+def test_the_users_own_word_on_telemetry_stands(
+    tmp_path: Path, run_python: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "import os, nmsfree; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert run_python(code, ORT_DISABLE_TELEMETRY="0").stdout == "0\n"
     (tmp_path / "intel").mkdir()
-    (tmp_path / "intel/openvino_telemetry").write_text("1")
-    code = "from nmsfree.backends.openvino import _agreed_to_telemetry as f; print(f())"
-    assert run_python(code, HOME=tmp_path).stdout == "True\n"
-    (tmp_path / "intel/openvino_telemetry").write_text("0")
-    assert run_python(code, HOME=tmp_path).stdout == "False\n"
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for word in "10":
+        (tmp_path / "intel/openvino_telemetry").write_text(word)
+        assert _agreed_to_telemetry() == (word == "1")
