@@ -84,16 +84,10 @@ quick: setup  ## run fast tests of all four folders: half a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu' $(or $(ARGS),$(QUICK_TESTS))
 
 test: setup  ## run the tests
-# Three runs, as a worker that had run all tests was seen to die without a word in a training test.
-# A study's test used to send its own process SIGTERM after a second, listening or not, which looks
-# just so; it waits now. 241 tests of engines and training have passed in one process since.
-# Tests of servers, streams and clusters wait more than they compute: two processes for each core.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') \
-		$(or $(ARGS),runtime/tests)
-ifeq ($(ARGS),)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder training/tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder export/tests benchmarks/tests
-endif
+# One process more than there are cores: tests of servers, streams and clusters wait. Tests of a file
+# stay in one process, which makes their networks once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
+		-n $$($(BIN)/python -c 'import os; print(1 + os.cpu_count())') $(ARGS)
 
 docs: setup  ## the documentation as pages in runs/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

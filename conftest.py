@@ -1,4 +1,7 @@
-"""Marks as slow the files whose tests all wait for exports, trainings or measurements."""
+"""Marks as slow the files whose tests all wait for exports, trainings or measurements.
+
+Files with slow tests run first, so that at the end no process waits for a long one of another.
+"""
 
 import pytest
 
@@ -18,3 +21,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         _, room, *rest = item.path.stem.split("_")
         if "_".join(rest) in SLOW.get(room, "").split():
             item.add_marker("slow")
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)

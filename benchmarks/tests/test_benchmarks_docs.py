@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ def site() -> Any:
     return module
 
 
-MESSAGES = list(site().messages(ROOT))
+@cache
+def messages() -> list[tuple[str, str]]:
+    return list(site().messages(ROOT))
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_an_entry_has_the_words_of_a_message(entry: str) -> None:
     words = [re.escape(part.strip()) for part in " ".join(entry.split()).split("…")]
     pattern = re.compile(r"\s*.*\s*".join(words))
-    assert any(pattern.search(text.replace("`", "'")) for _, text in MESSAGES), (
+    assert any(pattern.search(text.replace("`", "'")) for _, text in messages()), (
         "no message has these words any more: correct the entry in docs/troubleshooting.md"
     )
 
@@ -55,7 +58,7 @@ def test_an_entry_has_the_words_of_a_message(entry: str) -> None:
 def test_the_likely_messages_have_an_entry_and_all_are_on_the_site() -> None:
     assert len(ENTRIES) > 60
     page = site().messages_page(ROOT)
-    assert len(MESSAGES) > 500
+    assert len(messages()) > 500
     assert "`no installed font has … of the characters" in page  # a warning
     assert 'needs a package that …: pip install "…"' in page
 
@@ -64,18 +67,18 @@ def test_every_class_of_error_is_explained() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \|", page, re.M)) | {"NmsfreeError"}
     classes = {"NmsfreeError"}
-    trees = [
-        ast.parse(file.read_text("utf-8"))
+    found = [
+        node
         for part in site().CODE
         for file in (ROOT / part).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
     ]
     for _ in range(3):  # a class of a class of a class
         classes |= {
             node.name
-            for tree in trees
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ClassDef)
-            and any(isinstance(base, ast.Name) and base.id in classes for base in node.bases)
+            for node in found
+            if any(isinstance(base, ast.Name) and base.id in classes for base in node.bases)
         }
     assert explained == classes
 
@@ -93,7 +96,7 @@ def test_pages_have_no_private_words(page: Path) -> None:
 
 
 def test_messages_and_help_have_no_private_words() -> None:
-    texts = [text for _, text in MESSAGES if text != ALLOWED]
+    texts = [text for _, text in messages() if text != ALLOWED]
     texts += helps(typer.main.get_command(build_app()))
     assert len(texts) > 1000
     assert [text for text in texts if PRIVATE.search(text)] == []

@@ -150,7 +150,6 @@ def test_overhead_on_openvino_is_that_of_its_own_call(asked: Callable[..., Resul
 def test_throughput_on_openvino_has_a_file_for_every_batch(
     asked: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_WINDOW", 0.02)
     monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_BATCHES", (1, 2))
     found = asked("throughput", "--device=openvino:CPU", "--threads=2")
     says_openvino(found)

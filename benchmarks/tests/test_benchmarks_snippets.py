@@ -103,7 +103,7 @@ def test_every_block_is_found_and_of_a_known_kind() -> None:
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory, here: None) -> Path:
     """A folder of all that README and docs name: weights, pictures, videos, a dataset DIR."""
     import export_foreign
 

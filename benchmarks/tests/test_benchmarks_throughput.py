@@ -188,10 +188,7 @@ def test_ratios_compare_equal_loads() -> None:
     }
 
 
-def test_a_run_leaves_its_files(
-    ask: Any, left: Any, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nmsfree_benchmarks.questions.throughput.QUICK_WINDOW", 0.02)
+def test_a_run_leaves_its_files(ask: Any, left: Any, options: list[str], tmp_path: Path) -> None:
     read, said = left(tmp_path / "out", ask("throughput", *options))
     assert read.kind == "throughput"
     assert read.command == "nmsfree bench throughput --quick --threads 1 --seconds 0"

@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_refused(train_set: DetectionDataset) -> None
 
 
 SMALL = Shape(2, 3, (64, 96))
-PAUSE_S = 1.0
+PAUSE_S = 0.4
 
 
 def touch(predictions: Predictions) -> Tensor:

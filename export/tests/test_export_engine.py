@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto
 
 from nmsfree import EngineError, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.backends.tensorrt.sidecar import read_sidecar, this_platform
@@ -86,22 +85,6 @@ def test_a_bundled_detector_builds_in_every_precision(
         assert tuple(tensor.name for tensor in report.outputs) == RawDetections._fields
         sizes.append(report.size)
     assert sizes[0] > sizes[1] > sizes[2]
-
-
-def test_a_quantized_graph_is_called_int8(
-    nano: Checkpoint, trace: Trace, first: Callable[..., NodeProto], tmp_path: Path
-) -> None:
-    """One convolution with a symmetric scale before it is enough."""
-    model = trace(nano)
-    graph, conv = model.graph, first(model, op_type="Conv")
-    at = list(graph.node).index(conv)
-    steps = {"scale": np.float32(0.02), "zero": np.int8(0)}
-    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in steps.items())
-    quantize = helper.make_node("QuantizeLinear", [conv.input[0], *steps], ["q"])
-    graph.node[at].input[0] = "dq"
-    graph.node.insert(at, helper.make_node("DequantizeLinear", ["q", *steps], ["dq"]))
-    graph.node.insert(at, quantize)
-    assert build(model, tmp_path).sidecar.precision == "int8"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.progress import Progress
 
@@ -105,6 +105,20 @@ def test_options_are_as_asked_and_recorded(tmp_path: Path) -> None:
     assert report.sidecar.batch == (1, 4, 8)
     assert report.inputs[0].shape == (-1, SIDE, SIDE, 3)
     assert str(report.outputs[1]) == "detection_boxes float32 [N, 4, 4]"
+
+
+def test_a_quantized_graph_is_called_int8(tmp_path: Path) -> None:
+    """One convolution with a symmetric scale before it is enough."""
+    model = tiny()
+    graph = model.graph
+    at, conv = next((i, node) for i, node in enumerate(graph.node) if node.op_type == "Conv")
+    steps = {"step": np.float32(0.02), "zero": np.int8(0)}
+    graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in steps.items())
+    quantize = helper.make_node("QuantizeLinear", [conv.input[0], *steps], ["q"])
+    conv.input[0] = "dq"
+    graph.node.insert(at, helper.make_node("DequantizeLinear", ["q", *steps], ["dq"]))
+    graph.node.insert(at, quantize)
+    assert build(model, tmp_path).sidecar.precision == "int8"
 
 
 @pytest.mark.parametrize(
