@@ -15,19 +15,18 @@ import pytest
 from benchmarks_sample import results_of
 from typer.testing import CliRunner
 
-from nmsfree.backends import Backend, CallableBackend, OnnxRuntimeBackend
+from nmsfree.backends import Backend, OnnxRuntimeBackend
 from nmsfree.backends.onnxruntime.gpu import TF32_VARIABLE
 from nmsfree.backends.options import Options as EngineOptions
 from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.errors import EngineError, InputError, NmsfreeError
 from nmsfree.machine import Gpu, Gpus, find_gpus, sha256
-from nmsfree.spec import ModelSpec
 from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 from nmsfree_benchmarks.cli import app, find_question
 from nmsfree_benchmarks.harness import engines
 from nmsfree_benchmarks.harness import records as result_files
-from nmsfree_benchmarks.harness.engines import Engine, engine_of, ran_in, use_device
+from nmsfree_benchmarks.harness.engines import Engine, ran_in, use_device
 from nmsfree_benchmarks.harness.plots import titled
 from nmsfree_benchmarks.harness.records import Results
 from nmsfree_benchmarks.harness.run import ask as ask_question
@@ -273,21 +272,3 @@ def test_titles_name_what_is_not_usual() -> None:
     gpu = results_of(environment={**usual.environment, "device": "cuda:1", "gpu": "GeForce"})
     assert titled("Speed", gpu) == "Speed, ONNX Runtime CUDA on GeForce"
     assert ran_in(gpu) == ["Run in ONNX Runtime 1.31.0 CPU, threads 2."]  # what the records tell
-
-
-def test_a_gpus_state_is_what_subjects_say() -> None:
-    spec = ModelSpec("made", "o2o", 64, 64, 1, ("a",), (1,))
-    told = "ONNX Runtime 1 CUDA, GeForce, TF32 off, no CUDA graph"
-    opened = CallableBackend(lambda images: pytest.fail("nothing is run"), spec, told)
-    assert engine_of("cuda:1").state(opened, "fp32") == {
-        "engine": "onnxruntime_cuda",
-        "tf32": False,
-        "transfers": "in and out",
-        "cuda_graph": False,
-    }
-
-
-@NO_GPU
-def test_engines_are_built_for_the_gpu_of_this_machine(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"driver|GPU"):
-        engine_of("tensorrt-rtx").open(tmp_path / "model.onnx", 1)

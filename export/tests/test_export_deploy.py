@@ -190,9 +190,7 @@ def test_the_filter_is_stored_once(
     assert sum("_filter." in key for key in keys) == size
 
 
-@pytest.mark.parametrize(
-    ("kind", "batch"), [("logits", None), ("features", 3), ("duplicates", None)]
-)
+@pytest.mark.parametrize(("kind", "batch"), [("logits", 1), ("features", 3), ("duplicates", None)])
 def test_exported_file_agrees_with_the_network(
     make_checkpoint: Make, tmp_path: Path, kind: Kind, batch: int | None
 ) -> None:

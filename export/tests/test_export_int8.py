@@ -99,7 +99,7 @@ def test_published_network(
 ) -> None:
     """GroupNorm, and levels that share their weights; the weights are random, so many rows swap."""
     made = make_checkpoint(fcos_e2e_r18_3x(7).model, (96, 160))
-    options = int8(target, digits, batch=2, calibration_images=2, max_unmatched=0.5)
+    options = int8(target, digits, batch=None, calibration_images=2, max_unmatched=0.5)
     report = export_onnx(made, tmp_path / "model.onnx", options)
     assert report.spec.provenance["calibration"] == "digits train, 2 images"
     assert count_precisions(onnx.load(report.path)) == {"int8": 50, "fp32": 6}
