@@ -97,7 +97,8 @@ def test_what_is_chosen_on_val_is_measured_elsewhere(
     tested: dict[str, Output], measured: dict[str, Any]
 ) -> None:
     names = ["o2m, NMS 0.60", "o2m, best NMS", "o2m, NMS for F1", "o2o", "o2o, best NMS"]
-    assert list(tested) == [*names, "o2o, τ for F1"]
+    assert list(tested) == [*names, "o2o, τ for F1", "copy, τ for F1", "o2o or copy"]
+    assert tested["o2o or copy"] is tested["o2o, τ for F1"], "trained long enough"
     val, overlap = measured["val"], measured["overlap"]
     for name, output in tested.items():
         grid, own = val[output.head]["nms"], overlap[output.head]
@@ -161,9 +162,8 @@ def test_folds_have_their_own_pictures(tested: dict[str, Output], digits: Path) 
     pair = [tested["o2o"], other["o2o"]]
     both = intervals(pair, folds=2)
     for name, found in both.items():
-        each = [output.figures()[name] for output in pair]
-        assert found.mean == pytest.approx(np.mean(each), abs=2e-6)
-        assert found.low < found.mean < found.high
+        mean = np.mean([output.figures()[name] for output in pair])
+        assert found.mean == pytest.approx(mean, abs=2e-6) and found.low < mean < found.high
     assert intervals(pair, pair, folds=2)["AP"] == Interval(0.0, 0.0, 0.0)
     assert intervals(pair * 2, folds=2)["AP"].mean == both["AP"].mean
 
@@ -178,11 +178,10 @@ def test_weights_of_each_fold_meet_its_data(
         return tested
 
     monkeypatch.setattr(untouched, "outputs", outputs_of)
-    paths = list[Path]()
-    for name in ("a0", "b0", "a1", "b1"):
-        paths.append(tmp_path / name / FREE.name)
-        paths[-1].parent.mkdir()
-        paths[-1].symlink_to(FREE)
+    paths = [tmp_path / name / FREE.name for name in ("a0", "b0", "a1", "b1")]
+    for path in paths:
+        path.parent.mkdir()
+        path.symlink_to(FREE)
     found = untouched.compare(paths, paths[:2], [tmp_path / "a", tmp_path / "b"], "val", "overlap")
     assert met == [(name, name[0]) for name in ("a0", "b0", "a1", "b1", "a0", "b0")]
     assert found["data"] == "a, b" and len(found["networks"]["ours"]["o2o"]["nms"]) == 4
@@ -196,7 +195,9 @@ def test_the_comparison_is_shown_and_written(digits: Path, tmp_path: Path) -> No
     found = json.loads(out.read_text())
     others = ("o2m, NMS 0.60", "o2m, best NMS", "o2m, NMS for F1")
     assert list(found["differences"]) == [
-        f"{own} less {other}" for own in ("o2o", "o2o, τ for F1") for other in others
+        f"{own} less {other}"
+        for own in ("o2o", "o2o, τ for F1", "copy, τ for F1", "o2o or copy")
+        for other in others
     ]
     own, other = found["networks"]["ours"]["o2o"], found["networks"]["theirs"]["o2m, best NMS"]
     gap = found["differences"]["o2o less o2m, best NMS"]["AP"]["mean"]
