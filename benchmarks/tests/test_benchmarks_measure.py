@@ -1,13 +1,14 @@
 """Statistics and turns."""
 
 import gc
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from nmsfree_benchmarks.harness.options import RunOptions
-from nmsfree_benchmarks.harness.statistics import STAGES, ratio, shares, summarize
+from nmsfree_benchmarks.harness.statistics import STAGES, median_ms, ratio, shares, summarize
 from nmsfree_benchmarks.harness.timer import Image, Plan, Stopwatch, Times, take_turns, timed
 
 MS = 1_000_000  # nanoseconds
@@ -167,6 +168,17 @@ def test_a_plan_fits_the_machine() -> None:
     assert (slow.lead_in, slow.burst) == (1, 4)
     assert (slowest.lead_in, slowest.burst) == (0, 1)
     assert Plan(seconds=0, burst=5, fixed=True).fitted(9, 1).burst == 5
+
+
+@pytest.mark.parametrize(("limit", "rounds"), [(0, 3), (math.inf, 10)])
+def test_a_plan_out_of_time_has_the_fewest_rounds_and_no_interval(
+    limit: float, rounds: int
+) -> None:
+    plan = Plan(seconds=0, limit=limit, pause=0)
+    heard: list[tuple[int, int]] = []
+    times = take_turns({"a": lambda _: (1,)}, IMAGES, plan, lambda *said: heard.append(said))
+    assert len(times["a"]) == rounds == heard[-1][0]
+    assert median_ms(times["a"]).known == (rounds == 10)
 
 
 def test_processor_time_is_that_of_the_timed_part() -> None:

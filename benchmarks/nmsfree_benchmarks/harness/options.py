@@ -52,6 +52,7 @@ class RunOptions:
     ] = None
     device: str = CPU
     files: tuple[Path, ...] = ()
+    quick_seconds: ClassVar[int] = 60  # of a quick run, but for what cannot be shorter
     tries_device: ClassVar[bool] = True  # before anything is made for it
 
     def check(self) -> None:

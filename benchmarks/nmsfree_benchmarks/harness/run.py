@@ -60,6 +60,11 @@ class Run:
         self.settings: dict[str, Any] = {}  # of the result file
         self._loads: list[float] = []
 
+    @property
+    def left(self) -> float:
+        """Seconds of what a quick run may take."""
+        return self.options.quick_seconds + self.started - time.monotonic()
+
     def step(self, what: str) -> Progress:
         """The progress of one step."""
         return lambda done, total: self._tell(what, done, total)
@@ -117,8 +122,14 @@ class Run:
     def time(
         self, calls: Mapping[str, Call], images: Sequence[Image], plan: Plan, what: str = "rounds"
     ) -> Rounds:
-        """Let calls take turns, while the load and the GPU are watched."""
+        """Let calls take turns, while the load and the GPU are watched.
+
+        A quick run has fewer rounds where its time is up, unless it was told how long it may take;
+        they then allow no interval.
+        """
         step = self.step(what)
+        if self.options.quick and self.options.seconds is None:
+            plan = replace(plan, limit=max(plan.seconds, self.left))
 
         def after_round(done: int, total: int) -> None:
             self.gpu.look()

@@ -15,6 +15,7 @@ Outside: reading files, loading models, warm-up. Garbage collection is off meanw
 """
 
 import gc
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,17 +102,21 @@ def slot_of(image: Image) -> int:
     return int(image[0, 0, 0])
 
 
+LEAST_ROUNDS = 3  # of which a median can be told, and no interval
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and how often."""
 
     seconds: float  # rounds are added while another one fits into this time
-    min_rounds: int = 10  # min_rounds, max_rounds: bounds whatever the time
+    min_rounds: int = 10  # min_rounds, max_rounds: bounds whatever the time, but for `limit`
     max_rounds: int = 400
     warmup_rounds: int = 1  # untimed ones at the start
     pause: float = 0.005  # seconds of idling before each turn
     lead_in: int = 0  # untimed calls of a turn
     burst: int = 1  # timed calls of a turn
+    limit: float = math.inf  # seconds after which `LEAST_ROUNDS` are enough
     fixed: bool = False  # no fewer calls where `min_rounds` of them take longer than `seconds`
 
     def fitted(self, calls: float, turns: int) -> "Plan":
@@ -158,7 +163,7 @@ def take_turns(
     start = time.monotonic()
     rounds = 0
     with collector_off():
-        while rounds < plan.min_rounds or _fits(rounds, time.monotonic() - start, plan):
+        while _goes_on(rounds, time.monotonic() - start, plan):
             order.shuffle(names)
             first = rounds * plan.burst
             turn = [images[i % len(images)] for i in range(first, first + plan.burst)]
@@ -196,14 +201,19 @@ def _warm_up(calls: Mapping[str, Call], images: Sequence[Image], plan: Plan) -> 
     return plan
 
 
-def _fits(rounds: int, elapsed: float, plan: Plan) -> bool:
-    """Whether one more round ends within the time."""
-    return rounds < plan.max_rounds and elapsed * (rounds + 1) / rounds <= plan.seconds
+def _goes_on(rounds: int, elapsed: float, plan: Plan) -> bool:
+    """Whether there is one more round: it is needed, or ends within the time."""
+    if rounds < min(LEAST_ROUNDS, plan.min_rounds):
+        return True
+    after = elapsed * (rounds + 1) / rounds
+    if rounds < plan.min_rounds:
+        return after <= plan.limit
+    return rounds < plan.max_rounds and after <= plan.seconds
 
 
 def _expected(rounds: int, elapsed: float, plan: Plan) -> int:
-    in_time = int(plan.seconds * rounds / elapsed)
-    return max(rounds, plan.min_rounds, min(in_time, plan.max_rounds))
+    in_time, most = (seconds * rounds / elapsed for seconds in (plan.seconds, plan.limit))
+    return int(max(rounds, min(plan.min_rounds, most), min(in_time, plan.max_rounds)))
 
 
 @contextmanager

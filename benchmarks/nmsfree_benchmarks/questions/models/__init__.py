@@ -15,12 +15,12 @@ DEVICES = (CPU, "cuda")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RunOptions):
-    """A quick run has of the large models only the rows that the ratios need."""
+    """A quick run has the large models only if asked, and of them what the ratios need."""
 
     files: Files = ()
     quick: Annotated[
         bool,
-        Option("Fewer rounds and rows; exports and AP still take minutes.", flags=("--quick",)),
+        Option("About two minutes: the small models, fewer rounds.", flags=("--quick",)),
     ] = False
     weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
         Path("weights")
@@ -37,6 +37,7 @@ class Options(RunOptions):
     size: Annotated[str | None, Option("Only nano (digits) or only large (512 × 736).")] = None
     device: Annotated[str, Option("Where the models run: cpu or cuda.")] = CPU
 
+    quick_seconds: ClassVar[int] = 120
     tries_device: ClassVar[bool] = False  # an engine that is not there is skipped
 
     def check(self) -> None:

@@ -103,7 +103,9 @@ def make_groups(options: Options, run: Run) -> Iterator[Group]:
         run.skipped |= missing
         judged = pictures.first(dataset, QUICK_AP_IMAGES if options.quick else None)
         yield Group("nano", found, images, judged, CPU_ENGINES)
-    if options.size != "nano":
+    if options.quick and options.size is None:
+        run.skipped["512 × 736"] = "a quick run has no time for it: --size large"
+    elif options.size != "nano":
         step, large = run.step("weights"), []
         for name in PUBLISHED:
             large.append(published(name, options.weights, options.work))
