@@ -102,15 +102,17 @@ lint: setup docs  ## ruff, mypy, the order of imports, the size of files, the do
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python benchmarks/tests/house.py
 
-dist: setup  ## wheels and source archives of all four, checked, with their sums and a list of parts (SBOM)
+dist: setup  ## wheels and source archives of all four, checked, with sums, hashes of all they need, and an SBOM
 	rm -rf dist && mkdir dist
 	for folder in runtime training export benchmarks; do \
 		$(BIN)/python -m build --no-isolation --outdir dist $$folder > dist/log 2>&1 || { cat dist/log; exit 1; }; \
 	done; rm dist/log
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine cyclonedx-bom
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt twine cyclonedx-bom uv
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.json constraints.txt
-	cd dist && shasum -a 256 *.whl *.tar.gz sbom.json > SHA256SUMS && cat SHA256SUMS && ls -l
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-deps --no-header --no-annotate \
+		--python $(BIN)/python --output-file dist/requirements-lock.txt constraints.txt
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file dist/sbom.json dist/requirements-lock.txt
+	cd dist && shasum -a 256 *.whl *.tar.gz requirements-lock.txt sbom.json > SHA256SUMS && cat SHA256SUMS && ls -l
 
 oldest: setup  ## the runtime's tests with the oldest versions that it claims to run with
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv

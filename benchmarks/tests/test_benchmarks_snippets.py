@@ -49,7 +49,7 @@ SHELL, DATA = ("console", "bash"), ("json", "yaml", "mermaid")
 # What belongs to others, or was built or written by a line above.
 OTHERS = {"apt-get", "cmake", "curl", "node", "npm", "source", "tritonserver"}
 OTHERS |= {"build/detect", "models/client.py"}
-OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size"}
+OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size", "--require-hashes", "--no-deps"}
 # What a test has no time for is cut short; a download is left out.
 SHORTER = {
     "train": "--epochs 1 --min-steps 1 --size 64 64 --threads 1 --workers 0 --no-probe",
