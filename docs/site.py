@@ -73,8 +73,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the page's links at the copies."""
-    return OUTSIDE.sub(r"files/\1", markdown)
+    """Point the page's links at the copies; commands have no prompt, and are not their output."""
+    return OUTSIDE.sub(r"files/\1", markdown).replace("```console", "```bash")
 
 
 def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:

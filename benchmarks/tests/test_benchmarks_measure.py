@@ -3,11 +3,14 @@
 import gc
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nmsfree_benchmarks.harness.options import RunOptions
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import STAGES, median_ms, ratio, shares, summarize
 from nmsfree_benchmarks.harness.timer import Image, Plan, Stopwatch, Times, take_turns, timed
 
@@ -179,6 +182,14 @@ def test_a_plan_out_of_time_has_the_fewest_rounds_and_no_interval(
     times = take_turns({"a": lambda _: (1,)}, IMAGES, plan, lambda *said: heard.append(said))
     assert len(times["a"]) == rounds == heard[-1][0]
     assert median_ms(times["a"]).known == (rounds == 10)
+
+
+def test_only_a_quick_run_has_an_end() -> None:
+    def left(**options: Any) -> float:
+        return Run(RunOptions(threads=1, **options), lambda *_: None, ExitStack()).left
+
+    assert 0 < left(quick=True) <= 60
+    assert left() == left(quick=True, seconds=0) == math.inf
 
 
 def test_processor_time_is_that_of_the_timed_part() -> None:

@@ -1,5 +1,6 @@
 """A run of a question: what every run begins with, and what it leaves behind."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -62,7 +63,9 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds of what a quick run may take."""
+        """Seconds that a quick run still has; no end unless it is quick, or was told its time."""
+        if not self.options.quick or self.options.seconds is not None:
+            return math.inf
         return self.options.quick_seconds + self.started - time.monotonic()
 
     def step(self, what: str) -> Progress:
@@ -124,12 +127,10 @@ class Run:
     ) -> Rounds:
         """Let calls take turns, while the load and the GPU are watched.
 
-        A quick run has fewer rounds where its time is up, unless it was told how long it may take;
-        they then allow no interval.
+        A quick run has fewer rounds where its time is up; they then allow no interval.
         """
         step = self.step(what)
-        if self.options.quick and self.options.seconds is None:
-            plan = replace(plan, limit=max(plan.seconds, self.left))
+        plan = replace(plan, limit=max(plan.seconds, self.left))
 
         def after_round(done: int, total: int) -> None:
             self.gpu.look()

@@ -123,6 +123,9 @@ def measure_group(group: Group, options: Options, run: Run) -> Iterator[Record]:
         knowing = [row for row in rows if knows(row, group.judged, run)]
         step = run.step(f"AP {group.size}")
         for done, row in enumerate(knowing, start=1):
+            if run.left < options.quick_seconds / 2:
+                run.skipped["AP of other rows"] = "a quick run has no time for it here"
+                break
             try:
                 row.subject.judge(group.judged)
             except ModelError as error:  # it answers nonsense
