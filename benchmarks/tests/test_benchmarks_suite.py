@@ -236,7 +236,7 @@ def test_the_graph_is_split_at_the_networks_raw_maps(
     first, rest = split_at_raw_maps(exported(checkpoint))
     kinds = {node.op_type for node in first.graph.node}
     assert not kinds & {"TopK", "NonMaxSuppression", "ReduceMax", "Sigmoid", "Concat"}
-    assert not {node.op_type for node in rest.graph.node} & {"Conv", "Relu", "Resize"}
+    assert not {node.op_type for node in rest.graph.node} & {"Conv", "Relu"}
     network = load_checkpoint(checkpoint).build()
     seen: list[torch.Tensor] = []
     head = network.heads[network.deployed_head]
