@@ -3,15 +3,16 @@
 Defined here once; runtime, evaluation, training's evaluation, parity gate and benchmark use it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nmsfree.detections import Detections
 from nmsfree.errors import MissingExtraError
-from nmsfree.images import REDUCTIONS, Reduction
+from nmsfree.images import REDUCTIONS, Reduce, Reduction
 from nmsfree.spec import ModelSpec, Resize
 
 _CV2_INTERPOLATION = {
@@ -120,10 +121,27 @@ def resized_as(image: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
     return _resized(image, height, width, spec.resize)
 
 
-def reduction_for(height: int, width: int, spec: ModelSpec) -> Reduction:
-    """By how much a JPEG of that size can be reduced, and not be smaller than in the input."""
-    wanted = spec.source or _placed(height, width, spec.height, spec.width, spec.resize)
-    return next((r for r in REDUCTIONS if height >= r * wanted[0] and width >= r * wanted[1]), 1)
+def reduction_for(spec: ModelSpec) -> Reduce:
+    """By how much a JPEG can be reduced, and not be smaller than in the model's input."""
+
+    def choose(height: int, width: int) -> Reduction:
+        h, w = spec.source or _placed(height, width, spec.height, spec.width, spec.resize)
+        return next((r for r in REDUCTIONS if height >= r * h and width >= r * w), 1)
+
+    return choose
+
+
+def in_file(
+    found: Detections, image: NDArray[np.uint8], size: tuple[int, int] | None
+) -> Detections:
+    """With boxes in pixels of a file of (height, width) `size`, where `image` may be reduced."""
+    if size is None or image.shape[:2] == size:
+        return found
+    height, width = size
+    # By the long side, as in a thin picture the last pixel is a large part of the short one.
+    reduction = round(max(size) / max(image.shape[:2]))
+    limit = np.array([width, height] * 2, np.float32)
+    return replace(found, xyxy=np.minimum(found.xyxy * np.float32(reduction), limit))
 
 
 def _resized(

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from runtime_helpers import Noise, refused
 
+import nmsfree
 from nmsfree import Detector, InputError
+from nmsfree.cli.batch import Request, _task
 from nmsfree.cluster.run import parts_of
 from nmsfree.cluster.store import (
     SCHEMA,
@@ -29,6 +31,8 @@ from nmsfree.cluster.store import (
     names_done,
     reach,
 )
+from nmsfree.cluster.work import Worker
+from nmsfree.images import write_picture
 
 Batch = Callable[..., subprocess.Popen[str]]
 BATCH = [sys.executable, "-c", "from nmsfree.cli.main import main; main()", "batch"]
@@ -206,6 +210,20 @@ def test_from_a_store_to_a_store(
     assert "secret" not in said
     assert re.search(r"[\d.]+/s after a start of [\d.]+ s", said), "serving_measure.py reads it"
     assert answers_in(out, "s3://photos/2026") == expected
+
+
+def test_reduced_jpegs_are_answered_as_a_stream_does(
+    model: Path, noise: Noise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_picture(Path("large.jpg"), noise(1, 643, 961))
+    given = Request(sources=("large.jpg",), model=model, out="out", reduced=True)
+    Worker(_task(given, on_gpu=False), 1)({"root": "", "name": "x.parquet", "paths": ["large.jpg"]})
+    (row,) = pq.read_table("out/x.parquet").to_pylist()
+    with Detector(model, threads=1) as detector:
+        ((_, found),) = nmsfree.stream("large.jpg", detector, reduced=True)
+        assert found.to_dict() != detector("large.jpg").to_dict()
+    assert (row["height"], row["width"], row["boxes"]) == (643, 961, found.xyxy.tolist())
 
 
 def test_results_of_another_run_are_not_mixed(

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import nmsfree
 from nmsfree import Detector, InputError, read_image
 from nmsfree.cli import main as cli
 from nmsfree.cli.detect import Run
 from nmsfree.images import write_picture
-from nmsfree.preprocess import reduction_for
-from nmsfree.streams.pipeline import answers_of
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Frame, expand
 from nmsfree.streams.video import Video
 from nmsfree.streams.video_file import VideoFile
@@ -107,11 +104,12 @@ def test_reduced_jpegs_give_boxes_of_the_file(
     picture = np.zeros((height, 961, 3), np.uint8)
     picture[400:, 600:] = (0, 0, 255)
     cv2.imwrite(name, picture)
-    sources, boxes = expand([name])[0], []
+    boxes = []
     with Detector("tiny.onnx") as detector:
-        for reduction in (1, partial(reduction_for, spec=detector.spec)):
-            ((frame, found),) = chain(*answers_of(sources, detector.batch, 1, reduction=reduction))
+        for reduced in (False, True):
+            ((frame, found),) = nmsfree.stream(name, detector, reduced=reduced)
             boxes.append(found.xyxy[0])
+    assert frame.size == ((height, 961) if name == "a.jpg" else None)
     short = 80 if height == 640 else 81
     assert frame.image.shape == ((short, 121, 3) if name == "a.jpg" else picture.shape)
     np.testing.assert_allclose(*boxes, atol=8)

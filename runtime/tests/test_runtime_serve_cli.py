@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from runtime_helpers import Noise
 
+import nmsfree
+from nmsfree import Detector
 from nmsfree.cli import main as cli
 from nmsfree.images import write_picture
 
@@ -94,6 +96,22 @@ def test_the_token_comes_from_a_file_or_the_environment(
             connection.request("GET", "/v2", headers={"Authorization": f"Bearer {sent}"})
             assert connection.getresponse().status == status
             connection.close()
+
+
+def test_reduced_jpegs_are_answered_as_a_stream_does(
+    start: Start, model: Path, tmp_path: Path, noise: Noise
+) -> None:
+    path = tmp_path / "large.jpg"
+    write_picture(path, noise(1, 643, 961))
+    _, port = start(model, "--reduced")
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("POST", "/detect", path.read_bytes())
+    found = json.loads(connection.getresponse().read())
+    connection.close()
+    with Detector(model) as detector:
+        ((_, expected),) = nmsfree.stream(path, detector, reduced=True)
+        assert expected.to_dict() != detector(path).to_dict()
+    assert found == {"model": "tiny", "height": 643, "width": 961} | expected.to_dict()
 
 
 WRONG = {

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
-from nmsfree.cli.options import CLASSES, MAX_DETECTIONS, THRESHOLD, command, end_with
+from nmsfree.cli.options import (
+    CLASSES,
+    MAX_DETECTIONS,
+    REDUCED,
+    THRESHOLD,
+    command,
+    end_with,
+)
 from nmsfree.cli.progress import progress_bar
 from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.detector import Detector
@@ -40,6 +47,7 @@ class Request:
     threshold: Annotated[str | None, THRESHOLD] = None
     classes: Annotated[str | None, CLASSES] = None
     max_detections: Annotated[int | None, MAX_DETECTIONS] = None
+    reduced: Annotated[bool, REDUCED] = False
     workers: Annotated[
         int | None, Option("Processes; as many as find room if not given.", min=1, panel=PANEL)
     ] = None
@@ -127,6 +135,7 @@ def _task(request: Request, on_gpu: bool) -> "Task":
         threshold=threshold,
         classes=None if classes is None else tuple(classes),
         max_detections=request.max_detections,
+        reduced=request.reduced,
         out=request.out if "://" in request.out else str(Path(request.out).absolute()),
         folder=str(Path.cwd()),
     )

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from nmsfree.backends.options import DEFAULTS, DEVICE, Options
 from nmsfree.cli.options import (
     CLASSES,
     MAX_DETECTIONS,
+    REDUCED,
     SIZE,
     THRESHOLD,
     command,
@@ -78,12 +79,7 @@ class Request:
     ] = True
     reduced: Annotated[
         bool,
-        Option(
-            "Decode JPEGs at ½, ¼ or ⅛ of their size where that is no smaller than the model's"
-            " input: faster, and may see less. Needs --no-pictures.",
-            ("--reduced",),
-            panel="Large pictures",
-        ),
+        replace(REDUCED, help=f"{REDUCED.help} Needs --no-pictures.", panel="Large pictures"),
     ] = False
     json_file: Annotated[str | None, json_option('Write the lines here too; "-" is stdout.')] = None
     max_frames: Annotated[
@@ -147,7 +143,7 @@ def _detect(request: Request) -> None:
         with output:
             run = Run(look, output, detector.spec.batch, request.max_frames, request.give_up)
             if request.reduced:
-                run.reduction = partial(reduction_for, spec=detector.spec)
+                run.reduction = reduction_for(detector.spec)
             run.over(found)
     if not run.images and folder is not None and request.save_dir is None:
         shutil.rmtree(folder)  # this run's own, with an empty list

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options, parse_device
-from nmsfree.cli.options import command
+from nmsfree.cli.options import REDUCED, command
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, import_extra
@@ -48,6 +48,7 @@ class Request:
         Path | None,
         Option(f"File with the token that clients must send; {TOKEN} in the environment, too."),
     ] = None
+    reduced: Annotated[bool, REDUCED] = False
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
     limits: Limits = ALLOWED
@@ -143,6 +144,6 @@ def _open(request: Request, metrics: "Metrics") -> dict[str, "Served"]:
         workers = max(1, processors() // (engine.threads or 1)) if on_cpu else 2
         detector = Detector(path, device=request.device, **vars(engine))
         workers = request.limits.workers or workers
-        models[name] = Served(name, detector, workers, request.limits, metrics)
+        models[name] = Served(name, detector, workers, request.limits, metrics, request.reduced)
         typer.echo(f"{name}: {detector.backend.describe()}, {workers} at once", err=True)
     return models

@@ -18,9 +18,11 @@ from nmsfree.cluster.store import FORMAT_VERSION, LARGEST, SCHEMA, name_of, read
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector, Threshold
 from nmsfree.errors import InputError
-from nmsfree.images import decode_image, quiet_opencv
+from nmsfree.images import Reduce, Reduction, decode_image, quiet_opencv
+from nmsfree.preprocess import in_file, reduction_for
 
 Row = dict[str, Any]  # of a result file, by the names of its columns
+Seen = tuple[Row, NDArray[np.uint8], tuple[int, int]]  # picture, height and width of its file
 AHEAD = 16  # pictures that are read before it is their turn
 READERS = 8  # threads that read, as an object store answers slowly
 
@@ -36,6 +38,7 @@ class Task:
     threshold: Threshold | None
     classes: tuple[str | int, ...] | None
     max_detections: int | None
+    reduced: bool  # JPEGs are decoded at a part of their size
     out: str  # folder or address
     folder: str  # from which paths of pictures lead
 
@@ -49,6 +52,7 @@ class Task:
             "threshold": self.threshold,
             "classes": classes,
             "max_detections": self.max_detections,
+            "reduced": self.reduced,
         }
 
 
@@ -63,6 +67,8 @@ class Worker:
         self._task = task
         options = vars(task.engine) | {"sha256": task.sha256}
         self._detector = Detector(task.model, device=task.device, **options)
+        spec = self._detector.spec
+        self._reduction: Reduction | Reduce = reduction_for(spec) if task.reduced else 1
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
         """Look at pictures, the `paths` below `root`, and write what was found.
@@ -72,14 +78,14 @@ class Worker:
         began = time.time()
         root, paths = part["root"], list(part["paths"])
         rows: list[Row] = []
-        seen: list[tuple[Row, NDArray[np.uint8]]] = []
+        seen: list[Seen] = []
         # As many at once as `nmsfree detect` gives to the network, so that it answers the same.
         at_once = self._detector.spec.batch or 1
         for path, data in _read_ahead(root, paths):
             name = name_of(root, path)
             rows.append(dict.fromkeys(SCHEMA.names) | {"image": name, "model": self._task.sha256})
             try:
-                seen.append((rows[-1], decode_image(data.result(), name)[0]))
+                seen.append((rows[-1], *decode_image(data.result(), name, self._reduction)))
             except InputError as error:
                 rows[-1]["error"] = str(error)
             if len(seen) == at_once:
@@ -90,16 +96,17 @@ class Worker:
         failed = sum(row["error"] is not None for row in rows)
         return {"images": len(rows), "failed": failed, "began": began}
 
-    def _look(self, seen: list[tuple[Row, NDArray[np.uint8]]]) -> None:
+    def _look(self, seen: list[Seen]) -> None:
         """Detect in pictures, and fill their rows."""
         answers = self._detector.batch(
-            [image for _, image in seen],
+            [image for _, image, _ in seen],
             threshold=self._task.threshold,
             classes=self._task.classes,
             max_detections=self._task.max_detections,
         )
-        for (row, image), found in zip(seen, answers, strict=True):
-            row["height"], row["width"] = image.shape[:2]
+        for (row, image, size), answer in zip(seen, answers, strict=True):
+            found = in_file(answer, image, size)
+            row["height"], row["width"] = size
             row["boxes"], row["scores"] = found.xyxy.tolist(), found.confidence.tolist()
             row["classes"], row["class_ids"] = list(found.class_name), found.class_id.tolist()
             row["truncated"] = found.truncated

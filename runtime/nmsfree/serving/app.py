@@ -27,7 +27,7 @@ from starlette.routing import Route
 from nmsfree import __version__
 from nmsfree.decode import parse_classes, parse_threshold, whole_number
 from nmsfree.errors import InputError, NmsfreeError
-from nmsfree.images import decode_image
+from nmsfree.images import Reduce, Reduction, decode_image
 from nmsfree.images.header import read_header
 from nmsfree.serving.batching import Look
 from nmsfree.serving.metrics import Metrics
@@ -153,18 +153,19 @@ class Service:
             data = await _picture(request, await self._body(request))
             model.observe("receive", time.perf_counter() - start)
 
-            def load() -> NDArray[Any]:
+            def load() -> tuple[NDArray[Any], tuple[int, int]]:
                 start = time.perf_counter()
-                image = _decode(data, self._limits.max_pixels)
+                found = _decode(data, self._limits.max_pixels, model.reduction)
                 model.observe("decode", time.perf_counter() - start)
-                return image
+                return found
 
             async with asyncio.timeout(self._limits.timeout), self._decoded:
-                if not model.decodes:
+                if model.decodes:
+                    answer = model.batches.add(load, look)
+                else:
                     decoded = await self._in_thread(load)
-                    load = lambda: decoded  # noqa: E731
-                image, found = await asyncio.wrap_future(model.batches.add(load, look))
-        height, width = image.shape[:2]
+                    answer = model.batches.add(lambda: decoded, look)
+                (height, width), found = await asyncio.wrap_future(answer)
         head = {"model": model.name, "height": height, "width": width}
         return _json(head | found.to_dict())
 
@@ -283,15 +284,17 @@ async def _picture(request: Request, body: bytes) -> bytes:
         await form.close()
 
 
-def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:
-    """Decode a picture of an allowed kind and size."""
+def _decode(
+    data: bytes, max_pixels: int, reduction: Reduction | Reduce
+) -> tuple[NDArray[Any], tuple[int, int]]:
+    """Decode a picture of an allowed kind and size, see `decode_image`."""
     header = read_header(BytesIO(data))
     if header is None or header.kind not in KINDS:
         raise Refused(415, f"the body is no picture of a known kind: send {', '.join(KINDS)}")
     if header.width * header.height > max_pixels:
         size = f"{header.width} × {header.height} pixels"
         raise Refused(413, f"the picture has {size}, expected at most {max_pixels:,}")
-    return decode_image(data, "the picture")[0]
+    return decode_image(data, "the picture", reduction)
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -8,11 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nmsfree.detector import Detector, Threshold
 from nmsfree.errors import EngineError
+from nmsfree.preprocess import in_file
 
 
 class Look(NamedTuple):
@@ -25,9 +23,9 @@ class Look(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """What gives a picture, BGR uint8 [h, w, 3]; without a look the model's input [N, H, W, 3]."""
+    """What `decode_image` gives for a picture; without a look the model's input [N, H, W, 3]."""
 
-    load: Callable[[], NDArray[np.uint8]]
+    load: Callable[[], Any]
     look: Look | None
     answer: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
@@ -62,8 +60,8 @@ class Batches:
         for thread in self._threads:
             thread.start()
 
-    def add(self, load: Callable[[], NDArray[np.uint8]], look: Look | None) -> Future[Any]:
-        """Have a picture looked at, which `load` gives: it and its `Detections`.
+    def add(self, load: Callable[[], Any], look: Look | None) -> Future[Any]:
+        """Have a picture looked at that `load` decodes: its (height, width) and `Detections`.
 
         Without a look it is an input, and the answer `RawDetections`. One that is cancelled before
         its turn is passed over.
@@ -93,9 +91,9 @@ class Batches:
             for job in jobs:
                 self._observe("queue", taken - job.since)
             try:
-                images = [job.load() for job in jobs]
+                loaded = [job.load() for job in jobs]
                 start = time.perf_counter()
-                answers = self._run(images, jobs[0].look)
+                answers = self._run(loaded, jobs[0].look)
             except Exception as error:  # noqa: BLE001 (whoever asked is told)
                 for job in jobs:
                     job.answer.set_exception(error)
@@ -105,11 +103,14 @@ class Batches:
             for job, answer in zip(jobs, answers, strict=True):
                 job.answer.set_result(answer)
 
-    def _run(self, images: list[NDArray[np.uint8]], look: Look | None) -> list[Any]:
+    def _run(self, loaded: list[Any], look: Look | None) -> list[Any]:
         if look is None:
-            return [self._detector.backend.run(images[0])]
-        found = self._detector.batch(images, **look._asdict())
-        return list(zip(images, found, strict=True))
+            return [self._detector.backend.run(loaded[0])]
+        found = self._detector.batch([image for image, _ in loaded], **look._asdict())
+        return [
+            (size, in_file(one, image, size))
+            for one, (image, size) in zip(found, loaded, strict=True)
+        ]
 
     def _next(self) -> list[_Job]:
         """Wait for the next picture, and for others with its look; nothing at the end."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, NmsfreeError
+from nmsfree.images import Reduce, Reduction
+from nmsfree.preprocess import reduction_for
 from nmsfree.serving.batching import Batches
 from nmsfree.serving.metrics import Metrics
 from nmsfree.serving.options import Limits, processors
@@ -31,6 +33,7 @@ class Served:
     Args:
         detector: its file must have a canary, which is run at once.
         threads: runs at once.
+        reduced: decode JPEGs at a part of their size.
 
     Raises:
         ModelError: the file has no canary.
@@ -38,9 +41,16 @@ class Served:
     """
 
     def __init__(
-        self, name: str, detector: Detector, threads: int, limits: Limits, metrics: Metrics
+        self,
+        name: str,
+        detector: Detector,
+        threads: int,
+        limits: Limits,
+        metrics: Metrics,
+        reduced: bool = False,
     ) -> None:
         self.name, self.detector, self._limits, self._metrics = name, detector, limits, metrics
+        self.reduction: Reduction | Reduce = reduction_for(detector.spec) if reduced else 1
         self._admitted = 0
         self._problem, self._checked = "", 0.0
         found = detector.self_check()

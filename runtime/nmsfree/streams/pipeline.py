@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from nmsfree.detections import Detections
 from nmsfree.detector import IMAGES_PER_RUN, Detector, Threshold
 from nmsfree.errors import InputError
 from nmsfree.images import Reduce, Reduction, read_reduced
+from nmsfree.preprocess import in_file, reduction_for
 from nmsfree.streams.flow import Stage, flow
 from nmsfree.streams.live import LiveSource, live_sources, take
 from nmsfree.streams.sources import Frame, Source, expand
@@ -42,6 +42,7 @@ def stream(
     max_detections: int | None = None,
     max_frames: int | None = None,
     give_up: float | None = None,
+    reduced: bool = False,
 ) -> Iterator[Answer]:
     """Yield every frame with what is in it, while the next ones are decoded and in the network.
 
@@ -56,6 +57,8 @@ def stream(
         max_frames: stop each video or live source after this many.
         give_up: seconds without a frame after which a live source is an error; None tries for ever
             again, but one that never gave a frame for ten seconds.
+        reduced: decode JPEG files at ½, ¼ or ⅛ of their size where that is no smaller than the
+            model's input. Boxes are in pixels of the file all the same, whose size is `frame.size`.
 
     Raises:
         InputError: a source or an argument cannot be used; what came before it has been yielded.
@@ -72,7 +75,14 @@ def stream(
         detector.batch, threshold=threshold, classes=classes, max_detections=max_detections
     )
     look([])  # refuses wrong arguments
-    chunks = answers_of(found, look, detector.spec.batch, max_frames=max_frames, give_up=give_up)
+    chunks = answers_of(
+        found,
+        look,
+        detector.spec.batch,
+        max_frames=max_frames,
+        give_up=give_up,
+        reduction=reduction_for(detector.spec) if reduced else 1,
+    )
     with closing(chunks):
         for answer in chain.from_iterable(chunks):
             if isinstance(answer, InputError):
@@ -179,20 +189,11 @@ def _detect(look: Look, chunk: list[Frame | InputError]) -> list[Answer | InputE
     images = [frame.image for frame in chunk if isinstance(frame, Frame)]
     found = iter(look(images) if images else [])
     return [
-        (frame, _in_file(frame, next(found))) if isinstance(frame, Frame) else frame
+        (frame, in_file(next(found), frame.image, frame.size))
+        if isinstance(frame, Frame)
+        else frame
         for frame in chunk
     ]
-
-
-def _in_file(frame: Frame, found: Detections) -> Detections:
-    """With boxes in pixels of the file, if the picture is reduced."""
-    if frame.size is None:
-        return found
-    height, width = frame.size
-    # By the long side, as in a thin picture the last pixel is a large part of the short one.
-    reduction = round(max(frame.size) / max(frame.image.shape[:2]))
-    limit = np.array([width, height] * 2, np.float32)
-    return replace(found, xyxy=np.minimum(found.xyxy * np.float32(reduction), limit))
 
 
 def _while_alive(sources: Sequence[LiveSource]) -> Generator[None, None, None]:
