@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, Options, open_backend
 from nmsfree.backends.contract import rows_of
-from nmsfree.backends.options import MOST_CONTEXTS, Precision
+from nmsfree.backends.options import Precision
 from nmsfree.canary import SelfCheck, check_canary
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
@@ -50,7 +50,8 @@ class Detector:
         sha256: of the file in hexadecimal, from where the application keeps it: another file is
             refused, and an engine that does not fit is not built again.
         max_contexts: runs of an engine at once, each with memory of its own on the GPU; further
-            threads wait in the order in which they came.
+            threads wait in the order in which they came. None takes 8, or as many as half of the
+            memory holds that is free on the GPU now.
 
     Raises:
         InputError: an unknown device, or an option that does not apply to this model and device.
@@ -77,7 +78,7 @@ class Detector:
         rebuild: bool = True,
         trust: bool = False,
         sha256: str | None = None,
-        max_contexts: int = MOST_CONTEXTS,
+        max_contexts: int | None = None,
     ) -> None:
         options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256, max_contexts)
         self._path: str | None = None  # None: of a backend, which is open on its own

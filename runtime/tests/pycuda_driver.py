@@ -90,6 +90,9 @@ class PycudaDriver(ModuleType):
         self.Device, self.Stream = Device, Stream
         self.init = lambda flags=0: log.append("init")
 
+    def mem_get_info(self) -> tuple[int, int]:
+        return 1 << 29, 1 << 30
+
     def mem_alloc(self, nbytes: int) -> Any:
         return self.Allocation(nbytes)
 

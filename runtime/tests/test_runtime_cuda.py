@@ -76,6 +76,11 @@ def test_the_gpu_is_named(cuda: Cuda) -> None:
     assert cuda.name
 
 
+def test_free_memory_is_told(cuda: Cuda) -> None:
+    with cuda.active():
+        assert 1 << 20 < cuda.free_memory() < 1 << 50
+
+
 def test_data_comes_back(cuda: Cuda) -> None:
     data = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
     assert round_trip(cuda, data) == data.tobytes()

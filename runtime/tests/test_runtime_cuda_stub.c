@@ -32,6 +32,12 @@ CUresult cuDeviceGetName(char *name, int length, int device) {
     snprintf(name, length, "Stub GPU %d", device);
     return SUCCESS;
 }
+CUresult cuMemGetInfo_v2(size_t *free, size_t *total) {
+    NEED_CONTEXT;
+    *free = 1 << 29;
+    *total = 1 << 30;
+    return SUCCESS;
+}
 CUresult cuDeviceTotalMem_v2(size_t *bytes, int device) { (void)device; *bytes = 1 << 30; return SUCCESS; }
 CUresult cuDeviceGetPCIBusId(char *bus, int length, int device) {
     snprintf(bus, length, "0000:%02x:00.0", device + 1);
@@ -196,7 +202,7 @@ static const struct { const char *name; void *function; } TABLE[] = {
     ENTRY(cuCtxPushCurrent, cuCtxPushCurrent_v2), ENTRY(cuCtxPopCurrent, cuCtxPopCurrent_v2),
     ENTRY(cuStreamCreate, cuStreamCreate), ENTRY(cuStreamDestroy, cuStreamDestroy_v2),
     ENTRY(cuStreamSynchronize, cuStreamSynchronize), ENTRY(cuStreamWaitEvent, cuStreamWaitEvent),
-    ENTRY(cuMemAlloc, cuMemAlloc_v2), ENTRY(cuMemFree, cuMemFree_v2),
+    ENTRY(cuMemGetInfo, cuMemGetInfo_v2), ENTRY(cuMemAlloc, cuMemAlloc_v2), ENTRY(cuMemFree, cuMemFree_v2),
     ENTRY(cuPointerGetAttributes, cuPointerGetAttributes),
     ENTRY(cuMemHostAlloc, cuMemHostAlloc), ENTRY(cuMemFreeHost, cuMemFreeHost),
     ENTRY(cuMemcpyHtoDAsync, cuMemcpyHtoDAsync_v2), ENTRY(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2),

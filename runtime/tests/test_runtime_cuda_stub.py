@@ -32,7 +32,7 @@ with cuda.active():
 attempt(lambda: open_cuda("cuda-python", 1))
 cuda.close()
 cuda.close()
-attempt(lambda: cuda._call(cuda._driver.cuMemGetInfo))
+attempt(lambda: cuda._call(cuda._driver.cuMemHostGetFlags, 0))
 """
 
 # The backend on cuda-python and the stub; the fake TensorRT computes in the memory of both.
@@ -121,7 +121,7 @@ def test_errors_of_the_real_package_are_one_line(environment: dict[str, str]) ->
         "CUDA: cuMemAlloc failed (out of memory, CUDA_ERROR_OUT_OF_MEMORY): "
         "close other programs on the GPU, or run smaller batches",
         "GPU 1 does not exist, this machine has 1, counted from 0",
-        "the NVIDIA driver is too old (function cuMemGetInfo_v2 is not found): update it",
+        "the NVIDIA driver is too old (function cuMemHostGetFlags is not found): update it",
     ]
 
 

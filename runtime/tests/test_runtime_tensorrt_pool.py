@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from runtime_helpers import assert_equal, refused
 
 from nmsfree import EngineError, InputError, ModelError
-from nmsfree.backends.options import Options
+from nmsfree.backends.options import MOST_CONTEXTS, Options
 from nmsfree.backends.tensorrt.pool import ContextPool
+from nmsfree.testing.tensorrt import CONTEXT_BYTES
 
 
 class Context:
@@ -47,6 +49,30 @@ def test_threads_share_the_contexts_that_are_allowed(
     for picture, raw in zip(pictures, found, strict=True):
         assert_equal(raw, rig(picture))
     assert 1 <= rig.cuda.live()["streams"] <= 2
+    backend.close()
+    assert rig.cuda.live() == {}
+
+
+@pytest.mark.parametrize(
+    ("contexts", "given", "most"),
+    [(100, None, MOST_CONTEXTS), (7, None, 3), (0, None, 1), (0, 5, 5)],
+)
+def test_by_default_half_of_the_free_memory_is_taken(
+    make_rig: Any, contexts: int, given: int | None, most: int
+) -> None:
+    rig = make_rig()
+    rig.cuda.room = contexts * (CONTEXT_BYTES + 2**18)  # more than the buffers of a batch of 4
+    backend = rig.open(max_contexts=given)
+    with ExitStack() as stack:
+        for _ in range(most):
+            stack.enter_context(backend._pool.take(from_device=False))
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(lambda: backend.run(np.zeros((1, 64, 96, 3), np.uint8)))
+            while not backend._pool._waiting:
+                time.sleep(0.001)
+            stack.close()
+            waiting.result(10)
+    assert rig.cuda.alive["streams"] == most
     backend.close()
     assert rig.cuda.live() == {}
 

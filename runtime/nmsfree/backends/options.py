@@ -30,7 +30,7 @@ MEANT_FOR = {
     "sha256": "files",
     "max_contexts": "engines",
 }
-MOST_CONTEXTS = 8  # runs at once on a GPU; more hardly help, and each has buffers of its own
+MOST_CONTEXTS = 8  # runs of an engine at once, unless asked for; more hardly help
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,19 @@ class Options:
     ] = False
     sha256: str | None = None
     max_contexts: Annotated[
-        int,
+        int | None,
         _ENGINE(
-            "Runs of an .engine at once, each with memory of its own; more wait in turn.",
+            "Runs of an .engine at once, each with memory of its own; more wait in turn. If not"
+            f" given, {MOST_CONTEXTS}, or as many as half of the GPU's free memory holds.",
             min=1,
             max=1024,
         ),
-    ] = MOST_CONTEXTS
+    ] = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None:
-            object.__setattr__(self, "threads", _threads(self.threads))
-        object.__setattr__(self, "max_contexts", _threads(self.max_contexts, "max_contexts"))
+        for name in ("threads", "max_contexts"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _threads(getattr(self, name), name))
         for name in ("allow_cpu", "tf32", "rebuild", "trust"):
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
@@ -102,7 +103,7 @@ class Options:
                 )
 
 
-def _threads(value: Any, name: str = "threads") -> int:
+def _threads(value: Any, name: str) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -110,8 +111,7 @@ def _threads(value: Any, name: str = "threads") -> int:
     except TypeError:
         raise InputError(f"{name} is {value!r}, expected a whole number") from None
     if threads < 1:
-        hint = ", or None to let it choose" if name == "threads" else ""
-        raise InputError(f"{name} is {threads}, expected 1 or more{hint}")
+        raise InputError(f"{name} is {threads}, expected 1 or more, or None to let it choose")
     if threads > MOST_THREADS:
         raise InputError(f"{name} is {threads}, expected {MOST_THREADS} at most")
     return threads

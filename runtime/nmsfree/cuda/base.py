@@ -75,6 +75,9 @@ class Cuda(Protocol):
     def destroy_stream(self, stream: Stream) -> None:
         """Free a stream that `create_stream` made; a user's is left alone."""
 
+    def free_memory(self) -> int:
+        """Bytes of the GPU's memory that nobody uses."""
+
     def allocate(self, nbytes: int) -> DeviceMemory: ...
 
     def free(self, memory: DeviceMemory) -> None: ...

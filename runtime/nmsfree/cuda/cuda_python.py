@@ -105,6 +105,9 @@ class CudaPython:
         if stream.owned:
             self._call(self._driver.cuStreamDestroy, stream.native)
 
+    def free_memory(self) -> int:
+        return int(self._call(self._driver.cuMemGetInfo))  # then comes all of it
+
     def allocate(self, nbytes: int) -> DeviceMemory:
         native = self._call(self._driver.cuMemAlloc, nbytes)
         return DeviceMemory(int(native), nbytes, native)

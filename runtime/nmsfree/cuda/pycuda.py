@@ -111,6 +111,10 @@ class PyCuda:
 
     destroy_event = destroy_graph = destroy_stream
 
+    def free_memory(self) -> int:
+        with self._translated("cuMemGetInfo"):
+            return int(self._driver.mem_get_info()[0])
+
     def allocate(self, nbytes: int) -> DeviceMemory:
         with self._translated("cuMemAlloc"):
             native = self._driver.mem_alloc(nbytes)

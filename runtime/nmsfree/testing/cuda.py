@@ -23,9 +23,9 @@ FIRST_ADDRESS = 0x7F00_0000_0000
 ALIGNMENT = 512  # bytes, CUDA's
 
 
-CALLS = "active create_stream synchronize wait_for destroy_stream allocate free allocate_pinned"
-CALLS += " free_pinned copy_in copy_out create_event record elapsed_ms destroy_event begin_capture"
-CALLS += " end_capture launch destroy_graph"
+CALLS = "active create_stream synchronize wait_for destroy_stream free_memory allocate free"
+CALLS += " allocate_pinned free_pinned copy_in copy_out create_event record elapsed_ms"
+CALLS += " destroy_event begin_capture end_capture launch destroy_graph"
 
 
 class FakeCuda:
@@ -37,6 +37,7 @@ class FakeCuda:
         self.done: Counter[str] = Counter()  # operations, by their kind
         self.fail: set[str] = set()  # those of `CALLS` that fail from now on
         self.elsewhere: dict[int, int] = {}  # addresses that are on another GPU, and on which
+        self.room = 1 << 33  # bytes that are free
         self.closed = False
         self._sm = sm
         self._depth = threading.local()
@@ -133,6 +134,10 @@ class FakeCuda:
             work = self._queues.pop(stream.handle)
             assert broken or not work, "the stream still has work to do"
             self.alive["streams"] -= 1
+
+    def free_memory(self) -> int:
+        self._check_active()
+        return self.room
 
     def allocate(self, nbytes: int) -> DeviceMemory:
         self._check_active()

@@ -26,6 +26,7 @@ from nmsfree.testing.cuda import FakeCuda
 Function = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0"}
 ERROR, WARNING = 1, 2  # severities
+CONTEXT_BYTES = 1 << 24  # of an execution context
 FALLBACK = "The engine is not graph capturable. Falling back to not using CUDA graphs."
 
 
@@ -98,6 +99,7 @@ class _Engine:
         self.tensors: dict[str, tuple[str, list[int]]] = plan["tensors"]
         self.profile: list[int] = plan["batch"]
         self.num_io_tensors = len(self.tensors)
+        self.device_memory_size_v2 = CONTEXT_BYTES
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]

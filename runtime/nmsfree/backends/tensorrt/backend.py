@@ -107,7 +107,7 @@ class TensorRtBackend:
         self._pool = ContextPool(
             partial(ExecutionContext, self._engine, adopted),
             partial(_finish, self._engine, ours),
-            options.max_contexts,
+            self._engine.most_contexts,
         )
         self._finalizer = weakref.finalize(self, self._pool.close)  # for those who never close
         watched.add(self)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nmsfree.backends.contract import image_port, output_shapes
-from nmsfree.backends.options import Options
+from nmsfree.backends.options import MOST_CONTEXTS, Options
 from nmsfree.backends.tensorrt.load import load_plan
 from nmsfree.backends.tensorrt.log import Message, reason
 from nmsfree.backends.tensorrt.sidecar import AGAIN
@@ -149,6 +149,7 @@ class LoadedEngine:
                 if self._caches_kernels:
                     self._cache = read_cache(path, self.sidecar.engine_sha256)
                 self._configure()
+                self.most_contexts = options.max_contexts or self._contexts_that_fit()
                 self.graph = GraphUse(self.capturable or vendor.captures_graphs)
             except BaseException:
                 self.close()
@@ -230,6 +231,15 @@ class LoadedEngine:
     def warmup_runs(self) -> int:
         """Runs after which one is as fast as the next."""
         return 2 if self.vendor.captures_graphs else 1
+
+    def _contexts_that_fit(self) -> int:
+        """How many contexts half of the free memory holds; the rest is for graphs and others."""
+        buffers = sum(b.nbytes(self.largest) for b in (self.input, *self.outputs))
+        need = self.vendor.context_bytes(self._engine) + buffers
+        found = self.cuda.free_memory() // 2 // need
+        if found < MOST_CONTEXTS:
+            _logger.info("%s: the GPU has room for %d runs at once", self.path, found)
+        return min(max(found, 1), MOST_CONTEXTS)
 
     def create_context(self) -> Any:
         """A new execution context; may compile kernels, which takes seconds."""

@@ -161,6 +161,10 @@ class VendorApi:
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
         return RuntimeConfig(config, kernels, loaded)
 
+    def context_bytes(self, engine: Any) -> int:
+        """GPU memory of an execution context, beside its inputs and outputs."""
+        return int(getattr(engine, "device_memory_size_v2", 0))  # TensorRT 10.0 does not tell
+
     def create_context(self, engine: Any, runtime_config: RuntimeConfig) -> Any:
         """Return an execution context; None where the library fails (its messages say why)."""
         if runtime_config.config is None:
