@@ -48,7 +48,7 @@ REASONS = ("a GPU", "a download", "time", "a server")
 SHELL, DATA = ("console", "bash"), ("json", "yaml", "mermaid")
 # What belongs to others, or was built or written by a line above.
 OTHERS = {"apt-get", "cmake", "curl", "node", "npm", "source", "tritonserver"}
-OTHERS |= {"build/detect", "models/client.py"}
+OTHERS |= {"build/detect", "models/client.py", "ray"}
 OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size", "--require-hashes", "--no-deps"}
 # What a test has no time for is cut short; a download is left out.
 SHORTER = {

@@ -2,12 +2,15 @@
 
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -20,9 +23,9 @@ import pytest
 from runtime_helpers import Noise, refused
 
 import nmsfree
-from nmsfree import Detector, InputError
+from nmsfree import Detector, InputError, ModelError
 from nmsfree.cli.batch import Request, _task
-from nmsfree.cluster.run import parts_of
+from nmsfree.cluster.run import Workers, parts_of, run
 from nmsfree.cluster.store import (
     SCHEMA,
     Pictures,
@@ -173,11 +176,111 @@ def test_a_lost_worker_and_a_lost_driver_cost_nothing(
     assert process.returncode == 0 and f"{COUNT} of {COUNT} pictures have" in said, said
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray's clusters are for Linux")
+def test_a_lost_machine_of_a_cluster_costs_nothing(
+    batch: Batch, model: Path, photos: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two nodes on this machine, started as docs/clusters.md says; one of them is killed."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    soon = {"period_ms": 500, "timeout_ms": 500, "initial_delay_ms": 500, "failure_threshold": 4}
+    checks = {f"RAY_health_check_{name}": str(value) for name, value in soon.items()}
+    place = f"127.0.0.1:{free_port()}"
+    room = "--block --num-cpus 1 --object-store-memory 100000000 --disable-usage-stats"
+    own = "--node-ip-address 127.0.0.1 --min-worker-port 0 --max-worker-port 0"  # one machine
+    nodes: list[psutil.Popen] = []
+
+    def start(options: str) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+        with (tmp_path / f"node-{len(nodes)}.log").open("wb") as log:
+            nodes.append(
+                psutil.Popen(
+                    [*command, *options.split(), *room.split(), *own.split()],
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | token | checks,
+                )
+            )
+        wait_for(lambda: b"block forever" in Path(log.name).read_bytes())
+
+    def kill(node: psutil.Popen) -> None:
+        all_of_it = [node, *node.children(recursive=True)]
+        for process in all_of_it:
+            process.kill()
+        psutil.wait_procs(all_of_it, timeout=30)
+
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        try:
+            port = place.partition(":")[2]
+            clients = f"--ray-client-server-port {free_port()} --include-dashboard false"
+            start(f"--head --port {port} {clients} --temp-dir {folder}")
+            start(f"--address {place}")
+            out = tmp_path / "out"
+            process = batch(
+                photos, "--model", model, "--out", out, "--address", place, "--workers", 2, **token
+            )
+            wait_for(lambda: [*out.glob("*.parquet")])
+            at_work = ["MapWorker" in " ".join(p.cmdline()) for p in nodes[1].children(True)]
+            assert any(at_work)
+            kill(nodes[1])
+            done = len([*out.glob("*.parquet")])
+            said, _ = process.communicate(timeout=250)
+            assert process.returncode == 1 and f"{BROKEN} of {COUNT} could not" in said, said
+            assert 0 < done < len([*out.glob("*.parquet")])
+            assert answers_in(str(out), str(photos)) == expected
+        finally:
+            for node in nodes:
+                if node.is_running():
+                    kill(node)
+
+
+WRONG_CLUSTERS = {
+    "ray://127.0.0.1:1": (2, "expected auto or HOST:PORT: start this on a machine of the cluster"),
+    "127.0.0.1:1": (3, "Ray at 127.0.0.1:1 cannot be reached ([Errno 111] Connection refused)"),
+    "127.0.0.1:99999": (3, "Ray at 127.0.0.1:99999 cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("address", WRONG_CLUSTERS)
+def test_a_cluster_that_is_not_there_is_one_line(
+    batch: Batch, model: Path, photos: Path, tmp_path: Path, address: str
+) -> None:
+    status, line = WRONG_CLUSTERS[address]
+    process = batch(photos, "--model", model, "--out", tmp_path, "--address", address)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == status and line in said and "Traceback" not in said, said
+
+
+WRONG_MACHINES = {
+    "model": (ModelError, "/nowhere/tiny.onnx: no such file on "),
+    "out": (InputError, "cannot be written"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", WRONG_MACHINES)
+def test_what_a_machine_lacks_is_one_line(
+    model: Path, photos: Path, tmp_path: Path, what: str
+) -> None:
+    kind, line = WRONG_MACHINES[what]
+    (tmp_path / "file").touch()
+    task = _task(Request(sources=(), model=model, out=str(tmp_path)), on_gpu=False)
+    missing = {"model": "/nowhere/tiny.onnx", "out": str(tmp_path / "file" / "out")}[what]
+    parts = parts_of([Pictures("", (str(photos / "0001.png"),))], set())
+    workers = Workers(address=None, count=1, processors=1, gpus=0.0)
+    answers = run(replace(task, **{what: missing}), parts, workers)
+    assert line in refused(lambda: list(answers), kind)
+
+
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
     """An S3 server on 127.0.0.1: its options in an address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -234,7 +337,7 @@ def test_results_of_another_run_are_not_mixed(
     write_rows(str(tmp_path), "part-0.parquet", [], {"threshold": 0.5})
     assert names_done(str(tmp_path), {"threshold": 0.5}) == set()
     message = refused(lambda: names_done(str(tmp_path), {"threshold": 0.7}), InputError)
-    assert "is of another run ({'threshold': 0.5})" in message
+    assert "is of another run (its threshold is 0.5, not 0.7)" in message
     process = batch(photos, "--model", model, "--out", tmp_path)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "is of another run" in said, said

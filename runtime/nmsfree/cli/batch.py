@@ -23,6 +23,7 @@ from nmsfree.detector import Detector
 from nmsfree.errors import InputError, import_extra
 from nmsfree.machine import sha256
 from nmsfree.options import Option
+from nmsfree.text import shown
 
 if TYPE_CHECKING:
     from nmsfree.cluster.work import Task
@@ -60,10 +61,17 @@ class Request:
     ] = None
     address: Annotated[
         str | None,
-        Option("A Ray cluster: auto, or ray://HOST:10001; this machine if not given.", panel=PANEL),
+        Option("A Ray cluster: auto, or HOST:PORT; this machine if not given.", panel=PANEL),
     ] = None
     device: Annotated[str | None, DEVICE] = None
     engine: Options = DEFAULTS
+
+    def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:
+            raise InputError(
+                f"--address is {shown(self.address)}, expected auto or HOST:PORT: start this on a"
+                " machine of the cluster"
+            )
 
 
 def _batch(request: Request) -> None:

@@ -2,20 +2,24 @@
 
 import logging
 import os
+import re
 import signal
+import socket
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from nmsfree import errors
 from nmsfree.cluster.store import Pictures, name_of
 from nmsfree.cluster.work import Task, Worker
-from nmsfree.errors import EngineError, import_extra
+from nmsfree.errors import EngineError, NmsfreeError, import_extra
 from nmsfree.text import shown
 
 MOST_ROWS = 512  # of a result file: what a worker loses when it dies
 PARTS = 64  # at least so many, so that all workers end at about the same time
+CONNECT_SECONDS = 10  # Ray itself tries for two minutes
 STORE = 200 << 20  # bytes of shared memory: names go through it, no pictures
 
 
@@ -61,6 +65,7 @@ def run(task: Task, parts: Sequence[dict[str, Any]], workers: Workers) -> Iterat
     Raises:
         MissingExtraError: Ray is not installed.
         EngineError: no room for a worker, or a worker failed and not only died.
+        NmsfreeError: what a worker raised.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to its maker
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -89,8 +94,15 @@ def run(task: Task, parts: Sequence[dict[str, Any]], workers: Workers) -> Iterat
         try:
             yield from rows.iter_rows()
         except ray.exceptions.RayError as error:
-            last = str(error).strip().splitlines()[-1]  # of the worker's traceback
-            raise EngineError(f"a worker failed ({shown(last, 500)})") from None
+            raise _failure(str(error)) from None
+
+
+def _failure(traceback: str) -> NmsfreeError:
+    """The error of a worker's traceback: ours, of its kind, or else its last line."""
+    ours = re.findall(r"^nmsfree\.errors\.(\w+): (.+)", traceback, re.MULTILINE)
+    kind, line = ours[-1] if ours else ("EngineError", traceback.strip().splitlines()[-1])
+    error: NmsfreeError = getattr(errors, kind)(f"a worker failed ({shown(line, 500)})")
+    return error
 
 
 @contextmanager
@@ -100,9 +112,11 @@ def _connected(ray: Any, workers: Workers) -> Iterator[None]:
         options |= {"include_dashboard": False, "object_store_memory": STORE}
     ended = signal.getsignal(signal.SIGTERM)
     try:
+        if found := re.fullmatch("(.+):([0-9]+)", workers.address or ""):
+            socket.create_connection((found[1].strip("[]"), int(found[2])), CONNECT_SECONDS).close()
         ray.init(address=workers.address or "local", **options)
         signal.signal(signal.SIGTERM, ended)  # Ray's own way to end prints where it was
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         where = workers.address or "this machine"
         line = shown(" ".join(str(error).split()), 300)
         raise EngineError(f"Ray at {shown(where)} cannot be reached ({line})") from None

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.streams.sources import IMAGE_SUFFIXES, expand, without_secrets
-from nmsfree.text import shown
+from nmsfree.text import shorten, shown
 
 KEY = b"nmsfree"  # of what a result file says of itself, JSON
 FORMAT_VERSION = "1.0"
@@ -157,9 +157,13 @@ def names_done(out: str, about: dict[str, Any]) -> set[str]:
             if found == about:
                 done.update(file.read(["image"])["image"].to_pylist())
         if found != about:
-            before = {k: v for k, v in (found or {}).items() if about.get(k) != v} or "not ours"
+            of = [
+                f"its {key} is {shorten(str(value), 16)}, not {shorten(str(about.get(key)), 16)}"
+                for key, value in (found or {}).items()
+                if about.get(key) != value
+            ]
             raise InputError(
-                f"{named(info.path)}: is of another run ({shown(before, 200)}):"
-                " give another --out, or the model and options of then"
+                f"{named(info.path)}: is of another run ({'; '.join(of) or 'not ours'}): give"
+                " another --out, or the model and options of then"
             )
     return done

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import cv2
@@ -17,7 +19,7 @@ from nmsfree.backends.options import Options
 from nmsfree.cluster.store import FORMAT_VERSION, LARGEST, SCHEMA, name_of, read, write_rows
 from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector, Threshold
-from nmsfree.errors import InputError
+from nmsfree.errors import InputError, ModelError
 from nmsfree.images import Reduce, Reduction, decode_image, quiet_opencv
 from nmsfree.preprocess import in_file, reduction_for
 
@@ -65,6 +67,11 @@ class Worker:
         cv2.setNumThreads(processors)
         quiet_opencv()
         self._task = task
+        if not Path(task.model).is_file():
+            raise ModelError(
+                f"{task.model}: no such file on {gethostname()}, expected it under this path on"
+                " every machine"
+            )
         options = vars(task.engine) | {"sha256": task.sha256}
         self._detector = Detector(task.model, device=task.device, **options)
         spec = self._detector.spec
