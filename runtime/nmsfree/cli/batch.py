@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
-from nmsfree.cli.options import (
-    CLASSES,
-    MAX_DETECTIONS,
-    REDUCED,
-    THRESHOLD,
-    command,
-    end_with,
-)
+from nmsfree.cli.options import EVERYTHING, MODEL, REDUCED, Choice, command, end_with
 from nmsfree.cli.progress import progress_bar
-from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, import_extra
 from nmsfree.machine import sha256
@@ -43,11 +35,9 @@ class Request:
             metavar="SOURCE",
         ),
     ]
-    model: Annotated[Path, Option("An .onnx, or an .engine.", ("--model", "-m"))]
+    model: Annotated[Path, MODEL]
     out: Annotated[str, Option("Folder or address of the Parquet files.", metavar="DIR|ADDRESS")]
-    threshold: Annotated[str | None, THRESHOLD] = None
-    classes: Annotated[str | None, CLASSES] = None
-    max_detections: Annotated[int | None, MAX_DETECTIONS] = None
+    choice: Choice = EVERYTHING
     reduced: Annotated[bool, REDUCED] = False
     workers: Annotated[
         int | None, Option("Processes; as many as find room if not given.", min=1, panel=PANEL)
@@ -129,20 +119,14 @@ def _task(request: Request, on_gpu: bool) -> "Task":
     engine = request.engine
     if not on_gpu and request.model.suffix == ".onnx":
         engine = replace(engine, threads=engine.threads or request.cpus)
-    threshold = parse_threshold(request.threshold)
     with Detector(request.model, device=request.device, **vars(engine)) as detector:
-        classes = parse_classes(request.classes, detector.names)
-        detector.batch(
-            [], threshold=threshold, classes=classes, max_detections=request.max_detections
-        )
+        chosen = request.choice.of(detector)
     return Task(
         model=str(request.model.absolute()),
         sha256=sha256(request.model),
         device=request.device,
         engine=engine,
-        threshold=threshold,
-        classes=None if classes is None else tuple(classes),
-        max_detections=request.max_detections,
+        **chosen,
         reduced=request.reduced,
         out=request.out if "://" in request.out else str(Path(request.out).absolute()),
         folder=str(Path.cwd()),

@@ -19,17 +19,16 @@ from rich.progress import Progress, Task
 from nmsfree.backends import open_backend
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options
 from nmsfree.cli.options import (
-    CLASSES,
-    MAX_DETECTIONS,
+    EVERYTHING,
+    MODEL,
     REDUCED,
     SIZE,
-    THRESHOLD,
+    Choice,
     command,
     end_with,
     json_option,
 )
 from nmsfree.cli.progress import progress_bar
-from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.detections import Detections
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError
@@ -62,10 +61,8 @@ class Request:
             metavar="SOURCE",
         ),
     ]
-    model: Annotated[Path, Option("An .onnx, or an .engine.", ("--model", "-m"))]
-    threshold: Annotated[str | None, THRESHOLD] = None
-    classes: Annotated[str | None, CLASSES] = None
-    max_detections: Annotated[int | None, MAX_DETECTIONS] = None
+    model: Annotated[Path, MODEL]
+    choice: Choice = EVERYTHING
     tiling: Tiling = WHOLE
     size: Annotated[tuple[int, int] | None, SIZE] = None
     save_dir: Annotated[
@@ -128,8 +125,7 @@ def _detect(request: Request) -> None:
         raise InputError("no source found: " + "; ".join(problems))
     backend = open_backend(request.model, request.device, request.engine)
     with Detector(backend, size=request.size) as detector:
-        look = _look(request, detector)
-        look([])  # refuses wrong options before anything is written
+        look = _look(request, detector)  # before anything is written
         typer.echo(f"engine: {detector.backend.describe()}", err=True)
         names = picture_names(found)
         folder = (request.save_dir or new_run_folder(RUNS)) if request.save else None
@@ -167,21 +163,12 @@ detect = command(_detect, Request)
 
 
 def _look(request: Request, detector: Detector) -> Look:
-    threshold, tiling = parse_threshold(request.threshold), request.tiling
-    classes, most = parse_classes(request.classes, detector.names), request.max_detections
-    whole = partial(detector.batch, threshold=threshold, classes=classes, max_detections=most)
+    """Refuses options that this model cannot serve."""
+    chosen, tiling = request.choice.of(detector), request.tiling
     if tiling.tile is None:
-        return whole
-    whole([])  # checks the options
-    tiled = partial(
-        detector.tiled,
-        tile=tiling.tile,
-        overlap=tiling.overlap,
-        threshold=threshold,
-        classes=classes,
-        max_detections=most,
-    )
-    return lambda images: [tiled(image) for image in images]
+        return partial(detector.batch, **chosen)
+    chosen |= {"tile": tiling.tile, "overlap": tiling.overlap}
+    return lambda images: [detector.tiled(image, **chosen) for image in images]
 
 
 @dataclass

@@ -4,34 +4,65 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
 from nmsfree.cli.help import show_all
+from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.options import Option, options_of
 from nmsfree.text import shown
 
-# How a picture is looked at; `decode.parse_threshold` and `parse_classes` read the first two.
-THRESHOLD = Option(
-    "Keep scores above this; the model's own if not given. per-class: the best-F1 threshold of each"
-    " class; precision: the lowest that reaches the target precision, both as `nmsfree eval`"
-    " measured them for the file.",
-    metavar="NUMBER|per-class|precision",
-)
-CLASSES = Option("Keep these classes, names or ids.", metavar="A,B")
-MAX_DETECTIONS = Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
-HELP_ALL = typer.Option(
-    "--help-all", callback=show_all, is_eager=True, help="Show every option and exit."
-)
+if TYPE_CHECKING:
+    from nmsfree.detector import Detector
+
+MODEL = Option("An .onnx, or an .engine.", ("--model", "-m"))  # of `detect` and `batch`
 REDUCED = Option(
     "Decode JPEGs at ½, ¼ or ⅛ of their size where that is no smaller than the model's input:"
     " faster, and may see less.",
     ("--reduced",),
 )
 SIZE = Option("Input height and width, of a file that takes any.", metavar="H W")
+HELP_ALL = typer.Option(
+    "--help-all", callback=show_all, is_eager=True, help="Show every option and exit."
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which detections are told, as `detect` and `batch` are asked."""
+
+    threshold: Annotated[
+        str | None,
+        Option(
+            "Keep scores above this; the model's own if not given. per-class: the best-F1 threshold"
+            " of each class; precision: the lowest that reaches the target precision, both as"
+            " `nmsfree eval` measured them for the file.",
+            metavar="NUMBER|per-class|precision",
+        ),
+    ] = None
+    classes: Annotated[str | None, Option("Keep these classes, names or ids.", metavar="A,B")] = (
+        None
+    )
+    max_detections: Annotated[
+        int | None, Option("Keep at most this many in an image, the best.", min=1, max=1_000_000)
+    ] = None
+
+    def of(self, detector: "Detector") -> dict[str, Any]:
+        """What `Detector.batch` takes. InputError: this model cannot serve it."""
+        classes = parse_classes(self.classes, detector.names)
+        given = {
+            "threshold": parse_threshold(self.threshold),
+            "classes": None if classes is None else tuple(classes),
+            "max_detections": self.max_detections,
+        }
+        detector.batch([], **given)  # type: ignore[arg-type]
+        return given
+
+
+EVERYTHING = Choice()
 
 
 def json_option(about: str) -> Option:
