@@ -57,13 +57,14 @@ def parse_threshold(text: str | None) -> float | Literal["per-class", "precision
         ) from None
 
 
-def parse_classes(classes: str | None, names: tuple[str, ...]) -> list[str | int] | None:
+def parse_classes(classes: str | None, names: tuple[str, ...]) -> tuple[str | int, ...] | None:
     """Split "car,dog,3"; a number is a class id unless a class has that name."""
     if classes is None:
         return None
     parts = [part.strip() for part in classes.split(",")]
     numbers = [None if part in names else whole_number(part) for part in parts]
-    return [part if n is None else n for part, n in zip(parts, numbers, strict=True) if part]
+    pairs = zip(parts, numbers, strict=True)
+    return tuple(part if n is None else n for part, n in pairs if part)
 
 
 def read_bytes(

@@ -52,10 +52,9 @@ class Choice:
 
     def of(self, detector: "Detector") -> dict[str, Any]:
         """What `Detector.batch` takes. InputError: this model cannot serve it."""
-        classes = parse_classes(self.classes, detector.names)
         given = {
             "threshold": parse_threshold(self.threshold),
-            "classes": None if classes is None else tuple(classes),
+            "classes": parse_classes(self.classes, detector.names),
             "max_detections": self.max_detections,
         }
         detector.batch([], **given)  # type: ignore[arg-type]

@@ -254,11 +254,7 @@ def _look(query: Mapping[str, str], model: Served) -> Look:
     if most is not None and number is None:
         raise InputError(f"max_detections is {shown(most, 40)!r}, expected a whole number")
     classes = parse_classes(query.get("classes"), model.detector.names)
-    return Look(
-        parse_threshold(query.get("threshold")),
-        None if classes is None else tuple(classes),
-        number,
-    )
+    return Look(parse_threshold(query.get("threshold")), classes, number)
 
 
 async def _picture(request: Request, body: bytes) -> bytes:
