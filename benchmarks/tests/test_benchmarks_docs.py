@@ -99,6 +99,17 @@ def test_pages_have_no_private_words(page: Path) -> None:
     assert not PRIVATE.findall(page.read_text("utf-8"))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_and_tables_fit_100_columns(page: Path) -> None:
+    """Of tables what is read: no addresses, no marks. Tables of results are made as they are."""
+    text = re.sub(
+        r"^```.*?^```$|<!-- results:.*?<!-- end -->", "", page.read_text("utf-8"), flags=re.M | re.S
+    )
+    lines = [line for line in text.splitlines() if " " in line.strip()]
+    read = [re.sub(r"\]\([^)]*\)|\*\*|`", "", x) if x.startswith("|") else x for x in lines]
+    assert [line for line in read if len(line) > 100] == []
+
+
 def test_messages_and_help_have_no_private_words() -> None:
     texts = [text for _, text in messages() if text != ALLOWED]
     texts += helps(typer.main.get_command(build_app()))
