@@ -93,6 +93,8 @@ class Clock(Callback):
     def monotonic(self) -> float:
         return self.now
 
+    perf_counter = monotonic
+
     def on_step(self, event: StepEvent) -> None:
         self.rates.append(event.learning_rate)
 
@@ -193,6 +195,28 @@ def test_probing_changes_nothing_but_knows_the_machine(train_set: DetectionDatas
     told = probe(network, chosen, ("o2o",), train_set, CPU, wanted).best
     assert (told.threads, told.workers) == (1, 3)
     assert str(told).startswith("--threads 1 --workers 3 --precision ")
+
+
+def test_a_disturbance_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch, train_set: DetectionDataset, clock: Clock
+) -> None:
+    """bf16 is the fastest, and its first timed step takes ten times as long."""
+    steps: list[str] = []
+
+    def step(self: Stepper, *_: Any) -> list[StepLosses]:
+        kind = "fp32" if self._dtype is None else "bf16"
+        steps.append(kind)
+        disturbed = kind == "bf16" and steps.count(kind) == 2
+        clock.now += {"fp32": 0.2, "bf16": 0.1}[kind] * (10 if disturbed else 1)
+        return []
+
+    monkeypatch.setattr(Stepper, "__call__", step)
+    monkeypatch.setattr("nmsfree_training.loop.probe.time", clock)
+    monkeypatch.setattr("nmsfree_training.loop.probe.has_bf16", lambda _: True)
+    monkeypatch.setattr("nmsfree_training.loop.probe._time_loading", lambda *_: 1e-3)
+    network = fresh_network(tiny(), 0)
+    wanted = Wanted(threads=1, workers=0)
+    assert probe(network, tiny(), ("o2o",), train_set, CPU, wanted).best.precision == "bf16"
 
 
 # Advice

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
+from statistics import median
 
 import cv2
 import torch
@@ -23,9 +24,11 @@ from nmsfree_training.model.detector import Fcos
 
 PIXELS = 256 * 256  # of an image that is tried: a larger one takes as much longer with any choice
 STEP_SECONDS = 0.2  # a step has as many images as take about that long
-ROUNDS = 3  # in which every choice is timed once, so that what disturbs one disturbs all
+# In each every choice is timed once; after two, those that are hopeless in both are left out: what
+# else the machine does may have disturbed one.
+ROUNDS, SURE = 4, 2
 LOADING_SECONDS = 0.3
-HOPELESS = 1.5  # times the fastest step: such a choice is not tried again
+HOPELESS = 1.5  # times the fastest step
 MOST_WORKERS = 16
 GAIN = 1.03  # by which another loader process must be faster
 
@@ -149,7 +152,7 @@ def _time_loading(dataset: DetectionDataset, preset: Preset) -> float:
             times.append(time.perf_counter() - started)
             if sum(times) > LOADING_SECONDS:
                 break
-    return sorted(times)[len(times) // 2]
+    return median(times)
 
 
 def _time_steps(
@@ -188,9 +191,9 @@ def _time_steps(
     for _ in range(ROUNDS):
         least = min((min(own) for own in times.values() if own), default=float("inf"))
         for choice, own in times.items():
-            if not own or own[-1] < HOPELESS * least:
+            if len(own) < SURE or min(own) < HOPELESS * least:
                 own.append(seconds(choice, batch))
-    return {choice: sum(own) / len(own) for choice, own in times.items()}
+    return {choice: median(own) for choice, own in times.items()}
 
 
 def _counts(most: int) -> list[int]:
