@@ -4,11 +4,12 @@ Its score is the brightest channel's mean over the cell, its class that channel,
 Written twice, as an ONNX graph and in numpy, so that one can be held against the other.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -262,6 +263,14 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dete
         return load_coco(folder, "val")
 
     return make
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """For tests that call `gc.collect`: what earlier ones left is not looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

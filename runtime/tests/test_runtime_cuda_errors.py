@@ -19,6 +19,7 @@ from nmsfree.cuda.base import stream_handle
 
 pytest.importorskip("cuda.bindings", reason="needs cuda-python, which macOS has not")
 
+pytestmark = pytest.mark.usefixtures("small_heap")
 DOCTOR = "`nmsfree doctor` says what is missing"
 
 

@@ -20,6 +20,7 @@ from nmsfree import EngineError, InputError, ModelError, ModelSpec, NmsSpec, Raw
 from nmsfree.backends.tensorrt.context import Timings
 from nmsfree.testing.cuda import FakeCuda
 
+pytestmark = pytest.mark.usefixtures("small_heap")
 BUILD = "build the engine again with `nmsfree build`"
 DOCTOR = "`nmsfree doctor` says what is missing"
 

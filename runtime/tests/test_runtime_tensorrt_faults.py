@@ -16,8 +16,9 @@ from nmsfree.backends.tensorrt.engine import GraphUse
 from nmsfree.cuda.base import free_all
 from nmsfree.testing.cuda import FakeCuda
 
-# Method that fails → what is left of a context with a graph, four events and five buffers.
+pytestmark = pytest.mark.usefixtures("small_heap")
 refused = helpers.refusing(EngineError)
+# Method that fails → what is left of a context with a graph, four events and five buffers.
 LEFT: dict[str, dict[str, int]] = {
     "synchronize": {},
     "destroy_graph": {"graphs": 1},
