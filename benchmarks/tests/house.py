@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18300, "training": 10900, "export": 9450, "benchmarks": 10400}  # of code
-TEST_LINES = {"runtime": 15400, "training": 9220, "export": 6200, "benchmarks": 8345}
+TEST_LINES = {"runtime": 15370, "training": 9220, "export": 6200, "benchmarks": 8345}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -81,13 +81,8 @@ def test_free_memory_is_told(cuda: Cuda) -> None:
         assert 1 << 20 < cuda.free_memory() < 1 << 50
 
 
-def test_data_comes_back(cuda: Cuda) -> None:
-    data = np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8)
-    assert round_trip(cuda, data) == data.tobytes()
-
-
 def test_a_worker_thread_needs_no_context_of_its_own(cuda: Cuda) -> None:
-    datas = [np.full(1000, value, np.uint8) for value in range(16)]
+    datas = [np.random.default_rng(i).integers(0, 256, 50_000, np.uint8) for i in range(16)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda data: round_trip(cuda, data), datas))
     assert found == [data.tobytes() for data in datas]

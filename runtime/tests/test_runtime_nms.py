@@ -26,6 +26,7 @@ def test_what_stays_is_best_first(
 ) -> None:
     found = suppress(BOXES, SCORES, labels, iou, class_aware)
     assert found.tolist() == kept and found.dtype == np.int64
+    assert suppress(BOXES[:0], SCORES[:0], labels[:0], iou, class_aware).shape == (0,)
 
 
 def test_the_order_of_corners_does_not_matter() -> None:
@@ -34,11 +35,6 @@ def test_the_order_of_corners_does_not_matter() -> None:
         boxes = BOXES.copy()
         boxes[1:3] = boxes[1:3, order]
         assert suppress(boxes, SCORES, ONE, 0.59).tolist() == [3, 0, 2]
-
-
-def test_nothing_stays_of_nothing() -> None:
-    """And of no class."""
-    assert suppress(BOXES[:0], SCORES[:0], ONE[:0], 0.6).shape == (0,)
 
 
 def test_rows_that_overlap_are_seen() -> None:
