@@ -1,8 +1,6 @@
 """Two result files: what is refused and why, what changed, and the exit status."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,15 +217,3 @@ def test_a_comparison_replaces_none_of_its_files(tmp_path: Path) -> None:
             app, ["compare", before, before, "--json", before], catch_exceptions=False
         )
     assert Path(before).read_bytes() == content
-
-
-def test_exit_statuses(tmp_path: Path) -> None:
-    before = write(tmp_path, "a.json", results_of())
-    slower = write(tmp_path, "b.json", results_of(records=(record_of("free", 10),), ratios=()))
-    other = write(tmp_path, "c.json", changed("device", "cuda"))
-    for after, status in ((slower, 1), (other, 2)):
-        command = [sys.executable, "-m", "nmsfree", "bench", "compare", before, after]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stderr
-        assert done.stderr.startswith("error: ")
-        assert len(done.stderr.splitlines()) == 1

@@ -168,8 +168,7 @@ def test_a_gpus_state_is_told() -> None:
 
 
 def test_every_row_has_names_of_its_own() -> None:
-    for names in zip(*NAMES.values(), strict=True):
-        assert len(set(names)) == len(NAMES)
+    assert all(len(set(names)) == len(NAMES) for names in zip(*NAMES.values(), strict=True))
 
 
 def test_files_are_exported_in_every_precision_that_is_run(weights: Weights) -> None:
