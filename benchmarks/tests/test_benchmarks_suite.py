@@ -209,16 +209,14 @@ def test_hashes_and_sizes_are_those_of_the_files(
         assert path.stat().st_size == subject["file_bytes"]
 
 
-def test_the_provider_is_the_real_one(rows: list[dict[str, Any]]) -> None:
-    for subject in (row["subject"] for row in rows):
+def test_the_provider_is_the_real_one_and_only_nms_models_have_a_load(
+    rows: list[dict[str, Any]],
+) -> None:
+    for row in rows:
+        subject = row["subject"]
         engine = "ONNX Runtime" if subject["engine"] == "onnxruntime" else "PyTorch"
         assert subject["provider"].startswith(engine)
         assert "cpu" in subject["provider"].lower()
-
-
-def test_only_nms_models_have_a_load(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        subject = row["subject"]
         assert (subject["nms"] is None) == (subject["model"] == "fcos_e2e_nano")
         assert ("nms_candidates" in row["figures"]) == (subject["nms"] is not None)
 

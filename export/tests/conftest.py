@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 from export_traced import shared_folder, traced_once
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
@@ -101,14 +101,6 @@ def trace() -> Callable[..., ModelProto]:
 def copied() -> Callable[[ModelProto], ModelProto]:
     """Return what copies a model."""
     return lambda model: ModelProto.FromString(model.SerializeToString())
-
-
-@pytest.fixture(scope="session")
-def first() -> Callable[..., NodeProto]:
-    """Return what finds the first node whose fields have these values."""
-    return lambda model, **fields: next(
-        node for node in model.graph.node if all(getattr(node, k) == v for k, v in fields.items())
-    )
 
 
 @pytest.fixture(scope="session")

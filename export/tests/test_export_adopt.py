@@ -76,12 +76,6 @@ def test_a_family_is_recognised_and_says_the_same(letter: str, tmp_path: Path) -
     assert (batch.dim_param == "batch") == (letter in "DGJKMNP") == (report.spec.batch is None)
 
 
-def test_metadata_reach_the_provenance(tmp_path: Path) -> None:
-    said = adopt(foreign.yolo_rows(), tmp_path).spec.provenance
-    assert (said["license"], said["source"]) == ("AGPL-3.0", "theirs.onnx")
-    assert len(said["source sha256"]) == 64
-
-
 def test_classes_are_chosen_and_renamed(tmp_path: Path) -> None:
     wanted = AdoptOptions(classes="thing 3,thing 1", rename=("thing 1=car",), score_floor=0)
     for make in (foreign.yolo_rows, foreign.libreyolo_logits, foreign.sorted_triple):
@@ -115,7 +109,11 @@ def test_half_precision_keeps_the_division_out_of_the_weights(tmp_path: Path) ->
 
 
 def test_the_first_convolution_takes_colour_order_and_scale(tmp_path: Path) -> None:
+    """And metadata reach the provenance."""
     report = adopt(foreign.yolo_rows(), tmp_path)
+    said = report.spec.provenance
+    assert (said["license"], said["source"]) == ("AGPL-3.0", "theirs.onnx")
+    assert len(said["source sha256"]) == 64
     operators = [node.op_type for node in onnx.load(report.path).graph.node[:4]]
     assert operators == ["Cast", "Transpose", "Identity", "Conv"]
 

@@ -212,11 +212,13 @@ def _constant(spec: ModelSpec, boxes: np.ndarray, scores: np.ndarray) -> Callabl
     return CallableBackend(run, spec)
 
 
+BOXES = np.array([[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]], float)
+SCORES = np.array([0.9, 0.5, 0.01])
+
+
 def test_comparison_sees_every_kind_of_difference(checkpoint: Checkpoint) -> None:
     spec = make_spec(checkpoint, "o2o", top_k=3)
-    images = load_images(None)[:2]
-    boxes = np.array([[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]], float)
-    scores = np.array([0.9, 0.5, 0.01])
+    images, boxes, scores = load_images(None)[:2], BOXES, SCORES
     base = _constant(spec, boxes, scores)
     same = compare(base, base, images)
     assert same.passed
@@ -236,9 +238,7 @@ def test_all_rows_that_moved_a_little(
     checkpoint: Checkpoint, precision: str, shift: float, factor: float
 ) -> None:
     spec = make_spec(checkpoint, "o2o", top_k=3)
-    images = load_images(None)[:2]
-    boxes = np.array([[0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 60, 60]], float)
-    scores = np.array([0.9, 0.5, 0.01])
+    images, boxes, scores = load_images(None)[:2], BOXES, SCORES
     base = _constant(spec, boxes, scores)
     adopted = dataclasses.replace(spec, provenance=spec.provenance | {ADOPTED: {}})
     allowed = tolerance_for(adopted, precision)

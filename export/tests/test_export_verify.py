@@ -98,15 +98,8 @@ def test_pairs(
 
 def test_a_failure_shows_the_layers(run: Run, files: Files, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    outcome = run(
-        "verify",
-        files["fp16"],
-        files["checkpoint"],
-        "--score-tolerance",
-        "1e-5",
-        "--json",
-        str(out),
-    )
+    words = ["--score-tolerance", "1e-5", "--json", out]
+    outcome = run("verify", files["fp16"], files["checkpoint"], *words)
     assert isinstance(outcome.exception, GateError) and outcome.exception.exit_status == 1
     assert str(outcome.exception).startswith("parity: 5 images, ")
     assert "(allowed 1e-05)" in str(outcome.exception)
@@ -128,17 +121,8 @@ def test_layers_of_one_graph_are_no_use(run: Run, files: Files) -> None:
 
 
 def test_ap_and_the_best_threshold(run: Run, files: Files, digits: Path) -> None:
-    outcome = run(
-        "verify",
-        files["fp32"],
-        files["int8"],
-        "--data",
-        str(digits),
-        "--max-ap-drop",
-        "5",
-        "--json",
-        "-",
-    )
+    words = ["--data", digits, "--max-ap-drop", "5", "--json", "-"]
+    outcome = run("verify", files["fp32"], files["int8"], *words)
     assert outcome.exit_code == 0, outcome.exception
     found = json.loads(outcome.stdout)["accuracy"]
     dataset = load_dataset(digits, "val")
