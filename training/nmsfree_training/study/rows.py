@@ -137,6 +137,13 @@ ROWS: tuple[Row, ...] = (
         "Does it help short runs that the filter need not be learned?",
         f"{DEDUP} --o2o-matching hungarian --dedup-start 5",
     ),
+    _two_heads(
+        "dedup_late",
+        "the same at IoU 0.6, one-to-one from half time",
+        "And if it starts as a copy that is trained, and the filter leaves it less to learn?",
+        f"{DEDUP} --o2o-matching hungarian --dedup-start 5 --dedup-iou 0.6 --deployed-dedup-iou 0.6"
+        " --o2o-start 0.5",
+    ),
     Row(
         "retrofit",
         "retrofit of one-to-many",
