@@ -84,10 +84,15 @@ quick: setup  ## run fast tests of all four folders: half a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu' $(or $(ARGS),$(QUICK_TESTS))
 
 test: setup  ## run the tests
-# One process more than there are cores: tests of servers, streams and clusters wait. Tests of a file
-# stay in one process, which makes their networks once.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
-		-n $$($(BIN)/python -c 'import os; print(1 + os.cpu_count())') $(ARGS)
+# Three runs: a process that had run tests of all folders was seen to die without a word, twice, and
+# Python's fault handler told nothing.
+# Tests of servers, streams and clusters wait more than they compute: two processes for each core.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') \
+		$(or $(ARGS),runtime/tests)
+ifeq ($(ARGS),)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder training/tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder export/tests benchmarks/tests
+endif
 
 docs: setup  ## the documentation as pages in runs/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
