@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18300, "training": 10780, "export": 9335, "benchmarks": 10300}  # of code
-TEST_LINES = {"runtime": 15370, "training": 9220, "export": 6145, "benchmarks": 8290}
+TEST_LINES = {"runtime": 15371, "training": 9220, "export": 6145, "benchmarks": 8290}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -64,7 +64,8 @@ def test_attributes_exist() -> None:
     for made in (runtime, engine, engine.create_runtime_config()):
         names = vars(made).keys() - set(OWN.split())
         assert names <= set(dir(FAKES[type(made)]))
-    assert {"num_io_tensors"} == vars(engine).keys() - set(OWN.split())
+    own = {"num_io_tensors", "device_memory_size_v2"}
+    assert own == vars(engine).keys() - set(OWN.split())
 
 
 def test_the_module_has_its_names_and_values() -> None:
