@@ -83,6 +83,7 @@ def expected(model: Path, photos: Path) -> dict[str, Any]:
 @pytest.fixture
 def batch() -> Iterator[Batch]:
     """Return a function that starts the command."""
+    pytest.importorskip("ray")
     running = []
 
     def run(*arguments: object, **environment: str) -> subprocess.Popen[str]:
