@@ -257,24 +257,19 @@ def test_a_cluster_that_is_not_there_is_one_line(
     assert process.returncode == status and line in said and "Traceback" not in said, said
 
 
-WRONG_MACHINES = {
-    "model": (ModelError, "/nowhere/tiny.onnx: no such file on "),
-    "out": (InputError, "cannot be written"),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("what", WRONG_MACHINES)
+@pytest.mark.parametrize(
+    ("what", "kind", "line"),
+    [("model", ModelError, "no such file on"), ("out", InputError, "cannot be written")],
+)
 def test_what_a_machine_lacks_is_one_line(
-    model: Path, photos: Path, tmp_path: Path, what: str
+    model: Path, photos: Path, tmp_path: Path, what: str, kind: Any, line: str
 ) -> None:
-    kind, line = WRONG_MACHINES[what]
     (tmp_path / "file").touch()
     task = _task(Request(sources=(), model=model, out=str(tmp_path)), on_gpu=False)
-    missing = {"model": "/nowhere/tiny.onnx", "out": str(tmp_path / "file" / "out")}[what]
     parts = parts_of([Pictures("", (str(photos / "0001.png"),))], set())
     workers = Workers(address=None, count=1, processors=1, gpus=0.0)
-    answers = run(replace(task, **{what: missing}), parts, workers)
+    answers = run(replace(task, **{what: str(tmp_path / "file" / "x")}), parts, workers)
     assert line in refused(lambda: list(answers), kind)
 
 

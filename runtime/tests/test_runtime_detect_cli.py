@@ -188,13 +188,14 @@ def test_unreadable_files_are_named_and_the_rest_is_done(
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     (photos / "empty.png").touch()
     (place / "broken.mp4").write_text("no video")
+    (place / "out/photos/b.jpg").mkdir(parents=True)  # in the way of a picture
     status, out, err = detect("photos", "absent.jpg", "broken.mp4", "99", "--save-dir", "out")
     assert status == 1
-    assert "3 images" in out
+    assert "3 images" in out and "not all saved in out" in out
     named = [line.split(": ")[1] for line in err.splitlines() if line.startswith("error: ")]
-    broken = ["absent.jpg", "broken.mp4", "camera 99", "photos/broken.jpg", "photos/empty.png"]
-    assert sorted(named) == broken
-    pictures = ["photos/a.png", "photos/b.jpg", "photos/sub/a.png"]
+    broken = ["absent.jpg", "broken.mp4", "camera 99", "out/photos/b.jpg"]
+    assert sorted(named) == [*broken, "photos/broken.jpg", "photos/empty.png"]
+    pictures = ["photos/a.png", "photos/sub/a.png"]
     assert written(place / "out") == ["detections.jsonl", *pictures]
     assert detect("photos/[ab].png", "--save-dir", "new")[0] == 0, "a pattern the shell left alone"
     assert written(place / "new") == ["a.png", "detections.jsonl"]

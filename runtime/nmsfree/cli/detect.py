@@ -146,7 +146,8 @@ def _detect(request: Request) -> None:
         folder = None
     for source in run.live:
         typer.echo(str(source), err=True)
-    place = "nothing saved" if folder is None else f"saved in {shown(folder)}"
+    saved = "not all saved" if output.problems else "saved"
+    place = "nothing saved" if folder is None else f"{saved} in {shown(folder)}"
     typer.echo(f"{run}, {place}", err=request.json_file == "-")
     if run.truncated:
         rows = f"{detector.spec.top_k} row{'' if detector.spec.top_k == 1 else 's'}"
