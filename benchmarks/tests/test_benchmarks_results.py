@@ -37,7 +37,10 @@ def test_every_question_has_one_result() -> None:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         name, _, anchor = link.partition("#")
-        if name.startswith("https:"):
+        if name.startswith("https:") or name in (
+            "commands.md",
+            "messages.md",
+        ):  # the site makes them
             continue
         target = page.parent / name if name else page
         assert target.exists(), f"{page.name}: {link}"
