@@ -123,7 +123,7 @@ oldest: setup  ## the runtime's tests with the oldest versions that it claims to
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python runs/oldest
 	$(BIN)/uv pip install --quiet --python runs/oldest --resolution lowest-direct --only-binary :all: --no-binary nmsfree \
-		-e 'runtime[cpu,cli,eval,openvino,pillow,serve,track,video]' onnx==1.18.0
+		-e 'runtime[cpu,cli,eval,openvino,pillow,serve,track,video]' onnx==1.20.0
 	$(BIN)/uv pip install --quiet --python runs/oldest pytest pytest-timeout pytest-xdist pycocotools psutil \
 		cuda-bindings jsonschema pyarrow 'tritonclient[http]' flask flask-cors 'moto[s3]'
 	OMP_NUM_THREADS=1 runs/oldest/bin/python -m pytest -n auto -m 'not slow and not gpu' $(or $(ARGS),runtime/tests)

@@ -18,6 +18,7 @@ from rich.console import Console
 from nmsfree import Detector, GateError, InputError, ModelError
 from nmsfree.cli import progress
 from nmsfree.cli.detect import Request, _detect
+from nmsfree.cli.options import Choice
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.images import write_picture
 from nmsfree_export.adopt import adopt as adopting
@@ -103,7 +104,7 @@ def test_detect_takes_a_size(tmp_path: Path) -> None:
     asked = Request(
         sources=(str(tmp_path / "a.png"),),
         model=report.path,
-        threshold="0.3",
+        choice=Choice(threshold="0.3"),
         save=False,
         json_file=str(lines),
         size=(96, 160),
