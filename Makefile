@@ -56,7 +56,7 @@ export: setup  ## WEIGHTS → certified NMS-free ONNX
 	@rm -f '$(ONNX).from'
 	$(BIN)/nmsfree export '$(WEIGHTS)' -o '$(ONNX)' $(ARGS)
 
-bench: setup  ## measure NMS-free against NMS; QUICK=1 for two minutes, the small models
+bench: setup  ## measure NMS-free against NMS; QUICK=1 for a minute or two, the small models
 	$(BIN)/nmsfree bench --device $(DEVICE) $(if $(QUICK),--quick) $(ARGS)
 
 results: data  ## measure all of benchmarks/results again (under half an hour), and the tables in docs

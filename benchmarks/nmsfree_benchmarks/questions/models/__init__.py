@@ -20,7 +20,7 @@ class Options(RunOptions):
     files: Files = ()
     quick: Annotated[
         bool,
-        Option("About two minutes: the small models, fewer rounds.", flags=("--quick",)),
+        Option("A minute, about two if busy: small models, fewer rounds.", flags=("--quick",)),
     ] = False
     weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
         Path("weights")

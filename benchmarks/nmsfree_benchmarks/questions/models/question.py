@@ -104,7 +104,7 @@ def make_groups(options: Options, run: Run) -> Iterator[Group]:
         judged = pictures.first(dataset, QUICK_AP_IMAGES if options.quick else None)
         yield Group("nano", found, images, judged, CPU_ENGINES)
     if options.quick and options.size is None:
-        run.skipped["512 × 736"] = "a quick run has no time for it: --size large"
+        run.skipped["512 × 736"] = "not in a quick run: --size large"
     elif options.size != "nano":
         step, large = run.step("weights"), []
         for name in PUBLISHED:
