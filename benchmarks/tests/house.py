@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18300, "training": 10780, "export": 9335, "benchmarks": 10300}  # of code
-TEST_LINES = {"runtime": 15371, "training": 9220, "export": 6145, "benchmarks": 8290}
+LINES = {"runtime": 18400, "training": 10850, "export": 9400, "benchmarks": 10380}  # of code
+TEST_LINES = {"runtime": 15480, "training": 9290, "export": 6210, "benchmarks": 8360}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
