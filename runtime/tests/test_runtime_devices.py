@@ -42,10 +42,22 @@ def test_names_of_devices(text: str, device: Device, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "tpx", "CPU", "tensrt", "cpu:0", "cuda:", "cuda:-1", "cuda:one", "openvino:NPU"],
+    [
+        "",
+        "tpx",
+        "CPU",
+        "tensrt",
+        "cpu:0",
+        "cuda:",
+        "cuda:-1",
+        "cuda:one",
+        "openvino:NPU",
+        "gpu",
+        "npu",
+    ],
 )
 def test_other_names_are_refused(tiny: Path, text: str) -> None:
-    known = {"CPU": "cpu", "tensrt": "tensorrt"}
+    known = {"CPU": "cpu", "tensrt": "tensorrt", "gpu": "cuda"}
     meant = f"; did you mean {known[text]}?" if text in known else ""
     assert refused(lambda: Detector(tiny, device=text), InputError) == (
         f"device is {text!r}, expected one of: cpu, cuda, tensorrt-rtx, tensorrt, openvino;"

@@ -44,7 +44,7 @@ def start() -> Iterator[Start]:
         running.append(process)
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"serving on http://127.0.0.1:(\d+)", line):
+            if found := re.search(r"serving on http://[0-9.]+:(\d+)", line):
                 return process, int(found[1])
         raise AssertionError("it ended")
 
@@ -98,6 +98,18 @@ def test_the_token_comes_from_a_file_or_the_environment(
             connection.close()
 
 
+def test_an_open_address_without_a_token_is_warned_of(start: Start, model: Path) -> None:
+    for host, token, warned in (
+        ("0.0.0.0", "", True),
+        ("0.0.0.0", "a-secret", False),
+        ("127.0.0.1", "", False),
+    ):
+        process, _ = start(model, "--host", host, **({"NMSFREE_TOKEN": token} if token else {}))
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert ("no token is asked" in process.stderr.read()) == warned
+
+
 def test_reduced_jpegs_are_answered_as_a_stream_does(
     start: Start, model: Path, tmp_path: Path, noise: Noise
 ) -> None:
@@ -119,7 +131,10 @@ WRONG = {
     "name": (["a b.onnx"], "give NAME=FILE"),
     "no file": (["x=none.onnx"], "none.onnx"),
     "host": (["tiny.onnx", "--host", "203.0.113.1"], "cannot be listened at"),
-    "token": (["tiny.onnx", "--token-file", "short"], "short: no token, expected 8 or more"),
+    "token": (
+        ["tiny.onnx", "--token-file", "short"],
+        "short: too short (3 characters), expected 8 or more",
+    ),
     "limit": (["tiny.onnx", "--max-queue", "0"], "--max-queue"),
     "canary": (["old.onnx"], "old.onnx: has no canary"),
 }

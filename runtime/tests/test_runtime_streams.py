@@ -134,6 +134,9 @@ def test_a_stream_refuses_what_it_cannot_do(tiny: Path, clip: Path) -> None:
     with Detector(tiny) as detector:
         with pytest.raises(InputError, match="no such file"):
             next(nmsfree.stream("absent.mp4", detector))
+        for camera in (99, [99]):
+            with pytest.raises(InputError, match="99"):
+                next(nmsfree.stream(camera, detector, give_up=0.1))
         with pytest.raises(InputError, match="threshold is 7"):
             next(nmsfree.stream(clip, detector, threshold=7))
         results = nmsfree.stream([clip, clip.parent / "broken.png"], detector)

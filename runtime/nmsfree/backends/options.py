@@ -155,10 +155,11 @@ def parse_device(text: str | Device) -> Device:
     index = whole_number(rest)
     if kind in KINDS and kind not in ("cpu", "openvino") and index is not None:
         return Device(kind, index)
+    wrong = "cuda" if kind.lower() == "gpu" else kind.lower()
     raise InputError(
         f"device is {text!r}, expected one of: {', '.join(KINDS)};"
         " cuda:1 is the second GPU, openvino:GPU an Intel GPU"
-        + meant(() if kind in KINDS else KINDS, kind.lower())
+        + meant(() if kind in KINDS else KINDS, wrong)
     )
 
 

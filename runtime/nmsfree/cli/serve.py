@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nmsfree.serving.model import Served
 
 TOKEN = "NMSFREE_TOKEN"
+SHORTEST = 8  # characters of a token
 CONNECTIONS = 1000  # more are answered 503
 NAME = re.compile(r"[\w.-]{1,60}")
 
@@ -91,6 +93,12 @@ def _serve(request: Request) -> None:
     )
     host, port = listener.getsockname()[:2]
     typer.echo(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", err=True)
+    if token is None and not ip_address(host.partition("%")[0]).is_loopback:
+        typer.echo(
+            f"warning: others can reach this address, and no token is asked of them: set {TOKEN}"
+            " or give --token-file",
+            err=True,
+        )
     # The server answers signals itself, and raises them again when all is done.
     answer_with(lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
@@ -105,9 +113,12 @@ def _token(file: Path | None) -> str | None:
     token = os.environ.get(TOKEN)
     if file is not None:
         token = read_bytes(file, 4096).decode("utf-8", "replace").strip()
-    if token is not None and not re.fullmatch("[!-~]{8,}", token):
+    if token is not None and not re.fullmatch(f"[!-~]{{{SHORTEST},}}", token):
         where = TOKEN if file is None else shown(file)
-        raise InputError(f"{where}: no token, expected 8 or more characters of ASCII, no spaces")
+        wrong = f"too short ({len(token)} characters)" if len(token) < SHORTEST else "no token"
+        raise InputError(
+            f"{where}: {wrong}, expected {SHORTEST} or more characters of ASCII, no spaces"
+        )
     return token
 
 

@@ -34,11 +34,12 @@ from nmsfree.serving.metrics import Metrics
 from nmsfree.serving.model import Refused, Served
 from nmsfree.serving.options import Limits, processors
 from nmsfree.serving.tensors import metadata, read_request, write_answer
-from nmsfree.text import shown
+from nmsfree.text import one_of, shown
 
 logger = logging.getLogger(__name__)
 
 KINDS = ("JPEG", "PNG", "WebP")
+PARAMETERS = ("model", "threshold", "classes", "max_detections")  # of /detect
 JSON_BYTES = "inference-header-content-length"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -141,7 +142,7 @@ class Service:
         found = self._models.get(name or "")
         if found is None:
             what = "no model is named" if name is None else f"no model {shown(name, 60)!r}"
-            raise Refused(404 if name else 400, f"{what}: there are {', '.join(self._models)}")
+            raise Refused(404 if name else 400, f"{what}: models here: {', '.join(self._models)}")
         return found
 
     async def _detect(self, request: Request) -> Response:
@@ -249,6 +250,11 @@ class Service:
 
 def _look(query: Mapping[str, str], model: Served) -> Look:
     """Read how a picture is looked at from `?threshold=…&classes=…&max_detections=…`."""
+    for name in query:
+        if name not in PARAMETERS:
+            raise InputError(
+                f"unknown parameter {shown(name, 40)!r}, expected {one_of(PARAMETERS, name)}"
+            )
     most = query.get("max_detections")
     number = None if most is None else whole_number(most)
     if most is not None and number is None:

@@ -34,7 +34,7 @@ Answer = tuple[Frame, Detections]
 
 
 def stream(
-    source: FilePath | Sequence[FilePath],
+    source: FilePath | int | Sequence[FilePath | int],
     detector: Detector,
     *,
     threshold: Threshold | None = None,
@@ -50,7 +50,7 @@ def stream(
     Live sources run all at once, and only their newest frames are looked at.
 
     Args:
-        source: an image, video, folder, pattern, a camera's index as text ("0"), a URL (rtsp,
+        source: an image, video, folder, pattern, a camera's index (0 or "0"), a URL (rtsp,
             http, udp …), or several of these.
         detector: one of a fixed batch gets so many frames at a time.
         threshold, classes, max_detections: as for `Detector`.
@@ -67,8 +67,10 @@ def stream(
         >>> for frame, detections in nmsfree.stream("street.mp4", detector):
         ...     print(frame.number, frame.time, len(detections), frame.image.shape)
     """
-    several = [source] if isinstance(source, str | os.PathLike) else source
-    found, problems = expand([os.fspath(one) for one in several])
+    several = [source] if isinstance(source, str | os.PathLike | int) else source
+    found, problems = expand(
+        [str(one) if isinstance(one, int) else os.fspath(one) for one in several]
+    )
     if problems:
         raise InputError("; ".join(problems))
     look = partial(
