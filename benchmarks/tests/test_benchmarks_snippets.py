@@ -47,7 +47,7 @@ BLOCK = re.compile(
 REASONS = ("a GPU", "a download", "time", "a server")
 SHELL, DATA = ("console", "bash"), ("json", "yaml", "mermaid")
 # What belongs to others, or was built or written by a line above.
-OTHERS = {"apt-get", "cmake", "curl", "node", "npm", "source", "tritonserver"}
+OTHERS = {"apt-get", "cmake", "curl", "node", "npm", "optimum-cli", "source", "tritonserver"}
 OTHERS |= {"build/detect", "models/client.py", "ray"}
 OPTIONS_OF_OTHERS = {"--preload", "--opt_in", "--shm-size", "--require-hashes", "--no-deps"}
 # What a test has no time for is cut short; a download is left out.
@@ -56,7 +56,7 @@ SHORTER = {
     "data digits": "--train 4 --val 4 --overlap 4 --test 0 --test-overlap 0",
 }
 STARTED = {  # the commands that run
-    "README.md": "adopt detect data train eval export",
+    "README.md": "data adopt detect data train eval export",
     "docs/get-started.md": "doctor data detect eval export",
 }
 LEFT_OUT = {"data trees"}
@@ -110,8 +110,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, here: None) -> Path:
     folder = tmp_path_factory.mktemp("snippets")
     (folder / "weights").symlink_to(ROOT / "weights", target_is_directory=True)
     (folder / "holiday").mkdir()
-    (folder / "data/digits/overlap").mkdir(parents=True)
-    cv2.imwrite(str(folder / "data/digits/overlap/00000.png"), make_scene("overlap", 0).image)
+    (folder / "data/digits/val").mkdir(parents=True)
+    cv2.imwrite(str(folder / "data/digits/val/00001.png"), make_scene("val", 1).image)
     for i, name in enumerate(("street.jpg", "a.jpg", "b.jpg", "aerial.tif", "holiday/1.png")):
         cv2.imwrite(str(folder / name), make_scene("val", i).image)
     for name in ("street.mp4", "clip.mp4"):
