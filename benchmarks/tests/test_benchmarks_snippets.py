@@ -9,6 +9,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -322,3 +324,11 @@ def test_commands_and_options_within_sentences_are_there(page: str) -> None:
 def test_what_no_parser_takes_is_found(line: str) -> None:
     with pytest.raises(AssertionError):
         check_line(shlex.split(line))
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples/python").glob("*.py")))
+def test_an_example_without_arguments_says_how_it_is_called(name: str) -> None:
+    program = [sys.executable, str(ROOT / "examples/python" / name)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"python {name} " in done.stderr and "Traceback" not in done.stderr

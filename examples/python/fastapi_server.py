@@ -30,4 +30,6 @@ def main(model: str, port: str = "8000") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -39,6 +39,12 @@ class DataError(NmsfreeError):
     """A dataset is missing, malformed, or does not fit the model."""
 
 
+def how_to_install(requirement: str) -> str:
+    """What brings a package; of the project, only the runtime's extras come from an index."""
+    ours = requirement.startswith("nmsfree-")
+    return "in your copy of the repository: make setup" if ours else f'pip install "{requirement}"'
+
+
 class MissingExtraError(NmsfreeError):
     """An optional dependency is not installed, or cannot be loaded.
 
@@ -49,7 +55,7 @@ class MissingExtraError(NmsfreeError):
     """
 
     def __init__(self, feature: str, requirement: str, problem: str = "is not installed") -> None:
-        super().__init__(f'{feature} needs a package that {problem}: pip install "{requirement}"')
+        super().__init__(f"{feature} needs a package that {problem}: {how_to_install(requirement)}")
         self._made_of = feature, requirement, problem
 
     def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str, str]]:

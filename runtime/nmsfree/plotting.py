@@ -41,9 +41,9 @@ class Entry(NamedTuple):
     dashed: bool = False
 
 
-def import_figure() -> "type[Figure]":
+def import_figure(feature: str = "drawing curves") -> "type[Figure]":
     """Return matplotlib's Figure, which draws without a screen, or raise MissingExtraError."""
-    module = import_extra("matplotlib.figure", "drawing curves", "nmsfree[eval]")
+    module = import_extra("matplotlib.figure", feature, "nmsfree[eval]")
     figure: type[Figure] = module.Figure
     return figure
 

@@ -226,10 +226,11 @@ def test_json_on_stdout_is_all_there_is(detect: Detect, photos: Path, place: Pat
 
 def test_nothing_is_saved_when_not_wanted(detect: Detect, photos: Path, place: Path) -> None:
     before = written(place)
-    status, out, _ = detect("photos", "--no-save", "--json", "-")
-    assert status == 0
-    assert {row["class"] for row in lines(out)} <= {"blue", "green", "red"}
-    assert written(place) == before
+    for option in ("--no-save", "--no-pictures"):
+        status, out, _ = detect("photos", option, "--json", "-")
+        assert status == 0
+        assert {row["class"] for row in lines(out)} <= {"blue", "green", "red"}
+        assert written(place) == before
     detect("photos", "--no-pictures", "--save-dir", "out", "--json", "elsewhere/lines.jsonl")
     assert written(place / "out") == ["detections.jsonl"]
     assert (place / "elsewhere/lines.jsonl").read_bytes() == (
@@ -258,7 +259,7 @@ def test_options_reach_the_detector(detect: Detect, photos: Path) -> None:
 def test_a_video(detect: Detect, clip: Path, place: Path) -> None:
     status, out, _ = detect("clip.avi", "--save-dir", "out")
     assert status == 0
-    assert "9 images" in out
+    assert "9 frames" in out and "frames/s" in out
     assert written(place / "out") == ["clip.avi.mp4", "detections.jsonl"]
     found = lines((place / "out/detections.jsonl").read_text("utf-8"))
     assert sorted({row["frame"] for row in found}) == list(range(9))

@@ -188,7 +188,8 @@ def test_checkpoints_run_in_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_checkpoint_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "entry_points", lambda **_: EntryPoints())
     assert refused(lambda: open_backend(tmp_path / "a.pth"), MissingExtraError) == (
-        'running a checkpoint needs a package that is not installed: pip install "nmsfree-training"'
+        "running a checkpoint needs a package that is not installed:"
+        " in your copy of the repository: make setup"
     )
 
 

@@ -137,7 +137,7 @@ def test_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert probe("torch", monkeypatch, capsys) == Outcome(
         False,
         "running a checkpoint needs a package that is not installed:"
-        ' pip install "nmsfree-training"',
+        " in your copy of the repository: make setup",
     )
 
 
@@ -158,7 +158,7 @@ def test_a_wrong_answer_is_no_running_engine(monkeypatch: pytest.MonkeyPatch, ca
     assert probe("onnxruntime-cpu", monkeypatch, capsys) == Outcome(False, "the answer is wrong: 1")
 
 
-ABSENT = Engine("Nothing", "onnxruntime-cpu", ("nmsfree-not-there", "nor-this"), "nmsfree[none]")
+ABSENT = Engine("Nothing", "onnxruntime-cpu", ("nmsfree-not-there",), "nmsfree[none]", nvidia=False)
 
 
 def test_states() -> None:
@@ -170,7 +170,7 @@ def test_states() -> None:
         "no device": Outcome(False, "no GPU", absent=True),
     }
     for state, outcome in outcomes.items():
-        check = check_engine(engine, lambda name, o=outcome: o)
+        check = check_engine(engine, "", lambda name, o=outcome: o)
         assert check == Check(engine.name, version, state, outcome.detail, (), True)  # type: ignore[arg-type]
 
 
@@ -178,7 +178,7 @@ def test_what_is_missing_names_its_line() -> None:
     def never(name: str) -> Outcome:
         raise AssertionError("nothing is tried that is not installed")
 
-    assert check_engine(ABSENT, never) == Check(
+    assert check_engine(ABSENT, "", never) == Check(
         "Nothing", None, "missing", "not installed", ('pip install "nmsfree[none]"',), True
     )
 
@@ -199,18 +199,29 @@ def installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         (
             ("onnxruntime",),
             "onnxruntime-cuda",
-            ["pip uninstall -y onnxruntime", 'pip install "nmsfree[cuda]"'],
+            ['pip uninstall -y onnxruntime && pip install "nmsfree[cuda]"'],
         ),
         ((), "tensorrt-rtx", ['pip install "nmsfree[tensorrt-rtx]"']),
         ((), "tensorrt", ['pip install "nmsfree[tensorrt]"']),
-        ((), "torch", ['pip install "nmsfree-training"']),
+        ((), "torch", ["in your copy of the repository: make setup"]),
     ],
 )
 def test_the_lines_to_install(
     monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], probe_name: str, lines: list[str]
 ) -> None:
     installed(monkeypatch, *there)
-    assert list(check_engine(BY_PROBE[probe_name]).install) == lines
+    assert list(check_engine(BY_PROBE[probe_name], "").install) == lines
+
+
+@pytest.mark.parametrize("name", [e.probe for e in ENGINES if e.nvidia])
+def test_without_a_driver_nothing_of_nvidia_is_to_be_installed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Followed, the line for CUDA would remove the engine that runs."""
+    installed(monkeypatch, "onnxruntime")
+    check = check_engine(BY_PROBE[name], NO_DRIVER.problem)
+    assert (check.state, check.install) == ("no device", ())
+    assert "no NVIDIA driver" in check.detail
 
 
 def test_extras_that_are_advised_exist() -> None:
@@ -244,7 +255,7 @@ RUNS = Check("ONNX Runtime, processor", "1.0", "runs", "ONNX Runtime 1.0 CPU", (
 FAILS = Check("OpenVINO, processor", "2.0", "fails", "crashed (SIGSEGV): " + "x" * 150, (), True)
 MISSING = Check(
     "ONNX Runtime, CUDA", None, "missing", "not installed",
-    ("pip uninstall -y onnxruntime", 'pip install "nmsfree[cuda]"'), True,
+    ('pip uninstall -y onnxruntime && pip install "nmsfree[cuda]"',), True,
 )  # fmt: skip
 LAYER = Check("cuda-python", "13.4", "runs", "cuda-python", (), False)
 
@@ -260,8 +271,7 @@ def test_the_print_can_be_redirected(capsys: pytest.CaptureFixture[str]) -> None
     assert "memory     8.0 GiB" in lines
     assert "GPU        no NVIDIA driver was found (libcuda.so.1)" in lines
     assert f"OpenVINO, processor: {FAILS.detail}" in lines
-    assert "ONNX Runtime, CUDA: pip uninstall -y onnxruntime" in lines
-    assert 'ONNX Runtime, CUDA: pip install "nmsfree[cuda]"' in lines
+    assert f"ONNX Runtime, CUDA: {MISSING.install[0]}" in lines
     assert "conflict: a and b conflict" in lines
     assert lines[-1] == "1 of 3 engines run"
 
@@ -323,7 +333,7 @@ def test_the_command(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tensorrt-rtx", "cuda-python", "pycuda", "onnxruntime-cuda"])
 def test_on_a_gpu(name: str) -> None:
     """What is installed is tried for real; a GPU that TensorRT-RTX refuses is told in one line."""
-    check = check_engine(BY_PROBE[name])
+    check = check_engine(BY_PROBE[name], "")
     if check.state == "missing":
         pytest.skip(f"{name} is not installed")
     assert check.state in (("runs", "fails") if name == "tensorrt-rtx" else ("runs",)), check.detail

@@ -220,7 +220,7 @@ def test_rebuild_without_export(engine: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(load, "entry_points", lambda group, name: [])
     assert refused(lambda: load_plan(engine, vendor=RTX, sm=120), MissingExtraError) == (
         f"{engine}: built for SM 8.6 and 8.9; found SM 12.0; building it again needs a package "
-        'that is not installed: pip install "nmsfree-export[tensorrt-rtx]"'
+        "that is not installed: in your copy of the repository: make setup"
     )
 
 

@@ -59,15 +59,20 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_cuda(device: str = "cuda") -> str:
     return (
         f"device is '{device}', but the installed onnxruntime {VERSION} is built without CUDA, and"
-        " it and onnxruntime-gpu exclude one another: pip uninstall -y onnxruntime,"
-        ' then pip install "nmsfree[cuda]"'
+        " it and onnxruntime-gpu exclude one another: pip uninstall -y onnxruntime"
+        ' && pip install "nmsfree[cuda]"'
     )
 
 
 @pytest.mark.skipif(CUDA in ort.get_available_providers(), reason="this onnxruntime has CUDA")
-def test_the_wrong_onnxruntime_is_told(tiny: Path) -> None:
+def test_the_wrong_onnxruntime_is_told(tiny: Path, one_gpu: None) -> None:
     assert refused(lambda: Detector(tiny, device="cuda")) == without_cuda()
-    assert refused(lambda: Detector(tiny, device="cuda:1", tf32=True)) == without_cuda("cuda:1")
+    assert refused(lambda: Detector(tiny, device="cuda:0", tf32=True)) == without_cuda("cuda")
+
+
+def test_without_a_driver_nothing_is_to_be_installed(tiny: Path, no_gpu: None) -> None:
+    said = refused(lambda: Detector(tiny, device="cuda"))
+    assert "no NVIDIA driver" in said and "pip" not in said
 
 
 def test_a_gpu_that_is_not_there(tiny: Path, cuda_build: None, one_gpu: None) -> None:

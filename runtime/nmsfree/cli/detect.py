@@ -128,7 +128,10 @@ def _detect(request: Request) -> None:
         look = _look(request, detector)  # before anything is written
         typer.echo(f"engine: {detector.backend.describe()}", err=True)
         names = picture_names(found)
-        folder = (request.save_dir or new_run_folder(RUNS)) if request.save else None
+        # Lines that go to stdout need no folder of their own.
+        new = request.save and (request.pictures or request.json_file != "-")
+        folder = request.save_dir if request.save else None
+        folder = folder or (new_run_folder(RUNS) if new else None)
         output = Output(
             names,
             folder,
@@ -183,6 +186,7 @@ class Run:
     give_up: float | None = None  # seconds, see `stream`
     reduction: Reduction | Reduce = 1  # of JPEGs
     images: int = 0
+    frames: int = 0  # of them from videos and live sources
     objects: int = 0
     truncated: int = 0  # images that may hold more
     seconds: float = 0.0  # of all
@@ -192,9 +196,10 @@ class Run:
     interrupted: bool = False
 
     def __str__(self) -> str:
-        images = f"{self.images} image{'' if self.images == 1 else 's'}"
+        name = "frame" if self.frames and self.frames == self.images else "image"
+        images = f"{self.images} {name}{'' if self.images == 1 else 's'}"
         objects = f"{self.objects} object{'' if self.objects == 1 else 's'}"
-        speed = f", {self.images / self.seconds:.1f} images/s" if self.images else ""
+        speed = f", {self.images / self.seconds:.1f} {name}s/s" if self.images else ""
         age = f", answers {1000 * median(self.ages):.0f} ms old" if self.ages else ""
         start = "interrupted after " if self.interrupted else ""
         return f"{start}{images}, {objects}{speed}{age}"
@@ -241,6 +246,7 @@ class Run:
         frame, detections, _ = answer
         self.output.add(*answer)
         self.images += 1
+        self.frames += frame.number is not None
         self.objects += len(detections)
         self.truncated += detections.truncated
         if frame.arrived is not None:

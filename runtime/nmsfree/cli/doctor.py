@@ -136,7 +136,7 @@ def _engines(checks: tuple[Check, ...]) -> Table:
     engines = False
     for check in checks:
         state = Text(check.state, style=COLOURS[check.state])
-        detail = Text(check.detail if check.state in ("runs", "no device") else "")
+        detail = Text("" if check.state == "fails" else check.detail)
         if engines and not check.runs_models:
             table.add_section()  # what follows are libraries, and not counted below
         engines = check.runs_models

@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
-from nmsfree.errors import MissingExtraError, NmsfreeError
+from nmsfree.errors import MissingExtraError, NmsfreeError, how_to_install
 from nmsfree.text import meant, shown
 from nmsfree_start import answer_with, leave
 
@@ -211,7 +211,8 @@ def _missing(name: str) -> Callable[[], None]:
     def command() -> None:
         raise MissingExtraError(f"`nmsfree {name}`", COMMANDS[name][0])
 
-    command.__doc__ = f"{COMMANDS[name][1]} Needs {COMMANDS[name][0]}."
+    distribution, summary = COMMANDS[name]
+    command.__doc__ = f"{summary} Needs {distribution}: {how_to_install(distribution)}"
     return command
 
 

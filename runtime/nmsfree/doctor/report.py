@@ -12,6 +12,7 @@ from typing import Literal
 
 from nmsfree.doctor.probe import Outcome, look
 from nmsfree.doctor.system import System, look_at_system
+from nmsfree.errors import how_to_install
 
 State = Literal["runs", "fails", "no device", "missing"]
 AT_ONCE = 4  # processes
@@ -24,8 +25,9 @@ class Engine:
     name: str
     probe: str  # how it is tried, see `PROBES`
     packages: tuple[str, ...]  # distributions that bring it, any of them
-    install: str  # what to give to `pip install`
+    install: str  # what `how_to_install` is asked for
     runs_models: bool = True  # False for what engines need besides
+    nvidia: bool = True  # of no use without NVIDIA's driver
 
 
 ENGINES = (
@@ -34,6 +36,7 @@ ENGINES = (
         "onnxruntime-cpu",
         ("onnxruntime", "onnxruntime-gpu"),
         "nmsfree[cpu]",
+        nvidia=False,
     ),
     Engine("ONNX Runtime, CUDA", "onnxruntime-cuda", ("onnxruntime-gpu",), "nmsfree[cuda]"),
     Engine(
@@ -54,9 +57,9 @@ ENGINES = (
         ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         "nmsfree[tensorrt]",
     ),
-    Engine("OpenVINO, processor", "openvino-cpu", ("openvino",), "nmsfree[openvino]"),
-    Engine("OpenVINO, Intel GPU", "openvino-gpu", ("openvino",), "nmsfree[openvino]"),
-    Engine("PyTorch checkpoints", "torch", ("torch",), "nmsfree-training"),
+    Engine("OpenVINO, processor", "openvino-cpu", ("openvino",), "nmsfree[openvino]", nvidia=False),
+    Engine("OpenVINO, Intel GPU", "openvino-gpu", ("openvino",), "nmsfree[openvino]", nvidia=False),
+    Engine("PyTorch checkpoints", "torch", ("torch",), "nmsfree-training", nvidia=False),
     Engine("cuda-python", "cuda-python", ("cuda-bindings",), "nmsfree[tensorrt-rtx]", False),
     Engine("pycuda", "pycuda", ("pycuda",), "nmsfree[pycuda]", False),
 )
@@ -103,7 +106,7 @@ def examine(progress: Callable[[str], None] = lambda name: None) -> Report:
     system = look_at_system()
 
     def check(engine: Engine) -> Check:
-        outcome = check_engine(engine)
+        outcome = check_engine(engine, system.gpus.problem)
         progress(engine.name)
         return outcome
 
@@ -112,18 +115,27 @@ def examine(progress: Callable[[str], None] = lambda name: None) -> Report:
     return Report(system, checks, tuple(find_conflicts(packages_distributions())))
 
 
-def check_engine(engine: Engine, look: Callable[[str], Outcome] = look) -> Check:
-    """Try one engine, unless it is not installed."""
+def check_engine(engine: Engine, no_gpu: str, look: Callable[[str], Outcome] = look) -> Check:
+    """Try one engine, unless it is not installed; `no_gpu` says why there is no NVIDIA GPU."""
     found = _first_version(engine.packages)
     if found is None:
-        lines: tuple[str, ...] = (f'pip install "{engine.install}"',)
-        # The two write to one folder, and the last one installed breaks the other.
-        if engine.probe == "onnxruntime-cuda" and _first_version(("onnxruntime",)):
-            lines = ("pip uninstall -y onnxruntime", *lines)
-        return Check(engine.name, None, "missing", "not installed", lines, engine.runs_models)
+        state, detail, lines = _absent(engine, no_gpu)
+        return Check(engine.name, None, state, detail, lines, engine.runs_models)
     outcome = look(engine.probe)
-    state: State = "runs" if outcome.runs else "no device" if outcome.absent else "fails"
+    state = "runs" if outcome.runs else "no device" if outcome.absent else "fails"
     return Check(engine.name, found, state, outcome.detail, (), engine.runs_models)
+
+
+def _absent(engine: Engine, no_gpu: str) -> tuple[State, str, tuple[str, ...]]:
+    """State, detail and lines to install of an engine that is not installed."""
+    if engine.nvidia and no_gpu:
+        return "no device", f"not installed; {no_gpu}", ()
+    line = how_to_install(engine.install)
+    # The two write to one folder, and the last one installed breaks the other.
+    if engine.probe == "onnxruntime-cuda" and _first_version(("onnxruntime",)):
+        line = f"pip uninstall -y onnxruntime && {line}"
+        return "missing", "not installed; replaces the processor build, runs there too", (line,)
+    return "missing", "not installed", (line,)
 
 
 def _first_version(packages: Iterable[str]) -> str | None:

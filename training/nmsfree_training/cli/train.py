@@ -150,7 +150,9 @@ else:
 class TrainOptions:
     """What is trained on what, and how."""
 
-    data: Annotated[Path | None, Option("Dataset folder: COCO, YOLO or Pascal VOC.")] = None
+    data: Annotated[Path | None, Option("Dataset folder: COCO, YOLO or Pascal VOC  [required]")] = (
+        None
+    )
     out: Annotated[Path | None, Option("Run folder; runs/train/MODEL if not given.")] = None
     split: Annotated[str, Option("Split to train on.")] = "train"
     val: Annotated[str, Option("Split for AP; '' = none.")] = "val"
@@ -225,7 +227,7 @@ def _train(options: TrainOptions) -> None:
         print_presets()
         return
     if options.data is None:
-        raise typer.BadParameter("it is needed", param_hint="--data")
+        raise typer.BadParameter("missing, expected a dataset folder.", param_hint="--data")
     # Threads that wait for others sleep: spinning ones take the processor from those they wait for
     # as soon as anything else runs on the machine. OpenMP reads this when PyTorch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

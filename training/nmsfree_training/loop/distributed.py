@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.errors import EngineError, NmsfreeError
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def join_world(device: str) -> Iterator[World]:
     """Join the other processes of `torchrun`, if any.
 
     Raises:
-        InputError: more processes on this machine than it has GPUs.
+        EngineError: more processes on this machine than it has GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -117,7 +117,7 @@ def join_world(device: str) -> Iterator[World]:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
         if local >= torch.cuda.device_count():
-            raise InputError(
+            raise EngineError(
                 f"process {local} of this machine has no GPU of its own: found "
                 f"{torch.cuda.device_count()}, give torchrun --nproc-per-node that many at most"
             )

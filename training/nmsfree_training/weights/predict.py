@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.errors import CheckpointError, InputError
+from nmsfree.errors import CheckpointError, EngineError, InputError
 from nmsfree.nms import suppress
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree.text import one_of
@@ -183,12 +183,13 @@ def torch_device(name: str) -> torch.device:
     """Return the device, or say clearly that it is not there.
 
     Raises:
-        InputError: an unknown device, or a GPU that PyTorch does not see.
+        InputError: an unknown device.
+        EngineError: a GPU that PyTorch does not see.
     """
     if name not in DEVICES:
         raise InputError(f"device is {name!r}, a checkpoint runs on {one_of(DEVICES, name)}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but PyTorch sees no GPU: use --device cpu")
+        raise EngineError("device is 'cuda', but PyTorch sees no GPU: use --device cpu")
     return torch.device(name)
 
 
@@ -196,7 +197,8 @@ def open_network(checkpoint: Checkpoint, device: str) -> Fcos:
     """Build the network on its device; on a GPU with the layout of its inputs, and without TF32.
 
     Raises:
-        InputError: an unknown device, or a GPU that PyTorch does not see.
+        InputError: an unknown device.
+        EngineError: a GPU that PyTorch does not see.
     """
     network, chosen = checkpoint.build(), torch_device(device)
     if chosen.type == "cpu":

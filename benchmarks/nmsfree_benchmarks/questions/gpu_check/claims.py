@@ -228,7 +228,7 @@ def _in_onnxruntime(device: str, folder: Path, name: str) -> Backend:
 
     if device == "cuda" and CUDA not in onnxruntime.get_available_providers():
         raise CannotTry(
-            "the installed onnxruntime is built without CUDA: pip uninstall -y onnxruntime, then "
+            "the installed onnxruntime is built without CUDA: pip uninstall -y onnxruntime && "
             'pip install "nmsfree[cuda]"'
         )
     if device == "tensorrt-rtx":

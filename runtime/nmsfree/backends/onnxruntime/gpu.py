@@ -63,13 +63,13 @@ def open_gpu(path: Path, spec: ModelSpec, device: Device, options: Options) -> O
 def _open_cuda(path: Path, spec: ModelSpec, device: Device, options: Options) -> Opened:
     import onnxruntime as ort
 
+    gpu = _gpus(device)[device.index]
     if CUDA not in ort.get_available_providers():
         raise EngineError(
             f"device is '{device}', but the installed onnxruntime {ort.__version__} is built"
             " without CUDA, and it and onnxruntime-gpu exclude one another: pip uninstall -y"
-            ' onnxruntime, then pip install "nmsfree[cuda]"'
+            ' onnxruntime && pip install "nmsfree[cuda]"'
         )
-    gpu = _gpus(device)[device.index]
     missing = _preload(ort)
     # NMS gives as many rows as it finds: its shapes are not those of the run that was captured.
     # A graph is of uint8 images of one size.
