@@ -114,7 +114,7 @@ def test_other_engines_stand_beside_fp32_in_onnx_runtime() -> None:
     assert (ratio.of, ratio.to) == (f"{name} onnxruntime", f"{name} openvino_int8")
     line = f"{name}, times the speed of FP32 in ONNX Runtime (95 %): OpenVINO, INT8 1.99"
     assert line in "\n".join(lines(QUESTION, found))
-    assert any("OpenVINO, INT8 has 1.99 to 1.99 ×" in c for c in QUESTION.conclusions(found))
+    assert any("256: 1.99 to 1.99 × the speed" in c for c in QUESTION.conclusions(found))
 
 
 def test_on_a_gpu_rows_stand_beside_fp32_in_onnx_runtime_there() -> None:
@@ -152,7 +152,8 @@ def test_what_the_intervals_tell_is_said_on_a_busy_machine_too(report: Results) 
     twins = report_of(
         row("fcos_rt_nano", "onnxruntime", 3.0), row("fcos_e2e_nano", "onnxruntime", 3.0)
     )
-    assert "which does not tell which is faster" in next(iter(QUESTION.conclusions(twins)))
+    first = next(iter(QUESTION.conclusions(twins)))
+    assert "do not tell which is faster" in first and "×" not in first
 
 
 def test_nothing_of_the_host_is_told(report: Results, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from nmsfree_benchmarks.harness import pictures
 from nmsfree_benchmarks.harness.engines import on_gpu, use_device, watch_gpu
 from nmsfree_benchmarks.harness.machine import LoadMeter, describe, hardware
 from nmsfree_benchmarks.harness.options import RunOptions
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State, said_of_doubtful
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Progress, Rounds, take_turns
@@ -222,10 +222,11 @@ def ask(
 
 
 def lines(question: Question, results: Results) -> list[str]:
-    """Conclusions, the verdict, what the numbers mean, and what is not there."""
+    """The verdict, the mark in the tables, conclusions, what numbers mean, what is not there."""
     skipped = [f"Skipped {name}: {reason}." for name, reason in results.skipped.items()]
     verdict = f"Verdict: {results.verdict_text()}."
-    return [*question.conclusions(results), verdict, *question.notes(results), *skipped]
+    marks = said_of_doubtful(results.records)
+    return [verdict, *marks, *question.conclusions(results), *question.notes(results), *skipped]
 
 
 def environment_lines(results: Results) -> list[str]:

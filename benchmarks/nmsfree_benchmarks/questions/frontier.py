@@ -34,7 +34,6 @@ from nmsfree_benchmarks.harness.records import (
     Record,
     Results,
     grouped,
-    said_of_doubtful,
 )
 from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
@@ -363,7 +362,6 @@ def notes(results: Results) -> Iterator[str]:
         "file in that very engine; RAM is the peak of a process of its own, minus that of one "
         "which opens no model. * is on its model's frontier."
     )
-    yield from said_of_doubtful(results.where(call="detector"))
 
 
 def draw(results: Results, path: Path) -> None:

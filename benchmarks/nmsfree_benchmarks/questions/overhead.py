@@ -367,8 +367,7 @@ def notes(results: Results) -> list[str]:
     bare = "the same file's session.run and nothing else" if on_cpu else "the same call by itself"
     return [
         f"Engine is the backend's call, bare {bare}. Python is what is between the stages: "
-        "arguments, thresholds, the answer. Files are read from the system's cache. ! distrusts "
-        "itself: interquartile range above 10 % of the median.",
+        "arguments, thresholds, the answer. Files are read from the system's cache.",
         *(["Resize is OpenCV's or Pillow's alone."] if results.where(call="resize") else []),
     ]
 

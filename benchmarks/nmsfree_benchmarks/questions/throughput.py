@@ -372,8 +372,7 @@ def notes(results: Results) -> list[str]:
         "others, from pictures in memory to boxes; images/s is the median of its windows, single "
         "is one image a call and one stream. Streams are threads that share one Detector, each "
         "with one image a call. CPU ms is the processor time of an image, with what the engine's "
-        "threads spend waiting. ! distrusts itself: interquartile range of its windows above 10 % "
-        "of the median.",
+        "threads spend waiting.",
         *(
             []
             if device_of(results) == CPU or "files" in results.settings

@@ -14,7 +14,6 @@ from nmsfree_benchmarks.harness.records import (
     Record,
     Results,
     grouped,
-    said_of_doubtful,
 )
 from nmsfree_benchmarks.harness.statistics import STAGES, Interval
 from nmsfree_benchmarks.harness.subject import HASH_DIGITS
@@ -184,24 +183,29 @@ def conclusions(results: Results) -> Iterator[str]:
             state = results.record(r.to).state
             speeds.setdefault((label(state.engine), state.size), []).append(r.interval)
     for (engine, size), found in speeds.items():
-        values = [interval.value for interval in found]
-        unsure = sum(not interval.decides for interval in found)
-        yield (
-            f"{engine} has {min(values):.2f} to {max(values):.2f} × the speed of {FP32_BY} at "
-            f"{size[0]} × {size[1]}"
-            + (f", not told apart from it in {unsure} of {len(found)}." if unsure else ".")
+        values = [interval.value for interval in found if interval.decides]
+        unsure = len(found) - len(values)
+        said = (
+            [f"{min(values):.2f} to {max(values):.2f} × the speed of {FP32_BY}"] if values else []
         )
+        if unsure:
+            whom = "it" if values else FP32_BY
+            said.append(f"not told apart from {whom} in {unsure} of {len(found)}")
+        yield f"{engine} at {size[0]} × {size[1]}: {', '.join(said)}."
 
 
 def _with_nms(results: Results, pair: Ratio) -> str:
     of, to = results.record(pair.of), results.record(pair.to)
     text = (
         f"{to.state.model} without NMS takes {to.summary.p50:.2f} ms, {of.state.model} with NMS "
-        f"{of.summary.p50:.2f} ms: {pair.interval.text(unit=' ×')}"
+        f"{of.summary.p50:.2f} ms{to.state.graph_beside(of.state)}; "
     )
-    text += to.state.graph_beside(of.state)
     side, how = results.told_apart(pair)
-    text += how if side else ", which does not tell which is faster"
+    if side * (of.summary.p50 - to.summary.p50) > 0:
+        told = pair.interval.text(unit=" ×")
+        text += f"time with by time without, in pairs of calls side by side: {told}{how}"
+    else:
+        text += "pairs of calls side by side do not tell which is faster"
     if of.state.ap is not None and to.state.ap is not None:
         text += f"; AP {100 * to.state.ap:.1f} without, {100 * of.state.ap:.1f} with NMS"
     return text + "."
@@ -209,9 +213,11 @@ def _with_nms(results: Results, pair: Ratio) -> str:
 
 def _beside_first(results: Results, pair: Ratio) -> str:
     of, to = results.record(pair.of).state, results.record(pair.to).state
-    text = f"{to.model} has {pair.interval.text(unit=' ×')} the speed of {of.model} in "
     side, how = results.told_apart(pair)
-    text += label(to.engine) + (how if side else ", not told apart from it")
+    speed = (
+        f"has {pair.interval.text(unit=' ×')} the speed of" if side else "is not told apart from"
+    )
+    text = f"{to.model} {speed} {of.model} in {label(to.engine)}{how if side else ''}"
     if of.ap is not None and to.ap is not None:
         text += f"; AP {100 * to.ap:.1f} and {100 * of.ap:.1f}"
     return text + "."
@@ -262,7 +268,6 @@ def notes(results: Results) -> Iterator[str]:
     for count in sorted({r.state.ap_images for r in found if r.state.ap is not None}):
         data = "val" if first_file(results) else "digits val"
         yield f"AP on {count} images of {data}, of the very file and engine that is timed."
-    yield from said_of_doubtful(found)
 
 
 def _listed(results: Results, found: Sequence[Record]) -> Iterator[str]:
