@@ -19,7 +19,7 @@ from nmsfree.evaluation.boxes import best_first, objects_of, read_boxes
 from nmsfree.evaluation.curves import Curve
 from nmsfree.evaluation.evaluate import coco_metrics
 from nmsfree.evaluation.matching import match
-from nmsfree.evaluation.scores import Result
+from nmsfree.evaluation.scores import CocoScorer, Result
 from nmsfree.spec import ModelSpec
 
 STATS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -143,6 +143,9 @@ def test_up_to_100_objects_of_a_class_ap_is_the_official_one(
     theirs = official(dataset, results).stats
     assert ours.ap == pytest.approx(theirs[0], abs=1e-9)
     assert ours.ar100 == pytest.approx(theirs[8], abs=1e-9)
+    every = CocoScorer(dataset, tiled=True).score(results).metrics
+    assert every.max_detections == max(100, len(results)) and every.ar100 == ours.ar100
+    assert (every.ap > ours.ap) == (len(results) > 100), "late ones are right, too"
 
 
 @pytest.mark.slow

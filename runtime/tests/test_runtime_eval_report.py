@@ -150,6 +150,9 @@ def test_the_answer_about_nms(
     assert about_nms(changed).endswith(expected) or not expected.startswith(":")
     baseline = dataclasses.replace(changed, spec=dataclasses.replace(changed.spec, nms=NmsSpec()))
     assert about_nms(baseline).startswith("a second NMS on top")
+    filtered = dataclasses.replace(changed.spec, provenance={"deployed_dedup_iou": "0.76"})
+    told = "--dedup-iou" in about_nms(dataclasses.replace(changed, spec=filtered))
+    assert told == (expected in (": it would help", ": it would help at a threshold only"))
 
 
 def test_sentences_say_the_figures(analysis_of: Callable[..., Analysis]) -> None:

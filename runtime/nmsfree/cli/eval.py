@@ -113,7 +113,8 @@ def _eval(request: Request) -> None:
         results,
         spec,
         target_precision=request.target_precision,
-        capped=request.protocol == "deployed" and request.tiling.tile is None,
+        capped=request.protocol == "deployed",
+        tiled=request.tiling.tile is not None,
     )
     longer = None
     if spec.nms is not None and spec.nms.steps is not None:

@@ -112,6 +112,7 @@ def analyse(
     *,
     target_precision: float = TARGET_PRECISION,
     capped: bool = True,
+    tiled: bool = False,
 ) -> Analysis:
     """Measure a model by its results; no inference happens here.
 
@@ -119,6 +120,7 @@ def analyse(
         results: everything above the model's score floor, in any order; see `predict`.
         target_precision: precision that `Thresholds.at_precision` must reach.
         capped: results are at most `top_k` an image; the published protocol keeps all.
+        tiled: results are of many tiles an image, see `Metrics`.
 
     Raises:
         DataError: no objects, other classes, or results of another dataset.
@@ -126,9 +128,10 @@ def analyse(
     category_ids = category_ids_of(spec.class_names, dataset)
     image_ids = [sample.image_id for sample in dataset.samples]
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
-    scorer = CocoScorer(dataset)
+    scorer = CocoScorer(dataset, tiled=tiled)
     scores = scorer.score(results)
     truth = objects_of(dataset, labels)
+    capped = capped and not tiled
     found = best_first(read_boxes(results, image_ids, labels))
     matches = match(found, truth)
     overall = _curve(spec, found, matches, truth)

@@ -146,9 +146,9 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
         found.append(("Rows", f"{full} of {analysis.images}{hint}"))
     if analysis.metrics.max_detections > COUNTED[-1]:
         line = (
-            f"an image holds more than {COUNTED[-1]} objects of one class, so that AP takes up to "
-            f"{analysis.metrics.max_detections} detections of a class in an image, where COCO's "
-            f"own takes {COUNTED[-1]}; the recalls (AR) are COCO's"
+            f"it takes up to {analysis.metrics.max_detections} detections of a class in an image, "
+            f"where COCO's own takes {COUNTED[-1]}, as an image holds more objects of one class or "
+            "is cut into tiles; the recalls (AR) are COCO's"
         )
         found.insert(0, ("AP", line))
     return found
@@ -167,6 +167,8 @@ def about_nms(analysis: Analysis) -> str:
         verdict = "it would hardly help"
     else:
         verdict = "it would help" if ap_gain > -NOTHING else "it would help at a threshold only"
+        if "deployed_dedup_iou" in analysis.spec.provenance:
+            verdict += "; a lower `nmsfree export --dedup-iou`, chosen on val, may do as much"
     return f"{subject} on top would change the AP by {ap_text}, the best F1 by {f1_text}: {verdict}"
 
 

@@ -35,8 +35,9 @@ Result = dict[str, Any]  # image_id, category_id, bbox xywh in source pixels, sc
 class Metrics:
     """COCO box metrics, 0 … 1, over at most 100 detections of a class in an image.
 
-    Where an image of the dataset holds more than 100 objects of a class, AP takes all detections:
-    with 100 of them no detector could reach 1. The recalls stay as COCO defines them.
+    Where an image of the dataset holds more than 100 objects of a class, or images are cut into
+    tiles, AP takes all detections: with 100 of them no detector could reach 1, or the rows of many
+    tiles would be cut where those of a few are not. The recalls stay as COCO defines them.
 
     AP is the mean over the IoU thresholds 0.50, 0.55 … 0.95 and the classes; small, medium and
     large are areas below 32², up to 96² and above; AR1, AR10 and AR100 are average recalls with so
@@ -76,18 +77,19 @@ class CocoScorer:
     """Scores any number of results against one dataset.
 
     Only the images in `dataset.samples` count, so a shortened dataset gives its own metrics.
-    Areas and crowd regions are those of the annotation file, as in the official evaluation.
+    Areas and crowd regions are those of the annotation file, as in the official evaluation. If
+    `tiled`, AP takes all detections, see `Metrics`.
 
     Raises:
         DataError: the dataset has no object to find.
         MissingExtraError: faster-coco-eval is not installed.
     """
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: DetectionDataset, *, tiled: bool = False) -> None:
         coco_class, self._evaluation_class = import_coco()
         if not any((~sample.iscrowd).any() for sample in dataset.samples):
             raise DataError(f"{dataset.annotation_file} has no objects to find: AP is undefined")
-        self._dataset = dataset
+        self._dataset, self._tiled = dataset, tiled
         self._numbers = {image_id: n for n, image_id in enumerate(dataset.image_ids, start=1)}
         self._classes = {category_id: n for n, category_id in enumerate(dataset.category_ids, 1)}
         self._coco = coco_class(self._truth(), print_function=_silent)
@@ -146,9 +148,10 @@ class CocoScorer:
         params.imgIds = [self._numbers[sample.image_id] for sample in self._dataset.samples]
         params.areaRng = params.areaRng[:areas]
         params.maxDets = list(COUNTED)
-        if self.most > COUNTED[-1]:
-            longest = Counter((r["image_id"], r["category_id"]) for r in rows).most_common(1)
-            params.maxDets.append(max(self.most, *(count for _, count in longest)))
+        longest = Counter((r["image_id"], r["category_id"]) for r in rows).most_common(1)
+        most = max(self.most, *(count for _, count in longest), 0)
+        if self.most > COUNTED[-1] or (self._tiled and most > COUNTED[-1]):
+            params.maxDets.append(most)
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
