@@ -12,7 +12,15 @@ import pytest
 from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import STAGES, median_ms, ratio, shares, summarize
-from nmsfree_benchmarks.harness.timer import Image, Plan, Stopwatch, Times, take_turns, timed
+from nmsfree_benchmarks.harness.timer import (
+    LEAST_ROUNDS,
+    Image,
+    Plan,
+    Stopwatch,
+    Times,
+    take_turns,
+    timed,
+)
 
 MS = 1_000_000  # nanoseconds
 AT_ONCE = Plan(seconds=0, min_rounds=6, warmup_rounds=1, pause=0, fixed=True)
@@ -190,6 +198,14 @@ def test_only_a_quick_run_has_an_end() -> None:
 
     assert 0 < left(quick=True) <= 60
     assert left() == left(quick=True, seconds=0) == math.inf
+
+
+@pytest.mark.parametrize(("most", "rounds"), [(10, 10), (11, LEAST_ROUNDS)])
+def test_a_stream_is_not_cut_when_the_time_is_up(most: int, rounds: int) -> None:
+    run = Run(RunOptions(threads=1, quick=True), lambda *_: None, ExitStack())
+    run.started -= 100  # seconds ago
+    plan = Plan(seconds=0, min_rounds=10, max_rounds=most, pause=0)
+    assert len(run.time({"a": lambda _: (1,)}, IMAGES, plan)["a"]) == rounds
 
 
 def test_processor_time_is_that_of_the_timed_part() -> None:

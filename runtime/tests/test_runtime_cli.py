@@ -86,6 +86,27 @@ def test_all_options_are_described_where_help_only_names_them() -> None:
         assert only in whole and only not in short
 
 
+def names_of(command: Any, name: str) -> Iterator[str]:
+    """The name of a command and of those below it."""
+    yield name
+    for below, child in getattr(command, "commands", {}).items():
+        yield from names_of(child, f"{name} {below}")
+
+
+def test_every_command_has_the_whole_help() -> None:
+    names = [each for name in HERE for each in names_of(load_command(name), name)]
+    assert len(names) > len(HERE)  # groups have commands below them
+    for name in names:
+        whole, short = (
+            CliRunner().invoke(build_app(), [*name.split(), asked])
+            for asked in ("--help-all", "--help")
+        )
+        assert whole.exit_code == 0 and f"{name} " in whole.stdout, name
+        assert "described by --help-all" not in whole.stdout
+        grouped = "described by --help-all" in short.stdout
+        assert grouped or whole.stdout == short.stdout, name
+
+
 def number_options(command: Any) -> Iterator[tuple[Any, Any, bool]]:
     """Options for numbers of a command and those below it; and whether they are whole ones."""
     for child in getattr(command, "commands", {}).values():

@@ -127,10 +127,12 @@ class Run:
     ) -> Rounds:
         """Let calls take turns, while the load and the GPU are watched.
 
-        A quick run has fewer rounds where its time is up; they then allow no interval.
+        A quick run has fewer rounds where its time is up, unless the plan has one number of them;
+        they then allow no interval.
         """
         step = self.step(what)
-        plan = replace(plan, limit=max(plan.seconds, self.left))
+        if plan.min_rounds < plan.max_rounds:
+            plan = replace(plan, limit=max(plan.seconds, self.left))
 
         def after_round(done: int, total: int) -> None:
             self.gpu.look()

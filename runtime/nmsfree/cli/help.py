@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ WHOLE = "nmsfree.whole_help"  # set in a context where all is asked for
 EXAMPLE = re.compile(r"(?:(?P<about>[^:]*): )?(?P<line>(?:nmsfree|torchrun) .*)")
 
 
-def show_all(context: typer.Context, wanted: bool) -> None:
+def _show_all(context: typer.Context, wanted: bool) -> None:
     """Print the help with every option, and end."""
     if wanted:
         context.meta[WHOLE] = True
@@ -28,12 +28,29 @@ def show_all(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+HELP_ALL = typer.Option(
+    "--help-all",
+    callback=_show_all,
+    is_eager=True,
+    expose_value=False,
+    help="Show every option and exit.",
+)
+
+
 def use_plain_help(command: Any) -> None:
-    """Let a command and those below it print their help as this file does."""
+    """Let a command and those below it print their help, and all of it, as this file does."""
     for child in getattr(command, "commands", {}).values():
         use_plain_help(child)
+    app = typer.Typer(add_completion=False)
+    app.command()(_with_all)
+    (whole,) = typer.main.get_command(app).params
+    whole.hidden = not any(p.rich_help_panel for p in command.params)  # type: ignore[attr-defined]
+    command.params.append(whole)
     command.format_help = partial(format_help, command)
     command.format_usage = partial(format_usage, command)
+
+
+def _with_all(help_all: Annotated[bool, HELP_ALL] = False) -> None: ...
 
 
 def format_usage(command: Any, context: Any, formatter: Any) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from nmsfree.cli.help import show_all
 from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.options import Option, options_of
 from nmsfree.text import shown
@@ -25,9 +24,6 @@ REDUCED = Option(
     ("--reduced",),
 )
 SIZE = Option("Input height and width, of a file that takes any.", metavar="H W")
-HELP_ALL = typer.Option(
-    "--help-all", callback=show_all, is_eager=True, help="Show every option and exit."
-)
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,6 @@ def command(run: Callable[[Any], None], kind: type[Any]) -> Callable[..., None]:
         run(_build(kind, values))
 
     parameters = list(_parameters(kind))
-    if any(p.annotation.__metadata__[0].rich_help_panel for p in parameters):
-        shown_all = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False)
-        parameters.append(shown_all.replace(annotation=Annotated[bool, HELP_ALL]))
     from_command_line.__name__ = run.__name__
     from_command_line.__doc__ = run.__doc__
     from_command_line.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -101,8 +101,9 @@ def _failure(traceback: str) -> NmsfreeError:
     """The error of a worker's traceback: ours, of its kind, or else its last line."""
     ours = re.findall(r"^nmsfree\.errors\.(\w+): (.+)", traceback, re.MULTILINE)
     kind, line = ours[-1] if ours else ("EngineError", traceback.strip().splitlines()[-1])
-    error: NmsfreeError = getattr(errors, kind)(f"a worker failed ({shown(line, 500)})")
-    return error
+    known = getattr(errors, kind, EngineError)  # the worker's nmsfree may be a newer one
+    made: type[NmsfreeError] = NmsfreeError if known is errors.MissingExtraError else known
+    return made(f"a worker failed ({shown(line, 500)})")
 
 
 @contextmanager
