@@ -186,7 +186,7 @@ def test_the_filter_is_stored_once(
     names = ("logit_filter", "feature_filter", "duplicate_filter", "cls_pred", "reg_pred")
     assert all(len({id(getattr(level, name)) for level in levels}) == 1 for name in names)
     keys = deployed_tensors(DeployNetwork(network, "o2o", SHAPES))
-    size = {"logits": 3, "features": 2, "duplicates": 2}[kind]
+    size = {"logits": 3, "features": 2, "duplicates": 4}[kind]
     assert sum("_filter." in key for key in keys) == size
 
 

@@ -18,6 +18,7 @@ The form is this project's. That neighbours in space and scale should compete is
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +91,17 @@ AROUND = ((0, 1), (1, -1), (1, 0), (1, 1))
 # A cell's four nearest of the next coarser level are those that its diagonal neighbours lie in.
 # Seen from above the same pairs are 4 × 4 around a coarse cell.
 ABOVE = ((-1, -1), (-1, 1), (1, -1), (1, 1))
-# Of corners, area and score: from strides of the coarse level into those of the finer one.
-DOUBLING = (2.0, 2, 2, 2, 4, 1)
+
+
+class Tables(NamedTuple):
+    """What cells are compared with, for levels of certain sizes, float32. Corners as of `_pack`."""
+
+    doubling: Tensor  # [6, 1, 1], of cells: from strides of a level into those of the finer one
+    shifts: Tensor  # [4, 2, 4, 1], to the corners of neighbours: around a cell, above it
+    # [4, 1, rows · columns], to a cell's corners: from its point to that which it shares with three
+    # others, from which its diagonal neighbours' coarse cells are whole steps away.
+    halves: Tensor
+    strengths: Tensor  # [3, 1, columns], of `KINDS`
 
 
 class DuplicateFilter(nn.Module):
@@ -119,28 +129,35 @@ class DuplicateFilter(nn.Module):
         weights: by kind of neighbour, float32 [levels]; the strengths b are GAIN times these.
     """
 
+    doubling: Tensor
+    shifts: Tensor
+
     def __init__(self, levels: int, agreement: float, deployed: float | None = None) -> None:
         super().__init__()
         self.agreement = agreement
         self.deployed = agreement if deployed is None else deployed
         self.weights = nn.ParameterDict({kind: nn.Parameter(torch.zeros(levels)) for kind in KINDS})
+        doubling = torch.tensor([2.0, 2, 2, 2, 4, 1])[:, None, None]
+        steps = torch.tensor([AROUND, ABOVE]).float().permute(2, 0, 1).flip(0)  # (x, y) first
+        shifts = torch.cat([steps, -steps])[..., None]
+        self.register_buffer("doubling", doubling, persistent=False)
+        self.register_buffer("shifts", shifts, persistent=False)
 
     def forward(self, logits: Maps, deltas: Maps) -> Maps:
         """Lower logits [N, C, h, w] where deltas [N, 4, h, w] agree; levels finest first."""
         tau = self.agreement if self.training else self.deployed
-        return _filtered(logits, deltas, tau, *self.tables([x.shape[2:] for x in logits]))
+        return _filtered(logits, deltas, tau, self.tables([x.shape[2:] for x in logits]))
 
-    def tables(self, shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """For levels of these (h, w): points float32 [2, rows, columns] as (x, y), from the first
-        cell; strengths float32 [3, 1, columns] of `KINDS`."""
-        device = self.weights["same"].device
-        widths = _widths(shapes[-1][1], len(shapes))
-        columns = torch.arange(2.0 * widths[0], device=device)
-        rows = torch.arange(-1.0, _rows(shapes[0][0]) - 1, device=device)
+    def tables(self, shapes: Shapes) -> Tables:
+        """For levels of these (h, w)."""
+        widths, height = _widths(shapes[-1][1], len(shapes)), _height(shapes[0][0])
+        sides = (torch.arange(n, device=self.shifts.device) for n in (2 * widths[0], height))
+        halves = 0.5 - torch.stack(torch.meshgrid(*sides, indexing="xy")).float() % 2
         strengths = GAIN * torch.stack([self.weights[kind] for kind in KINDS])
         parts = [b[:, None].expand(-1, n) for b, n in zip(strengths.unbind(1), widths, strict=True)]
         strengths = F.pad(torch.cat(parts, dim=1), (0, widths[-1]))[:, None]
-        return torch.stack(torch.meshgrid(columns, rows, indexing="xy")), strengths
+        halves = torch.cat([halves, -halves]).flatten(1)[:, None]
+        return Tables(self.doubling, self.shifts, halves, strengths)
 
     def start(self, strength: float) -> None:
         """Begin with this b for all kinds of neighbours and levels."""
@@ -151,19 +168,16 @@ class DuplicateFilter(nn.Module):
 class FoldedFilter(nn.Module):
     """A `DuplicateFilter` for deployment, whose levels have these (h, w)."""
 
-    points: Tensor
-    strengths: Tensor
-
     def __init__(self, own: DuplicateFilter, shapes: Shapes) -> None:
         super().__init__()
         self.agreement = own.deployed
-        points, strengths = own.tables(shapes)
-        self.register_buffer("points", points)
-        self.register_buffer("strengths", strengths.detach())
+        for name, table in own.tables(shapes)._asdict().items():
+            self.register_buffer(name, table.detach())
 
     def forward(self, logits: Maps, deltas: Maps) -> Maps:
         """As that of `DuplicateFilter` in evaluation mode."""
-        return _filtered(logits, deltas, self.agreement, self.points, self.strengths)
+        tables = Tables(*(self.get_buffer(name) for name in Tables._fields))
+        return _filtered(logits, deltas, self.agreement, tables)
 
 
 def _widths(last: int, levels: int) -> list[int]:
@@ -171,22 +185,24 @@ def _widths(last: int, levels: int) -> list[int]:
     return [(last + 1) << n for n in reversed(range(levels))]
 
 
-def _rows(first: int) -> int:
-    """Those of the first level, an even number, and padding: one above, two below."""
-    return first + first % 2 + 3
+def _height(first: int) -> int:
+    """Rows of the first level, an even number; above are one of padding, below two."""
+    return first + first % 2
 
 
-def _filtered(logits: Maps, deltas: Maps, tau: float, points: Tensor, strengths: Tensor) -> Maps:
-    widths, height = _widths(logits[-1].shape[3], len(logits)), points.shape[1] - 3
-    start, row = widths[0], points.shape[2]
+def _filtered(logits: Maps, deltas: Maps, tau: float, tables: Tables) -> Maps:
+    widths, height = _widths(logits[-1].shape[3], len(logits)), _height(logits[0].shape[2])
+    start, row = widths[0], 2 * widths[0]
     size = height * row
-    cells = _pack(logits, deltas, widths, points)
-    doubled = _double(cells[:, :, : height // 2 + 2, start:], start)
+    cells = _pack(logits, deltas, widths, height)
+    # Four copies of each coarse cell.
+    coarse = cells[:, :, : height // 2 + 2, start:] * tables.doubling
+    doubled = F.interpolate(coarse, scale_factor=2, mode="nearest")
     near, above = (x.flatten(2)[:, :, None] for x in (cells, doubled))
     steps = [y * row + x for y, x in (*AROUND, *ABOVE)]
     parts = [near.narrow(3, row + s, size) for s in steps[: len(AROUND)]]
     parts += [above.narrow(3, 2 * row + s, size) for s in steps[len(AROUND) :]]
-    rates = _rates(near.narrow(3, row, size), torch.cat(parts, dim=2), tau)
+    rates = _rates(near.narrow(3, row, size), torch.cat(parts, dim=2), tau, tables)
     # The others are lowered by these, at their own places.
     padded = F.pad(rates, (row + 1, row + 1)).chunk(len(steps), dim=2)
     parts = [one.narrow(3, row + 1 - s, size) for s, one in zip(steps, padded, strict=True)]
@@ -197,50 +213,44 @@ def _filtered(logits: Maps, deltas: Maps, tau: float, points: Tensor, strengths:
     finer = F.max_pool2d(finer.reshape(-1, 1, height, row), 2)
     finer = F.pad(finer, (start, 0, 0, height // 2)).flatten(2)
     kinds = torch.cat([torch.maximum(around, also), coarser, finer], dim=1).clamp(min=0)
-    lowering = (kinds.reshape(-1, 3, height, row) * strengths).sum(dim=1, keepdim=True)
+    lowering = (kinds.reshape(-1, 3, height, row) * tables.strengths).sum(dim=1, keepdim=True)
     return [
         x - lowering[:, :, : x.shape[2]].narrow(3, 2 * (start - width), x.shape[3])
         for x, width in zip(logits, widths, strict=True)
     ]
 
 
-def _pack(logits: Maps, deltas: Maps, widths: list[int], points: Tensor) -> Tensor:
+def _pack(logits: Maps, deltas: Maps, widths: list[int], height: int) -> Tensor:
     """[N, 6, rows, columns], all levels: a box's high corner and its low one negated, (x, y); its
     area; best logit times `MARGIN`.
 
-    In strides, from the first cell. Of two boxes that meet, the smaller of these are the corners of
-    what they share.
+    In strides, from the cell's point. Of two boxes that meet, the smaller of these are the corners
+    of what they share.
     """
     levels = [
         F.pad(
             torch.cat([d.detach(), x.detach().amax(dim=1, keepdim=True)], dim=1).float(),
-            (0, width - x.shape[3], 1, points.shape[1] - 1 - x.shape[2]),
+            (0, width - x.shape[3], 1, height + 2 - x.shape[2]),
             value=FAR,
         )
         for x, d, width in zip(logits, deltas, [*widths[:-1], 2 * widths[-1]], strict=True)
     ]
     offset, size, score = torch.cat(levels, dim=3).split_with_sizes([2, 2, 1], dim=1)
-    centre, size = offset + points, size.exp()
+    size = size.exp()
     area, half = (size[:, :1] * size[:, 1:]).clamp(min=1e-6), size / 2
-    return torch.cat([half + centre, half - centre, area, MARGIN * score], dim=1)
+    return torch.cat([half + offset, half - offset, area, MARGIN * score], dim=1)
 
 
-def _double(cells: Tensor, start: int) -> Tensor:
-    """Cells as `_pack` has them, from column `start` on → four copies of each in strides of the
-    finer level."""
-    moved = cells.new_tensor([0.5 - 2 * start, 0.5, 2 * start - 0.5, -0.5, 0, 0])[:, None, None]
-    finer = cells * cells.new_tensor(DOUBLING)[:, None, None] + moved
-    return F.interpolate(finer, scale_factor=2, mode="nearest")
+def _rates(own: Tensor, others: Tensor, tau: float, tables: Tables) -> Tensor:
+    """How much others [N, 6, 8, L] lower cells [N, 6, 1, L], 0–1; below 0, are lowered by them.
 
-
-def _rates(own: Tensor, others: Tensor, tau: float) -> Tensor:
-    """How much others [N, 6, n, L] lower cells [N, 6, 1, L], 0–1; below 0, are lowered by them.
-
-    Returns float32 [N, 1, n, L].
+    Returns float32 [N, 1, 8, L].
     """
     corners, area, score = own.split_with_sizes([4, 1, 1], dim=1)
     other_corners, other_area, other_score = others.split_with_sizes([4, 1, 1], dim=1)
-    high, low = torch.minimum(corners, other_corners).chunk(2, dim=1)
+    corners = torch.stack([corners, corners + tables.halves], dim=2)
+    other_corners = other_corners.reshape(-1, 4, 2, len(AROUND), own.shape[3]) + tables.shifts
+    high, low = torch.minimum(corners, other_corners).flatten(2, 3).chunk(2, dim=1)
     width, height = (high + low).clamp(min=0).chunk(2, dim=1)
     shared = width * height
     iou = shared / (area + other_area - shared)  # strides are square
