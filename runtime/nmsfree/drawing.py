@@ -278,7 +278,7 @@ WIDTH, HEIGHT = 420, 340  # pixels of the picture in a tile
 CAPTION = 46  # below it: two lines
 MARGIN = 10  # between tiles
 PAPER, GROUND, GREY = (250, 250, 250), (72, 68, 66), (110, 110, 110)
-SMALL = Style(line=2, text=8, pad=3)
+SMALL = Style(line=2, text=11, pad=3)
 ARROW = 36  # pixels
 CROSS = 14  # pixels of the cross that stands for a box without area
 
@@ -306,8 +306,8 @@ def make_sheet(tiles: Sequence[Tile], columns: int, title: str = "") -> Image:
     for index, tile in enumerate(tiles):
         x, y = MARGIN + index % columns * step_x, head + MARGIN + index // columns * step_y
         sheet[y : y + HEIGHT, x : x + WIDTH] = _tile_picture(tile)
-        write(sheet, _fit(tile.title, 10, WIDTH - 4), (x + 2, y + HEIGHT + 18), 10, INK)
-        write(sheet, _fit(tile.note, 9, WIDTH - 4), (x + 2, y + HEIGHT + 37), 9, GREY)
+        write(sheet, _fit(tile.title, 14, WIDTH - 4), (x + 2, y + HEIGHT + 20), 14, INK)
+        write(sheet, _fit(tile.note, 11, WIDTH - 4), (x + 2, y + HEIGHT + 40), 11, GREY)
     return sheet
 
 
