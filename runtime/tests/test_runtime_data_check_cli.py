@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matplotlib takes a second; other tests draw them."""
     monkeypatch.setattr("nmsfree.cli.data_check.write_charts", lambda check, path: None)
+
+
+def test_what_is_not_installed_is_told_with_what_it_is_for(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert str(run(digits).exception).startswith("drawing histograms of a dataset needs a package")
 
 
 def picture(path: Path, seed: int) -> None:

@@ -148,7 +148,7 @@ def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Pat
         ("--model", "", "'' is unknown"),
         ("--precision", "fp8", "precision is 'fp8', expected fp32, bf16, fp16"),
         ("--head-norm", "layer", "expected group, batch, batch_per_level"),
-        ("--device", "tpu", "runs on: cpu, cuda"),
+        ("--device", "tpu", "runs on one of: cpu, cuda"),
         ("--learning-rate", 0, "expected a number above 0"),
         ("--learning-rate", "nan", "expected a finite number"),
     ],

@@ -73,7 +73,7 @@ def _check(request: Request) -> None:
     Example: nmsfree data check data/digits --json report.json
     """
     json_file = request.json_file
-    import_figure("drawing its histograms")  # fail before the work, not after it
+    import_figure("drawing histograms of a dataset")  # fail before the work, not after it
     quiet_opencv()
     check_outputs([json_file], find_layout(request.directory).files())
     found = _run(request.directory, request.split or ())
