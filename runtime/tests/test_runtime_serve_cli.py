@@ -99,12 +99,11 @@ def test_the_token_comes_from_a_file_or_the_environment(
 
 
 def test_an_open_address_without_a_token_is_warned_of(start: Start, model: Path) -> None:
-    for host, token, warned in (
-        ("0.0.0.0", "", True),
-        ("0.0.0.0", "a-secret", False),
-        ("127.0.0.1", "", False),
-    ):
-        process, _ = start(model, "--host", host, **({"NMSFREE_TOKEN": token} if token else {}))
+    secret = {"NMSFREE_TOKEN": "a-secret"}
+    everywhere, here = "0.0.0.0", "127.0.0.1"
+    cases = (everywhere, {}, True), (everywhere, secret, False), (here, {}, False)
+    for host, token, warned in cases:
+        process, _ = start(model, "--host", host, **token)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         assert ("no token is asked" in process.stderr.read()) == warned
