@@ -168,6 +168,26 @@ def test_folds_have_their_own_pictures(tested: dict[str, Output], digits: Path) 
     assert intervals(pair * 2, folds=2)["AP"].mean == both["AP"].mean
 
 
+def test_folds_are_drawn_once_for_both_groups(
+    tested: dict[str, Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks of one fold are alike here, and folds are not: what differs by nothing, shows it."""
+    aps = {0.0: 0.08, 0.1: 0.12, 0.2: 0.16, 0.3: 0.20}  # by threshold, which tells the fold
+    monkeypatch.setattr(untouched, "_aps", lambda one, drawn: [aps[one.threshold]] * len(drawn))
+    one_seed = [replace(tested["o2o"], threshold=fold) for fold in aps]
+    for ours, theirs in ((2, 1), (1, 2), (3, 2), (1, 1)):
+        found = intervals(one_seed * ours, one_seed * theirs, folds=4)["AP"]
+        assert vars(found) == pytest.approx({"mean": 0, "low": 0, "high": 0})
+    alone = intervals(one_seed * 2, folds=4)["AP"]
+    assert alone.low < alone.mean - 0.02 and alone.mean == pytest.approx(0.14)
+    better = [replace(one, threshold=0.3) for one in one_seed]  # by 12, 8, 4 and 0
+    found = intervals(better, one_seed * 2, folds=4)["AP"]
+    assert 0 < found.low < found.mean - 0.02 and found.mean == pytest.approx(0.06)
+    # Where folds are alike and seeds are not, the seeds are drawn.
+    seeds = [replace(tested["o2o"], threshold=seed) for seed in aps for _ in range(2)]
+    assert intervals(seeds, folds=2)["AP"].low < 0.12
+
+
 def test_weights_of_each_fold_meet_its_data(
     monkeypatch: pytest.MonkeyPatch, tested: dict[str, Output], tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ says the bootstrap: both are drawn again with replacement, the same pictures for
 and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13).
 
 Folds are datasets that test on other pictures each, with networks of their own. AP and F1 are then
-the means over folds: scores of two networks are no common ranking.
+the means over folds: scores of two networks are no common ranking. Folds are drawn again, too, the
+same for both groups; then the seeds within each.
 """
 
 from collections.abc import Callable, Sequence
@@ -256,9 +257,10 @@ def intervals(
     """AP and F1 (0–1) of networks that differ by their seed and fold, less those of others.
 
     Args:
-        ours, theirs: one output of each network; of the same length, theirs are drawn with ours,
-            one by one. None of theirs: ours alone.
-        folds: all those of the first seed come first, then those of the next.
+        ours, theirs: one output of each network; of the same length, seeds of theirs are drawn
+            with ours, one by one. None of theirs: ours alone.
+        folds: all those of the first seed come first, then those of the next; the drawn folds and
+            the drawn pictures of a fold are the same for both.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
@@ -270,7 +272,8 @@ def intervals(
         name: [np.array(list(map(values, group, cycle(pictures)))).T for group in groups]
         for name, values in (("AP", _aps), ("F1", _f1s))
     }
-    drawn = [_seeds(rng, len(group)) for group in groups]
+    of_folds = _shares(rng, folds)
+    drawn = [_of_networks(of_folds, _shares(rng, len(g) // folds, folds)) for g in groups]
     if len(groups) == 2 and len(ours) == len(theirs):
         drawn[1] = drawn[0]
     made = {}
@@ -288,10 +291,16 @@ def _pictures(rng: np.random.Generator, count: int) -> Values:
     return np.concatenate([np.ones((1, count)), drawn])
 
 
-def _seeds(rng: np.random.Generator, count: int) -> Values:
-    """Shares [draws + 1, count] of networks; the first are equal."""
-    drawn = rng.multinomial(count, [1 / count] * count, size=DRAWS) / count
-    return np.concatenate([np.full((1, count), 1 / count), drawn])
+def _shares(rng: np.random.Generator, count: int, *more: int) -> Values:
+    """Shares [draws + 1, *more, count] of what is drawn; the first are equal."""
+    drawn = rng.multinomial(count, [1 / count] * count, size=(DRAWS, *more)) / count
+    return np.concatenate([np.full((1, *more, count), 1 / count), drawn])
+
+
+def _of_networks(folds: Values, seeds: Values) -> Values:
+    """Shares [draws + 1, networks], of shares of folds and of the seeds within each."""
+    both: Values = (folds[:, :, None] * seeds).swapaxes(1, 2)
+    return both.reshape(len(both), -1)
 
 
 def _aps(output: Output, pictures: Values) -> list[float]:
