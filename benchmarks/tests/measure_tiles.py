@@ -68,9 +68,8 @@ def trees(model: Path, data: Path) -> None:
                 started = time.process_time()
                 results = predict(detector, dataset, tiling=cut)
                 seconds = time.process_time() - started
-            found = analyse(
-                dataset, results, detector.spec, tiled=cut.tile is not None
-            ).to_json() | {"seconds": seconds}
+            analysis = analyse(dataset, results, detector.spec, tiled=True)
+            found = analysis.to_json() | {"seconds": seconds}
             sys.stdout.write(f"{name}: {' '.join(f'{key} {found[key]:.4f}' for key in KEYS)}\n")
 
 

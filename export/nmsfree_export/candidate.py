@@ -40,6 +40,7 @@ from nmsfree_export.verify.parity import (
 )
 
 FLOAT_LAYERS = "float_layers"  # entry of a file's provenance
+SHOW = ": it is judged by pictures that show what it finds: give some with --images DIR"
 LEAST_ROWS = 20  # of an adopted file, with scores that can be told from 0
 ADVICE = {"fp16": "keep fp32", "int8": "calibrate with more pictures, or keep fp16 or fp32"}
 
@@ -163,8 +164,9 @@ class Verifier:
             if options.tolerance is not None:
                 usual = replace(options.tolerance, unmatched=usual.unmatched)
             parity = self._parity(backend, self._pictures, usual)
-            parity.enforce()
-            if ADOPTED in spec.provenance and parity.confident < LEAST_ROWS:
+            foreign = ADOPTED in spec.provenance
+            parity.enforce(SHOW if foreign and options.images is None else "")
+            if foreign and parity.confident < LEAST_ROWS:
                 raise InputError(
                     f"parity: {parity.confident} rows with scores above {FAR}, expected"
                     f" {LEAST_ROWS} to judge by: give pictures it was made for with --images"

@@ -117,7 +117,7 @@ def show_report(report: "Report", console: "Console", reference: str) -> None:
     table = Table(title=title, show_header=False)
     lines: list[tuple[str, object]] = [*report.certificate.lines]
     if report.seeded is not None:
-        lines.append((f"same detections as {reference}", report.parity))
+        lines.append((f"{report.parity.verdict} as {reference}", report.parity))
     if report.input is not None:
         lines.append((f"input {spec.input} says the same", report.input))
     if report.accuracy is not None:

@@ -102,8 +102,8 @@ def _show(outcome: "Outcome", console: "Console") -> None:
         print_layers(layers.errors, f"layers of {layers.judged} beside {layers.exact}", console)
     if layers is not None and layers.note:
         say(f"layers: {layers.note}")
-    if outcome.failure is None:
-        say(f"same detections: {outcome.parity}")
+    if outcome.failure is None and outcome.parity is not None:
+        say(f"{outcome.parity.verdict}: {outcome.parity}")
     if accuracy is not None and outcome.failure is None:
         accuracy.enforce()
     if accuracy is not None:

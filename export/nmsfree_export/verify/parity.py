@@ -107,6 +107,11 @@ class Parity:
             and self.box_difference <= allowed.box
         )
 
+    @property
+    def verdict(self) -> str:
+        """What a comparison that passed shows."""
+        return "same detections" if self.tolerance.unmatched is None else "most detections the same"
+
     def __str__(self) -> str:
         allowed = self.tolerance
         if self.rows == 0:
@@ -140,10 +145,10 @@ class Parity:
             return found
         return found | {"allowed": allowed, "allowed_medians": medians}
 
-    def enforce(self) -> None:
+    def enforce(self, advice: str = "") -> None:
         """Raise GateError unless the comparison passed."""
         if not self.passed:
-            raise GateError(f"parity: {self}")
+            raise GateError(f"parity: {self}{advice}")
 
 
 def _allowed(most: float | None) -> str:

@@ -29,6 +29,13 @@ except ImportError:
 from nmsfree.cli.help import format_help, format_usage, use_plain_help
 
 INTERNAL = 4  # exit status after a fault of our own
+EXPECTED = {  # by pydantic's types of errors
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of 64 bits",
+    "float_parsing": "a number",
+}
 MESSAGE = 2000  # longest message in characters
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -93,8 +100,9 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
-            error.message = _plain(error.message)
-            raise
+            if not error.message:  # nothing is given, which the usage helps with
+                raise
+            raise _WrongValue(_plain(error)) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -102,13 +110,20 @@ class _Commands(typer.core.TyperGroup):
         return name, command and load_command(args[0]), rest
 
 
-def _plain(message: str) -> str:
-    """What typer says of a wrong value, without the name of a class, and what was meant."""
-    said = message.removeprefix("Value error, ")
+class _WrongValue(typer.BadParameter):
+    def show(self, file: Any = None) -> None:
+        _print_error(f"error: {shown(self.message, MESSAGE)}")
+
+
+def _plain(error: typer.BadParameter) -> str:
+    """In one line what was found, by pydantic or typer, and what was expected or meant."""
+    option = error.param.opts[0] if error.param else error.param_hint
+    found: dict[str, Any] = next(iter(getattr(error.__cause__, "errors", list)()), {"type": ""})
+    if expected := EXPECTED.get(found["type"], "").format(**found.get("ctx", {})):
+        return f"{option} is {shown(found['input'], 40) or 'empty'}, expected {expected}"
+    said = error.message.removeprefix("Value error, ").removesuffix(".")
     wrong, *known = re.findall("'([^']*)'", said) or [""]
-    if " is not one of " not in said:
-        return said
-    return f"{said.removesuffix('.')}{meant(known, wrong)}"
+    return f"{option}: {said}{meant(known, wrong) if ' is not one of ' in said else ''}"
 
 
 def load_command(name: str) -> Any:
