@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import CheckpointError
-from nmsfree_training.config import Preset, preset
+from nmsfree_training.config import HeadName, Preset, preset
 from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import load_state
 from nmsfree_training.loop.trainer import Trainer
@@ -77,10 +77,11 @@ class Runs:
         chosen: Preset | None = None,
         val: DetectionDataset | None = None,
         callback: Callback | None = None,
+        heads: tuple[HeadName, ...] | None = None,
         **run: Any,
     ) -> Trainer:
         config = RunConfig(out=self.folder / name, **({"workers": 0} | run))
-        return Trainer(chosen or tiny(), self.data, val, config, callback=callback)
+        return Trainer(chosen or tiny(), self.data, val, config, heads=heads, callback=callback)
 
     def train(self, *arguments: Any, **run: Any) -> Trainer:
         trainer = self.trainer(*arguments, **run)

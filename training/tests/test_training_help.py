@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.cli.presets import asked_preset, recipe_text
 from nmsfree_training.cli.train import train
-from nmsfree_training.config import PRESETS, preset, with_enough_steps, with_epochs
+from nmsfree_training.config import PRESETS, HeadName, preset, with_enough_steps, with_epochs
 from nmsfree_training.loop.advice import Outcome, train_sample
 from nmsfree_training.loop.distributed import CPU
 from nmsfree_training.loop.probe import Wanted, expected, probe, usable_cores
@@ -87,8 +87,9 @@ class Clock(Callback):
     """In place of the trainer's: a step takes two seconds, an evaluation one."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now, self.step, self.start = 0.0, 2.0, 0.0  # start: what a first step takes longer
         self.rates: list[float] = []
+        self.epochs: list[int] = []  # of each step
 
     def monotonic(self) -> float:
         return self.now
@@ -97,6 +98,7 @@ class Clock(Callback):
 
     def on_step(self, event: StepEvent) -> None:
         self.rates.append(event.learning_rate)
+        self.epochs.append(event.epoch)
 
     def on_evaluate(self, done: int, total: int) -> None:
         self.now += 1
@@ -107,7 +109,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made, step = Clock(), Stepper.__call__
 
     def timed(self: Stepper, *arguments: Any) -> list[StepLosses]:
-        made.now += 2
+        made.now += made.step if made.rates else made.step + made.start
         return step(self, *arguments)
 
     monkeypatch.setattr(Stepper, "__call__", timed)
@@ -158,6 +160,30 @@ def test_minutes_may_end_within_the_first_epoch(
         trainer.fit()
     runs.train("run", chosen, two, clock, resume=True, **short)
     assert_same_runs(runs.folder / "whole", runs.folder / "run")
+
+
+@pytest.mark.parametrize("heads", [None, ("o2o",)])
+def test_minutes_follow_neither_a_slow_first_step_nor_a_retrofits_first_evaluation(
+    heads: tuple[HeadName, ...] | None, runs: Runs, val_set: DetectionDataset, clock: Clock
+) -> None:
+    """A step takes 0.2 s, the first one five more, an evaluation one; two of those are left."""
+    clock.step, clock.start = 0.2, 5.0
+    two, chosen = replace(val_set, samples=val_set.samples[:2]), tiny(batch_size=1)
+    trainer = runs.trainer("run", chosen, two, clock, heads, **TIMED | {"minutes": 0.5})
+    trainer.fit()
+    assert 30 - 2 - 1 < clock.now <= 30 - 2
+    assert clock.epochs.count(0) == 12 and trainer.position.iteration == len(clock.epochs)
+
+
+def test_minutes_cut_no_epoch_before_steps_are_timed(
+    runs: Runs, val_set: DetectionDataset, clock: Clock
+) -> None:
+    """Unless they are up."""
+    two, chosen = replace(val_set, samples=val_set.samples[:2]), tiny(batch_size=1)
+    for folder, minutes, steps in (("timed", 0.2, 5), ("up", 0.1, 3)):
+        clock.epochs.clear()
+        runs.train(folder, chosen, two, clock, **TIMED | {"minutes": minutes})
+        assert len(clock.epochs) == steps
 
 
 def test_patience_ends_a_run_that_has_flattened(runs: Runs, val_set: DetectionDataset) -> None:
@@ -233,7 +259,7 @@ FLAT = tuple((epoch, 0.5) for epoch in range(1, 41))
 RISING = tuple((epoch, epoch / 100) for epoch in range(1, 41))
 GOOD: dict[str, Any] = {
     "steps": 5000,
-    "epochs": 40,
+    "per_epoch": 125,
     "ap": 0.5,
     "train_ap": 0.6,
     "history": FLAT,
@@ -248,10 +274,14 @@ GOOD: dict[str, Any] = {
     [
         ({}, []),
         ({"train_ap": None}, []),
-        ({"steps": 160}, ["only 160 steps: networks need 1,000 or more; give --epochs 250"]),
+        (
+            {"steps": 160, "per_epoch": 12},
+            ["only 160 steps: networks need 1,000 or more; give --epochs 84,"],
+        ),
         ({"train_ap": 0.9}, ["by heart: more pictures", "--imagenet"]),
         ({"train_ap": 0.9, "from_scratch": False}, ["by heart: more pictures"]),
         ({"history": RISING}, ["AP was still rising: give --epochs 80"]),
+        ({"history": RISING, "steps": 4810}, ["AP was still rising: give --epochs 77"]),
         ({"history": RISING, "steps": 300}, ["only 300 steps"]),
         ({"objects": objects(TINY)}, ["40 (40%) of 100 objects", "cut the pictures into tiles"]),
         (

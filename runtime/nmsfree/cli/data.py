@@ -93,8 +93,8 @@ class TreesRequest:
     fold: Annotated[
         int | None,
         Option(
-            f"Other regions, 0 … {FOLDS - 1}: all test splits together are both pictures."
-            " Each has a folder of its own.",
+            f"Other regions, 0 … {FOLDS - 1}: all test splits together are nearly all of both"
+            " pictures. Each has a folder of its own.",
             min=0,
             max=FOLDS - 1,
         ),

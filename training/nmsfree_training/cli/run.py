@@ -33,7 +33,7 @@ from nmsfree_training.config import (
     preset,
     with_enough_steps,
 )
-from nmsfree_training.data.loader import check_batch
+from nmsfree_training.data.loader import check_batch, steps_per_epoch
 from nmsfree_training.loop.advice import Outcome, train_sample
 from nmsfree_training.loop.checkpoints import METRICS
 from nmsfree_training.loop.distributed import World, join_world
@@ -240,7 +240,7 @@ def _conclude(trainer: Trainer, analysis: Analysis | None) -> list[str]:
         return []
     outcome = Outcome(
         steps=trainer.position.iteration,
-        epochs=trainer.position.epoch,
+        per_epoch=steps_per_epoch(trainer.train_set, trainer.preset),
         ap=analysis.metrics.ap,
         train_ap=train_ap,
         history=tuple(

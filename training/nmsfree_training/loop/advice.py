@@ -20,7 +20,7 @@ class Outcome:
     """A finished run; AP is 0–1."""
 
     steps: int  # optimizer steps done
-    epochs: int
+    per_epoch: int  # steps of a whole epoch; --minutes may cut epochs short
     ap: float  # of the best weights on val
     train_ap: float | None  # of the same on a sample of the training pictures; None = not measured
     history: tuple[tuple[int, float], ...]  # (epoch, AP on val)
@@ -34,7 +34,7 @@ class Outcome:
         if few:
             yield (
                 f"only {self.steps} steps: networks need {MIN_STEPS:,} or more; give --epochs "
-                f"{-(-self.epochs * MIN_STEPS // max(1, self.steps))}, more --minutes, or neither"
+                f"{-(-MIN_STEPS // self.per_epoch)}, more --minutes, or neither"
             )
         if self.objects.sizes.tiny > TINY_SHARE * self.objects.count:
             yield f"{self.objects.sizes}: {self.objects.advice() or 'cut the pictures into tiles'}"
@@ -45,13 +45,13 @@ class Outcome:
                 f"augmentation (--flip 0.5 --scale 0.5 1.5 --mosaic 0.5){start}"
             )
         elif not few and self._rises():
-            yield f"AP was still rising: give --epochs {2 * self.epochs}"
+            yield f"AP was still rising: give --epochs {-(-2 * self.steps // self.per_epoch)}"
         if self.silent:
             names = ", ".join(self.silent[:5]) + (", …" if len(self.silent) > 5 else "")
             yield f"nothing is found of {shown(names)}: more pictures of them, or longer training"
 
     def _rises(self) -> bool:
-        before = [ap for epoch, ap in self.history if epoch <= TENTH * self.epochs]
+        before = [ap for epoch, ap in self.history if epoch <= TENTH * self.history[-1][0]]
         return bool(before) and self.history[-1][1] - before[-1] > RISING
 
 

@@ -48,8 +48,11 @@ class Position:
     # Images left out so far and why, by path; of the first process.
     failed: dict[str, str] = field(default_factory=dict)
     best_epoch: Count = 0  # after which the best AP was measured
-    spent: Seconds = 0.0  # on the epochs before this one, evaluation included
+    spent: Seconds = 0.0  # on what was before this epoch, evaluation included
     evaluation: Seconds = 0.0  # of the last one; 0 = none yet
+    # timed, timing: steps of the run without the first of each process, and their seconds.
+    timed: Count = 0
+    timing: Seconds = 0.0
 
     def __str__(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step}"

@@ -28,6 +28,7 @@ from nmsfree_training.weights.predict import torch_device
 # Evaluations for which a budget of minutes leaves time after the last step: of the last weights, of
 # the best once more, and on training pictures.
 EVALUATIONS = 3
+TIMED = 4  # steps that tell how fast a run is; the first of a process is none: it starts loaders
 SMALLEST_SCALE = 2.0**-10  # of the losses in fp16; it starts at 2¹⁶ and halves with a skipped step
 
 
@@ -85,6 +86,7 @@ class Trainer:
             describe = partial(self.checkpoints.checkpoint, {})
             self.validator = Validator(describe, val_set, self.world, self._progress)
         self.position = Position()
+        self._begun = 0  # iteration at which this process began
         self.total = self._planned()  # steps of the whole run
         self._saved = self._since = time.monotonic()  # _since: of the present epoch
         self._loader: EpochLoader | None = None
@@ -125,6 +127,8 @@ class Trainer:
         network.eval()
         metrics = self.validator.metrics(network)
         self.position.best = metrics["AP"]
+        self.position.evaluation = self.position.spent = time.monotonic() - self._since
+        self._since = time.monotonic()
         self.world.on_main(lambda: self.checkpoints.write_weights(["best"], 0, metrics))
         self.callback.log(f"AP {100 * metrics['AP']:.1f} before the new head is trained")
 
@@ -149,15 +153,22 @@ class Trainer:
         """Steps of the whole run: those of its epochs, or what its minutes allow at this speed."""
         position, minutes = self.position, self.run.minutes
         per_epoch = steps_per_epoch(self.train_set, self.preset)
+        before = position.iteration - position.step
+        total = before + (self.preset.train.epochs - position.epoch) * per_epoch
         if minutes is None or not position.iteration:
-            before = position.iteration - position.step
-            return before + (self.preset.train.epochs - position.epoch) * per_epoch
-        spent = position.spent + time.monotonic() - self._since
-        step = max(1e-9, spent / position.iteration)  # its share of evaluations included
-        last = position.evaluation
+            return total
+        left = 60 * minutes - position.spent - (time.monotonic() - self._since)
+        if left <= 0:
+            return position.iteration
+        if position.timed < TIMED:
+            return max(total, position.iteration + 1)
+        step, last = max(1e-9, position.timing / position.timed), position.evaluation
         if self.validator is not None and not last:  # a guess: an image takes as long as in a step
             last = len(self.validator.dataset) * step / self.batch_size
-        return position.iteration + max(0, int((60 * minutes - spent - EVALUATIONS * last) / step))
+        left -= EVALUATIONS * last
+        if self.run.evaluate_every:  # the share of those on the way
+            step += last / (self.run.evaluate_every * per_epoch)
+        return position.iteration + max(0, int(left / step))
 
     def _follow_clock(self) -> None:
         """Plan what is left, in steps, and in epochs where they follow from minutes."""
@@ -202,6 +213,9 @@ class Trainer:
             wait, seconds, started = waited - started, now - started, now
             position.seconds += seconds
             position.wait += wait
+            if position.iteration > self._begun + 1:
+                position.timed += 1
+                position.timing += seconds
             self._add(known)
             self.callback.on_step(
                 StepEvent(
@@ -317,6 +331,8 @@ class Trainer:
             best_epoch=position.epoch + 1 if best else position.best_epoch,
             spent=position.spent + time.monotonic() - self._since,
             evaluation=evaluation,
+            timed=position.timed,
+            timing=position.timing,
             failed=position.failed,
         )
         self._since = time.monotonic()
@@ -387,6 +403,7 @@ class Trainer:
     def _resume(self) -> None:
         self.position, messages = self.checkpoints.load()
         self._since -= self.position.seconds
+        self._begun = self.position.iteration
         if self.world.main:
             self.checkpoints.forget_after(self.position.epoch)
         else:

@@ -54,8 +54,9 @@ ASKS = (
     "How fast is each detector from a picture in memory to its boxes, with NMS and without, and "
     "how right is the very file that was timed?"
 )
-# By size, quick; seconds are aimed at, min_rounds are met: ten for an interval, a hundred calls of
-# the small models for a p99. Calls of the large ones are so long that no lead-in is needed.
+# By size, quick; seconds are aimed at, min_rounds are met but for quick runs on slow machines: ten
+# for an interval, a hundred calls of the small models for a p99. Calls of the large ones are so
+# long that no lead-in is needed.
 PLANS = {
     ("nano", False): Plan(seconds=60, min_rounds=20, lead_in=3, burst=5),
     ("nano", True): Plan(seconds=6, min_rounds=10, lead_in=1, burst=3),
