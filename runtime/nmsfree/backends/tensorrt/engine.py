@@ -236,10 +236,10 @@ class LoadedEngine:
         """How many contexts half of the free memory holds; the rest is for graphs and others."""
         buffers = sum(b.nbytes(self.largest) for b in (self.input, *self.outputs))
         need = self.vendor.context_bytes(self._engine) + buffers
-        found = self.cuda.free_memory() // 2 // need
+        found = max(self.cuda.free_memory() // 2 // need, 1)
         if found < MOST_CONTEXTS:
-            _logger.info("%s: the GPU has room for %d runs at once", self.path, found)
-        return min(max(found, 1), MOST_CONTEXTS)
+            _logger.info("%s: little GPU memory is free: runs at once: %d", self.path, found)
+        return min(found, MOST_CONTEXTS)
 
     def create_context(self) -> Any:
         """A new execution context; may compile kernels, which takes seconds."""
