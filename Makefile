@@ -32,7 +32,8 @@ setup:  ## create .venv and install everything; quick when up to date
 		echo 'setup: installing into .venv (a few minutes the first time)'; \
 		$(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
 		&& $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt trackers \
-		&& echo "$$want" > .venv/installed && rm -f .venv/cuda; \
+		&& echo "$$want" > .venv/installed && rm -f .venv/cuda \
+		&& echo 'setup: done; next: source .venv/bin/activate, then nmsfree'; \
 	fi
 
 setup-cuda: setup  ## the same with ONNX Runtime for NVIDIA GPUs, which runs on processors, too

@@ -177,6 +177,9 @@ def test_sentences_say_the_figures(analysis_of: Callable[..., Analysis]) -> None
     assert "top-k" not in said["Rows"], "the rows are full of what is none"
     crowded = dict(sentences(dataclasses.replace(analysis, most_objects=1000)))
     assert "an image holds 1000 objects: export with a larger --top-k" in crowded["Rows"]
+    foreign = dataclasses.replace(analysis.spec, provenance={"adopted": "YOLO26"})
+    crowded = dict(sentences(dataclasses.replace(analysis, most_objects=1000, spec=foreign)))
+    assert "objects: adopt it with a larger --top-k" in crowded["Rows"]
     none = dataclasses.replace(analysis.thresholds, at_precision=None, recall_at_precision=None)
     unreached = dict(sentences(dataclasses.replace(analysis, thresholds=none, cap_hits=0)))
     assert unreached["Threshold"].endswith("none reaches precision 90")

@@ -13,8 +13,14 @@ from nmsfree.backends import CallableBackend, RawDetections
 from nmsfree.datasets.digits.scenes import CLASS_NAMES, write_digits
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.detector import Detector
-from nmsfree.errors import DataError
-from nmsfree.evaluation.evaluate import coco_metrics, count_overlapping, evaluate, predict
+from nmsfree.errors import DataError, InputError
+from nmsfree.evaluation.evaluate import (
+    category_ids_of,
+    coco_metrics,
+    count_overlapping,
+    evaluate,
+    predict,
+)
 from nmsfree.images import read_image
 from nmsfree.spec import ModelSpec, NmsSpec
 
@@ -121,8 +127,14 @@ def test_other_classes_and_sizes_are_refused(digits: DetectionDataset, tmp_path:
     names = (*CLASS_NAMES[:9], "ten")
     with pytest.raises(DataError, match="only in the model: ten; only in the data: 9"):
         evaluate(detector_of(len, names), digits)
+    many = (*(f"thing {n}" for n in range(11, 0, -1)), "0")
+    with pytest.raises(DataError, match=r"thing 1, thing 2, thing 3, thing 4, .* again with --cl"):
+        category_ids_of(many, digits, adopted=True)
     path = tmp_path / "other.png"
     cv2.imwrite(str(path), np.zeros((10, 20, 3), np.uint8))
     sample = dataclasses.replace(digits.samples[0], path=path)
     with pytest.raises(DataError, match="is 20 × 10 pixels, its annotations say 256 × 256"):
+        predict(detector_of(len, CLASS_NAMES), dataclasses.replace(digits, samples=(sample,)))
+    path.unlink()
+    with pytest.raises(InputError, match="no such file; `nmsfree data check` lists all"):
         predict(detector_of(len, CLASS_NAMES), dataclasses.replace(digits, samples=(sample,)))

@@ -146,6 +146,7 @@ def test_what_is_not_trained_on_is_said_at_the_start(digits: Path, tmp_path: Pat
         ("--model", "yolo", "'yolo' is unknown, expected one of: fcos_rt_r18_3x"),
         ("--model", "fcos_e2e_nan", "fcos_e2e_lite0; did you mean fcos_e2e_nano?"),
         ("--model", "", "'' is unknown"),
+        ("--from", "fcos_e2e_nan", "fcos_rt_nano; did you mean fcos_e2e_nano?"),
         ("--precision", "fp8", "precision is 'fp8', expected fp32, bf16, fp16"),
         ("--head-norm", "layer", "expected group, batch, batch_per_level"),
         ("--device", "tpu", "runs on one of: cpu, cuda"),

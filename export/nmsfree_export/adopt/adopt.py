@@ -248,4 +248,4 @@ def _check_comparable(foreign: Foreign, spec: ModelSpec, check: DetectionDataset
             "--check-data compares the file without NMS and with it: give --nms plain, for a file"
             " that has none of its own"
         )
-    category_ids_of(spec.class_names, check)
+    category_ids_of(spec.class_names, check, adopted=True)

@@ -120,7 +120,8 @@ def _show(report: "AdoptReport", console: "Console") -> None:
     licence = spec.provenance.get("license", "not said by the file: see its project")
     size = f"{spec.height} × {spec.width}{' or other' if spec.size_step else ''}"
     for line in (
-        f"{shown(report.path)}: {len(spec.class_names)} classes, {spec.top_k} rows,"
+        f"{shown(report.path)}: {len(spec.class_names)} class{'es' * (len(spec.class_names) != 1)},"
+        f" {spec.top_k} rows,"
         f" {size}{about_input(spec)}, batch {spec.batch or 'dynamic'},"
         f" {report.size / 1e6:.1f} MB, sha256 {report.sha256[:12]}",
         f"licence of the weights: {shown(licence)}",

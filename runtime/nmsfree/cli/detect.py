@@ -153,10 +153,11 @@ def _detect(request: Request) -> None:
     place = "nothing saved" if folder is None else f"{saved} in {shown(folder)}"
     typer.echo(f"{run}, {place}", err=request.json_file == "-")
     if run.truncated:
+        verb = "adopt it" if "adopted" in detector.spec.provenance else "export"
         rows = f"{detector.spec.top_k} row{'' if detector.spec.top_k == 1 else 's'}"
         typer.echo(
             f"warning: {run.truncated} of them filled all {rows} of the model, and may hold more"
-            " objects: export with a larger --top-k, or raise --threshold",
+            f" objects: {verb} with a larger --top-k, or raise --threshold",
             err=True,
         )
     problems += [*run.problems, *output.problems]

@@ -1,5 +1,6 @@
 """COCO metrics of a detector, measured on the pixels and the file that are deployed."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.detector import Detector
-from nmsfree.errors import DataError
+from nmsfree.errors import DataError, InputError
 from nmsfree.evaluation.scores import CocoScorer, Metrics, Result, import_coco
 from nmsfree.images import read_image
 from nmsfree.nms import overlapping
@@ -45,11 +46,15 @@ def predict(
     The class names are those of the dataset, in any order; `progress` gets (done, total).
     """
     floor = detector.spec.score_floor
-    category_ids = category_ids_of(detector.spec.class_names, dataset)
+    adopted = "adopted" in detector.spec.provenance
+    category_ids = category_ids_of(detector.spec.class_names, dataset, adopted=adopted)
     results: list[Result] = []
     for start in range(0, len(dataset.samples), CHUNK):
         samples = dataset.samples[start : start + CHUNK]
-        images = [read_image(sample.path) for sample in samples]
+        try:
+            images = [read_image(sample.path) for sample in samples]
+        except InputError as error:
+            raise InputError(f"{error}; `nmsfree data check` lists all such pictures") from None
         for sample, image in zip(samples, images, strict=True):
             check_size(sample, *image.shape[:2])
         if tiling.tile is None:
@@ -86,17 +91,25 @@ def coco_metrics(dataset: DetectionDataset, results: list[Result]) -> Metrics:
     return CocoScorer(dataset).score(results).metrics
 
 
-def category_ids_of(model_names: tuple[str, ...], dataset: DetectionDataset) -> tuple[int, ...]:
+def category_ids_of(
+    model_names: tuple[str, ...], dataset: DetectionDataset, *, adopted: bool = False
+) -> tuple[int, ...]:
     """Return the dataset's category id of every class id of the model."""
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
     if sorted(model_names) != sorted(dataset.class_names):
-        missing = sorted(ids.keys() - set(model_names))
-        extra = sorted(set(model_names) - ids.keys())
+        missing = sorted(ids.keys() - set(model_names), key=_by_number)
+        extra = sorted(set(model_names) - ids.keys(), key=_by_number)
+        what = "adopt it again with --classes to keep some of its classes, --rename to rename them"
         raise DataError(
             f"classes differ: the model has {len(model_names)}, {dataset.annotation_file} has "
             f"{len(ids)}; only in the model: {_shown(extra)}; only in the data: {_shown(missing)}"
+            f"{f'; {what}' if adopted else ''}"
         )
     return tuple(ids[name] for name in model_names)
+
+
+def _by_number(name: str) -> str:
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(9), name)  # "thing 2" before "thing 10"
 
 
 def _shown(names: list[str]) -> str:

@@ -139,7 +139,9 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
         hint = f", {analysis.truncated} at the threshold" if hits else ""
         if analysis.most_objects >= analysis.spec.top_k:
             hint += (
-                f"; an image holds {analysis.most_objects} objects: export with a larger --top-k"
+                f"; an image holds {analysis.most_objects} objects: "
+                f"{'adopt it' if 'adopted' in analysis.spec.provenance else 'export'} with a larger"
+                " --top-k"
             )
         elif hits:
             hint += f"; no image holds more than {analysis.most_objects} objects: rows do not lack"

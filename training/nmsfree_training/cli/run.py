@@ -22,7 +22,7 @@ from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree.evaluation.analysis import Analysis
 from nmsfree.files import RUN_LOCK, check_outputs, locked, write_json
 from nmsfree.options import check_bounds
-from nmsfree.text import shown
+from nmsfree.text import one_of, shown
 from nmsfree_training.cli.presets import recipe_text
 from nmsfree_training.cli.train import TrainOptions, apply
 from nmsfree_training.config import (
@@ -147,8 +147,14 @@ def run_training(options: TrainOptions, data: Path) -> int:
 
 def _bundled(given: Path | None) -> Path | None:
     """The file of bundled weights where their name is given."""
-    file = Path("weights") / f"{given}.safetensors"
-    return file if given is not None and not given.exists() and file.is_file() else given
+    if given is None or given.exists():
+        return given
+    if (file := Path("weights") / f"{given}.safetensors").is_file():
+        return file
+    if given.name == str(given) and not given.suffix:
+        known = sorted(path.stem for path in file.parent.glob("*.safetensors"))
+        raise InputError(f"{given}: no such file, expected a file or {one_of(known, given)}")
+    return given
 
 
 def _prepare(options: TrainOptions, data: Path, world: World) -> Prepared:
@@ -404,9 +410,9 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
     processes = f" × {world.size} processes" if world.size > 1 else ""
     length = "" if run.minutes is None else f"{run.minutes:g} minutes, about "
     callback.log(
-        f"{preset.model.name}: {images} images, {classes} classes, {length}{recipe.epochs} epochs "
-        f"of batch {batch} on {world.device.type}{processes}, {run.precision}, seed {run.seed} → "
-        f"{run.out}"
+        f"{preset.model.name}: {images} images, {classes} class{'es' * (classes != 1)}, "
+        f"{length}{recipe.epochs} epochs of batch {batch} on {world.device.type}{processes}, "
+        f"{run.precision}, seed {run.seed} → {run.out}"
     )
     callback.log(str(objects))
     if advice := objects.advice():
