@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18400, "training": 10850, "export": 9400, "benchmarks": 10380}  # of code
-TEST_LINES = {"runtime": 15480, "training": 9290, "export": 6210, "benchmarks": 8360}
+TEST_LINES = {"runtime": 15520, "training": 9290, "export": 6210, "benchmarks": 8360}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -1,5 +1,6 @@
 """Detector: images in, detections in source pixels out."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
@@ -20,6 +21,8 @@ from nmsfree.preprocess import Geometry, resize_into
 from nmsfree.spec import ModelSpec
 from nmsfree.text import FilePath, as_path, meant
 from nmsfree.tiles import Tiling
+
+logger = logging.getLogger(__name__)
 
 Threshold = float | Literal["per-class", "precision"]
 
@@ -95,6 +98,7 @@ class Detector:
             options.check("a backend, which is open on its own")
             self.backend = model
         self.spec = _sized(self.backend.spec, size)
+        self._told_whole = False  # that a picture is smaller than a tile
 
     def __reduce__(self) -> tuple[Callable[[str], "Detector"], tuple[str]]:
         if self._path is None:
@@ -211,6 +215,9 @@ class Detector:
         tiling = Tiling(self.spec.width if tile is None else tile, overlap)
         tiles = tiling.lay(height, width, self.spec.height / self.spec.width)
         if len(tiles.views) == 2:  # one tile, and the whole picture
+            if tile is not None and tile > width and not self._told_whole:
+                self._told_whole = True
+                logger.warning("a picture is %d pixels wide, a tile %d: it is not cut", width, tile)
             return self(
                 picture, threshold=threshold, classes=classes, max_detections=max_detections
             )

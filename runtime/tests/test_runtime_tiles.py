@@ -158,11 +158,17 @@ def test_tiles_cover_the_picture_and_cores_part_it(tile: int, overlap: int | Non
         assert ((cores[:, :2] <= [x, y]) & (cores[:, 2:] > [x, y])).all(axis=1).sum() == 1
 
 
-def test_a_picture_of_one_tile_is_just_detected(look: Callable[..., Looker], noise: Noise) -> None:
+def test_a_picture_of_one_tile_is_just_detected(
+    look: Callable[..., Looker], noise: Noise, caplog: pytest.LogCaptureFixture
+) -> None:
     looker = look(3)
     looker.objects, looker.labels = np.array([[10.0, 10, 80, 90]]), np.zeros(1, np.int64)
-    found = Detector(CallableBackend(looker, looker.spec)).tiled(picture_of_places()[:200, :240])
-    assert len(found) == 1
+    detector = Detector(CallableBackend(looker, looker.spec))
+    picture = picture_of_places()[:200, :240]
+    assert len(detector.tiled(picture)) == len(detector.tiled(picture, tile=240)) == 1
+    assert not caplog.messages
+    assert len(detector.tiled(picture, tile=500)) == len(detector.tiled(picture, tile=500)) == 1
+    assert caplog.messages == ["a picture is 240 pixels wide, a tile 500: it is not cut"]
 
 
 def test_rows_are_filtered_after_they_are_joined(look: Callable[..., Looker]) -> None:
