@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18400, "training": 10850, "export": 9400, "benchmarks": 10380}  # of code
+LINES = {"runtime": 18420, "training": 10850, "export": 9400, "benchmarks": 10380}  # of code
 TEST_LINES = {"runtime": 15520, "training": 9290, "export": 6210, "benchmarks": 8360}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
