@@ -77,8 +77,9 @@ def test_a_run_does_not_replace_what_it_reads(finished: Path, digits: Path, tmp_
 
 
 def test_a_folder_belongs_to_one_training_at_a_time(
-    finished: Path, digits: Path, tmp_path: Path
+    finished: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("nmsfree_training.cli.run.probe", None)  # it is told before that
     shutil.copytree(finished, tmp_path / "begun")
     for out, more in ((tmp_path / "new", ()), (tmp_path / "begun", ("--resume",))):
         with locked(out / RUN_LOCK):
@@ -95,6 +96,8 @@ def test_resume_adds_epochs(finished: Path, digits: Path, tmp_path: Path) -> Non
     assert more.exit_code == 0, more.output
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert " epochs of batch" in more.stderr
+    assert " epochs of batch" not in run(*options, "--resume").stderr, "refused before that"
     assert "model.name = fcos_o2o_nano, this run has fcos_e2e_nano" in complaint(
         CheckpointError, *options, "--resume"
     )

@@ -123,6 +123,9 @@ def run_training(options: TrainOptions, data: Path) -> int:
         with stop_on_signals() as stop:  # from here on there are steps to stop at
             made = replace(made, run=replace(made.run, stop=lambda: bool(stop)))
             with _reporting(made.run, world) as callback:
+                if made.run.out.exists() and world.size == 1:
+                    with _owned(made.run, world):
+                        pass  # what is refused is refused before the probe, which takes its time
                 made = _choose_setting(options, made, world, callback)
                 trainer = Trainer(
                     made.preset,
@@ -138,6 +141,8 @@ def run_training(options: TrainOptions, data: Path) -> int:
                     trainer.set_epochs(made.epochs)
                 try:
                     with _owned(made.run, world):
+                        if made.run.resume:
+                            world.on_main(trainer.checkpoints.check)
                         _announce(callback, trainer, made.origin)
                         title = f"{made.preset.model.name} on {data.name} {options.split}"
                         return _fit(trainer, callback, stop, title)

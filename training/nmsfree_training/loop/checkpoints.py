@@ -172,6 +172,10 @@ class CheckpointManager:
             ) from None
         return Position(**state.position), messages
 
+    def check(self) -> None:
+        """Refuse what `load` refuses of the recipe, before anything is said of it."""
+        list(self._compare(load_state(self.folder)[0].recipe))
+
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
         others = _compare_data(self.folder, state.recipe[DATA], self.recipe[DATA])
