@@ -114,8 +114,8 @@ def run_training(options: TrainOptions, data: Path) -> int:
     with join_world(options.run.device) as world:
         options = replace(options, init=_bundled(options.init))
         if options.imagenet is not None:
-            find = partial(find_imagenet, options.imagenet, lambda *_: None)
-            options = replace(options, imagenet=world.on_main(find))
+            found = world.on_main(partial(find_imagenet, options.imagenet, lambda *_: None))
+            options = replace(options, imagenet=found)
         made = _prepare(options, data, world)
         if options.preview is not None:
             world.on_main(lambda: _write_preview(options, made))
@@ -152,14 +152,13 @@ def run_training(options: TrainOptions, data: Path) -> int:
 
 def _bundled(given: Path | None) -> Path | None:
     """The file of bundled weights where their name is given."""
-    if given is None or given.exists():
+    file = Path("weights") / f"{given}.safetensors"
+    if given is None or given.exists() or given.suffix or given.name != str(given):
         return given
-    if (file := Path("weights") / f"{given}.safetensors").is_file():
-        return file
-    if given.name == str(given) and not given.suffix:
+    if not file.is_file():
         known = sorted(path.stem for path in file.parent.glob("*.safetensors"))
         raise InputError(f"{given}: no such file, expected a file or {one_of(known, given)}")
-    return given
+    return file
 
 
 def _prepare(options: TrainOptions, data: Path, world: World) -> Prepared:
@@ -268,11 +267,9 @@ def _conclude(trainer: Trainer, analysis: Analysis | None) -> list[str]:
     write_json(trainer.run.out / "summary.json", figures)
     lines = [f"advice: {line}" for line in advice]
     if train_ap is not None:
-        lines.insert(
-            0,
-            f"AP {train_ap * 100:.1f} on {len(sample)} of {len(trainer.train_set)} training "
-            f"images, {outcome.ap * 100:.1f} on {trainer.validator.dataset.name}",
-        )
+        said = f"AP {train_ap * 100:.1f} on {len(sample)} of {len(trainer.train_set)} training "
+        said += f"images, {outcome.ap * 100:.1f} on {trainer.validator.dataset.name}"
+        lines.insert(0, said)
     return lines
 
 
@@ -315,8 +312,7 @@ def _choose_setting(
         setting = found.best
         callback.log(str(found))
         if run.minutes is not None:  # a first guess: the trainer follows the clock
-            whole = 60 * run.minutes * found.images_per_second / len(made.train_set)
-            epochs = max(1, round(whole))
+            epochs = max(1, round(60 * run.minutes * found.images_per_second / len(made.train_set)))
     torch.set_num_threads(setting.threads)
     cv2.setNumThreads(setting.threads if setting.workers == 0 else 1)
     machine = f"{platform.machine()}, {setting.threads} threads, {world.device}"
