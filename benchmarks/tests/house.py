@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18420, "training": 10850, "export": 9400, "benchmarks": 10380}  # of code
-TEST_LINES = {"runtime": 15520, "training": 9290, "export": 6210, "benchmarks": 8360}
+LINES = {"runtime": 18410, "training": 10820, "export": 9340, "benchmarks": 10305}  # of code
+TEST_LINES = {"runtime": 15505, "training": 9280, "export": 6155, "benchmarks": 8320}
 FILES = 290  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
