@@ -99,9 +99,10 @@ def _serve(request: Request) -> None:
             " or give --token-file",
             err=True,
         )
-    # The server answers signals itself, and raises them again when all is done.
-    answer_with(lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    # It answers signals itself once it has begun, and raises them again when all is done.
+    answer_with(lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])
     typer.echo("ended, every request was answered", err=True)
 
 
