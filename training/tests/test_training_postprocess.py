@@ -170,7 +170,7 @@ def test_o2o_rows_below_the_floor_are_candidates(checkpoint: Checkpoint) -> None
 def test_open_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_checkpoint(checkpoint, path)
-    with pytest.raises(InputError, match="runs on: cpu, cuda"):
+    with pytest.raises(InputError, match="runs on one of: cpu, cuda"):
         open_checkpoint(path, device="tpu")
     deployed = open_checkpoint(path)
     assert (deployed.spec.head, deployed.spec.height) == ("o2o", 128)

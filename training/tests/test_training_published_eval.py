@@ -269,7 +269,7 @@ def test_other_classes_are_refused(small_digits: Path, tmp_path: Path) -> None:
         predict_published(untrained(tmp_path, "012"), dataset)
     with pytest.raises(DataError, match="only in the model: x"):
         predict_published(untrained(tmp_path, "012345678x"), dataset)
-    with pytest.raises(InputError, match="runs on: cpu, cuda"):
+    with pytest.raises(InputError, match="runs on one of: cpu, cuda"):
         predict_published(untrained(tmp_path, "0123456789"), dataset, device="tpu")
     with pytest.raises(CheckpointError, match="no such file"):
         predict_published(tmp_path / "nothing.safetensors", dataset)
