@@ -66,7 +66,7 @@ def test_an_unknown_device_is_told(question: str, tmp_path: Path) -> None:
     assert isinstance(error, InputError)
     assert str(error) == (
         "device is 'tensrt', this benchmark runs on: cpu, openvino, cuda, tensorrt-rtx; cuda:1 is "
-        "the second GPU"
+        "the second GPU; did you mean tensorrt-rtx?"
     )
 
 

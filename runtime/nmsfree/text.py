@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nmsfree.errors import InputError
 
-CLOSE = 0.7  # of 1; one other letter of three (npu, cpu) is not close
+CLOSE, CLOSE_OF_THREE = 0.6, 0.7  # of 1; one other letter of three (npu, cpu) is not close
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, line separators
 _MARKDOWN = re.compile(r"([\\`*\[\]|<>#])")
 _DIRECTION = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
@@ -47,7 +47,8 @@ def one_of(known: Iterable[object], wrong: object) -> str:
 
 def meant(known: Iterable[str], wrong: object) -> str:
     """`; did you mean a?` where a known name is like the wrong one."""
-    like = get_close_matches(str(wrong), list(known), 1, CLOSE)
+    word = str(wrong)
+    like = get_close_matches(word, list(known), 1, CLOSE if len(word) > 3 else CLOSE_OF_THREE)
     return f"; did you mean {shown(like[0], 100)}?" if like else ""
 
 

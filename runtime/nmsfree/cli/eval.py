@@ -108,13 +108,14 @@ def _eval(request: Request) -> None:
     check_outputs([request.json_file, *summaries], [request.file, *dataset.files()])
     start = time.perf_counter()
     spec, results = _run(request, dataset)
+    tiled = request.tiling.tile is not None
     analysis = analyse(
         dataset,
         results,
         spec,
         target_precision=request.target_precision,
-        capped=request.protocol == "deployed",
-        tiled=request.tiling.tile is not None,
+        capped=request.protocol == "deployed" and not tiled,
+        tiled=tiled,
     )
     longer = None
     if spec.nms is not None and spec.nms.steps is not None:

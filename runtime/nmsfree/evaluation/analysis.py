@@ -119,7 +119,7 @@ def analyse(
     Args:
         results: everything above the model's score floor, in any order; see `predict`.
         target_precision: precision that `Thresholds.at_precision` must reach.
-        capped: results are at most `top_k` an image; the published protocol keeps all.
+        capped: results are at most `top_k` an image; tiles and the published protocol keep all.
         tiled: results are of many tiles an image, see `Metrics`.
 
     Raises:
@@ -131,7 +131,6 @@ def analyse(
     scorer = CocoScorer(dataset, tiled=tiled)
     scores = scorer.score(results)
     truth = objects_of(dataset, labels)
-    capped = capped and not tiled
     found = best_first(read_boxes(results, image_ids, labels))
     matches = match(found, truth)
     overall = _curve(spec, found, matches, truth)
@@ -143,7 +142,6 @@ def analyse(
     of_kept = to_results(kept, image_ids, category_ids) if len(kept) < len(found) else None
     above, counted, double = found.score > best.threshold, ~matches.ignored, duplicates(found)
     shown = found.select(above)
-    wrong = double & above & counted & ~matches.hit
     return Analysis(
         spec=spec,
         split=dataset.name,
@@ -156,7 +154,8 @@ def analyse(
         best=best,
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
         duplicates_per_image=int((double & above).sum()) / len(dataset),
-        wrong_duplicates_per_image=int(wrong.sum()) / len(dataset),
+        wrong_duplicates_per_image=int((double & above & counted & ~matches.hit).sum())
+        / len(dataset),
         duplicates_above_half=int(duplicates(shown, HIT_IOU).sum()) / len(dataset),
         nested_pairs=nested(shown) / len(dataset),
         duplicates_at_floor=int(double.sum()) / len(dataset),
