@@ -164,9 +164,7 @@ def outputs(checkpoint: Path, data: Path, choose: str, split: str) -> dict[str, 
 
     Returns:
         By name: of the o2m head "o2m, NMS 0.60", "o2m, best NMS" and "o2m, NMS for F1", of the o2o
-        head "o2o", "o2o, best NMS" and, where it has a duplicate filter, "o2o, τ for F1"; with
-        both heads "copy, τ for F1", the o2m head behind that filter, and "o2o or copy", the one
-        with the better F1 where they were chosen.
+        head "o2o", "o2o, best NMS" and, where it has a duplicate filter, "o2o, τ for F1".
 
     Raises:
         NmsfreeError: see `measure`.
@@ -175,11 +173,10 @@ def outputs(checkpoint: Path, data: Path, choose: str, split: str) -> dict[str, 
     network, made = loaded.build(), dict[str, Output]()
     first, other = load_dataset(data, choose), load_dataset(data, split)
 
-    def add(seen: tuple[_Seen, _Seen], name: str, nms: float | None, tau: float | None) -> float:
+    def add(seen: tuple[_Seen, _Seen], name: str, nms: float | None, tau: float | None) -> None:
         head: HeadName = "o2m" if name.startswith("o2m") else "o2o"
-        f1, threshold = seen[0].found(head, nms).best()
+        threshold = seen[0].found(head, nms).best()[1]
         made[name] = Output(head, nms, tau, threshold, seen[1].found(head, nms))
-        return f1
 
     seen = _Seen(network, loaded, first), _Seen(network, loaded, other)
     for head in loaded.model.heads:
@@ -192,20 +189,12 @@ def outputs(checkpoint: Path, data: Path, choose: str, split: str) -> dict[str, 
             most = max(NMS_GRID, key=lambda iou: of_nms[iou].best()[0])
             add(seen, "o2m, NMS for F1", most, None)
     if (own := _filter_of(network)) is not None:
-
-        def add_best_tau(name: str) -> float:
-            at = dict[float, _Seen]()
-            for own.deployed in TAUS:
-                at[own.deployed] = _Seen(network, loaded, first)
-            own.deployed = max(TAUS, key=lambda tau: at[tau].found("o2o", None).best()[0])
-            pair = at[own.deployed], _Seen(network, loaded, other)
-            return add(pair, name, None, own.deployed)
-
-        trained = add_best_tau("o2o, τ for F1")
-        if "o2m" in network.heads:
-            network.copy_head()
-            better = add_best_tau("copy, τ for F1") > trained
-            made["o2o or copy"] = made["copy, τ for F1" if better else "o2o, τ for F1"]
+        at = dict[float, _Seen]()
+        for own.deployed in TAUS:
+            at[own.deployed] = _Seen(network, loaded, first)
+        own.deployed = max(TAUS, key=lambda tau: at[tau].found("o2o", None).best()[0])
+        pair = at[own.deployed], _Seen(network, loaded, other)
+        add(pair, "o2o, τ for F1", None, own.deployed)
     return made
 
 
@@ -350,7 +339,7 @@ def compare(
     made: dict[str, Any] = {"data": names, "choose": choose, "split": split}
     made["files"] = {title: [str(path) for path in paths] for title, paths in groups.items()}
     made["networks"] = {title: _means(networks, len(data)) for title, networks in found.items()}
-    free = ("o2o", "o2o, τ for F1", "copy, τ for F1", "o2o or copy")
+    free = ("o2o", "o2o, τ for F1")
     made["differences"] = {
         f"{mine} less {name}": _json(
             intervals(
