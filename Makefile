@@ -62,7 +62,7 @@ bench: setup  ## measure NMS-free against NMS; QUICK=1 for a minute or two, the 
 
 results: data  ## measure all of benchmarks/results again (under half an hour), and the tables in docs
 	$(BIN)/python benchmarks/tests/results.py measure $(ARGS); status=$$?; \
-	NMSFREE_WRITE_INVENTORY=1 $(BIN)/python -m pytest -q \
+	NMSFREE_WRITE_INVENTORY=benchmarks/tests/inventory.json $(BIN)/python -m pytest -q \
 		benchmarks/tests/test_benchmarks_inventory.py::test_committed_results && exit $$status
 
 gpu-check: $(if $(wildcard /dev/nvidiactl /dev/dxg),setup-cuda,setup)  ## try on this GPU what is claimed of GPUs, then measure on it

@@ -21,12 +21,13 @@ import typer.main
 from typer.testing import CliRunner
 
 from nmsfree.cli.main import build_app
+from nmsfree.files import write_atomic
 
 HERE = Path(__file__).parent
 INVENTORY = HERE / "inventory.json"
 RESULTS, STUDY = HERE.parent / "results", HERE.parents[1] / "docs/study"
 WEIGHTS = HERE.parents[1] / "weights"
-WRITE = "NMSFREE_WRITE_INVENTORY"
+WRITE = "NMSFREE_WRITE_INVENTORY"  # the file that is written in place of the committed one
 
 EXPORT = f"export {WEIGHTS}/fcos_o2o_nano.safetensors --size 64 64"
 BENCH = "--data data --work made --threads 1 --quick --seconds 0"
@@ -168,11 +169,12 @@ def committed() -> dict[str, Any]:
 
 def check(part: str, found: dict[str, Any]) -> None:
     """Compare entries of a part of the inventory, or write them when that is asked for."""
-    known = json.loads(INVENTORY.read_text(encoding="utf-8"))
-    if os.environ.get(WRITE):
+    file = Path(os.environ.get(WRITE, INVENTORY))
+    known = json.loads(file.read_text(encoding="utf-8"))
+    if WRITE in os.environ:
         known[part] |= found
         text = json.dumps(known, indent=1, sort_keys=True, ensure_ascii=False)
-        INVENTORY.write_text(text + "\n", encoding="utf-8")
+        write_atomic(file, f"{text}\n".encode())
     mine = known[part]
     names = known[part] if part == "commands" else found
     before, after = _lines({name: mine[name] for name in names if name in mine}), _lines(found)
@@ -231,6 +233,11 @@ def _spoil(data: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(f"usage: python {sys.argv[0]} --write")
-    INVENTORY.write_text('{"commands": {}, "reports": {}}', encoding="utf-8")
-    os.environ[WRITE] = "1"
-    sys.exit(pytest.main([__file__, "-q", "--show-capture=no", "-p", "no:xdist"]))
+    new = INVENTORY.with_suffix(".new")
+    new.write_text('{"commands": {}, "reports": {}}', encoding="utf-8")
+    os.environ[WRITE] = str(new)
+    status = pytest.main([__file__, "-q", "--show-capture=no", "-p", "no:xdist"])
+    if not status:  # else what is committed stays as it is
+        new.replace(INVENTORY)
+    new.unlink(missing_ok=True)
+    sys.exit(status)
