@@ -25,7 +25,7 @@ from nmsfree_benchmarks.harness.timer import Plan, Stopwatch, take_turns
 from nmsfree_benchmarks.harness.weights import Weights, open_weights
 from nmsfree_benchmarks.questions.models import Options, eager
 from nmsfree_benchmarks.questions.models.eager import CompiledBackend
-from nmsfree_benchmarks.questions.models.rows import (
+from nmsfree_benchmarks.questions.models.question import (
     Group,
     Row,
     eager_rows,

@@ -2,9 +2,7 @@
 
 import ast
 import inspect
-import time
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pynvml
@@ -14,7 +12,7 @@ from nmsfree.machine import Gpu, Gpus
 from nmsfree_benchmarks.harness import gpu
 from nmsfree_benchmarks.harness import machine as load
 from nmsfree_benchmarks.harness.gpu import THROTTLES, GpuState, gpu_state, joules_per_image
-from nmsfree_benchmarks.harness.machine import LoadMeter, busy_cores, hardware
+from nmsfree_benchmarks.harness.machine import LoadMeter, hardware
 from nmsfree_benchmarks.harness.timer import Image
 
 
@@ -107,46 +105,34 @@ def test_every_name_that_is_used_exists() -> None:
     assert all(flag and flag & (flag - 1) == 0 for flag in THROTTLES)  # one bit each
 
 
-def stat_of(path: Path, idle: int, total: int) -> None:
-    """Write /proc/stat of one moment; iowait counts as idle, guest time not at all."""
-    busy = total - idle
-    text = f"cpu  {busy} 0 0 {idle - 1} 1 0 0 0 500 500\ncpu0 1 2 3 4\n"
-    path.write_text(text, encoding="ascii")
+class Spent(NamedTuple):
+    """Seconds of all processors; what guests take is in `user`."""
+
+    user: float
+    idle: float
+    iowait: float = 1
+    guest: float = 500
 
 
-@pytest.fixture
-def stat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    path = tmp_path / "stat"
-    monkeypatch.setattr(load, "_STAT", path)
+@pytest.mark.parametrize(
+    ("before", "after", "own", "others"),
+    [
+        (Spent(3000, 1000), Spent(3300, 1100), 0.0, 3.0),
+        (Spent(0, 0), Spent(100, 300), 0.5, 0.5),  # half of the busy core is this process
+        (Spent(3, 1), Spent(3, 1), 0.0, None),  # no tick has passed
+    ],
+)
+def test_other_work_is_counted_in_cores(
+    before: Spent, after: Spent, own: float, others: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = iter([100.0, 101.0]), iter([before, after]), iter([10.0, 10.0 + own])
+    monkeypatch.setattr("time.monotonic", lambda: next(clocks[0]))
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(clocks[1]))
+    monkeypatch.setattr(load, "_own_seconds", lambda: next(clocks[2]))
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    monkeypatch.setattr(load, "_own_seconds", lambda: 0.0)
-    return path
-
-
-def test_other_work_is_counted_in_cores(stat: Path) -> None:
-    stat_of(stat, idle=1000, total=4000)
     with LoadMeter() as meter:
         assert meter.others is None
-        time.sleep(0.01)
-        stat_of(stat, idle=1100, total=4400)  # 300 of 400 ticks were busy: 3 of 4 cores
-    assert meter.others == pytest.approx(3.0, abs=0.01)
-
-
-def test_own_work_is_taken_off(stat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = iter([10.0, 10.5])
-    clock = iter([100.0, 101.0])
-    monkeypatch.setattr(load, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    stat_of(stat, idle=0, total=0)
-    with LoadMeter() as meter:
-        stat_of(stat, idle=300, total=400)  # 1 of 4 cores busy, half of it by this process
-    assert meter.others == pytest.approx(0.5)
-
-
-def test_a_system_that_does_not_tell_is_unknown(stat: Path) -> None:
-    assert busy_cores(0.01) is None
-    stat_of(stat, idle=1, total=4)
-    assert busy_cores(0.01) is None  # no tick has passed
+    assert meter.others == others
 
 
 def test_energy_is_what_the_counter_says_by_the_pictures() -> None:

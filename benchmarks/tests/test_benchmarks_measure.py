@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -200,10 +201,28 @@ def test_only_a_quick_run_has_an_end() -> None:
     assert left() == left(quick=True, seconds=0) == math.inf
 
 
+def test_exports_take_no_time_of_a_quick_run_and_a_late_one_hurries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(RunOptions(threads=1, quick=True), lambda *_: None, ExitStack())
+    now = time.monotonic()
+
+    def export_all(*_: Any) -> dict[str, str]:
+        monkeypatch.setattr(time, "monotonic", lambda: now + 100)
+        return {}
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("nmsfree_benchmarks.harness.exports.export_all", export_all)
+    run.export([])
+    assert 50 < run.left <= 60 and not run.hurries("AP") and not run.skipped
+    monkeypatch.setattr(time, "monotonic", lambda: now + 140)
+    assert run.hurries("AP") and run.skipped == {"AP": "a quick run has no time for it here"}
+
+
 @pytest.mark.parametrize(("most", "rounds"), [(10, 10), (11, LEAST_ROUNDS)])
 def test_a_stream_is_not_cut_when_the_time_is_up(most: int, rounds: int) -> None:
     run = Run(RunOptions(threads=1, quick=True), lambda *_: None, ExitStack())
-    run.started -= 100  # seconds ago
+    run._ends -= 100  # seconds ago
     plan = Plan(seconds=0, min_rounds=10, max_rounds=most, pause=0)
     assert len(run.time({"a": lambda _: (1,)}, IMAGES, plan)["a"]) == rounds
 

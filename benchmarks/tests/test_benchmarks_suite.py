@@ -27,14 +27,13 @@ from nmsfree_benchmarks.harness import exports as exported_files
 from nmsfree_benchmarks.harness.engines import ENGINES
 from nmsfree_benchmarks.harness.exports import export_all, exporter, made_by
 from nmsfree_benchmarks.harness.graphs import open_session, raw_maps, split_at_raw_maps
-from nmsfree_benchmarks.harness.pictures import digits_val, full_hd
+from nmsfree_benchmarks.harness.pictures import digits, full_hd
 from nmsfree_benchmarks.harness.statistics import CALLS_FOR, FEWEST_ROUNDS, STAGES
 from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.harness.weights import open_weights, trained
 from nmsfree_benchmarks.questions import frontier, overhead, roofline, throughput
-from nmsfree_benchmarks.questions.models.question import PLANS
-from nmsfree_benchmarks.questions.models.rows import postprocess_call
+from nmsfree_benchmarks.questions.models.question import PLANS, postprocess_call
 from nmsfree_benchmarks.questions.models.summary import CPU_ENGINES, OTHERS
 from nmsfree_benchmarks.questions.nms.question import FULL, LARGE_PLAN, QUICK
 from nmsfree_export.export import ExportOptions, export_onnx
@@ -285,7 +284,7 @@ def test_bare_and_partial_calls_time_one_part(pair: Path, exported: Exported) ->
 
 def test_a_digits_set_is_used_and_never_written_to(pair: Path, tmp_path: Path) -> None:
     before = sorted((pair / "data").rglob("*"))
-    assert len(digits_val(pair / "data", tmp_path / "work")) == IMAGES
+    assert digits(pair / "data", tmp_path / "work", "val", lambda *_: None) == pair / "data"
     assert sorted((pair / "data").rglob("*")) == before
     assert not (tmp_path / "work").exists()
 
@@ -307,31 +306,11 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert len(skipped) == 3
 
 
-TRAIN = "`nmsfree train --data data/digits --model"
-NO_FILE = (
-    "/fcos_rt_nano.safetensors: no such file, expected trained weights: give their folder with "
-    f"--weights, or train them with {TRAIN} fcos_rt_nano`"
-)
-
-
-@pytest.mark.parametrize(
-    ("question", "said"),
-    [
-        ("jitter", NO_FILE),
-        ("nms", NO_FILE),
-        (
-            "overhead",
-            "nothing to measure: fcos_e2e_nano.safetensors is not in the folder of weights: train "
-            f"it with {TRAIN} fcos_e2e_nano`",
-        ),
-    ],
-)
-def test_missing_weights_are_told_by_a_question(
-    question: str, said: str, ask: Ask, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError) as error:
+@pytest.mark.parametrize("question", ["jitter", "nms", "overhead"])
+def test_missing_weights_are_told_by_a_question(question: str, ask: Ask, tmp_path: Path) -> None:
+    said = "fcos_e2e_nano.safetensors is not in the folder of weights: train it with `nmsfree"
+    with pytest.raises(InputError, match=f"^nothing to measure: .*{said}"):
         ask(question, f"--weights={tmp_path}", f"--work={tmp_path}")
-    assert str(error.value).removeprefix(str(tmp_path)) == said
 
 
 @pytest.mark.parametrize("question", ["throughput", "frontier"])

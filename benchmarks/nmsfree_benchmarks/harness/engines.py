@@ -22,7 +22,6 @@ from nmsfree.errors import EngineError, InputError, NmsfreeError
 from nmsfree.machine import Gpu, computes_bf16, find_gpus, sha256
 from nmsfree.spec import Target
 from nmsfree.text import meant
-from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.memory import build_tiny
 from nmsfree_benchmarks.harness.options import CPU
 from nmsfree_benchmarks.harness.records import Results
@@ -34,8 +33,6 @@ GPU = {"tf32": False, "transfers": "in and out"}
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs a model."""
-
     key: str  # in result files
     label: str  # in texts
     short: str  # in narrow tables
@@ -46,7 +43,6 @@ class Engine:
 
     @property
     def target(self) -> Target:
-        """Which INT8 file it takes."""
         return "cpu" if self.gpu is None else "tensorrt"
 
     def state(self, backend: Backend, precision: str) -> dict[str, Any]:
@@ -176,7 +172,6 @@ def without_tf32() -> None:
 
 
 def engine_of(device: str) -> Engine:
-    """What runs exported files on a device."""
     return replace(ENGINES[ON[parse_device(device).kind]], device=device)
 
 
@@ -185,19 +180,9 @@ def on_gpu(device: str) -> bool:
     return engine_of(device).gpu is not None
 
 
-def watch_gpu(device: str) -> GpuWatch:
-    """What looks at a device's GPU between rounds; at nothing on the processor."""
-    return GpuWatch(on_gpu(device), parse_device(device).index)
-
-
-def device_of(results: Results) -> str:
-    """Where the models of a run ran."""
-    return str(results.environment.get("device", CPU))
-
-
 def ran_in(results: Results) -> list[str]:
     """Say what really ran the models, where it was not ONNX Runtime on the processor."""
-    if device_of(results) == CPU:
+    if results.environment["device"] == CPU:
         return []
     providers = dict.fromkeys(r.subject.provider for r in results.records if r.subject is not None)
     return [f"Run in {'; '.join(providers)}."]

@@ -35,7 +35,6 @@ PACKAGES = (
 )
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_STAT = Path("/proc/stat")
 
 
 def available_cores() -> int:
@@ -116,7 +115,7 @@ def hardware(environment: Mapping[str, Any]) -> str:
 class LoadMeter:
     """Counts the cores that others keep busy while a block runs.
 
-    `others` is the mean over the block; None where the system does not tell, or before the end.
+    `others` is the mean over the block; None before the end, or where it was too short to tell.
     """
 
     def __init__(self) -> None:
@@ -124,22 +123,24 @@ class LoadMeter:
 
     def __enter__(self) -> "LoadMeter":
         self._start = time.monotonic()
-        self._before, self._own = _ticks(), _own_seconds()
+        self._before, self._own = psutil.cpu_times(), _own_seconds()
         return self
 
     def __exit__(self, *_: object) -> None:
-        after = _ticks()
         seconds = time.monotonic() - self._start
-        if self._before is None or after is None or seconds <= 0 or after == self._before:
-            return
-        idle, total = (b - a for a, b in zip(self._before, after, strict=True))
-        busy = (1 - idle / total) * (os.cpu_count() or 1)
-        own = (_own_seconds() - self._own) / seconds
-        self.others = round(max(0.0, busy - own), 2)
+        spent = {
+            name: after - getattr(self._before, name)
+            for name, after in psutil.cpu_times()._asdict().items()
+            if "guest" not in name  # is in user and nice
+        }
+        total = sum(spent.values())
+        if total > 0:
+            busy = (1 - (spent["idle"] + spent.get("iowait", 0)) / total) * (os.cpu_count() or 1)
+            self.others = round(max(0.0, busy - (_own_seconds() - self._own) / seconds), 2)
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:
-    """How many cores other work keeps busy while this process sleeps; None if unknown."""
+    """How many cores other work keeps busy while this process sleeps."""
     with LoadMeter() as meter:
         time.sleep(seconds)
     return meter.others
@@ -149,12 +150,3 @@ def _own_seconds() -> float:
     """Processor time of this process and of children that ended."""
     t = os.times()
     return t.user + t.system + t.children_user + t.children_system
-
-
-def _ticks() -> tuple[int, int] | None:
-    """The processors' idle time and all time since the start, in ticks."""
-    if not _STAT.is_file():
-        return None
-    # cpu user nice system idle iowait irq softirq steal, see proc_stat(5)
-    values = [int(v) for v in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-    return values[3] + values[4], sum(values)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from nmsfree.errors import InputError
 from nmsfree.options import Option, options_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class RunOptions:
 
     def check(self) -> None:
         """Refuse what cannot be measured, before anything is made for it."""
+        for name in ("model", "size", "large", "implementation"):
+            if self.files and getattr(self, name, None):
+                raise InputError(
+                    f"--{name} chooses among the bundled models: leave it or the files out"
+                )
 
     @property
     def cores(self) -> int:

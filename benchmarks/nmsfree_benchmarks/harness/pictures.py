@@ -7,7 +7,7 @@ objects cost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nmsfree.datasets.digits.draw import draw_group, paint
 from nmsfree.datasets.digits.layout import SIDE, instances, lay_out
 from nmsfree.datasets.digits.scenes import write_digits
-from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
+from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.images import read_image
@@ -45,17 +45,6 @@ def digits(data: Path, work: Path, split: str, progress: Progress) -> Path:
     counts = {"train": 0, "val": 0} | {split: VAL_IMAGES if split == "val" else CALIBRATION_IMAGES}
     write_digits(made, **counts, overlap=0, progress=lambda _, done, total: progress(done, total))
     return made
-
-
-def digits_val(
-    data: Path, work: Path, progress: Progress = lambda done, total: None
-) -> DetectionDataset:
-    return load_coco(digits(data, work, "val", progress), "val")
-
-
-def first(dataset: DetectionDataset, count: int | None) -> DetectionDataset:
-    """The dataset shortened to its first images; None keeps all."""
-    return replace(dataset, samples=dataset.samples[:count])
 
 
 def read_first(dataset: DetectionDataset, count: int) -> list[Image]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmsfree.files import write_atomic
 from nmsfree.plotting import to_png
-from nmsfree_benchmarks.harness.engines import device_of, engine_of, on_gpu
+from nmsfree_benchmarks.harness.engines import engine_of, on_gpu
 from nmsfree_benchmarks.harness.machine import hardware
 from nmsfree_benchmarks.harness.options import CPU
 from nmsfree_benchmarks.harness.records import Results
@@ -27,7 +27,6 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
@@ -102,14 +101,12 @@ def name_bars(axes: "Axes", names: Sequence[tuple[float, str]], longest: float) 
 
 
 def end_label(axes: "Axes", x: float, y: float, text: str, size: float = 9) -> None:
-    """Write right of a bar."""
     axes.annotate(
         text, (x, y), (4, 0), textcoords="offset points", fontsize=size, color=INK, va="center"
     )
 
 
 def legend(figure: "Figure", colour: Mapping[str, str], labels: Mapping[str, str]) -> None:
-    """What the colours of stages mean."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour[name], label=labels[name]) for name in colour]
@@ -119,7 +116,7 @@ def legend(figure: "Figure", colour: Mapping[str, str], labels: Mapping[str, str
 
 def titled(title: str, results: Results) -> str:
     """A title that says where it was measured, unless on the processor as usual."""
-    device = device_of(results)
+    device = results.environment["device"]
     if device == CPU:
         return title
     gpu = results.environment.get("gpu") if on_gpu(device) else None

@@ -18,7 +18,6 @@ import numpy as np
 from nmsfree.decode import decode_format, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
-from nmsfree.spec import ModelSpec
 from nmsfree.text import shown
 from nmsfree_benchmarks.harness.statistics import (
     FEWEST_ROUNDS,
@@ -76,20 +75,6 @@ class State:
     ap50: float | None = None
     ap_images: int = 0
 
-    @classmethod
-    def of(cls, spec: ModelSpec, **rest: Any) -> "State":
-        """Describe a model by its spec and what the spec does not know (the other attributes)."""
-        same = ("head", "precision", "top_k", "score_floor")
-        known: dict[str, Any] = {name: getattr(spec, name) for name in same} | {
-            "model": spec.name,
-            "size": (spec.height, spec.width),
-            "classes": len(spec.class_names),
-            "batch": spec.batch or 1,
-            "nms": spec.nms
-            and {name: value for name, value in asdict(spec.nms).items() if value is not None},
-        }
-        return cls(**(known | rest))
-
     @property
     def head_text(self) -> str:
         return f"{self.head}, no NMS" if self.nms is None else f"{self.head} + NMS"
@@ -114,8 +99,6 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One thing that was timed."""
-
     name: str  # the only one of this name in its file
     # What tells it from its neighbours beside the subject: objects, floor, streams … JSON values;
     # two records with equal subject and parameters are comparable.
@@ -137,7 +120,6 @@ class Record:
 
     @property
     def part_ms(self) -> dict[str, float]:
-        """The median of each part in milliseconds."""
         return dict(zip(self.parts, (np.median(self.times, axis=0) / 1e6).tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
@@ -219,8 +201,6 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Results:
-    """One run of one benchmark."""
-
     kind: str  # "table", "nms", "jitter", "frontier", "throughput", "overhead" or "roofline"
     stamp: str  # UTC time of the start, YYYYMMDDTHHMMSSZ
     command: str  # that repeats it, without paths
@@ -239,7 +219,6 @@ class Results:
         return {record.name: record for record in self.records}[name]
 
     def where(self, **parameters: Any) -> list[Record]:
-        """The records with these parameters."""
         wanted = parameters.items()
         return [r for r in self.records if all(r.parameters.get(k) == v for k, v in wanted)]
 
@@ -262,16 +241,13 @@ class Results:
         return next((int(burst[key]) for key in keys if key in burst), 1)
 
     def rounds(self, record: Record) -> int:
-        """How many turns a record had."""
         return max(1, len(record.times) // self.burst(record))
 
     def doubts(self) -> tuple[str, ...]:
         """Why times of this run are wider than they need be; empty = nothing disturbed it."""
-        return tuple(self._doubts())
-
-    def _doubts(self) -> Iterator[str]:
+        said = []
         if self.contended:
-            yield (
+            said.append(
                 f"other work kept {self.other_load:.1f} cores busy (at most {BUSY}): "
                 "stop it and measure again"
             )
@@ -280,7 +256,7 @@ class Results:
         scattered = sum(not s.trusted for s in summaries)
         drifting = sum(abs(s.drift) > WIDE_DRIFT for s in summaries)
         half = DOUBTFUL * len(summaries)
-        for count, most, said in (
+        for count, most, what in (
             (few, 0, f"have under {FEWEST_ROUNDS} rounds: measure longer"),
             (
                 scattered,
@@ -296,9 +272,10 @@ class Results:
             ),
         ):
             if count > most:
-                yield f"{count} of {len(summaries)} rows {said}"
+                said.append(f"{count} of {len(summaries)} rows {what}")
         for reason in self.environment.get("gpu_throttled", ()):
-            yield f"the GPU throttled itself ({reason}): cool it, or lower its power limit"
+            said.append(f"the GPU throttled itself ({reason}): cool it, or lower its power limit")
+        return tuple(said)
 
     @property
     def contended(self) -> bool:

@@ -13,22 +13,25 @@ import cv2
 import typer
 from rich.console import Console
 
+from nmsfree.backends.options import parse_device
 from nmsfree.cli.progress import progress_bar
-from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.errors import GateError, InputError, NmsfreeError
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.text import in_markdown, shown
-from nmsfree_benchmarks.harness import pictures
-from nmsfree_benchmarks.harness.engines import on_gpu, use_device, watch_gpu
+from nmsfree_benchmarks.harness.engines import Engine, engine_of, on_gpu, use_device
+from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.machine import LoadMeter, describe, hardware
 from nmsfree_benchmarks.harness.options import RunOptions
+from nmsfree_benchmarks.harness.pictures import digits
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State, said_of_doubtful
-from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Progress, Rounds, take_turns
 
 WIDEST = 1000  # columns that a table may have
+AP_IMAGES = 40  # of a quick run
 Tell = Callable[[str, int, int], None]  # what, done, in all
 
 
@@ -53,43 +56,71 @@ class Run:
         self.options, self._tell = options, tell
         self.stack = stack  # closes what was opened
         self.started, self.stamp = time.monotonic(), f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self._ends = math.inf  # of a quick run, unless it was told its time
+        if options.quick and options.seconds is None:
+            self._ends = self.started + options.quick_seconds
         torch.set_num_threads(options.cores)
         cv2.setNumThreads(options.cores)
         self.environment = describe(options.cores, options.device)
-        self.gpu = watch_gpu(options.device)  # looks at the GPU after each round
+        # It looks at the GPU after each round, and at nothing on the processor.
+        self.gpu = GpuWatch(on_gpu(options.device), parse_device(options.device).index)
         self.skipped: dict[str, str] = {}  # what is not there → why
         self.settings: dict[str, Any] = {}  # of the result file
+        if options.files:
+            self.settings["files"] = [file.stem for file in options.files]
         self._loads: list[float] = []
 
     @property
     def left(self) -> float:
-        """Seconds that a quick run still has; no end unless it is quick, or was told its time."""
-        if not self.options.quick or self.options.seconds is not None:
-            return math.inf
-        return self.options.quick_seconds + self.started - time.monotonic()
+        """Seconds that a quick run still has; others have no end."""
+        return self._ends - time.monotonic()
+
+    def hurries(self, what: str) -> bool:
+        """Whether the rounds need what a quick run still has; it then has no time for `what`."""
+        if self.left >= self.options.quick_seconds / 2:
+            return False
+        self.skipped[what] = "a quick run has no time for it here"
+        return True
 
     def step(self, what: str) -> Progress:
-        """The progress of one step."""
         return lambda done, total: self._tell(what, done, total)
 
-    def digits_val(self) -> DetectionDataset:
-        return pictures.digits_val(self.options.data, self.options.work, self.step("digits val"))
-
     def val(self) -> DetectionDataset:
-        """The split val of `data`, in any format; of the digits where it is not there."""
-        if not self.options.data.exists():
-            return self.digits_val()
-        return load_dataset(self.options.data, "val")
+        """The split val of the digits; for files of the user's own that of `data`, in any format.
+
+        Where `data` is not there digits are made.
+        """
+        data = self.options.data
+        if self.options.files and data.exists():
+            return load_dataset(data, "val")
+        return load_coco(digits(data, self.options.work, "val", self.step("digits val")), "val")
+
+    def judged(self, dataset: DetectionDataset) -> DetectionDataset:
+        """The images that AP is measured on."""
+        return replace(
+            dataset, samples=dataset.samples[: AP_IMAGES if self.options.quick else None]
+        )
+
+    def files(self, engine: Engine | None = None, threads: int | None = None) -> list[Subject]:
+        """The user's own files, in the engine of the device unless another one is given."""
+        o = self.options
+        chosen = engine or engine_of(o.device)
+        return subjects_of(o.files, chosen, threads or o.cores, o.work)
 
     def export(self, subjects: Sequence[Subject], what: str = "export") -> list[Subject]:
-        """Export the files of subjects; returns those that have one, the others are skipped."""
+        """Export the files of subjects; returns those that have one, the others are skipped.
+
+        A quick run may take as much longer.
+        """
         from nmsfree_benchmarks.harness.exports import export_all  # brings PyTorch
 
+        began = time.monotonic()
         calibration = None
         if any(subject.target for subject in subjects):
             step = self.step("digits train")
-            calibration = pictures.digits(self.options.data, self.options.work, "train", step)
+            calibration = digits(self.options.data, self.options.work, "train", step)
         refused = export_all(subjects, self.options.work, calibration, self.step(what))
+        self._ends += time.monotonic() - began
         self.skipped |= refused
         return [subject for subject in subjects if subject.file_name not in refused]
 
@@ -232,7 +263,6 @@ def lines(question: Question, results: Results) -> list[str]:
 
 
 def environment_lines(results: Results) -> list[str]:
-    """Processor, versions, and the command."""
     e = results.environment
     versions = ", ".join(f"{name} {number}" for name, number in e["versions"].items())
     return [

@@ -34,8 +34,6 @@ T = TypeVar("T", np.float64, np.int64)
 
 @dataclass(frozen=True)
 class Summary:
-    """What the totals of one call say."""
-
     p50: float  # percentiles in milliseconds, linear between neighbours
     p90: float | None  # None where there are not the calls for one, see `CALLS_FOR`
     p99: float | None
@@ -129,7 +127,6 @@ class Interval:
 
     @property
     def known(self) -> bool:
-        """Whether there are bounds."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
@@ -265,7 +262,6 @@ def processor_ratio(times: Nanoseconds, reference: Nanoseconds, burst: int = 1) 
 
 
 def median_ms(times: Times, burst: int = 1) -> Interval:
-    """The median of the calls in milliseconds."""
     own = milliseconds(times)
     return bootstrap(lambda rows: _medians(own[rows]), len(own), burst)
 

@@ -73,8 +73,6 @@ class TimedBackend:
 
 @dataclass(eq=False)
 class Subject:
-    """A model in an engine."""
-
     weights: "Weights | None"  # None for a file of the user's own
     engine: Engine
     threads: int  # of the processor, for the engine
@@ -116,7 +114,6 @@ class Subject:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the input in pixels."""
         if self.size is not None:
             return self.size
         assert self.weights is not None
@@ -143,7 +140,6 @@ class Subject:
         return self.use(backend, Detector(TimedBackend(backend, self.watch)), stack)
 
     def use(self, backend: Backend, detector: Detector, stack: ExitStack) -> "Subject":
-        """Take a backend that is open."""
         self.backend, self.detector = backend, stack.enter_context(detector)
         return self
 
@@ -193,11 +189,23 @@ class Subject:
 
     def state(self, **known: Any) -> State:
         """How results describe it; `known` replaces what the subject says of itself."""
-        provider, ran = self.backend.describe(), self.engine.ran(self.file)
+        spec, provider, ran = (
+            self.detector.spec,
+            self.backend.describe(),
+            self.engine.ran(self.file),
+        )
         if ran != self.file:
             provider += f"; engine {sha256(ran)[:HASH_DIGITS]} of {ran.stat().st_size:,} bytes"
         own: dict[str, Any] = {
             "model": self.model,
+            "head": spec.head,
+            "size": (spec.height, spec.width),
+            "classes": len(spec.class_names),
+            "precision": spec.precision,
+            "batch": spec.batch or 1,
+            "top_k": spec.top_k,
+            "score_floor": spec.score_floor,
+            "nms": spec.nms and {k: v for k, v in vars(spec.nms).items() if v is not None},
             "training": self.training,
             "sha256": sha256(self.file),
             "file_bytes": self.file.stat().st_size,
@@ -206,7 +214,7 @@ class Subject:
             **self.engine.state(self.backend, self.precision),
             **self.ap,
         }
-        return State.of(self.detector.spec, **(own | known))
+        return State(**(own | known))
 
 
 def subjects_of(files: Sequence[Path], engine: Engine, threads: int, work: Path) -> list[Subject]:

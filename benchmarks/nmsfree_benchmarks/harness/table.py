@@ -48,7 +48,6 @@ class Table:
         return replace(self, header=self.header[: self.narrow], rows=rows, narrow=None)
 
     def rich(self) -> "RichTable":
-        """For a terminal."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text

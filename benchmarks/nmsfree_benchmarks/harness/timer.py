@@ -97,9 +97,9 @@ def slots(count: int) -> list[Image]:
     return [np.full((1, 1, 3), number, dtype=np.uint8) for number in range(count)]
 
 
-def slot_of(image: Image) -> int:
-    """Which prepared input a placeholder means."""
-    return int(image[0, 0, 0])
+def on_slots(call: Callable[[Any], Sequence[int]], inputs: Sequence[Any]) -> Call:
+    """A call that takes one of the inputs in place of its placeholder."""
+    return lambda image: call(inputs[int(image[0, 0, 0])])
 
 
 LEAST_ROUNDS = 3  # of which a median can be told, and no interval
@@ -107,8 +107,6 @@ LEAST_ROUNDS = 3  # of which a median can be told, and no interval
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often."""
-
     seconds: float  # rounds are added while another one fits into this time
     min_rounds: int = 10  # min_rounds, max_rounds: bounds whatever the time, but for `limit`
     max_rounds: int = 400

@@ -22,7 +22,7 @@ import numpy as np
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.doctor.model import write_model
-from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.errors import NmsfreeError
 from nmsfree_benchmarks.harness import pictures, plots
 from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, without_tf32
 from nmsfree_benchmarks.harness.gpu import GpuWatch
@@ -37,14 +37,14 @@ from nmsfree_benchmarks.harness.records import (
 )
 from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, milliseconds
-from nmsfree_benchmarks.harness.subject import Subject, subjects_of
+from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.harness.weights import Weights, choose
 
 KIND, TITLE, SHORT = "frontier", "AP against latency", "Accuracy against latency"
 ASKS = "Which precision, engine and input size are worth their time?"
-PICTURES, QUICK_AP_IMAGES = 32, 40
+PICTURES = 32
 PLAN = Plan(seconds=90, min_rounds=25, lead_in=2, burst=4)
 QUICK_PLAN = Plan(seconds=6, min_rounds=10, lead_in=1, burst=3)
 QUICK_MODELS = ("fcos_e2e_nano",)
@@ -65,10 +65,6 @@ class Options(RunOptions):
 
     files: Files = ()
     model: Models = None
-
-    def check(self) -> None:
-        if self.files and self.model:
-            raise InputError("--model chooses among the bundled models: leave it or the files out")
 
 
 def variants(
@@ -111,12 +107,13 @@ def measure(options: Options, run: Run) -> list[Record]:
     """Export, weigh, evaluate and time everything."""
     without_tf32()
     wanted = files_in_engines(options, run) if options.files else exported(options, run)
-    dataset = run.val() if options.files else run.digits_val()
-    judged = pictures.first(dataset, QUICK_AP_IMAGES if options.quick else None)
-    meter, step = MemoryMeter(), run.step("memory and AP")
-    subjects = []
+    dataset = run.val()
+    meter, step, judged = MemoryMeter(), run.step("memory and AP"), run.judged(dataset)
+    subjects: list[Subject] = []
     for done, subject in enumerate(wanted):
         step(done, len(wanted))
+        if subjects and run.hurries("other files and engines"):
+            break
         try:
             subjects.append(weighed(subject.open(run.stack), meter, judged))
         except NmsfreeError as error:
@@ -133,7 +130,6 @@ def measure(options: Options, run: Run) -> list[Record]:
 
 
 def cases_of(subject: Subject) -> Iterator[Case]:
-    """The detector, and its engine alone."""
     own, name, state = subject.weights, name_of(subject), subject.state()
     deployed = own is None or subject.input_size == own.checkpoint.input_size
     about = {"file": subject.precision, "deployed_size": deployed}
@@ -159,11 +155,9 @@ def exported(options: Options, run: Run) -> list[Subject]:
 def files_in_engines(options: Options, run: Run) -> list[Subject]:
     """Files of the user's own in every engine that works here."""
     options.work.mkdir(parents=True, exist_ok=True)
-    run.settings["files"] = [file.stem for file in options.files]
     engines = working_engines(write_model(options.work), run)
     engines = engines[: 1 if options.quick else None]
-    threads, work = options.cores, options.work
-    subjects = [subjects_of(options.files, ENGINES[key], threads, work) for key in engines]
+    subjects = [run.files(ENGINES[key]) for key in engines]
     return [own for of_file in zip(*subjects, strict=True) for own in of_file]
 
 
@@ -201,13 +195,11 @@ def gap_interval(
 
 
 def ap_of(record: Record) -> float:
-    """AP, 0-1."""
     assert record.state.ap is not None
     return record.state.ap
 
 
 def gap_between(of: Record, to: Record) -> Interval:
-    """AP of one record minus that of another."""
     tenths = (record.figures["ap_without_tenths"] for record in (of, to))
     return gap_interval(ap_of(of), ap_of(to), *tenths)
 
@@ -402,7 +394,6 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _label(record: Record, colour: str) -> tuple[float, float, str, str]:
-    """Where a point is, and its precision or size."""
     text, (height, width) = str(record.parameters["file"]), record.state.size
     if not record.parameters["deployed_size"]:
         text = f"{height} px" if height == width else f"{height} × {width} px"

@@ -267,15 +267,14 @@ def tables(results: Results) -> list[Table]:
         "worst": lambda r: f"{milliseconds(r.times).max():.1f}",
         "p99/p50": lambda r: number(facts[r.name]["p99_by_p50"], ".2f"),
         "undisturbed": lambda r: _tail(facts[r.name]),
-        "by frame": lambda r: f"{facts[r.name]['worst_frame_by_median']:.2f}",
-        "ms / 100 objects (95 %)": lambda r: rise(r, facts).text(sign="+"),
+        "frame": lambda r: f"{facts[r.name]['worst_frame_by_median']:.2f}",
+        "ms/100 obj. (95 %)": lambda r: rise(r, facts).text(sign="+", dash="–"),
     }
     title = "A stream whose crowding changes, ms a frame"
     return [Table.of(title, columns, results.records, words=2)]
 
 
 def rise(record: Record, found: Mapping[str, Any]) -> Interval:
-    """Milliseconds for 100 further objects."""
     return Interval.from_json(found[record.name]["ms_per_100_objects"])
 
 

@@ -26,21 +26,30 @@ from numpy.typing import NDArray
 
 from nmsfree.backends import Backend, CallableBackend, RawDetections
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError, NmsfreeError
+from nmsfree.errors import NmsfreeError
 from nmsfree.images import Color, read_image
 from nmsfree.preprocess import Geometry, resized_as
 from nmsfree.spec import ModelSpec
 from nmsfree_benchmarks.harness import pictures, plots
-from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, device_of, engine_of, ran_in
+from nmsfree_benchmarks.harness.engines import DEPLOYED, ENGINES, engine_of, ran_in
 from nmsfree_benchmarks.harness.options import CPU, Files, Large, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import FORMATS, Scene, label, make_scenes
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Case, Run
 from nmsfree_benchmarks.harness.statistics import AIM, Interval, median_ms
-from nmsfree_benchmarks.harness.subject import Subject, TimedBackend, subjects_of
+from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
 from nmsfree_benchmarks.harness.table import Table, number
-from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Plan, Stopwatch, timed
-from nmsfree_benchmarks.harness.weights import published, trained
+from nmsfree_benchmarks.harness.timer import (
+    Call,
+    Image,
+    Laps,
+    Plan,
+    Stopwatch,
+    on_slots,
+    slots,
+    timed,
+)
+from nmsfree_benchmarks.harness.weights import choose, published
 
 KIND, TITLE, SHORT = "overhead", "What is around the network", "Overhead"
 ASKS = "What does the library add to the bare call of the engine?"
@@ -78,10 +87,6 @@ class Options(RunOptions):
     large: Large = False
     device: OnDevice = CPU
     sizes: tuple[tuple[int, int], ...] | None = None
-
-    def check(self) -> None:
-        if self.files and self.large:
-            raise InputError("--large is of the bundled models: leave it or the files out")
 
     @property
     def chosen_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -167,9 +172,8 @@ def resize_and_bare(detector: Detector, bare: Call) -> Call:
 def measure(options: Options, run: Run) -> Iterator[Record]:
     """Time the networks on pictures of every size."""
     options.work.mkdir(parents=True, exist_ok=True)
-    dataset = run.val() if options.files else run.digits_val()
-    bases = pictures.read_first(dataset, SCENES)
-    subjects = files_of(options, run) if options.files else bundled(options, run)
+    bases = pictures.read_first(run.val(), SCENES)
+    subjects = {own.name: own for own in run.files()} if options.files else bundled(options, run)
     run.settings |= {"burst": {}, "opencv_threads": cv2.getNumThreads()}
     rows = 0
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.work) as folder:
@@ -177,11 +181,11 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
         for group, subject in subjects.items():
             plan = options.timed(PLANS[group if group == "large" else "nano", options.quick])
             try:
-                records = measure_network(subject, run, bases, scenes, plan, group)
+                records = measure_network(subject, run, scenes, plan, group)
             except NmsfreeError as error:
                 if not options.files:
                     raise
-                run.skipped[group] = str(error).replace(str(subject.file), subject.file.name)
+                run.skip(group, error, subject.file)
             else:
                 yield from records
                 rows += len(records)
@@ -191,10 +195,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
 
 def bundled(options: Options, run: Run) -> dict[str, Subject]:
     """The nano network and, if it is asked for, the published one, exported."""
-    found, skipped = trained(options.weights)
-    nano = next((one for one in found if one.name == NANO), None)
-    if nano is None:
-        raise InputError(f"nothing to measure: {skipped[NANO]}")
+    (nano,), _ = choose(options.weights, None, (NANO,))
     engine = engine_of(options.device)
     subjects = {"nano": Subject(nano, engine, options.cores)}
     if options.large:
@@ -204,30 +205,18 @@ def bundled(options: Options, run: Run) -> dict[str, Subject]:
     return subjects
 
 
-def files_of(options: Options, run: Run) -> dict[str, Subject]:
-    """Files of the user's own, by their names."""
-    run.settings["files"] = [file.stem for file in options.files]
-    engine, threads = engine_of(options.device), options.cores
-    return {own.name: own for own in subjects_of(options.files, engine, threads, options.work)}
-
-
 def measure_network(
     subject: Subject,
     run: Run,
-    bases: Sequence[Image],
     scenes: Mapping[tuple[int, int], list[Scene]],
     plan: Plan,
     group: str,
 ) -> list[Record]:
-    """Time one network on every size; beside the nano one what needs no network.
-
-    `bases`, the scenes in their own size, name those of every size: all take turns on the same.
-    """
-    number_of = {id(base): i for i, base in enumerate(bases)}
+    """Time one network on every size; beside the nano one what needs no network."""
     cases: list[Case] = []
 
     def add(name: str, call: Call, own: Sequence[Any], about: dict[str, Any], **more: Any) -> None:
-        cases.append(Case(name, lambda base: call(own[number_of[id(base)]]), about, **more))
+        cases.append(Case(name, on_slots(call, own), about, **more))
 
     with ExitStack() as stack:
         backend = subject.engine.open(subject.file, subject.threads)
@@ -252,7 +241,7 @@ def measure_network(
             if group == "nano" and source == PREPROCESS_SOURCE:
                 call = timed(lambda image: prepared.preprocess([image]))
                 add(f"preprocess {source}", call, images, about | {"call": "preprocess"})
-        records, burst = run.records(cases, bases, plan, f"rounds {group}")
+        records, burst = run.records(cases, slots(SCENES), plan, f"rounds {group}")
     run.settings["burst"][subject.model] = burst
     return records
 
@@ -336,7 +325,6 @@ DECODED = {
 
 
 def tables(results: Results) -> list[Table]:
-    """Stages of each model, and decoding."""
     stages = ("resize + pad", "engine", "map back", "Python")
     columns: dict[str, Any] = {"source": lambda r: r.parameters["source"] + r.summary.doubt}
     for name, part in zip(stages, PARTS, strict=True):
@@ -363,7 +351,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def notes(results: Results) -> list[str]:
-    on_cpu = device_of(results) == CPU
+    on_cpu = results.environment["device"] == CPU
     bare = "the same file's session.run and nothing else" if on_cpu else "the same call by itself"
     return [
         f"Engine is the backend's call, bare {bare}. Python is what is between the stages: "

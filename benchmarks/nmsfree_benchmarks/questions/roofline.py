@@ -85,7 +85,7 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
     else:
         probes, skipped = cuda_probes(place.index)
     run.skipped |= skipped
-    images = pictures.read_first(run.digits_val(), PICTURES)  # what NMS costs depends on them
+    images = pictures.read_first(run.val(), PICTURES)  # what NMS costs depends on them
     subjects: dict[str, Subject] = {}
     for subject in find_subjects(options, run):
         subject.open(run.stack)
@@ -163,7 +163,6 @@ def layer_times(
 
 
 def models(results: Results) -> list[Record]:
-    """Those records that are models, in order."""
     return [record for record in results.records if record.subject is not None]
 
 

@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 
 from nmsfree.detector import Detector
-from nmsfree.errors import InputError
 from nmsfree_benchmarks.harness import pictures, plots
-from nmsfree_benchmarks.harness.engines import ENGINES, device_of, engine_of, on_gpu, ran_in
+from nmsfree_benchmarks.harness.engines import ENGINES, engine_of, on_gpu, ran_in
 from nmsfree_benchmarks.harness.options import CPU, Files, Models, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, grouped
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.statistics import paired_ratio, percentile
-from nmsfree_benchmarks.harness.subject import Subject, subjects_of
+from nmsfree_benchmarks.harness.subject import Subject
 from nmsfree_benchmarks.harness.table import Table, number
 from nmsfree_benchmarks.harness.timer import Image, Laps, Plan, Rounds
 from nmsfree_benchmarks.harness.weights import choose
@@ -61,13 +60,8 @@ class Options(RunOptions):
     model: Models = None
     device: OnDevice = CPU
 
-    def check(self) -> None:
-        if self.files and self.model:
-            raise InputError("--model chooses among the bundled models: leave it or the files out")
-
     @property
     def engine_threads(self) -> list[int]:
-        """Every number of engine threads."""
         return [self.cores] if on_gpu(self.device) else sorted({1, self.cores})
 
     def loads(self) -> list[tuple[int, int]]:
@@ -169,8 +163,7 @@ class Load:
 
 def measure(options: Options, run: Run) -> list[Record]:
     """Time every model, with one and with all engine threads, under every load."""
-    dataset = run.val() if options.files else run.digits_val()
-    images = pictures.read_first(dataset, PICTURES)
+    images = pictures.read_first(run.val(), PICTURES)
     subjects = files_of(options, run, images) if options.files else bundled(options, run)
     window = QUICK_WINDOW if options.quick else WINDOW
     loads = [
@@ -211,12 +204,10 @@ def bundled(options: Options, run: Run) -> Subjects:
 
 def files_of(options: Options, run: Run, images: Sequence[Image]) -> Subjects:
     """Files of the user's own, opened; what is no detector is skipped."""
-    run.settings["files"] = [file.stem for file in options.files]
-    engine = engine_of(options.device)
     subjects = [
         subject
         for threads in options.engine_threads
-        for subject in subjects_of(options.files, engine, threads, options.work)
+        for subject in run.files(threads=threads)
         if run.open(subject, f"{subject.name} threads {threads}", images)
     ]
     if not subjects:
@@ -255,7 +246,6 @@ class Curve:
 
     @cached_property
     def best(self) -> Record:
-        """The one with the most images a second."""
         return min(self.records, key=lambda r: r.summary.p50)
 
     @cached_property
@@ -375,7 +365,7 @@ def notes(results: Results) -> list[str]:
         "threads spend waiting.",
         *(
             []
-            if device_of(results) == CPU or "files" in results.settings
+            if results.environment["device"] == CPU or "files" in results.settings
             else ["Every batch has a file of its own."]
         ),
     ]
@@ -432,7 +422,6 @@ def _line(
 def _end(
     curve: Curve, value: Callable[[Record], float], colour: str
 ) -> tuple[float, float, str, str]:
-    """Where a curve ends, and what is written there."""
     last = curve.records[-1]
     y, digits = value(last), 0 if value(last) >= 100 else 1
     threads = f" {curve.threads} thread" + ("s" if curve.threads > 1 else "")

@@ -103,32 +103,26 @@ def main(options: Options) -> None:
 
 @dataclass(frozen=True)
 class LoadingSpeed:
-    """What one core loads."""
-
     images: int  # examples timed
     stages: dict[str, float]  # milliseconds per example of `STAGES`, means over all batches
-    images_per_second: float  # of one core that does everything, the median over batches
+    images_per_second_per_core: float  # which does everything; the median over batches
     quartiles: tuple[float, float]  # of the same; a wide span distrusts the median
 
     @property
     def images_per_second_per_process(self) -> float:
         """Of one loader process: everything but normalising."""
         whole = sum(self.stages.values())
-        return self.images_per_second * whole / (whole - self.stages["normalize"])
+        return self.images_per_second_per_core * whole / (whole - self.stages["normalize"])
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values | {
-            "images_per_second_per_core": values.pop("images_per_second"),
-            "images_per_second_per_process": self.images_per_second_per_process,
-        }
+        more = {"images_per_second_per_process": self.images_per_second_per_process}
+        return asdict(self) | more
 
     def summary(self) -> str:
-        """A few lines of text."""
         low, high = self.quartiles
         whole = sum(self.stages.values())
         lines = [
-            f"loading, one core: {self.images_per_second:.0f} images/s "
+            f"loading, one core: {self.images_per_second_per_core:.0f} images/s "
             f"(median of batches, quartiles {low:.0f} … {high:.0f}; {self.images} images, files in "
             "the cache)"
         ]
@@ -142,8 +136,6 @@ class LoadingSpeed:
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What training consumes."""
-
     images: int  # of the timed steps, all together
     seconds: float
     steps: int
@@ -162,7 +154,6 @@ class TrainingSpeed:
         return asdict(self) | {"images_per_second": self.images_per_second}
 
     def summary(self) -> str:
-        """One line of text."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         return (
             f"{self.images_per_second:.1f} images/s ({self.steps} steps of batch "
@@ -199,7 +190,6 @@ class TrainingBench:
         }
 
     def summary(self) -> str:
-        """A few lines of text."""
         busy = self.load / self.processes
         share = f"{busy * 100:.0f} %" if busy >= 0.01 else "under 1 %"
         one = self.processes == 1
@@ -236,8 +226,6 @@ class Clock:
         self._since = now
 
     def timed(self, name: str, run: Callable[..., R]) -> Callable[..., R]:
-        """The function as a stage."""
-
         def call(*arguments: Any) -> R:
             with self.stage(name):
                 return run(*arguments)
@@ -338,7 +326,6 @@ def measure_training(
 
 
 def batches(dataset: DetectionDataset, preset: Preset, device: "torch.device") -> "list[Batch]":
-    """What the steps are timed on."""
     from nmsfree_training.data.loader import epoch_loader
 
     size = preset.train.batch_size // preset.train.accumulate

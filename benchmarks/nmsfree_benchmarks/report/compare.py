@@ -172,7 +172,6 @@ def refuse_different(before: Results, after: Results, *, same_device: bool) -> N
 
 
 def _both(before: Results, after: Results) -> Iterator[tuple[Record, Record]]:
-    """The records that both runs have."""
     known = {record.name: record for record in before.records}
     return ((known[record.name], record) for record in after.records if record.name in known)
 

@@ -87,8 +87,6 @@ class Found:
 
 @dataclass(frozen=True)
 class Section:
-    """One result file."""
-
     results: Results
     title: str
     question: str
@@ -102,8 +100,6 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report shows, in order."""
-
     title: str
     made_of: str  # the days of its runs
     sections: tuple[Section, ...]

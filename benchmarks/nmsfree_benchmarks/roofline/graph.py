@@ -42,8 +42,6 @@ PRECISIONS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of an ONNX graph."""
-
     shape: tuple[int, ...]  # a dimension that depends on the data (what NMS leaves) counts as 0
     kind: int  # a `TensorProto.DataType`
     weight: bool = False  # an initialiser, so it is read but never written

@@ -45,7 +45,6 @@ class Limit:
     peaks: Peaks
 
     def layer_ms(self, layer: Layer) -> float:
-        """Milliseconds one layer takes at least."""
         return max(self.compute_ms(layer), self.memory_ms(layer))
 
     def compute_ms(self, layer: Layer) -> float:
@@ -86,7 +85,6 @@ class Limit:
 
     @property
     def intensity(self) -> float:
-        """FLOP for each byte."""
         return 2 * self.macs / self.bytes
 
 

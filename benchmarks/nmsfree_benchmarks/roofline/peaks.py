@@ -29,6 +29,7 @@ FALLBACK = "fp32"  # a processor computes a precision that it has no instruction
 QUICK = Plan(seconds=0.5, min_rounds=4, pause=0.001, lead_in=1, burst=2, fixed=True)
 OPSET, IR_VERSION = 20, 10
 TRIAL = 256  # side of the matrices that show whether bf16 has instructions of its own
+CPU = torch.device("cpu")
 GPU_PRODUCTS = (  # precision, type of the factors, whether TF32 is allowed
     ("fp32", torch.float32, False),
     ("tf32", torch.float32, True),
@@ -54,7 +55,6 @@ class Peaks:
         return next((rate for size, rate in self.copies if moved <= size), self.copies[-1][1])
 
     def or_faster(self, other: "Peaks") -> "Peaks":
-        """The faster of two measurements, peak by peak."""
         flops = {
             key: max(self.flops.get(key, 0.0), other.flops.get(key, 0.0))
             for key in (*self.flops, *other.flops)
@@ -188,8 +188,10 @@ def _torch_probe(threads: int, kind: torch.dtype, precision: str, side: int) -> 
     return _product_probe("torch", "PyTorch", precision, side, _product(threads, kind, side))
 
 
-def _product(threads: int, kind: torch.dtype, side: int) -> Callable[[], object]:
-    a = torch.ones(side, side, dtype=kind)
+def _product(
+    threads: int, kind: torch.dtype, side: int, device: torch.device = CPU
+) -> Callable[[], object]:
+    a = torch.ones(side, side, dtype=kind, device=device)
     b, c = torch.ones_like(a), torch.empty_like(a)
 
     def run() -> None:
@@ -215,20 +217,27 @@ def bf16_pays() -> bool:
 
 def copy_probes(threads: int) -> list[Probe]:
     """Copies with PyTorch, which shares them among its threads."""
-    return [_copy_probe(threads, mib) for mib in COPIED_MIB]
+    return [_copy_probe(threads, CPU, mib) for mib in COPIED_MIB]
 
 
-def _copy_probe(threads: int, mib: int) -> Probe:
-    moved = mib * 2**20
-    source = torch.ones(moved // 2, dtype=torch.uint8)
+def _copy_probe(threads: int, device: torch.device, mib: int) -> Probe:
+    moved, on_gpu = mib * 2**20, device.type == "cuda"
+    # On a GPU to start a copy and to wait for it takes as long as a small copy itself.
+    repeats = max(1, GPU_COPIED_MIB[-1] // mib) if on_gpu else 1
+    source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
     def run(_: object) -> None:
         torch.set_num_threads(threads)
-        target.copy_(source)
+        for _ in range(repeats):
+            target.copy_(source)
+        if on_gpu:
+            torch.cuda.synchronize(device)
 
-    about = {"call": "copy", "mib_read_and_written": mib, "engine": "torch"}
-    return Probe(f"copy {mib} MiB", timed(run), moved, parameters=about)
+    engine = "cuda" if on_gpu else "torch"
+    about = {"call": "copy", "mib_read_and_written": mib, "engine": engine}
+    name = f"copy {mib} MiB" + " on the GPU" * on_gpu
+    return Probe(name, timed(run), moved, "", about, repeats)
 
 
 def cuda_probes(index: int = 0) -> tuple[list[Probe], dict[str, str]]:
@@ -251,34 +260,18 @@ def cuda_makers(index: int = 0) -> list[Callable[[], Probe]]:
         )
     device = torch.device("cuda", index)
     products = [partial(_cublas_probe, device, *product) for product in GPU_PRODUCTS]
-    return [*products, *(partial(_gpu_copy_probe, device, mib) for mib in GPU_COPIED_MIB)]
+    threads = torch.get_num_threads()
+    return [*products, *(partial(_copy_probe, threads, device, mib) for mib in GPU_COPIED_MIB)]
 
 
 def _cublas_probe(device: torch.device, precision: str, kind: torch.dtype, tf32: bool) -> Probe:
-    a = torch.ones(GPU_SIDE, GPU_SIDE, dtype=kind, device=device)
-    b, c = torch.ones_like(a), torch.empty_like(a)
+    multiply = _product(torch.get_num_threads(), kind, GPU_SIDE, device)
 
     def run() -> None:
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.mm(a, b, out=c)
+        multiply()
         torch.backends.cuda.matmul.allow_tf32 = before
         torch.cuda.synchronize(device)  # a GPU works on its own
 
     return _product_probe("cublas", "cuBLAS", precision, GPU_SIDE, run, tf32=tf32)
-
-
-def _gpu_copy_probe(device: torch.device, mib: int) -> Probe:
-    moved = mib * 2**20
-    # To start a copy and to wait for it takes as long as a small copy itself.
-    repeats = max(1, GPU_COPIED_MIB[-1] // mib)
-    source = torch.ones(moved // 2, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def run(_: object) -> None:
-        for _ in range(repeats):
-            target.copy_(source)
-        torch.cuda.synchronize(device)
-
-    about = {"call": "copy", "mib_read_and_written": mib, "engine": "cuda"}
-    return Probe(f"copy {mib} MiB on the GPU", timed(run), moved, "", about, repeats)

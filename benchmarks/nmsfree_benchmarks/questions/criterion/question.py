@@ -42,7 +42,7 @@ class Options:
 
 def main(options: Options) -> None:
     from nmsfree_benchmarks.harness.machine import describe
-    from nmsfree_benchmarks.questions.criterion.step import Shape, measure_step  # brings PyTorch
+    from nmsfree_benchmarks.questions.criterion.step import Shape, measure_step, summary  # PyTorch
 
     check_outputs([options.json_file])
     console = Console(stderr=options.json_file == "-", highlight=False)
@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     for name in PRESETS:
         with console.status(f"{name}: {options.rounds} steps of batch {options.batch}"):
             cost = measure_step(preset(name), shape, options.rounds, options.threads)
-        console.print(cost.summary())
-        costs.append(cost.to_json())
+        console.print(summary(cost))
+        costs.append(cost)
     environment = describe(costs[0]["threads"])
     write_json(options.json_file, {"criterion": costs, "environment": environment})

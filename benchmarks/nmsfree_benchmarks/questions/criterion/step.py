@@ -4,8 +4,8 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -27,8 +27,6 @@ Criterion = Callable[[Predictions, Targets, Tensor], Tensor]  # padding last →
 
 
 class Shape(NamedTuple):
-    """What a step is made of."""
-
     batch: int
     objects: int  # in every image
     size: tuple[int, int]  # (height, width) in pixels
@@ -51,57 +49,70 @@ def growth(run: Callable[[], object]) -> int:
     return max(seen)
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """One measurement; round i of both lists is one step."""
+def cost_of(
+    preset: Preset, shape: Shape, threads: int, times: Sequence[tuple[float, float]], peak: int
+) -> dict[str, Any]:
+    """What is said of a preset, ready for JSON.
 
-    preset: str
-    batch: int
-    size: tuple[int, int]  # (height, width) in pixels
-    classes: int
-    objects: int  # in every image
-    threads: int
-    network_s: tuple[float, ...]  # the network's forward and backward
-    criterion_s: tuple[float, ...]  # the criterion's forward, and backward to logits and boxes
-    criterion_bytes: int  # peak memory of the criterion beyond its inputs
+    Args:
+        times: seconds of the network's forward and backward, and of the criterion's forward with
+            its backward to logits and boxes; of each step. The share is the latter by the former.
+        peak: bytes of the criterion's memory beyond its inputs.
+    """
+    batch, objects, (height, width) = shape
+    network, criterion = zip(*times, strict=True)
+    return {
+        "preset": preset.model.name,
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "classes": preset.model.num_classes,
+        "objects": objects,
+        "threads": threads,
+        "torch": torch.__version__,
+        "network_s": _spread(network),
+        "criterion_s": _spread(criterion),
+        "share": _spread([c / n for n, c in times]),
+        "criterion_peak_mb": round(peak / 1e6, 3),
+    }
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Criterion's time / network's time, by round."""
-        return tuple(c / n for c, n in zip(self.criterion_s, self.network_s, strict=True))
 
-    def to_json(self) -> dict[str, Any]:
-        """Ready for `json.dumps`; shares are fractions."""
-        return {
-            "preset": self.preset,
-            "batch": self.batch,
-            "height": self.size[0],
-            "width": self.size[1],
-            "classes": self.classes,
-            "objects": self.objects,
-            "threads": self.threads,
-            "torch": torch.__version__,
-            "network_s": _spread(self.network_s),
-            "criterion_s": _spread(self.criterion_s),
-            "share": _spread(self.shares),
-            "criterion_peak_mb": round(self.criterion_bytes / 1e6, 3),
-        }
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "all": list(values),
+    }
 
-    def summary(self) -> str:
-        """Three lines of text."""
-        height, width = self.size
-        network, criterion, share = map(_spread, (self.network_s, self.criterion_s, self.shares))
-        return (
-            f"{self.preset}, batch {self.batch}, {height} × {width}, {self.classes} classes, "
-            f"{self.objects} objects an image, {self.threads} threads\n"
-            f"network forward + backward {_time(network)}, "
-            f"criterion {_time(criterion)}: {_range(share, 100, 2, '%')}\n"
-            f"peak memory of the criterion {_size(self.criterion_bytes)}"
-        )
+
+def summary(cost: dict[str, Any]) -> str:
+    """Three lines of text."""
+    network, criterion, share = (cost[name] for name in ("network_s", "criterion_s", "share"))
+    mb = cost["criterion_peak_mb"]
+    peak = f"{1e3 * mb:.0f} kB" if mb < 1 else f"{mb:.{0 if mb >= 100 else 1}f} MB"
+    return (
+        f"{cost['preset']}, batch {cost['batch']}, {cost['height']} × {cost['width']}, "
+        f"{cost['classes']} classes, {cost['objects']} objects an image, {cost['threads']} "
+        f"threads\nnetwork forward + backward {_time(network)}, "
+        f"criterion {_time(criterion)}: {_range(share, 100, 2, '%')}\n"
+        f"peak memory of the criterion {peak}"
+    )
+
+
+def _time(spread: dict[str, Any]) -> str:
+    median = spread["median"]
+    if median >= 1:
+        return _range(spread, 1, 1, "s")
+    return _range(spread, 1e3, 0 if median >= 0.1 else 1 if median >= 0.01 else 2, "ms")
+
+
+def _range(spread: dict[str, Any], scale: float, digits: int, unit: str) -> str:
+    median, low, high = (f"{spread[k] * scale:.{digits}f}" for k in ("median", "low", "high"))
+    return f"{median} {unit} ({low}–{high})"
 
 
 def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
-    """Return what the trainer minimises."""
     losses = detector_losses(predictions, targets, padding)
     return torch.stack([loss.total for loss in losses.values()]).sum()
 
@@ -112,7 +123,7 @@ def measure_step(
     rounds: int,
     threads: int | None = None,
     criterion: Criterion = total_loss,
-) -> StepCost:
+) -> dict[str, Any]:
     """Time training steps on random images and objects, split into network and criterion.
 
     A round is one step as the trainer takes it, on a processor in float32: the network's forward,
@@ -126,10 +137,7 @@ def measure_step(
         share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
         _step(network, share, criterion, SMALLEST)
         times = [_step(network, share, criterion, shape) for _ in range(rounds)]
-    network_s, criterion_s = zip(*times, strict=True)
-    name, classes = preset.model.name, preset.model.num_classes
-    batch, objects, size = shape
-    return StepCost(name, batch, size, classes, objects, used, network_s, criterion_s, peak)
+    return cost_of(preset, shape, used, times, peak)
 
 
 def criterion_memory(preset: Preset, shape: Shape, criterion: Criterion = total_loss) -> int:
@@ -180,7 +188,6 @@ def _batch(shape: Shape, classes: int) -> tuple[Targets, Tensor]:
 def _step(
     network: Fcos, o2o_gradient: float, criterion: Criterion, shape: Shape
 ) -> tuple[float, float]:
-    """Seconds of the network and of the criterion in one step."""
     targets, padding = _batch(shape, network.config.num_classes)
     images = torch.randn(shape.batch, 3, *shape.size)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -209,32 +216,3 @@ def _criterion_step(
     }
     inputs = [t for p in leaves.values() for t in (p.logits, p.boxes)]
     return list(torch.autograd.grad(criterion(leaves, targets, padding), inputs))
-
-
-def _spread(values: tuple[float, ...]) -> dict[str, Any]:
-    return {
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "all": list(values),
-    }
-
-
-def _time(spread: dict[str, Any]) -> str:
-    """Seconds, and milliseconds below one."""
-    median = spread["median"]
-    if median >= 1:
-        return _range(spread, 1, 1, "s")
-    return _range(spread, 1e3, 0 if median >= 0.1 else 1 if median >= 0.01 else 2, "ms")
-
-
-def _size(count: int) -> str:
-    """Bytes as MB, and as kB below one."""
-    if count < 1e6:
-        return f"{count / 1e3:.0f} kB"
-    return f"{count / 1e6:.{0 if count >= 1e8 else 1}f} MB"
-
-
-def _range(spread: dict[str, Any], scale: float, digits: int, unit: str) -> str:
-    median, low, high = (f"{spread[k] * scale:.{digits}f}" for k in ("median", "low", "high"))
-    return f"{median} {unit} ({low}–{high})"

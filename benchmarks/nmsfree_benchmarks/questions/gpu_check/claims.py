@@ -51,8 +51,6 @@ class CannotTry(NmsfreeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What this project says of GPUs."""
-
     key: str  # on the command line
     text: str
     check: Callable[[Path], str]  # tries it on the files of a folder

@@ -58,8 +58,6 @@ class Options:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim."""
-
     key: str
     text: str
     outcome: Outcome  # "skip" = it could not be tried here
@@ -136,7 +134,6 @@ def try_claim(claim: Claim, folder: Path) -> Finding:
 
 
 def outcome_of(claim: Claim, folder: Path) -> tuple[Outcome, str]:
-    """Try one claim in this process."""
     try:
         return "pass", claim.check(folder)
     except (CannotTry, MissingExtraError) as error:

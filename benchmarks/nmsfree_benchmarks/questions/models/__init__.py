@@ -41,6 +41,7 @@ class Options(RunOptions):
     tries_device: ClassVar[bool] = False  # an engine that is not there is skipped
 
     def check(self) -> None:
+        super().check()
         if self.device not in DEVICES:
             known = one_of(DEVICES, self.device)
             raise InputError(f"device is {self.device!r}, the benchmark runs on {known}")
@@ -48,7 +49,5 @@ class Options(RunOptions):
             from nmsfree_benchmarks.harness.engines import the_gpu
 
             the_gpu()  # without one, that is the reason to give
-        if self.files and self.size is not None:
-            raise InputError("--size chooses among the bundled models: leave it or the files out")
         if self.size not in (None, *SIZES):
             raise InputError(f"size is {self.size!r}, expected one of: {', '.join(SIZES)}")

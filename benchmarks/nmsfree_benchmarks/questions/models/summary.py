@@ -70,7 +70,6 @@ def label(key: str) -> str:
 
 
 def detectors(results: Results) -> list[Record]:
-    """Records that are whole detectors, from picture to boxes."""
     return [r for r in results.where(call="detector") if r.subject is not None]
 
 

@@ -42,7 +42,7 @@ from nmsfree_benchmarks.harness.graphs import (
 from nmsfree_benchmarks.harness.run import Case
 from nmsfree_benchmarks.harness.statistics import STAGES
 from nmsfree_benchmarks.harness.subject import Subject
-from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, slot_of, timed
+from nmsfree_benchmarks.harness.timer import Call, Image, Laps, Stopwatch, on_slots, timed
 from nmsfree_benchmarks.questions.nms.crowd import FOUND_ABOVE
 from nmsfree_benchmarks.questions.nms.prices import HEAD, REFERENCE
 from nmsfree_export.graph.nms import CANDIDATES
@@ -62,12 +62,10 @@ class Candidates(NamedTuple):
     classes: NDArray[np.int64]  # [N, T]
 
     def of(self, images: Sequence[int]) -> "Candidates":
-        """Those of some images."""
         rows = list(images)  # a list copies
         return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
 
     def above(self, floor: float) -> float:
-        """How many an image has above a score, mean."""
         return float((self.scores > np.float32(floor)).sum(axis=1).mean())
 
 
@@ -242,11 +240,6 @@ def images_of(slot: int, batch: int, scenes: int) -> list[int]:
     return [(slot * batch + image) % scenes for image in range(batch)]
 
 
-def on_slots(run: Callable[[Any], object], inputs: Sequence[Any]) -> Call:
-    """Time `run` on one of the inputs, which were prepared before the clock runs."""
-    return timed(run, lambda image: inputs[slot_of(image)])
-
-
 def find_candidates(session: Any, scenes: Sequence[Image]) -> Candidates:
     """Run a graph that ends in candidates (see `without_nms`) on scenes of the input's size."""
     found = [session.run(list(CANDIDATES), {"images": scene[None]}) for scene in scenes]
@@ -280,7 +273,7 @@ def nms_cases(
             "same_as_reference": round(same, 5),
         }
         about = {"measured": "alone", "implementation": name, **vars(point)}
-        yield Case(f"{name} {point}", on_slots(run, inputs), about, figures)
+        yield Case(f"{name} {point}", on_slots(timed(run), inputs), about, figures)
 
 
 class HeadParts:
@@ -291,7 +284,6 @@ class HeadParts:
         self._names = [output.name for output in self._network.get_outputs()]
 
     def maps(self, scenes: Sequence[Image]) -> list[NDArray[np.float32]]:
-        """Every raw map of all scenes, float32 [scenes, …]."""
         found = [self._network.run(self._names, {"images": scene[None]}) for scene in scenes]
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
@@ -308,7 +300,7 @@ class HeadParts:
         about = vars(point) | {"floor": floor, "iou": None}
         return Case(
             f"{HEAD} objects {point.objects}, batch {point.batch}",
-            on_slots(lambda own: self._rest.run(DETECTIONS, own), inputs),
+            on_slots(timed(lambda own: self._rest.run(DETECTIONS, own)), inputs),
             {"measured": "alone", "implementation": HEAD, **about},
             {"kept": round(float(np.mean(kept)), 1)},
         )
@@ -344,7 +336,6 @@ class Contest:
     def _about(
         self, what: str, objects: int | None, floor: float | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Name and parameters of a record."""
         at = "" if floor is None else f", floor {floor:g}"
         name = f"{self.measured} {what}, objects {'unknown' if objects is None else objects}{at}"
         return name, {"measured": self.measured, "what": what, "objects": objects, "floor": floor}
@@ -357,12 +348,11 @@ class Contest:
         images: Sequence[Image],
         load: Mapping[str, float],
     ) -> Case:
-        run = subject.call()
         threshold = max(FOUND_ABOVE, subject.floor)
         found = [len(subject.detector(image, threshold=threshold)) for image in images]
         figures = {"found": round(float(np.mean(found)), 1), **load}
         name, about = self._about(what, objects, subject.floor)
-        call = lambda image: run(images[slot_of(image)])  # noqa: E731
+        call = on_slots(subject.call(), images)
         return Case(name, call, about, figures, STAGES, subject.state(batch=1))
 
 
@@ -384,7 +374,7 @@ def _tail_call(subject: Subject, found: Candidates) -> Call:
     tail = nms_tail(spec, found.scores.shape[1], subject.floor, spec.nms.iou)
     session = open_session(tail, subject.threads)
     inputs = [dict(zip(IN, found.of([i]), strict=True)) for i in range(len(found.scores))]
-    return on_slots(lambda own: session.run(DETECTIONS, own), inputs)
+    return on_slots(timed(lambda own: session.run(DETECTIONS, own)), inputs)
 
 
 def _cut_call(subject: Subject, cut: Any, images: Sequence[Image]) -> Call:
@@ -394,10 +384,10 @@ def _cut_call(subject: Subject, cut: Any, images: Sequence[Image]) -> Call:
 
     def call(image: Image) -> Laps:
         watch.start()
-        pixels = subject.prepare(images[slot_of(image)])
+        pixels = subject.prepare(image)
         watch.mark()
         cut.run(list(CANDIDATES), {"images": pixels})
         watch.mark()
         return watch.laps()
 
-    return call
+    return on_slots(call, images)

@@ -10,8 +10,8 @@ from nmsfree.spec import NmsSpec
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.options import CPU, RunOptions
 from nmsfree_benchmarks.harness.run import Run
-from nmsfree_benchmarks.harness.subject import Subject, subjects_of
-from nmsfree_benchmarks.harness.weights import Weights, open_weights
+from nmsfree_benchmarks.harness.subject import Subject
+from nmsfree_benchmarks.harness.weights import Weights, choose, open_weights
 
 WITH_NMS, NMS_FREE = "fcos_rt_nano", "fcos_e2e_nano"
 LOWEST_FLOOR = 0.001  # all files are exported with it; others are set in a copy
@@ -29,8 +29,10 @@ def crowd_subjects(options: RunOptions, run: Run, side: int) -> tuple[AtFloors, 
     the files are no such pair. GateError: a file differs from its checkpoint.
     """
     if options.files:
-        return own_pair(options)
-    found = [open_weights(_file(options.weights, name), "digits") for name in (WITH_NMS, NMS_FREE)]
+        return own_pair(run)
+    found, missing = choose(options.weights, None, (WITH_NMS, NMS_FREE))
+    if missing:
+        raise InputError("; ".join(missing.values()))
     with_nms, free = (crowd_subject(weights, options, (side, side)) for weights in found)
     run.export_whole([with_nms, free])
     return lambda floors: at_floors(with_nms, floors), free
@@ -57,18 +59,18 @@ def at_floors(subject: Subject, floors: Sequence[float]) -> list[Subject]:
     return [replace(subject, file=with_floor(subject.file, floor)) for floor in floors]
 
 
-def own_pair(options: RunOptions) -> tuple[AtFloors, Subject]:
+def own_pair(run: Run) -> tuple[AtFloors, Subject]:
     """A file with NMS, at any floors, and one without."""
     from nmsfree_benchmarks.harness.graphs import load_model
     from nmsfree_export.graph.contract import read_description
 
-    engine, found = engine_of(options.device), dict[bool, Subject]()
-    for subject in subjects_of(options.files, engine, options.cores, options.work):
-        spec = read_description(subject.model, load_model(subject.file))
-        found[spec.nms is not None] = subject
-    if len(options.files) != 2 or len(found) != 2:
+    files = run.files()
+    found = {
+        read_description(own.model, load_model(own.file)).nms is not None: own for own in files
+    }
+    if len(files) != 2 or len(found) != 2:
         raise InputError(
-            f"{len(options.files)} files, expected one with NMS and one without: `nmsfree adopt "
+            f"{len(files)} files, expected one with NMS and one without: `nmsfree adopt "
             "--nms plain` makes one with NMS of the same network"
         )
     return lambda floors: at_floors(found[True], floors), found[False]
@@ -92,13 +94,3 @@ def without_filter(subject: Subject, work: Path) -> Subject | None:
         bare.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(replace(checkpoint, model=model, state=state), bare)
     return replace(subject, weights=open_weights(bare, weights.training))
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file, expected trained weights: give their folder with --weights, "
-            f"or train them with `nmsfree train --data data/digits --model {name}`"
-        )
-    return path

@@ -128,7 +128,6 @@ def price_of(results: Results, whole: Record) -> tuple[Interval, Interval] | Non
 
 
 def percent(share: Interval) -> str:
-    """A share with its interval: "12.0 % (11.1 – 13.0)"."""
     return share.times(100).text(1, " %")
 
 
