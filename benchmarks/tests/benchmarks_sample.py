@@ -1,10 +1,15 @@
 """Small made-up results, to try what reads result files without measuring; a module of tests."""
 
+import io
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from rich.console import Console
 
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State, read
+from nmsfree_benchmarks.harness.run import write
 from nmsfree_benchmarks.harness.timer import Times
 
 MS = 1_000_000  # nanoseconds
@@ -84,3 +89,26 @@ def results_of(**changes: Any) -> Results:
         "seconds": 12.3,
     }
     return Results(**(values | changes))
+
+
+def shown_in(columns: int, *shown: Any) -> str:
+    """What a terminal of so many columns shows."""
+    console = Console(width=columns, file=io.StringIO(), record=True)
+    for each in shown:
+        console.print(each)
+    return console.export_text()
+
+
+def check_written(question: Any, results: Results, folder: Path) -> str:
+    """Write a run's files; they hold it, and a picture. Returns the Markdown."""
+    data, png, text = write(question, results, folder)
+    stem = results.stamp + ("" if results.kind == "table" else f"-{results.kind}")
+    assert [path.name for path in (data, png, text)] == [
+        f"{stem}.{s}" for s in ("json", "png", "md")
+    ]
+    assert read(data).to_json() == results.to_json()  # raises where the schema does not hold
+    picture = cv2.imread(str(png))
+    assert picture is not None and min(picture.shape[:2]) > 300 and picture.std() > 1
+    said = text.read_text(encoding="utf-8")
+    assert f"![{question.TITLE}]({png.name})" in said and str(folder) not in said
+    return said

@@ -22,9 +22,9 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18410, "training": 10820, "export": 9340, "benchmarks": 10305}  # of code
-TEST_LINES = {"runtime": 15505, "training": 9280, "export": 6155, "benchmarks": 8320}
-FILES = 290  # of code, all distributions
+LINES = {"runtime": 18410, "training": 10820, "export": 9340, "benchmarks": 10135}  # of code
+TEST_LINES = {"runtime": 15505, "training": 9280, "export": 6155, "benchmarks": 8193}
+FILES = 288  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
 BEGIN, END = "<!-- picture: begin -->\n", "<!-- picture: end -->"

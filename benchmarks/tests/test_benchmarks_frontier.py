@@ -1,7 +1,6 @@
 """The frontier: its rules on made records, and a tiny run."""
 
 import hashlib
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import benchmarks_sample as sample
 import numpy as np
 import pytest
-from benchmarks_sample import subject_of
-from rich.console import Console
+from benchmarks_sample import shown_in, subject_of
 
 from nmsfree_benchmarks.harness.engines import ENGINES, Engine
 from nmsfree_benchmarks.harness.records import Record, Results
@@ -19,7 +17,6 @@ from nmsfree_benchmarks.harness.weights import open_weights
 from nmsfree_benchmarks.questions.frontier import (
     advise,
     conclusions,
-    facts,
     gap_interval,
     pareto,
     points,
@@ -51,9 +48,9 @@ def make(
     ]
 
 
-def results_of(*made: list[Record], load: float = 0.0) -> Results:
+def results_of(*made: list[Record]) -> Results:
     records = tuple(record for pair in made for record in pair)
-    found = sample.results_of(kind="frontier", records=records, other_load=load, settings={})
+    found = sample.results_of(kind="frontier", records=records, settings={})
     return replace(found, ratios=tuple(ratios(found)))
 
 
@@ -76,12 +73,6 @@ def test_advice_is_read_from_the_figures() -> None:
         "On the frontier by medians and AP as measured, fastest first: nano openvino_bf16 fp32 "
         "256x256, nano openvino fp32 256x256, nano onnxruntime fp32 320x320.",
     ]
-
-
-def test_a_busy_machine_leaves_the_advice_that_the_intervals_allow() -> None:
-    idle, busy = (results_of(FULL, INT8, OPENVINO, load=load) for load in (0.0, 1.0))
-    assert list(conclusions(busy)) == list(conclusions(idle))
-    assert facts(busy) == facts(idle) and facts(idle)["advice"] != {}
 
 
 def test_neighbours_on_the_frontier_that_cannot_be_told_apart_are_named() -> None:
@@ -177,13 +168,10 @@ def test_the_table_fits_and_marks_the_frontier_of_its_model() -> None:
     ]
     measured = results_of(FULL, INT8, make(4, 0.769, "openvino_bf16", "int8"), other)
     table = tables(measured)[0]
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(table.rich())
     wild = results_of(make(1234, 0.77), make(777, 0.7, "openvino_bf16", "int8"))
     for record in wild.records:
         record.times[::2] *= 2
-    console.print(tables(wild)[0].rich())
-    text = console.export_text()
+    text = shown_in(100, table.rich(), tables(wild)[0].rich())
     assert "OpenVINO bf16!" in text
     assert "…" not in text
     assert [row[:3] for row in table.rows] == [

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
-from benchmarks_sample import results_of
+from benchmarks_sample import check_written, results_of
 from typer.testing import CliRunner
 
 from nmsfree.backends import Backend, OnnxRuntimeBackend
@@ -25,12 +24,11 @@ from nmsfree.testing.cuda import FakeCuda
 from nmsfree.testing.tensorrt import fake_vendor, write_fake_engine
 from nmsfree_benchmarks.cli import app, find_question
 from nmsfree_benchmarks.harness import engines
-from nmsfree_benchmarks.harness import records as result_files
 from nmsfree_benchmarks.harness.engines import Engine, ran_in, use_device
 from nmsfree_benchmarks.harness.plots import titled
 from nmsfree_benchmarks.harness.records import Results
 from nmsfree_benchmarks.harness.run import ask as ask_question
-from nmsfree_benchmarks.harness.run import lines, write
+from nmsfree_benchmarks.harness.run import lines
 from nmsfree_benchmarks.harness.timer import Plan
 from nmsfree_benchmarks.questions import jitter as JITTER
 from nmsfree_benchmarks.questions.jitter import Options as JitterOptions
@@ -257,11 +255,7 @@ def test_a_native_engine_is_put_into_words_and_pictures(
     assert calls.header[4:6] == ("with NMS", "NMS-free")
     assert {len(row) for row in calls.rows} == {len(calls.header)}
     for results in (native, openvino):
-        folder = tmp_path / results.environment["device"]
-        data, png, _ = write(QUESTION, results, folder)
-        assert result_files.read(data).to_json() == results.to_json()
-        picture = cv2.imread(str(png))
-        assert picture is not None and picture.shape[1] > 1000 > picture.shape[0]
+        check_written(QUESTION, results, tmp_path / results.environment["device"])
     with pytest.raises(InputError, match="device is 'openvino' before and 'tensorrt-rtx' after"):
         compare(openvino, native)
 

@@ -88,7 +88,6 @@ def test_preprocessing_alone_needs_no_network() -> None:
 def results_of(
     whole: float,
     preprocess: float,
-    load: float = 0.0,
     spread: float = 1,
     engine: str = "onnxruntime",
 ) -> Results:
@@ -108,7 +107,7 @@ def results_of(
         record("y", "preprocess", preprocess, 1),
     )
     burst = {"burst": {"fcos_e2e_nano": 1}}
-    found = sample.results_of(kind="overhead", records=records, other_load=load, settings=burst)
+    found = sample.results_of(kind="overhead", records=records, settings=burst)
     return replace(found, ratios=tuple(ratios(found)))
 
 
@@ -133,9 +132,6 @@ def test_what_is_unsure_is_not_judged() -> None:
     close = results_of(11.5, 1.5, spread=10)
     assert [t["met"] for t in facts(close)["targets"]] == [None, None]
     assert all(line.startswith("Target undecided: ") for line in conclusions(close))
-    assert list(conclusions(results_of(11, 1.2, load=1.0))) == list(
-        conclusions(results_of(11, 1.2))
-    )
 
 
 def test_another_engine_promised_nothing() -> None:

@@ -1,15 +1,18 @@
 """README, docs and reports say what the committed results say."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import results
+from benchmarks_sample import check_written, shown_in
 from results import PAGES, QUESTIONS, RESULTS, ROOT, written
 
 import nmsfree
-from nmsfree_benchmarks.cli import MODULES
+from nmsfree_benchmarks.cli import MODULES, find_question
+from nmsfree_benchmarks.report.page import ORDER
 
 OTHERS = {"compare", "report", "gpu-check", "models"}  # what `nmsfree bench` asks is `table`
 
@@ -24,6 +27,17 @@ def test_pages_and_reports_are_what_the_results_say(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == texts()[path], (
         "run `python benchmarks/tests/results.py`, which writes it"
     )
+
+
+@pytest.mark.parametrize("kind", ORDER)
+def test_a_question_shows_its_committed_result(kind: str, tmp_path: Path) -> None:
+    """In tables of 100 columns, a picture, and what the intervals tell: on a busy machine, too."""
+    question, found = find_question(kind), results.load(kind)
+    assert "…" not in shown_in(100, *(table.rich() for table in question.tables(found)))
+    busy, idle = (replace(found, other_load=load) for load in (1.5, 0.0))
+    assert list(question.conclusions(busy)) == list(question.conclusions(idle))
+    assert question.facts(busy) == question.facts(idle) and busy.doubts() and not idle.contended
+    check_written(question, found, tmp_path)
 
 
 def test_every_question_has_one_result() -> None:
