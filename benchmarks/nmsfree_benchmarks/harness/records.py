@@ -6,7 +6,7 @@ holds no paths and no host names.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
@@ -162,16 +162,6 @@ def grouped(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, li
     return found
 
 
-def said_of_doubtful(records: Sequence[Record]) -> Iterator[str]:
-    """What the mark ! means, where a row has it."""
-    doubtful = sum(not record.summary.trusted for record in records)
-    if doubtful:
-        yield (
-            f"! {doubtful} of {len(records)} rows distrust themselves: their interquartile range "
-            "is above 10 % of the median."
-        )
-
-
 @dataclass(frozen=True)
 class Ratio:
     """Time of one record by that of another, call by call of the same rounds."""
@@ -201,7 +191,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Results:
-    kind: str  # "table", "nms", "jitter", "frontier", "throughput", "overhead" or "roofline"
+    kind: str  # of the question, its `KIND`
     stamp: str  # UTC time of the start, YYYYMMDDTHHMMSSZ
     command: str  # that repeats it, without paths
     quick: bool  # fewer rounds, rows and images: for a first look, not for a report

@@ -7,7 +7,7 @@ from typing import Any
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results
 from nmsfree_benchmarks.harness.table import Table
 
-MOST_FACTS = 80
+MOST_ROWS = 80
 DIGITS = 12  # of a hash
 INTERVAL = {"value", "low", "high"}
 # Of a subject: too long for a column, or said otherwise.
@@ -87,15 +87,10 @@ def ratios_table(results: Results) -> Table:
     return Table.of("Ratios within the run", RATIOS, results.ratios, words=3)
 
 
-def facts_table(results: Results) -> Table:
-    """What the benchmark read from its times, one line each."""
-    rows = [(name, _cell(value)) for name, value in _flat("", results.facts)]
-    return Table("Facts", ("fact", "value"), tuple(rows[:MOST_FACTS]))
-
-
-def settings_table(results: Results) -> Table:
-    rows = tuple((name, _cell(value)) for name, value in _flat("", results.settings))
-    return Table("Settings", ("setting", "value"), rows)
+def listed_table(title: str, values: Mapping[str, Any]) -> Table:
+    """Facts or settings, one line each."""
+    rows = [(name, _cell(value)) for name, value in _flat("", values)]
+    return Table(title, ("name", "value"), tuple(rows[:MOST_ROWS]))
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -33,11 +33,10 @@ from nmsfree_benchmarks.harness.run import Question
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.report.generic import (
     DIGITS,
-    facts_table,
+    listed_table,
     ratios_table,
     rows_table,
     said_of_ratios,
-    settings_table,
 )
 from nmsfree_benchmarks.report.svg import Picture, bars_picture
 
@@ -192,7 +191,8 @@ def _section(found: Found, question: Question | None, dated: bool) -> Section:
     answer = said[0] if said else f"{len(results.records)} rows were measured."
     rows = rows_table(results)
     details = [table for table in tables if table.narrow]
-    details += [make(results) for make in (ratios_table, facts_table, settings_table)]
+    details += [ratios_table(results), listed_table("Facts", results.facts)]
+    details += [listed_table("Settings", results.settings)]
     return Section(
         results,
         title=(question.SHORT if question else results.kind)

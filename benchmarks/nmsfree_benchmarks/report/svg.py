@@ -47,7 +47,9 @@ def bars_picture(
     shown = list(records)[:MOST_BARS]
     longest = max(_reach(record) for record in shown)
     parts = [_bar(record, name(record), i * STEP, longest) for i, record in enumerate(shown)]
-    svg = _svg(STEP * len(shown) + 6, "Median time of each row, milliseconds", parts)
+    head = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
+    head = head.format(STEP * len(shown) + 6, "Median time of each row, milliseconds")
+    svg = head + Markup("").join(parts) + Markup("</svg>")
     staged = any("network_share" in record.figures for record in records)
     return Picture(caption, svg, legend=STAGE_LEGEND if staged else ())
 
@@ -83,8 +85,3 @@ def _reach(record: Record) -> float:
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     line = Markup('<line x1="{:.2f}%" y1="{:.1f}" x2="{:.2f}%" y2="{:.1f}" class="{}"/>')
     return line.format(x1, y1, x2, y2, kind)
-
-
-def _svg(height: int, alt: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg class="chart" width="100%" height="{}" role="img" aria-label="{}">')
-    return head.format(height, alt) + Markup("").join(parts) + Markup("</svg>")
