@@ -12,7 +12,7 @@ import pytest
 
 from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.run import Run
-from nmsfree_benchmarks.harness.statistics import STAGES, median_ms, ratio, shares, summarize
+from nmsfree_benchmarks.harness.statistics import STAGES, median_ms, shares, summarize
 from nmsfree_benchmarks.harness.timer import (
     LEAST_ROUNDS,
     Image,
@@ -81,10 +81,6 @@ def test_no_share_is_negative() -> None:
     whole = np.array([[1, 10, 1]] * 3) * MS
     found = shares(whole, np.array([[11]] * 3) * MS)  # the part took longer than the whole
     assert found == pytest.approx({"preprocess": 1 / 12, "network": 0, "postprocess": 11 / 12})
-
-
-def test_ratio_of_medians() -> None:
-    assert ratio(times_of(8, 9, 100), times_of(3, 1, 4)) == pytest.approx(3)
 
 
 def test_laps_sum_to_the_whole() -> None:

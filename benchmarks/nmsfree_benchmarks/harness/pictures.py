@@ -86,10 +86,14 @@ def make_crowd(objects: int, index: int = 0, tiles: int = TILES, seed: int = 0) 
             "more"
         )
     rng = np.random.default_rng((seed, _STREAM, tiles, objects, index))
-    image = _ground(rng, tiles)
+    # Blur across the tiles leaves no seams between them.
+    rows = [np.hstack([paint(rng, []) for _ in range(tiles)]) for _ in range(tiles)]
+    image = np.asarray(cv2.GaussianBlur(np.vstack(rows), (0, 0), OUT_OF_FOCUS), dtype=np.uint8)
+    counts = np.full(tiles**2, objects // tiles**2)
+    counts[rng.permutation(tiles**2)[: objects % tiles**2]] += 1  # which get one more is drawn
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
-    for tile, count in enumerate(_counts(rng, objects, tiles**2)):
+    for tile, count in enumerate(counts.tolist()):
         top, left = (SIDE * n for n in divmod(tile, tiles))
         view = image[top : top + SIDE, left : left + SIDE]
         for group in lay_out(rng, instances(held_out=True), pairs=0, singles=count):
@@ -99,19 +103,6 @@ def make_crowd(objects: int, index: int = 0, tiles: int = TILES, seed: int = 0) 
                 boxes.append((x1 + left, y1 + top, x2 + left, y2 + top))
                 labels.append(digit.glyph.label)
     return Crowd(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
-
-
-def _ground(rng: np.random.Generator, tiles: int) -> Image:
-    """Blur across the tiles, which leaves no seams between them."""
-    rows = [np.hstack([paint(rng, []) for _ in range(tiles)]) for _ in range(tiles)]
-    return np.asarray(cv2.GaussianBlur(np.vstack(rows), (0, 0), OUT_OF_FOCUS), dtype=np.uint8)
-
-
-def _counts(rng: np.random.Generator, objects: int, tiles: int) -> list[int]:
-    """Share objects out among tiles; which of them get one more is drawn."""
-    counts = np.full(tiles, objects // tiles)
-    counts[rng.permutation(tiles)[: objects % tiles]] += 1
-    return [int(count) for count in counts]
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from nmsfree_benchmarks.harness.gpu import GpuWatch
 from nmsfree_benchmarks.harness.machine import LoadMeter, describe, hardware
 from nmsfree_benchmarks.harness.options import RunOptions
 from nmsfree_benchmarks.harness.pictures import digits
-from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State, said_of_doubtful
+from nmsfree_benchmarks.harness.records import Ratio, Record, Results, State
 from nmsfree_benchmarks.harness.subject import Subject, subjects_of
 from nmsfree_benchmarks.harness.table import Table
 from nmsfree_benchmarks.harness.timer import Call, Image, Plan, Progress, Rounds, take_turns
@@ -256,10 +256,15 @@ def ask(
 
 def lines(question: Question, results: Results) -> list[str]:
     """The verdict, the mark in the tables, conclusions, what numbers mean, what is not there."""
-    skipped = [f"Skipped {name}: {reason}." for name, reason in results.skipped.items()]
-    verdict = f"Verdict: {results.verdict_text()}."
-    marks = said_of_doubtful(results.records)
-    return [verdict, *marks, *question.conclusions(results), *question.notes(results), *skipped]
+    said = [f"Verdict: {results.verdict_text()}."]
+    doubtful = sum(not record.summary.trusted for record in results.records)
+    if doubtful:
+        said.append(
+            f"! {doubtful} of {len(results.records)} rows distrust themselves: their interquartile "
+            "range is above 10 % of the median."
+        )
+    skipped = (f"Skipped {name}: {reason}." for name, reason in results.skipped.items())
+    return [*said, *question.conclusions(results), *question.notes(results), *skipped]
 
 
 def environment_lines(results: Results) -> list[str]:

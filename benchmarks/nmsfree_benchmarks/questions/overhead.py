@@ -86,12 +86,7 @@ class Options(RunOptions):
     files: Files = ()
     large: Large = False
     device: OnDevice = CPU
-    sizes: tuple[tuple[int, int], ...] | None = None
-
-    @property
-    def chosen_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of the source pictures."""
-        return self.sizes or (QUICK_SIZES if self.quick else SIZES)
+    sizes: tuple[tuple[int, int], ...] | None = None  # (height, width) of the pictures
 
 
 class _TimedGeometry(Geometry):
@@ -177,7 +172,8 @@ def measure(options: Options, run: Run) -> Iterator[Record]:
     run.settings |= {"burst": {}, "opencv_threads": cv2.getNumThreads()}
     rows = 0
     with tempfile.TemporaryDirectory(prefix="pictures-", dir=options.work) as folder:
-        scenes = {size: make_scenes(bases, size, Path(folder)) for size in options.chosen_sizes}
+        sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
+        scenes = {size: make_scenes(bases, size, Path(folder)) for size in sizes}
         for group, subject in subjects.items():
             plan = options.timed(PLANS[group if group == "large" else "nano", options.quick])
             try:

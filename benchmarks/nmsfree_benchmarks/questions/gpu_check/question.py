@@ -142,13 +142,7 @@ def outcome_of(claim: Claim, folder: Path) -> tuple[Outcome, str]:
         return "fail", str(error)
 
 
-def try_here() -> None:
-    """The child process."""
-    key, folder = sys.argv[1:]
-    outcome, detail = outcome_of(BY_KEY[key], Path(folder))
-    answer = {"outcome": outcome, "detail": " ".join(detail.split())}
+if __name__ == "__main__":  # the child process
+    said = outcome_of(BY_KEY[sys.argv[1]], Path(sys.argv[2]))
+    answer = {"outcome": said[0], "detail": " ".join(said[1].split())}
     sys.stdout.write(json.dumps(answer) + "\n")
-
-
-if __name__ == "__main__":
-    try_here()

@@ -275,7 +275,6 @@ def notes(results: Results) -> Iterator[str]:
         f"Whole calls: Detector(image), one image after another, IoU {s['base']['iou']:g}. Cand.: "
         f"candidates above the floor. {price}"
     )
-    yield "! The interquartile range is above 10 % of the median."
 
 
 def tables(results: Results) -> list[Table]:
