@@ -22,8 +22,8 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18410, "training": 10820, "export": 9340, "benchmarks": 10097}  # of code
-TEST_LINES = {"runtime": 15505, "training": 9280, "export": 6155, "benchmarks": 8185}
+LINES = {"runtime": 18410, "training": 10820, "export": 9340, "benchmarks": 10079}  # of code
+TEST_LINES = {"runtime": 15505, "training": 9280, "export": 6155, "benchmarks": 8179}
 FILES = 288  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

@@ -10,7 +10,6 @@ which tells what lies in its core; and as `Detector.tiled` does, which matches a
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
+from measure_padding import WEIGHTS, nmsfree
 
 from nmsfree import Detections, Detector
 from nmsfree.datasets.digits.layout import SIDE
@@ -31,7 +31,6 @@ from nmsfree.tiles import WHOLE, Tiles, Tiling, _Rows
 
 SCENES = 4  # along a side
 PICTURES = 18
-WEIGHTS = Path(__file__).parents[2] / "weights/fcos_e2e_nano.safetensors"
 KEYS = ("AP", "AP50", "F1", "duplicates_per_image_iou50", "nested_pairs_per_image", "seconds")
 
 
@@ -42,11 +41,6 @@ def mosaic(split: str, index: int) -> Labelled:
     boxes = [s.boxes + SIDE * np.array([k % SCENES, k // SCENES] * 2) for k, s in enumerate(scenes)]
     labels = np.concatenate([s.labels for s in scenes]).tolist()
     return Labelled(np.vstack(rows), np.concatenate(boxes).tolist(), labels, [0] * len(labels))
-
-
-def nmsfree(*arguments: object) -> None:
-    command = [sys.executable, "-m", "nmsfree", *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def of_the_core(tiles: Tiles, found: Sequence[Detections]) -> Detections:

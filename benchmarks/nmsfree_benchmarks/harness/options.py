@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from nmsfree.cli.options import json_option
 from nmsfree.errors import InputError
 from nmsfree.options import Option, options_of
 
@@ -21,6 +22,10 @@ Files = Annotated[
            argument=True, metavar="FILE"),
 ]  # fmt: skip
 OnDevice = Annotated[str, Option("Where the models run: cpu, openvino, cuda, tensorrt-rtx.")]
+Threads = Annotated[
+    int | None, Option("Processor threads; PyTorch's choice if not given.", ("--threads",), min=1)
+]
+Json = Annotated[str | None, json_option('Write the figures as JSON; "-" is stdout.')]
 Large = Annotated[bool, Option("The published 512 × 736 network as well.", flags=("--large",))]
 
 
@@ -34,7 +39,9 @@ class RunOptions:
     threads: Annotated[
         int | None, Option("Of every engine; the physical cores if not given.", min=1, max=1024)
     ] = None
-    weights: Annotated[Path, Option("Folder of trained checkpoints.")] = Path("weights")
+    weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
+        Path("weights")
+    )
     data: Annotated[Path, Option("Digits set; missing splits are made in --work.")] = Path(
         "data/digits"
     )
@@ -49,10 +56,7 @@ class RunOptions:
         float | None,
         Option("Idle gap before each turn; some ms if not given.", min=0, max=60_000, metavar="MS"),
     ] = None
-    json_file: Annotated[
-        str | None,
-        Option('Write the JSON here too; "-" is stdout.', flags=("--json",), metavar="FILE"),
-    ] = None
+    json_file: Annotated[str | None, json_option('Write the JSON here too; "-" is stdout.')] = None
     device: str = CPU
     files: tuple[Path, ...] = ()
     quick_seconds: ClassVar[int] = 60  # of a quick run, but for what cannot be shorter

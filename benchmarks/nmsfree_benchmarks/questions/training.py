@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import numpy as np
 from rich.console import Console
 
-from nmsfree.cli.options import json_option
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
 from nmsfree_benchmarks.harness.machine import describe, use_threads
+from nmsfree_benchmarks.harness.options import Json, Threads
 from nmsfree_training.config import Preset, preset
 
 if TYPE_CHECKING:
@@ -55,10 +55,6 @@ BATCHES = 4  # distinct ones that steps go through, since their sizes may differ
 MIN_STEPS = 2
 
 R = TypeVar("R")
-Threads = Annotated[
-    int | None, Option("Processor threads; PyTorch's choice if not given.", ("--threads",), min=1)
-]
-Json = Annotated[str | None, json_option('Write the figures as JSON; "-" is stdout.')]
 
 
 @dataclass(frozen=True)

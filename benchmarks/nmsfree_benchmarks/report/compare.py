@@ -18,6 +18,7 @@ from nmsfree.errors import GateError, InputError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
 from nmsfree.text import shown
+from nmsfree_benchmarks.harness.options import Json
 from nmsfree_benchmarks.harness.records import Ratio, Record, Results, read
 from nmsfree_benchmarks.harness.run import console_for, print_table
 from nmsfree_benchmarks.harness.statistics import FEWEST_ROUNDS, Interval, ratio_of_medians
@@ -38,9 +39,7 @@ class Options:
         1.05
     )
     only: Annotated[str, Option("Only what has this in its name.", metavar="TEXT")] = ""
-    json_file: Annotated[
-        str | None, Option('Write JSON; "-" is stdout.', flags=("--json",), metavar="FILE")
-    ] = None
+    json_file: Json = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from rich.console import Console
 
-from nmsfree.cli.options import json_option
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
+from nmsfree_benchmarks.harness.options import Json, Threads
 from nmsfree_training.config import preset
 
 PRESETS = ("fcos_rt_r18_3x", "fcos_e2e_r18_3x")
@@ -26,13 +26,8 @@ class Options:
     )
     objects: Annotated[int, Option("Objects in every image.", min=1, max=10_000)] = 50
     rounds: Annotated[int, Option("Steps that are timed.", min=1, max=1_000_000)] = 3
-    threads: Annotated[
-        int | None,
-        Option("Processor threads; PyTorch's choice if not given.", ("--threads",), min=1),
-    ] = None
-    json_file: Annotated[str | None, json_option('Write the figures as JSON; "-" is stdout.')] = (
-        None
-    )
+    threads: Threads = None
+    json_file: Json = None
 
     def __post_init__(self) -> None:
         if not all(32 <= side <= 16384 for side in self.size):

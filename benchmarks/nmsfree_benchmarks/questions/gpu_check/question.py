@@ -22,13 +22,13 @@ from typing import Annotated, Literal
 
 from rich.markup import escape
 
-from nmsfree.cli.options import json_option
 from nmsfree.doctor.probe import ask_child, module_command
 from nmsfree.errors import GateError, InputError, MissingExtraError, NmsfreeError
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
 from nmsfree.text import one_of, shown
 from nmsfree_benchmarks.harness.engines import the_gpu
+from nmsfree_benchmarks.harness.options import Json
 from nmsfree_benchmarks.harness.run import console_for
 from nmsfree_benchmarks.questions.gpu_check.claims import (
     BY_KEY,
@@ -53,7 +53,7 @@ class Options:
     only: Annotated[
         tuple[str, ...] | None, Option("Only this claim; again for more.", metavar="KEY")
     ] = None
-    json_file: Annotated[str | None, json_option('Write JSON; "-" is stdout.')] = None
+    json_file: Json = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """How fast is each detector, with NMS and without, and how right? Here its options alone."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from nmsfree.errors import InputError
@@ -22,15 +21,6 @@ class Options(RunOptions):
         bool,
         Option("A minute, about two if busy: small models, fewer rounds.", flags=("--quick",)),
     ] = False
-    weights: Annotated[Path, Option("Trained checkpoints; published ones in its published/.")] = (
-        Path("weights")
-    )
-    data: Annotated[
-        Path, Option("Digits set: val for AP, train for INT8; made elsewhere when missing.")
-    ] = Path("data/digits")
-    out: Annotated[Path, Option("Where the report is written: JSON, Markdown, picture.")] = Path(
-        "runs/bench"
-    )
     seconds: Annotated[
         float | None, Option("Time for the rounds of each input size.", min=0, max=86400)
     ] = None

@@ -31,7 +31,7 @@ from nmsfree.options import Option
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.engines import engine_of
 from nmsfree_benchmarks.harness.graphs import open_session, without_nms
-from nmsfree_benchmarks.harness.options import CPU, Files, OnDevice, RunOptions
+from nmsfree_benchmarks.harness.options import CPU, Files, Large, OnDevice, RunOptions
 from nmsfree_benchmarks.harness.pictures import TILES, full_hd, make_crowd
 from nmsfree_benchmarks.harness.records import Record, Results
 from nmsfree_benchmarks.harness.run import Case, Run
@@ -132,9 +132,7 @@ class Options(RunOptions):
         tuple[str, ...] | None,
         Option("Only this NMS, beside numpy: onnx, plain, opencv, torchvision; repeatable."),
     ] = None
-    large: Annotated[
-        bool, Option("Also the published architecture at 512 × 736.", flags=("--large",))
-    ] = False
+    large: Large = False
     device: OnDevice = CPU
     range: Range | None = None  # None takes `FULL` or `QUICK`
     tiles: int = TILES  # to a side of a scene, 256 pixels each
