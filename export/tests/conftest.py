@@ -13,7 +13,7 @@ from onnx import ModelProto
 from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
-from nmsfree_training.config import ModelConfig, fcos_e2e_nano, fcos_e2e_r18_3x
+from nmsfree_training.config import ModelConfig, preset
 
 if TYPE_CHECKING:
     from nmsfree_training.weights.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> "Checkpoint":
     from nmsfree_training.weights.published import random_state_dict
 
     path = tmp_path_factory.mktemp("published") / "fcos_e2e_r18_3x_coco.pth"
-    torch.save({"model": random_state_dict(Fcos(fcos_e2e_r18_3x().model), seed=11)}, path)
+    torch.save({"model": random_state_dict(Fcos(preset("fcos_e2e_r18_3x").model), seed=11)}, path)
     return load_checkpoint(path)
 
 
@@ -108,7 +108,7 @@ def checkpoint() -> "Checkpoint":
     """Two heads without a filter, random weights with spread-out scores, 7 classes, 96 × 128."""
     from export_checkpoints import CLASSES, make
 
-    plain = dataclasses.replace(fcos_e2e_nano(len(CLASSES)).model, dedup_iou=0.0)
+    plain = dataclasses.replace(preset("fcos_e2e_nano", len(CLASSES)).model, dedup_iou=0.0)
     return make(plain, (96, 128))
 
 

@@ -30,13 +30,7 @@ from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deploye
 from nmsfree_export.verify.certificate import certify
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
-from nmsfree_training.config import (
-    HeadNorm,
-    ModelConfig,
-    fcos_e2e_nano,
-    fcos_e2e_r18_3x,
-    fcos_o2o_lite0,
-)
+from nmsfree_training.config import HeadNorm, ModelConfig, preset
 from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.lite import Lite0
@@ -93,7 +87,7 @@ def test_folded_backbone_has_no_norm_and_gives_the_same(depth: int | None, froze
 @pytest.mark.parametrize(("norm", "copies"), [("batch_per_level", 3), ("batch", 1), ("group", 1)])
 def test_folded_head_gives_the_same_on_every_level(norm: HeadNorm, copies: int) -> None:
     torch.manual_seed(0)
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, dedup_iou=0.0)
+    config = dataclasses.replace(preset("fcos_e2e_nano", 7).model, head_norm=norm, dedup_iou=0.0)
     head = Fcos(config).heads["o2o"].eval()
     randomise_norms(head)
     levels = fold_head(head, [(8, 8), (4, 4), (2, 2)])
@@ -140,7 +134,7 @@ def with_filter(model: ModelConfig, kind: Kind) -> ModelConfig:
 
 
 def make(make_checkpoint: Make, kind: Kind, norm: HeadNorm = "batch_per_level") -> Checkpoint:
-    model = dataclasses.replace(fcos_e2e_nano(7).model, head_norm=norm, dedup_iou=0.0)
+    model = dataclasses.replace(preset("fcos_e2e_nano", 7).model, head_norm=norm, dedup_iou=0.0)
     return make_checkpoint(with_filter(model, kind), ODD)
 
 
@@ -216,14 +210,14 @@ def test_exported_file_agrees_with_the_network(
 @KINDS
 def test_published_network_with_a_filter(make_checkpoint: Make, tmp_path: Path, kind: Kind) -> None:
     """GroupNorm, in one batch."""
-    config = with_filter(fcos_e2e_r18_3x(7).model, kind)
+    config = with_filter(preset("fcos_e2e_r18_3x", 7).model, kind)
     report = export_onnx(make_checkpoint(config, (96, 160)), tmp_path / "model.onnx")
     assert report.parity.passed and report.parity.rows > 100
 
 
 def test_lite0_is_exported(make_checkpoint: Make, tmp_path: Path) -> None:
     """Depthwise convolutions, ReLU6, and padding that is not the same on both sides."""
-    made = make_checkpoint(fcos_o2o_lite0(7).model, (96, 160))
+    made = make_checkpoint(preset("fcos_o2o_lite0", 7).model, (96, 160))
     assert export_onnx(made, tmp_path / "model.onnx").parity.passed
 
 

@@ -25,7 +25,7 @@ from nmsfree_export.quantize import load_calibration
 from nmsfree_export.verify import accuracy as accuracy_module
 from nmsfree_export.verify.accuracy import Accuracy
 from nmsfree_export.verify.parity import Parity
-from nmsfree_training.config import fcos_e2e_r18_3x
+from nmsfree_training.config import preset
 from nmsfree_training.weights.checkpoint import Checkpoint
 
 TRAIN, VAL = 8, 12  # pictures of the fixture `digits`
@@ -98,7 +98,7 @@ def test_published_network(
     make_checkpoint: Callable[..., Checkpoint], digits: Path, tmp_path: Path, target: str
 ) -> None:
     """GroupNorm, and levels that share their weights; the weights are random, so many rows swap."""
-    made = make_checkpoint(fcos_e2e_r18_3x(7).model, (96, 160))
+    made = make_checkpoint(preset("fcos_e2e_r18_3x", 7).model, (96, 160))
     options = int8(target, digits, batch=None, calibration_images=2, max_unmatched=0.5)
     report = export_onnx(made, tmp_path / "model.onnx", options)
     assert report.spec.provenance["calibration"] == "digits train, 2 images"

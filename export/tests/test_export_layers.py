@@ -11,7 +11,7 @@ from nmsfree_export.export import ExportOptions, make_export_spec
 from nmsfree_export.graph.layers import pair_layers, read_layers
 from nmsfree_export.verify.layer_errors import measure_layers, prepare
 from nmsfree_export.verify.parity import load_images
-from nmsfree_training.config import fcos_e2e_r18_3x
+from nmsfree_training.config import preset
 from nmsfree_training.weights.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -114,7 +114,7 @@ def test_partners_with_group_norm_and_a_batch_of_any_size(
     make_checkpoint: Make, trace: Trace
 ) -> None:
     """Levels share the heads, and every sum has its own."""
-    made = make_checkpoint(fcos_e2e_r18_3x(7).model, (96, 160))
+    made = make_checkpoint(preset("fcos_e2e_r18_3x", 7).model, (96, 160))
     full, half = (trace(made, precision=p, batch=None) for p in ("fp32", "fp16"))
     a, b = read_layers(full), read_layers(half)
     pairs = pair_layers(a, b)

@@ -18,7 +18,7 @@ from nmsfree_export.graph.write import OPSET, build_onnx, deploy_module, deploye
 from nmsfree_export.quantize import Calibration, load_calibration, quantize, quantized_nodes
 from nmsfree_export.verify.certificate import Certificate, certify
 from nmsfree_export.verify.lowered import certify_lowered
-from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.config import preset
 from nmsfree_training.weights.checkpoint import Checkpoint
 
 Make = Callable[..., Checkpoint]
@@ -141,7 +141,7 @@ def test_group_norm_and_filters_stay_in_float(
 ) -> None:
     """Sums after the pyramid belong to norms and filters; pooling of integers rounds nothing."""
     changed = {"head_norm": "group"} if name == "head_norm" else {"max_filter": "features"}
-    config = dataclasses.replace(fcos_e2e_nano(7).model, dedup_iou=0.8, **changed)  # type: ignore[arg-type]
+    config = dataclasses.replace(preset("fcos_e2e_nano", 7).model, dedup_iou=0.8, **changed)  # type: ignore[arg-type]
     built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
     built.certify(built.model)
     names = quantized_nodes(built.original, "cpu")
@@ -164,7 +164,7 @@ def maker_kinds(model: ModelProto, of: NodeProto) -> set[str]:
 
 
 def test_a_bias_that_levels_share_has_a_unit_per_level(make_checkpoint: Make, digits: Path) -> None:
-    config = dataclasses.replace(fcos_e2e_nano(7).model, head_norm="batch", dedup_iou=0.0)
+    config = dataclasses.replace(preset("fcos_e2e_nano", 7).model, head_norm="batch", dedup_iou=0.0)
     built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
     built.certify(built.model)
     convs = [n for n in built.original.graph.node if n.op_type == "Conv" and len(n.input) == 3]

@@ -25,7 +25,7 @@ from nmsfree_export.export import (
 )
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
-from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.config import preset
 from nmsfree_training.weights.checkpoint import (
     Checkpoint,
     deployed_like,
@@ -248,7 +248,7 @@ def test_the_onnx_file_carries_what_was_measured(both: Path, digits: Path) -> No
 def filtered(make_checkpoint: Make) -> Checkpoint:
     """With a duplicate filter of IoU 0.8."""
     filters = {"dedup_iou": 0.8, "deployed_dedup_iou": 0.0}
-    return make_checkpoint(dataclasses.replace(fcos_e2e_nano(7).model, **filters), SIZE)
+    return make_checkpoint(dataclasses.replace(preset("fcos_e2e_nano", 7).model, **filters), SIZE)
 
 
 @pytest.mark.parametrize("size", [SIZE, (448, 352)])

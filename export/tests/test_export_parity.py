@@ -33,7 +33,7 @@ from nmsfree_export.verify.parity import (
     seeded_images,
     tolerance_for,
 )
-from nmsfree_training.config import fcos_e2e_nano
+from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
@@ -332,7 +332,7 @@ def test_saturated_scores_excuse_nothing(checkpoint: Checkpoint) -> None:
 
 def test_untouched_network_of_one_class_exports(tmp_path: Path) -> None:
     """Levels of equal statistics fold to equal weights, which are then stored for each."""
-    model = fcos_e2e_nano(1).model
+    model = preset("fcos_e2e_nano", 1).model
     fresh = Checkpoint(model, (64, 64), ("a",), (0,), Fcos(model).state_dict())
     assert export_onnx(fresh, tmp_path / "fresh.onnx").parity.passed
 

@@ -263,7 +263,11 @@ def at_size(preset: Preset, size: tuple[int, int]) -> Preset:
     return replace(preset, train=recipe, input_size=size)
 
 
-def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+Heads = tuple[HeadName, ...]
+Family = Callable[[str, Heads, int], Preset]  # name, heads, number of classes
+
+
+def _r18_3x(name: str, heads: Heads, num_classes: int) -> Preset:
     """The published recipe: SGD, 36 epochs, frozen batch norm, stem and layer1 not trained."""
     return Preset(
         model=ModelConfig(name=name, num_classes=num_classes, heads=heads),
@@ -283,7 +287,7 @@ def _r18_3x(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
     )
 
 
-def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+def _nano(name: str, heads: Heads, num_classes: int) -> Preset:
     """For CPUs and the edge: a quarter of ResNet-18's width, 64 channels, 2 + 2 convs; 0.44 GMAC.
 
     One batch norm per level rather than one for all: AP on digits val after 6 epochs, shared →
@@ -320,13 +324,13 @@ def _nano(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
     )
 
 
-def _small(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+def _small(name: str, heads: Heads, num_classes: int) -> Preset:
     """Between nano and ResNet-18: half of its width, 96 channels, 2 + 2 convs."""
     nano = _nano(name, heads, num_classes)
     return replace(nano, model=replace(nano.model, width=32, channels=96), input_size=(416, 416))
 
 
-def _lite0(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+def _lite0(name: str, heads: Heads, num_classes: int) -> Preset:
     """EfficientNet-Lite0 with nano's neck and head; made for INT8."""
     nano = _nano(name, heads, num_classes)
     return replace(
@@ -337,105 +341,39 @@ def _lite0(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
     )
 
 
-def _not_worse(name: str, plain: Preset) -> Preset:
+def _not_worse(family: Family, name: str, heads: Heads, num_classes: int) -> Preset:
     """The two-headed recipe that is not worse than NMS: `dedup_hungarian` of the study.
 
     Against the published one: the o2o head's gradient reaches FPN and backbone, every object gets
     a cell of its own, and a cell gives way to a better neighbour that shows the same box.
     docs/nms-free-training.md has the figures.
     """
+    plain = family(name, heads, num_classes)
     return replace(
         plain,
-        model=replace(plain.model, name=name, dedup_iou=0.78, deployed_dedup_iou=0.76),
+        model=replace(plain.model, dedup_iou=0.78, deployed_dedup_iou=0.76),
         train=replace(plain.train, o2o=Matching(topk=1, hungarian=True), o2o_gradient=1.0),
     )
 
 
-def fcos_rt_r18_3x(num_classes: int = 80) -> Preset:
-    """Published one-to-many detector; needs NMS."""
-    return _r18_3x("fcos_rt_r18_3x", ("o2m",), num_classes)
-
-
-def fcos_o2o_r18_3x(num_classes: int = 80) -> Preset:
-    """Published detector of the same network, trained one-to-one; no NMS."""
-    return _r18_3x("fcos_o2o_r18_3x", ("o2o",), num_classes)
-
-
-def fcos_e2e_r18_3x(num_classes: int = 80) -> Preset:
-    """Published two-headed detector; the o2o head reads detached features and is deployed."""
-    return _r18_3x("fcos_e2e_r18_3x", ("o2m", "o2o"), num_classes)
-
-
-def fcos_e2e_r18(num_classes: int = 80) -> Preset:
-    """The published network and schedule with the two-headed recipe that is not worse than NMS."""
-    return _not_worse("fcos_e2e_r18", fcos_e2e_r18_3x(num_classes))
-
-
-def fcos_rt_nano(num_classes: int = 80) -> Preset:
-    """Small one-to-many detector; needs NMS."""
-    return _nano("fcos_rt_nano", ("o2m",), num_classes)
-
-
-def fcos_o2o_nano(num_classes: int = 80) -> Preset:
-    """Small detector trained one-to-one; no NMS."""
-    return _nano("fcos_o2o_nano", ("o2o",), num_classes)
-
-
-def fcos_e2e_nano(num_classes: int = 80) -> Preset:
-    """Small two-headed detector that is not worse than NMS."""
-    plain = _nano("fcos_e2e_nano", ("o2m", "o2o"), num_classes)
-    return _not_worse(plain.model.name, plain)
-
-
-def fcos_rt_small(num_classes: int = 80) -> Preset:
-    """One-to-many detector between nano and ResNet-18; needs NMS."""
-    return _small("fcos_rt_small", ("o2m",), num_classes)
-
-
-def fcos_o2o_small(num_classes: int = 80) -> Preset:
-    """The same trained one-to-one; no NMS."""
-    return _small("fcos_o2o_small", ("o2o",), num_classes)
-
-
-def fcos_e2e_small(num_classes: int = 80) -> Preset:
-    """The same with two heads, by the recipe of `fcos_e2e_nano`."""
-    plain = _small("fcos_e2e_small", ("o2m", "o2o"), num_classes)
-    return _not_worse(plain.model.name, plain)
-
-
-def fcos_rt_lite0(num_classes: int = 80) -> Preset:
-    """One-to-many detector on EfficientNet-Lite0; needs NMS."""
-    return _lite0("fcos_rt_lite0", ("o2m",), num_classes)
-
-
-def fcos_o2o_lite0(num_classes: int = 80) -> Preset:
-    """The same trained one-to-one; no NMS."""
-    return _lite0("fcos_o2o_lite0", ("o2o",), num_classes)
-
-
-def fcos_e2e_lite0(num_classes: int = 80) -> Preset:
-    """The same with two heads, by the recipe of `fcos_e2e_nano`."""
-    plain = _lite0("fcos_e2e_lite0", ("o2m", "o2o"), num_classes)
-    return _not_worse(plain.model.name, plain)
-
-
-PRESETS: dict[str, Callable[..., Preset]] = {
-    f.__name__: f
-    for f in (
-        fcos_rt_r18_3x,
-        fcos_o2o_r18_3x,
-        fcos_e2e_r18_3x,
-        fcos_e2e_r18,
-        fcos_rt_nano,
-        fcos_o2o_nano,
-        fcos_e2e_nano,
-        fcos_rt_small,
-        fcos_o2o_small,
-        fcos_e2e_small,
-        fcos_rt_lite0,
-        fcos_o2o_lite0,
-        fcos_e2e_lite0,
-    )
+_RT: Heads = ("o2m",)  # needs NMS
+_O2O: Heads = ("o2o",)  # the same network, trained one-to-one: no NMS
+_E2E: Heads = ("o2m", "o2o")  # the o2o head is deployed
+PRESETS: dict[str, tuple[Family, Heads]] = {
+    # As published; with both heads, the o2o head reads detached features.
+    "fcos_rt_r18_3x": (_r18_3x, _RT),
+    "fcos_o2o_r18_3x": (_r18_3x, _O2O),
+    "fcos_e2e_r18_3x": (_r18_3x, _E2E),
+    "fcos_e2e_r18": (partial(_not_worse, _r18_3x), _E2E),
+    "fcos_rt_nano": (_nano, _RT),
+    "fcos_o2o_nano": (_nano, _O2O),
+    "fcos_e2e_nano": (partial(_not_worse, _nano), _E2E),
+    "fcos_rt_small": (_small, _RT),
+    "fcos_o2o_small": (_small, _O2O),
+    "fcos_e2e_small": (partial(_not_worse, _small), _E2E),
+    "fcos_rt_lite0": (_lite0, _RT),
+    "fcos_o2o_lite0": (_lite0, _O2O),
+    "fcos_e2e_lite0": (partial(_not_worse, _lite0), _E2E),
 }
 
 
@@ -447,4 +385,5 @@ def preset(name: str, num_classes: int = 80) -> Preset:
     """
     if name not in PRESETS:
         raise InputError(f"model {name!r} is unknown, expected {one_of(PRESETS, name)}")
-    return PRESETS[name](num_classes)
+    family, heads = PRESETS[name]
+    return family(name, heads, num_classes)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nmsfree.errors import CheckpointError
-from nmsfree_training.config import PRESETS, Matching, MaxFilter, Preset, preset
+from nmsfree_training.config import PRESETS, HeadName, Matching, MaxFilter, Preset, preset
 from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.model.backbone import ResNet
 from nmsfree_training.model.detector import Fcos, fresh_network
@@ -126,17 +126,17 @@ KINDS = pytest.mark.parametrize("kind", ["logits", "features"])
 @pytest.fixture
 def with_filter(monkeypatch: pytest.MonkeyPatch) -> Callable[[MaxFilter], None]:
     """Return a function that gives the preset fcos_e2e_nano a filter and other settings."""
-    plain = PRESETS["fcos_e2e_nano"]
+    family, heads = PRESETS["fcos_e2e_nano"]
 
     def change(kind: MaxFilter) -> None:
-        def fcos_e2e_nano(num_classes: int = 80) -> Preset:
-            chosen = plain(num_classes)
+        def changed(name: str, heads: tuple[HeadName, ...], num_classes: int) -> Preset:
+            chosen = family(name, heads, num_classes)
             recipe = replace(
                 chosen.train, o2o=Matching(1, (0.2, 0.8)), o2o_gradient=0.1, o2o_start=0.5
             )
             return replace(chosen, model=replace(chosen.model, max_filter=kind), train=recipe)
 
-        monkeypatch.setitem(PRESETS, "fcos_e2e_nano", fcos_e2e_nano)
+        monkeypatch.setitem(PRESETS, "fcos_e2e_nano", (changed, heads))
 
     return change
 
