@@ -58,7 +58,7 @@ def _randomise_filter(head: Head) -> None:
 def _spread(network: Fcos) -> None:
     """Scale the predictions so that logits and deltas spread as a trained network's do."""
     images = normalize(torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8))
-    features = network.eval().features(images)
+    features = network.eval().fpn(network.backbone(images))
     for head in network.heads.values():
         levels = head(features)
         for conv, index, spread in ((head.cls_pred, 0, 2.0), (head.reg_pred, 1, 0.7)):

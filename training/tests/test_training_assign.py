@@ -13,6 +13,7 @@ from nmsfree_training.config import STRIDES, Matching
 from nmsfree_training.criterion import assignment as assign_module
 from nmsfree_training.criterion.assignment import Assignment, Targets, assign, match, pad_targets
 from nmsfree_training.model.boxes import anchor_points, decode, giou, iou, pairwise_iou
+from nmsfree_training.model.detector import Prediction
 
 CLASSES = 5
 SHAPES = [(8, 12), (4, 6), (2, 3)]  # levels of a 64 × 96 input
@@ -26,6 +27,12 @@ BOTH = pytest.mark.parametrize("matching", OPTIMAL, ids=str)
 Objects = list[tuple[Tensor, Tensor]]
 
 
+def predict(
+    logits: Tensor, boxes: Tensor, points: Tensor = POINTS, strides: Tensor = CELL_STRIDES
+) -> Prediction:
+    return Prediction(logits, boxes, points, strides, [])
+
+
 @dataclass(frozen=True)
 class Case:
     """Random predictions for a batch, and the objects of every image."""
@@ -36,7 +43,7 @@ class Case:
 
     def assign(self, matching: Matching, targets: Targets | None = None) -> Assignment:
         targets = targets or pad_targets(*map(list, zip(*self.objects, strict=True)))
-        return assign(self.logits, self.boxes, POINTS, CELL_STRIDES, targets, matching)
+        return assign(predict(self.logits, self.boxes), targets, matching)
 
     def with_objects(self, *objects: tuple[Tensor, Tensor]) -> "Case":
         return replace(self, objects=list(objects))
@@ -129,7 +136,7 @@ def test_cells_outside_all_objects_come_last(unused: bool) -> None:
     if unused:  # an object that is not to be assigned makes no cell an inner one
         objects, labels, valid = [*objects, torch.tensor([0.0, 0, 96, 64])], [2, 2], [True, False]
     targets = Targets(torch.stack(objects)[None], torch.tensor([labels]), torch.tensor([valid]))
-    found = assign(logits, boxes, POINTS, CELL_STRIDES, targets, Matching(1))
+    found = assign(predict(logits, boxes), targets, Matching(1))
     (cell,) = (found.labels[0] < CLASSES).nonzero()[:, 0].tolist()
     assert inside[cell]
 
@@ -154,8 +161,8 @@ def test_quality_prefers_the_inside_of_the_own_object() -> None:
     boxes = torch.where(in_second[:, None], objects[0], torch.tensor([0.0, 0, 9, 9]))
     logits = torch.where(in_second[:, None], 4.0, -4.0)
     targets = pad_targets([objects[:1], objects], [torch.tensor([0]), torch.tensor([0, 0])])
-    predictions = logits.expand(2, -1, -1), boxes.expand(2, -1, -1)
-    found = assign(*predictions, points, strides, targets, Matching(1, QUALITY))
+    both = predict(logits.expand(2, -1, -1), boxes.expand(2, -1, -1), points, strides)
+    found = assign(both, targets, Matching(1, QUALITY))
     for image in range(2):
         own = (found.boxes[image] == objects[0]).all(dim=1)
         assert own.sum() == 1 and not in_second[own].any()
@@ -259,7 +266,7 @@ def test_more_objects_than_cells(
     decoded = decode(torch.randn(1, len(points), 4, generator=random), points, strides)
     monkeypatch.setattr(assign_module, "PAIRS_PER_BLOCK", len(points) * 20 // blocks)
     targets = pad_targets([boxes], [torch.arange(20) % CLASSES])
-    found = assign(logits, decoded, points, strides, targets, matching)
+    found = assign(predict(logits, decoded, points, strides), targets, matching)
     assert (found.labels < CLASSES).all()
     assert len(found.boxes[0].unique(dim=0)) == len(points)
 

@@ -15,18 +15,17 @@ from nmsfree_training.config import STRIDES, HeadName, Matching
 from nmsfree_training.criterion import assignment as assign_module
 from nmsfree_training.criterion.assignment import Assignment, Targets, assign, pad_targets
 from nmsfree_training.criterion.losses import (
-    PUBLISHED,
     Losses,
-    detector_losses,
+    QualityFocalLoss,
     head_losses,
     padded_cells,
-    quality_focal_loss,
 )
 from nmsfree_training.model.boxes import anchor_points, decode, giou
 from nmsfree_training.model.detector import Prediction
 
 from .loop_criterion import LoopResult, loop_losses
 
+PUBLISHED: dict[HeadName, Matching] = {"o2m": Matching(topk=13), "o2o": Matching(topk=1)}
 HEADS = pytest.mark.parametrize("head", ["o2m", "o2o"])
 QUALITIES = [Matching(1, (0.2, 0.8)), Matching(13, (0.2, 0.8)), Matching(13, (0.5, 2.0))]
 MATCHINGS = pytest.mark.parametrize("matching", [*PUBLISHED.values(), *QUALITIES], ids=str)
@@ -55,8 +54,7 @@ class Batch:
         return replace(p, logits=logits, boxes=boxes)
 
     def match(self, matching: Matching) -> Assignment:
-        p = self.prediction
-        return assign(p.logits, p.boxes, p.points, p.strides, self.targets, matching)
+        return assign(self.prediction, self.targets, matching)
 
     def loops(self, matching: Matching, p: Prediction | None = None) -> LoopResult:
         p = p or self.prediction
@@ -143,7 +141,7 @@ def test_assignments_are_those_of_the_loops(name: str, matching: Matching) -> No
 def test_losses_and_gradients_are_those_of_the_loops(name: str, head: HeadName) -> None:
     batch = CASES[name]()
     fast, slow = batch.fresh(), batch.fresh()
-    found = head_losses(head, fast, batch.targets, batch.padding)
+    found = head_losses(fast, batch.targets, PUBLISHED[head], batch.padding)
     loops = batch.loops(PUBLISHED[head], slow)
     torch.testing.assert_close(found.cls, loops.cls, rtol=2e-6, atol=0)
     torch.testing.assert_close(found.box, loops.box, rtol=2e-6, atol=1e-7)
@@ -207,8 +205,9 @@ def step(
     padding: Tensor,
     matching: dict[HeadName, Matching] = PUBLISHED,
 ) -> dict[HeadName, Losses]:
-    predictions = {"o2m": prediction, "o2o": prediction}
-    losses = detector_losses(predictions, targets, padding, matching=matching)
+    losses = {
+        head: head_losses(prediction, targets, own, padding) for head, own in matching.items()
+    }
     torch.stack([loss.total for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
     return losses
 
@@ -243,7 +242,7 @@ def test_no_wait_for_the_gpu(matching: dict[HeadName, Matching]) -> None:
         torch.cuda.set_sync_debug_mode("default")
     for head, own in matching.items():
         p, targets = batch.prediction, batch.targets
-        want = head_losses(head, p, targets, batch.padding, matching=own).total
+        want = head_losses(p, targets, own, batch.padding).total
         torch.testing.assert_close(losses[head].total.cpu(), want, rtol=1e-4, atol=1e-5)
 
 
@@ -278,7 +277,7 @@ def targets(numbers: Arrays) -> Targets:
 
 
 def losses(numbers: Arrays, p: Prediction, head: HeadName) -> Losses:
-    return head_losses(head, p, targets(numbers), torch.tensor(numbers["mask"]))
+    return head_losses(p, targets(numbers), PUBLISHED[head], torch.tensor(numbers["mask"]))
 
 
 def relative(value: Tensor, want: NDArray[np.generic]) -> float:
@@ -288,7 +287,7 @@ def relative(value: Tensor, want: NDArray[np.generic]) -> float:
 @HEADS
 def test_assignment_is_exact(numbers: Arrays, head: HeadName) -> None:
     p = prediction(numbers, head)
-    found = assign(p.logits, p.boxes, p.points, p.strides, targets(numbers), PUBLISHED[head])
+    found = assign(p, targets(numbers), PUBLISHED[head])
     for i in range(IMAGES):
         labels = numbers[f"{head}/{i}/assigned_labels"]
         np.testing.assert_array_equal(found.labels[i], labels)
@@ -314,16 +313,6 @@ def test_losses_and_gradient_norms(numbers: Arrays, head: HeadName) -> None:
     assert relative(p.boxes.grad.norm(), numbers[f"{head}/grad_boxes_norm"]) < 1e-4
 
 
-def test_both_heads_add_up(numbers: Arrays) -> None:
-    predictions: dict[str, Prediction] = {head: prediction(numbers, head) for head in PUBLISHED}
-    mask = torch.tensor(numbers["mask"])
-    both = detector_losses(predictions, targets(numbers), mask)
-    assert list(both) == ["o2m", "o2o"]
-    total = sum(loss.total.item() for loss in both.values())
-    want = float(numbers["o2m/loss"]) + float(numbers["o2o/loss"])
-    assert total == pytest.approx(want, rel=1e-4)
-
-
 @HEADS
 def test_half_precision_inputs_are_computed_in_float32(numbers: Arrays, head: HeadName) -> None:
     p = prediction(numbers, head)
@@ -346,7 +335,7 @@ def test_gradient_is_that_of_automatic_differentiation() -> None:
     labels = torch.randint(8, (2, 40), generator=random)
     metrics = torch.rand(2, 40, generator=random) * (labels < 7)
     fast, slow = values.clone().requires_grad_(), values.clone().requires_grad_()
-    found = quality_focal_loss(fast, Assignment(labels, torch.zeros(2, 40, 4), metrics))
+    found = QualityFocalLoss.apply(fast, labels, metrics)
     target = F.one_hot(labels, 8)[..., :7] * metrics[..., None]
     bce = F.binary_cross_entropy_with_logits(slow, target, reduction="none")
     want = (bce * (target - slow.sigmoid()) ** 2).sum(dim=2)
@@ -370,19 +359,16 @@ def test_normaliser_is_averaged_over_processes_then_limited(others: float) -> No
         seen.append(metrics)
         return (metrics + others) / 2
 
-    alone = head_losses("o2m", prediction, targets)
-    together = head_losses("o2m", prediction, targets, reduce=average)
+    alone = head_losses(prediction, targets, PUBLISHED["o2m"])
+    together = head_losses(prediction, targets, PUBLISHED["o2m"], reduce=average)
     (metrics,) = seen
     assert metrics.shape == () and not metrics.requires_grad
-    p = prediction
-    found = assign(p.logits, p.boxes, p.points, p.strides, targets, PUBLISHED["o2m"])
+    found = assign(prediction, targets, PUBLISHED["o2m"])
     assert metrics.item() == pytest.approx(found.metrics.sum().item(), rel=1e-6)
     assert metrics.item() > 2
     ratio = metrics.item() / max(1.0, (metrics.item() + others) / 2)
     for a, b in ((alone.cls, together.cls), (alone.box, together.box)):
         assert b.item() == pytest.approx(a.item() * ratio, rel=1e-5)
-    both = detector_losses({"o2m": prediction}, targets, reduce=average)
-    assert both["o2m"].total.equal(together.total)
 
 
 def test_padded_cells_follow_the_nearest_pixel() -> None:
@@ -401,11 +387,10 @@ def test_padded_cells_follow_the_nearest_pixel() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     batch = make_batch(0, (5, 9))
-    prediction, targets = batch.prediction, batch.targets
-    p = prediction
+    p, targets = batch.prediction, batch.targets
     for scale in (1e3, -1e3):
         logits = (p.logits * scale).requires_grad_()
-        loss = head_losses("o2o", replace(p, logits=logits), targets)
+        loss = head_losses(replace(p, logits=logits), targets, PUBLISHED["o2o"])
         loss.total.backward()
         assert math.isfinite(loss.total.item())
         assert logits.grad is not None and bool(logits.grad.isfinite().all())
@@ -430,7 +415,8 @@ def test_boxes_of_any_size_in_the_background_change_nothing(size: float) -> None
     for values in (deltas, huge):
         values.requires_grad_()
         boxes = decode(values, points, strides)
-        loss = head_losses("o2m", Prediction(logits, boxes, points, strides, SHAPES), targets)
+        p = Prediction(logits, boxes, points, strides, SHAPES)
+        loss = head_losses(p, targets, PUBLISHED["o2m"])
         loss.total.backward()
         assert values.grad is not None and bool(values.grad.isfinite().all())
         assert not values.grad[0, background].any()

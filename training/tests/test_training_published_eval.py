@@ -97,7 +97,8 @@ def test_pyramid_statistics(
 ) -> None:
     want = expected(reference, name, size)
     with torch.inference_mode():
-        pyramid = random_network(name).features(make_image(*size))
+        network = random_network(name)
+        pyramid = network.fpn(network.backbone(make_image(*size)))
     for level, features in zip((3, 4, 5), pyramid, strict=True):
         mean_std = [float(features.mean()), float(features.std())]
         np.testing.assert_allclose(mean_std, want[f"p{level}_mean_std"], rtol=0, atol=1e-3)

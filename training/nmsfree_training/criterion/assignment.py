@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from nmsfree.datasets.sizes import LEAST
 from nmsfree_training.config import Matching
 from nmsfree_training.model.boxes import iou, pairwise_iou
+from nmsfree_training.model.detector import Prediction
 
 FORBIDDEN = 1e12  # of a cell that is not among an object's cheapest, and the highest price
 
@@ -48,27 +48,20 @@ def match(cells: Tensor, prices: Tensor, count: int) -> tuple[Tensor, Tensor]:
     owned = np.zeros((len(cells), count), bool)
     pairs = zip(cells.numpy(force=True), prices.numpy(force=True), strict=True)
     for image, (own_cells, own_prices) in enumerate(pairs):
-        objects, chosen = _match_image(own_cells, own_prices)
-        owner[image, chosen] = objects
-        owned[image, chosen] = True
+        objects = np.flatnonzero(np.isfinite(own_prices[:, 0]))
+        if not len(objects):
+            continue
+        candidates, column = np.unique(own_cells[objects], return_inverse=True)
+        cost = np.full((len(objects), len(candidates)), FORBIDDEN)
+        # A far cell's price may be infinite, that of a diverged network's cell not a number.
+        known = np.nan_to_num(own_prices[objects].astype(np.float64), nan=FORBIDDEN)
+        column = column.reshape(len(objects), -1)
+        np.put_along_axis(cost, column, known.clip(max=FORBIDDEN), axis=1)
+        rows, columns = linear_sum_assignment(cost)
+        owner[image, candidates[columns]] = objects[rows]
+        owned[image, candidates[columns]] = True
     device = cells.device
     return torch.from_numpy(owner).to(device), torch.from_numpy(owned).to(device)
-
-
-def _match_image(
-    cells: NDArray[np.int64], prices: NDArray[np.float32]
-) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    objects = np.flatnonzero(np.isfinite(prices[:, 0]))
-    if not len(objects):
-        return objects, np.zeros(0, np.int64)
-    candidates, column = np.unique(cells[objects], return_inverse=True)
-    cost = np.full((len(objects), len(candidates)), FORBIDDEN)
-    column = column.reshape(len(objects), -1)
-    # A far cell's price may be infinite, that of a diverged network's cell not a number.
-    known = np.nan_to_num(prices[objects].astype(np.float64), nan=FORBIDDEN).clip(max=FORBIDDEN)
-    np.put_along_axis(cost, column, known, axis=1)
-    rows, columns = linear_sum_assignment(cost)
-    return objects[rows], candidates[columns]
 
 
 OUTSIDE_COST = 1e9  # of a cell whose point lies inside no object at all
@@ -115,16 +108,6 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """What the network says of every cell, and where the cell is."""
-
-    logits: Tensor  # [N, M, C]
-    boxes: Tensor  # [N, M, 4]
-    points: Tensor  # [M, 2]
-    strides: Tensor  # [M]
-
-
-@dataclass(frozen=True)
 class _Claims:
     """What a block of g objects wants: `cells` [N, g, k] where `wanted`; and per cell its cheapest.
 
@@ -140,44 +123,33 @@ class _Claims:
 
 
 @torch.no_grad()
-def assign(
-    logits: Tensor,
-    boxes: Tensor,
-    points: Tensor,
-    strides: Tensor,
-    targets: Targets,
-    matching: Matching,
-) -> Assignment:
-    """Assign cells to objects, by the cost and number of cells of `matching`.
-
-    Args:
-        logits, boxes: float32 [N, M, C], and [N, M, 4] decoded, xyxy in input pixels.
-        points, strides: float32 [M, 2] and [M].
-    """
-    cells = _Cells(logits, boxes, points, strides)
-    blocks = _blocks(targets, len(points))
+def assign(prediction: Prediction, targets: Targets, matching: Matching) -> Assignment:
+    """Assign cells to objects, by the cost and number of cells of `matching`; all in float32."""
+    logits, points = prediction.logits, prediction.points
+    # A block makes at most `PAIRS_PER_BLOCK` pairs; usually there is one. What is not to be
+    # assigned becomes a box without an inside, whatever it held.
+    size = max(1, PAIRS_PER_BLOCK // max(1, len(targets.valid) * len(points)))
+    real = targets.boxes.masked_fill(~targets.valid[..., None], 0.0)
+    parts = (torch.split(t, size, dim=1) for t in (real, targets.labels, targets.valid))
+    blocks = [Targets(*part) for part in zip(*parts, strict=True)]
     inside = None
     if matching.quality is None:
         inside = torch.stack([_inside(points, block).any(dim=1) for block in blocks]).any(dim=0)
     count = min(targets.valid.shape[1], len(points)) if matching.hungarian else 1
-    claims = [_claim(cells, block, inside, matching, count) for block in blocks]
-    owner, positive = _matched(claims) if matching.hungarian else _owners(claims)
+    claims = [_claim(prediction, block, inside, matching, count) for block in blocks]
+    if matching.hungarian:
+        owner, positive = match(
+            torch.cat([c.cells for c in claims], dim=1),
+            torch.cat([c.prices for c in claims], dim=1),
+            len(points),
+        )
+    else:
+        owner, positive = _owners(claims)
     labels = targets.labels.gather(1, owner).masked_fill(~positive, logits.shape[-1])
     index = owner[..., None].expand(-1, -1, 4)
     owner_boxes = targets.boxes.gather(1, index).masked_fill(~positive[..., None], 0.0)
-    metrics = iou(owner_boxes, boxes).masked_fill(~positive, 0.0)
+    metrics = iou(owner_boxes, prediction.boxes).masked_fill(~positive, 0.0)
     return Assignment(labels, owner_boxes, metrics)
-
-
-def _blocks(targets: Targets, cells: int) -> list[Targets]:
-    """Split the objects so that a block makes at most `PAIRS_PER_BLOCK` pairs; usually one block.
-
-    What is not to be assigned becomes a box without an inside, whatever it held.
-    """
-    size = max(1, PAIRS_PER_BLOCK // max(1, len(targets.valid) * cells))
-    boxes = targets.boxes.masked_fill(~targets.valid[..., None], 0.0)
-    parts = (torch.split(t, size, dim=1) for t in (boxes, targets.labels, targets.valid))
-    return [Targets(*part) for part in zip(*parts, strict=True)]
 
 
 def _inside(points: Tensor, block: Targets) -> Tensor:
@@ -188,7 +160,7 @@ def _inside(points: Tensor, block: Targets) -> Tensor:
 
 
 def _claim(
-    cells: _Cells, block: Targets, inside: Tensor | None, matching: Matching, count: int
+    cells: Prediction, block: Targets, inside: Tensor | None, matching: Matching, count: int
 ) -> _Claims:
     """Every object claims its k cheapest cells; of at least `count` the costs are kept.
 
@@ -210,7 +182,7 @@ def _claim(
     return _Claims(claimed.indices, claimed.values, wanted, least, cheapest)
 
 
-def _cost(cells: _Cells, block: Targets, ious: Tensor) -> Tensor:
+def _cost(cells: Prediction, block: Targets, ious: Tensor) -> Tensor:
     """[N, g, M]: class cost + box cost + centre cost. Overwrites `ious`: these arrays are large."""
     own_logits = _own_logits(cells, block)
     cost = F.binary_cross_entropy_with_logits(own_logits, ious, reduction="none")
@@ -221,7 +193,7 @@ def _cost(cells: _Cells, block: Targets, ious: Tensor) -> Tensor:
 
 
 def _quality_cost(
-    cells: _Cells, block: Targets, ious: Tensor, score_power: float, iou_power: float
+    cells: Prediction, block: Targets, ious: Tensor, score_power: float, iou_power: float
 ) -> Tensor:
     """[N, g, M]: −(p^score_power · IoU^iou_power) in the object, more by the distance outside it.
 
@@ -233,13 +205,13 @@ def _quality_cost(
     return torch.where(_inside(cells.points, block), quality.neg_(), distance)
 
 
-def _own_logits(cells: _Cells, block: Targets) -> Tensor:
+def _own_logits(cells: Prediction, block: Targets) -> Tensor:
     """[N, g, M]: of the object's class."""
     image = torch.arange(len(cells.logits), device=cells.logits.device)[:, None]
     return cells.logits.transpose(1, 2)[image, block.labels]
 
 
-def _distance(cells: _Cells, block: Targets, out: Tensor, scratch: Tensor) -> Tensor:
+def _distance(cells: Prediction, block: Targets, out: Tensor, scratch: Tensor) -> Tensor:
     """[N, g, M]: from the cell's point to the object's centre, in strides; both are overwritten."""
     x, y = cells.points.T.contiguous().unbind()  # [M]
     x1, y1, x2, y2 = block.boxes[..., None].unbind(dim=2)  # [N, g, 1]
@@ -262,10 +234,3 @@ def _owners(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
     size = first.cells.shape[1]
     cheapest = torch.stack([c.cheapest + i * size for i, c in enumerate(claims)])
     return torch.where(count > 1, cheapest.gather(0, block)[0], only), count > 0
-
-
-def _matched(claims: list[_Claims]) -> tuple[Tensor, Tensor]:
-    """As `_owners`, but every object gets one cell of its own, at the least sum of costs."""
-    cells = torch.cat([c.cells for c in claims], dim=1)
-    prices = torch.cat([c.prices for c in claims], dim=1)
-    return match(cells, prices, claims[0].cost.shape[1])

@@ -1,7 +1,7 @@
 """Quality focal loss for classes (arXiv:2006.04388), GIoU loss for boxes, and their sum."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,13 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nmsfree_training.config import HeadName, Matching
-from nmsfree_training.criterion.assignment import Assignment, Targets, assign
+from nmsfree_training.config import Matching
+from nmsfree_training.criterion.assignment import Targets, assign
 from nmsfree_training.model.boxes import giou
 from nmsfree_training.model.detector import Prediction
 
-# As published: the number of cells is the only difference between the two heads.
-PUBLISHED: dict[HeadName, Matching] = {"o2m": Matching(topk=13), "o2o": Matching(topk=1)}
 BOX_WEIGHT = 2.0
 
 Reduce = Callable[[Tensor], Tensor]  # a scalar of this process → its average over processes
@@ -33,21 +31,14 @@ class Losses:
         return self.cls + BOX_WEIGHT * self.box
 
 
-def quality_focal_loss(logits: Tensor, assignment: Assignment) -> Tensor:
+class QualityFocalLoss(torch.autograd.Function):
     """Per cell, summed over classes, float [N, M] of logits [N, M, C]; beta 2.
 
     The target is the assignment's metric at the assigned class and 0 elsewhere. The modulating
     factor |target − p|² carries gradient too.
-    """
-    labels, metrics = assignment.labels, assignment.metrics
-    loss: Tensor = _QualityFocalLoss.apply(logits, labels, metrics)  # type: ignore[no-untyped-call]
-    return loss
 
-
-class _QualityFocalLoss(torch.autograd.Function):
-    """Loss and slope together, in three arrays of the logits' size.
-
-    With p = sigmoid(x), target t and e = p − t, the loss is BCE · e² and its derivative by x is
+    Loss and slope are computed together, in three arrays of the logits' size. With p = sigmoid(x),
+    target t and e = p − t, the loss is BCE · e² and its derivative by x is
     e · (e² + 2 · BCE · p · (1 − p)), because BCE' = e. Nearly all targets are 0, where BCE is
     softplus(x): that is computed everywhere, and the assigned classes are put in afterwards.
     """
@@ -62,9 +53,13 @@ class _QualityFocalLoss(torch.autograd.Function):
         loss *= square
         # On background this rewrites the first class, at its target of 0.
         own = labels.masked_fill(labels == logits.shape[2], 0)[..., None]  # [N, M, 1]
-        own_loss, own_slope = _at_target(logits.gather(2, own), metrics[..., None])
-        loss.scatter_(2, own, own_loss)
-        slope.scatter_(2, own, own_slope)
+        x, target = logits.gather(2, own), metrics[..., None]
+        p = x.sigmoid()
+        error = p - target
+        bce = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        square = error.square()
+        loss.scatter_(2, own, bce * square)
+        slope.scatter_(2, own, error * (square + 2 * bce * p * (1 - p)))
         ctx.save_for_backward(slope)
         return loss.sum(dim=2)
 
@@ -75,40 +70,26 @@ class _QualityFocalLoss(torch.autograd.Function):
         return slope * upstream[..., None], None, None
 
 
-def _at_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and slope at any targets."""
-    p = logits.sigmoid()
-    error = p - target
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    square = error.square()
-    return bce * square, error * (square + 2 * bce * p * (1 - p))
-
-
 def head_losses(
-    head: HeadName,
     prediction: Prediction,
     targets: Targets,
+    matching: Matching,
     padding: Tensor | None = None,
-    *,
-    matching: Matching | None = None,
     reduce: Reduce | None = None,
 ) -> Losses:
-    """Assign and compute the losses of one head, in float32.
+    """Assign and compute the losses of one head, in float32; train on the weighted sum of totals.
 
     Args:
         padding: bool [N, H, W], True where a pixel is padding; cells there (nearest) are left
             out of the class loss, and of nothing else.
-        matching: None = as published.
         reduce: averages the sum of metrics (a scalar without gradient) over the processes.
     """
     logits, boxes = prediction.logits.float(), prediction.boxes.float()
-    matching = matching or PUBLISHED[head]
-    assignment = assign(
-        logits.detach(), boxes.detach(), prediction.points, prediction.strides, targets, matching
-    )
+    found = replace(prediction, logits=logits.detach(), boxes=boxes.detach())
+    assignment = assign(found, targets, matching)
     metrics = assignment.metrics.sum()
     normaliser = (metrics if reduce is None else reduce(metrics)).clamp(min=1.0)
-    cls = quality_focal_loss(logits, assignment)
+    cls: Tensor = QualityFocalLoss.apply(logits, assignment.labels, assignment.metrics)  # type: ignore[no-untyped-call]
     if padding is not None:
         cls = cls * ~padded_cells(padding, prediction.shapes)
     # Dense over all cells: background has metric 0, and no positives need to be counted. Its boxes
@@ -123,19 +104,3 @@ def padded_cells(padding: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
     mask = padding[:, None].view(torch.uint8)
     levels = [F.interpolate(mask, size=shape, mode="nearest").flatten(1) for shape in shapes]
     return torch.cat(levels, dim=1).bool()
-
-
-def detector_losses(
-    predictions: dict[str, Prediction],
-    targets: Targets,
-    padding: Tensor | None = None,
-    *,
-    matching: Mapping[HeadName, Matching] = PUBLISHED,
-    reduce: Reduce | None = None,
-) -> dict[HeadName, Losses]:
-    """Losses of every head; train on the weighted sum of their totals."""
-    return {
-        head: head_losses(head, predictions[head], targets, padding, matching=own, reduce=reduce)
-        for head, own in matching.items()
-        if head in predictions
-    }

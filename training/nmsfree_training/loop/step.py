@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree_training.config import HeadName, Matching, TrainConfig
-from nmsfree_training.criterion.losses import detector_losses
+from nmsfree_training.criterion.losses import head_losses
 from nmsfree_training.data.batch import Batch
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.model.detector import Fcos
@@ -153,13 +153,13 @@ class Stepper:
         images = part.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             predictions = self._model(images, heads=self.heads, o2o_gradient=self._o2o_gradient)
-        losses = detector_losses(
-            predictions,
-            part.targets,
-            part.padding,
-            matching=self._matching,
-            reduce=self.world.mean,
-        )
+        mean = self.world.mean
+        losses = {
+            head: head_losses(
+                predictions[head], part.targets, self._matching[head], part.padding, mean
+            )
+            for head in self.heads
+        }
         weights = {"o2m": self._o2m_weight, "o2o": 1.0}
         total = torch.stack([weights[h] * loss.total for h, loss in losses.items()]).sum() / count
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]

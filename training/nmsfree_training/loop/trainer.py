@@ -309,7 +309,7 @@ class Trainer:
             )
         record = self._record()
         if self._waits_for_o2o():
-            self.network.copy_head()
+            copy_head(self.network.state_dict())
             if self.ema is not None:
                 copy_head(self.ema.state)
         self._save()  # first what took long to get, and before any checkpoint can be seen

@@ -39,30 +39,14 @@ class Fcos(nn.Module):
         else:
             self.backbone = ResNet(config.depth, config.width, *frozen)
         self.fpn = Fpn(self.backbone.channels, config.channels)
-        self.heads = nn.ModuleDict({name: self._make_head(name) for name in config.heads})
+        self.heads = nn.ModuleDict({name: Head(config, name == "o2o") for name in config.heads})
         if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head
-            self.copy_head()
-
-    def _make_head(self, name: HeadName) -> Head:
-        c = self.config
-        sizes = (c.channels, c.head_convs, c.head_norm, c.num_classes, len(STRIDES))
-        if name == "o2m":
-            return Head(*sizes)
-        return Head(*sizes, c.max_filter, c.dedup_iou, c.deployed_dedup_iou)
-
-    def copy_head(self) -> None:
-        """Give the o2o head the weights of the o2m head; its filters stay as they are."""
-        copy_head(self.state_dict())
+            copy_head(self.state_dict())
 
     @property
     def deployed_head(self) -> HeadName:
         """The head that is kept for inference."""
         return "o2o" if "o2o" in self.config.heads else "o2m"
-
-    def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalised RGB float [N, 3, H, W] → P3, P4, P5."""
-        pyramid: tuple[Tensor, ...] = self.fpn(self.backbone(images))
-        return pyramid
 
     def forward(
         self,
@@ -74,20 +58,20 @@ class Fcos(nn.Module):
 
         `o2o_gradient` is the share of the o2o head's gradient that reaches FPN and backbone.
         """
-        features = self.features(images)
-        return {
-            name: self._predict(
-                name, _scale_gradient(features, o2o_gradient) if name == "o2o" else features
+        features: tuple[Tensor, ...] = self.fpn(self.backbone(images))  # P3, P4, P5
+        shapes = [(x.shape[2], x.shape[3]) for x in features]
+        points, strides = anchor_points(shapes, STRIDES, images.device)
+        made: dict[str, Prediction] = {}
+        for name in heads or self.config.heads:
+            share = o2o_gradient if name == "o2o" else 1.0
+            levels = self.heads[name](_scale_gradient(features, share))
+            logits, deltas = (  # [N, M, C], [N, M, 4]
+                torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+                for maps in zip(*levels, strict=True)
             )
-            for name in heads or self.config.heads
-        }
-
-    def _predict(self, name: str, features: tuple[Tensor, ...]) -> Prediction:
-        levels = self.heads[name](features)
-        shapes = [(logits.shape[2], logits.shape[3]) for logits, _ in levels]
-        points, strides = anchor_points(shapes, STRIDES, features[0].device)
-        logits, deltas = (_flatten([level[i] for level in levels]) for i in (0, 1))
-        return Prediction(logits, decode(deltas.float(), points, strides), points, strides, shapes)
+            boxes = decode(deltas.float(), points, strides)
+            made[name] = Prediction(logits, boxes, points, strides, shapes)
+        return made
 
 
 def fresh_network(preset: Preset, seed: int) -> Fcos:
@@ -113,7 +97,7 @@ def place(network: Fcos, device: torch.device) -> Fcos:
 
 @torch.no_grad()
 def copy_head(state: Mapping[str, Tensor]) -> None:
-    """`Fcos.copy_head` on the tensors of a state dict, in place."""
+    """Give the o2o head of a state dict, in place, the weights of the o2m head, not its filters."""
     for key, value in state.items():
         if key.startswith("heads.o2m."):
             state[key.replace("heads.o2m.", "heads.o2o.")].copy_(value)
@@ -126,8 +110,3 @@ def _scale_gradient(maps: tuple[Tensor, ...], share: float) -> tuple[Tensor, ...
     if share == 1:
         return maps
     return tuple(x.detach().lerp(x, share) for x in maps)
-
-
-def _flatten(maps: list[Tensor]) -> Tensor:
-    """Per level [N, C, h, w] → [N, M, C]."""
-    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)

@@ -150,7 +150,7 @@ class DuplicateFilter(nn.Module):
 
     def tables(self, shapes: Shapes) -> Tables:
         """For levels of these (h, w)."""
-        widths, height = _widths(shapes[-1][1], len(shapes)), _height(shapes[0][0])
+        widths, height = _layout(shapes)
         sides = (torch.arange(n, device=self.shifts.device) for n in (2 * widths[0], height))
         halves = 0.5 - torch.stack(torch.meshgrid(*sides, indexing="xy")).float() % 2
         strengths = GAIN * torch.stack([self.weights[kind] for kind in KINDS])
@@ -180,18 +180,17 @@ class FoldedFilter(nn.Module):
         return _filtered(logits, deltas, self.agreement, tables)
 
 
-def _widths(last: int, levels: int) -> list[int]:
-    """Columns of each level; behind the cells of each is one of padding at least."""
-    return [(last + 1) << n for n in reversed(range(levels))]
+def _layout(shapes: Shapes) -> tuple[list[int], int]:
+    """Columns of each level, at least one of padding behind its cells, and rows of the first one.
 
-
-def _height(first: int) -> int:
-    """Rows of the first level, an even number; above are one of padding, below two."""
-    return first + first % 2
+    Their number is even; above are one of padding, below two.
+    """
+    last, first = shapes[-1][1], shapes[0][0]
+    return [(last + 1) << n for n in reversed(range(len(shapes)))], first + first % 2
 
 
 def _filtered(logits: Maps, deltas: Maps, tau: float, tables: Tables) -> Maps:
-    widths, height = _widths(logits[-1].shape[3], len(logits)), _height(logits[0].shape[2])
+    widths, height = _layout([x.shape[2:] for x in logits])
     start, row = widths[0], 2 * widths[0]
     size = height * row
     cells = _pack(logits, deltas, widths, height)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmsfree_training.config import GROUPS, HeadNorm, MaxFilter
+from nmsfree_training.config import GROUPS, STRIDES, HeadNorm, ModelConfig
 from nmsfree_training.model.filters import DuplicateFilter, FeatureFilter, LogitFilter, Maps
 
 
@@ -23,18 +23,24 @@ class ConvNorm(nn.Module):
     def __init__(self, channels: int, norm: HeadNorm, levels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = _make_norm(norm, channels, levels)
+        self.norm: nn.Module
+        match norm:
+            case "group":
+                self.norm = nn.GroupNorm(GROUPS, channels)
+            case "batch":
+                self.norm = nn.BatchNorm2d(channels)
+            case "batch_per_level":
+                self.norm = LevelBatchNorm2d(channels, levels)
 
     def forward(self, maps: Maps) -> Maps:
         maps = [self.conv(x) for x in maps]
-        return [F.relu(x) for x in self._normalise(maps)]
-
-    def _normalise(self, maps: Maps) -> Maps:
         if isinstance(self.norm, LevelBatchNorm2d):
-            return [norm(x) for norm, x in zip(self.norm, maps, strict=True)]
-        if isinstance(self.norm, nn.BatchNorm2d) and self.training:
-            return _joint(self.norm, maps)
-        return [self.norm(x) for x in maps]
+            maps = [norm(x) for norm, x in zip(self.norm, maps, strict=True)]
+        elif isinstance(self.norm, nn.BatchNorm2d) and self.training:
+            maps = _joint(self.norm, maps)
+        else:
+            maps = [self.norm(x) for x in maps]
+        return [F.relu(x) for x in maps]
 
 
 def _joint(norm: nn.Module, maps: Maps) -> Maps:
@@ -45,16 +51,6 @@ def _joint(norm: nn.Module, maps: Maps) -> Maps:
     return [part.reshape(x.shape) for part, x in zip(parts, maps, strict=True)]
 
 
-def _make_norm(norm: HeadNorm, channels: int, levels: int) -> nn.Module:
-    match norm:
-        case "group":
-            return nn.GroupNorm(GROUPS, channels)
-        case "batch":
-            return nn.BatchNorm2d(channels)
-        case "batch_per_level":
-            return LevelBatchNorm2d(channels, levels)
-
-
 class Head(nn.Module):
     """Two branches of convolutions, one for classes and one for boxes.
 
@@ -62,21 +58,14 @@ class Head(nn.Module):
     biases, class bias −log(99), that is a probability of 0.01 everywhere.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        convs: int,
-        norm: HeadNorm,
-        num_classes: int,
-        levels: int,
-        max_filter: MaxFilter = "none",
-        dedup_iou: float = 0.0,
-        deployed_dedup_iou: float = 0.0,
-    ) -> None:
+    def __init__(self, config: ModelConfig, has_filters: bool) -> None:
         super().__init__()
-        self.cls_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
-        self.reg_heads = nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(convs))
-        self.cls_pred = nn.Conv2d(channels, num_classes, 3, padding=1)
+        channels, norm, levels = config.channels, config.head_norm, len(STRIDES)
+        self.cls_heads, self.reg_heads = (
+            nn.ModuleList(ConvNorm(channels, norm, levels) for _ in range(config.head_convs))
+            for _ in range(2)
+        )
+        self.cls_pred = nn.Conv2d(channels, config.num_classes, 3, padding=1)
         self.reg_pred = nn.Conv2d(channels, 4, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -85,10 +74,13 @@ class Head(nn.Module):
                     nn.init.zeros_(module.bias)
         assert self.cls_pred.bias is not None
         nn.init.constant_(self.cls_pred.bias, -math.log(99))
-        self.feature_filter = FeatureFilter(channels) if max_filter == "features" else None
-        self.logit_filter = LogitFilter(levels) if max_filter == "logits" else None
-        agreements = dedup_iou, deployed_dedup_iou or dedup_iou
-        self.duplicate_filter = DuplicateFilter(levels, *agreements) if dedup_iou else None
+        kind, tau = config.max_filter, config.dedup_iou
+        if not has_filters:
+            kind, tau = "none", 0.0
+        self.feature_filter = FeatureFilter(channels) if kind == "features" else None
+        self.logit_filter = LogitFilter(levels) if kind == "logits" else None
+        deployed = config.deployed_dedup_iou or tau
+        self.duplicate_filter = DuplicateFilter(levels, tau, deployed) if tau else None
 
     def forward(self, features: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor]]:
         """P3 … P5 → per level (logits [N, C, h, w], deltas [N, 4, h, w] as dx, dy, dw, dh)."""

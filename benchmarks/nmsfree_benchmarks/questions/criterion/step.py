@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_benchmarks.harness.memory import repeated
-from nmsfree_training.config import STRIDES, Preset
+from nmsfree_training.config import STRIDES, Matching, Preset
 from nmsfree_training.criterion.assignment import Targets, pad_targets
-from nmsfree_training.criterion.losses import detector_losses
+from nmsfree_training.criterion.losses import head_losses
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction, place
 
@@ -113,8 +113,11 @@ def _range(spread: dict[str, Any], scale: float, digits: int, unit: str) -> str:
 
 
 def total_loss(predictions: Predictions, targets: Targets, padding: Tensor) -> Tensor:
-    losses = detector_losses(predictions, targets, padding)
-    return torch.stack([loss.total for loss in losses.values()]).sum()
+    losses = [
+        head_losses(own, targets, Matching(topk=13 if head == "o2m" else 1), padding)
+        for head, own in predictions.items()
+    ]
+    return torch.stack([loss.total for loss in losses]).sum()
 
 
 def measure_step(
