@@ -13,7 +13,15 @@ from typer.testing import CliRunner
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.cli.presets import asked_preset, recipe_text
 from nmsfree_training.cli.train import train
-from nmsfree_training.config import PRESETS, HeadName, preset, with_enough_steps, with_epochs
+from nmsfree_training.config import (
+    PRESETS,
+    HeadName,
+    Matching,
+    Preset,
+    preset,
+    with_enough_steps,
+    with_epochs,
+)
 from nmsfree_training.loop.advice import Outcome, train_sample
 from nmsfree_training.loop.distributed import CPU
 from nmsfree_training.loop.probe import Wanted, expected, probe, usable_cores
@@ -61,10 +69,15 @@ def test_the_help_shows_the_values_of_the_preset() -> None:
     assert "Largest gradient norm; 0 = off. (10)" in shown and "hungarian. (hungarian)" in shown
 
 
-def test_a_recipe_is_one_line_of_all_values() -> None:
-    text = recipe_text(preset("fcos_e2e_nano"))
-    assert "\n" not in text and "size 256,256" in text and "learning_rate 0.002" in text
-    assert "o2o matching top 1 hungarian" in text and "ema off" in text
+def test_a_recipe_is_what_differs_from_the_presets() -> None:
+    usual = preset("fcos_e2e_nano")
+    assert recipe_text(usual, usual) == "recipe: fcos_e2e_nano's"
+    train = replace(usual.train, epochs=3, crop=None, o2o=Matching(1, (0.2, 0.8)))
+    model = replace(usual.model, head_norm="group")
+    assert recipe_text(Preset(model, train, (320, 320)), usual) == (
+        "recipe: fcos_e2e_nano's, with size 320,320, head_norm group, epochs 3, crop off, "
+        "o2o matching top 1 argmin quality 0.2,0.8"
+    )
 
 
 # Length
@@ -313,7 +326,11 @@ def test_a_run_concludes(digits: Path, tmp_path: Path) -> None:
     words = ["--data", digits, "--out", out, "--epochs", 1, "--batch-size", 6, "--no-tensorboard"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
-    for line in ("fastest here: --threads", "recipe: size 256,256", "training images"):
+    for line in (
+        "fastest here: --threads",
+        "recipe: fcos_e2e_nano's, with epochs 1,",
+        "training images",
+    ):
         assert line in done.stderr
     assert "advice: only 2 steps" in done.stderr
     recipe = json.loads((out / "recipe.json").read_text())

@@ -24,9 +24,9 @@ from nmsfree.images import read_image
 from nmsfree_training.config import Preset, preset
 from nmsfree_training.criterion.assignment import Targets
 from nmsfree_training.data.augment import Example
-from nmsfree_training.data.batch import Batch, collate, pack, pad_batch, unpack
+from nmsfree_training.data.batch import Batch, pack, pad_batch, unpack
 from nmsfree_training.data.examples import LoaderError, TrainingSet
-from nmsfree_training.data.loader import epoch_loader, epoch_order, steps_per_epoch
+from nmsfree_training.data.loader import epoch_loader, epoch_order
 from nmsfree_training.model.norms import _constants, normalize
 
 from .runs import without_objects
@@ -126,7 +126,6 @@ def test_incomplete_batches_are_dropped_unless_alone(
 ) -> None:
     recipe = with_recipe(NANO, batch_size=size)
     assert [len(b.images) for b in batches(train_set, recipe)] == [images] * steps
-    assert steps_per_epoch(train_set, recipe) == steps
 
 
 def test_collate_pads_to_the_largest() -> None:
@@ -140,7 +139,7 @@ def test_collate_pads_to_the_largest() -> None:
         )
         for count, size in enumerate(sizes)
     ]
-    batch = collate(examples)
+    batch = unpack(pack(examples))
     assert batch.images.shape == (3, 3, 50, 60) and batch.images.dtype == torch.float32
     assert batch.padding is not None and batch.padding.shape == (3, 50, 60)
     for i, (height, width) in enumerate(sizes):
@@ -152,7 +151,7 @@ def test_collate_pads_to_the_largest() -> None:
         assert torch.equal(batch.images[i, :, :height, :width], pixels)
     assert batch.targets.valid.tolist() == [[False, False], [True, False], [True, True]]
     assert batch.targets.labels.tolist() == [[0, 0], [0, 0], [0, 1]]
-    same_size = collate([examples[0]] * 2)
+    same_size = unpack(pack([examples[0]] * 2))
     assert same_size.padding is None and not same_size.targets.valid.any()
 
 
@@ -214,18 +213,14 @@ def test_batches_that_cannot_be_cut_are_refused(
 
 def test_an_empty_set_is_refused(train_set: DetectionDataset) -> None:
     empty = replace(train_set, samples=())
-    for call in (
-        lambda: steps_per_epoch(empty, NANO),
-        lambda: epoch_loader(empty, NANO, 0, 0, 0),
-    ):
-        with pytest.raises(DataError, match="no images"):
-            call()
+    with pytest.raises(DataError, match="no images"):
+        epoch_loader(empty, NANO, 0, 0, 0)
 
 
 def test_padding_a_batch_adds_zeros_right_and_below() -> None:
     image = np.full((20, 30, 3), 200, np.uint8)
     boxes, labels = np.array([[1, 2, 15, 18]], np.float32), np.array([1])
-    batch = collate([Example(image, boxes, labels, ("a",), (("b", "cut"),))] * 2)
+    batch = unpack(pack([Example(image, boxes, labels, ("a",), (("b", "cut"),))] * 2))
     padded = pad_batch(batch, 25, 37)
     assert padded.images.shape == (2, 3, 25, 37)
     assert torch.equal(padded.images[:, :, :20, :30], batch.images)

@@ -17,7 +17,7 @@ from nmsfree.drawing import color_of
 from nmsfree.errors import DataError, InputError
 from nmsfree_training.config import preset
 from nmsfree_training.data.augment import Example
-from nmsfree_training.data.batch import collate
+from nmsfree_training.data.batch import pack, unpack
 from nmsfree_training.data.examples import TrainingSet
 from nmsfree_training.data.loader import epoch_loader, epoch_order
 from nmsfree_training.data.pictures import (
@@ -176,13 +176,9 @@ def test_views_are_the_examples_again(train_set: DetectionDataset) -> None:
 def test_padding_and_tiny_objects_are_told() -> None:
     small, large = np.full((20, 30, 3), 50, np.uint8), np.full((40, 35, 3), 60, np.uint8)
     boxes = np.array([[1, 2, 15, 18], [3, 3, 10.5, 18]], np.float32)
-    batch = collate(
-        [
-            Example(small, boxes, np.array([4, 5])),
-            Example(large, boxes[:0], np.zeros(0, np.int64)),
-        ]
-    )
-    first, second = views(batch)
+    examples = [Example(small, boxes, np.array([4, 5]))]
+    examples.append(Example(large, boxes[:0], np.zeros(0, np.int64)))
+    first, second = views(unpack(pack(examples)))
     assert first.picture.shape == second.picture.shape == (40, 35, 3)
     assert (first.picture[:20, :30] == 50).all() and (second.picture == 60).all()
     assert not first.padding[:20, :30].any() and first.padding.sum() == 40 * 35 - 20 * 30

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from nmsfree_training.config import DEFAULT_MODEL, PRESETS, Preset, preset
+from nmsfree_training.config import DEFAULT_MODEL, PRESETS, Matching, Preset, preset
 
 
 def asked_preset(words: Sequence[str]) -> Preset:
@@ -25,16 +25,25 @@ def value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def recipe_text(chosen: Preset) -> str:
-    """All of a recipe in one line."""
-    values = {"size": chosen.input_size} | vars(chosen.model) | vars(chosen.train)
-    hidden = ("name", "num_classes", "o2m", "o2o")
-    parts = [f"{k} {value_text(v)}" for k, v in values.items() if k not in hidden]
-    for head in chosen.model.heads:
-        own = getattr(chosen.train, head)
+def recipe_text(chosen: Preset, usual: Preset) -> str:
+    """A recipe in one line: what differs from the usual one of its model."""
+    values, others = (
+        {"size": p.input_size} | vars(p.model) | vars(p.train) | _matching(p)
+        for p in (chosen, usual)
+    )
+    parts = [f"{k} {value_text(v)}" for k, v in values.items() if v != others[k]]
+    changes = f", with {', '.join(parts)}" if parts else ""
+    return f"recipe: {usual.model.name}'s{changes}"
+
+
+def _matching(chosen: Preset) -> dict[str, str]:
+    """How each head's cells are assigned, as its options say it."""
+    made = {}
+    for head in ("o2m", "o2o"):
+        own: Matching = getattr(chosen.train, head)
         way = "hungarian" if own.hungarian else "argmin"
-        parts.append(f"{head} matching top {own.topk} {way} quality {value_text(own.quality)}")
-    return f"recipe: {', '.join(parts)}"
+        made[head] = f"matching top {own.topk} {way} quality {value_text(own.quality)}"
+    return made
 
 
 def print_presets() -> None:

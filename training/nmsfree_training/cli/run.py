@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -18,9 +19,8 @@ from rich.console import Console
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.errors import DataError, InputError, NmsfreeError
-from nmsfree.evaluation.analysis import Analysis
-from nmsfree.files import RUN_LOCK, check_outputs, locked, write_json
+from nmsfree.errors import InputError
+from nmsfree.files import RUN_LOCK, check_outputs, locked
 from nmsfree.options import check_bounds
 from nmsfree.text import one_of, shown
 from nmsfree_training.cli.presets import recipe_text
@@ -33,9 +33,9 @@ from nmsfree_training.config import (
     preset,
     with_enough_steps,
 )
-from nmsfree_training.data.loader import check_batch, steps_per_epoch
-from nmsfree_training.loop.advice import Outcome, train_sample
-from nmsfree_training.loop.checkpoints import METRICS
+from nmsfree_training.data.loader import check_batch
+from nmsfree_training.loop.advice import conclude
+from nmsfree_training.loop.checkpoints import RECIPE, compare_recipes, describe_recipe
 from nmsfree_training.loop.distributed import World, join_world
 from nmsfree_training.loop.probe import Setting, Wanted, has_bf16, probe
 from nmsfree_training.loop.run_config import Interrupted, RunConfig, StopRequest, stop_on_signals
@@ -43,26 +43,22 @@ from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
 from nmsfree_training.loop.state import LAST, PREVIOUS, load_state
 from nmsfree_training.loop.step import PRECISIONS
 from nmsfree_training.loop.trainer import Trainer
-from nmsfree_training.loop.validate import analyse_best, measure_best
+from nmsfree_training.loop.validate import analyse_best
 from nmsfree_training.model.detector import Fcos, fresh_network, start_filter
 from nmsfree_training.monitor.callbacks import Callback, Callbacks
 from nmsfree_training.monitor.console import ConsoleCallback
-from nmsfree_training.monitor.curves import draw_curves, read_metrics
+from nmsfree_training.monitor.curves import draw_curves
 from nmsfree_training.monitor.tensorboard import TensorBoardCallback
 from nmsfree_training.weights.imagenet import depth_of, find_imagenet
 from nmsfree_training.weights.predict import torch_device
 
 
 @contextmanager
-def _reporting(run: RunConfig, world: World) -> Iterator[Callback]:
+def _reporting(run: RunConfig, world: World, done: int) -> Iterator[Callback]:
     """Give the run's callback; warnings that are logged meanwhile go through it.
 
-    Raises:
-        CheckpointError: a run to resume cannot be read.
+    `done` are the optimizer steps of a run that goes on.
     """
-    done = world.on_main(
-        lambda: int(load_state(run.out)[0].position["iteration"]) if run.resume else 0
-    )
     if not world.main:
         yield Callback()
         return
@@ -101,6 +97,7 @@ class Prepared:
     train_set: DetectionDataset
     val_set: DetectionDataset | None
     run: RunConfig
+    usual: Preset  # without what options change
     preset: Preset
     network: Fcos
     heads: tuple[HeadName, ...]  # those that are trained
@@ -118,15 +115,20 @@ def run_training(options: TrainOptions, data: Path) -> int:
             options = replace(options, imagenet=found)
         made = _prepare(options, data, world)
         if options.preview is not None:
-            world.on_main(lambda: _write_preview(options, made))
+            from nmsfree_training.data.pictures import write_preview
+
+            preview = made.train_set, made.preset, options.run.seed, options.preview
+            world.on_main(lambda: write_preview(*preview))
+            typer.echo(f"preview: {shown(options.preview)}", err=True)
             return 0
+        before, done = world.on_main(lambda: _begun(made.run))
         with stop_on_signals() as stop:  # from here on there are steps to stop at
             made = replace(made, run=replace(made.run, stop=lambda: bool(stop)))
-            with _reporting(made.run, world) as callback:
+            with _reporting(made.run, world, done) as callback:
                 if made.run.out.exists() and world.size == 1:
                     with _owned(made.run, world):
                         pass  # what is refused is refused before the probe, which takes its time
-                made = _choose_setting(options, made, world, callback)
+                made = _choose_setting(options, made, before, world, callback)
                 trainer = Trainer(
                     made.preset,
                     made.train_set,
@@ -141,13 +143,19 @@ def run_training(options: TrainOptions, data: Path) -> int:
                     trainer.set_epochs(made.epochs)
                 try:
                     with _owned(made.run, world):
-                        if made.run.resume:
-                            world.on_main(trainer.checkpoints.check)
-                        _announce(callback, trainer, made.origin)
+                        _announce(callback, trainer, made)
                         title = f"{made.preset.model.name} on {data.name} {options.split}"
                         return _fit(trainer, callback, stop, title)
                 finally:
                     trainer.close()
+
+
+def _begun(run: RunConfig) -> tuple[dict[str, Any], int]:
+    """Recipe and optimizer steps of the run that is to go on; {} and 0 of a new one."""
+    if not run.resume:
+        return {}, 0
+    state, _ = load_state(run.out)
+    return state.recipe, int(state.position["iteration"])
 
 
 def _bundled(given: Path | None) -> Path | None:
@@ -163,17 +171,16 @@ def _bundled(given: Path | None) -> Path | None:
 
 def _prepare(options: TrainOptions, data: Path, world: World) -> Prepared:
     """Read everything on all processes; what is wrong is said once."""
-    prepared, error = None, None
-    try:
+    with world.together():
         _check(options)
         train_set = load_dataset(data, options.split)
         val_set = load_dataset(data, options.val) if options.val else None
-        chosen, network, heads, origin = _start(options, train_set)
+        usual, chosen, network, heads, origin = _start(options, train_set)
         if options.recipe.epochs is None and options.run.minutes is None:
-            chosen, usual = with_enough_steps(chosen, len(train_set)), chosen.train.epochs
-            if chosen.train.epochs > usual:
+            chosen, fewer = with_enough_steps(chosen, len(train_set)), chosen.train.epochs
+            if chosen.train.epochs > fewer:
                 origin += (
-                    f"; {chosen.train.epochs} epochs instead of {usual}, for "
+                    f"; {chosen.train.epochs} epochs instead of {fewer}, for "
                     f"{chosen.train.min_steps:,} steps (--epochs or --min-steps decide otherwise)"
                 )
         run = _run_config(options, chosen)
@@ -182,20 +189,7 @@ def _prepare(options: TrainOptions, data: Path, world: World) -> Prepared:
         inputs = [*train_set.files(), *(val_set.files() if val_set else ())]
         check_outputs(outputs, [options.imagenet, options.init, options.retrofit, *inputs])
         check_batch(train_set, chosen, world.size)
-        prepared = Prepared(train_set, val_set, run, chosen, network, heads, origin)
-    except NmsfreeError as caught:
-        error = caught
-    world.check(error)
-    assert prepared is not None
-    return prepared
-
-
-def _write_preview(options: TrainOptions, prepared: Prepared) -> None:
-    from nmsfree_training.data.pictures import write_preview
-
-    assert options.preview is not None
-    write_preview(prepared.train_set, prepared.preset, options.run.seed, options.preview)
-    typer.echo(f"preview: {shown(options.preview)}", err=True)
+        return Prepared(train_set, val_set, run, usual, chosen, network, heads, origin)
 
 
 def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) -> int:
@@ -203,7 +197,7 @@ def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) ->
     try:
         trainer.fit()
         analysis = analyse_best(trainer.validator, folder) if trainer.validator else None
-        conclusion = _conclude(trainer, analysis) if trainer.validator else []
+        conclusion = conclude(trainer, analysis) if trainer.validator else []
     except Interrupted as interrupted:
         if trainer.world.main:
             draw_curves(folder, title)
@@ -238,41 +232,6 @@ def _fit(trainer: Trainer, callback: Callback, stop: StopRequest, title: str) ->
     return 1 if failed and world.size == 1 else 0
 
 
-def _conclude(trainer: Trainer, analysis: Analysis | None) -> list[str]:
-    """AP on training pictures beside that on val, and what follows; rank 0 gets the lines."""
-    assert trainer.validator is not None
-    sample = train_sample(trainer.train_set, len(trainer.validator.dataset))
-    try:
-        train_ap = measure_best(trainer.validator, sample, trainer.run.out)
-    except (DataError, InputError):  # a picture: they are named when training leaves them out
-        train_ap = None
-    if analysis is None:
-        return []
-    outcome = Outcome(
-        steps=trainer.position.iteration,
-        per_epoch=steps_per_epoch(trainer.train_set, trainer.preset),
-        ap=analysis.metrics.ap,
-        train_ap=train_ap,
-        history=tuple(
-            (int(record["epoch"]), record["AP"])
-            for record in read_metrics(trainer.run.out / METRICS)
-            if "AP" in record
-        ),
-        objects=trainer.objects,
-        silent=tuple(c.name for c in analysis.per_class if c.objects and c.precision is None),
-        from_scratch="origin" not in trainer.run.provenance,
-    )
-    advice = list(outcome.advice())
-    figures = {"AP": outcome.ap, "AP_train": train_ap, "steps": outcome.steps, "advice": advice}
-    write_json(trainer.run.out / "summary.json", figures)
-    lines = [f"advice: {line}" for line in advice]
-    if train_ap is not None:
-        said = f"AP {train_ap * 100:.1f} on {len(sample)} of {len(trainer.train_set)} training "
-        said += f"images, {outcome.ap * 100:.1f} on {trainer.validator.dataset.name}"
-        lines.insert(0, said)
-    return lines
-
-
 def _check(options: TrainOptions) -> None:
     if options.precision not in (None, *PRECISIONS):
         raise InputError(f"precision is {options.precision!r}, expected {', '.join(PRECISIONS)}")
@@ -292,15 +251,24 @@ def _check(options: TrainOptions) -> None:
 
 
 def _choose_setting(
-    options: TrainOptions, made: Prepared, world: World, callback: Callback
+    options: TrainOptions, made: Prepared, before: dict[str, Any], world: World, callback: Callback
 ) -> Prepared:
-    """Threads for this process; loader processes, precision and epochs of the run."""
+    """Threads for this process; loader processes, precision and epochs of the run.
+
+    A run that goes on keeps what it computed with, by its recipe `before`.
+
+    Raises:
+        CheckpointError: it was started with another recipe.
+    """
     run, epochs = made.run, None
     wanted = Wanted(options.threads, options.workers, options.precision)
-    if run.resume:  # what it computes with must stay the same
-        before = world.on_main(lambda: load_state(run.out)[0].recipe)
+    if run.resume:
         threads = wanted.threads or before.get("machine.threads")
-        wanted = replace(wanted, threads=threads, precision=wanted.precision or before["precision"])
+        precision = wanted.precision or str(before["precision"])
+        wanted = replace(wanted, threads=threads, precision=precision)
+        run = replace(run, precision=precision)
+        now = describe_recipe(made.preset, made.heads, run, made.train_set, world)
+        world.on_main(lambda: compare_recipes(run.out, before, now))
     setting = Setting(
         wanted.threads or torch.get_num_threads(),
         run.workers if wanted.workers is None else wanted.workers,
@@ -323,8 +291,8 @@ def _choose_setting(
 
 def _start(
     options: TrainOptions, train_set: DetectionDataset
-) -> tuple[Preset, Fcos, tuple[HeadName, ...], str]:
-    """Preset, network, heads and origin, see `Prepared`."""
+) -> tuple[Preset, Preset, Fcos, tuple[HeadName, ...], str]:
+    """The usual preset, that of the run, network, heads and origin, see `Prepared`."""
     names = train_set.class_names
     if options.retrofit is not None:
         made = retrofit(options.retrofit, names, options.unfreeze, options.recipe.frozen_stages)
@@ -333,7 +301,7 @@ def _start(
         trained = sum(p.numel() for p in made.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in made.network.parameters())
         message = f"retrofit of {options.retrofit}: {trained:,} of {total:,} weights are trained"
-        return chosen, made.network, made.heads, message
+        return made.preset, chosen, made.network, made.heads, message
     model = DEFAULT_MODEL if options.model is None else options.model
     usual = preset(model, len(names))
     depth = options.imagenet and depth_of(options.imagenet)
@@ -361,7 +329,7 @@ def _start(
                 f" (learning rate {rate:g}, as from scratch; for a few epochs give "
                 f"--learning-rate {rate / 10:g})"
             )
-    return chosen, network, chosen.model.heads, message
+    return usual, chosen, network, chosen.model.heads, message
 
 
 def _run_config(options: TrainOptions, preset: Preset) -> RunConfig:
@@ -404,7 +372,7 @@ def _owned(run: RunConfig, world: World) -> Iterator[None]:
         yield
 
 
-def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
+def _announce(callback: Callback, trainer: Trainer, made: Prepared) -> None:
     preset, run, objects = trainer.preset, trainer.run, trainer.objects
     world, classes = trainer.world, len(trainer.train_set.class_names)
     recipe, images, batch = preset.train, objects.images, trainer.batch_size
@@ -439,9 +407,9 @@ def _announce(callback: Callback, trainer: Trainer, origin: str) -> None:
             f"{images % batch} of {images} images do not fill a batch, and are left out of an "
             "epoch, others in each"
         )
-    callback.log(recipe_text(preset))
+    callback.log(f"{recipe_text(preset, made.usual)}; all of it is in {run.out / RECIPE}")
     if not run.resume:
-        callback.log(origin)
+        callback.log(made.origin)
     if run.precision == "bf16" and not has_bf16(world.device):
         what, faster = ("GPU", "fp16") if world.device.type == "cuda" else ("processor", "fp32")
         callback.log(

@@ -111,11 +111,6 @@ def unpack(packed: PackedBatch, device: torch.device = CPU) -> Batch:
     return Batch(images, padding, targets.to(device), packed.names, packed.failed)
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Normalise and pad to the largest image of the batch."""
-    return unpack(pack(examples))
-
-
 def pad_batch(batch: Batch, height: int, width: int) -> Batch:
     """Pad right and bottom to a common size, which several processes must agree on.
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import DataError, InputError, NmsfreeError
-from nmsfree.images import REDUCTIONS, Reduction, read_reduced
+from nmsfree.images import REDUCTIONS, read_reduced
 from nmsfree.preprocess import fit
 from nmsfree_training.config import Preset, TrainConfig
 from nmsfree_training.data.augment import Example, finish, mixup, mosaic, place, short_side_size
@@ -30,7 +29,18 @@ def read_example(sample: Sample, needed: tuple[int, int]) -> Example:
     Raises:
         InputError: the file cannot be read, or its size differs from the annotation.
     """
-    image, (height, width) = _read(sample, needed)
+    image, (height, width) = read_reduced(
+        sample.path,
+        next(
+            (
+                fraction
+                for fraction in REDUCTIONS
+                if sample.height >= fraction * MARGIN * needed[0]
+                and sample.width >= fraction * MARGIN * needed[1]
+            ),
+            1,
+        ),
+    )
     if (height, width) != (sample.height, sample.width):
         raise InputError(
             f"{sample.path}: is {width} × {height} pixels, annotated as "
@@ -55,19 +65,6 @@ def largest_size(
         sizes.append(short_side_size(height, width, max(config.short_sides), config.long_side))
     factor = max(1.0, *config.scale)
     return round(max(s[0] for s in sizes) * factor), round(max(s[1] for s in sizes) * factor)
-
-
-def _read(sample: Sample, needed: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return the picture and the (height, width) of its file."""
-    reduction: Reduction = next(
-        (
-            r
-            for r in REDUCTIONS
-            if sample.height >= r * MARGIN * needed[0] and sample.width >= r * MARGIN * needed[1]
-        ),
-        1,
-    )
-    return read_reduced(sample.path, reduction)
 
 
 TRIES = 8  # images that may be unusable one after the other; then the dataset is to blame

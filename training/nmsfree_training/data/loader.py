@@ -15,22 +15,13 @@ from torch.utils.data import DataLoader
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import DataError, InputError, NmsfreeError
 from nmsfree_training.config import Preset
-from nmsfree_training.data.batch import CPU, Batch, PackedBatch, unpack
+from nmsfree_training.data.batch import CPU, Batch, unpack
 from nmsfree_training.data.examples import LoaderError, MicroBatches, TrainingSet
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the shuffled order of one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def steps_per_epoch(dataset: DetectionDataset, preset: Preset) -> int:
-    """Return the optimizer steps of a whole epoch; an incomplete last batch is dropped.
-
-    Raises:
-        DataError: there is no image.
-    """
-    return len(dataset) // _step_size(dataset, preset)
 
 
 def epoch_loader(
@@ -64,7 +55,7 @@ def epoch_loader(
     """
     assert 0 <= rank < world
     check_batch(dataset, preset, world)
-    size, accumulate = _step_size(dataset, preset), preset.train.accumulate
+    size, accumulate = min(preset.train.batch_size, len(dataset)), preset.train.accumulate
     share = size // (accumulate * world)
 
     def parts(epoch: int, start: int) -> list[list[int]]:
@@ -86,19 +77,14 @@ def check_batch(dataset: DetectionDataset, preset: Preset, world: int) -> None:
         DataError: there is no image.
         InputError: it cannot.
     """
-    size, parts = _step_size(dataset, preset), preset.train.accumulate
+    if not len(dataset):
+        raise DataError(f"{dataset.annotation_file}: no images to train on")
+    size, parts = min(preset.train.batch_size, len(dataset)), preset.train.accumulate
     if size % (parts * world):
         raise InputError(
             f"a batch of {size} images cannot be cut into {parts} (--accumulate) × {world} "
             f"(processes) equal shares: expected a multiple of {parts * world} as --batch-size"
         )
-
-
-def _step_size(dataset: DetectionDataset, preset: Preset) -> int:
-    """Images of one optimizer step."""
-    if not len(dataset):
-        raise DataError(f"{dataset.annotation_file}: no images to train on")
-    return min(preset.train.batch_size, len(dataset))
 
 
 class EpochLoader(DataLoader[Any]):
@@ -117,7 +103,6 @@ class EpochLoader(DataLoader[Any]):
             sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            collate_fn=_as_it_is,
             worker_init_fn=_init_worker,
             # Its own generator: loading leaves torch's global random numbers alone.
             generator=torch.Generator(),
@@ -131,13 +116,6 @@ class EpochLoader(DataLoader[Any]):
         self.batches.parts = self._parts(epoch, start)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for item in self._items():
-            if isinstance(item, NmsfreeError):
-                raise item
-            assert isinstance(item, PackedBatch)
-            yield unpack(item, self.device)
-
-    def _items(self) -> Iterator[object]:
         try:
             with _same_child_handler():
                 items = super().__iter__()
@@ -148,9 +126,7 @@ class EpochLoader(DataLoader[Any]):
             ) from None
         while True:
             try:
-                item = next(items)
-            except StopIteration:
-                return
+                item = next(items, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker (pid"):
                     raise
@@ -159,7 +135,11 @@ class EpochLoader(DataLoader[Any]):
                     f"because memory ran out: give fewer --workers than {self.num_workers}; 0 "
                     "needs no process"
                 ) from None
-            yield item
+            if item is None:
+                return
+            if isinstance(item, NmsfreeError):
+                raise item
+            yield unpack(item, self.device)
 
 
 @contextmanager
@@ -176,10 +156,6 @@ def _same_child_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-def _as_it_is(item: object) -> object:
-    return item
 
 
 def _init_worker(_: int) -> None:

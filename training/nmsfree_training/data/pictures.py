@@ -32,7 +32,7 @@ from nmsfree.images import as_bgr, write_picture
 from nmsfree.text import shorten
 from nmsfree_training.config import Preset
 from nmsfree_training.criterion.assignment import MIN_SIDE
-from nmsfree_training.data.batch import Batch, collate
+from nmsfree_training.data.batch import Batch, pack, unpack
 from nmsfree_training.data.loader import epoch_loader
 from nmsfree_training.model.boxes import pairwise_iou
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
@@ -102,7 +102,7 @@ def named_views(
     batches = epoch_loader(dataset, preset, seed, epoch, workers=0).batches
     for part in batches.parts:
         examples = [batches.examples[index] for index in part]
-        batch = collate(examples)
+        batch = unpack(pack(examples))
         for file, reason in batch.failed:
             logger.warning("%s: %s; replaced by another image", file, reason)
         yield from zip(views(batch), [origin(e.names) for e in examples], strict=True)

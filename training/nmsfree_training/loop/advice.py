@@ -4,9 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nmsfree.datasets.formats.coco import DetectionDataset
+from nmsfree.errors import DataError, InputError
+from nmsfree.evaluation.analysis import Analysis
+from nmsfree.files import write_json
 from nmsfree.text import shown
 from nmsfree_training.config import MIN_STEPS
+from nmsfree_training.loop.checkpoints import METRICS
 from nmsfree_training.loop.start import Objects
+from nmsfree_training.loop.trainer import Trainer
+from nmsfree_training.loop.validate import measure_best
+from nmsfree_training.monitor.curves import read_metrics
 
 SAMPLE = 200  # training images on which AP is measured, at most
 GAP = 0.15  # AP on training pictures above that on val: they are known by heart
@@ -60,3 +67,38 @@ def train_sample(dataset: DetectionDataset, most: int) -> DetectionDataset:
     there = [sample for sample in dataset.samples if sample.path.is_file()]
     step = max(1, -(-len(there) // min(SAMPLE, max(1, most))))
     return replace(dataset, name=f"{dataset.name} (a sample)", samples=tuple(there[::step]))
+
+
+def conclude(trainer: Trainer, analysis: Analysis | None) -> list[str]:
+    """AP on training pictures beside that on val, and what follows; rank 0 gets the lines."""
+    assert trainer.validator is not None
+    sample = train_sample(trainer.train_set, len(trainer.validator.dataset))
+    try:
+        train_ap = measure_best(trainer.validator, sample, trainer.run.out)
+    except (DataError, InputError):  # a picture: they are named when training leaves them out
+        train_ap = None
+    if analysis is None:
+        return []
+    outcome = Outcome(
+        steps=trainer.position.iteration,
+        per_epoch=trainer.per_epoch,
+        ap=analysis.metrics.ap,
+        train_ap=train_ap,
+        history=tuple(
+            (int(record["epoch"]), record["AP"])
+            for record in read_metrics(trainer.run.out / METRICS)
+            if "AP" in record
+        ),
+        objects=trainer.objects,
+        silent=tuple(c.name for c in analysis.per_class if c.objects and c.precision is None),
+        from_scratch="origin" not in trainer.run.provenance,
+    )
+    advice = list(outcome.advice())
+    figures = {"AP": outcome.ap, "AP_train": train_ap, "steps": outcome.steps, "advice": advice}
+    write_json(trainer.run.out / "summary.json", figures)
+    lines = [f"advice: {line}" for line in advice]
+    if train_ap is not None:
+        said = f"AP {train_ap * 100:.1f} on {len(sample)} of {len(trainer.train_set)} training "
+        said += f"images, {outcome.ap * 100:.1f} on {trainer.validator.dataset.name}"
+        lines.insert(0, said)
+    return lines

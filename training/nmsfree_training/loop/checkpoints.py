@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,45 +172,51 @@ class CheckpointManager:
             ) from None
         return Position(**state.position), messages
 
-    def check(self) -> None:
-        """Refuse what `load` refuses of the recipe, before anything is said of it."""
-        list(self._compare(load_state(self.folder)[0].recipe))
-
     def _read(self) -> tuple[TrainState, list[str]]:
         state, warning = load_state(self.folder)
         others = _compare_data(self.folder, state.recipe[DATA], self.recipe[DATA])
-        changes = list(self._compare(state.recipe))
+        changes = compare_recipes(self.folder, state.recipe, self.recipe)
         if warning is not None:
             # The next save would put it in the place of the one that is good.
             quarantine_damaged(self.folder)
         return state, [text for text in (warning, others, *changes) if text]
 
-    def _compare(self, before: dict[str, Any]) -> Iterator[str]:
-        """Refuse another recipe; a change of epochs or of the machine is told."""
-        longer = before.get(EPOCHS) != self.recipe[EPOCHS]
-        for name, value in self.recipe.items():
-            free = name in (DATA, MINUTES) or name.startswith(MACHINE)
-            free |= longer and name in FOLLOW_EPOCHS
-            if before.get(name) != value and not free:
-                raise CheckpointError(
-                    f"{self.folder}: was started with {name} = {before.get(name)}, this run has "
-                    f"{value}: give the options it was started with, or choose another --out"
-                )
-        if longer and self.recipe[MINUTES] is None:
-            yield (
-                f"the run was started for {before.get(EPOCHS)} epochs, now it is "
-                f"{self.recipe[EPOCHS]}: the learning rate follows the new number from here on"
+
+def compare_recipes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Refuse another recipe than a run was started with, but for its data.
+
+    Returns:
+        What the user should know: a change of epochs, or of the machine.
+
+    Raises:
+        CheckpointError: a value differs.
+    """
+    longer = before.get(EPOCHS) != now[EPOCHS]
+    for name, value in now.items():
+        free = name in (DATA, MINUTES) or name.startswith(MACHINE)
+        free |= longer and name in FOLLOW_EPOCHS
+        if before.get(name) != value and not free:
+            raise CheckpointError(
+                f"{folder}: was started with {name} = {before.get(name)}, this run has "
+                f"{value}: give the options it was started with, or choose another --out"
             )
-        moved = [
-            f"{name.removeprefix(MACHINE)} = {before[name]} is now {value}"
-            for name, value in self.recipe.items()
-            if name.startswith(MACHINE) and before.get(name, value) != value
-        ]
-        if moved:
-            yield (
-                f"warning: the run was started elsewhere: {', '.join(moved)}; it goes on, but its "
-                "weights will not be bit for bit those of a run that was not interrupted"
-            )
+    messages = []
+    if longer and now[MINUTES] is None:
+        messages.append(
+            f"the run was started for {before.get(EPOCHS)} epochs, now it is {now[EPOCHS]}: the "
+            "learning rate follows the new number from here on"
+        )
+    moved = [
+        f"{name.removeprefix(MACHINE)} = {before[name]} is now {value}"
+        for name, value in now.items()
+        if name.startswith(MACHINE) and before.get(name, value) != value
+    ]
+    if moved:
+        messages.append(
+            f"warning: the run was started elsewhere: {', '.join(moved)}; it goes on, but its "
+            "weights will not be bit for bit those of a run that was not interrupted"
+        )
+    return messages
 
 
 def describe_recipe(
@@ -220,7 +226,7 @@ def describe_recipe(
     train_set: DetectionDataset,
     world: World,
 ) -> dict[str, Any]:
-    """Everything that decides what a run computes, as JSON values by name."""
+    """Everything that decides what a run computes but the pictures, as JSON values by name."""
     objects = hashlib.sha256()  # with the images' names and order, not the folder they lie in
     for sample in train_set.samples:
         objects.update(os.fsencode(sample.path.name))
@@ -237,7 +243,6 @@ def describe_recipe(
         "category_ids": train_set.category_ids,
         "images": len(train_set),
         "annotations": objects.hexdigest()[:16],
-        DATA: describe_data(train_set) if world.main else {},
         f"{MACHINE}device": world.device.type,
         f"{MACHINE}threads": torch.get_num_threads() if world.device.type == "cpu" else None,
         f"{MACHINE}processes": world.size,

@@ -84,15 +84,22 @@ class World:
             error.exit_status = status
         raise error
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all processes go through; an error of one ends all, as `check` has it."""
+        error = None
+        try:
+            yield
+        except NmsfreeError as caught:
+            error = caught
+        self.check(error)
+
     def on_main(self, action: Callable[[], T]) -> T:
         """What rank 0 gets from doing this, on all processes; its error ends all of them."""
-        result, error = None, None
-        if self.main:
-            try:
+        result = None
+        with self.together():
+            if self.main:
                 result = action()
-            except NmsfreeError as caught:
-                error = caught
-        self.check(error)
         shared: T = self.broadcast(result)
         return shared
 

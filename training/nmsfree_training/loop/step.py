@@ -62,8 +62,8 @@ class Stepper:
         if precision not in PRECISIONS:
             raise InputError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}")
         self.network, self.optimizer, self.config = network, optimizer, config
-        self.heads, self.world = heads, world
-        self._all_heads = heads
+        self.heads: tuple[HeadName, ...] = ()
+        self.world, self._all_heads = world, heads
         # Alone, the o2o head is what trains the backbone.
         self._o2o_gradient = config.o2o_gradient if len(heads) == 2 else 1.0
         self._o2m_weight = 1.0
@@ -76,7 +76,7 @@ class Stepper:
         self._model: nn.Module = network
         if world.size > 1:
             sync_batch_norms(network)
-        self._wrap()
+        self.choose_heads(heads)
         delay = DELAY if self.device.type == "cuda" else 0
         self._reader = LossReader(delay, world, skips=self.scaler.is_enabled())
 
@@ -104,21 +104,20 @@ class Stepper:
             norm = nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
         # Averaged, so that all processes know the same and stop together.
         total = self.world.mean(total)
-        known = self._reader.push(iteration, self.loss_names(), total, norm, names)
+        known = self._reader.push(iteration, self.loss_names, total, norm, names)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return known
 
     def choose_heads(self, heads: tuple[HeadName, ...]) -> None:
         """Train these of the heads from now on; all processes do so together."""
-        if heads != self.heads:
-            self.heads = heads
-            self._wrap()
-
-    def _wrap(self) -> None:
-        """Let gradients travel between the processes; buffers are equal: norms see all images."""
+        if heads == self.heads:
+            return
+        self.heads = heads
+        self.loss_names = ["loss", *(f"{head}_{part}" for head in heads for part in ("cls", "box"))]
         if self.world.size == 1:
             return
+        # Gradients travel between the processes; buffers are equal: norms see all images.
         self.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # the argument is to be renamed
@@ -126,7 +125,7 @@ class Stepper:
                 self.network,
                 broadcast_buffers=False,
                 # A head that waits has no gradients that the exchange could wait for.
-                find_unused_parameters=self.heads != self._all_heads,
+                find_unused_parameters=heads != self._all_heads,
             )
 
     def schedule(self, iteration: int, total: int) -> float:
@@ -142,11 +141,7 @@ class Stepper:
 
     def flush(self) -> list[StepLosses]:
         """Wait for the losses that are not known yet."""
-        return self._reader.flush()
-
-    def loss_names(self) -> list[str]:
-        """Names of the values of a step."""
-        return ["loss", *(f"{head}_{part}" for head in self.heads for part in ("cls", "box"))]
+        return self._reader.read(0)
 
     def _backward(self, part: Batch, count: int) -> Tensor:
         """Add the gradients of one part; returns its share of the values to be shown."""
@@ -196,13 +191,10 @@ class LossReader:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._waiting.append((iteration, keys, values, names, event))
-        return self._read(self._delay)
+        return self.read(self._delay)
 
-    def flush(self) -> list[StepLosses]:
-        """Return all the others, waiting where necessary."""
-        return self._read(0)
-
-    def _read(self, keep: int) -> list[StepLosses]:
+    def read(self, keep: int) -> list[StepLosses]:
+        """Return all but the last few, waiting where necessary."""
         known = []
         while len(self._waiting) > keep:
             iteration, keys, tensor, names, event = self._waiting.popleft()

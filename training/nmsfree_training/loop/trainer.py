@@ -12,8 +12,14 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset, with_epochs
 from nmsfree_training.data.batch import Batch, pad_batch
-from nmsfree_training.data.loader import EpochLoader, epoch_loader, steps_per_epoch
-from nmsfree_training.loop.checkpoints import METRICS, CheckpointManager, describe_recipe
+from nmsfree_training.data.loader import EpochLoader, epoch_loader
+from nmsfree_training.loop.checkpoints import (
+    DATA,
+    METRICS,
+    CheckpointManager,
+    describe_data,
+    describe_recipe,
+)
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.run_config import Interrupted, RunConfig
 from nmsfree_training.loop.start import check_data
@@ -63,6 +69,7 @@ class Trainer:
         self.world.share(self.network)
         self.optimizer = make_optimizer(self.network, preset.train)
         self.batch_size = min(preset.train.batch_size, len(train_set))
+        self.per_epoch = len(train_set) // self.batch_size  # steps; an incomplete batch is dropped
         self.heads = heads or preset.model.heads
         self.step = Stepper(
             self.network, self.optimizer, preset.train, self.heads, run.precision, self.world
@@ -74,7 +81,8 @@ class Trainer:
             preset,
             train_set,
             run.provenance | {"objects": str(self.objects)},
-            describe_recipe(preset, self.heads, run, train_set, self.world),
+            describe_recipe(preset, self.heads, run, train_set, self.world)
+            | {DATA: describe_data(train_set) if self.world.main else {}},
             self.network,
             self.optimizer,
             self.step.scaler,
@@ -123,8 +131,7 @@ class Trainer:
         """A retrofit's head works untrained, too: it is the best until an epoch is better."""
         if self.validator is None or not self.run.evaluate_every:
             return
-        network = self.deployable()
-        network.eval()
+        network = self._deployable()
         metrics = self.validator.metrics(network)
         self.position.best = metrics["AP"]
         self.position.evaluation = self.position.spent = time.monotonic() - self._since
@@ -152,9 +159,8 @@ class Trainer:
     def _planned(self) -> int:
         """Steps of the whole run: those of its epochs, or what its minutes allow at this speed."""
         position, minutes = self.position, self.run.minutes
-        per_epoch = steps_per_epoch(self.train_set, self.preset)
         before = position.iteration - position.step
-        total = before + (self.preset.train.epochs - position.epoch) * per_epoch
+        total = before + (self.preset.train.epochs - position.epoch) * self.per_epoch
         if minutes is None or not position.iteration:
             return total
         left = 60 * minutes - position.spent - (time.monotonic() - self._since)
@@ -167,7 +173,7 @@ class Trainer:
             last = len(self.validator.dataset) * step / self.batch_size
         left -= EVALUATIONS * last
         if self.run.evaluate_every:  # the share of those on the way
-            step += last / (self.run.evaluate_every * per_epoch)
+            step += last / (self.run.evaluate_every * self.per_epoch)
         return position.iteration + max(0, int(left / step))
 
     def _follow_clock(self) -> None:
@@ -176,8 +182,7 @@ class Trainer:
         self.total = self.world.broadcast(self._planned())
         if self.run.minutes is not None and position.iteration:
             steps = position.step + self.total - position.iteration
-            per_epoch = steps_per_epoch(self.train_set, self.preset)
-            self.set_epochs(position.epoch + -(-steps // per_epoch))
+            self.set_epochs(position.epoch + -(-steps // self.per_epoch))
 
     # One epoch
 
@@ -185,11 +190,10 @@ class Trainer:
         self.network.train()
         freeze_statistics(self.network)
         position, recipe = self.position, self.preset.train
-        steps = steps_per_epoch(self.train_set, self.preset)
         self.step.choose_heads(("o2m",) if self._waits_for_o2o() else self.heads)
         batches = iter(self._batches())
         started = time.monotonic()
-        while position.step < steps:
+        while position.step < self.per_epoch:
             parts, error = list[Batch](), None
             try:
                 parts = list(islice(batches, recipe.accumulate))
@@ -222,7 +226,7 @@ class Trainer:
                     epoch=position.epoch,
                     epochs=recipe.epochs,
                     step=position.step,
-                    steps=steps,
+                    steps=self.per_epoch,
                     iteration=position.iteration,
                     losses=known[-1].values if known else {},
                     learning_rate=rate,
@@ -258,7 +262,10 @@ class Trainer:
         """What all processes do together: bring images to one size, stop, save, or fail."""
         sizes = [side for part in parts for side in part.images.shape[-2:]]
         sizes += [0] * (2 * self.preset.train.accumulate - len(sizes))
-        flags = [self.run.stop(), self._is_save_due(), error is not None]
+        waited = time.monotonic() - self._saved
+        # Rank 0 decides; before the first step of an epoch there is nothing new.
+        due = self.world.main and self.position.step > 0 and waited >= 60 * self.run.save_minutes
+        flags = [self.run.stop(), due, error is not None]
         planned = self._planned() if self.world.main else 0
         told = self.world.maximum([*sizes, *map(int, flags), planned])
         *sizes, stop, save, failed, self.total = told
@@ -343,7 +350,7 @@ class Trainer:
 
     def _record(self) -> dict[str, float]:
         position = self.position
-        names, steps = self.step.loss_names(), max(1, position.step)
+        names, steps = self.step.loss_names, max(1, position.step)
         images = steps * self.batch_size
         return {
             "epoch": position.epoch + 1,
@@ -362,8 +369,7 @@ class Trainer:
         last, every = self.position.iteration >= self.total, self.run.evaluate_every
         if self.validator is None or not (last or (every > 0 and epoch % every == 0)):
             return {}, ()
-        network = self.deployable()
-        network.eval()
+        network = self._deployable()
         metrics = self.validator.metrics(network)
         # Some 40 times in a run: a picture takes a third of a megabyte.
         pictured = last or epoch % max(1, epochs // 40) == 0
@@ -371,13 +377,13 @@ class Trainer:
             return metrics, ()
         return metrics, self.validator.pictures(network)
 
-    def deployable(self) -> Fcos:
-        """The network that is evaluated and written: with the averaged weights, if there are."""
+    def _deployable(self) -> Fcos:
+        """The network that is evaluated: with the averaged weights, if there are."""
         if self.ema is None:
-            return self.network
+            return self.network.eval()
         averaged = place(Fcos(self.preset.model), self.world.device)
         averaged.load_state_dict(self.ema.state)
-        return averaged
+        return averaged.eval()
 
     # Saving and going on
 
@@ -390,11 +396,6 @@ class Trainer:
         self._add(self.step.flush())
         self._save()
         raise Interrupted(f"stopped and saved at {self.position}")
-
-    def _is_save_due(self) -> bool:
-        """Rank 0 decides; before the first step of an epoch there is nothing new."""
-        waited = time.monotonic() - self._saved
-        return self.world.main and self.position.step > 0 and waited >= 60 * self.run.save_minutes
 
     def _save(self) -> None:
         self._saved = time.monotonic()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.detector import Detector
-from nmsfree.errors import DataError, InputError, NmsfreeError
+from nmsfree.errors import DataError, InputError
 from nmsfree.evaluation.analysis import Analysis, analyse
 from nmsfree.evaluation.evaluate import predict
 from nmsfree.evaluation.plots import write_plots
@@ -70,14 +70,12 @@ class Validator:
     def results(self, network: Fcos) -> list[Result]:
         """COCO results of all images on rank 0; elsewhere an empty list."""
         own: list[Result] = []
-        error: NmsfreeError | None = None
-        try:
-            own = predict(self.detector(network), self._share, self._progress)
-        except (DataError, InputError) as caught:  # a picture
-            error = DataError(f"{caught}; the epoch is saved: fix it, and go on with --resume")
-        except NmsfreeError as caught:
-            error = caught
-        self.world.check(error)
+        with self.world.together():
+            try:
+                own = predict(self.detector(network), self._share, self._progress)
+            except (DataError, InputError) as error:  # a picture
+                advice = "the epoch is saved: fix it, and go on with --resume"
+                raise DataError(f"{error}; {advice}") from None
         return [result for part in self.world.gather(own) for result in part]
 
     def detector(self, network: Fcos) -> Detector:

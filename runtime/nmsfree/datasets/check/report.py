@@ -150,8 +150,12 @@ class Check:
         return sum(len(f.faults) for f in self.findings() if f.kind.level is level)
 
     def propose_size(self) -> HeightWidth:
-        """Return the (height, width) of an input that suits the objects of all splits."""
-        every = [split.stats.objects_and_pictures for split in self.splits.values()]
+        """Return the (height, width) of an input that suits what is trained on.
+
+        Those are the objects of the split "train", or of all splits where none has this name.
+        """
+        trained = [self.splits["train"]] if "train" in self.splits else self.splits.values()
+        every = [split.stats.objects_and_pictures for split in trained]
         objects, pictures = (np.concatenate(parts) for parts in zip(*every, strict=True))
         return propose_size(objects, pictures)
 
