@@ -69,7 +69,7 @@ gpu-check: $(if $(wildcard /dev/nvidiactl /dev/dxg),setup-cuda,setup)  ## try on
 	$(BIN)/nmsfree bench gpu-check $(ARGS); status=$$?; \
 	$(BIN)/nmsfree bench --device cuda $(if $(QUICK),--quick) && exit $$status
 
-detect: data  ## draw detections of MODEL on SOURCE
+detect: $(if $(filter $(DATA)/%,$(SOURCE)),data,setup)  ## draw detections of MODEL on SOURCE
 # Exports first, unless weights, options and code are those of the file that is there.
 	@want="$$(cksum < '$(WEIGHTS)') $(ARGS)"; \
 	if [ "$$want" != "$$(cat '$(ONNX).from' 2>/dev/null)" ] || [ ! -e '$(ONNX)' ] || \

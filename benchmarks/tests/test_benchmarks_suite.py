@@ -235,10 +235,10 @@ def test_the_graph_is_split_at_the_networks_raw_maps(
     assert not {node.op_type for node in rest.graph.node} & {"Conv", "Relu"}
     network = load_checkpoint(checkpoint).build()
     seen: list[torch.Tensor] = []
-    head = network.heads[network.deployed_head]
+    head = network.heads[network.config.deployed_head]
     head.register_forward_hook(lambda *a: seen.extend(m for level in a[2] for m in level))
     with torch.inference_mode():
-        network(normalize(torch.from_numpy(PIXELS)), heads=(network.deployed_head,))
+        network(normalize(torch.from_numpy(PIXELS)), heads=(network.config.deployed_head,))
     maps = open_session(first, 1).run(None, {"images": PIXELS})
     assert sorted(m.shape for m in maps) == sorted(tuple(m.shape) for m in seen)
     for expected in seen:

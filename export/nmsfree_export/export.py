@@ -19,7 +19,6 @@ from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 __all__ = ["ExportOptions", "Report", "export_onnx", "make_export_spec"]
 
-DEFAULT_THRESHOLD = 0.3
 MAX_SIDE = 16384  # as a description may say, see `ModelSpec`
 
 
@@ -80,8 +79,7 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
     InputError: an option, or the file of thresholds, does not fit the checkpoint.
     """
     heads = checkpoint.model.heads
-    usual: HeadName = "o2o" if "o2o" in heads else "o2m"
-    head: HeadName = options.head or usual
+    head: HeadName = options.head or checkpoint.model.deployed_head
     if head not in heads:
         raise InputError(
             f"head is {head!r}, this checkpoint ({checkpoint.model.name}) has: {', '.join(heads)}"
@@ -96,10 +94,6 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
         )
     if max(height, width) > MAX_SIDE:
         raise InputError(f"size is {height} × {width}, expected sides of {MAX_SIDE} pixels at most")
-    # Those in a checkpoint belong to its usual head; scores of the other one mean something else.
-    thresholds = checkpoint.thresholds if head == usual else None
-    if options.thresholds is not None:
-        thresholds = _read_thresholds(options.thresholds, checkpoint.class_names, head)
     cells = [(height // s) * (width // s) for s in STRIDES]
     if head == "o2m":  # candidates of NMS
         cells = [min(NmsSpec().candidates_per_level, count) for count in cells]
@@ -116,13 +110,14 @@ def make_export_spec(checkpoint: Checkpoint, options: ExportOptions) -> ModelSpe
     )
     if options.nms.given and spec.nms is None:
         raise InputError("--nms and its like are of the NMS baseline: give --head o2m, too")
-    threshold = options.threshold
-    if threshold is None:
-        best = DEFAULT_THRESHOLD if thresholds is None else thresholds.best_f1
-        threshold = max(best, options.score_floor)
+    thresholds, threshold = spec.thresholds, spec.threshold
+    if options.thresholds is not None:
+        thresholds = _read_thresholds(options.thresholds, checkpoint.class_names, head)
+        threshold = thresholds.best_f1
+    threshold = max(threshold, options.score_floor)
     return replace(
         spec,
-        threshold=threshold,
+        threshold=threshold if options.threshold is None else options.threshold,
         thresholds=thresholds,
         resize=Resize(interpolation=options.interpolation),
         nms=spec.nms and options.nms.spec(spec.nms),

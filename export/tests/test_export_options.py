@@ -16,13 +16,7 @@ from nmsfree.cli.eval import eval_command
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.spec import FORMAT_VERSION, Thresholds
 from nmsfree_export.cli.export import export as export_command
-from nmsfree_export.export import (
-    DEFAULT_THRESHOLD,
-    ExportOptions,
-    export_onnx,
-    log_other_size,
-    make_export_spec,
-)
+from nmsfree_export.export import ExportOptions, export_onnx, log_other_size, make_export_spec
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import preset
@@ -133,7 +127,7 @@ def report_of(checkpoint: Checkpoint, path: Path, **fields: Any) -> Path:
         ({}, 0.42, True),
         ({"threshold": 0.7}, 0.7, True),
         ({"score_floor": 0.6}, 0.6, True),  # never below the floor
-        ({"head": "o2m"}, DEFAULT_THRESHOLD, False),  # scores of the other head differ
+        ({"head": "o2m"}, 0.3, False),  # scores of the other head differ
     ],
 )
 def test_thresholds_of_the_checkpoint(
@@ -144,7 +138,7 @@ def test_thresholds_of_the_checkpoint(
     assert spec.thresholds == (known.thresholds if kept else None)
     assert spec.format_version == FORMAT_VERSION
     none = make_export_spec(dataclasses.replace(known, thresholds=None), ExportOptions())
-    assert (none.thresholds, none.threshold) == (None, DEFAULT_THRESHOLD)
+    assert (none.thresholds, none.threshold) == (None, 0.3)
 
 
 def test_a_file_goes_before_the_checkpoint(known: Checkpoint, tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ WIDTH, HEIGHT = 420, 340  # pixels of the picture in a tile
 CAPTION = 46  # below it: two lines
 MARGIN = 10  # between tiles
 PAPER, GROUND, GREY = (250, 250, 250), (72, 68, 66), (110, 110, 110)
-SMALL = Style(line=2, text=11, pad=3)
+SMALL = Style(line=2, text=9, pad=2)
 ARROW = 36  # pixels
 CROSS = 14  # pixels of the cross that stands for a box without area
 

@@ -171,7 +171,13 @@ def test_sentences_say_the_figures(analysis_of: Callable[..., Analysis]) -> None
     assert line.startswith("1.25 per image at the threshold (IoU above 0.7), 0.75 of them wrong")
     assert "2.50 with an IoU above 0.5, 0.50 pairs of a box in a much larger one" in line
     assert "9.50 (IoU above 0.7) above the floor of 0.05" in line
-    assert f"{analysis.best.threshold:.3f} gives the best F1" in said["Threshold"]
+    assert f"{analysis.best.threshold:.3f} gives the best F1 of this split" in said["Threshold"]
+    assert f"; the file's own {analysis.spec.threshold:.3f} gives " in said["Threshold"]
+    above = analysis.overall.point(analysis.best.threshold)
+    assert above.f1 == pytest.approx(analysis.best.f1) and analysis.overall.point(2.0).f1 == 0
+    measured = dataclasses.replace(analysis.spec, thresholds=analysis.thresholds)
+    own = dict(sentences(dataclasses.replace(analysis, spec=measured, own=analysis.best)))
+    assert f" (from {analysis.thresholds.measured_on}) gives " in own["Threshold"]
     assert f"{100 * (analysis.calibration.error or 0):.1f} points" in said["Calibration"]
     assert "1000 rows of the output: 2 of 3, 1 at the threshold; no image" in said["Rows"]
     assert "top-k" not in said["Rows"], "the rows are full of what is none"

@@ -94,6 +94,11 @@ class ModelConfig:
                 f"channels is {self.channels}, expected a multiple of {GROUPS} (group norm)"
             )
 
+    @property
+    def deployed_head(self) -> HeadName:
+        """The head that is kept for inference, unless another is asked for."""
+        return "o2o" if "o2o" in self.heads else "o2m"
+
 
 @dataclass(frozen=True)
 class Matching:

@@ -50,8 +50,8 @@ def test_presets_build_and_run(name: str) -> None:
         assert prediction.boxes.shape == (2, 126, 4)
         assert bool((prediction.boxes[..., 2:] > prediction.boxes[..., :2]).all())
     # Only the head that is asked for runs.
-    assert list(network(torch.randn(1, 3, 64, 64), heads=(network.deployed_head,))) == [
-        network.deployed_head
+    assert list(network(torch.randn(1, 3, 64, 64), heads=(network.config.deployed_head,))) == [
+        network.config.deployed_head
     ]
 
 

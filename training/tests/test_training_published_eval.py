@@ -83,7 +83,7 @@ def test_logits_and_boxes(
     network, want = random_network(name), expected(reference, name, size)
     cells = torch.from_numpy(want["anchor_index"])
     predictions = run(network, size)
-    deployed = predictions[network.deployed_head]
+    deployed = predictions[network.config.deployed_head]
     np.testing.assert_allclose(deployed.logits[0, cells], want["logits"], rtol=0, atol=1e-3)
     np.testing.assert_allclose(deployed.boxes[0, cells], want["boxes"], rtol=0, atol=1e-3)
     if "o2m" in predictions and name == "fcos_e2e_r18_3x":

@@ -57,6 +57,7 @@ class Analysis:
     ap_with_nms: float  # AP after class-aware NMS (IoU 0.6) on top of the model's output
     thresholds: Thresholds  # recommended ones
     best: Point  # precision and recall at `thresholds.best_f1`
+    own: Point  # at the file's own threshold, which was not chosen on this split
     # The largest F1 of all classes together after the same NMS. AP hardly notices wrong detections
     # below the right ones; who shows what is above a threshold does.
     best_f1_with_nms: float
@@ -93,6 +94,8 @@ class Analysis:
             "calibration_error": self.calibration.error,
             "F1": self.best.f1,
             "F1_with_nms": self.best_f1_with_nms,
+            "file_threshold": self.own.threshold,
+            "F1_at_file_threshold": self.own.f1,
             "precision": self.best.precision,
             "recall": self.best.recall,
             "images": self.images,
@@ -152,6 +155,7 @@ def analyse(
         ap_with_nms=scores.metrics.ap if of_kept is None else scorer.ap(of_kept),
         thresholds=thresholds,
         best=best,
+        own=overall.point(spec.threshold),
         best_f1_with_nms=best_kept.f1 if best_kept else 0.0,
         duplicates_per_image=int((double & above).sum()) / len(dataset),
         wrong_duplicates_per_image=int((double & above & counted & ~matches.hit).sum())

@@ -4,6 +4,7 @@ Precision = hits / (hits + misses), recall = hits / objects, F1 = 2·hits / (det
 A detection is kept if its score is above the threshold.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,11 @@ class Curve:
         hits = np.concatenate([[0.0], self.hits])[kept]
         precision = np.divide(hits, kept, out=np.full(kept.shape, np.nan), where=kept > 0)
         return precision, hits / max(1, self.objects)
+
+    def point(self, threshold: float) -> Point:
+        """What is above a threshold; nothing has a precision of 0."""
+        precision, recall = (float(v[0]) for v in self.at(np.array([threshold])))
+        return Point(threshold, 0.0 if math.isnan(precision) else precision, recall)
 
     def precision_at_recalls(self) -> Values:
         """COCO's curve: the best precision at each of the 101 recalls or beyond; 0 if not reached.

@@ -48,13 +48,15 @@ def draw_precision_recall(analysis: Analysis, figure: "Figure") -> None:
     for label in reversed(worst_first):
         width = 1.3 if label in colours else 0.6
         axes.plot(RECALLS, curves[label], color=colours.get(label, FAINT), linewidth=width)
-    axes.plot(RECALLS, np.mean(list(curves.values()), axis=0), color=INK, linewidth=2.8)
-    names = analysis.spec.class_names
-    entries = [Entry(INK, 2.8, f"{100 * np.mean(list(ap50.values())):.1f}  mean of the classes")]
+    names, entries = analysis.spec.class_names, []
+    if len(curves) > 1:
+        axes.plot(RECALLS, np.mean(list(curves.values()), axis=0), color=INK, linewidth=2.8)
+        mean = 100 * np.mean(list(ap50.values()))
+        entries = [Entry(INK, 2.8, f"{mean:.1f}  mean of the classes")]
     entries += [Entry(colours[i], 1.3, f"{100 * ap50[i]:.1f}  {short(names[i])}") for i in named]
     if len(named) < len(curves):
         entries.append(Entry(FAINT, 0.8, f"{len(curves) - len(named)} better ones"))
-    legend(axes, entries, "AP50, worst class first")
+    legend(axes, entries, "AP50, worst class first" if len(curves) > 1 else "AP50")
 
 
 def draw_f1(analysis: Analysis, figure: "Figure") -> None:
@@ -62,9 +64,10 @@ def draw_f1(analysis: Analysis, figure: "Figure") -> None:
     axes = figure.subplots()
     heading(figure, axes, analysis, "What a threshold gives")
     unit_axes(axes, "score threshold", "")
-    for curve in analysis.curves:
-        if curve.objects:
-            axes.plot(THRESHOLDS, _f1(*curve.at(THRESHOLDS)), color=FAINT, linewidth=0.6)
+    classes = [curve for curve in analysis.curves if curve.objects]
+    several = len(classes) > 1
+    for curve in classes if several else ():
+        axes.plot(THRESHOLDS, _f1(*curve.at(THRESHOLDS)), color=FAINT, linewidth=0.6)
     precision, recall = analysis.overall.at(THRESHOLDS)
     best = analysis.best
     found = best.recall > 0
@@ -78,7 +81,7 @@ def draw_f1(analysis: Analysis, figure: "Figure") -> None:
         axes.plot(THRESHOLDS, values, color=entry.colour, linewidth=entry.width)
     floor = analysis.spec.score_floor
     axes.axvspan(0, floor, color=BELOW, linewidth=0, zorder=3)
-    entries.append(Entry(FAINT, 0.8, "F1 of one class"))
+    entries += [Entry(FAINT, 0.8, "F1 of one class")] if several else []
     entries.append(Entry(BELOW, 8.0, f"below {floor:g}: not in the output"))
     if found:
         axes.axvline(best.threshold, color=INK, linewidth=0.9, linestyle=DASHES)
@@ -144,6 +147,8 @@ def draw_confusion(analysis: Analysis, figure: "Figure") -> None:
     title = f"Confusion at scores above {analysis.best.threshold:.3f}"
     heading(figure, axes, analysis, title, left_out)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    if rows == 2:  # of one class: all that is no object was taken for it, which says nothing
+        shares[-1] = np.nan
     # The root lets the small shares off the diagonal be seen.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
     _label(axes, names, counts, side / rows)
@@ -198,7 +203,7 @@ def _write_shares(axes: "Axes", shares: NDArray[np.float64], counts: NDArray[np.
         share, count = shares[row, column], counts[row, column]
         text = f"{100 * share:.0f}" if share >= 0.005 else "·"
         if large:
-            text = f"{100 * share:.1f} %\n{count}"
+            text = str(count) if np.isnan(share) else f"{100 * share:.1f} %\n{count}"
         color, size = "white" if share > 0.35 else INK, 11 if large else 8
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nmsfree.evaluation.analysis import Analysis, ClassReport
+from nmsfree.evaluation.curves import Point
 from nmsfree.evaluation.scores import COUNTED
 from nmsfree.text import in_markdown, shorten, shown
 
@@ -190,15 +191,21 @@ def about_threshold(analysis: Analysis) -> str:
     best, advice = analysis.best, analysis.thresholds
     if best.recall == 0:
         return "no object was found at IoU 0.5, so there is nothing to recommend"
-    line = (
-        f"{best.threshold:.3f} gives the best F1, {100 * best.f1:.1f} "
-        f"(precision {100 * best.precision:.1f}, recall {100 * best.recall:.1f}); "
-    )
+    measured = analysis.spec.thresholds
+    known = measured is not None and measured.best_f1 == analysis.own.threshold
+    where = f" (from {measured.measured_on})" if measured and known else ""
+    line = f"{best.threshold:.3f} gives the best F1 of this split, {_f1_text(best)}; the file's "
+    line += f"own {analysis.own.threshold:.3f}{where} gives {_f1_text(analysis.own)}; "
     target = f"precision {100 * advice.target_precision:g}"
     if advice.at_precision is None or advice.recall_at_precision is None:
         return line + f"none reaches {target}"
     recall = 100 * advice.recall_at_precision
     return line + f"{advice.at_precision:.3f} reaches {target} with recall {recall:.1f}"
+
+
+def _f1_text(point: Point) -> str:
+    precision, recall = 100 * point.precision, 100 * point.recall
+    return f"{100 * point.f1:.1f} (precision {precision:.1f}, recall {recall:.1f})"
 
 
 def _score(value: float | None) -> str:

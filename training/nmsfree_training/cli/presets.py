@@ -62,7 +62,7 @@ def print_presets() -> None:
         with torch.device("meta"):
             network = Fcos(chosen.model)
         # As deployed: with one head.
-        parts = (network.backbone, network.fpn, network.heads[network.deployed_head])
+        parts = (network.backbone, network.fpn, network.heads[network.config.deployed_head])
         count = sum(p.numel() for part in parts for p in part.parameters())
         height, width = chosen.input_size
         table.add_row(

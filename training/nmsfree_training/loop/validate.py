@@ -80,7 +80,7 @@ class Validator:
 
     def detector(self, network: Fcos) -> Detector:
         """The network as it is deployed."""
-        spec = make_spec(self.describe(), network.deployed_head)
+        spec = make_spec(self.describe(), network.config.deployed_head)
         return Detector(TorchBackend(network, spec))
 
     def pictures(self, network: Fcos) -> tuple[tuple[str, NDArray[np.uint8]], ...]:

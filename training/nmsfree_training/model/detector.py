@@ -43,11 +43,6 @@ class Fcos(nn.Module):
         if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head
             copy_head(self.state_dict())
 
-    @property
-    def deployed_head(self) -> HeadName:
-        """The head that is kept for inference."""
-        return "o2o" if "o2o" in self.config.heads else "o2m"
-
     def forward(
         self,
         images: Tensor,

@@ -39,7 +39,7 @@ def gmac(network: Fcos, input_size: tuple[int, int], head: HeadName | None = Non
             module.register_forward_hook(count)
     with torch.no_grad():
         image = torch.zeros(1, 3, *input_size, device="meta")
-        shapes_only(image, heads=(head or network.deployed_head,))
+        shapes_only(image, heads=(head or network.config.deployed_head,))
     return total / 1e9
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,6 +106,11 @@ def make_spec(
 ) -> ModelSpec:
     """Describe one head of a checkpoint as a deployed model."""
     height, width = input_size or checkpoint.input_size
+    measured: dict[str, Any] = {}
+    # Of its usual head; scores of the other one mean something else.
+    if checkpoint.thresholds is not None and head == checkpoint.model.deployed_head:
+        best = max(checkpoint.thresholds.best_f1, score_floor)
+        measured = {"thresholds": checkpoint.thresholds, "threshold": best}
     return ModelSpec(
         name=checkpoint.model.name,
         head=head,
@@ -117,6 +123,7 @@ def make_spec(
         score_floor=score_floor,
         nms=NmsSpec() if head == "o2m" else None,
         provenance=dict(checkpoint.provenance),
+        **measured,
     )
 
 
@@ -227,7 +234,7 @@ def open_checkpoint(
         checkpoint = deployed_like(checkpoint, like)
     network = open_network(checkpoint, device)
     if like is None:
-        return TorchBackend(network, make_spec(checkpoint, network.deployed_head))
+        return TorchBackend(network, make_spec(checkpoint, network.config.deployed_head))
     if like.head not in checkpoint.model.heads:
         raise CheckpointError(
             f"{path}: has the heads {', '.join(checkpoint.model.heads)}, expected {like.head}"

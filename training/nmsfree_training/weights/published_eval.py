@@ -73,7 +73,7 @@ def predict_published(
         results += coco_results(sample.image_id, boxes * scale, own, scores)
         if progress is not None:
             progress(done, len(dataset.samples))
-    return make_spec(checkpoint, network.deployed_head), results
+    return make_spec(checkpoint, network.config.deployed_head), results
 
 
 def prepare(image: Image.Image, sides: tuple[int, int]) -> Tensor:
@@ -90,7 +90,7 @@ def detect(network: Fcos, inputs: Tensor) -> Found:
     The boxes are shares of its width and height.
     """
     height, width = inputs.shape[2:]
-    head = network.deployed_head
+    head = network.config.deployed_head
     with torch.inference_mode():
         on_device = inputs.to(next(network.parameters()).device)
         predictions: dict[str, Prediction] = network(on_device, heads=(head,))

@@ -93,7 +93,7 @@ class EagerBackend(TorchBackend):
     """A network with one of the `SETTINGS`, for `nmsfree.Detector`."""
 
     def __init__(self, network: Fcos, checkpoint: Checkpoint, setting: Setting) -> None:
-        head = network.deployed_head
+        head = network.config.deployed_head
         self.config = setting.o2m if head == "o2m" else setting.o2o
         self._select = setting.select
         super().__init__(network, _spec(checkpoint, head, self.config))
@@ -122,7 +122,7 @@ def eager_backends(
     network = open_network(weights.checkpoint, device)
     mark = _mark(watch, device)
     network.register_forward_pre_hook(lambda *_: mark())
-    network.heads[network.deployed_head].register_forward_hook(lambda *_: mark())
+    network.heads[network.config.deployed_head].register_forward_hook(lambda *_: mark())
     return {s.key: EagerBackend(network, weights.checkpoint, s) for s in SETTINGS}
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS, BATCH, MOST_FAULTS = 4, 12, 24  # tiles
 RED, PALE = (60, 60, 245), (190, 190, 190)
-MOST_NAMES = 40  # boxes of an image that get their names
+MOST_NAMES = 25  # boxes of an image that get their names, where there are several classes
 
 
 def sheet_paths(check: Check, folder: Path) -> tuple[Path, dict[str, Path]]:
@@ -79,10 +79,12 @@ def choose_faults(check: Check) -> list[tuple[str, list[Fault]]]:
 
 def _labelled(check: Check, split: SplitCheck, image: ImageRow) -> Tile:
     own = _usable(split, {image.id})
-    marks = _class_marks(split, own, named=len(own) <= MOST_NAMES)
+    named = len(own) <= MOST_NAMES and len(split.rows.categories) > 1
+    marks = _class_marks(split, own, named)
     picture = read_image(image.path)
     height, width = picture.shape[:2]
     note = f"{width} x {height}, {len(own)} object{'s' * (len(own) != 1)}"
+    note += ", dashed: crowd regions" * any(mark.dashed for mark in marks)
     return Tile(picture, marks, relative_name(image.path, split.rows.root), note)
 
 
@@ -101,8 +103,9 @@ def _class_marks(split: SplitCheck, indices: list[int], named: bool) -> list[Mar
         row = split.rows.objects[index]
         label, name = label_of[row.category_id]
         x1, y1, x2, y2 = split.boxes.clipped[index].tolist()
-        shown = f"{name} (crowd)" if row.iscrowd else name
-        marks.append(Mark((x1, y1, x2, y2), shown if named else "", color_of(label)))
+        marks.append(
+            Mark((x1, y1, x2, y2), name if named else "", color_of(label), bool(row.iscrowd))
+        )
     return marks
 
 
@@ -156,6 +159,9 @@ def write_charts(check: Check, path: Path) -> None:
         x=0.01, ha="left", fontsize=14, weight="bold", color=INK,
     )  # fmt: skip
     ((left, right),) = figure.subfigures(1, 2, width_ratios=[width - SIZES, SIZES], squeeze=False)
+    bars = min(1.2 + ROW * max(len(names), FEWEST_BARS), height)  # inches; below them is nothing
+    if bars < height:
+        left, _ = left.subfigures(2, 1, height_ratios=[bars, height - bars])
     columns = np.atleast_1d(left.subplots(1, len(splits), sharey=True))
     rows = np.atleast_1d(right.subplots(len(splits), 1, sharex=True))
     last = max(max(np.flatnonzero(split.stats.bins()), default=0) for split in splits.values())
