@@ -278,7 +278,7 @@ def test_no_server(site: Site) -> None:
     message = site.refusal()
     assert "download failed" in message and "check the network" in message
     with pytest.raises(CheckpointError, match="download failed"):
-        fetch("https://name.invalid/file", site.part, lambda *_: None)
+        fetch("https://name.invalid/file", site.file, print, print)
     assert site.names == []
 
 
@@ -288,7 +288,7 @@ def test_http_is_refused_unless_it_is_allowed(site: Site) -> None:
     assert site.asked == []
     for address in ("ftp://127.0.0.1/a", "file:///etc/hostname", "nothing", ""):
         with pytest.raises(CheckpointError, match="expected https"):
-            fetch(address, site.part, lambda *_: None, allow_http=True)
+            fetch(address, site.file, print, print, allow_http=True)
 
 
 def test_the_manifest_knows_what_the_file_is(site: Site) -> None:

@@ -26,7 +26,7 @@ from nmsfree_training.criterion.assignment import Targets
 from nmsfree_training.data.augment import Example
 from nmsfree_training.data.batch import Batch, pack, pad_batch, unpack
 from nmsfree_training.data.examples import LoaderError, TrainingSet
-from nmsfree_training.data.loader import epoch_loader, epoch_order
+from nmsfree_training.data.loader import EpochLoader, epoch_order
 from nmsfree_training.model.norms import _constants, normalize
 
 from .runs import without_objects
@@ -40,7 +40,7 @@ MIXED: dict[str, Any] = {"mosaic": 0.5, "mixup": 0.5, "scale": (0.5, 1.5), "flip
 def batches(
     data: DetectionDataset, p: Preset, workers: int = 0, epoch: int = 0, **part: Any
 ) -> list[Batch]:
-    loader = epoch_loader(data, p, seed=5, epoch=epoch, workers=workers, **part)
+    loader = EpochLoader(data, p, seed=5, epoch=epoch, workers=workers, **part)
     made = list(loader)
     assert len(made) == len(loader)
     return made
@@ -207,14 +207,14 @@ def test_batches_that_cannot_be_cut_are_refused(
 ) -> None:
     recipe = with_recipe(NANO, batch_size=size, accumulate=accumulate)
     with pytest.raises(InputError, match=f"a batch of {found} images .* multiple of") as error:
-        epoch_loader(train_set, recipe, 0, 0, 0, world=world)
+        EpochLoader(train_set, recipe, 0, 0, 0, world=world)
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_set_is_refused(train_set: DetectionDataset) -> None:
     empty = replace(train_set, samples=())
     with pytest.raises(DataError, match="no images"):
-        epoch_loader(empty, NANO, 0, 0, 0)
+        EpochLoader(empty, NANO, 0, 0, 0)
 
 
 def test_padding_a_batch_adds_zeros_right_and_below() -> None:
@@ -324,7 +324,7 @@ def test_processes_serve_all_epochs_however_they_start(
     method: str, train_set: DetectionDataset
 ) -> None:
     """Python 3.14 starts them by forkserver, macOS and Windows by spawn."""
-    loader = epoch_loader(train_set, VARIED, seed=5, epoch=0, workers=1)
+    loader = EpochLoader(train_set, VARIED, seed=5, epoch=0, workers=1)
     loader.multiprocessing_context = method
     processes = []
     for epoch, start in ((0, 0), (1, 0), (1, 2), (0, 1)):
@@ -380,7 +380,7 @@ def test_a_killed_loader_is_told_when_its_batch_is_asked_for(
 ) -> None:
     """In the first batch and later; never in between, where it could cut a step in two."""
     handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
-    loader = epoch_loader(train_set, with_recipe(NANO, batch_size=1), 0, 0, 1)
+    loader = EpochLoader(train_set, with_recipe(NANO, batch_size=1), 0, 0, 1)
     loader.batches.examples = Slow(train_set, NANO, 0, 0)
     items = iter(loader)
     got = [next(items) for _ in range(taken)]
@@ -419,11 +419,11 @@ class Faulty(TrainingSet):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_that_raises(workers: int, train_set: DetectionDataset) -> None:
-    loader = epoch_loader(train_set, NANO, 0, 0, workers)
+    loader = EpochLoader(train_set, NANO, 0, 0, workers)
     loader.batches.examples = Faulty(train_set, NANO, 0, 0)
     with pytest.raises(LoaderError, match="no memory left to load images"):
         next(iter(loader))
-    loader = epoch_loader(train_set, NANO, 0, 0, workers)  # the other's process has a copy
+    loader = EpochLoader(train_set, NANO, 0, 0, workers)  # the other's process has a copy
     loader.batches.examples = faulty = Faulty(train_set, NANO, 0, 0)
     faulty.error = ZeroDivisionError  # a fault of ours keeps its traceback
     with pytest.raises(ZeroDivisionError, match="of the loader"):

@@ -19,7 +19,7 @@ from nmsfree_training.config import preset
 from nmsfree_training.data.augment import Example
 from nmsfree_training.data.batch import pack, unpack
 from nmsfree_training.data.examples import TrainingSet
-from nmsfree_training.data.loader import epoch_loader, epoch_order
+from nmsfree_training.data.loader import EpochLoader, epoch_order
 from nmsfree_training.data.pictures import (
     ALARM,
     MARGIN,
@@ -164,7 +164,7 @@ def test_views_are_the_examples_again(train_set: DetectionDataset) -> None:
     """Normalising and back loses nothing."""
     examples = TrainingSet(train_set, NANO, 7, 2)
     order = epoch_order(12, 7, 2).tolist()
-    shown = [v for b in epoch_loader(train_set, NANO, 7, 2, 0) for v in views(b)]
+    shown = [v for b in EpochLoader(train_set, NANO, 7, 2, 0) for v in views(b)]
     assert len(shown) == 12
     for index, view in zip(order, shown, strict=True):
         np.testing.assert_array_equal(view.picture, examples[index].image)
@@ -192,7 +192,7 @@ def test_an_image_of_unknown_size_is_replaced(train_set: DetectionDataset, tmp_p
     width, height = UNKNOWN_SIZE
     bad = replace(train_set.samples[0], path=tmp_path / "empty.jpg", width=width, height=height)
     data = replace(train_set, samples=(bad, *train_set.samples[1:]))
-    batches = list(epoch_loader(data, NANO, 7, 0, 0))
+    batches = list(EpochLoader(data, NANO, 7, 0, 0))
     failed = {failure for batch in batches for failure in batch.failed}
     assert failed == {(str(bad.path), "empty file, expected an image")}
     assert sum(len(batch.images) for batch in batches) == 12

@@ -14,7 +14,7 @@ from torch import Tensor
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import DataError, NmsfreeError
 from nmsfree_training.criterion.losses import head_losses
-from nmsfree_training.data.loader import epoch_loader
+from nmsfree_training.data.loader import EpochLoader
 from nmsfree_training.loop.start import count_objects
 from nmsfree_training.loop.state import load_state
 from nmsfree_training.loop.step import DivergedError, LossReader
@@ -135,7 +135,7 @@ def test_steps_whose_losses_come_later_are_told_all_the_same(runs: Runs) -> None
 def test_one_batch_can_be_learnt(name: str, runs: Runs) -> None:
     chosen = tiny(name, color_jitter=0.0, crop=0.5, warmup_iterations=0)
     trainer = runs.trainer(chosen=chosen)
-    batch = next(iter(epoch_loader(runs.data, chosen, 0, 0, 0)))
+    batch = next(iter(EpochLoader(runs.data, chosen, 0, 0, 0)))
     trainer.network.train()
     losses = [trainer.step([batch], i)[0].values["loss"] for i in range(25)]
     assert losses[-1] < 0.5 * losses[0]

@@ -7,7 +7,7 @@ import torch
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.config import HeadName, Preset
-from nmsfree_training.data.loader import epoch_loader
+from nmsfree_training.data.loader import EpochLoader
 from nmsfree_training.loop.distributed import World
 from nmsfree_training.loop.state import load_state
 from nmsfree_training.loop.step import Stepper, make_optimizer
@@ -42,7 +42,7 @@ def test_weight_of_the_o2m_losses_falls_linearly(end: float, runs: Runs) -> None
 
 def test_weight_of_a_head_that_is_trained_alone_stays(train_set: DetectionDataset) -> None:
     chosen = tiny("fcos_rt_nano", o2m_weight_end=0.1)
-    batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
+    batch = next(iter(EpochLoader(train_set, chosen, 0, 0, 0)))
     step = make_stepper(chosen)
     step.schedule(1, 2)
     losses = step([batch], 1)[0].values
@@ -68,7 +68,7 @@ def test_a_head_that_is_trained_alone_keeps_its_gradient(
     """Of two heads the o2m one is given no weight, so what arrives is the o2o head's."""
     plain = {"o2m_weight_end": 0.0, "clip_norm": None}
     chosen = tiny(name, o2o_gradient=share, **plain)
-    batch = next(iter(epoch_loader(train_set, chosen, 0, 0, 0)))
+    batch = next(iter(EpochLoader(train_set, chosen, 0, 0, 0)))
     norms = []
     for recipe in (chosen, tiny(name, o2o_gradient=1.0, **plain)):
         step = make_stepper(recipe, heads)

@@ -257,13 +257,13 @@ def _time_batches(
     """(images, milliseconds of each stage) of batch after batch."""
     from nmsfree_training.data.batch import pack, unpack
     from nmsfree_training.data.examples import TrainingSet
-    from nmsfree_training.data.loader import epoch_loader
+    from nmsfree_training.data.loader import EpochLoader
 
     clock = Clock()
     rows: list[tuple[int, list[float]]] = []
     end, epoch = math.inf, 0
     while True:
-        loader = epoch_loader(dataset, preset, seed, epoch, workers=0)
+        loader = EpochLoader(dataset, preset, seed, epoch, workers=0)
         examples = TrainingSet(dataset, preset, seed, epoch)
         for method, name in OF_METHODS.items():
             setattr(examples, method, clock.timed(name, getattr(examples, method)))
@@ -322,14 +322,14 @@ def measure_training(
 
 
 def batches(dataset: DetectionDataset, preset: Preset, device: "torch.device") -> "list[Batch]":
-    from nmsfree_training.data.loader import epoch_loader
+    from nmsfree_training.data.loader import EpochLoader
 
     size = preset.train.batch_size // preset.train.accumulate
     if device.type == "cpu":
         height, width = preset.input_size
         size = min(size, CPU_PIXELS // (height * width))
     recipe = replace(preset.train, batch_size=max(1, size), accumulate=1)
-    loader = epoch_loader(dataset, replace(preset, train=recipe), 0, 0, 0, device=device)
+    loader = EpochLoader(dataset, replace(preset, train=recipe), 0, 0, 0, device=device)
     return list(islice(loader, BATCHES))
 
 

@@ -169,11 +169,13 @@ def _claim(
     ious = pairwise_iou(block.boxes, cells.boxes)  # [N, g, M]
     most = min(matching.topk, ious.shape[-1])
     k = ious.topk(most, dim=-1).values.sum(dim=-1).int().clamp(min=1)  # [N, g]
+    image = torch.arange(len(cells.logits), device=cells.logits.device)[:, None]
+    logits = cells.logits.transpose(1, 2)[image, block.labels]  # [N, g, M], of the object's class
     if matching.quality is None:
         assert inside is not None
-        cost = _cost(cells, block, ious).masked_fill_(~inside[:, None], OUTSIDE_COST)
+        cost = _cost(cells, block, ious, logits).masked_fill_(~inside[:, None], OUTSIDE_COST)
     else:
-        cost = _quality_cost(cells, block, ious, *matching.quality)
+        cost = _quality_cost(cells, block, ious, logits, *matching.quality)
     cost.masked_fill_(~block.valid[..., None], float("inf"))
     claimed = cost.topk(max(most, count), dim=-1, largest=False)  # [N, g, most]
     wanted = torch.arange(claimed.indices.shape[-1], device=cost.device) < k[..., None]
@@ -182,33 +184,33 @@ def _claim(
     return _Claims(claimed.indices, claimed.values, wanted, least, cheapest)
 
 
-def _cost(cells: Prediction, block: Targets, ious: Tensor) -> Tensor:
-    """[N, g, M]: class cost + box cost + centre cost. Overwrites `ious`: these arrays are large."""
-    own_logits = _own_logits(cells, block)
-    cost = F.binary_cross_entropy_with_logits(own_logits, ious, reduction="none")
-    cost *= own_logits.sigmoid_().sub_(ious).square_()
+def _cost(cells: Prediction, block: Targets, ious: Tensor, logits: Tensor) -> Tensor:
+    """[N, g, M]: class cost + box cost + centre cost.
+
+    Overwrites `ious` and `logits`, of the object's class: these arrays are large.
+    """
+    cost = F.binary_cross_entropy_with_logits(logits, ious, reduction="none")
+    cost *= logits.sigmoid_().sub_(ious).square_()
     cost -= ious.add_(1e-8).log_().mul_(IOU_COST_WEIGHT)
-    distance = _distance(cells, block, out=ious, scratch=own_logits)
+    distance = _distance(cells, block, out=ious, scratch=logits)
     return cost.add_(torch.pow(10.0, distance.sub_(CENTRE_RADIUS), out=distance))
 
 
 def _quality_cost(
-    cells: Prediction, block: Targets, ious: Tensor, score_power: float, iou_power: float
+    cells: Prediction,
+    block: Targets,
+    ious: Tensor,
+    logits: Tensor,
+    score_power: float,
+    iou_power: float,
 ) -> Tensor:
     """[N, g, M]: −(p^score_power · IoU^iou_power) in the object, more by the distance outside it.
 
-    POTO's quality has powers that sum to 1. Overwrites `ious`.
+    POTO's quality has powers that sum to 1. Overwrites `ious` and `logits`.
     """
-    own_logits = _own_logits(cells, block)
-    quality = own_logits.sigmoid().pow_(score_power).mul_(ious.pow_(iou_power))
-    distance = _distance(cells, block, out=ious, scratch=own_logits)
+    quality = logits.sigmoid().pow_(score_power).mul_(ious.pow_(iou_power))
+    distance = _distance(cells, block, out=ious, scratch=logits)
     return torch.where(_inside(cells.points, block), quality.neg_(), distance)
-
-
-def _own_logits(cells: Prediction, block: Targets) -> Tensor:
-    """[N, g, M]: of the object's class."""
-    image = torch.arange(len(cells.logits), device=cells.logits.device)[:, None]
-    return cells.logits.transpose(1, 2)[image, block.labels]
 
 
 def _distance(cells: Prediction, block: Targets, out: Tensor, scratch: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,52 +24,6 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def epoch_loader(
-    dataset: DetectionDataset,
-    preset: Preset,
-    seed: int,
-    epoch: int,
-    workers: int,
-    *,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    device: torch.device = CPU,
-) -> "EpochLoader":
-    """Return the batches of one epoch for one process.
-
-    An optimizer step takes the next B = min(batch size, images) of `epoch_order`, cut into
-    `accumulate` parts, each of which is divided among the processes; what is yielded is one such
-    share after another, `accumulate` of them to a step.
-
-    Args:
-        workers: processes that load images; 0 = this one. They serve all epochs of the loader:
-            to start one takes 2 to 4 s where it has to import everything again (forkserver, spawn).
-        start: the first optimizer step to yield, to go on in the middle of an epoch.
-        rank, world: number of this process, and how many there are.
-        device: where the images are normalised and the batches lie. A GPU is then sent bytes.
-
-    Raises:
-        DataError: there is no image.
-        InputError: a batch cannot be cut into equal parts.
-    """
-    assert 0 <= rank < world
-    check_batch(dataset, preset, world)
-    size, accumulate = min(preset.train.batch_size, len(dataset)), preset.train.accumulate
-    share = size // (accumulate * world)
-
-    def parts(epoch: int, start: int) -> list[list[int]]:
-        order = epoch_order(len(dataset), seed, epoch).tolist()
-        return [
-            order[first : first + share]
-            for step in range(start, len(order) // size)
-            for first in (step * size + (part * world + rank) * share for part in range(accumulate))
-        ]
-
-    batches = MicroBatches(TrainingSet(dataset, preset, seed, epoch), parts(epoch, start))
-    return EpochLoader(batches, parts, workers, device)
-
-
 def check_batch(dataset: DetectionDataset, preset: Preset, world: int) -> None:
     """Refuse a batch that cannot be cut into equal shares.
 
@@ -88,15 +42,40 @@ def check_batch(dataset: DetectionDataset, preset: Preset, world: int) -> None:
 
 
 class EpochLoader(DataLoader[Any]):
-    """Loads packed batches, in other processes if there are any, and yields them normalised."""
+    """The batches of one epoch for one process, normalised where they are to lie.
+
+    An optimizer step takes the next B = min(batch size, images) of `epoch_order`, cut into
+    `accumulate` parts, each of which is divided among the processes; what is yielded is one such
+    share after another, `accumulate` of them to a step.
+
+    Args:
+        workers: processes that load images; 0 = this one. They serve all epochs of the loader:
+            to start one takes 2 to 4 s where it has to import everything again (forkserver, spawn).
+        start: the first optimizer step to yield, to go on in the middle of an epoch.
+        rank, world: number of this process, and how many there are.
+        device: where the images are normalised and the batches lie. A GPU is then sent bytes.
+
+    Raises:
+        DataError: there is no image.
+        InputError: a batch cannot be cut into equal parts.
+    """
 
     def __init__(
         self,
-        batches: MicroBatches,
-        parts: Callable[[int, int], list[list[int]]],
+        dataset: DetectionDataset,
+        preset: Preset,
+        seed: int,
+        epoch: int,
         workers: int,
-        device: torch.device,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device = CPU,
     ) -> None:
+        assert 0 <= rank < world
+        check_batch(dataset, preset, world)
+        batches = MicroBatches(TrainingSet(dataset, preset, seed, epoch), [])
         super().__init__(
             batches,
             batch_size=None,  # an item is a batch already
@@ -108,12 +87,22 @@ class EpochLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
         self.batches, self.device = batches, device
-        self._parts = parts
+        self._rank, self._world = rank, world
+        self.go_to(epoch, start)
 
     def go_to(self, epoch: int, start: int = 0) -> None:
         """Yield the batches of this epoch from now on, from the optimizer step `start`."""
-        self.batches.examples.go_to(epoch)
-        self.batches.parts = self._parts(epoch, start)
+        examples, rank, world = self.batches.examples, self._rank, self._world
+        examples.go_to(epoch)
+        images, recipe = len(examples), examples.preset.train
+        size = min(recipe.batch_size, images)
+        share = size // (recipe.accumulate * world)
+        order = epoch_order(images, examples.seed, epoch).tolist()
+        self.batches.parts = [
+            order[first : first + share]
+            for step in range(start, images // size)
+            for first in range(step * size + rank * share, (step + 1) * size, world * share)
+        ]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:

@@ -33,7 +33,7 @@ from nmsfree.text import shorten
 from nmsfree_training.config import Preset
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.batch import Batch, pack, unpack
-from nmsfree_training.data.loader import epoch_loader
+from nmsfree_training.data.loader import EpochLoader
 from nmsfree_training.model.boxes import pairwise_iou
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
 
@@ -99,7 +99,7 @@ def named_views(
     dataset: DetectionDataset, preset: Preset, seed: int, epoch: int
 ) -> Iterator[tuple[View, str]]:
     """Yield what the loader yields, image by image, and of which files each was made."""
-    batches = epoch_loader(dataset, preset, seed, epoch, workers=0).batches
+    batches = EpochLoader(dataset, preset, seed, epoch, workers=0).batches
     for part in batches.parts:
         examples = [batches.examples[index] for index in part]
         batch = unpack(pack(examples))

@@ -116,7 +116,11 @@ def _read(path: Path) -> TrainState:
         raise CheckpointError(
             f"{path}: no such file, expected a run to resume: check --out, or leave out --resume"
         )
-    _check_digest(path)
+    whole = read_bytes(path, MAX_BYTES, CheckpointError)
+    if hashlib.sha256(whole[:-DIGEST]).digest() != whole[-DIGEST:]:
+        raise CheckpointError(
+            f"{path}: damaged (does not match its checksum), or of another version"
+        )
     content = read_torch_file(path)
     try:
         state = _convert(content, TrainState)
@@ -135,11 +139,3 @@ def _convert(content: Any, kind: type[T]) -> T:
     if unknown:
         raise ValueError(f"unknown: {', '.join(map(str, unknown))}")
     return made
-
-
-def _check_digest(path: Path) -> None:
-    content = read_bytes(path, MAX_BYTES, CheckpointError)
-    if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
-        raise CheckpointError(
-            f"{path}: damaged (does not match its checksum), or of another version"
-        )

@@ -12,7 +12,7 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import NmsfreeError
 from nmsfree_training.config import HeadName, Preset, with_epochs
 from nmsfree_training.data.batch import Batch, pad_batch
-from nmsfree_training.data.loader import EpochLoader, epoch_loader
+from nmsfree_training.data.loader import EpochLoader
 from nmsfree_training.loop.checkpoints import (
     DATA,
     METRICS,
@@ -245,7 +245,7 @@ class Trainer:
         if self._loader is not None and self._loader.batches.examples.preset == preset:
             self._loader.go_to(position.epoch, position.step)
             return self._loader
-        self._loader = epoch_loader(
+        self._loader = EpochLoader(
             self.train_set,
             preset,
             self.run.seed,

@@ -97,7 +97,6 @@ class ResNet(nn.Module):
         super().__init__()
         norm: Norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         block = Bottleneck if depth >= 50 else BasicBlock
-        self.frozen_stages = frozen_stages
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = norm(width)
         inputs, layers = width, []
@@ -113,13 +112,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self._freeze()
-
-    def _freeze(self) -> None:
-        parts = ([self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4])
-        for part in parts[: self.frozen_stages]:
-            for module in part:
-                module.requires_grad_(False)
+        stem = nn.ModuleList([self.conv1, self.bn1])
+        for part in (stem, *layers)[:frozen_stages]:
+            part.requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Float [N, 3, H, W] → C3, C4, C5 at strides 8, 16 and 32."""

@@ -58,11 +58,14 @@ class Fcos(nn.Module):
         points, strides = anchor_points(shapes, STRIDES, images.device)
         made: dict[str, Prediction] = {}
         for name in heads or self.config.heads:
-            share = o2o_gradient if name == "o2o" else 1.0
-            levels = self.heads[name](_scale_gradient(features, share))
+            maps = features
+            if name == "o2o" and o2o_gradient != 1:
+                share = o2o_gradient  # at 0 nothing is to be computed further back
+                maps = tuple(x.detach().lerp(x, share) if share else x.detach() for x in maps)
+            levels = self.heads[name](maps)
             logits, deltas = (  # [N, M, C], [N, M, 4]
-                torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-                for maps in zip(*levels, strict=True)
+                torch.cat([x.flatten(2).transpose(1, 2) for x in each], dim=1)
+                for each in zip(*levels, strict=True)
             )
             boxes = decode(deltas.float(), points, strides)
             made[name] = Prediction(logits, boxes, points, strides, shapes)
@@ -96,12 +99,3 @@ def copy_head(state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         if key.startswith("heads.o2m."):
             state[key.replace("heads.o2m.", "heads.o2o.")].copy_(value)
-
-
-def _scale_gradient(maps: tuple[Tensor, ...], share: float) -> tuple[Tensor, ...]:
-    """The same values; only this share of their gradient goes further back."""
-    if share == 0:
-        return tuple(x.detach() for x in maps)
-    if share == 1:
-        return maps
-    return tuple(x.detach().lerp(x, share) for x in maps)

