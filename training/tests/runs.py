@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
+from typer.testing import CliRunner, Result
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import CheckpointError
+from nmsfree_training.cli.train import train
 from nmsfree_training.config import HeadName, Preset, preset
 from nmsfree_training.loop.run_config import RunConfig
 from nmsfree_training.loop.state import load_state
@@ -36,6 +39,13 @@ def tiny(name: str = "fcos_e2e_nano", **recipe: Any) -> Preset:
         return chosen
     model = replace(chosen.model, width=8, channels=32, head_convs=1)
     return replace(chosen, model=model, input_size=(128, 128))
+
+
+def run_train(*words: object, columns: int = 80) -> Result:
+    """`nmsfree train`, in this process."""
+    app = typer.Typer()
+    app.command()(train)
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, list(map(str, words)))
 
 
 class Listener(Callback):

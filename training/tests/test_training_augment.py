@@ -108,13 +108,6 @@ def test_jitter_changes_more_the_stronger_it_is() -> None:
     np.testing.assert_array_equal(image, before)
 
 
-def test_names_and_failures_go_along() -> None:
-    chosen = preset("fcos_rt_nano")
-    example = make_example()._replace(names=("a.png",), failed=(("b.png", "cut"),))
-    made = augment(example, chosen.train, (64, 64), np.random.default_rng(0))
-    assert made.names == ("a.png",) and made.failed == (("b.png", "cut"),)
-
-
 def published_rule(height: int, width: int, s: int, limit: int) -> tuple[int, int]:
     """The rule of the published evaluation, in its own words."""
     small, large = min(height, width), max(height, width)

@@ -152,6 +152,10 @@ def test_versions(path: Path) -> None:
     model = describe(path)["model"]
     rewrite(path, format_version="1.9", added_later=[1, 2], model=model | {"added_later": True})
     assert load_checkpoint(path).model == MADE.model
+    # Before there were filters, the header said whether the gradient of the o2o head stops.
+    old = {k: v for k, v in model.items() if k != "max_filter"} | {"detach_o2o": True}
+    rewrite(path, format_version="1.0", model=old)
+    assert load_checkpoint(path).model == MADE.model and MADE.model.max_filter == "none"
     rewrite(path, format_version="2.0")
     assert "format 2.0, this version reads 1.x: update nmsfree" in refusal(path)
 

@@ -12,18 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import typer
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
-from typer.testing import CliRunner
 
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import InputError
-from nmsfree_training.cli.train import train
 from nmsfree_training.loop.distributed import World, join_world
 from nmsfree_training.model.norms import SyncedBatchNorm2d, sync_batch_norms
 
-from .runs import WEIGHTS, records, wait_for_step, weights
+from .runs import WEIGHTS, records, run_train, wait_for_step, weights
 
 RELATIVE = 2e-4  # sums of float32 in another order, grown over six steps
 
@@ -99,10 +96,8 @@ def _in_two(rank: int, folder: Path, trainings: list[tuple[int, list[str]]]) -> 
 
 
 def _train(words: list[str]) -> None:
-    app = typer.Typer()
-    app.command()(train)
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    result = run_train(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
 
 
 def _free_port() -> int:

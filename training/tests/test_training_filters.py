@@ -1,10 +1,8 @@
 """The filters of the o2o head: what they compare and change; nothing else notices them."""
 
-import json
 import math
-import struct
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from nmsfree_training.model.filters import (
     neighbour_maxima,
 )
 from nmsfree_training.weights.checkpoint import (
-    HEADER_KEY,
     load_checkpoint,
 )
 
@@ -126,38 +123,6 @@ def test_copying_the_head_leaves_the_filter_alone(kind: str) -> None:
     o2m, o2o = (network.heads[name].state_dict() for name in ("o2m", "o2o"))
     for key, value in o2o.items():
         assert (value == 0.5).all() if "_filter." in key else torch.equal(value, o2m[key]), key
-
-
-@KINDS
-def test_checkpoint_round_trip(kind: str, tmp_path: Path) -> None:
-    network = nano(kind)
-    fill_filter(network, 0.25)
-    loaded = load_checkpoint(save_network(network, tmp_path / "a.safetensors", "abc"))
-    assert loaded.model == network.config
-    assert loaded.state.keys() == network.state_dict().keys()
-    assert all((loaded.state[key] == 0.25).all() for key in filter_weights(network))
-    images = torch.randn(1, 3, 64, 96)
-    with torch.inference_mode():
-        want, found = network.eval()(images)["o2o"], loaded.build()(images)["o2o"]
-    assert torch.equal(found.logits, want.logits)
-
-
-def test_older_checkpoints_load(tmp_path: Path) -> None:
-    """Before there were filters, the header said whether the gradient of the o2o head stops."""
-    network = nano("none")
-    path = save_network(network, tmp_path / "old.safetensors", "abc")
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    described = json.loads(header["__metadata__"][HEADER_KEY])
-    old = asdict(network.config) | {"detach_o2o": True}
-    del old["max_filter"]
-    header["__metadata__"][HEADER_KEY] = json.dumps(described | {"model": old})
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-    loaded = load_checkpoint(path)
-    assert loaded.model == network.config and loaded.model.max_filter == "none"
-    assert all(torch.equal(loaded.state[k], v) for k, v in network.state_dict().items())
 
 
 # Maxima

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree_training.cli.presets import asked_preset, recipe_text
-from nmsfree_training.cli.train import train
 from nmsfree_training.config import (
     PRESETS,
     HeadName,
@@ -31,17 +28,13 @@ from nmsfree_training.model.detector import fresh_network
 from nmsfree_training.monitor.callbacks import Callback, StepEvent
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
-from .runs import Listener, Runs, assert_same_runs, records, same, tiny
-
-app = typer.Typer()
-app.command()(train)
-
+from .runs import Listener, Runs, assert_same_runs, records, run_train, same, tiny
 
 # Presets
 
 
 def test_the_list_shows_every_preset_and_its_cost() -> None:
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["--list"])
+    done = run_train("--list", columns=160)
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
     assert PRESETS.keys() <= lines.keys()
@@ -64,7 +57,7 @@ def test_the_help_is_that_of_the_preset_asked_for(words: list[str], name: str) -
 
 
 def test_the_help_shows_the_values_of_the_preset() -> None:
-    shown = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--help"]).stdout.split())
+    shown = " ".join(run_train("--help", columns=200).stdout.split())
     assert "fcos_e2e_nano's" in shown and "Passes over the data. (40)" in shown
     assert "Largest gradient norm; 0 = off. (10)" in shown and "hungarian. (hungarian)" in shown
 
@@ -324,7 +317,7 @@ def test_a_run_concludes(digits: Path, tmp_path: Path) -> None:
     """It tells what it computes with, AP on both kinds of pictures, and advice; files have it."""
     out = tmp_path / "run"
     words = ["--data", digits, "--out", out, "--epochs", 1, "--batch-size", 6, "--no-tensorboard"]
-    done = CliRunner().invoke(app, [str(word) for word in words])
+    done = run_train(*words)
     assert done.exit_code == 0, done.output
     for line in (
         "fastest here: --threads",

@@ -132,18 +132,3 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
     assert ema.state["1.num_batches_tracked"] == 1
     mean = net.state_dict()["1.running_mean"]
     assert torch.allclose(ema.state["1.running_mean"], mean * (1 - 2 / 11))
-
-
-def test_weights_that_stand_still_are_their_own_average() -> None:
-    net = network()
-    ema = Ema(net, decay=0.99)
-    for step in range(1, 4):
-        ema.update(net, step)
-    assert all(torch.equal(ema.state[k], v) for k, v in net.state_dict().items())
-
-
-def test_a_stored_average_goes_on() -> None:
-    first, second = Ema(network(), 0.9), Ema(network(), 0.9)
-    second.load(first.state)
-    assert all(torch.equal(second.state[k], v) for k, v in first.state.items())
-    assert second.state["0.weight"] is not first.state["0.weight"]

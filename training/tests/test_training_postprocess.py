@@ -13,7 +13,6 @@ from nmsfree.nms import greedy_nms, suppress
 from nmsfree_training.config import STRIDES, preset
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction
-from nmsfree_training.model.norms import MEAN_RGB, STD_RGB, normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import (
     PostprocessConfig,
@@ -117,15 +116,6 @@ def test_batch_equals_each_image_alone() -> None:
         one = Prediction(p.logits[rows], p.boxes[rows], p.points, p.strides, p.shapes)
         for a, b in zip(together, postprocess(one, settings)[0], strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_normalisation_reads_bgr_bytes() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
-    found = normalize(torch.from_numpy(image)).numpy()
-    assert found.shape == (2, 3, 5, 4) and found.dtype == np.float32
-    for channel in range(3):  # red, green, blue
-        want = (image[..., 2 - channel] / 255 - MEAN_RGB[channel]) / STD_RGB[channel]
-        np.testing.assert_allclose(found[:, channel], want, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from nmsfree.datasets.digits.scenes import write_digits
-from nmsfree_training.cli.train import train
 from nmsfree_training.loop.run_config import stop_on_signals
 
-from .runs import assert_same_runs, records, wait_for_step
+from .runs import assert_same_runs, records, run_train, wait_for_step
 
 STEPS = 3  # of an epoch: 12 images in batches of 4
 
@@ -33,9 +30,7 @@ def start(words: list[str]) -> "subprocess.Popen[str]":
 
 
 def finish(words: list[str]) -> str:
-    app = typer.Typer()
-    app.command()(train)
-    done = CliRunner().invoke(app, words)
+    done = run_train(*words)
     assert done.exit_code == 0, done.output
     return done.stderr
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import cv2
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from nmsfree.errors import InputError
 from nmsfree_training.cli import run as train_cli
 from nmsfree_training.cli import study as study_cli
 from nmsfree_training.cli.study import app
-from nmsfree_training.cli.train import TrainOptions, apply, train
+from nmsfree_training.cli.train import TrainOptions, apply
 from nmsfree_training.config import Matching, Preset, preset
 from nmsfree_training.study.job import Job, is_done
 from nmsfree_training.study.report import cells, markdown, percent
@@ -29,6 +28,8 @@ from nmsfree_training.study.results import (
 )
 from nmsfree_training.study.rows import ROWS, Row, choose_rows
 
+from .runs import run_train
+
 PRESET_ROWS = [row for row in ROWS if row.model]  # of the others the weights decide
 BY_NAME = {row.name: row for row in ROWS}
 FOLDERS = {"data": Path("data/digits"), "runs": Path("runs/study"), "results": Path("docs/study")}
@@ -41,14 +42,13 @@ def job_of(row: Row, seed: int = 0, epochs: int = 16) -> Job:
 @pytest.fixture(scope="module")
 def chosen() -> dict[str, Preset]:
     """What the real command line makes of the command of every row."""
-    command, seen, presets = typer.Typer(), list[TrainOptions](), dict[str, Preset]()
-    command.command()(train)
+    seen, presets = list[TrainOptions](), dict[str, Preset]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_cli, "run_training", lambda options, data: seen.append(options) or 0)
         for row in PRESET_ROWS:
             words = job_of(row, seed=2).arguments
             assert words[0] == "train"
-            result = CliRunner().invoke(command, list(words[1:]))
+            result = run_train(*words[1:])
             assert result.exit_code == 0, result.output
     for row, options in zip(PRESET_ROWS, seen, strict=True):
         run = options.run

@@ -8,28 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner, Result
 
 from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree.files import RUN_LOCK, locked
 from nmsfree_training.cli import run as cli
-from nmsfree_training.cli.train import RecipeOptions, apply, train, whole_numbers
+from nmsfree_training.cli.train import RecipeOptions, apply, whole_numbers
 from nmsfree_training.config import Matching, at_size, preset
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
 from .runs import WEIGHTS
+from .runs import run_train as run
 
 SHORT = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--val", "", "--no-tensorboard")
 SHORT = (*SHORT, "--no-probe")
-app = typer.Typer()
-app.command()(train)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def complaint(kind: type[NmsfreeError], *arguments: object) -> str:

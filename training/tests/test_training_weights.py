@@ -233,11 +233,6 @@ def test_card_fits_the_file(weight: BundledWeight) -> None:
     assert all(0 < value < 1 for value in card["AP"].values())
 
 
-@BUNDLED
-def test_file_is_small(weight: BundledWeight) -> None:
-    assert (OURS.folder / weight.file).stat().st_size <= 5 * MB
-
-
 def test_all_files_together_are_small() -> None:
     assert sum((OURS.folder / w.file).stat().st_size for w in OURS.bundled) <= 15 * MB
 
