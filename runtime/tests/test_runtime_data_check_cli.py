@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ from nmsfree.cli.data import app
 from nmsfree.datasets.check.check import check_dataset
 from nmsfree.datasets.check.fix import write_fixed
 from nmsfree.datasets.check.pictures import choose, choose_faults, write_charts
+from nmsfree.datasets.check.report import Check
 from nmsfree.datasets.digits.scenes import write_digits
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.datasets.sizes import propose_size
@@ -149,6 +151,17 @@ def test_the_proposed_input(side: int, picture: tuple[int, int], expected: tuple
     assert propose_size(few, np.full((51, 2), picture, float)) != (256, 256)
     nothing = np.zeros((0, 2))
     assert propose_size(nothing, nothing) == (256, 256)
+
+
+def test_what_is_trained_on_decides_the_proposed_input() -> None:
+    def split(side: float) -> Any:
+        sizes = np.full((50, 2), side), np.full((50, 2), 400.0)
+        return SimpleNamespace(stats=SimpleNamespace(objects_and_pictures=sizes))
+
+    splits = {"train": split(20), "test": split(4)}
+    assert Check.propose_size(SimpleNamespace(splits=splits)) == (320, 320)
+    del splits["train"]
+    assert Check.propose_size(SimpleNamespace(splits=splits)) == (416, 416)
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -119,7 +119,8 @@ def run_training(options: TrainOptions, data: Path) -> int:
 
             preview = made.train_set, made.preset, options.run.seed, options.preview
             world.on_main(lambda: write_preview(*preview))
-            typer.echo(f"preview: {shown(options.preview)}", err=True)
+            if world.main:
+                typer.echo(f"preview: {shown(options.preview)}", err=True)
             return 0
         before, done = world.on_main(lambda: _begun(made.run))
         with stop_on_signals() as stop:  # from here on there are steps to stop at

@@ -86,17 +86,14 @@ def write_curves(metrics_jsonl: Path, out: Path, title: str = "") -> None:
     write_figure(out, figure)
 
 
-def draw_curves(folder: Path, title: str) -> Path | None:
+def draw_curves(folder: Path, title: str) -> None:
     """Draw a run's `results.png`; one that has no epoch yet has none."""
     metrics, picture = folder / "metrics.jsonl", folder / "results.png"
-    if not metrics.is_file():
-        return None
     try:
-        write_curves(metrics, picture, title)
+        if metrics.is_file():
+            write_curves(metrics, picture, title)
     except InputError as error:
         logger.warning("%s: no picture (%s)", picture, error)
-        return None
-    return picture
 
 
 def _heading(title: str, records: list[Record]) -> str:
