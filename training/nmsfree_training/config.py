@@ -144,8 +144,7 @@ class TrainConfig:
     momentum: float = 0.9
     # backbone_rate, backbone_start: where the backbone is trained already and the rest is new.
     backbone_rate: Annotated[
-        float,
-        _RECIPE("Learning rate of the backbone, as a share of the others'.", min=0, max=1),
+        float, _RECIPE("Learning rate of the backbone, as a share of the others'.", min=0, max=1)
     ] = 1.0
     backbone_start: Annotated[
         float, _RECIPE("Share of the run before the backbone is trained, too.", min=0, max=1)
@@ -180,8 +179,7 @@ class TrainConfig:
         tuple[float, float], _PICTURE("Random zoom.", min=0.05, max=8, metavar="LOW HIGH")
     ] = (1.0, 1.0)
     crop: Annotated[
-        float | None,
-        _PICTURE("Random crop, share of the input's side; 0 = off.", min=0, max=4),
+        float | None, _PICTURE("Random crop, share of the input's side; 0 = off.", min=0, max=4)
     ] = None
     color_jitter: Annotated[float, _PICTURE_SHARE("Strength of random colours, 0 … 1.")] = 0.0
     mosaic: Annotated[float, _PICTURE_SHARE("Probability of four images in one.")] = 0.0

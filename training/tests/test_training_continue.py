@@ -17,14 +17,7 @@ from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_training.data.examples import LoaderError, MicroBatches
 from nmsfree_training.loop import checkpoints
 from nmsfree_training.loop.run_config import Interrupted
-from nmsfree_training.loop.state import (
-    LAST,
-    PREVIOUS,
-    Position,
-    TrainState,
-    load_state,
-    save_state,
-)
+from nmsfree_training.loop.state import LAST, PREVIOUS, Position, TrainState, load_state, save_state
 from nmsfree_training.loop.validate import analyse_best
 from nmsfree_training.monitor.callbacks import Callback, StepEvent
 from nmsfree_training.weights.checkpoint import load_checkpoint, save_checkpoint

@@ -21,9 +21,7 @@ from nmsfree_training.model.filters import (
     LogitFilter,
     neighbour_maxima,
 )
-from nmsfree_training.weights.checkpoint import (
-    load_checkpoint,
-)
+from nmsfree_training.weights.checkpoint import load_checkpoint
 
 from .runs import save_network
 

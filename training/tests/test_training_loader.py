@@ -274,11 +274,7 @@ def broken(train_set: DetectionDataset, count: int, folder: Path) -> DetectionDa
     for i, sample in enumerate(train_set.samples[:count]):
         cut = folder / f"cut{i}.png"
         cut.write_bytes(sample.path.read_bytes()[:1000])
-        faults = (
-            {"path": folder / f"missing{i}.png"},
-            {"path": cut},
-            {"width": sample.width + 1},
-        )
+        faults = ({"path": folder / f"missing{i}.png"}, {"path": cut}, {"width": sample.width + 1})
         bad.append(replace(sample, **faults[i % 3]))
     return replace(train_set, samples=(*bad, *train_set.samples[count:]))
 

@@ -17,11 +17,7 @@ from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
 from nmsfree_training.model.lite import Lite0, SameConv2d
 from nmsfree_training.weights.card import gmac
 from nmsfree_training.weights.imagenet import find_imagenet
-from nmsfree_training.weights.published import (
-    has_two_heads,
-    looks_published,
-    to_published_keys,
-)
+from nmsfree_training.weights.published import has_two_heads, looks_published, to_published_keys
 
 
 def nano(*heads: HeadName, norm: HeadNorm = "batch_per_level") -> Fcos:

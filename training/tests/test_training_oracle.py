@@ -14,12 +14,7 @@ from torch.nn import functional as F
 from nmsfree_training.config import STRIDES, HeadName, Matching
 from nmsfree_training.criterion import assignment as assign_module
 from nmsfree_training.criterion.assignment import Assignment, Targets, assign, pad_targets
-from nmsfree_training.criterion.losses import (
-    Losses,
-    QualityFocalLoss,
-    head_losses,
-    padded_cells,
-)
+from nmsfree_training.criterion.losses import Losses, QualityFocalLoss, head_losses, padded_cells
 from nmsfree_training.model.boxes import anchor_points, decode, giou
 from nmsfree_training.model.detector import Prediction
 
@@ -168,9 +163,7 @@ def test_the_cases_are_worth_comparing() -> None:
 
 
 @pytest.mark.parametrize(
-    "matching",
-    [*PUBLISHED.values(), *QUALITIES[:2], Matching(1, hungarian=True)],
-    ids=str,
+    "matching", [*PUBLISHED.values(), *QUALITIES[:2], Matching(1, hungarian=True)], ids=str
 )
 @pytest.mark.parametrize("block", [1, 7, 25])
 def test_blocks_of_objects_change_nothing(

@@ -53,10 +53,7 @@ def image_of(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def panels(
-    found: Detections,
-    truth: Rows,
-    labels: list[int],
-    size: tuple[int, int] = (640, 640),
+    found: Detections, truth: Rows, labels: list[int], size: tuple[int, int] = (640, 640)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Left and right panel without the strips above."""
     picture = draw_predictions(

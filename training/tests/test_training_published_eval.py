@@ -22,12 +22,7 @@ from nmsfree.evaluation.evaluate import coco_metrics, predict
 from nmsfree_training.config import preset
 from nmsfree_training.model.detector import Fcos, Prediction
 from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
-from nmsfree_training.weights.published_eval import (
-    SETTINGS,
-    detect,
-    predict_published,
-    prepare,
-)
+from nmsfree_training.weights.published_eval import SETTINGS, detect, predict_published, prepare
 
 from .runs import WEIGHTS, save_network
 

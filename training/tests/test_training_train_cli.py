@@ -349,9 +349,7 @@ def test_options_of_the_heads_reach_the_preset() -> None:
     plain = {"o2o": Matching(topk=1), "o2m": Matching(topk=13), "o2o_gradient": 0.0}
     plain |= {"o2m_weight_end": 1.0, "o2o_start": 0.0}
     assert apply(back, changed) == replace(
-        NANO,
-        model=replace(NANO.model, max_filter="none"),
-        train=replace(NANO.train, **plain),
+        NANO, model=replace(NANO.model, max_filter="none"), train=replace(NANO.train, **plain)
     )
 
 

@@ -83,8 +83,7 @@ class JobOptions:
         Option("Split that is measured, again for more; thresholds are chosen on the first."),
     ] = None
     more: Annotated[
-        str,
-        Option('Words of `nmsfree train` for all rows: "--size 320 320".', flags=("--with",)),
+        str, Option('Words of `nmsfree train` for all rows: "--size 320 320".', flags=("--with",))
     ] = ""
 
     def plan(

@@ -209,8 +209,7 @@ class TrainOptions:
         MACHINE("fp32, or bf16 or fp16 for the network; the faster of the first two if not given."),
     ] = None
     no_probe: Annotated[
-        bool,
-        MACHINE("Do not try what is fastest: fp32 and 2 workers.", flags=("--no-probe",)),
+        bool, MACHINE("Do not try what is fastest: fp32 and 2 workers.", flags=("--no-probe",))
     ] = False
 
 

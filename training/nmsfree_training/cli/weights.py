@@ -73,12 +73,10 @@ class DownloadOptions(ManifestOptions):
     """What `nmsfree weights download` is asked."""
 
     names: Annotated[
-        tuple[str, ...] | None,
-        Option("Which; all by default.", metavar="[NAME]...", argument=True),
+        tuple[str, ...] | None, Option("Which; all by default.", metavar="[NAME]...", argument=True)
     ] = None
     allow_http: Annotated[
-        bool,
-        Option("Also without encryption: bytes can be changed.", flags=("--allow-http",)),
+        bool, Option("Also without encryption: bytes can be changed.", flags=("--allow-http",))
     ] = False
 
 

@@ -33,12 +33,10 @@ class RunConfig:
         DATA("Epochs between AP; 0 = at the end.", flags=("--eval-every",), min=0, max=MAX_EPOCHS),
     ] = 1
     keep_every: Annotated[
-        int,
-        DATA("Epochs between checkpoints that are kept; 0 = none.", min=0, max=MAX_EPOCHS),
+        int, DATA("Epochs between checkpoints that are kept; 0 = none.", min=0, max=MAX_EPOCHS)
     ] = 0
     save_minutes: Annotated[
-        float,
-        DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000),
+        float, DATA("Minutes between saves within an epoch; 0 = every step.", min=0, max=100_000)
     ] = 10.0
     resume: Annotated[bool, Option("Go on exactly where it was cut.", flags=("--resume",))] = False
     # minutes: the schedule is fitted to it as the speed shows; None = the recipe's epochs.

@@ -285,10 +285,7 @@ class Retrofit:
 
 
 def retrofit(
-    path: Path,
-    class_names: tuple[str, ...],
-    unfreeze: bool,
-    frozen_stages: int | None = None,
+    path: Path, class_names: tuple[str, ...], unfreeze: bool, frozen_stages: int | None = None
 ) -> Retrofit:
     """Give an NMS-based detector a second head that needs none.
 

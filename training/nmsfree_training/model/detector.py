@@ -44,10 +44,7 @@ class Fcos(nn.Module):
             copy_head(self.state_dict())
 
     def forward(
-        self,
-        images: Tensor,
-        heads: tuple[HeadName, ...] | None = None,
-        o2o_gradient: float = 1.0,
+        self, images: Tensor, heads: tuple[HeadName, ...] | None = None, o2o_gradient: float = 1.0
     ) -> dict[str, Prediction]:
         """Run these heads, all by default, on float [N, 3, H, W], RGB as of `norms.normalize`.
 
