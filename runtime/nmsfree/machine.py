@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ def processor_name() -> str:
     if family and model and not any(c.isdigit() for c in name):
         name += f" (family {family}, model {model})"
     return name
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def computes_bf16() -> bool | None:

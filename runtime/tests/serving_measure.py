@@ -36,7 +36,7 @@ import psutil
 
 from nmsfree import Detector
 from nmsfree.images import decode_image, read_image
-from nmsfree.serving.options import processors
+from nmsfree.machine import processors
 from nmsfree.streams.sources import find_images
 
 NMSFREE = [sys.executable, "-c", "from nmsfree.cli.main import main; main()"]

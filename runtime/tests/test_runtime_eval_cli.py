@@ -105,7 +105,7 @@ def test_tables_and_sentences_are_printed(digits: Path, constant_model: Path) ->
     objects = len(load_coco(digits, "val").samples[0].labels)
     assert lines[0] == f"constant.onnx on val: 1 images, {objects} objects"
     assert "100.0   100.0   100.0" in outcome.stdout
-    subjects = [line.split("  ")[0] for line in lines[-12:]]
+    subjects = [line.split("  ")[0] for line in lines[-14:]]
     wanted = ["NMS", "Duplicates", "Threshold", "Calibration", "Rows"]
     assert [subject for subject in subjects if subject in wanted] == wanted
     assert not Path("runs").exists()

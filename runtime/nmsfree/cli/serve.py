@@ -17,8 +17,9 @@ from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, import_extra
 from nmsfree.images import quiet_opencv
+from nmsfree.machine import processors
 from nmsfree.options import Option
-from nmsfree.serving.options import ALLOWED, Limits, processors
+from nmsfree.serving.options import ALLOWED, Limits
 from nmsfree.text import shown
 from nmsfree_start import answer_with
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import nmsfree
 from nmsfree.doctor.probe import ask_child, module_command
-from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, processor_name
+from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, processor_name, processors
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def look_at_system() -> System:
         platform.python_version(),
         nmsfree.__version__,
         processor_name(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        processors(),
         computes_bf16(),
         _memory(),
         _driver(),

@@ -29,10 +29,11 @@ from nmsfree.decode import parse_classes, parse_threshold, whole_number
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.images import Reduce, Reduction, decode_image
 from nmsfree.images.header import read_header
+from nmsfree.machine import processors
 from nmsfree.serving.batching import Look
 from nmsfree.serving.metrics import Metrics
 from nmsfree.serving.model import Refused, Served
-from nmsfree.serving.options import Limits, processors
+from nmsfree.serving.options import Limits
 from nmsfree.serving.tensors import metadata, read_request, write_answer
 from nmsfree.text import one_of, shown
 

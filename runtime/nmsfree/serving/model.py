@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from nmsfree.detector import Detector
 from nmsfree.errors import EngineError, NmsfreeError
 from nmsfree.images import Reduce, Reduction
+from nmsfree.machine import processors
 from nmsfree.preprocess import reduction_for
 from nmsfree.serving.batching import Batches
 from nmsfree.serving.metrics import Metrics
-from nmsfree.serving.options import Limits, processors
+from nmsfree.serving.options import Limits
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """What the server allows."""
 
-import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -77,10 +76,3 @@ class Limits:
 
 
 ALLOWED = Limits()
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,6 +15,7 @@ from nmsfree.detections import Detections
 from nmsfree.detector import IMAGES_PER_RUN, Detector, Threshold
 from nmsfree.errors import InputError
 from nmsfree.images import Reduce, Reduction, read_reduced
+from nmsfree.machine import processors
 from nmsfree.preprocess import in_file, reduction_for
 from nmsfree.streams.flow import Stage, flow
 from nmsfree.streams.live import LiveSource, live_sources, take
@@ -22,7 +23,7 @@ from nmsfree.streams.sources import Frame, Source, expand
 from nmsfree.streams.video import Encoded, Video
 from nmsfree.text import FilePath
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = processors()
 DECODERS = min(CORES, 4)  # threads; a video's own decoder has more
 RUNS = 2  # of the detector at once: one prepares its image while another is in the network
 AHEAD = DECODERS + RUNS + 2  # images under way, all of them in memory

@@ -1,7 +1,6 @@
 """What trains fastest on this machine: threads, loader processes and precision, tried shortly."""
 
 import copy
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import cv2
 import torch
 
 from nmsfree.datasets.formats.coco import DetectionDataset
-from nmsfree.machine import computes_bf16
+from nmsfree.machine import computes_bf16, processors
 from nmsfree_training.config import HeadName, Preset
 from nmsfree_training.criterion.assignment import pad_targets
 from nmsfree_training.data.batch import Batch, pack, unpack
@@ -96,7 +95,7 @@ def probe(
     Raises:
         DataError: the images cannot be used.
     """
-    started, cores = time.monotonic(), usable_cores()
+    started, cores = time.monotonic(), processors()
     loading = _time_loading(dataset, preset)
     steps = _time_steps(network, preset, heads, device, wanted)
     shared = cores if device.type == "cpu" else None
@@ -120,13 +119,6 @@ def expected(step: float, loading: float, threads: int, workers: int, cores: int
         return step + loading
     busy = (threads * step + loading) / cores if cores else 0.0
     return max(step, loading / workers, busy)
-
-
-def usable_cores() -> int:
-    """Processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
