@@ -254,18 +254,14 @@ def load_imagenet(network: Fcos, path: Path) -> None:
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     if wrong or missing or extra:
+        name = f"the ResNet-{network.config.depth} of width {network.config.width}"
+        name = "EfficientNet-Lite0" if network.config.backbone == "lite0" else name
         raise CheckpointError(
-            f"{path}: does not fit {_backbone_name(network.config)}: {len(missing)} keys missing, "
-            f"{len(extra)} too many, {len(wrong)} of another shape"
+            f"{path}: does not fit {name}: {len(missing)} keys missing, {len(extra)} too many, "
+            f"{len(wrong)} of another shape"
         )
     check_values(path, state, own)
     network.backbone.load_state_dict(state, strict=False)
-
-
-def _backbone_name(config: ModelConfig) -> str:
-    if config.backbone == "lite0":
-        return "EfficientNet-Lite0"
-    return f"the ResNet-{config.depth} of width {config.width}"
 
 
 # Retrofit: an NMS-based detector learns to do without, by training one new head.

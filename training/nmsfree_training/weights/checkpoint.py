@@ -24,7 +24,7 @@ from nmsfree.spec import ModelSpec, Thresholds
 from nmsfree.text import FilePath, as_path, shown
 from nmsfree_training.config import MAX_CLASSES, ModelConfig, preset
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.weights.published import from_published_keys, has_two_heads, looks_published
+from nmsfree_training.weights.published import from_published_keys
 from nmsfree_training.weights.torch_file import (
     check_values,
     is_state_dict,
@@ -145,7 +145,7 @@ def load_published(path: Path, model: str | None = None) -> Checkpoint:
     …}; besides tensors only those two kinds are admitted.
     """
     state, extra = _read_pth(path)
-    if not looks_published(state):
+    if not any(key.startswith("backbone.body.") for key in state):
         raise CheckpointError(
             f"{path}: keys such as {shown(next(iter(state), 'none'))!r}, expected a published FCOS "
             "checkpoint with keys 'backbone.body.…'"
@@ -187,7 +187,7 @@ def _read_pth(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _published_model(path: Path, state: Mapping[str, Tensor]) -> str:
     """The one-to-one file has the keys of the one-to-many one; only its name says 'top1'."""
-    if has_two_heads(state):
+    if any(key.startswith("detection_head_o2o.") for key in state):
         return "fcos_e2e_r18_3x"
     return "fcos_o2o_r18_3x" if "top1" in path.name or "o2o" in path.name else "fcos_rt_r18_3x"
 

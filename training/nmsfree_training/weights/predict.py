@@ -137,10 +137,9 @@ class TorchBackend:
         self.spec = spec
         self._network = network
         self._device = next(network.parameters()).device
-        self._description = f"PyTorch {torch.__version__} {self._device.type}, eager"
 
     def describe(self) -> str:
-        return self._description
+        return f"PyTorch {torch.__version__} {self._device.type}, eager"
 
     def run(self, images: NDArray[np.uint8]) -> RawDetections:
         nms = self.spec.nms

@@ -45,16 +45,6 @@ def from_published_keys(heads: tuple[HeadName, ...], state: Mapping[str, T]) -> 
     return _rename(state, {new: old for old, new in _prefixes(heads).items()})
 
 
-def looks_published(state: Mapping[str, object]) -> bool:
-    """Whether the keys are in one of the two published spellings."""
-    return any(key.startswith("backbone.body.") for key in state)
-
-
-def has_two_heads(state: Mapping[str, object]) -> bool:
-    """Whether a published state dict is FCOS_E2E (True) or FCOS_RT (False)."""
-    return any(key.startswith("detection_head_o2o.") for key in state)
-
-
 def random_tensor(key: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return the float32 tensor of one state-dict key of a published checkpoint."""
     stream = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
