@@ -193,6 +193,12 @@ def test_what_is_no_file_of_the_contract_is_told(adopted: Path, tmp_path: Path) 
         (["jiter"], "jiter is neither a file nor a question, expected one of: compare"),
         ([str(FOREIGN), "--size", "nano"], "--size chooses among the bundled models"),
         (["frontier", str(FOREIGN), "--model", "fcos_e2e_nano"], "--model chooses among"),
+        (["nms", str(FOREIGN), "--large"], "--large chooses among"),
+        (["nms", "--implementation=magic"], "'magic', expected one of: numpy, matrix, onnx"),
+        (["roofline", "--onnx=a.onnx", "--model=fcos_e2e_nano"], "--onnx and --model are given"),
+        (["roofline", "--device=openvino"], "peaks are measured on: cpu, cuda"),
+        (["--device=tpu"], "device is 'tpu', the benchmark runs on one of: cpu"),
+        (["--size=huge"], "size is 'huge', expected one of: nano"),
     ],
 )
 def test_wrong_usage(words: list[str], message: str) -> None:

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks_sample import check_written
-from typer.testing import CliRunner
 
 from nmsfree.backends import OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError
 from nmsfree.nms import greedy_nms
-from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness import plots
 from nmsfree_benchmarks.harness.graphs import nms_tail, open_session, with_floor, without_nms
 from nmsfree_benchmarks.harness.pictures import make_crowd
@@ -311,15 +309,6 @@ def test_labels_do_not_cover_each_other() -> None:
         at[text.get_text()] = axes.transData.transform((x, y))[1] * scale + text.get_position()[1]
     places = [at[name] for name in ("1", "1.1", "9.9", "10")]
     assert all(b - a >= plots.SMALL for a, b in itertools.pairwise(places))
-
-
-def test_an_unknown_implementation_is_named() -> None:
-    result = CliRunner().invoke(app, ["nms", "--implementation", "magic"])
-    assert isinstance(result.exception, InputError)
-    assert str(result.exception) == (
-        "implementation is 'magic', expected one of: numpy, matrix, onnx, plain, opencv, "
-        "torchvision"
-    )
 
 
 def test_what_is_not_installed_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

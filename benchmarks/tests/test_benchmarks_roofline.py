@@ -333,17 +333,9 @@ def test_named_files_are_measured_and_twins_refused(run: Run, file: Path) -> Non
         run("twice", f"--onnx={file}", f"--onnx={file}")
 
 
-WRONG = {
-    "--onnx and --model are given": ("--onnx=a.onnx", "--model=fcos_e2e_nano"),
-    "model is 'yolo', expected one of: fcos_rt_nano": ("--model=yolo",),
-    "peaks are measured on: cpu, cuda": ("--device=openvino",),
-}
-
-
-@pytest.mark.parametrize("said", WRONG)
-def test_wrong_options_are_told(run: Run, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
-        run("none", *WRONG[said], f"--out={tmp_path / 'none'}")
+def test_an_unknown_model_is_told(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model is 'yolo', expected one of: fcos_rt_nano"):
+        run("none", "--model=yolo", f"--out={tmp_path / 'none'}")
     assert not (tmp_path / "none").exists()
 
 

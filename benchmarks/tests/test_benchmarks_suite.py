@@ -320,12 +320,6 @@ def test_an_unknown_model_is_told(question: str, ask: Ask, options: list[str]) -
     assert str(error.value) == "model is 'fcos_none', the folder of weights has: fcos_e2e_nano"
 
 
-@pytest.mark.parametrize("option", ["--device=tpu", "--size=huge"])
-def test_wrong_options_are_told(option: str) -> None:
-    with pytest.raises(InputError, match=option.split("=")[1]):
-        CliRunner().invoke(app, [option], catch_exceptions=False)
-
-
 def test_without_a_gpu_there_is_nothing_to_measure_on_it() -> None:
     problem = find_gpus().problem
     if not problem:
