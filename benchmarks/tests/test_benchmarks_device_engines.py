@@ -17,7 +17,6 @@ from nmsfree.errors import EngineError
 from nmsfree.machine import Gpu, Gpus, computes_bf16, find_gpus, sha256
 from nmsfree_benchmarks.harness.engines import BF16_MISSING, ENGINES, build_here
 from nmsfree_benchmarks.harness.gpu import GpuState, GpuWatch
-from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_benchmarks.harness.records import Record
 from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.subject import Subject, TimedBackend
@@ -36,6 +35,7 @@ from nmsfree_benchmarks.questions.models.question import (
 )
 from nmsfree_benchmarks.questions.models.summary import NAMES, OTHERS
 from nmsfree_export.verify.parity import compare, load_images
+from nmsfree_training.loop.probe import use_threads
 from nmsfree_training.model.detector import Prediction
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -209,7 +209,7 @@ def test_what_the_gpu_did_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     """Though records are measured one by one, while the results are put together."""
     hot = GpuState(throttled=("temperature",))
     monkeypatch.setattr("nmsfree_benchmarks.harness.gpu.gpu_state", lambda _: hot)
-    with use_threads(None), ExitStack() as stack:
+    with use_threads(1), ExitStack() as stack:
         run = Run(Options(threads=1), lambda *_: None, stack)
         run.gpu = GpuWatch(on=True)
 

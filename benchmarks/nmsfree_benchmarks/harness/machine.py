@@ -5,13 +5,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import cv2
 import psutil
 
 from nmsfree.backends.options import parse_device
@@ -47,22 +46,6 @@ def available_cores() -> int:
         return os.cpu_count() or 1
     siblings = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(siblings), _quota() or len(siblings)))
-
-
-@contextmanager
-def use_threads(count: int | None) -> Iterator[int]:
-    """Give PyTorch and OpenCV this many threads until the end, None = as many as now."""
-    import torch  # not every benchmark needs it
-
-    before, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
-    if count is not None:
-        torch.set_num_threads(count)
-        cv2.setNumThreads(count)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)
-        cv2.setNumThreads(of_opencv)
 
 
 def _siblings(cpu: int) -> str:

@@ -6,8 +6,7 @@ Example: nmsfree bench training --data data/digits --model fcos_e2e_nano --preci
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.files import check_outputs, write_json
 from nmsfree.options import Option
-from nmsfree_benchmarks.harness.machine import describe, use_threads
+from nmsfree_benchmarks.harness.machine import describe
 from nmsfree_benchmarks.harness.options import Json, Threads
 from nmsfree_training.config import Preset, preset
 
@@ -205,16 +204,6 @@ class Clock:
         self._running: list[str] = []
         self._since = 0.0
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._lap()
-        self._running.append(name)
-        try:
-            yield
-        finally:
-            self._lap()
-            self._running.pop()
-
     def _lap(self) -> None:
         now = time.perf_counter()
         if self._running:
@@ -222,9 +211,16 @@ class Clock:
         self._since = now
 
     def timed(self, name: str, run: Callable[..., R]) -> Callable[..., R]:
+        """The function as a stage."""
+
         def call(*arguments: Any) -> R:
-            with self.stage(name):
+            self._lap()
+            self._running.append(name)
+            try:
                 return run(*arguments)
+            finally:
+                self._lap()
+                self._running.pop()
 
         return call
 
@@ -238,6 +234,7 @@ def measure_loading(
     cannot be used.
     """
     from nmsfree_training.data.loader import epoch_order
+    from nmsfree_training.loop.probe import use_threads
 
     chosen = epoch_order(len(dataset), seed, 0)[:IMAGES].tolist()
     few = replace(dataset, samples=tuple(dataset.samples[i] for i in chosen))
@@ -297,8 +294,10 @@ def measure_training(
     """
     import torch
 
-    device = device or torch.device("cpu")
-    with use_threads(threads) as used:
+    from nmsfree_training.loop.probe import use_threads
+
+    device, used = device or torch.device("cpu"), threads or torch.get_num_threads()
+    with use_threads(used):
         found = batches(dataset, preset, device)
         torch.manual_seed(0)
         step = _step(preset, device, precision)

@@ -12,11 +12,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_benchmarks.harness.memory import repeated
 from nmsfree_training.config import STRIDES, Matching, Preset
 from nmsfree_training.criterion.assignment import Targets, pad_targets
 from nmsfree_training.criterion.losses import head_losses
+from nmsfree_training.loop.probe import use_threads
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos, Prediction, place
 
@@ -134,7 +134,8 @@ def measure_step(
     there. Both are timed inside the same step, so what else the machine does falls on both. The
     optimizer is left out.
     """
-    with use_threads(threads) as used:
+    used = threads or torch.get_num_threads()
+    with use_threads(used):
         peak = criterion_memory(preset, shape, criterion)
         network = place(Fcos(preset.model), torch.device("cpu")).train()
         share = preset.train.o2o_gradient if len(preset.model.heads) == 2 else 1.0
