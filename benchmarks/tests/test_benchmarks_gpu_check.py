@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Pat
 
 @pytest.fixture
 def backend(folder: Path) -> Iterator[OnnxRuntimeBackend]:
-    opened = OnnxRuntimeBackend(folder / "fcos_e2e_nano.onnx", threads=1)
+    opened = OnnxRuntimeBackend(folder / "fcos_e2e_nano.onnx")
     yield opened
     opened.close()
 
@@ -95,7 +95,7 @@ def test_an_engine_that_agrees_passes_one_that_errs_fails(
 ) -> None:
     for name in ("fcos_e2e_nano", "fcos_e2e_nano.fp16", "fcos_rt_nano"):
         file = folder / f"{name}.onnx"
-        text = same_answers(file, OpenVinoBackend(file, threads=1))
+        text = same_answers(file, OpenVinoBackend(file))
         assert text.startswith("OpenVINO") and " 0 unmatched" in text
     with pytest.raises(GateError, match=r"largest difference: score .* \(allowed 1e-04\)"):
         same_answers(folder / "fcos_e2e_nano.onnx", changed(backend, lower))

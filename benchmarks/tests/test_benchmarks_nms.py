@@ -97,7 +97,7 @@ def test_a_scene_without_room_is_refused() -> None:
 def test_implementations_keep_the_same_real_boxes(
     file: Path, found: Candidates, floor: float, iou: float
 ) -> None:
-    spec = OnnxRuntimeBackend(file, threads=1).spec
+    spec = OnnxRuntimeBackend(file).spec
     setting = Setting(spec, found.scores.shape[1], floor, iou, 1)
     kept = {name: MAKERS[name](setting)(found) for name in HERE}
     for rows in kept[REFERENCE]:
@@ -109,7 +109,7 @@ def test_implementations_keep_the_same_real_boxes(
 
 
 def test_a_lower_iou_keeps_fewer_and_a_lower_floor_more(file: Path, found: Candidates) -> None:
-    spec = OnnxRuntimeBackend(file, threads=1).spec
+    spec = OnnxRuntimeBackend(file).spec
 
     def count(floor: float, iou: float) -> int:
         kept = MAKERS["onnx"](Setting(spec, found.scores.shape[1], floor, iou, 1))(found)
@@ -125,7 +125,7 @@ def test_an_implementation_that_keeps_other_boxes_is_refused(
         return lambda own: [np.arange(len(scores)) for scores in own.scores]
 
     monkeypatch.setitem(MAKERS, "opencv", keep_all)
-    spec = OnnxRuntimeBackend(file, threads=1).spec
+    spec = OnnxRuntimeBackend(file).spec
     setting = Setting(spec, found.scores.shape[1], 0.05, 0.6, 1)
     with pytest.raises(GateError) as error:
         list(nms_cases(Point(20, 0.05, 0.6, 1), ["numpy", "opencv"], found, setting, 2))
@@ -162,7 +162,7 @@ def test_the_tail_alone_gives_what_the_whole_file_gives(file: Path, found: Candi
     """Cut graph and tail, one after the other, are the file; both floors, and as one batch."""
     pixels = np.stack([make_crowd(20, index, tiles=1).image for index in range(2)])
     for floor in (0.05, 0.3):
-        backend = OnnxRuntimeBackend(with_floor(file, floor), threads=1)
+        backend = OnnxRuntimeBackend(with_floor(file, floor))
         assert backend.spec.score_floor == floor
         whole = backend.run(pixels)
         model = nms_tail(backend.spec, found.scores.shape[1], floor, 0.6)

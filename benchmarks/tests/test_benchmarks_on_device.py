@@ -216,7 +216,7 @@ def test_jitter_on_openvino(work: Path) -> None:
 
 def fake_engine(engine_: Engine, file: Path, threads: int) -> Backend:
     """Open a file as a native engine over the fakes, which computes in ONNX Runtime."""
-    whole, cuda = OnnxRuntimeBackend(file, threads=threads), FakeCuda()
+    whole, cuda = OnnxRuntimeBackend(file, options=EngineOptions(threads=threads)), FakeCuda()
     engine, digest = file.with_suffix(".engine"), sha256(file)
     write_fake_engine(engine, whole.spec, batch=(1, 1, 1), onnx_sha256=digest)
     vendor = fake_vendor(cuda, lambda images: whole.run(images)._asdict())

@@ -57,7 +57,7 @@ def open_backend(
                 " `nmsfree build --with tensorrt`"
             )
         kind = OpenVinoBackend if place.kind == "openvino" else OnnxRuntimeBackend
-        return kind(path, place, options=options)
+        return kind(path, place, options)
     if suffix not in CHECKPOINT_SUFFIXES:
         raise ModelError(
             f"{path}: unknown kind of model '{path.suffix}', expected .onnx, {ENGINE_SUFFIX}"

@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +188,8 @@ class OpenVinoBackend:
     Args:
         path: the ONNX file.
         device: "openvino", with OpenVINO's name of the device behind a colon if it is not "CPU".
-        threads: processor threads of one run, in place of the options'; None lets OpenVINO choose.
-        options: `threads`, `sha256`, and `precision`: "f32", or "bf16" where the device has it.
+        options: `threads`, where None lets OpenVINO choose, `sha256`, and `precision`: "f32", or
+            "bf16" where the device has it.
 
     Raises:
         InputError: the processor has no bf16, or an option cannot be used.
@@ -203,13 +202,9 @@ class OpenVinoBackend:
         self,
         path: FilePath,
         device: str | Device = "openvino",
-        threads: int | None = None,
-        *,
         options: Options = DEFAULTS,
     ) -> None:
         path, plugin = as_path(path, "model"), parse_device(device).plugin
-        if threads is not None:
-            options = replace(options, threads=threads)
         options.check("OpenVINO", "threads", "precision", "sha256")
         threads, precision = options.threads, options.precision or "f32"
         check_model_file(path, options.sha256)

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +37,8 @@ class OnnxRuntimeBackend:
     Args:
         path: the ONNX file.
         device: "cpu"; "cuda" or "tensorrt-rtx", with ":1" for the second GPU.
-        threads: processor threads of one run, in place of the options'; None lets ONNX Runtime
-            take one per physical core.
-        options: `threads` and `sha256`; on a GPU also `allow_cpu` and `tf32`.
+        options: `threads`, where None takes one per physical core, and `sha256`; on a GPU also
+            `allow_cpu` and `tf32`.
 
     Raises:
         InputError: the device or an option is not supported.
@@ -53,13 +51,9 @@ class OnnxRuntimeBackend:
         self,
         path: FilePath,
         device: str | Device = "cpu",
-        threads: int | None = None,
-        *,
         options: Options = DEFAULTS,
     ) -> None:
         path, place = as_path(path, "model"), parse_device(device)
-        if threads is not None:
-            options = replace(options, threads=threads)
         if place.kind not in DEVICES:
             raise InputError(
                 f"device is '{place}', ONNX Runtime here runs on: {', '.join(DEVICES)}"
