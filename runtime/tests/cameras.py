@@ -1,16 +1,7 @@
-"""Cameras on 127.0.0.1 that stall, end, send garbage and come back, and a run over four of them.
+"""Cameras on 127.0.0.1 that stall, end, send garbage and come back, and a look at some of them."""
 
-    python runtime/tests/cameras.py --model model.onnx --seconds 600
-
-prints for each camera what came, what was dropped as late and how old answers were, and ends with 1
-if memory grew, a camera fell silent or its answers were old.
-"""
-
-import argparse
 import itertools
-import os
 import socket
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -248,30 +239,3 @@ def problems_of(watched: Watched, cameras: Sequence[Camera]) -> Iterator[str]:
     settled, end = watched.memory[len(watched.memory) // 5], watched.memory[-1]
     if end - settled > GROWTH:
         yield f"memory grew from {settled >> 20} to {end >> 20} MB"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds added to the network")
-    wanted = parser.parse_args()
-    cameras = [Camera("ts"), Camera("mjpeg"), Camera("udp"), Camera("ts", ("play",), 10**6)]
-    with serving(*cameras):
-        watched = watch(wanted.model, cameras, wanted.seconds, wanted.pause)
-    for source in watched.live:
-        name = source.source.name
-        age, delay = (1000 * np.median(d[name]) for d in (watched.ages, watched.delays))
-        print(f"{source}; answers {age:.0f} ms after the frame, {delay:.0f} ms after the camera")
-    print(f"network {1000 * np.median(watched.look_seconds):.1f} ms a call")
-    print(
-        f"memory {watched.memory[len(watched.memory) // 5] >> 20} to {watched.memory[-1] >> 20} MB"
-    )
-    problems = list(problems_of(watched, cameras))
-    print("\n".join(problems) or "all well")
-    sys.stdout.flush()
-    os._exit(bool(problems))  # threads of cameras may be in a send
-
-
-if __name__ == "__main__":
-    main()

@@ -29,6 +29,7 @@ from nmsfree.backends.tensorrt.backend import TensorRtBackend
 from nmsfree.backends.tensorrt.sidecar import Sidecar
 from nmsfree.backends.tensorrt.vendor import VendorApi
 from nmsfree.canary import canary_input
+from nmsfree.cli import main as cli
 from nmsfree.datasets.formats.coco import DetectionDataset, load_coco
 from nmsfree.doctor.model import FILE
 from nmsfree.spec import METADATA_KEY, Canary, Tolerance
@@ -271,6 +272,24 @@ def small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def nmsfree_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function running a command in this process: exit status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nmsfree", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(ended.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

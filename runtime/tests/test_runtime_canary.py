@@ -1,7 +1,6 @@
 """The canary: its picture, what a file says of it, and engines that answer it as before or not."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from runtime_helpers import ENGINES, EXACT, rows_in_base64
 
 from nmsfree import Detector, ModelError, ModelSpec, NmsSpec, RawDetections
 from nmsfree.canary import canary_picture
-from nmsfree.cli import main as cli
 from nmsfree.spec import Tolerance
 
 refused = helpers.refusing(ModelError)
@@ -224,8 +222,7 @@ def test_the_command(
     make_spec: Any,
     make_onnx: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    nmsfree_command: Any,
 ) -> None:
     """`nmsfree doctor MODEL`: a line, a report, and 1 where the file answers otherwise."""
     spec = with_canary()
@@ -239,11 +236,8 @@ def test_the_command(
     if options == ["--engine"]:
         words = ["--device", "cpu"]
     report = tmp_path / "report.json"
-    monkeypatch.setattr(sys, "argv", ["nmsfree", "doctor", *words, "--json", str(report)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert int(ended.value.code or 0) == status
+    ended, out, err = nmsfree_command("doctor", *words, "--json", report)
+    assert ended == status
     assert (out + err).count("\n") == 1
     if status == 2:
         assert ("no canary" if options == ["--none"] else "for a MODEL") in err

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runtime_helpers import Noise
 
 import nmsfree
 from nmsfree import Detector, InputError, read_image
-from nmsfree.cli import main as cli
 from nmsfree.cli.detect import Run
 from nmsfree.images import write_picture
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Frame, expand
@@ -24,7 +24,6 @@ from nmsfree.streams.video import Video
 from nmsfree.streams.video_file import VideoFile
 from nmsfree.streams.writers import Output, picture_names
 
-Noise = Callable[..., NDArray[np.uint8]]
 Detect = Callable[..., tuple[int, str, str]]
 
 
@@ -37,22 +36,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_spec: Any, make_
 
 
 @pytest.fixture
-def detect(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Detect:
-    """Run the command as the console script does: exit status, stdout, stderr."""
-
-    def run(*arguments: str, model: str = "tiny.onnx") -> tuple[int, str, str]:
-        command = ["nmsfree", "detect", *arguments, "--model", model]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(ended.value.code or 0), out, err
-
-    return run
+def detect(place: Path, nmsfree_command: Any) -> Detect:
+    """Run `nmsfree detect` as the console script does: exit status, stdout, stderr."""
+    return lambda *arguments, model="tiny.onnx": nmsfree_command(
+        "detect", *arguments, "--model", model
+    )
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from nmsfree import machine as gpus
 from nmsfree.backends import OnnxRuntimeBackend, Options, open_backend
 from nmsfree.backends.options import Device, parse_device
 from nmsfree.cli import eval as eval_cli
-from nmsfree.cli import main as cli
 from nmsfree.machine import sha256
 
 
@@ -274,17 +273,15 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, nmsfree_command: Any, tiny: Path, tmp_path: Path
 ) -> Callable[..., tuple[int, str]]:
     """Run `nmsfree detect` on one picture: exit status and stderr."""
     cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 96, 3), 200, np.uint8))
     monkeypatch.chdir(tmp_path)
 
     def run(*options: str, model: str = "tiny.onnx") -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["nmsfree", "detect", "a.png", "-m", model, *options])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        status, _, err = nmsfree_command("detect", "a.png", "-m", model, *options)
+        return status, err
 
     return run
 

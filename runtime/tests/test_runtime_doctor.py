@@ -288,21 +288,16 @@ def test_gpus_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def run(monkeypatch: pytest.MonkeyPatch, nmsfree_command: Any) -> Any:
     """Run the command on a few engines: exit status, stdout, stderr."""
 
-    def run(*arguments: str, engines: tuple[Engine, ...]) -> tuple[int, str, str]:
+    def run(*arguments: str, engines: tuple[Engine, ...]) -> Any:
         monkeypatch.setattr(doctor, "ENGINES", engines)
-        monkeypatch.setattr(sys, "argv", ["nmsfree", "doctor", *arguments])
         app = cli.typer.Typer()
         app.command("doctor")(doctor_cli.doctor)
         app.callback()(lambda: None)
         monkeypatch.setattr(cli, "build_app", lambda: app)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
+        return nmsfree_command("doctor", *arguments)
 
     return run
 

@@ -222,7 +222,6 @@ def test_ctrl_c_ends_the_command_in_two_seconds(tiny: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_four_cameras_with_all_their_troubles(tiny: Path, quick: None) -> None:
-    """`cameras.py` does it for ten minutes."""
     cameras = [Camera(kind, seconds=1) for kind in ("ts", "mjpeg", "udp")]
     cameras.append(Camera("ts", ("play",), 100))
     with serving(*cameras):

@@ -17,7 +17,6 @@ from runtime_helpers import Noise
 
 import nmsfree
 from nmsfree import Detector
-from nmsfree.cli import main as cli
 from nmsfree.images import write_picture
 
 Start = Callable[..., tuple[subprocess.Popen[str], int]]
@@ -146,15 +145,12 @@ def test_what_cannot_be_served_is_one_line(
     make_onnx: Any,
     make_spec: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    nmsfree_command: Any,
     what: str,
 ) -> None:
     monkeypatch.chdir(model.parent)
     make_onnx(Path("old.onnx"), make_spec())
     Path("short").write_text("abc")
     arguments, text = WRONG[what]
-    monkeypatch.setattr(sys, "argv", ["nmsfree", "serve", *arguments, "--port", "0"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    err = capsys.readouterr().err
-    assert ended.value.code == 2 and text in err and "Traceback" not in err
+    status, _, err = nmsfree_command("serve", *arguments, "--port", "0")
+    assert status == 2 and text in err

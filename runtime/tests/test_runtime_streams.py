@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runtime_helpers import Noise
 
 import nmsfree
 from nmsfree import Detector, Frame, InputError, ModelError
 from nmsfree.streams.flow import Stage, flow
 from nmsfree.streams.video import Video
 from nmsfree.streams.video_file import VideoFile
-
-Noise = Callable[..., NDArray[np.uint8]]
 
 
 def count(taken: list[int], end: int = 10**6) -> Generator[int, None, None]:
