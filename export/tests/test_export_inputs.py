@@ -241,7 +241,7 @@ def test_engines_of_any_size_build(name: str, files: Files) -> None:
     vendor = load_vendor("tensorrt-rtx")
     builder = vendor.create_builder()
     network = vendor.create_network(builder)
-    parser = vendor.create_parser(network)
+    parser = vendor.module.OnnxParser(network, vendor.logger)
     assert parser.parse(files[f"{name}.any"].read_bytes()), parser.get_error(0).desc()
     config = builder.create_builder_config()
     vendor.set_targets(config, (89,))

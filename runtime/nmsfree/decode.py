@@ -89,11 +89,7 @@ def read_bytes(
 def read_text(
     path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
 ) -> str:
-    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark, as PowerShell writes it.
-
-    Raises:
-        error: as `read_bytes`; it is no such text.
-    """
+    """Read a text in UTF-8, or UTF-16 with a byte-order mark (PowerShell's), or raise `error`."""
     data = read_bytes(path, limit, error)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -105,11 +101,7 @@ def read_text(
 def check_file(
     path: str | Path, limit: int = MAX_FILE, error: type[NmsfreeError] = InputError
 ) -> int:
-    """Return the bytes of a regular file that another library is going to open.
-
-    Raises:
-        error: as `read_bytes`.
-    """
+    """Return the size of a file that another library is going to open; `error` as `read_bytes`."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:

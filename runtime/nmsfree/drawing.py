@@ -163,7 +163,9 @@ def draw_marks(picture: Image, marks: Sequence[Mark], style: Style) -> None:
         others = np.delete(boxes, index, axis=0)
         place = _best_place(_places(rect, label, style.line // 2, height, width), taken, others)
         taken = np.vstack([taken, place])
-        draw_label(picture, (int(place[0]), int(place[1])), mark.name, mark.color, style)
+        x, y, right, bottom = place.tolist()
+        cv2.rectangle(picture, (x, y), (right - 1, bottom - 1), mark.color, cv2.FILLED)
+        write(picture, mark.name, (x + style.pad, bottom - style.pad), style.text, INK)
 
 
 def pixels_of(xyxy: Sequence[float], height: int, width: int) -> Rect:
@@ -237,15 +239,6 @@ def _overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 def label_size(text: str, style: Style) -> tuple[int, int]:
     """Width and height in pixels of a label with its rim."""
     return text_width(text, style.text) + 2 * style.pad, style.text + 2 * style.pad
-
-
-def draw_label(
-    picture: Image, corner: tuple[int, int], text: str, color: Bgr, style: Style
-) -> None:
-    """Write black on a ground of `color` whose top left is `corner`."""
-    (x, y), (w, h) = corner, label_size(text, style)
-    cv2.rectangle(picture, (x, y), (x + w - 1, y + h - 1), color, cv2.FILLED)
-    write(picture, text, (x + style.pad, y + style.pad + style.text), style.text, INK)
 
 
 def text_width(text: str, capital: float) -> int:

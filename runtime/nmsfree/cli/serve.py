@@ -76,11 +76,8 @@ def _serve(request: Request) -> None:
     from nmsfree.serving.metrics import Metrics
 
     quiet_opencv()
-    token, listener, metrics = (
-        _token(request.token_file),
-        listen(request.host, request.port),
-        Metrics(),
-    )
+    token, metrics = _token(request.token_file), Metrics()
+    listener = listen(request.host, request.port)
     models = _open(request, metrics)
     app = Service(models, request.limits, metrics, token).app()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

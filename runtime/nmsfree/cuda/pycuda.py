@@ -6,7 +6,7 @@ all the same. Names used here are those of pycuda's documentation (`pycuda.drive
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -44,29 +44,26 @@ class PyCuda:
         self._driver = load_driver()
         self.name = f"pycuda {version('pycuda')}"
         self.index = index
-        with self._translated("cuInit"):
-            self._driver.init()
+        self._call("cuInit", self._driver.init)
         if not 0 <= index < self.device_count():
             raise wrong_gpu(index, self.device_count())
         self._device = self._driver.Device(index)
-        with self._translated("cuDevicePrimaryCtxRetain"):
-            if index not in _primary_contexts:
-                _primary_contexts[index] = self._device.retain_primary_context()
-            self._context = _primary_contexts[index]
+        if index not in _primary_contexts:
+            retain = self._device.retain_primary_context
+            _primary_contexts[index] = self._call("cuDevicePrimaryCtxRetain", retain)
+        self._context = _primary_contexts[index]
         self._pinned: dict[int, Any] = {}  # address → the allocation behind an array
 
-    @contextmanager
-    def _translated(self, call: str) -> Iterator[None]:
-        """Turn pycuda's exceptions into EngineError."""
+    def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call pycuda; `name` is CUDA's, for an error that does not tell it."""
         try:
-            yield
+            return function(*arguments)
         except self._driver.Error as error:  # "cuMemAlloc failed: out of memory"
-            name, failed, text = str(error).partition(" failed: ")
-            raise cuda_error(name if failed else call, "", text if failed else name) from None
+            told, failed, text = str(error).partition(" failed: ")
+            raise cuda_error(told if failed else name, "", text if failed else told) from None
 
     def device_count(self) -> int:
-        with self._translated("cuDeviceGetCount"):
-            return int(self._driver.Device.count())
+        return int(self._call("cuDeviceGetCount", self._driver.Device.count))
 
     def device_name(self) -> str:
         return str(self._device.name())
@@ -77,16 +74,14 @@ class PyCuda:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with self._translated("cuCtxPushCurrent"):
-            self._context.push()
+        self._call("cuCtxPushCurrent", self._context.push)
         try:
             yield
         finally:
             self._context.pop()
 
     def create_stream(self) -> Stream:
-        with self._translated("cuStreamCreate"):
-            native = self._driver.Stream(NON_BLOCKING)
+        native = self._call("cuStreamCreate", self._driver.Stream, NON_BLOCKING)
         return Stream(int(native.handle), native)
 
     def adopt_stream(self, stream: object) -> Stream:
@@ -98,13 +93,11 @@ class PyCuda:
         return Stream(int(stream.handle), stream, owned=False, origin=stream)
 
     def synchronize(self, stream: Stream) -> None:
-        with self._translated("cuStreamSynchronize"):
-            stream.native.synchronize()
+        self._call("cuStreamSynchronize", stream.native.synchronize)
 
     def wait_for(self, stream: Stream, producer: int) -> None:
         """Waits on the host for the whole context: pycuda cannot name another library's stream."""
-        with self._translated("cuCtxSynchronize"):
-            self._context.synchronize()
+        self._call("cuCtxSynchronize", self._context.synchronize)
 
     def destroy_stream(self, _: object) -> None:
         """Nothing to call: pycuda frees it with its last reference, ours."""
@@ -112,51 +105,44 @@ class PyCuda:
     destroy_event = destroy_graph = destroy_stream
 
     def free_memory(self) -> int:
-        with self._translated("cuMemGetInfo"):
-            return int(self._driver.mem_get_info()[0])
+        return int(self._call("cuMemGetInfo", self._driver.mem_get_info)[0])
 
     def allocate(self, nbytes: int) -> DeviceMemory:
-        with self._translated("cuMemAlloc"):
-            native = self._driver.mem_alloc(nbytes)
+        native = self._call("cuMemAlloc", self._driver.mem_alloc, nbytes)
         return DeviceMemory(int(native), nbytes, native)
 
     def free(self, memory: DeviceMemory) -> None:
-        with self._translated("cuMemFree"):
-            memory.native.free()
+        self._call("cuMemFree", memory.native.free)
 
     def gpu_of(self, address: int) -> int | None:
         """None: pycuda does not wrap `cuPointerGetAttribute`."""
         return None
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        with self._translated("cuMemHostAlloc"):
-            array: NDArray[np.uint8] = self._driver.pagelocked_empty(nbytes, np.uint8)
+        make = self._driver.pagelocked_empty
+        array: NDArray[np.uint8] = self._call("cuMemHostAlloc", make, nbytes, np.uint8)
         self._pinned[array.ctypes.data] = array.base
         return array
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        with self._translated("cuMemFreeHost"):
-            self._pinned.pop(array.ctypes.data).free()
+        self._call("cuMemFreeHost", self._pinned.pop(array.ctypes.data).free)
 
     def copy_in(self, address: int, pinned: NDArray[Any], stream: Stream) -> None:
-        with self._translated("cuMemcpyHtoDAsync"):
-            self._driver.memcpy_htod_async(address, pinned, stream.native)
+        copy = self._driver.memcpy_htod_async
+        self._call("cuMemcpyHtoDAsync", copy, address, pinned, stream.native)
 
     def copy_out(self, pinned: NDArray[Any], address: int, stream: Stream) -> None:
-        with self._translated("cuMemcpyDtoHAsync"):
-            self._driver.memcpy_dtoh_async(pinned, address, stream.native)
+        copy = self._driver.memcpy_dtoh_async
+        self._call("cuMemcpyDtoHAsync", copy, pinned, address, stream.native)
 
     def create_event(self) -> Event:
-        with self._translated("cuEventCreate"):
-            return self._driver.Event()
+        return self._call("cuEventCreate", self._driver.Event)
 
     def record(self, event: Event, stream: Stream) -> None:
-        with self._translated("cuEventRecord"):
-            event.record(stream.native)
+        self._call("cuEventRecord", event.record, stream.native)
 
     def elapsed_ms(self, start: Event, end: Event) -> float:
-        with self._translated("cuEventElapsedTime"):
-            return float(end.time_since(start))
+        return float(self._call("cuEventElapsedTime", end.time_since, start))
 
     def begin_capture(self, *_: object) -> NoReturn:
         raise EngineError("pycuda cannot record CUDA graphs: give cuda='cuda-python'")

@@ -89,7 +89,7 @@ def build(rows: SplitRows) -> DetectionDataset:
             "make them one class with `nmsfree data check DIR --fix`"
         )
     label_of = {category.id: label for label, category in enumerate(rows.categories)}
-    xywh = boxes_of(rows)
+    xywh, stated, crowd = columns_of(rows)
     good, repeats = with_area(xywh), repeated_lines(rows)
     if lost := int((~good).sum()):
         logger.warning("%s: dropped %d boxes without area", rows.file, lost)
@@ -100,10 +100,10 @@ def build(rows: SplitRows) -> DetectionDataset:
         of_image[rows.objects[index].image_id].append(index)
     with np.errstate(over="ignore", invalid="ignore"):  # in boxes that were dropped
         corners = to_corners(xywh).astype(np.float32)
-        of_box, stated = xywh[:, 2] * xywh[:, 3], areas_of(rows)
+        of_box = xywh[:, 2] * xywh[:, 3]
     area = np.where((stated >= 0) & (stated <= LARGEST_AREA), stated, of_box)
     labels = np.array([label_of[row.category_id] for row in rows.objects], dtype=np.int64)
-    columns: tuple[NDArray[Any], ...] = (corners, labels, crowds_of(rows), xywh, area)
+    columns: tuple[NDArray[Any], ...] = (corners, labels, crowd, xywh, area)
 
     def sample(image: ImageRow) -> Sample:
         own = np.array(of_image[image.id], dtype=np.int64)
@@ -136,19 +136,15 @@ def repeated_lines(rows: SplitRows) -> NDArray[np.bool_]:
     return repeats
 
 
-def boxes_of(rows: SplitRows) -> NDArray[np.float64]:
-    """Left, top, width, height of all objects, [n, 4] in source pixels."""
-    return np.array([row.bbox for row in rows.objects], dtype=np.float64).reshape(-1, 4)
-
-
-def areas_of(rows: SplitRows) -> NDArray[np.float64]:
-    """The stated area of all objects, [n] in pixels²; NaN where none is stated."""
-    return np.array([row.area for row in rows.objects], dtype=np.float64)
-
-
-def crowds_of(rows: SplitRows) -> NDArray[np.bool_]:
-    """Which objects are regions to ignore, [n]."""
-    return np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
+def columns_of(
+    rows: SplitRows,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Of all objects left, top, width, height [n, 4] and the stated area [n], in pixels of the
+    source and NaN where none is stated; and which are regions to ignore [n].
+    """
+    xywh = np.array([row.bbox for row in rows.objects], dtype=np.float64).reshape(-1, 4)
+    area = np.array([row.area for row in rows.objects], dtype=np.float64)
+    return xywh, area, np.array([row.iscrowd for row in rows.objects], dtype=np.bool_)
 
 
 def to_corners(xywh: NDArray[np.float64]) -> NDArray[np.float64]:

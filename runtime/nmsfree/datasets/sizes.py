@@ -14,17 +14,14 @@ Sizes = NDArray[np.float64]  # [n, 2], width and height in pixels
 HeightWidth = tuple[int, int]
 
 
-def sides_in_input(objects: Sizes, pictures: Sizes, size: HeightWidth) -> NDArray[np.float64]:
-    """Return the shorter side of objects [n, 2] once their pictures [n, 2] fit into the input."""
+def count_small(objects: Sizes, pictures: Sizes, size: HeightWidth) -> tuple[int, int]:
+    """Count the objects whose shorter side is below `LEAST`, and below `HARD`, in the input.
+
+    Objects are [n, 2], and so are the pictures they are in, which are fitted into the input.
+    """
     height, width = size
     scale = np.minimum(width / pictures[:, 0], height / pictures[:, 1])
-    shorter: NDArray[np.float64] = objects.min(axis=1) * scale
-    return shorter
-
-
-def count_small(objects: Sizes, pictures: Sizes, size: HeightWidth) -> tuple[int, int]:
-    """Count the objects whose shorter side is below `LEAST`, and below `HARD`, in the input."""
-    sides = sides_in_input(objects, pictures, size)
+    sides = objects.min(axis=1) * scale
     return int((sides < LEAST).sum()), int((sides < HARD).sum())
 
 

@@ -84,7 +84,7 @@ def build(onnx: Path, vendor: VendorApi, sm: int) -> Path:
     content = onnx.read_bytes()
     builder = vendor.create_builder()
     network = vendor.create_network(builder)
-    parser = vendor.create_parser(network)
+    parser = vendor.module.OnnxParser(network, vendor.logger)
     config = builder.create_builder_config()
     vendor.set_tf32(config, False)
     if vendor.builds_without_gpu:

@@ -62,10 +62,7 @@ def predict(
         else:
             found = [detector.tiled(image, **vars(tiling), threshold=floor) for image in images]
         for sample, detections in zip(samples, found, strict=True):
-            categories = [category_ids[label] for label in detections.class_id.tolist()]
-            results += coco_results(
-                sample.image_id, detections.xyxy, categories, detections.confidence
-            )
+            results += detections.to_coco(sample.image_id, category_ids)
         if progress is not None:
             progress(start + len(samples), len(dataset.samples))
     return results

@@ -72,7 +72,7 @@ class LiveSource:
         self._problem: InputError | None = None  # why it was given up
         self._began, self._last = math.nan, time.monotonic()  # when the first and last frame came
         self._fps = FALLBACK_FPS
-        self._stop = threading.Event()
+        self.stop = threading.Event()  # lets the thread end soon
         # It may hang in a library or in the system's look-up of a name: nothing waits for it.
         self.thread = threading.Thread(target=self._keep_reading, daemon=True)
         self.thread.start()
@@ -88,7 +88,7 @@ class LiveSource:
     @property
     def has_more(self) -> bool:
         """Whether a frame or a problem may still be taken."""
-        if self._stop.is_set():
+        if self.stop.is_set():
             return False
         return self.thread.is_alive() or self.has_news
 
@@ -99,13 +99,13 @@ class LiveSource:
 
     def take(self) -> Callable[[], Frame] | InputError | None:
         """What makes the newest frame, or why there is none; while `new` is held."""
-        if self._newest is None or self._stop.is_set():
+        if self._newest is None or self.stop.is_set():
             problem, self._problem = self._problem, None
             return problem
         arrived, self._newest = self._newest, None
         self.taken, self.last_taken = self.taken + 1, time.monotonic()
         if self.taken == self._max_frames:
-            self._stop.set()
+            self.stop.set()
         self.new.notify_all()  # a recording waits until its frame is taken
         return partial(self._frame, arrived)
 
@@ -113,13 +113,9 @@ class LiveSource:
         after = found.when - self._began
         return Frame(self.source, found.load(), found.number, after, self._fps, found.when)
 
-    def stop(self) -> None:
-        """Let the thread end soon."""
-        self._stop.set()
-
     def _keep_reading(self) -> None:
         wait = FIRST_WAIT
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             before = self.received
             try:
                 self._read()
@@ -134,7 +130,7 @@ class LiveSource:
                     self._problem = InputError(f"{self.name}: {reason}")
                 break
             logger.warning("%s: %s: trying again in %g s", self.name, reason, wait)
-            self._stop.wait(wait)
+            self.stop.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
         with self.new:
             self.new.notify_all()
@@ -154,9 +150,9 @@ class LiveSource:
             self.connected += 1
             for load in opened.frames:
                 with self.new:
-                    while opened.is_recording and self._newest and not self._stop.is_set():
+                    while opened.is_recording and self._newest and not self.stop.is_set():
                         self.new.wait(TAKE_SECONDS)
-                    if self._stop.is_set():
+                    if self.stop.is_set():
                         return
                     self._last = time.monotonic()
                     if self.received == 0:
@@ -246,7 +242,7 @@ def live_sources(
         yield running
     finally:
         for source in running:
-            source.stop()
+            source.stop.set()
         end = time.monotonic() + STOP_SECONDS
         for source in running:
             source.thread.join(max(0.0, end - time.monotonic()))

@@ -22,10 +22,10 @@ Work = Callable[[], None]
 FIRST_ADDRESS = 0x7F00_0000_0000
 ALIGNMENT = 512  # bytes, CUDA's
 
-
+# All of them but `active` need a context.
 CALLS = "active create_stream synchronize wait_for destroy_stream free_memory allocate free"
 CALLS += " allocate_pinned free_pinned copy_in copy_out create_event record elapsed_ms"
-CALLS += " destroy_event begin_capture end_capture launch destroy_graph"
+CALLS += " destroy_event begin_capture end_capture launch destroy_graph enqueue gpu_of"
 
 
 class FakeCuda:
@@ -55,6 +55,8 @@ class FakeCuda:
         """A call that shall fail does so first: what it would free stays alive."""
         if call.__name__ in self.fail:
             raise cuda_error(call.__name__, "", "as asked")
+        current = getattr(self._depth, "value", 0) > 0 or call.__name__ == "active"
+        assert current, "no CUDA context is current in this thread"
         return call(*arguments, **keywords)
 
     def live(self) -> dict[str, int]:
@@ -79,16 +81,11 @@ class FakeCuda:
         finally:
             self._depth.value -= 1
 
-    def _check_active(self) -> None:
-        assert getattr(self._depth, "value", 0) > 0, "no CUDA context is current in this thread"
-
     def _count(self, kind: str, change: int) -> None:
-        self._check_active()
         with self._lock:
             self.alive[kind] += change
 
     def create_stream(self) -> Stream:
-        self._check_active()
         with self._lock:
             handle = max(self._queues) + 1
             self._queues[handle] = []
@@ -102,7 +99,6 @@ class FakeCuda:
 
     def enqueue(self, handle: int, work: Work, kind: str) -> None:
         """Put work into a stream: for the fake TensorRT, and for tests' producers."""
-        self._check_active()
 
         def counted() -> None:
             work()
@@ -112,7 +108,6 @@ class FakeCuda:
             self._queues[handle].append(counted)
 
     def synchronize(self, stream: Stream) -> None:
-        self._check_active()
         assert stream.handle not in self._capturing, "a stream that records cannot be waited for"
         self._run(stream.handle)
 
@@ -126,7 +121,6 @@ class FakeCuda:
         self.enqueue(stream.handle, lambda: self._run(producer), "waits")
 
     def destroy_stream(self, stream: Stream) -> None:
-        self._check_active()
         if stream.owned:
             broken = bool(self.fail & {"synchronize", "end_capture"})  # then work is never done
             assert broken or stream.handle not in self._capturing, "the stream is recording"
@@ -136,11 +130,9 @@ class FakeCuda:
             self.alive["streams"] -= 1
 
     def free_memory(self) -> int:
-        self._check_active()
         return self.room
 
     def allocate(self, nbytes: int) -> DeviceMemory:
-        self._check_active()
         with self._lock:
             address = self._next
             self._next += (nbytes // ALIGNMENT + 2) * ALIGNMENT  # a gap behind each
@@ -150,13 +142,11 @@ class FakeCuda:
         return DeviceMemory(address, nbytes, None)
 
     def free(self, memory: DeviceMemory) -> None:
-        self._check_active()
         with self._lock:
             del self._memory[memory.address]
             self.alive["device allocations"] -= 1
 
     def gpu_of(self, address: int) -> int | None:
-        self._check_active()
         with self._lock:
             known = any(a <= address < a + m.size for a, m in self._memory.items())
         return self.elsewhere.get(address, self.index) if known else None
@@ -170,7 +160,6 @@ class FakeCuda:
         raise AssertionError(f"illegal address {address:#x}, {nbytes} bytes")
 
     def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        self._check_active()
         array = np.full(nbytes, 0x5A, np.uint8)
         with self._lock:
             self._pinned[array.ctypes.data] = array
@@ -179,7 +168,6 @@ class FakeCuda:
         return array
 
     def free_pinned(self, array: NDArray[np.uint8]) -> None:
-        self._check_active()
         with self._lock:
             del self._pinned[array.ctypes.data]
             self.alive["pinned allocations"] -= 1
@@ -222,7 +210,6 @@ class FakeCuda:
         self._count("events", -1)
 
     def begin_capture(self, stream: Stream) -> None:
-        self._check_active()
         assert self.can_capture
         assert not self._queues[stream.handle], "the stream has work from before"
         self._capturing.add(stream.handle)

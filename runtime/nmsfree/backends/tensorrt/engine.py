@@ -227,15 +227,11 @@ class LoadedEngine:
         ours = self.cuda.can_capture and not self.vendor.captures_graphs
         return ours and not self.dynamic and not has_nms_operator(self.sidecar.spec)
 
-    @property
-    def warmup_runs(self) -> int:
-        """Runs after which one is as fast as the next."""
-        return 2 if self.vendor.captures_graphs else 1
-
     def _contexts_that_fit(self) -> int:
         """How many contexts half of the free memory holds; the rest is for graphs and others."""
         buffers = sum(b.nbytes(self.largest) for b in (self.input, *self.outputs))
-        need = self.vendor.context_bytes(self._engine) + buffers
+        # Of a context beside its buffers; TensorRT 10.0 does not tell.
+        need = int(getattr(self._engine, "device_memory_size_v2", 0)) + buffers
         found = max(self.cuda.free_memory() // 2 // need, 1)
         if found < MOST_CONTEXTS:
             _logger.info("%s: little GPU memory is free: runs at once: %d", self.path, found)

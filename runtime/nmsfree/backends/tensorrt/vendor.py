@@ -93,9 +93,6 @@ class VendorApi:
             flags = 1 << int(self.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         return builder.create_network(flags)
 
-    def create_parser(self, network: Any) -> Any:
-        return self.module.OnnxParser(network, self.logger)
-
     def set_targets(self, config: Any, sms: tuple[int, ...]) -> None:
         """Let a builder configuration build for these SMs, which it has."""
         assert self.builds_without_gpu
@@ -160,10 +157,6 @@ class VendorApi:
         kinds = self.module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
         return RuntimeConfig(config, kernels, loaded)
-
-    def context_bytes(self, engine: Any) -> int:
-        """GPU memory of an execution context, beside its inputs and outputs."""
-        return int(getattr(engine, "device_memory_size_v2", 0))  # TensorRT 10.0 does not tell
 
     def create_context(self, engine: Any, runtime_config: RuntimeConfig) -> Any:
         """Return an execution context; None where the library fails (its messages say why)."""

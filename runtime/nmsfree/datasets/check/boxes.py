@@ -9,14 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.datasets.check.images import ImageFact
-from nmsfree.datasets.dataset import (
-    areas_of,
-    boxes_of,
-    crowds_of,
-    repeated_lines,
-    to_corners,
-    with_area,
-)
+from nmsfree.datasets.dataset import columns_of, repeated_lines, to_corners, with_area
 from nmsfree.datasets.faults import Fault, Kind, Xywh
 from nmsfree.datasets.image_files import Size
 from nmsfree.datasets.rows import SplitRows
@@ -51,7 +44,7 @@ def judge(rows: SplitRows, sizes: Mapping[int, Size | None]) -> Boxes:
     """Judge every box of a split; an image whose size is unknown lets a box reach anywhere."""
     limits = {i: size or (np.inf, np.inf) for i, size in sizes.items()}
     limit = np.array([limits[row.image_id] for row in rows.objects]).reshape(-1, 2)
-    crowd, xywh, stated = crowds_of(rows), boxes_of(rows), areas_of(rows)
+    xywh, stated, crowd = columns_of(rows)
     area = with_area(xywh)
     xyxy = to_corners(np.where(area[:, None], xywh, 0.0))
     clipped = np.clip(xyxy, 0.0, np.tile(limit, 2))
