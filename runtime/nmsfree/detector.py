@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class Detector:
     ) -> None:
         options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256, max_contexts)
         self._path: str | None = None  # None: of a backend, which is open on its own
-        if not _is_backend(model):
+        if isinstance(model, type) or not isinstance(model, Backend):
             path = as_path(model, "model", "a path or a backend")
             self._path = str(path.absolute())
             self._options = {"device": device, "size": size} | vars(options)
@@ -97,7 +97,7 @@ class Detector:
         else:
             options.check("a backend, which is open on its own")
             self.backend = model
-        self.spec = _sized(self.backend.spec, size)
+        self.spec = self.backend.spec if size is None else _sized(self.backend.spec, size)
         self._told_whole = False  # that a picture is smaller than a tile
 
     def __reduce__(self) -> tuple[Callable[[str], "Detector"], tuple[str]]:
@@ -367,12 +367,12 @@ class _Wanted(NamedTuple):
         return np.flatnonzero(shown)[: self.most]
 
 
-def _sized(spec: ModelSpec, size: tuple[int, int] | None) -> ModelSpec:
+def _sized(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:
     """The description of a model that is fed with pictures of this size.
 
     InputError: it does not take that.
     """
-    if size is None or tuple(size) == (spec.height, spec.width):
+    if tuple(size) == (spec.height, spec.width):
         return spec
     height, width = size
     if spec.size_step is None:
@@ -383,10 +383,6 @@ def _sized(spec: ModelSpec, size: tuple[int, int] | None) -> ModelSpec:
     if min(size) < 1 or height % spec.size_step or width % spec.size_step:
         raise InputError(f"size is {height} × {width}, expected multiples of {spec.size_step}")
     return replace(spec, height=height, width=width)
-
-
-def _is_backend(model: object) -> TypeGuard[Backend]:
-    return not isinstance(model, type) and all(hasattr(model, n) for n in ("spec", "run", "close"))
 
 
 def _is_whole(value: object) -> bool:

@@ -402,7 +402,7 @@ def test_a_run_that_fails_on_the_gpu_is_not_the_images_fault(
     if batch is None:
         monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", fail)
     path = make_onnx(tmp_path / "tiny.onnx", make_spec(batch=batch))
-    backend = OnnxRuntimeBackend(path, "cuda")
+    backend = OnnxRuntimeBackend(path, parse_device("cuda"))
     assert refused(lambda: backend.run(np.zeros((1, 64, 96, 3), np.uint8))) == message
     wrong = np.zeros((1, 32, 96, 3), np.uint8)
     assert refused(lambda: backend.run(wrong), ModelError) == (

@@ -6,7 +6,7 @@ from nmsfree.backends.base import Backend, CallableBackend, RawDetections
 from nmsfree.backends.contract import check_model_file
 from nmsfree.backends.onnxruntime.backend import OnnxRuntimeBackend
 from nmsfree.backends.openvino import OpenVinoBackend
-from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
+from nmsfree.backends.options import DEFAULTS, PROCESSOR, Device, Options, parse_device
 from nmsfree.errors import InputError, MissingExtraError, ModelError
 from nmsfree.text import FilePath, as_path
 
@@ -49,15 +49,16 @@ def open_backend(
         from nmsfree.backends.tensorrt.backend import TensorRtBackend  # loads msgspec and more
 
         return TensorRtBackend(path, place, options)
-    place = place or Device("cpu")
+    place = place or PROCESSOR
     if suffix == ".onnx":
         if place.kind == "tensorrt":
             raise InputError(
                 f"{path}: device is '{place}', which runs engines only: make one with"
                 " `nmsfree build --with tensorrt`"
             )
-        kind = OpenVinoBackend if place.kind == "openvino" else OnnxRuntimeBackend
-        return kind(path, place, options)
+        if place.kind == "openvino":
+            return OpenVinoBackend(path, place.plugin, options)
+        return OnnxRuntimeBackend(path, place, options)
     if suffix not in CHECKPOINT_SUFFIXES:
         raise ModelError(
             f"{path}: unknown kind of model '{path.suffix}', expected .onnx, {ENGINE_SUFFIX}"

@@ -20,12 +20,11 @@ from nmsfree.backends.contract import (
     one_line,
     read_spec,
 )
-from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
+from nmsfree.backends.options import DEFAULTS, Options
 from nmsfree.errors import EngineError, InputError, ModelError, import_extra
 from nmsfree.files import plain_name
 from nmsfree.machine import computes_bf16, processor_name
 from nmsfree.spec import METADATA_KEY, ModelSpec, check_int8_target
-from nmsfree.text import FilePath, as_path
 
 TELEMETRY = "openvino_telemetry"  # package and file of consent
 # OpenVINO raises RuntimeErrors, but for its readers' own, which have no base in common.
@@ -187,7 +186,7 @@ class OpenVinoBackend:
 
     Args:
         path: the ONNX file.
-        device: "openvino", with OpenVINO's name of the device behind a colon if it is not "CPU".
+        plugin: OpenVINO's name of the device.
         options: `threads`, where None lets OpenVINO choose, `sha256`, and `precision`: "f32", or
             "bf16" where the device has it.
 
@@ -200,11 +199,10 @@ class OpenVinoBackend:
 
     def __init__(
         self,
-        path: FilePath,
-        device: str | Device = "openvino",
+        path: Path,
+        plugin: str = "CPU",
         options: Options = DEFAULTS,
     ) -> None:
-        path, plugin = as_path(path, "model"), parse_device(device).plugin
         options.check("OpenVINO", "threads", "precision", "sha256")
         threads, precision = options.threads, options.precision or "f32"
         check_model_file(path, options.sha256)

@@ -143,6 +143,9 @@ class Device:
         return f"{self.kind}:{self.index}" if self.index else self.kind
 
 
+PROCESSOR = Device("cpu")
+
+
 def parse_device(text: str | Device) -> Device:
     """Read the name of a device; one that has been read stays. InputError: none of `KINDS`."""
     if isinstance(text, Device):

@@ -17,15 +17,12 @@ from nmsfree.backends.contract import (
 )
 from nmsfree.backends.onnxruntime.gpu import gpu_errors, open_gpu, run_failed
 from nmsfree.backends.onnxruntime.session import OUTPUTS, Opened, open_file, vendor_errors
-from nmsfree.backends.options import DEFAULTS, Device, Options, parse_device
-from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
+from nmsfree.backends.options import DEFAULTS, PROCESSOR, Device, Options
+from nmsfree.errors import EngineError, MissingExtraError, ModelError
 from nmsfree.files import version_of
 from nmsfree.spec import ModelSpec, check_int8_target
-from nmsfree.text import FilePath, as_path
 
 logger = logging.getLogger(__name__)
-
-DEVICES = ("cpu", "cuda", "tensorrt-rtx")
 
 
 class OnnxRuntimeBackend:
@@ -36,12 +33,12 @@ class OnnxRuntimeBackend:
 
     Args:
         path: the ONNX file.
-        device: "cpu"; "cuda" or "tensorrt-rtx", with ":1" for the second GPU.
+        device: of kind "cpu", "cuda" or "tensorrt-rtx".
         options: `threads`, where None takes one per physical core, and `sha256`; on a GPU also
             `allow_cpu` and `tf32`.
 
     Raises:
-        InputError: the device or an option is not supported.
+        InputError: an option does not apply there.
         MissingExtraError: what runs such a file there is not installed.
         ModelError: the file is missing, not ONNX, or not written by this project.
         EngineError: the GPU cannot run it, and `allow_cpu` was not given.
@@ -49,27 +46,22 @@ class OnnxRuntimeBackend:
 
     def __init__(
         self,
-        path: FilePath,
-        device: str | Device = "cpu",
+        path: Path,
+        device: Device = PROCESSOR,
         options: Options = DEFAULTS,
     ) -> None:
-        path, place = as_path(path, "model"), parse_device(device)
-        if place.kind not in DEVICES:
-            raise InputError(
-                f"device is '{place}', ONNX Runtime here runs on: {', '.join(DEVICES)}"
-            )
-        gpu = () if place.kind == "cpu" else ("allow_cpu", "tf32")
-        options.check(f"ONNX Runtime on {place}", "threads", "sha256", *gpu)
+        gpu = () if device.kind == "cpu" else ("allow_cpu", "tf32")
+        options.check(f"ONNX Runtime on {device}", "threads", "sha256", *gpu)
         check_model_file(path, options.sha256)
         self._errors = vendor_errors()
         self._opened: Opened | None
-        self._what = path.absolute(), place, options  # a fork may have another working folder
+        self._what = path.absolute(), device, options  # a fork may have another working folder
         self._version = version_of(path)
-        self.spec, self._opened = _open(path, place, options)
+        self.spec, self._opened = _open(path, device, options)
         if self._opened.gpu:
             self._errors = gpu_errors()
         self._description = self._opened.description
-        on_gpu = "tf32" if options.tf32 else place.kind
+        on_gpu = "tf32" if options.tf32 else device.kind
         self.arithmetic = on_gpu if self._opened.gpu else "cpu"
         self._opening = threading.Lock()
         self._forked = False
