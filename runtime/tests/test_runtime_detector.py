@@ -401,6 +401,7 @@ NO_VALUES: list[tuple[str, Any]] = [
 ]
 NO_OPTIONS: list[tuple[str, Any]] = [
     *(("threads", value) for value in (0, -1, 1.5, "2", True, [1], b"1", np.float64(2), 10**9)),
+    *(("max_contexts", value) for value in (0, -1, 1.5, True, 10**6)),
     *(("device", value) for value in (0, b"cpu", ["cpu"], "", "gpu", "cuda:-1", True, Path("cpu"))),
     *(("precision", value) for value in ("fp16", 32, b"f32", ["f32"])),
     *(("sha256", value) for value in ("abc", 3, b"0" * 64, "g" * 64)),

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runtime_helpers import assert_equal, refused
+from runtime_helpers import assert_equal
 
-from nmsfree import EngineError, InputError, ModelError
-from nmsfree.backends.options import MOST_CONTEXTS, Options
+from nmsfree import EngineError, ModelError
+from nmsfree.backends.options import MOST_CONTEXTS
 from nmsfree.backends.tensorrt.pool import ContextPool
 from nmsfree.testing.tensorrt import CONTEXT_BYTES
 
@@ -127,8 +127,3 @@ def test_those_who_wait_are_told_that_the_pool_is_closed() -> None:
             waiting.result(10)
         assert ended == []
     assert (alive, ended) == ([], ["finished"])
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, 10**6])
-def test_a_limit_that_is_none_is_refused(value: Any) -> None:
-    assert "max_contexts is" in refused(lambda: Options(max_contexts=value), InputError)
