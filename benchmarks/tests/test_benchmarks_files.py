@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError, ModelError
 from nmsfree_benchmarks.cli import app
 from nmsfree_benchmarks.harness.engines import ENGINES
+from nmsfree_benchmarks.harness.run import Run
 from nmsfree_benchmarks.harness.run import ask as ask_question
 from nmsfree_benchmarks.harness.subject import subjects_of
 from nmsfree_benchmarks.harness.timer import Plan
@@ -103,6 +104,15 @@ def test_the_frontier_has_files_beside_the_first(
     (line,) = results.facts["advice"]["free"]
     assert line.startswith("with_nms in ONNX Runtime") and f"free: {line}" in text
     assert "beside free in ONNX Runtime" in text
+
+
+def test_a_frontier_out_of_time_has_the_first_file_alone(
+    ask: Ask, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = {"onnxruntime": ENGINES["onnxruntime"]}
+    monkeypatch.setattr("nmsfree_benchmarks.questions.frontier.ENGINES", engines)
+    monkeypatch.setattr(Run, "hurries", lambda run, what: True)
+    assert {r["subject"]["model"] for r in ask("frontier", *words)["records"]} == {"free"}
 
 
 def test_jitter_has_a_network_without_nms_beside_it_with(adopted: Path, tmp_path: Path) -> None:

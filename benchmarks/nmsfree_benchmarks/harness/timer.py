@@ -18,8 +18,7 @@ import gc
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,9 +157,11 @@ def take_turns(
     names = list(calls)
     plan = _warm_up(calls, images, plan)
     times: dict[str, list[Sequence[int]]] = {name: [] for name in names}
+    rounds, collects = 0, gc.isenabled()
+    gc.collect()
+    gc.disable()
     start = time.monotonic()
-    rounds = 0
-    with collector_off():
+    try:
         while _goes_on(rounds, time.monotonic() - start, plan):
             order.shuffle(names)
             first = rounds * plan.burst
@@ -172,6 +173,9 @@ def take_turns(
                 times[name] += [calls[name](image) for image in turn]
             rounds += 1
             progress(rounds, _expected(rounds, time.monotonic() - start, plan))
+    finally:
+        if collects:
+            gc.enable()
     found = Rounds({name: np.array(times[name], dtype=np.int64) for name in calls})
     found.burst = plan.burst
     found.processor = {
@@ -212,16 +216,3 @@ def _goes_on(rounds: int, elapsed: float, plan: Plan) -> bool:
 def _expected(rounds: int, elapsed: float, plan: Plan) -> int:
     in_time, most = (seconds * rounds / elapsed for seconds in (plan.seconds, plan.limit))
     return int(max(rounds, min(plan.min_rounds, most), min(in_time, plan.max_rounds)))
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Switch garbage collection off, and back on if it was."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -384,7 +384,9 @@ def draw(results: Results, path: Path) -> None:
         for axes, value in zip(column, values, strict=True):
             for curve in own:
                 style = "--" if curve.threads == fewest < most else "-"
-                _line(axes, curve, value, style, colour[curve.model])
+                x = [int(r.parameters[axis]) for r in curve.records]
+                look = {"color": colour[curve.model], "marker": "o", "markersize": 4}
+                axes.plot(x, list(map(value, curve.records)), style, label=curve.name, **look)
         for curve in own:  # a ring around the smallest load as good as the best
             if not curve.open_end:
                 ring = {"ms": 11, "mfc": "none", "mec": colour[curve.model]}
@@ -409,14 +411,6 @@ def draw(results: Results, path: Path) -> None:
     figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     title = "Throughput, median of windows; ring: more gives no more"
     plots.finish(figure, results, title, path)
-
-
-def _line(
-    axes: "plots.Axes", curve: Curve, value: Callable[[Record], float], style: str, colour: str
-) -> None:
-    x = [int(r.parameters[curve.axis]) for r in curve.records]
-    y = [value(r) for r in curve.records]
-    axes.plot(x, y, style, color=colour, marker="o", markersize=4, label=curve.name)
 
 
 def _end(
