@@ -93,6 +93,13 @@ def test_resume_adds_epochs(
     lines = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert " epochs of batch" in more.stderr
+    data = shutil.copytree(digits, tmp_path / "digits")
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"].pop()
+    file.write_text(json.dumps(content))
+    again = ("--data", data, *options[2:], "--model", "fcos_o2o_nano", "--epochs", 2, "--resume")
+    assert "the objects of 1 image (" in complaint(CheckpointError, *again)
     monkeypatch.setattr(cli, "probe", None)  # another recipe is refused before that
     assert "model.name = fcos_o2o_nano, this run has fcos_e2e_nano" in complaint(
         CheckpointError, "--data", digits, "--out", out, "--resume"

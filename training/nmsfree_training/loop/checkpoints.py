@@ -39,7 +39,8 @@ MISSING = "........"  # in place of a checksum
 MINUTES = "minutes"
 FOLLOW_EPOCHS = (EPOCHS, "train.milestones", "train.plain_epochs", "train.min_steps")
 RECIPE = "recipe.json"
-DATA = "data"  # compared image by image
+DATA = "data"  # compared image by image, and with it what the next two say
+IMAGES, ANNOTATIONS = "images", "annotations"
 MACHINE = "machine."  # may change, but the weights are then not bit for bit the same
 METRICS = "metrics.jsonl"
 
@@ -193,7 +194,7 @@ def compare_recipes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -
     """
     longer = before.get(EPOCHS) != now[EPOCHS]
     for name, value in now.items():
-        free = name in (DATA, MINUTES) or name.startswith(MACHINE)
+        free = name in (DATA, IMAGES, ANNOTATIONS, MINUTES) or name.startswith(MACHINE)
         free |= longer and name in FOLLOW_EPOCHS
         if before.get(name) != value and not free:
             raise CheckpointError(
@@ -241,8 +242,8 @@ def describe_recipe(
         "precision": run.precision,
         "classes": train_set.class_names,
         "category_ids": train_set.category_ids,
-        "images": len(train_set),
-        "annotations": objects.hexdigest()[:16],
+        IMAGES: len(train_set),
+        ANNOTATIONS: objects.hexdigest()[:16],
         f"{MACHINE}device": world.device.type,
         f"{MACHINE}threads": torch.get_num_threads() if world.device.type == "cpu" else None,
         f"{MACHINE}processes": world.size,
