@@ -276,17 +276,7 @@ def test_a_picture_of_the_validation_set_can_be_mended(digits: Path, tmp_path: P
     bad = load_coco(data, "val").samples[0].path
     content = bad.read_bytes()
     bad.write_bytes(b"not a picture")
-    options = (
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        "--workers",
-        0,
-        "--epochs",
-        1,
-        "--no-probe",
-    )
+    options = ("--data", data, "--out", tmp_path / "run", *SHORT, "--val", "val")
     message = complaint(NmsfreeError, *options)
     assert bad.name in message and "the epoch is saved: fix it, and go on with --resume" in message
     bad.write_bytes(content)
