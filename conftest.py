@@ -3,6 +3,9 @@
 Files with slow tests run first, so that at the end no process waits for a long one of another.
 """
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 
 SLOW = {
@@ -23,3 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(autouse=True)
+def _same_signals() -> Iterator[None]:
+    """The command line's `main` leaves handlers that end the process at once, without a word.
+
+    xdist sends its worker SIGINT when it lost the connection or is slow to end.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

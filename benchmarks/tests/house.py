@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18305, "training": 10585, "export": 9335, "benchmarks": 10050}  # of code
-TEST_LINES = {"runtime": 15475, "training": 9132, "export": 6140, "benchmarks": 8150}
+TEST_LINES = {"runtime": 15485, "training": 9132, "export": 6140, "benchmarks": 8150}
 FILES = 288  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder

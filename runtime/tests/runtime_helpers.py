@@ -1,7 +1,7 @@
 """What tests of the runtime share beside the fixtures of `conftest`."""
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ def result(box: list[float], score: float, category: int = 7, image: int = 0) ->
 def rows_in_base64(values: NDArray[np.floating[Any]]) -> str:
     """Rows float32 [n, 6] as a canary holds them."""
     return b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def listed(action: Callable[..., Iterable[object]], *arguments: object) -> list[object]:
+    """All that an action gives; for a process of its own, which cannot hand on a generator."""
+    return list(action(*arguments))
 
 
 def refused(action: Callable[[], object], kind: type[NmsfreeError]) -> str:
