@@ -147,7 +147,10 @@ class CompiledBackend(EagerBackend):
         super().__init__(network, weights.checkpoint, SETTINGS[-1])
         self._mark = _mark(watch, device)
         self._compiled = torch.compile(network, backend=compiler)
-        self._description = f"PyTorch {torch.__version__} {device}, torch.compile ({compiler})"
+        self._compiler = compiler
+
+    def describe(self) -> str:
+        return f"PyTorch {torch.__version__} {self._device.type}, torch.compile ({self._compiler})"
 
     @torch.inference_mode()
     def predict(self, images: NDArray[np.uint8]) -> Prediction:
