@@ -17,7 +17,7 @@ from nmsfree.backends import Backend, OnnxRuntimeBackend
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.errors import GateError, InputError
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import content_of, full_spec
+from nmsfree_export.graph.contract import full_spec
 from nmsfree_export.graph.half import to_half
 from nmsfree_export.graph.layers import read_layers
 from nmsfree_export.graph.values import PRODUCTS
@@ -34,6 +34,7 @@ from nmsfree_export.verify.parity import (
     Parity,
     Pictures,
     compare,
+    on_processor,
     seeded_images,
     seeded_tolerance,
     tolerance_for,
@@ -201,10 +202,7 @@ class Verifier:
             )
 
     def _opened(self, model: ModelProto, spec: ModelSpec) -> closing[OnnxRuntimeBackend]:
-        part = self._builder.folder / f"{spec.precision}.part"  # no model by its name
-        # The same graph, which a processor may run whatever it was made for.
-        part.write_bytes(content_of(model, replace(spec, int8_target=None)))
-        return closing(OnnxRuntimeBackend(part))
+        return closing(on_processor(model, spec, self._builder.folder))
 
     def _parity(
         self, backend: OnnxRuntimeBackend, pictures: Pictures, tolerance: Tolerance

@@ -19,13 +19,19 @@ from nmsfree.files import temporary_folder
 from nmsfree.spec import ModelSpec
 from nmsfree_export.bundle.browser import BrowserBackend
 from nmsfree_export.convert import read_file
-from nmsfree_export.graph.contract import content_of
 from nmsfree_export.graph.half import to_half
 from nmsfree_export.graph.values import simplified
 from nmsfree_export.quantize import Calibration, quantize
 from nmsfree_export.verify.inputs import compare_pictures
 from nmsfree_export.verify.layer_errors import measure_layers, prepare
-from nmsfree_export.verify.parity import Parity, Pictures, compare, pictures_for, tolerance_for
+from nmsfree_export.verify.parity import (
+    Parity,
+    Pictures,
+    compare,
+    on_processor,
+    pictures_for,
+    tolerance_for,
+)
 
 # Name, device, OpenVINO's arithmetic.
 ENGINES = (
@@ -134,10 +140,8 @@ def _versions(
         calibration = Calibration(tuple(paths), spec, "the pictures of the comparison")
         for precision in ("fp16", "int8"):
             made = to_half(model) if precision == "fp16" else quantize(model, "cpu", calibration)
-            # No target: the processor runs whatever it was made for.
             wanted = replace(spec, precision=precision, canary=None)
-            part = folder / f"{precision}.part"
-            part.write_bytes(content_of(made, wanted))
-            cell = _cell(f"{precision} version", exact, pictures, partial(OnnxRuntimeBackend, part))
+            opened = partial(on_processor, made, wanted, folder)
+            cell = _cell(f"{precision} version", exact, pictures, opened)
             errors = measure_layers(model, made, prepare(pictures, spec))
             yield replace(cell, layer=errors[0].name if errors else "")

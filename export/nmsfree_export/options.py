@@ -47,8 +47,7 @@ _GIVES = partial(Option, panel="What the file gives")
 class NmsOptions:
     """Non-maximum suppression in a file that needs it; None takes what the help says.
 
-    Raises:
-        InputError: options of plain operators for the operator, or an odd number of steps.
+    InputError: options of plain operators for the operator, or an odd number of steps.
     """
 
     nms: Annotated[

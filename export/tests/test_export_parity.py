@@ -16,7 +16,6 @@ from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.nms import greedy_nms
 from nmsfree.spec import ModelSpec, NmsSpec
-from nmsfree_export import candidate as candidate_module
 from nmsfree_export import export as export_module
 from nmsfree_export.convert import Report
 from nmsfree_export.export import ExportOptions, export_onnx
@@ -24,6 +23,7 @@ from nmsfree_export.graph.contract import read_description
 from nmsfree_export.graph.write import build_onnx
 from nmsfree_export.options import Tolerance
 from nmsfree_export.quantize import placed
+from nmsfree_export.verify import parity as parity_module
 from nmsfree_export.verify.allowed import ADOPTED
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import (
@@ -163,7 +163,7 @@ def test_a_file_that_is_right_on_the_bundled_pictures_alone(
             seen = [x if x.tobytes() in known else x[:, ::-1] for x in images]
             return super().run(np.ascontiguousarray(seen))
 
-    monkeypatch.setattr(candidate_module, "OnnxRuntimeBackend", Cheat)
+    monkeypatch.setattr(parity_module, "OnnxRuntimeBackend", Cheat)
     with pytest.raises(GateError, match=r"parity: 3 images, .* unmatched"):
         export_onnx(checkpoint, tmp_path / "m.onnx", ExportOptions(seed=3))
     assert not list(tmp_path.iterdir())

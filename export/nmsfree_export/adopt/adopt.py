@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, version_converter
 
 from nmsfree.backends import OnnxRuntimeBackend
-from nmsfree.backends.contract import one_line
+from nmsfree.backends.contract import MAX_ONNX, one_line
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.decode import read_bytes
 from nmsfree.errors import GateError, InputError, ModelError
@@ -47,7 +47,6 @@ from nmsfree_export.verify.parity import Pictures, bundled_pictures, load_images
 
 OLDEST_OPSET, NEWEST_OPSET = 16, 18  # as found; others are converted to the newest
 READ_OPSET = 21  # up to which every engine reads a file that cannot be converted
-MOST_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def adopt_onnx(
         DataError: `check` has other classes than the file.
         GateError: the adopted file does not say what the original says; nothing is written.
     """
-    data = read_bytes(path, MOST_BYTES, ModelError)
+    data = read_bytes(path, MAX_ONNX, ModelError)
     model = load_model(path, data)
     original = Original(path, data)
     file = File.of(path, model, labelled.class_names if labelled else None)
@@ -187,8 +186,7 @@ def _first_that_passes(
 def load_model(path: Path, data: bytes) -> ModelProto:
     """Read an ONNX file of standard operators.
 
-    Raises:
-        ModelError: it is none.
+    ModelError: it is none.
     """
     if not data:
         raise ModelError(f"{path}: is empty, expected an ONNX file")
@@ -218,8 +216,7 @@ def forms_of(path: Path, model: ModelProto) -> list[Form]:
     is newer and does not succeed, as it is: ONNX Runtime's CUDA provider lacks some of the newer
     operators in many releases.
 
-    Raises:
-        ModelError: it is of an opset that cannot be converted and is not adopted as it is.
+    ModelError: it is of an opset that cannot be converted and is not adopted as it is.
     """
     opset = opset_of(model)
     if OLDEST_OPSET <= opset <= NEWEST_OPSET:

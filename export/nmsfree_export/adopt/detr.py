@@ -15,14 +15,13 @@ from nmsfree_export.adopt.foreign import (
     classes_of,
     count_of,
     known,
+    of_queries,
     vision_transformer,
 )
 
 THRESHOLD = 0.4
 LOGITS = ("labels", "pred_logits", "logits")
 BOXES = ("dets", "pred_boxes", "boxes")
-MOST_ROWS = 300
-
 
 NOT_SAID = ("normalize", "resize", "boxes")  # by files of no project that is known
 
@@ -30,9 +29,8 @@ NOT_SAID = ("normalize", "resize", "boxes")  # by files of no project that is kn
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: class names, or the place of the background, must be told; of raw logits of no
-            known project more than that.
+    InputError: class names, or the place of the background, must be told; of raw logits of no
+    known project more than that.
     """
     boxes = next((name for name in BOXES if name in file.outputs), None)
     logits = next((name for name in LOGITS if name in file.outputs), None)
@@ -45,23 +43,23 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     mean = rf_detr or vision_transformer(file)
     if triple:
         family = "RT-DETR, D-FINE or DEIM"
-        output = Output("sorted", ("labels", "boxes", "scores"))
-        classes = classes_of(file, options)
+        found = {
+            "output": Output("sorted", ("labels", "boxes", "scores")),
+            **classes_of(file, options),
+            "queries": known(axis_of(file, boxes, 1)),
+            "head": "queries",
+        }
         said = "labels, boxes and scores, sorted, by orig_target_sizes"
     else:
         family = "RF-DETR or LW-DETR"
         if not rf_detr:
             family = "a detection transformer with raw logits"
             _check_told(file, options)
-        output = Output("dense", (boxes, logits), "cxcywh-share", logits=True)
-        width = count_of(file, logits, 2)
-        classes = classes_of(file, options, width=width)
-        said = (
-            f"{boxes} and raw {logits} of {width} columns, {len(classes['columns'])} of them kept"
-        )
+        found = of_queries(file, options, boxes, logits)
+        width, kept = count_of(file, logits, 2), len(found["columns"])
+        said = f"{boxes} and raw {logits} of {width} columns, {kept} of them kept"
     # Without antialiasing: RF-DETR trains so.
     resize = "stretch" if rf_detr else "stretch-antialiased"
-    queries = known(axis_of(file, boxes, 1))
     return Foreign(
         family=family,
         concluded=(
@@ -73,12 +71,8 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         size=file.input_size(options),
         resize=RESIZES[resize],
         normalize="imagenet" if mean else "unit",
-        output=output,
-        **classes,
-        rows=min(MOST_ROWS, queries or MOST_ROWS),
-        queries=queries,
+        **found,
         threshold=THRESHOLD,
-        head="queries",
     )
 
 

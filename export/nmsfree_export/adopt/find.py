@@ -106,8 +106,7 @@ def find_preprocessing(
 def variants(file: File, options: AdoptOptions) -> list[AdoptOptions]:
     """All ways to feed and read a file that the told options and its shapes leave.
 
-    Raises:
-        InputError: there is none: what recognition says of the last one.
+    InputError: there is none: what recognition says of the last one.
     """
     slots: list[Background | None] = [options.background]
     if options.background is None:

@@ -136,7 +136,7 @@ class Foreign:
         classes: that the file has, kept or not.
         columns: places of the classes on the class axis of a dense output, or their numbers.
         queries: boxes of a dense output; None where they are not known.
-        rows: of the output, unless told.
+        rows: of the output, unless told; families leave it 0 where it follows from `queries`.
         head: of the description, see `ModelSpec`.
         nms: that the adopted file has; None where it needs none.
         own_nms: the graph has it already.
@@ -155,8 +155,8 @@ class Foreign:
     classes: int
     columns: tuple[int, ...]
     category_ids: tuple[int, ...]
-    rows: int
     threshold: float
+    rows: int = 0
     queries: int | None = None
     head: Head = "o2o"
     nms: NmsSpec | None = None
@@ -216,6 +216,12 @@ class File:
             names,
         )
 
+    def said(self, *keys: str, **renamed: str) -> dict[str, str]:
+        """Entries of the metadata for the provenance, some under other names."""
+        wanted = dict(zip(keys, keys, strict=True)) | renamed
+        found = {key: self.metadata.get(entry) for key, entry in wanted.items()}
+        return {key: shown(text, 400) for key, text in found.items() if text is not None}
+
     def has(self, *operators: str) -> bool:
         """Whether the graph has a node of one of these operators."""
         return any(node.op_type in operators for node in self.model.graph.node)
@@ -224,8 +230,7 @@ class File:
     def image(self) -> str:
         """Name of the input that takes pictures, [N, 3, H, W].
 
-        Raises:
-            InputError: there is none.
+        InputError: there is none.
         """
         for name, sizes in self.inputs.items():
             if len(sizes) == 4 and known(sizes[1]) in (3, None):
@@ -238,8 +243,7 @@ class File:
     ) -> tuple[int, int]:
         """Height and width of the input; of a dynamic one those that are told, or the usual.
 
-        Raises:
-            InputError: another size is told than the file has, or none is known.
+        InputError: another size is told than the file has, or none is known.
         """
         name = self.image
         fixed = tuple(known(size) for size in self.inputs[name][2:4])
@@ -263,8 +267,7 @@ def known(size: int | str) -> int | None:
 def axis_of(file: File, output: str, axis: int) -> int | str:
     """A size of an output, a number or the name of an open one.
 
-    Raises:
-        InputError: the output has no such axis.
+    InputError: the output has no such axis.
     """
     sizes = file.outputs[output]
     if axis >= len(sizes):
@@ -278,8 +281,7 @@ def axis_of(file: File, output: str, axis: int) -> int | str:
 def count_of(file: File, output: str, axis: int) -> int:
     """A size of an output that must be fixed.
 
-    Raises:
-        InputError: it is open, or the output has no such axis.
+    InputError: it is open, or the output has no such axis.
     """
     found = known(axis_of(file, output, axis))
     if found is None:
@@ -317,9 +319,8 @@ def classes_of(
         own: names that the file carries.
         width: columns of the class axis; None where the file gives numbers of classes.
 
-    Raises:
-        InputError: names are missing, are not as many, or an option names none of them; or the
-            place of the background must be told.
+    InputError: names are missing, are not as many, or an option names none of them; or the
+    place of the background must be told.
     """
     names = own or file.usual_names if options.names is None else read_names(options.names)
     if names is None and width == SPARSE_COCO and options.background is None:
@@ -356,13 +357,31 @@ def classes_of(
     }
 
 
+def of_queries(
+    file: File,
+    options: AdoptOptions,
+    boxes: str,
+    logits: str,
+    names: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """Output, classes and queries of a detection transformer that gives raw logits.
+
+    InputError: see `classes_of`; the class axis is open.
+    """
+    return {
+        "output": Output("dense", (boxes, logits), "cxcywh-share", logits=True),
+        **classes_of(file, options, names, count_of(file, logits, 2)),
+        "queries": known(axis_of(file, boxes, 1)),
+        "head": "queries",
+    }
+
+
 def normalization_of(
     mean: Sequence[float], deviation: Sequence[float], where: str
 ) -> Normalization:
     """How pixels are normalised after ÷ 255.
 
-    Raises:
-        InputError: by other numbers than ImageNet's.
+    InputError: by other numbers than ImageNet's.
     """
     usual: dict[Normalization, Any] = {
         "imagenet": (MEAN_RGB, STD_RGB),
@@ -396,8 +415,7 @@ def _places(
 def in_order(names: Mapping[str, str], where: str) -> tuple[str, ...]:
     """Class names by the numbers in their keys: "0", "1" … or "class_0" …
 
-    Raises:
-        InputError: the numbers are not 0, 1, 2 …
+    InputError: the numbers are not 0, 1, 2 …
     """
     numbered = {whole_number(re.sub("[^0-9]", "", key)): name for key, name in names.items()}
     if numbered.keys() != set(range(len(names))):
@@ -418,8 +436,7 @@ def _check_known(wanted: list[str], names: tuple[str, ...], option: str) -> None
 def read_names(given: str) -> tuple[str, ...]:
     """Class names as `--names` gives them.
 
-    Raises:
-        InputError: a file that cannot be read, or holds none.
+    InputError: a file that cannot be read, or holds none.
     """
     if given == "coco":
         return COCO_NAMES

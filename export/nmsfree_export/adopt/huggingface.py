@@ -18,13 +18,9 @@ from nmsfree_export.adopt.foreign import (
     AdoptOptions,
     File,
     Foreign,
-    Output,
-    axis_of,
-    classes_of,
-    count_of,
     in_order,
-    known,
     normalization_of,
+    of_queries,
 )
 
 T = TypeVar("T")
@@ -59,8 +55,7 @@ class Processor:
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: its two files are not there or damaged, or they say what is not adopted.
+    InputError: its two files are not there or damaged, or they say what is not adopted.
     """
     if not ({"logits", "pred_boxes"} <= file.outputs.keys() and "pixel_values" in file.inputs):
         return None
@@ -89,7 +84,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         mean, deviation = (0, 0, 0), (1, 1, 1)
     where = f"{file.path}: preprocessor_config.json"
     normalize = normalization_of(mean, deviation, where)
-    queries = known(axis_of(file, "pred_boxes", 1))
+    names = in_order(config.id2label, f"{file.path}: config.json, id2label")
     return Foreign(
         family=f"Hugging Face {shown(config.model_type)}",
         concluded=(
@@ -101,17 +96,8 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         size=file.input_size(options, (processor.size.get("height"), processor.size.get("width"))),
         resize=RESIZES["stretch-antialiased"],
         normalize=normalize,
-        output=Output("dense", ("pred_boxes", "logits"), "cxcywh-share", logits=True),
-        **classes_of(
-            file,
-            options,
-            in_order(config.id2label, f"{file.path}: config.json, id2label"),
-            count_of(file, "logits", 2),
-        ),
-        rows=min(300, queries or 300),
-        queries=queries,
+        **of_queries(file, options, "pred_boxes", "logits", names),
         threshold=0.4,
-        head="queries",
     )
 
 

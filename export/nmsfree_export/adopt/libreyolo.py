@@ -14,6 +14,7 @@ from nmsfree_export.adopt.foreign import (
     count_of,
     in_order,
     known,
+    of_queries,
     vision_transformer,
 )
 
@@ -23,8 +24,7 @@ BY_MEAN = {"rfdetr", "lwdetr", "ec", "gtr"}  # trained with ImageNet's mean and 
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: it is one of another task, or of a family that is not NMS-free.
+    InputError: it is one of another task, or of a family that is not NMS-free.
     """
     entries = file.metadata
     if "libreyolo_version" not in entries:
@@ -35,15 +35,17 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     outputs = tuple(file.outputs)
     boxes = next((name for name in outputs if file.outputs[name][2:] == (4,)), None)
     if len(outputs) == 1 and family == "yolo9_e2e":
-        found = Output("dense", outputs, "xyxy", columns_first=True)
         center = "center" in entries.get("letterbox", "")
         resize = "letterbox" if center else "letterbox-top-left"
-        width, queries = count_of(file, outputs[0], 1) - 4, axis_of(file, outputs[0], 2)
+        found = {
+            "output": Output("dense", outputs, "xyxy", columns_first=True),
+            **classes_of(file, options, _names(file), count_of(file, outputs[0], 1) - 4),
+            "queries": known(axis_of(file, outputs[0], 2)),
+        }
     elif len(outputs) >= 2 and boxes is not None:
         logits = next(name for name in outputs if name != boxes)
-        found = Output("dense", (boxes, logits), "cxcywh-share", logits=True)
         resize = "stretch" if family == "rfdetr" else "stretch-antialiased"
-        width, queries = count_of(file, logits, 2), axis_of(file, boxes, 1)
+        found = of_queries(file, options, boxes, logits, _names(file))
     else:
         raise InputError(
             f"{file.path}: outputs {', '.join(outputs)} of {family} are not those of an"
@@ -62,17 +64,9 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         size=file.input_size(options, usual),
         resize=RESIZES[resize],
         normalize="imagenet" if mean else "unit",
-        output=found,
-        **classes_of(file, options, _names(file), width),
-        rows=min(300, known(queries) or 300),
-        queries=known(queries),
-        threshold=0.4 if found.logits else 0.25,
-        head="queries" if found.logits else "o2o",
-        provenance={
-            key: shown(entries[key], 400)
-            for key in ("model_family", "size", "libreyolo_version", "license")
-            if key in entries
-        },
+        **found,
+        threshold=0.4 if found["output"].logits else 0.25,
+        provenance=file.said("model_family", "size", "libreyolo_version", "license"),
     )
 
 

@@ -9,20 +9,15 @@ from nmsfree_export.adopt.foreign import (
     File,
     Foreign,
     Normalization,
-    Output,
-    axis_of,
-    classes_of,
-    count_of,
-    known,
     normalization_of,
+    of_queries,
 )
 
 
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: it is of another task, or its metadata are damaged.
+    InputError: it is of another task, or its metadata are damaged.
     """
     entries = file.metadata
     if "lightly_train_version" not in entries:
@@ -38,7 +33,6 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     if text := entries.get("image_normalize"):
         told = decode_json(text, dict[str, list[float]], f"{where} image_normalize", InputError)
         normalize = normalization_of(told.get("mean", []), told.get("std", []), where)
-    queries = known(axis_of(file, "boxes", 1))
     return Foreign(
         family=f"LightlyTrain {shown(entries.get('model_name', 'LT-DETR'))}",
         concluded=(
@@ -50,15 +44,7 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         size=file.input_size(options),
         resize=RESIZES["stretch-antialiased"],
         normalize=normalize,
-        output=Output("dense", ("boxes", "logits"), "cxcywh-share", logits=True),
-        **classes_of(file, options, tuple(names.values()), count_of(file, "logits", 2)),
-        rows=min(300, queries or 300),
-        queries=queries,
+        **of_queries(file, options, "boxes", "logits", tuple(names.values())),
         threshold=0.6,
-        head="queries",
-        provenance={
-            key: shown(entries[entry], 400)
-            for key, entry in (("version", "lightly_train_version"), ("license", "license_info"))
-            if entry in entries
-        },
+        provenance=file.said(version="lightly_train_version", license="license_info"),
     )

@@ -18,8 +18,7 @@ ROWS = 300  # of one picture, where the file does not say it
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: it holds NMS, as PP-YOLOE's, or class names must be told.
+    InputError: it holds NMS, as PP-YOLOE's, or class names must be told.
     """
     if not {"im_shape", "scale_factor"} <= file.inputs.keys():
         return None

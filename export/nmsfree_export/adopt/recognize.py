@@ -5,14 +5,7 @@ from dataclasses import replace
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree.text import shown
-from nmsfree_export.adopt import (
-    detr,
-    huggingface,
-    libreyolo,
-    lightlytrain,
-    paddle,
-    ultralytics,
-)
+from nmsfree_export.adopt import detr, huggingface, libreyolo, lightlytrain, paddle, ultralytics
 from nmsfree_export.adopt.foreign import (
     OTHER_INPUTS,
     RESIZES,
@@ -24,6 +17,7 @@ from nmsfree_export.adopt.foreign import (
 )
 from nmsfree_export.verify.allowed import ADOPTED
 
+MOST_ROWS = 300  # unless told
 # The last one knows a file by its outputs alone.
 FAMILIES = (
     ultralytics.recognize,
@@ -40,8 +34,7 @@ def recognize(file: File, options: AdoptOptions, source: str = "as told") -> For
 
     `source`: where the options come from, in words.
 
-    Raises:
-        InputError: no family knows it.
+    InputError: no family knows it.
     """
     answers = (family(file, options) for family in FAMILIES)
     found = next((answer for answer in answers if answer is not None), None)
@@ -72,6 +65,7 @@ def recognize(file: File, options: AdoptOptions, source: str = "as told") -> For
     own_nms = found.nms is not None
     return replace(
         found,
+        rows=found.rows or min(MOST_ROWS, found.queries or MOST_ROWS),
         nms=found.nms if own_nms else nms,
         own_nms=own_nms,
         size_step=SIZE_STEP if any_size else None,
@@ -88,8 +82,7 @@ def make_adopted_spec(
 ) -> ModelSpec:
     """Describe the adopted file.
 
-    Raises:
-        InputError: more rows are wanted than there are.
+    InputError: more rows are wanted than there are.
     """
     most = foreign.rows
     if foreign.output.kind == "dense" and foreign.queries is not None:

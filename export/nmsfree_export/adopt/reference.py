@@ -51,8 +51,7 @@ class Rows(NamedTuple):
 class Original:
     """The file as it came, in ONNX Runtime.
 
-    Raises:
-        ModelError: ONNX Runtime does not run it.
+    ModelError: ONNX Runtime does not run it.
     """
 
     def __init__(self, path: Path, data: bytes) -> None:
@@ -232,8 +231,7 @@ def _shrunk(image: NDArray[np.uint8], width: int, height: int, resize: Resize) -
 def _check_shapes(found: list[NDArray[Any]], foreign: Foreign) -> None:
     """Refuse outputs that are not what the file says of them.
 
-    Raises:
-        ModelError: says what came out.
+    ModelError: says what came out.
     """
     kind, shapes = foreign.output.kind, [value.shape for value in found]
     count = shapes[0][:1]  # of rows, labels or boxes

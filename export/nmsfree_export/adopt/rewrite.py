@@ -24,12 +24,7 @@ from nmsfree_export.graph.contract import (
 from nmsfree_export.graph.nms import append_nms
 from nmsfree_export.graph.nodes import Nodes
 
-FLOAT, HALF, INT32, INT64 = (
-    TensorProto.FLOAT,
-    TensorProto.FLOAT16,
-    TensorProto.INT32,
-    TensorProto.INT64,
-)
+FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
 
 def opset_of(model: ModelProto) -> int:
@@ -57,7 +52,8 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     boxes, scores, classes = read(behind, found, foreign, replace(spec, top_k=count))
     plain_end = spec.nms is None or foreign.own_nms
     if plain_end:
-        _add_outputs(behind, boxes, scores, classes, spec)
+        behind("Identity", scores, name="detection_scores")
+        behind.results(boxes, classes, spec)
     else:
         for name, value in zip(CANDIDATES, (boxes, scores, classes), strict=True):
             behind("Identity", value, name=name)
@@ -202,8 +198,7 @@ def _chosen(
         kept = add("And", add("Equal", known, classes), add("GreaterOrEqual", number, add.of(0)))
         scores = add("Where", kept, scores, add.of(0, np.float32))
         classes = add("Max", number, add.of(0))
-    best, places = add.top(scores, spec.top_k)
-    return add.rows(boxes, places, 4), best, add("GatherElements", classes, places, axis=1)
+    return add.best(boxes, scores, classes, spec.top_k)
 
 
 def _from_dense(
@@ -247,14 +242,3 @@ def _corners(add: Nodes, boxes: str, foreign: Foreign, spec: ModelSpec) -> str:
     if share:
         boxes = add("Mul", boxes, add.limit(spec))
     return boxes
-
-
-def _add_outputs(add: Nodes, boxes: str, scores: str, classes: str, spec: ModelSpec) -> None:
-    """The four outputs of the contract."""
-    above = add("Max", boxes, add.of(0, np.float32))
-    add("Min", above, add.limit(spec), name="detection_boxes")
-    add("Identity", scores, name="detection_scores")
-    add("Cast", classes, name="detection_classes", to=INT32)
-    counted = add("Greater", scores, add.of(spec.score_floor, np.float32))
-    counted = add("Cast", counted, to=INT32)
-    add("ReduceSum", counted, add.of([1]), name="num_detections", keepdims=1)

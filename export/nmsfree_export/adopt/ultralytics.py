@@ -33,8 +33,7 @@ _NMS_FREE = (
 def recognize(file: File, options: AdoptOptions) -> Foreign | None:
     """Describe a file of this family; None for another's.
 
-    Raises:
-        InputError: it is one, but needs NMS, is of another task, or its metadata are damaged.
+    InputError: it is one, but needs NMS, is of another task, or its metadata are damaged.
     """
     entries = file.metadata
     if entries.get("author") != "Ultralytics" and "Ultralytics" not in entries.get("license", ""):
@@ -67,16 +66,11 @@ def recognize(file: File, options: AdoptOptions) -> Foreign | None:
         normalize="unit",
         output=found,
         **classes_of(file, options, names, len(names) if dense else None),
-        rows=min(300, known(rows) or 300),
         queries=known(rows),
         threshold=THRESHOLD,
         head=head,
         nms=own_nms,
-        provenance={
-            key: shown(entries[key], 400)
-            for key in ("description", "author", "version", "license")
-            if key in entries
-        },
+        provenance=file.said("description", "author", "version", "license"),
     )
 
 
@@ -108,8 +102,7 @@ def _output(file: File, options: AdoptOptions, classes: int) -> tuple[Output, bo
 def _with_own_nms(file: File, options: AdoptOptions) -> tuple[Output, bool, str]:
     """A file that was exported with `nms=True` is a baseline as it is.
 
-    Raises:
-        InputError: it is not asked for as one, or with other NMS than its own.
+    InputError: it is not asked for as one, or with other NMS than its own.
     """
     given = options.nms
     if given.nms == "operator" and given.nms_iou is None:

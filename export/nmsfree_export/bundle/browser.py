@@ -154,8 +154,7 @@ class BrowserBackend:
     Attributes:
         ms: milliseconds of the last run, of the network alone.
 
-    Raises:
-        EngineError: no Chromium, no npm, no WebGPU, or a graph that it cannot run.
+    EngineError: no Chromium, no npm, no WebGPU, or a graph that it cannot run.
     """
 
     arithmetic = "cpu"  # float32, as processors compute

@@ -9,6 +9,7 @@ integers. None of this was run: it needs a GPU and DeepStream.
 
 from pathlib import Path
 
+from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
@@ -18,7 +19,6 @@ PARSER = "NvDsInferParseCustomEfficientNMS"
 LIBRARY = "/opt/nvidia/deepstream/deepstream/lib/libnvds_infercustomparser.so"
 CONFIG, LABELS = "nvinfer.txt", "labels.txt"
 MODES = {"fp32": 0, "int8": 1, "fp16": 2}  # network-mode
-MOST = 2 << 30  # bytes of a model
 
 
 def bundle_deepstream(model: Model, out: Path) -> Path:
@@ -37,7 +37,7 @@ def bundle_deepstream(model: Model, out: Path) -> Path:
     if resize.kind == "letterbox" and not resize.enlarge:
         raise InputError(f"{path}: leaves small pictures as they are, DeepStream enlarges them")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "model.onnx", read_bytes(path, MOST))
+    write_atomic(out / "model.onnx", read_bytes(path, MAX_ONNX))
     write_atomic(out / LABELS, ("\n".join(spec.class_names) + "\n").encode())
     write_atomic(out / CONFIG, config_of(model).encode())
     return out / CONFIG

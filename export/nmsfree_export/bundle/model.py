@@ -12,18 +12,9 @@ from nmsfree.errors import InputError, ModelError
 from nmsfree.machine import sha256
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.contract import port_of
-from nmsfree_export.tensorrt.network import read_source
+from nmsfree_export.tensorrt.network import Tensor, read_source
 
 OPEN = -1  # a side of any size
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a file; its type as NumPy spells it, −1 for what is open."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,8 +23,8 @@ class Model:
 
     path: Path
     spec: ModelSpec
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     largest: int  # batch; of an open one without a bound 0
 
     @property
@@ -58,7 +49,7 @@ def read_model(path: Path) -> Model:
     graph = onnx.load_from_string(source.content).graph
     inputs, outputs = (
         tuple(
-            Port(name, kind, tuple(_size(s) for s in sizes))
+            Tensor(name, kind, tuple(_size(s) for s in sizes))
             for name, kind, sizes in map(port_of, v)
         )
         for v in (graph.input, graph.output)
@@ -81,7 +72,7 @@ def _read_engine(path: Path) -> Model:
     spec, (low, _, high) = sidecar.spec, sidecar.batch
     n = high if low == high else OPEN
     kind, (_, *size) = image_port(spec)
-    images = Port("images", kind, (n, *(side or OPEN for side in size)))
+    images = Tensor("images", kind, (n, *(side or OPEN for side in size)))
     outputs = output_shapes(spec.top_k).items()
-    ports = tuple(Port(name, kind, (n, *sizes)) for name, (kind, sizes) in outputs)
+    ports = tuple(Tensor(name, kind, (n, *sizes)) for name, (kind, sizes) in outputs)
     return Model(path, spec, (images,), ports, high)

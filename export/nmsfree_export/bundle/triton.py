@@ -16,18 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
+from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.canary import canary_picture
 from nmsfree.decode import read_bytes
 from nmsfree.errors import GateError, import_extra
 from nmsfree.files import write_atomic
 from nmsfree.text import shown
-from nmsfree_export.bundle.model import OPEN, Model, Port
+from nmsfree_export.bundle.model import OPEN, Model
+from nmsfree_export.tensorrt.network import Tensor
 
 TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 LARGEST = 64  # batch of a file of any
 QUEUE = 500  # microseconds that a request may wait for others to join it
 CONFIG, CANARY = "config.pbtxt", "canary"
-MOST = 2 << 30  # bytes of a model
 
 CLIENT = '''"""Detections of a picture from the server: python client.py PICTURE [HOST:PORT]."""
 
@@ -64,7 +65,7 @@ def bundle_triton(model: Model, out: Path, *, gpu: bool, instances: int) -> Path
     for inner in ("1", "warmup"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
     file = "model.plan" if model.is_engine else "model.onnx"
-    write_atomic(folder / "1" / file, read_bytes(model.path, MOST))
+    write_atomic(folder / "1" / file, read_bytes(model.path, MAX_ONNX))
     write_atomic(folder / "labels.txt", ("\n".join(spec.class_names) + "\n").encode())
     picture = canary_picture(*spec.canary_size)
     if spec.input == "nchw-float":
@@ -112,7 +113,7 @@ def config_of(model: Model, name: str, gpu: bool, instances: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _port(kind: str, port: Port, batches: bool) -> str:
+def _port(kind: str, port: Tensor, batches: bool) -> str:
     sizes = list(port.shape[1:] if batches else port.shape)
     return f"{kind} [{{ name: {_quoted(port.name)} data_type: {TYPES[port.dtype]} dims: {sizes} }}]"
 

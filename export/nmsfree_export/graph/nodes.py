@@ -28,11 +28,28 @@ class Nodes:
         self._add("TopK", [scores, self.of([k])], [best, places], {"axis": 1})
         return best, places
 
-    def rows(self, values: str, places: str, columns: int, name: str = "") -> str:
+    def rows(self, values: str, places: str, columns: int) -> str:
         """Rows [N, k, columns] of values [N, M, columns] at places [N, k]."""
         wide = [self("Unsqueeze", places, self.of([2]))] * columns
         index = wide[0] if columns == 1 else self("Concat", *wide, axis=2)
-        return self("GatherElements", values, index, name=name, axis=1)
+        return self("GatherElements", values, index, axis=1)
+
+    def best(
+        self, boxes: str, scores: str, classes: str, k: int, name: str = ""
+    ) -> tuple[str, str, str]:
+        """Boxes [N, k, 4], scores [N, k] and classes [N, k] of the best k of [N, M] rows."""
+        best, places = self.top(scores, k, name)
+        label = self("GatherElements", classes, places, axis=1)
+        return self.rows(boxes, places, 4), best, label
+
+    def results(self, boxes: str, classes: str, spec: ModelSpec) -> None:
+        """The outputs of the contract beside `detection_scores`, which are there."""
+        above = self("Max", boxes, self.of(0, np.float32))
+        self("Min", above, self.limit(spec), name="detection_boxes")
+        self("Cast", classes, name="detection_classes", to=TensorProto.INT32)
+        counted = self("Greater", "detection_scores", self.of(spec.score_floor, np.float32))
+        counted = self("Cast", counted, to=TensorProto.INT32)
+        self("ReduceSum", counted, self.of([1]), name="num_detections", keepdims=1)
 
     def maximum(self, values: str) -> str:
         """[N, M, C] → [N, M]; the axis became an input with opset 18."""
@@ -40,13 +57,13 @@ class Nodes:
             return self("ReduceMax", values, axes=[2], keepdims=0)
         return self("ReduceMax", values, self.of([2]), keepdims=0)
 
-    def limit(self, spec: ModelSpec, name: str = "") -> str:
+    def limit(self, spec: ModelSpec) -> str:
         """Width, height, width, height of the input, float32 [4]."""
         if spec.size_step is None:
-            return self.of([spec.width, spec.height] * 2, np.float32, name)
+            return self.of([spec.width, spec.height] * 2, np.float32)
         sides = self("Shape", "images", start=1, end=3)
         sides = self("Cast", sides, to=TensorProto.FLOAT)
-        return self("Gather", sides, self.of([1, 0, 1, 0]), name=name, axis=0)
+        return self("Gather", sides, self.of([1, 0, 1, 0]), axis=0)
 
     def of(self, value: Any, kind: Any = np.int64, name: str = "") -> str:
         """A constant."""

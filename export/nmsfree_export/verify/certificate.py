@@ -70,8 +70,7 @@ def certify(model: ModelProto, spec: ModelSpec, deployed: Tensors, opset: int) -
             however many levels share it: what the file may hold, and all it must hold.
         opset: what was asked for.
 
-    Raises:
-        GateError: a check failed; says which node or tensor.
+    GateError: a check failed; says which node or tensor.
     """
     lines = check_graph(model, spec, opset)
     weights = _inventory(model, deployed)

@@ -15,19 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
 
-from nmsfree.backends import Backend, OnnxRuntimeBackend
+from nmsfree.backends import Backend
 from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree.backends.rows import Rows, match
 from nmsfree.detector import Detector
 from nmsfree.errors import GateError, InputError
 from nmsfree.preprocess import resize_into
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import content_of, made_of
+from nmsfree_export.graph.contract import made_of
 from nmsfree_export.graph.inputs import PIXELS, with_input
 from nmsfree_export.options import STRICT, InputOptions, Tolerance
 from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import Certificate, Line, check_graph
-from nmsfree_export.verify.parity import FAR, Parity, Pictures, bundled_pictures, compare
+from nmsfree_export.verify.parity import (
+    FAR,
+    Parity,
+    Pictures,
+    bundled_pictures,
+    compare,
+    on_processor,
+)
 
 # Height, width: from one pixel to 4K, long ones, smaller than an input and as large as usual ones.
 SIZES = (
@@ -109,7 +116,10 @@ def finish(
     made = with_input(model, wanted)
     lines = tuple(check_graph(made, wanted))
     progress("comparing the file's input")
-    with _opened(model, spec, folder) as usual, _opened(made, wanted, folder) as whole:
+    with (
+        closing(on_processor(model, spec, folder)) as usual,
+        closing(on_processor(made, wanted, folder)) as whole,
+    ):
         if host.input == "any":
             found = compare_pictures(usual, whole, many_sizes((wanted,), pictures))
             check = InputCheck(lines, found, check_resizing(made, wanted))
@@ -117,13 +127,6 @@ def finish(
             check = InputCheck(lines, compare(usual, whole, pictures, STRICT))
         check.parity.enforce()
         return made, with_canary(wanted, whole), check
-
-
-def _opened(model: ModelProto, spec: ModelSpec, folder: Path) -> closing[OnnxRuntimeBackend]:
-    part = folder / f"{spec.input}.part"
-    # A processor runs the graph whatever it was made for.
-    part.write_bytes(content_of(model, replace(spec, int8_target=None)))
-    return closing(OnnxRuntimeBackend(part))
 
 
 def many_sizes(specs: Iterable[ModelSpec], base: Pictures | None = None) -> Pictures:

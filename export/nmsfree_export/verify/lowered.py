@@ -49,8 +49,7 @@ def certify_lowered(
         opset: see `check_graph`.
         float_layers: names of the layers that --auto-mixed left in float.
 
-    Raises:
-        GateError: a check failed; says which node or tensor.
+    GateError: a check failed; says which node or tensor.
     """
     lines = check_graph(model, spec, opset)
     file = _File(model, original)

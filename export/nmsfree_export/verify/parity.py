@@ -7,12 +7,14 @@ stay without a partner only where the list is cut: its score is within the toler
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
+from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.base import Backend, RawDetections
 from nmsfree.backends.rows import match, raw_rows
 from nmsfree.canary import canary_picture
@@ -23,7 +25,7 @@ from nmsfree.images import read_image
 from nmsfree.nms import overlapping
 from nmsfree.spec import ModelSpec
 from nmsfree.streams.sources import IMAGE_SUFFIXES
-from nmsfree_export.graph.contract import outputs_of
+from nmsfree_export.graph.contract import content_of, outputs_of
 from nmsfree_export.options import HALF_UNMATCHED, STRICT, UNMATCHED, Tolerance
 from nmsfree_export.verify.allowed import ADOPTED
 
@@ -222,6 +224,16 @@ def seeded_images(seed: int, spec: ModelSpec) -> Pictures:
         (f"noise of seed {seed}", np.ascontiguousarray(noise)),
         ("canary", canary_picture(spec.height, spec.width)),
     ]
+
+
+def on_processor(model: ModelProto, spec: ModelSpec, folder: Path) -> OnnxRuntimeBackend:
+    """Open a graph that is described so, by way of a file in this folder.
+
+    A processor runs it whatever it was made for.
+    """
+    part = folder / f"{spec.precision}.{spec.input}.part"  # no model by its name
+    part.write_bytes(content_of(model, replace(spec, int8_target=None)))
+    return OnnxRuntimeBackend(part)
 
 
 def compare(
