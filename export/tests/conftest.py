@@ -113,6 +113,15 @@ def checkpoint() -> "Checkpoint":
 
 
 @pytest.fixture(scope="session")
+def grouped() -> "Checkpoint":
+    """The same with what the published network has, GroupNorm, and a duplicate filter of 0.8."""
+    from export_checkpoints import CLASSES, make
+
+    model = preset("fcos_e2e_nano", len(CLASSES)).model
+    return make(dataclasses.replace(model, head_norm="group", dedup_iou=0.8), (96, 128))
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint() -> "Callable[[ModelConfig, tuple[int, int]], Checkpoint]":
     """Return a function that makes such a checkpoint of another network, and of another size."""
     from export_checkpoints import make

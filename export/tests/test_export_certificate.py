@@ -305,18 +305,19 @@ def test_certificate_refuses(built: Built, case: str) -> None:
 
 
 def test_certificate_refuses_the_other_head(checkpoint: Checkpoint, built: Built) -> None:
-    """A file of the o2m head's weights is not certified as the o2o head's."""
+    """A file of the o2o head's weights is not certified as one of the o2m head's."""
+    model, spec, _ = built
     network = checkpoint.build()
     network.heads["o2o"].load_state_dict(network.heads["o2m"].state_dict())
-    wrong = build_onnx(deploy_module(network, built[1]), built[1])
     with pytest.raises(GateError, match="belongs to no part"):
-        check(wrong, built)
+        certify(model, spec, deployed_tensors(deploy_module(network, spec)), OPSET)
 
 
-def test_certificate_refuses_weights_that_are_not_finite(checkpoint: Checkpoint) -> None:
-    network = checkpoint.build()
-    network.heads["o2o"].cls_pred.weight.data[0, 0] = float("nan")
-    spec = make_spec(checkpoint, "o2o", batch=1)
-    module = deploy_module(network, spec)
-    with pytest.raises(GateError, match=r"cls_pred.weight' holds numbers that are not finite"):
-        certify(build_onnx(module, spec), spec, deployed_tensors(module), OPSET)
+def test_certificate_refuses_weights_that_are_not_finite(built: Built) -> None:
+    """Though they are the network's own."""
+    model, (_, spec, deployed) = ModelProto.FromString(built[0].SerializeToString()), built
+    not_finite(model)
+    tensor = biggest(model)
+    broken = deployed | {tensor.name: numpy_helper.to_array(tensor)}
+    with pytest.raises(GateError, match=rf"{tensor.name}' holds numbers that are not finite"):
+        certify(model, spec, broken, OPSET)

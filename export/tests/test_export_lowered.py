@@ -137,12 +137,14 @@ def test_activations_lie_within_what_was_seen(cpu: Built) -> None:
 
 @pytest.mark.parametrize("name", ["head_norm", "filters"])
 def test_group_norm_and_filters_stay_in_float(
-    make_checkpoint: Make, digits: Path, name: str
+    make_checkpoint: Make, grouped: Checkpoint, digits: Path, name: str
 ) -> None:
     """Sums after the pyramid belong to norms and filters; pooling of integers rounds nothing."""
-    changed = {"head_norm": "group"} if name == "head_norm" else {"max_filter": "features"}
-    config = dataclasses.replace(preset("fcos_e2e_nano", 7).model, dedup_iou=0.8, **changed)  # type: ignore[arg-type]
-    built = build(make_checkpoint(config, (96, 128)), digits, "cpu")
+    model = dataclasses.replace(
+        preset("fcos_e2e_nano", 7).model, dedup_iou=0.8, max_filter="features"
+    )
+    made = grouped if name == "head_norm" else make_checkpoint(model, (96, 128))
+    built = build(made, digits, "cpu")
     built.certify(built.model)
     names = quantized_nodes(built.original, "cpu")
     kinds = [n.op_type for n in built.original.graph.node if n.name in names]

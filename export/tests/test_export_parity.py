@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from nmsfree.backends import CallableBackend, OnnxRuntimeBackend, RawDetections
 from nmsfree.errors import GateError, InputError, ModelError
@@ -39,7 +39,7 @@ from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 
 
-@pytest.mark.parametrize(("head", "size"), [("o2o", None), ("o2m", (256, 384))])
+@pytest.mark.parametrize(("head", "size"), [("o2o", None), ("o2m", (128, 192))])
 def test_published_checkpoint_exports_within_tolerance(
     published: Checkpoint, tmp_path: Path, head: str, size: tuple[int, int] | None
 ) -> None:
@@ -73,8 +73,9 @@ HEADS = pytest.mark.parametrize("head", ["o2o", "o2m"])
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
 
 
-@HEADS
-@pytest.mark.parametrize("batch", [1, 2, None])
+@pytest.mark.parametrize(
+    ("head", "batch"), [("o2o", 1), ("o2o", 2), ("o2o", None), ("o2m", 1), ("o2m", None)]
+)
 def test_exported_file_agrees_with_the_network(
     exported: Callable[..., Report], checkpoint: Checkpoint, head: str, batch: int | None
 ) -> None:
@@ -137,10 +138,10 @@ def test_failed_parity_leaves_no_file(
     out.write_bytes(b"older")
 
     def shifted(module: torch.nn.Module, spec: ModelSpec) -> ModelProto:
-        state = {k: v.clone() for k, v in module.state_dict().items()}
-        module.cells[:, 0] += 1.0
         model = build_onnx(module, spec)
-        module.load_state_dict(state)
+        cells = next(t for t in model.graph.initializer if t.name == "cells")
+        moved = numpy_helper.to_array(cells) + np.float32([1, 0, 0])
+        cells.CopyFrom(numpy_helper.from_array(moved, "cells"))
         return model
 
     monkeypatch.setattr(export_module, "build_onnx", shifted)

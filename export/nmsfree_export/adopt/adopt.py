@@ -35,11 +35,11 @@ from nmsfree_export.adopt.foreign import (
     Foreign,
     as_options,
 )
-from nmsfree_export.adopt.nms_effect import NmsEffect, measure_effect
 from nmsfree_export.adopt.recognize import make_adopted_spec, recognize
 from nmsfree_export.adopt.reference import Original, larger
 from nmsfree_export.adopt.rewrite import opset_of, rewrite
 from nmsfree_export.graph.contract import describe
+from nmsfree_export.verify.accuracy import NmsEffect, measure_nms
 from nmsfree_export.verify.canary import with_canary
 from nmsfree_export.verify.certificate import check_graph
 from nmsfree_export.verify.inputs import InputCheck, finish
@@ -136,7 +136,7 @@ def adopt_onnx(
         if check is not None:
             plain = rewrite(form.model, replace(foreign, nms=None), replace(spec, nms=None))
             without.write_bytes(plain.SerializeToString())
-            effect = measure_effect(without, part, check, progress)
+            effect = measure_nms(without, part, check, progress)
         with closing(OnnxRuntimeBackend(part)) as backend:
             spec = with_canary(spec, backend)
         adopted, spec, taken = finish(adopted, spec, options.host, folder, pictures, progress)
