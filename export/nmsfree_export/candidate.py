@@ -128,6 +128,7 @@ class FragileError(GateError):
 class Verification:
     """What a candidate has shown, see `convert.Report`."""
 
+    spec: ModelSpec  # with its canary
     parity: Parity
     seed: int
     seeded: Parity
@@ -176,12 +177,9 @@ class Verifier:
             seeded = self._parity(backend, pictures, seeded_tolerance(spec))
             if seeded.rows:  # an NMS baseline may find nothing there
                 seeded.enforce()
-            return Verification(parity, self.seed, seeded, self._accuracy(backend))
-
-    def with_canary(self, candidate: Candidate) -> ModelSpec:
-        """Describe a candidate together with what it answers to the canary."""
-        with self._opened(candidate.model, candidate.spec) as backend:
-            return with_canary(candidate.spec, backend)
+            accuracy = self._accuracy(backend)
+            described = with_canary(candidate.spec, backend)
+            return Verification(described, parity, self.seed, seeded, accuracy)
 
     def layers(self, candidate: Candidate) -> list[LayerError]:
         """Return the error of every layer beside FP32, those that add most first."""

@@ -217,20 +217,18 @@ def write_verified(
                 if spec.precision == "fp32":
                     raise
                 raise explain(failure, verifier.layers(candidate)) from None
-        spec = verifier.with_canary(candidate)
         model, spec, taken = finish(
-            candidate.model, spec, options.host, folder, inputs.pictures, progress
+            candidate.model, found.spec, options.host, folder, inputs.pictures, progress
         )
     content = content_of(model, spec)
     write_atomic(out, content)
     return Report(
-        out,
-        hashlib.sha256(content).hexdigest(),
-        len(content),
-        spec,
-        taken.certified(candidate.certificate) if taken else candidate.certificate,
+        path=out,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        certificate=taken.certified(candidate.certificate) if taken else candidate.certificate,
         input=taken,
         float_layers=candidate.float_layers,
         attempts=attempts,
-        **vars(found),
+        **(vars(found) | {"spec": spec}),
     )

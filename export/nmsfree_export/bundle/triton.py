@@ -94,7 +94,7 @@ def config_of(model: Model, name: str, gpu: bool, instances: int) -> str:
     if model.spec.input == "any":
         canary[1:3] = model.spec.canary_size
     lines = [
-        f"name: {_quoted(name)}",
+        f"name: {json.dumps(name)}",
         f'platform: "{"tensorrt_plan" if model.is_engine else "onnxruntime_onnx"}"',
         f"max_batch_size: {(model.largest or LARGEST) if batches else 0}",
         *(_port("input", port, batches) for port in model.inputs),
@@ -115,11 +115,9 @@ def config_of(model: Model, name: str, gpu: bool, instances: int) -> str:
 
 def _port(kind: str, port: Tensor, batches: bool) -> str:
     sizes = list(port.shape[1:] if batches else port.shape)
-    return f"{kind} [{{ name: {_quoted(port.name)} data_type: {TYPES[port.dtype]} dims: {sizes} }}]"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
+    return (
+        f"{kind} [{{ name: {json.dumps(port.name)} data_type: {TYPES[port.dtype]} dims: {sizes} }}]"
+    )
 
 
 def client_of(model: Model, name: str) -> str:

@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from nmsfree.backends.onnxruntime.session import make_session
 from nmsfree_export.graph.contract import batch_of, made_of
-from nmsfree_export.graph.values import PRODUCTS, find_places, weights_of
+from nmsfree_export.graph.values import PRODUCTS, find_places
 
 SUFFIXES = {
     **dict.fromkeys(PRODUCTS, ".product"),  # of two values, as in attention
@@ -81,7 +81,7 @@ def read_layers(model: ModelProto) -> list[Layer]:
         elif node.op_type in SUFFIXES and feeds:
             output, weights, precision = node.output[0], "", ""
             if place in places.weighted:
-                weights = weights_of(node, places.constants)
+                weights = next(w for w in node.input[1::-1] if w in places.constants)
                 weights = stored.get(weights, weights)
                 precision = _NAMES.get(kinds.get(weights, 0), "unknown")
                 weights = weights.removesuffix("_quantized").removesuffix(".half")

@@ -6,7 +6,6 @@ kinds of nodes are no part of the network in this sense: the tail, behind the la
 offsets of a box side, multiplied with these offsets, as heads with distributions have.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +55,6 @@ def find_places(model: ModelProto) -> Places:
         else:
             tail.add(place)
     return Places(*map(frozenset, (constants, weighted, means, last, tail)))
-
-
-def weights_of(node: NodeProto, constants: Collection[str]) -> str:
-    """The name of what a product multiplies values with."""
-    first, second = node.input[:2]
-    return str(second if second in constants else first)
 
 
 def simplified(model: ModelProto) -> ModelProto:

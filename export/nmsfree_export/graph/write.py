@@ -18,7 +18,7 @@ from torch import nn
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.spec import ModelSpec
-from nmsfree_export.graph.contract import CANDIDATES, describe, full_spec
+from nmsfree_export.graph.contract import CANDIDATES, describe
 from nmsfree_export.graph.deploy import CandidatesModule, NmsFreeModule
 from nmsfree_export.graph.nms import append_nms
 from nmsfree_training.model.detector import Fcos
@@ -105,8 +105,3 @@ def _fold(model: Model) -> None:
         passes.NameFixPass,
     ):
         kind()(model)
-
-
-def full_version(network: Fcos, spec: ModelSpec) -> ModelProto:
-    """The FP32 version of a lowered file."""
-    return build_onnx(deploy_module(network, full_spec(spec)), full_spec(spec))

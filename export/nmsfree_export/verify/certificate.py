@@ -91,11 +91,6 @@ def certify_graph(model: ModelProto, spec: ModelSpec) -> Certificate:
     return Certificate(tuple(lines), {"all": sum(sizes)})
 
 
-def about_float(names: Collection[str]) -> list[Line]:
-    """The line that names what --auto-mixed left in float, if there is anything."""
-    return [("float layers of --auto-mixed", ", ".join(names))] if names else []
-
-
 def check_graph(model: ModelProto, spec: ModelSpec, opset: int | None = None) -> list[Line]:
     """Check what a graph is made of, whatever its weights.
 

@@ -14,6 +14,7 @@ from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.errors import GateError, InputError, MissingExtraError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.spec import ModelSpec
+from nmsfree_export.graph.contract import full_spec
 from nmsfree_export.options import MAX_DROP, STRICT, Tolerance, VerifyOptions
 from nmsfree_export.verify.accuracy import Accuracy, measure
 from nmsfree_export.verify.inputs import WHOLE, compare_pictures, many_sizes
@@ -71,17 +72,19 @@ class Side:
                 f"{self.path}: device is {self.device!r}, but a checkpoint runs in PyTorch, on cpu"
                 " or cuda: give the device of the other model alone, with --device-a or --device-b"
             )
-        whole = replace(like, precision="fp32", int8_target=None)  # whatever the other computes in
+        whole = full_spec(like)  # whatever the other computes in
         return open_checkpoint(self.path, device=str(device), like=whole)
 
     def graph(self, spec: ModelSpec) -> ModelProto:
         """Read the graph of a file; of a checkpoint, export it in FP32 as it was opened."""
         if not self.is_checkpoint:
             return onnx.load(self.path)
-        from nmsfree_export.graph.write import full_version
+        from nmsfree_export.graph.write import build_onnx, deploy_module
         from nmsfree_training.weights.checkpoint import deployed_like, load_checkpoint
 
-        return full_version(deployed_like(load_checkpoint(self.path), spec).build(), spec)
+        full = replace(full_spec(spec), batch=1)  # soon traced
+        network = deployed_like(load_checkpoint(self.path), spec).build()
+        return build_onnx(deploy_module(network, full), full)
 
 
 def sides_of(options: VerifyOptions) -> tuple[Side, Side]:

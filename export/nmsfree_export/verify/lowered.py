@@ -20,7 +20,6 @@ from nmsfree_export.verify.allowed import refused
 from nmsfree_export.verify.certificate import (
     Certificate,
     Line,
-    about_float,
     array_of,
     check_graph,
     check_precision,
@@ -67,7 +66,9 @@ def certify_lowered(
         in_float |= {x.name for x in layers if x.node in spared or x.op not in INTEGER_PRODUCTS}
     else:
         lines.append(_check_same_graph(file))
-    lines += [check_precision(model, spec.precision, in_float), *about_float(float_layers)]
+    lines.append(check_precision(model, spec.precision, in_float))
+    if float_layers:
+        lines.append(("float layers of --auto-mixed", ", ".join(float_layers)))
     word = "quantization" if spec.precision == "int8" else "rounding"
     check, found = before.lines[-1]
     lines.append((f"before {word}, {check}", found))
