@@ -126,7 +126,7 @@ def test_int8_of_an_adopted_file(
     report = convert_onnx(adopted["A"], tmp_path / "int8.onnx", options)
     model = onnx.load(report.path)
     assert count_precisions(model) == {"int8": 3, "fp32": 5}
-    assert report.spec.provenance["calibration"] == "pictures0, 6 images"
+    assert report.spec.provenance["calibration"] == f"{pictures.name}, 6 images"
     fed = {n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     bending = {n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
     assert bool(fed & bending) == (target == "cpu"), "SiLU in integers"

@@ -26,6 +26,7 @@ from nmsfree_export.quantize import placed
 from nmsfree_export.verify import parity as parity_module
 from nmsfree_export.verify.allowed import ADOPTED
 from nmsfree_export.verify.compare import Side, open_pair
+from nmsfree_export.verify.inputs import compare_pictures
 from nmsfree_export.verify.parity import (
     compare,
     load_images,
@@ -252,6 +253,16 @@ def test_all_rows_that_moved_a_little(
     assert f"box {shift:.1e} px (allowed " in str(moved)
     fainter = compare(base, _constant(spec, boxes, scores * factor), images, allowed)
     assert not fainter.passed
+
+
+def test_medians_count_in_whole_pictures_too(checkpoint: Checkpoint) -> None:
+    """Three pixels of the input, some six of a picture, are no other row's, but too many."""
+    spec = make_spec(checkpoint, "o2o", top_k=3)
+    allowed, images = tolerance_for(spec, "int8"), load_images(None)[:2]
+    base, moved = (_constant(spec, BOXES + shift, SCORES) for shift in (0, 3))
+    assert compare_pictures(base, base, images, allowed).passed
+    found = compare_pictures(base, moved, images, allowed)
+    assert found.unmatched == 0 and not found.passed and found.box_median > 3
 
 
 @pytest.mark.parametrize(

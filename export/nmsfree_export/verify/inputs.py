@@ -33,6 +33,8 @@ from nmsfree_export.verify.parity import (
     Pictures,
     bundled_pictures,
     compare,
+    differences,
+    medians,
     on_processor,
 )
 
@@ -156,6 +158,7 @@ def compare_pictures(
     detectors = Detector(a), Detector(b)
     rows = unmatched = confident = 0
     score, box, worst = 0.0, 0.0, "–"
+    apart = []
     for done, (name, picture) in enumerate(pictures, 1):
         ours, theirs = (_rows(detector, picture) for detector in detectors)
         far = FAR * max(picture.shape[:2]) + tolerance.box
@@ -163,16 +166,15 @@ def compare_pictures(
         lonely = ours.alone(mine, theirs, 0) + theirs.alone(other, ours, 0)
         # Of a row that either list may have cut, another one may have become the partner.
         sure = (ours.scores[mine] > theirs.cut) & (theirs.scores[other] > ours.cut)
-        mine, other = mine[sure], other[sure]
-        rows, unmatched = rows + len(mine) + lonely, unmatched + lonely
+        apart.append(differences(ours, theirs, mine[sure], other[sure]))
+        rows, unmatched = rows + len(apart[-1]) + lonely, unmatched + lonely
         confident += int((ours.scores > FAR).sum())
-        scores = np.abs(ours.scores[mine] - theirs.scores[other])
-        score = max(score, float(scores.max(initial=0)))
-        apart = float(np.abs(ours.boxes[mine] - theirs.boxes[other]).max(initial=0))
-        if apart >= box:
-            box, worst = apart, name
+        score = max(score, float(apart[-1][:, 0].max(initial=0)))
+        if (farthest := float(apart[-1][:, 1:].max(initial=0))) >= box:
+            box, worst = farthest, name
         progress(done, len(pictures))
-    return Parity(len(pictures), rows, unmatched, score, box, worst, tolerance, confident=confident)
+    seen = len(pictures), rows, unmatched, score, box, worst, tolerance, None, confident
+    return Parity(*seen, *medians(apart))
 
 
 def _rows(detector: Detector, picture: NDArray[np.uint8]) -> Rows:

@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.base import Backend, RawDetections
-from nmsfree.backends.rows import match, raw_rows
+from nmsfree.backends.rows import Rows, match, raw_rows
 from nmsfree.canary import canary_picture
 from nmsfree.datasets.digits.scenes import make_scene
 from nmsfree.detector import IMAGES_PER_RUN, Detector
@@ -260,7 +260,7 @@ def compare(
     in_steps = [(i, s.nms) for i, s in enumerate((a.spec, b.spec)) if s.nms and s.nms.steps]
     rows = unmatched = longer = confident = 0
     score, box, worst = 0.0, 0.0, "–"
-    apart: list[NDArray[np.float64]] = []  # of each row: score, four corners
+    apart = []
     step = min(s.batch or IMAGES_PER_RUN for s in (a.spec, b.spec))
     starts = [0, *range(1, len(images), step)]
     for start, end in zip(starts, [*starts[1:], len(images)], strict=True):
@@ -280,21 +280,32 @@ def compare(
                 for k, nms in in_steps
             )
             confident += int((ours.scores > FAR).sum())
-            mine, partners = (
-                np.column_stack([rows_of.scores[k], rows_of.boxes[k]])
-                for rows_of, k in ((ours, found), (theirs, other))
-            )
-            apart.append(np.abs(mine - partners))
+            apart.append(differences(ours, theirs, found, other))
             score = max(score, float(apart[-1][:, 0].max(initial=0)))
             if (farthest := apart[-1][:, 1:].max(initial=0)) >= box:
                 box, worst = float(farthest), name
         progress(end, len(images))
     chains = longer if in_steps else None
+    seen = len(images), rows, unmatched, score, box, worst, tolerance, chains, confident
+    return Parity(*seen, *medians(apart))
+
+
+def differences(
+    ours: Rows, theirs: Rows, found: NDArray[np.intp], other: NDArray[np.intp]
+) -> NDArray[np.floating]:
+    """Of rows and their partners [n, 5]: score, four corners."""
+    a: NDArray[np.floating] = np.column_stack([ours.scores[found], ours.boxes[found]])
+    b: NDArray[np.floating] = np.column_stack([theirs.scores[other], theirs.boxes[other]])
+    return np.asarray(np.abs(a - b))
+
+
+def medians(apart: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
+    """Of the `differences` in all pictures: of scores, and of corners."""
     every = np.concatenate([*apart, np.zeros((0, 5))])
-    medians = [float(np.median(part)) if part.size else 0.0 for part in (every[:, 0], every[:, 1:])]
-    return Parity(
-        len(images), rows, unmatched, score, box, worst, tolerance, chains, confident, *medians
+    score, box = (
+        float(np.median(part)) if part.size else 0.0 for part in (every[:, 0], every[:, 1:])
     )
+    return score, box
 
 
 def _check_contract(raw: RawDetections, backend: Backend, tolerance: Tolerance) -> None:
