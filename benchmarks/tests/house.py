@@ -22,9 +22,9 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18305, "training": 10585, "export": 9335, "benchmarks": 10053}  # of code
-TEST_LINES = {"runtime": 15485, "training": 9132, "export": 6140, "benchmarks": 8150}
-FILES = 288  # of code, all distributions
+LINES = {"runtime": 18305, "training": 10585, "export": 9208, "benchmarks": 10053}  # of code
+TEST_LINES = {"runtime": 15485, "training": 9132, "export": 6134, "benchmarks": 8150}
+FILES = 287  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
 BEGIN, END = "<!-- picture: begin -->\n", "<!-- picture: end -->"
