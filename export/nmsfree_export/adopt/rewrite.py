@@ -53,7 +53,7 @@ def rewrite(model: ModelProto, foreign: Foreign, spec: ModelSpec) -> ModelProto:
     plain_end = spec.nms is None or foreign.own_nms
     if plain_end:
         behind("Identity", scores, name="detection_scores")
-        behind.results(boxes, classes, spec)
+        behind.results(boxes, classes, behind.of(spec.score_floor, np.float32), spec)
     else:
         for name, value in zip(CANDIDATES, (boxes, scores, classes), strict=True):
             behind("Identity", value, name=name)

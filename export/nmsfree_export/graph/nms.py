@@ -34,6 +34,7 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
     most = scores.type.tensor_type.shape.dim[1].dim_value
     add = Nodes("nms/", opset=18)
     add.of([nms.iou], np.float32, "nms_iou")
+    add.of([spec.score_floor], np.float32, "nms_floor")
     if nms.steps is None:
         boxes, kept, classes = _suppress(add, spec)
     else:
@@ -41,7 +42,7 @@ def append_nms(model: ModelProto, spec: ModelSpec) -> None:
         boxes, kept, classes = _suppress_plainly(add, nms, most)
     k = min(spec.top_k, most)
     boxes, _, classes = add.best(boxes, kept, classes, k, name="detection_scores")
-    add.results(boxes, classes, spec)
+    add.results(boxes, classes, "nms_floor", spec)
     model.graph.initializer.extend(add.constants)
     model.graph.node.extend(add.nodes)
     set_outputs(model, outputs_of(replace(spec, top_k=k), spec.batch or "batch"))
@@ -56,7 +57,7 @@ def _suppress(add: Nodes, spec: ModelSpec) -> tuple[str, str, str]:
         numbers = add.of(np.arange(len(spec.class_names))[None, :, None])
         own = add("Equal", add("Unsqueeze", classes, add.of([1])), numbers)
         spread = add("Where", own, spread, add.of(-1, np.float32))
-    rules = add.of([np.iinfo(np.int32).max]), "nms_iou", add.of([spec.score_floor], np.float32)
+    rules = add.of([np.iinfo(np.int32).max]), "nms_iou", "nms_floor"
     selected = add("NonMaxSuppression", boxes, spread, *rules, name="nms_selected")
     rows = add("Gather", selected, add.of([0, 2]), axis=1)  # image and candidate
     ones = add("Expand", add.of(1, np.float32), add("Shape", rows, start=0, end=1))

@@ -42,12 +42,12 @@ class Nodes:
         label = self("GatherElements", classes, places, axis=1)
         return self.rows(boxes, places, 4), best, label
 
-    def results(self, boxes: str, classes: str, spec: ModelSpec) -> None:
+    def results(self, boxes: str, classes: str, floor: str, spec: ModelSpec) -> None:
         """The outputs of the contract beside `detection_scores`, which are there."""
         above = self("Max", boxes, self.of(0, np.float32))
         self("Min", above, self.limit(spec), name="detection_boxes")
         self("Cast", classes, name="detection_classes", to=TensorProto.INT32)
-        counted = self("Greater", "detection_scores", self.of(spec.score_floor, np.float32))
+        counted = self("Greater", "detection_scores", floor)
         counted = self("Cast", counted, to=TensorProto.INT32)
         self("ReduceSum", counted, self.of([1]), name="num_detections", keepdims=1)
 
