@@ -102,9 +102,11 @@ def test_the_rows_set_what_their_names_say(chosen: dict[str, Preset]) -> None:
         "all": "logits",
     }
     late = replace(chosen["dedup_start"].train, o2o_start=0.5)
-    assert chosen["dedup_late"].train == late and chosen["dedup_late"].model.dedup_iou == 0.6
+    for name in ("dedup_late", "late_from_digits"):
+        assert chosen[name].train == late and chosen[name].model.dedup_iou == 0.6
     dedup = {name for name, found in chosen.items() if found.model.dedup_iou}
-    assert dedup == {*(name for name in chosen if name.startswith("dedup")), "from_digits"}
+    ours = {"from_digits", "late_from_digits"}
+    assert dedup == {*(name for name in chosen if name.startswith("dedup"))} | ours
     assert chosen["o2m"].model.heads == ("o2m",) and chosen["o2o"].model.heads == ("o2o",)
 
 

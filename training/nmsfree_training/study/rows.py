@@ -15,6 +15,10 @@ PUBLISHED = (
 OF_REFERENCE = "WEIGHTS"  # stands for the reference's last weights of the same length and seed
 WHOLE = "--o2o-gradient 1"
 DEDUP = f"{WHOLE} --dedup-iou 0.78 --deployed-dedup-iou 0.76"  # as in the presets
+LATE = (
+    f"{DEDUP} --o2o-matching hungarian --dedup-start 5 --dedup-iou 0.6 --deployed-dedup-iou 0.6"
+    " --o2o-start 0.5"
+)
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,7 @@ ROWS: tuple[Row, ...] = (
         "dedup_late",
         "the same at IoU 0.6, one-to-one from half time",
         "And if it starts as a copy that is trained, and the filter leaves it less to learn?",
-        f"{DEDUP} --o2o-matching hungarian --dedup-start 5 --dedup-iou 0.6 --deployed-dedup-iou 0.6"
-        " --o2o-start 0.5",
+        LATE,
     ),
     Row(
         "retrofit",
@@ -163,6 +166,12 @@ ROWS: tuple[Row, ...] = (
         "dedup filter, Hungarian, from digits",
         "The same without NMS.",
         f"{DEDUP} --o2o-matching hungarian --init weights/fcos_e2e_nano.safetensors",
+    ),
+    _two_heads(
+        "late_from_digits",
+        "one-to-one from half time, from digits",
+        "And late, from the very weights of the one with NMS?",
+        f"{LATE} --init weights/fcos_rt_nano.safetensors",
     ),
 )
 
