@@ -85,9 +85,8 @@ quick: setup  ## run fast tests of all four folders: half a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu' $(or $(ARGS),$(QUICK_TESTS))
 
 test: setup  ## run the tests
-# Three runs: one process with tests of the runtime, then of training, ended by SIGSEGV as a test began
-# that sends itself SIGINT (test_who_asks_twice_does_not_wait), and xdist shows no word of it. What
-# crashes is not known. Neither memory nor a test that hangs: pytest-timeout fails one by a signal.
+# One run of all was ended by SIGSEGV, without a word, where a test raises SIGINT: models that OpenVINO
+# ran and that were closed left a stack for signal handlers that was gone (`backends/openvino.py`).
 # Tests of servers, streams and clusters wait more than they compute: two processes for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') \
 		$(or $(ARGS),runtime/tests)

@@ -1,6 +1,8 @@
 """The OpenVINO backend: the contract, files and requests that are refused, agreement."""
 
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +172,24 @@ def test_a_trained_detector_with_nms_agrees_with_onnxruntime(tmp_path: Path) -> 
     )
     assert outcome.rows > 10
     assert outcome.passed, str(outcome)
+
+
+def test_signals_are_handled_after_models_were_closed_in_any_order(
+    tiny: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_python(
+        "import signal, sys, threading\n"
+        "from nmsfree import Detector\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled'))\n"
+        "first, second = (Detector(sys.argv[1], device='openvino') for _ in range(2))\n"
+        "first.close()\n"
+        "second.close()\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+        "third = Detector(sys.argv[1], device='openvino')\n"
+        "thread = threading.Thread(target=third.close)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "signal.raise_signal(signal.SIGINT)",
+        tiny,
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\nhandled\n"), done.stderr

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def compile_model(
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
+    core = _lasting(openvino.Core)
     found: list[str] = core.available_devices
     known = {*found, *(name.partition(".")[0] for name in found)}  # "GPU" is the first of several
     if plugin not in known:
@@ -173,6 +174,19 @@ def compile_model(
     version = openvino.__version__.partition("-")[0]
     text = f"OpenVINO {version} {', '.join(devices)}, {kind}"
     return compiled, text + (f", threads {threads or 'automatic'}" if plugin == "CPU" else "")
+
+
+@cache
+def _lasting(core: Any) -> Any:
+    """The one OpenVINO of this process, which is never freed.
+
+    It gives the thread that loads it a stack for signal handlers, and unmaps that when it is freed.
+    Of two, the first one freed first, or one freed by another thread, a stack that is gone stays in
+    use: the next signal that Python handles, Ctrl-C, would end the process by SIGSEGV.
+    """
+    made = core()
+    never_free(made)
+    return made
 
 
 class OpenVinoBackend:
