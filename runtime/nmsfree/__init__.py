@@ -1,4 +1,4 @@
-"""nmsfree: run FCOS detectors that need no non-maximum suppression. No torch inside.
+"""nmsfree: run detectors that need no non-maximum suppression: FCOS, YOLO, DETR. No torch inside.
 
 >>> from nmsfree import Detector
 >>> detections = Detector("model.onnx")("street.jpg")
