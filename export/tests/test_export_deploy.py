@@ -31,10 +31,10 @@ from nmsfree_export.verify.certificate import certify
 from nmsfree_export.verify.compare import Side, open_pair
 from nmsfree_export.verify.parity import compare, load_images
 from nmsfree_training.config import HeadNorm, ModelConfig, preset
-from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.model.backbones.lite0 import Lite0
+from nmsfree_training.model.backbones.resnet import ResNet
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.model.lite import Lite0
-from nmsfree_training.model.norms import normalize
+from nmsfree_training.model.norms import FrozenBatchNorm2d, normalize
 from nmsfree_training.weights.checkpoint import Checkpoint, save_checkpoint
 from nmsfree_training.weights.predict import TorchBackend, make_spec
 

@@ -15,6 +15,7 @@ from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
 from nmsfree.text import one_of
 
+BackboneName = Literal["resnet", "lite0"]
 HeadName = Literal["o2m", "o2o"]
 HeadNorm = Literal["group", "batch", "batch_per_level"]
 MaxFilter = Literal["none", "logits", "features"]
@@ -42,7 +43,7 @@ class ModelConfig:
     num_classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
     # Which heads exist; at deployment one is kept, "o2o" if there is one.
     heads: Annotated[tuple[HeadName, ...], Meta(min_length=1, max_length=2)]
-    backbone: Literal["resnet", "lite0"] = "resnet"
+    backbone: BackboneName = "resnet"  # see `model/backbones`
     # depth, width: of a ResNet; width are the channels of its stem, 64 in the standard network.
     depth: Literal[18, 34, 50] = 18
     width: Annotated[int, Meta(ge=1, le=512)] = 64

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nmsfree.errors import CheckpointError
 from nmsfree_training.config import PRESETS, HeadName, Matching, MaxFilter, Preset, preset
 from nmsfree_training.loop.start import fine_tune, load_imagenet, retrofit
-from nmsfree_training.model.backbone import ResNet
+from nmsfree_training.model.backbones.resnet import ResNet
 from nmsfree_training.model.detector import Fcos, fresh_network
 from nmsfree_training.model.filters import GAIN
 from nmsfree_training.model.norms import freeze_statistics

@@ -11,10 +11,11 @@ from torch import nn
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree_training.config import PRESETS, HeadName, HeadNorm, preset
 from nmsfree_training.loop.start import load_imagenet
-from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.model.backbones.lite0 import Lite0, SameConv2d
+from nmsfree_training.model.backbones.resnet import ResNet
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.head import ConvNorm, LevelBatchNorm2d
-from nmsfree_training.model.lite import Lite0, SameConv2d
+from nmsfree_training.model.norms import FrozenBatchNorm2d
 from nmsfree_training.weights.card import gmac
 from nmsfree_training.weights.imagenet import find_imagenet
 from nmsfree_training.weights.published import to_published_keys

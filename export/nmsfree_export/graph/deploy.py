@@ -14,13 +14,12 @@ from torch.nn import functional
 
 from nmsfree.spec import ModelSpec
 from nmsfree_training.config import STRIDES
-from nmsfree_training.model.backbone import FrozenBatchNorm2d, ResNet
+from nmsfree_training.model.backbones import Backbone
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.detector import Fcos
 from nmsfree_training.model.filters import FoldedFilter, Shapes
 from nmsfree_training.model.head import Head, LevelBatchNorm2d
-from nmsfree_training.model.lite import Lite0
-from nmsfree_training.model.norms import MEAN_RGB, STD_RGB
+from nmsfree_training.model.norms import MEAN_RGB, STD_RGB, FrozenBatchNorm2d
 
 
 def folded_conv(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
@@ -37,7 +36,7 @@ def folded_conv(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     return folded
 
 
-def fold_backbone(backbone: ResNet | Lite0) -> ResNet | Lite0:
+def fold_backbone(backbone: Backbone) -> Backbone:
     """Return a copy without batch norm."""
     backbone = copy.deepcopy(backbone)
     for module in backbone.modules():

@@ -23,8 +23,8 @@ from nmsfree_training.config import (
 )
 from nmsfree_training.criterion.assignment import MIN_SIDE
 from nmsfree_training.data.examples import largest_size
+from nmsfree_training.model.backbones import BACKBONES
 from nmsfree_training.model.detector import Fcos
-from nmsfree_training.model.lite import from_port_keys
 from nmsfree_training.weights.checkpoint import load_checkpoint
 from nmsfree_training.weights.torch_file import (
     check_values,
@@ -242,23 +242,20 @@ def load_imagenet(network: Fcos, path: Path) -> None:
             f"{path}: holds {type(content).__name__} with other things than tensors, expected a "
             "state dict with the names of torchvision's ResNet, or of EfficientNet-Lite0's port"
         )
-    if network.config.backbone == "lite0":
-        content = from_port_keys(content)
+    kind = BACKBONES[network.config.backbone]
     own = network.backbone.state_dict()
     state = {
         key: value
-        for key, value in content.items()
-        if not key.startswith("fc.") and (key in own or not key.endswith("num_batches_tracked"))
+        for key, value in kind.from_imagenet(content).items()
+        if key in own or not key.endswith("num_batches_tracked")
     }
     wrong = [k for k, v in own.items() if k in state and state[k].shape != v.shape]
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
     if wrong or missing or extra:
-        name = f"the ResNet-{network.config.depth} of width {network.config.width}"
-        name = "EfficientNet-Lite0" if network.config.backbone == "lite0" else name
         raise CheckpointError(
-            f"{path}: does not fit {name}: {len(missing)} keys missing, {len(extra)} too many, "
-            f"{len(wrong)} of another shape"
+            f"{path}: does not fit {kind.title(network.config)}: {len(missing)} keys missing, "
+            f"{len(extra)} too many, {len(wrong)} of another shape"
         )
     check_values(path, state, own)
     network.backbone.load_state_dict(state, strict=False)

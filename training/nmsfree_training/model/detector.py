@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nmsfree_training.config import STRIDES, HeadName, ModelConfig, Preset
-from nmsfree_training.model.backbone import Fpn, ResNet
+from nmsfree_training.model.backbones import BACKBONES
 from nmsfree_training.model.boxes import anchor_points, decode
 from nmsfree_training.model.filters import DuplicateFilter
 from nmsfree_training.model.head import Head
-from nmsfree_training.model.lite import Lite0
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,47 @@ class Prediction:
     shapes: list[tuple[int, int]]  # (h, w) of every level
 
 
+class Fpn(nn.Module):
+    """C3, C4, C5 → P3, P4, P5 of `channels` channels each.
+
+    `input_projs` are listed from coarse to fine, `smooth_layers` from P5 to P3, as in the
+    published checkpoints.
+    """
+
+    def __init__(self, inputs: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.input_projs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in reversed(inputs))
+        self.smooth_layers = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        coarse_to_fine = reversed(features)
+        outputs: list[Tensor] = []
+        above: Tensor | None = None
+        for feature, project, smooth in zip(
+            coarse_to_fine, self.input_projs, self.smooth_layers, strict=True
+        ):
+            x = project(feature)
+            if above is not None:
+                x = x + F.interpolate(above, size=x.shape[-2:], mode="nearest")
+            above = x
+            outputs.append(smooth(x))
+        return tuple(reversed(outputs))
+
+
 class Fcos(nn.Module):
     """Backbone, FPN and the heads named in the configuration."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        frozen = config.frozen_norm, config.frozen_stages
-        self.backbone: ResNet | Lite0
-        if config.backbone == "lite0":
-            self.backbone = Lite0(*frozen)
-        else:
-            self.backbone = ResNet(config.depth, config.width, *frozen)
+        self.backbone = BACKBONES[config.backbone].of(config)
         self.fpn = Fpn(self.backbone.channels, config.channels)
         self.heads = nn.ModuleDict({name: Head(config, name == "o2o") for name in config.heads})
         if len(self.heads) == 2:  # as published, the o2o head starts as a copy of the o2m head

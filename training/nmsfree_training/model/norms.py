@@ -1,14 +1,43 @@
-"""Batch norm with the statistics of all processes, on CPU and GPU.
+"""Batch norm with constants, and with the statistics of all processes, on CPU and GPU.
 
-PyTorch's own `SyncBatchNorm` runs on GPUs only; this one is plain autograd over a differentiable
-sum, so that a run of two CPU processes can be compared with a run of one.
+PyTorch's own `SyncBatchNorm` runs on GPUs only; ours is plain autograd over a differentiable sum,
+so that a run of two CPU processes can be compared with a run of one.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and weights are constants (eps 1e-5)."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:  # mixed precision: what comes in half goes out half
+            constants = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(x, *constants, training=False, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):

@@ -1,40 +1,16 @@
 """ResNet-18/34/50 (He et al., arXiv:1512.03385) with torchvision's parameter names."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nmsfree_training.config import ModelConfig
+from nmsfree_training.model.norms import FrozenBatchNorm2d, Norm
+
 # Blocks in layer1 … layer4.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
-
-Norm = Callable[[int], nn.Module]
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and weights are constants (eps 1e-5)."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.eps = 1e-5
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:  # mixed precision: what comes in half goes out half
-            constants = (self.running_mean, self.running_var, self.weight, self.bias)
-            return F.batch_norm(x, *constants, training=False, eps=self.eps)
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale[:, None, None] + shift[:, None, None]
 
 
 class BasicBlock(nn.Module):
@@ -86,7 +62,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequenti
 
 
 class ResNet(nn.Module):
-    """Feature extractor without the classifier; its `channels` are those of C3, C4 and C5.
+    """See `backbones`.
 
     Args:
         width: channels of the stem and of layer1 (64 in the standard network).
@@ -116,6 +92,19 @@ class ResNet(nn.Module):
         for part in (stem, *layers)[:frozen_stages]:
             part.requires_grad_(False)
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self:
+        return cls(config.depth, config.width, config.frozen_norm, config.frozen_stages)
+
+    @staticmethod
+    def title(config: ModelConfig) -> str:
+        return f"the ResNet-{config.depth} of width {config.width}"
+
+    @staticmethod
+    def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Torchvision's weights without its classifier."""
+        return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Float [N, 3, H, W] → C3, C4, C5 at strides 8, 16 and 32."""
         x = F.relu(self.bn1(self.conv1(images)))
@@ -123,37 +112,3 @@ class ResNet(nn.Module):
         c3 = self.layer2(self.layer1(x))
         c4 = self.layer3(c3)
         return c3, c4, self.layer4(c4)
-
-
-class Fpn(nn.Module):
-    """C3, C4, C5 → P3, P4, P5 of `channels` channels each.
-
-    `input_projs` are listed from coarse to fine, `smooth_layers` from P5 to P3, as in the
-    published checkpoints.
-    """
-
-    def __init__(self, inputs: tuple[int, ...], channels: int) -> None:
-        super().__init__()
-        self.input_projs = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in reversed(inputs))
-        self.smooth_layers = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in inputs
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-
-    def forward(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        coarse_to_fine = reversed(features)
-        outputs: list[Tensor] = []
-        above: Tensor | None = None
-        for feature, project, smooth in zip(
-            coarse_to_fine, self.input_projs, self.smooth_layers, strict=True
-        ):
-            x = project(feature)
-            if above is not None:
-                x = x + F.interpolate(above, size=x.shape[-2:], mode="nearest")
-            above = x
-            outputs.append(smooth(x))
-        return tuple(reversed(outputs))

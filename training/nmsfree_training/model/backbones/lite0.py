@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Self
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nmsfree_training.model.backbone import FrozenBatchNorm2d, Norm
+from nmsfree_training.config import ModelConfig
+from nmsfree_training.model.norms import FrozenBatchNorm2d, Norm
 
 # Groups of blocks: how many, kernel, stride of the first, expansion, channels.
 GROUPS = (
@@ -69,7 +71,7 @@ class InvertedResidual(nn.Module):
 
 
 class Lite0(nn.Module):
-    """Feature extractor without the classifier; arguments and results as of `ResNet`."""
+    """See `backbones`; arguments as of `ResNet`."""
 
     channels = (40, 112, 320)
 
@@ -101,6 +103,27 @@ class Lite0(nn.Module):
         for part in (self.conv1, self.bn1, *parts)[: frozen_stages and frozen_stages + 2]:
             part.requires_grad_(False)
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> Self:
+        return cls(config.frozen_norm, config.frozen_stages)
+
+    @staticmethod
+    def title(config: ModelConfig) -> str:
+        return "EfficientNet-Lite0"
+
+    @staticmethod
+    def from_imagenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original PyTorch port without its classifier."""
+        renamed = {}
+        for key, value in state.items():
+            found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+            if found and found[2] in IN_BLOCK:
+                renamed[f"blocks.{found[1]}.{IN_BLOCK[found[2]]}.{found[3]}"] = value
+            name, _, rest = key.partition(".")
+            if name in AROUND:
+                renamed[f"{AROUND[name]}.{rest}"] = value
+        return renamed
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Float [N, 3, H, W] → C3, C4, C5 at strides 8, 16 and 32."""
         x, levels = F.relu6(self.bn1(self.conv1(images))), []
@@ -110,16 +133,3 @@ class Lite0(nn.Module):
             levels.append(x)
         c3, c4, c5 = levels[-3:]
         return c3, c4, c5
-
-
-def from_port_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of the original PyTorch port; what belongs to its classifier is left out."""
-    renamed = {}
-    for key, value in state.items():
-        found = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
-        if found and found[2] in IN_BLOCK:
-            renamed[f"blocks.{found[1]}.{IN_BLOCK[found[2]]}.{found[3]}"] = value
-        name, _, rest = key.partition(".")
-        if name in AROUND:
-            renamed[f"{AROUND[name]}.{rest}"] = value
-    return renamed
