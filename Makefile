@@ -85,8 +85,9 @@ quick: setup  ## run fast tests of all four folders: half a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow and not gpu' $(or $(ARGS),$(QUICK_TESTS))
 
 test: setup  ## run the tests
-# One run of all was ended by SIGSEGV, without a word, where a test raises SIGINT: models that OpenVINO
-# ran and that were closed left a stack for signal handlers that was gone (`backends/openvino.py`).
+# Three runs: one of all ended by SIGSEGV where a test raises SIGINT, since closed models of OpenVINO
+# had left a stack for signal handlers that was gone. That is mended (`_lasting` in its backend), and
+# such a run went on past tests that raise it; that one run is as quick as three is not measured.
 # Tests of servers, streams and clusters wait more than they compute: two processes for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * os.cpu_count())') \
 		$(or $(ARGS),runtime/tests)
