@@ -16,9 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nmsfree.datasets.digits.scenes import write_digits
+from nmsfree.machine import processors
 from nmsfree_benchmarks.questions.training import CPU_PIXELS
 from nmsfree_training.loop.checkpoints import METRICS
-from nmsfree_training.loop.probe import _counts, usable_cores
+from nmsfree_training.loop.probe import _counts
 from nmsfree_training.monitor.curves import read_metrics
 from nmsfree_training.weights.checkpoint import load_checkpoint
 
@@ -65,7 +66,7 @@ def main() -> None:
                 share = speed(folder, model, shape) / speed(folder, model, shape, "--threads", 1)
             sys.stdout.write(f"in company: {share:.2f} of --threads 1\n")
             return
-        cores = usable_cores()
+        cores = processors()
         choices = product(_counts(cores), sorted({0, 1, min(2, cores)}), ("fp32", "bf16"))
         best = max(
             speed(folder, model, shape, "--threads", t, "--workers", w, "--precision", p)

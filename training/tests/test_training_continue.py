@@ -13,9 +13,9 @@ import torch
 
 from nmsfree.datasets.formats.coco import DetectionDataset
 from nmsfree.errors import CheckpointError, MissingExtraError
-from nmsfree_benchmarks.harness.machine import use_threads
 from nmsfree_training.data.examples import LoaderError, MicroBatches
 from nmsfree_training.loop import checkpoints
+from nmsfree_training.loop.probe import use_threads
 from nmsfree_training.loop.run_config import Interrupted
 from nmsfree_training.loop.state import LAST, PREVIOUS, Position, TrainState, load_state, save_state
 from nmsfree_training.loop.validate import analyse_best
