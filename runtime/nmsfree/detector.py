@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ class Detector:
     ) -> None:
         options = Options(threads, allow_cpu, tf32, precision, rebuild, trust, sha256, max_contexts)
         self._path: str | None = None  # None: of a backend, which is open on its own
-        if isinstance(model, type) or not isinstance(model, Backend):
+        if not _is_backend(model):
             path = as_path(model, "model", "a path or a backend")
             self._path = str(path.absolute())
             self._options = {"device": device, "size": size} | vars(options)
@@ -383,6 +383,11 @@ def _sized(spec: ModelSpec, size: tuple[int, int]) -> ModelSpec:
     if min(size) < 1 or height % spec.size_step or width % spec.size_step:
         raise InputError(f"size is {height} × {width}, expected multiples of {spec.size_step}")
     return replace(spec, height=height, width=width)
+
+
+def _is_backend(model: object) -> TypeGuard[Backend]:
+    """Whether it can be run, also where it hands on to another by `__getattr__`."""
+    return not isinstance(model, type) and all(hasattr(model, n) for n in ("spec", "run", "close"))
 
 
 def _is_whole(value: object) -> bool:

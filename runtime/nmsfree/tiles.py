@@ -73,10 +73,10 @@ class Tiling:
         """Lay tiles over a picture; `aspect` is their height / width."""
         assert self.tile is not None
         overlap = round(SHARED * self.tile) if self.overlap is None else self.overlap
-        rows = _along(height, round(self.tile * aspect), overlap)
-        columns = _along(width, self.tile, overlap)
-        views = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows[0], columns[0])]
-        cores = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows[1], columns[1])]
+        rows, row_cores = _along(height, round(self.tile * aspect), overlap)
+        columns, column_cores = _along(width, self.tile, overlap)
+        views = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(rows, columns)]
+        cores = [[x1, y1, x2, y2] for (y1, y2), (x1, x2) in product(row_cores, column_cores)]
         views.append([0, 0, width, height])
         cores.append([math.inf] * 2 + [-math.inf] * 2)
         return Tiles(np.array(views), np.array(cores), self.tile * EDGE)

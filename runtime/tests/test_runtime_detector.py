@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -417,6 +418,12 @@ def test_models_and_images_of_other_types_are_a_sentence(open_tiny: Any) -> None
         refused(lambda given=image: detector(given))
         if not isinstance(image, np.ndarray):
             refused(lambda given=image: read_image(given))
+
+
+def test_what_runs_is_a_backend_whatever_its_class(open_tiny: Any) -> None:
+    inner = open_tiny()[0].backend
+    alike = SimpleNamespace(spec=inner.spec, run=inner.run, close=inner.close)
+    assert Detector(alike).backend is alike
 
 
 def test_lists_of_other_types_are_a_sentence(open_tiny: Any) -> None:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,6 @@ class RawDetections(NamedTuple):
     detection_classes: NDArray[np.int32]
 
 
-@runtime_checkable
 class Backend(Protocol):
     """Something that runs a model. `run` must be safe to call from several threads.
 
