@@ -82,7 +82,7 @@ class Side:
         from nmsfree_export.graph.write import build_onnx, deploy_module
         from nmsfree_training.weights.checkpoint import deployed_like, load_checkpoint
 
-        full = replace(full_spec(spec), batch=1)  # soon traced
+        full = replace(full_spec(spec), batch=1)  # a larger one takes longer to trace
         network = deployed_like(load_checkpoint(self.path), spec).build()
         return build_onnx(deploy_module(network, full), full)
 

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from nmsfree.datasets.formats.coco import DetectionDataset, Sample
 from nmsfree.errors import DataError, InputError, NmsfreeError
-from nmsfree.images import REDUCTIONS, read_reduced
+from nmsfree.images import REDUCTIONS, Reduction, read_reduced
 from nmsfree.preprocess import fit
 from nmsfree_training.config import Preset, TrainConfig
 from nmsfree_training.data.augment import Example, finish, mixup, mosaic, place, short_side_size
@@ -29,18 +29,9 @@ def read_example(sample: Sample, needed: tuple[int, int]) -> Example:
     Raises:
         InputError: the file cannot be read, or its size differs from the annotation.
     """
-    image, (height, width) = read_reduced(
-        sample.path,
-        next(
-            (
-                fraction
-                for fraction in REDUCTIONS
-                if sample.height >= fraction * MARGIN * needed[0]
-                and sample.width >= fraction * MARGIN * needed[1]
-            ),
-            1,
-        ),
-    )
+    spare = min(sample.height / needed[0], sample.width / needed[1]) / MARGIN
+    wanted: Reduction = next((r for r in REDUCTIONS if r <= spare), 1)
+    image, (height, width) = read_reduced(sample.path, wanted)
     if (height, width) != (sample.height, sample.width):
         raise InputError(
             f"{sample.path}: is {width} × {height} pixels, annotated as "

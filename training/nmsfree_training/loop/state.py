@@ -116,8 +116,7 @@ def _read(path: Path) -> TrainState:
         raise CheckpointError(
             f"{path}: no such file, expected a run to resume: check --out, or leave out --resume"
         )
-    whole = read_bytes(path, MAX_BYTES, CheckpointError)
-    if hashlib.sha256(whole[:-DIGEST]).digest() != whole[-DIGEST:]:
+    if not _is_whole(read_bytes(path, MAX_BYTES, CheckpointError)):
         raise CheckpointError(
             f"{path}: damaged (does not match its checksum), or of another version"
         )
@@ -130,6 +129,10 @@ def _read(path: Path) -> TrainState:
             f"{path}: not a training state of this version ({error}): start again without --resume"
         ) from None
     return state
+
+
+def _is_whole(content: bytes) -> bool:
+    return hashlib.sha256(content[:-DIGEST]).digest() == content[-DIGEST:]
 
 
 def _convert(content: Any, kind: type[T]) -> T:
