@@ -22,7 +22,7 @@ PACKAGES = {
     "nmsfree_training": "training",
     "nmsfree": "runtime",
 }
-LINES = {"runtime": 18322, "training": 10622, "export": 9209, "benchmarks": 10053}  # of code
+LINES = {"runtime": 18321, "training": 10622, "export": 9209, "benchmarks": 10053}  # of code
 TEST_LINES = {"runtime": 15512, "training": 9135, "export": 6134, "benchmarks": 8229}
 FILES = 287  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file

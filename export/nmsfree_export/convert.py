@@ -17,10 +17,10 @@ from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.datasets.dataset import DetectionDataset
 from nmsfree.datasets.formats.folder import load_dataset
-from nmsfree.decode import read_bytes
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import ModelSpec
 from nmsfree_export.auto_mixed import Attempt, explain, search
 from nmsfree_export.candidate import Builder, Original, Verifier

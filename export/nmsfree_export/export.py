@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json, read_bytes
 from nmsfree.spec import ModelSpec, NmsSpec, Resize, Thresholds
 from nmsfree.text import shown
 from nmsfree_export.candidate import Original

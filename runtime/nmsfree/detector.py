@@ -17,9 +17,10 @@ from nmsfree.canary import SelfCheck, check_canary
 from nmsfree.detections import Detections
 from nmsfree.errors import InputError
 from nmsfree.images import Color, as_bgr
+from nmsfree.parsing import whole_number
 from nmsfree.preprocess import Geometry, resize_into
 from nmsfree.spec import ModelSpec
-from nmsfree.text import FilePath, as_path, meant
+from nmsfree.text import FilePath, as_path, meant, shown
 from nmsfree.tiles import Tiling
 
 logger = logging.getLogger(__name__)
@@ -406,3 +407,25 @@ def _listed(images: Sequence[Any]) -> Sequence[Any]:
             "call the detector itself for a single image"
         )
     return list(images)
+
+
+def parse_threshold(text: str | None) -> Threshold | None:
+    """Read a number, or one of the words that `Detector` takes; None stays."""
+    if text is None or text in ("per-class", "precision"):
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(
+            f"threshold is {shown(text)!r}, expected a number, 'per-class' or 'precision'"
+        ) from None
+
+
+def parse_classes(classes: str | None, names: tuple[str, ...]) -> tuple[str | int, ...] | None:
+    """Split "car,dog,3"; a number is a class id unless a class has that name."""
+    if classes is None:
+        return None
+    parts = [part.strip() for part in classes.split(",")]
+    numbers = [None if part in names else whole_number(part) for part in parts]
+    pairs = zip(parts, numbers, strict=True)
+    return tuple(part if n is None else n for part, n in pairs if part)

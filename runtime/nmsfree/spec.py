@@ -16,8 +16,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from nmsfree.decode import Byte, Positive, Sha256, Share, Side, decode_format
 from nmsfree.errors import ModelError
+from nmsfree.parsing import Byte, Positive, Sha256, Share, Side, decode_format
 
 TARGET_PRECISION = 0.9
 

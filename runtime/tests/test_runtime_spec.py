@@ -13,7 +13,7 @@ import pytest
 import runtime_helpers as helpers
 
 from nmsfree import Detector, ModelError, ModelSpec, NmsSpec
-from nmsfree.decode import decode_json
+from nmsfree.parsing import decode_json
 from nmsfree.spec import (
     FORMAT_VERSION,
     Canary,

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from nmsfree.decode import decode_format, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
+from nmsfree.parsing import decode_format, read_bytes
 from nmsfree.text import shown
 from nmsfree_benchmarks.harness.statistics import (
     FEWEST_ROUNDS,

@@ -23,10 +23,10 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.markup import escape
 
-from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import check_outputs, write_atomic
 from nmsfree.options import Option
+from nmsfree.parsing import read_bytes
 from nmsfree.text import in_markdown, shown
 from nmsfree_benchmarks.harness.records import FORMAT_VERSION, Results, read
 from nmsfree_benchmarks.harness.run import Question

@@ -21,10 +21,10 @@ from onnx import ModelProto, TensorProto, version_converter
 from nmsfree.backends import OnnxRuntimeBackend
 from nmsfree.backends.contract import MAX_ONNX, one_line
 from nmsfree.datasets.dataset import DetectionDataset
-from nmsfree.decode import read_bytes
 from nmsfree.errors import GateError, InputError, ModelError
 from nmsfree.evaluation.evaluate import category_ids_of
 from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree_export.adopt.compare import Adoption, compare, enforce
 from nmsfree_export.adopt.find import Trial, find_preprocessing

@@ -11,9 +11,9 @@ import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.decode import read_text, whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option, check_bounds
+from nmsfree.parsing import read_text, whole_number
 from nmsfree.spec import Head, ModelSpec, NmsSpec, Resize
 from nmsfree.text import shown
 from nmsfree_export.options import NO_NMS, USUAL_INPUT, InputOptions, NmsOptions

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json, read_bytes
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
     MEAN_RGB,

@@ -1,7 +1,7 @@
 """Detectors that LibreYOLO exports: DETRs with raw logits, and the one-to-one YOLOv9."""
 
-from nmsfree.decode import decode_json, whole_number
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json, whole_number
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
     RESIZES,

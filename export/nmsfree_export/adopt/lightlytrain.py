@@ -1,7 +1,7 @@
 """LT-DETR as LightlyTrain exports it: raw logits, and metadata that say the rest."""
 
-from nmsfree.decode import decode_json
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (
     RESIZES,

@@ -8,8 +8,8 @@ import ast
 
 from onnx import numpy_helper
 
-from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
+from nmsfree.parsing import whole_number
 from nmsfree.spec import Head, NmsSpec
 from nmsfree.text import shown
 from nmsfree_export.adopt.foreign import (

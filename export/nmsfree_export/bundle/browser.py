@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import MAX_ONNX, as_input
-from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError
 from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import ModelSpec, check_int8_target
 from nmsfree.text import shown
 from nmsfree_export.bundle.web import VERSION, ort_files, serve, write_page

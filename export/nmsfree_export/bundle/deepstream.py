@@ -10,9 +10,9 @@ integers. None of this was run: it needs a GPU and DeepStream.
 from pathlib import Path
 
 from nmsfree.backends.contract import MAX_ONNX
-from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree_export.bundle.model import Model
 
 PARSER = "NvDsInferParseCustomEfficientNMS"

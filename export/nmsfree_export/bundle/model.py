@@ -7,9 +7,9 @@ import onnx
 
 from nmsfree.backends.contract import MAX_ONNX, image_port, output_shapes
 from nmsfree.backends.tensorrt.sidecar import read_sidecar
-from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError, ModelError
 from nmsfree.machine import sha256
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.contract import port_of
 from nmsfree_export.tensorrt.network import Tensor, read_source

@@ -18,9 +18,9 @@ import numpy as np
 
 from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.canary import canary_picture
-from nmsfree.decode import read_bytes
 from nmsfree.errors import GateError, import_extra
 from nmsfree.files import write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.text import shown
 from nmsfree_export.bundle.model import OPEN, Model
 from nmsfree_export.tensorrt.network import Tensor

@@ -21,9 +21,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from nmsfree.backends.contract import MAX_ONNX
-from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError
 from nmsfree.files import temporary_folder, write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import check_int8_target
 from nmsfree.text import shown
 from nmsfree_export.bundle.model import Model

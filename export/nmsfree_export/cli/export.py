@@ -65,7 +65,7 @@ def run_export(asked: ExportCommand) -> None:
 
 
 def _batch(text: str) -> int | None:
-    from nmsfree.decode import whole_number
+    from nmsfree.parsing import whole_number
 
     number = None if text == "dynamic" else whole_number(text)
     if text != "dynamic" and not 1 <= (number or 0) <= 65536:

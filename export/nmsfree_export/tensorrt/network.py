@@ -14,8 +14,8 @@ from onnx import TensorProto
 from nmsfree.backends.contract import MAX_ONNX
 from nmsfree.backends.tensorrt.log import reason, shorten
 from nmsfree.backends.tensorrt.vendor import VendorApi
-from nmsfree.decode import read_bytes
 from nmsfree.errors import ModelError
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import ModelSpec
 from nmsfree_export.graph.contract import images_of, outputs_of, pinned, read_description
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
-from nmsfree.decode import check_file
 from nmsfree.errors import ModelError
 from nmsfree.machine import other_file, sha256
+from nmsfree.parsing import check_file
 from nmsfree.spec import METADATA_KEY, ModelSpec
 from nmsfree.text import shown
 

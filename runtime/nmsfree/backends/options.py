@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option
+from nmsfree.parsing import whole_number
 from nmsfree.text import meant
 
 Precision = Literal["f32", "bf16"]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
-from nmsfree.decode import parse_classes, parse_threshold
 from nmsfree.options import Option, options_of
 from nmsfree.text import shown
 
@@ -48,6 +47,8 @@ class Choice:
 
     def of(self, detector: "Detector") -> dict[str, Any]:
         """What `Detector.batch` takes. InputError: this model cannot serve it."""
+        from nmsfree.detector import parse_classes, parse_threshold  # a help does without
+
         given = {
             "threshold": parse_threshold(self.threshold),
             "classes": parse_classes(self.classes, detector.names),

@@ -13,12 +13,12 @@ import typer
 
 from nmsfree.backends.options import DEFAULTS, DEVICE, Options, parse_device
 from nmsfree.cli.options import REDUCED, command
-from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector
 from nmsfree.errors import InputError, import_extra
 from nmsfree.images import quiet_opencv
 from nmsfree.machine import processors
 from nmsfree.options import Option
+from nmsfree.parsing import read_bytes
 from nmsfree.serving.options import ALLOWED, Limits
 from nmsfree.text import shown
 from nmsfree_start import answer_with

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.options import Options
 from nmsfree.cluster.store import FORMAT_VERSION, LARGEST, SCHEMA, name_of, read, write_rows
-from nmsfree.decode import read_bytes
 from nmsfree.detector import Detector, Threshold
 from nmsfree.errors import InputError, ModelError
 from nmsfree.images import Reduce, Reduction, decode_image, quiet_opencv
+from nmsfree.parsing import read_bytes
 from nmsfree.preprocess import in_file, reduction_for
 
 Row = dict[str, Any]  # of a result file, by the names of its columns

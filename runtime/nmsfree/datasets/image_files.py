@@ -4,10 +4,10 @@ import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
-from nmsfree.decode import check_file
 from nmsfree.errors import InputError
 from nmsfree.images import LARGEST, read_image
 from nmsfree.images.header import Header, read_header
+from nmsfree.parsing import check_file
 from nmsfree.streams.sources import IMAGE_SUFFIXES, find_images
 
 # What stands among the images of datasets, and is read where it belongs to one.

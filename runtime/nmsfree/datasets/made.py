@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import DataError
 from nmsfree.files import is_part, write_atomic
 from nmsfree.images import write_picture
+from nmsfree.parsing import decode_json, read_bytes
 from nmsfree.text import shown
 
 logger = logging.getLogger(__name__)

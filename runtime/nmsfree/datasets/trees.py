@@ -34,11 +34,11 @@ import numpy as np
 from nmsfree.datasets.dataset import DetectionDataset, Sample
 from nmsfree.datasets.formats.folder import load_dataset
 from nmsfree.datasets.made import Labelled, MadeSet, Progress
-from nmsfree.decode import check_file
 from nmsfree.errors import InputError
 from nmsfree.files import temporary_folder, write_atomic
 from nmsfree.images import read_image
 from nmsfree.machine import sha256
+from nmsfree.parsing import check_file
 from nmsfree.text import shown
 
 VERSION = "2.1.0"

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.decode import check_size, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.files import write_atomic
 from nmsfree.images.header import Header, avif_is_turned, orientation_of, read_header
+from nmsfree.parsing import check_size, read_bytes
 from nmsfree.text import FilePath, as_path, shown
 
 Color = Literal["bgr", "rgb"]

@@ -25,11 +25,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from nmsfree import __version__
-from nmsfree.decode import parse_classes, parse_threshold, whole_number
+from nmsfree.detector import parse_classes, parse_threshold
 from nmsfree.errors import InputError, NmsfreeError
 from nmsfree.images import Reduce, Reduction, decode_image
 from nmsfree.images.header import read_header
 from nmsfree.machine import processors
+from nmsfree.parsing import whole_number
 from nmsfree.serving.batching import Look
 from nmsfree.serving.metrics import Metrics
 from nmsfree.serving.model import Refused, Served

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from nmsfree.backends.base import RawDetections
 from nmsfree.backends.contract import output_shapes
-from nmsfree.decode import decode_json
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json
 from nmsfree.spec import ModelSpec
 from nmsfree.text import shown
 

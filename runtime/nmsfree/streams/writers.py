@@ -12,7 +12,6 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from nmsfree.decode import whole_number
 from nmsfree.detections import Detections
 from nmsfree.drawing import draw, zoom_for
 from nmsfree.errors import InputError
@@ -25,6 +24,7 @@ from nmsfree.files import (
     writing,
 )
 from nmsfree.images import encode_picture
+from nmsfree.parsing import whole_number
 from nmsfree.streams.sources import WRITTEN_SUFFIXES, Frame, Source
 from nmsfree.streams.video_file import VideoFile
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from nmsfree.cli.options import command
-from nmsfree.decode import whole_number
 from nmsfree.errors import InputError
 from nmsfree.options import Option, options_of
+from nmsfree.parsing import whole_number
 from nmsfree_training.cli.presets import asked_preset, print_presets, value_text
 from nmsfree_training.config import (
     DEFAULT_MODEL,

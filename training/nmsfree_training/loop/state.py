@@ -16,9 +16,9 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from nmsfree.decode import read_bytes
 from nmsfree.errors import CheckpointError
 from nmsfree.files import write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree_training.weights.torch_file import MAX_BYTES, read_torch_file
 
 logger = logging.getLogger(__name__)

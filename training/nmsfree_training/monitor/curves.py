@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from nmsfree.decode import decode_json, read_bytes
 from nmsfree.errors import InputError
+from nmsfree.parsing import decode_json, read_bytes
 from nmsfree.plotting import COLOURS, INK, bare_axes, new_figure, write_figure
 from nmsfree_training.config import MAX_EPOCHS
 from nmsfree_training.monitor.callbacks import is_loss

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from nmsfree.decode import Positive, decode_json, read_bytes
 from nmsfree.errors import InputError
 from nmsfree.evaluation.matching import NMS_IOU
+from nmsfree.parsing import Positive, decode_json, read_bytes
 from nmsfree.text import shown
 from nmsfree_training.study.rows import REFERENCE, ROWS
 

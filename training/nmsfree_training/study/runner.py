@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
-from nmsfree.decode import read_bytes
 from nmsfree.errors import InputError
+from nmsfree.parsing import read_bytes
 from nmsfree.text import shown
 from nmsfree_training.loop.run_config import stop_on_signals
 from nmsfree_training.monitor.callbacks import clock_text, number_text

@@ -9,10 +9,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from nmsfree.decode import Sha256, Share
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_json
 from nmsfree.machine import sha256
+from nmsfree.parsing import Sha256, Share
 from nmsfree.text import shown
 from nmsfree_training.config import HeadName
 from nmsfree_training.model.detector import Fcos

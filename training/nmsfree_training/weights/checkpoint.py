@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from nmsfree.datasets.rows import COCO_CATEGORY_IDS, COCO_NAMES
-from nmsfree.decode import Side, decode_format
 from nmsfree.errors import CheckpointError, InputError
 from nmsfree.files import write_atomic
+from nmsfree.parsing import Side, decode_format
 from nmsfree.spec import ModelSpec, Thresholds
 from nmsfree.text import FilePath, as_path, shown
 from nmsfree_training.config import MAX_CLASSES, ModelConfig, preset

@@ -18,7 +18,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from nmsfree.decode import (
+from nmsfree.errors import CheckpointError, InputError
+from nmsfree.files import write_atomic
+from nmsfree.machine import sha256
+from nmsfree.parsing import (
     FileName,
     Positive,
     Sha256,
@@ -28,9 +31,6 @@ from nmsfree.decode import (
     decode_toml,
     read_bytes,
 )
-from nmsfree.errors import CheckpointError, InputError
-from nmsfree.files import write_atomic
-from nmsfree.machine import sha256
 from nmsfree.text import one_of, shown
 from nmsfree_training.config import preset
 from nmsfree_training.weights.card import Card

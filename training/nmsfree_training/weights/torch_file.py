@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nmsfree.decode import check_file, check_size
 from nmsfree.errors import CheckpointError
 from nmsfree.files import plain_name
+from nmsfree.parsing import check_file, check_size
 from nmsfree.text import shown
 
 MAX_BYTES = 1 << 30  # of a file, packed and unpacked

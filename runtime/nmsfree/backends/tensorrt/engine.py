@@ -18,9 +18,9 @@ from nmsfree.backends.tensorrt.log import Message, reason
 from nmsfree.backends.tensorrt.sidecar import AGAIN
 from nmsfree.backends.tensorrt.vendor import VendorApi, has_nms_operator
 from nmsfree.cuda.base import Cuda
-from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, ModelError
 from nmsfree.files import write_atomic
+from nmsfree.parsing import read_bytes
 from nmsfree.spec import ModelSpec
 
 _logger = logging.getLogger(__name__)

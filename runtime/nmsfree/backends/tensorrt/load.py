@@ -17,10 +17,10 @@ from nmsfree.backends.tensorrt.sidecar import (
 )
 from nmsfree.backends.tensorrt.targets import sm_text, sms_text
 from nmsfree.backends.tensorrt.vendor import VendorApi, same_platform
-from nmsfree.decode import read_bytes
 from nmsfree.errors import EngineError, InputError, MissingExtraError, ModelError
 from nmsfree.files import locked
 from nmsfree.machine import other_file, sha256
+from nmsfree.parsing import read_bytes
 
 _logger = logging.getLogger(__name__)
 MAX_PLAN = 4 << 30  # bytes

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from nmsfree.backends.tensorrt.vendor import check_nms
-from nmsfree.decode import FileName, Positive, Sha256, decode_format, read_bytes
 from nmsfree.errors import EngineError, ModelError, NmsfreeError
 from nmsfree.files import write_atomic
 from nmsfree.machine import sha256
+from nmsfree.parsing import FileName, Positive, Sha256, decode_format, read_bytes
 from nmsfree.spec import ModelSpec, from_format_1
 
 FORMAT_VERSION = "1.2"  # 1.1: `previous`; 1.2: without `nms_on_host`

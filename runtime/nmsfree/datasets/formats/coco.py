@@ -29,8 +29,8 @@ from msgspec import Meta, Raw, Struct
 from nmsfree.datasets.dataset import DetectionDataset, Sample, build
 from nmsfree.datasets.faults import Fault, Kind, Report, refuse
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
-from nmsfree.decode import MALFORMED, explain, read_bytes
 from nmsfree.errors import DataError
+from nmsfree.parsing import MALFORMED, explain, read_bytes
 from nmsfree.text import meant, shown
 
 __all__ = ["DetectionDataset", "Sample", "load_coco"]

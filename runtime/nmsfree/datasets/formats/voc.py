@@ -28,8 +28,8 @@ from msgspec import Struct
 from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
 from nmsfree.datasets.image_files import LONGEST_LIST, Size, image_size, images_below, nfc
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, inside
-from nmsfree.decode import MALFORMED, MAX_FILE, Positive, explain, read_bytes, read_text
 from nmsfree.errors import DataError
+from nmsfree.parsing import MALFORMED, MAX_FILE, Positive, explain, read_bytes, read_text
 from nmsfree.streams.sources import IMAGE_SUFFIXES
 from nmsfree.text import shown
 

@@ -19,7 +19,8 @@ import msgspec
 from nmsfree.datasets.faults import Fault, Kind, Report, Xywh
 from nmsfree.datasets.image_files import LONGEST_LIST, Size, image_size, images_below, on_disk
 from nmsfree.datasets.rows import Category, ClassName, ImageRow, ObjectRow, SplitRows, check_name
-from nmsfree.decode import (
+from nmsfree.errors import DataError
+from nmsfree.parsing import (
     MALFORMED,
     MAX_YAML,
     decode_yaml,
@@ -28,7 +29,6 @@ from nmsfree.decode import (
     read_text,
     whole_number,
 )
-from nmsfree.errors import DataError
 from nmsfree.text import meant, shown
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -39,32 +39,6 @@ MALFORMED = (ValueError, TypeError, OverflowError, RecursionError, NmsfreeError)
 def whole_number(text: str) -> int | None:
     """Return what up to nine digits of ASCII write; None for every other text, "²" among them."""
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
-
-
-def parse_threshold(text: str | None) -> float | Literal["per-class", "precision"] | None:
-    """Read a number, or one of the words that `Detector` takes; None stays."""
-    words: tuple[Literal["per-class", "precision"], ...] = ("per-class", "precision")
-    if text is None:
-        return None
-    for word in words:
-        if text == word:
-            return word
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(
-            f"threshold is {shown(text)!r}, expected a number, 'per-class' or 'precision'"
-        ) from None
-
-
-def parse_classes(classes: str | None, names: tuple[str, ...]) -> tuple[str | int, ...] | None:
-    """Split "car,dog,3"; a number is a class id unless a class has that name."""
-    if classes is None:
-        return None
-    parts = [part.strip() for part in classes.split(",")]
-    numbers = [None if part in names else whole_number(part) for part in parts]
-    pairs = zip(parts, numbers, strict=True)
-    return tuple(part if n is None else n for part, n in pairs if part)
 
 
 def read_bytes(

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from nmsfree.decode import (
+from nmsfree.errors import DataError, InputError
+from nmsfree.parsing import (
     Positive,
     Share,
     decode_json,
@@ -17,7 +18,6 @@ from nmsfree.decode import (
     read_bytes,
     whole_number,
 )
-from nmsfree.errors import DataError, InputError
 
 
 @dataclass(frozen=True)
