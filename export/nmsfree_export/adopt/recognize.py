@@ -5,7 +5,7 @@ from dataclasses import replace
 from nmsfree.errors import InputError
 from nmsfree.spec import ModelSpec, NmsSpec
 from nmsfree.text import shown
-from nmsfree_export.adopt import detr, huggingface, libreyolo, lightlytrain, paddle, ultralytics
+from nmsfree_export.adopt.families import FAMILIES
 from nmsfree_export.adopt.foreign import (
     OTHER_INPUTS,
     RESIZES,
@@ -18,15 +18,6 @@ from nmsfree_export.adopt.foreign import (
 from nmsfree_export.verify.allowed import ADOPTED
 
 MOST_ROWS = 300  # unless told
-# The last one knows a file by its outputs alone.
-FAMILIES = (
-    ultralytics.recognize,
-    libreyolo.recognize,
-    lightlytrain.recognize,
-    huggingface.recognize,
-    paddle.recognize,
-    detr.recognize,
-)
 
 
 def recognize(file: File, options: AdoptOptions, source: str = "as told") -> Foreign:
