@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from nmsfree.errors import InputError
 from nmsfree_training.cli import run as train_cli
 from nmsfree_training.cli import study as study_cli
+from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.cli.study import app
-from nmsfree_training.cli.train import TrainOptions, apply
 from nmsfree_training.config import Matching, Preset, preset
 from nmsfree_training.study.job import Job, is_done
 from nmsfree_training.study.report import cells, markdown, percent

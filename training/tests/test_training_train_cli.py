@@ -13,7 +13,7 @@ from nmsfree.datasets.formats.coco import load_coco
 from nmsfree.errors import CheckpointError, DataError, InputError, NmsfreeError
 from nmsfree.files import RUN_LOCK, locked
 from nmsfree_training.cli import run as cli
-from nmsfree_training.cli.train import RecipeOptions, apply, whole_numbers
+from nmsfree_training.cli.options import RecipeOptions, apply, whole_numbers
 from nmsfree_training.config import Matching, at_size, preset
 from nmsfree_training.loop.trainer import Trainer
 from nmsfree_training.weights.checkpoint import load_checkpoint

@@ -1,4 +1,4 @@
-"""Presets as a user sees them: the list, the defaults in the help, the recipe of a run."""
+"""Presets as a user reads them: the defaults in the help, the recipe of a run."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -44,34 +44,3 @@ def _matching(chosen: Preset) -> dict[str, str]:
         way = "hungarian" if own.hungarian else "argmin"
         made[head] = f"matching top {own.topk} {way} quality {value_text(own.quality)}"
     return made
-
-
-def print_presets() -> None:
-    """A table of them on stdout: what they cost, and what they start from."""
-    import torch
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from nmsfree_training.model.detector import Fcos
-    from nmsfree_training.weights.card import gmac
-
-    table = Table("preset", "heads", "input", "parameters", "GMAC", "starts from", box=box.SIMPLE)
-    for name in PRESETS:
-        chosen = preset(name)
-        with torch.device("meta"):
-            network = Fcos(chosen.model)
-        # As deployed: with one head.
-        parts = (network.backbone, network.fpn, network.heads[network.config.deployed_head])
-        count = sum(p.numel() for part in parts for p in part.parameters())
-        height, width = chosen.input_size
-        table.add_row(
-            name,
-            "+".join(chosen.model.heads),
-            f"{height} × {width}",
-            f"{count / 1e6:.2f} M",
-            f"{gmac(network, chosen.input_size):.2f}",
-            chosen.starts_from,
-        )
-    table.caption = "80 classes; as deployed, with one head; all start from --init FILE, too"
-    Console().print(table)

@@ -23,8 +23,8 @@ from nmsfree.errors import InputError
 from nmsfree.files import RUN_LOCK, check_outputs, locked
 from nmsfree.options import check_bounds
 from nmsfree.text import one_of, shown
+from nmsfree_training.cli.options import TrainOptions, apply
 from nmsfree_training.cli.presets import recipe_text
-from nmsfree_training.cli.train import TrainOptions, apply
 from nmsfree_training.config import (
     DEFAULT_MODEL,
     HeadName,
