@@ -23,7 +23,7 @@ PACKAGES = {
     "nmsfree": "runtime",
 }
 LINES = {"runtime": 18321, "training": 10627, "export": 9219, "benchmarks": 10053}  # of code
-TEST_LINES = {"runtime": 15512, "training": 9135, "export": 6134, "benchmarks": 8229}
+TEST_LINES = {"runtime": 15512, "training": 9135, "export": 6134, "benchmarks": 8231}
 FILES = 289  # of code, all distributions
 SHORTEST, LONGEST = 40, 450  # lines of a file
 FULL = 16  # files in a folder
